@@ -1,0 +1,186 @@
+"""The interface of all backends: sans-IO engines that turn requests into output and input into events.
+
+A backend is driven by one connection (`_connection/driver.py`) and never waits. What comes in (bytes for h1 and h2, QUIC
+events for h3) goes through ``receive``, which returns events; what must go out is fetched with ``take_output``
+(a multiplexer's backend queues its output in the multiplexer and returns ``b""``). Nothing but
+:class:`~allswell._errors.LocalProtocolError` and :class:`~allswell._errors.NotProcessed` is ever raised, and those only
+by ``open`` and ``send_body``; what the peer does wrong arrives as an event.
+
+Exchanges are named by an ``int`` (the stream id in h2 and h3). Calls that name one which is over do nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from allswell._errors import AllswellError
+from allswell._messages import Headers, RequestHead, ResponseHead
+
+Input_contra = TypeVar("Input_contra", contravariant=True)
+
+
+@dataclass(slots=True)
+class InformationalReceived:
+    """A 1xx response (RFC 9110 §15.2); 101 excepted, which is final for HTTP."""
+
+    exchange: int
+    head: ResponseHead
+
+
+@dataclass(slots=True)
+class ResponseReceived:
+    """The final response's head.
+
+    :ivar tunnel: the exchange has become a pair of raw byte streams (101, or 2xx to CONNECT): body bytes in both
+        directions are the tunnel's, and the request body stays open.
+    """
+
+    exchange: int
+    head: ResponseHead
+    tunnel: bool = False
+
+
+@dataclass(slots=True)
+class BodyReceived:
+    """A piece of the response's body.
+
+    :ivar credit: what to pass to ``consumed`` once the application has read it (h2: padding counts too).
+    """
+
+    exchange: int
+    data: bytes
+    credit: int
+
+
+@dataclass(slots=True)
+class ResponseCompleted:
+    """The response is complete; its trailer section, if any, comes with it."""
+
+    exchange: int
+    trailers: Headers
+
+
+@dataclass(slots=True)
+class ExchangeFailed:
+    """The exchange is over before it was complete. ``NotProcessed`` as the error permits a replay."""
+
+    exchange: int
+    error: AllswellError
+
+
+@dataclass(slots=True)
+class UploadRefused:
+    """The peer wants no more of this exchange's request body; the response may still go on.
+
+    RST_STREAM(NO_ERROR) after a complete response (RFC 9113 §8.1), STOP_SENDING(H3_NO_ERROR) (RFC 9114 §4.1.1), or in
+    HTTP/1.1 a final response that announces the end of the connection (RFC 9112 §9.6).
+    """
+
+    exchange: int
+
+
+@dataclass(slots=True)
+class SendWindowOpened:
+    """More request body may go out: on one exchange, or (``None``) on any."""
+
+    exchange: int | None
+
+
+@dataclass(slots=True)
+class CapacityChanged:
+    """``capacity()`` may answer otherwise than before, for a reason other than an exchange's end."""
+
+
+@dataclass(slots=True)
+class PeerLeaving:
+    """The peer takes no new exchanges on this connection; those under way that it did not name may finish.
+
+    :ivar error: its reason, where it gave one other than NO_ERROR.
+    """
+
+    error: AllswellError | None = None
+
+
+@dataclass(slots=True)
+class ConnectionBroken:
+    """The peer broke the protocol, or its connection is lost: every exchange is over, the connection must be aborted.
+
+    What the backend still wants to say (GOAWAY with the error code) is in its output.
+    """
+
+    error: AllswellError
+
+
+Event = (
+    InformationalReceived
+    | ResponseReceived
+    | BodyReceived
+    | ResponseCompleted
+    | ExchangeFailed
+    | UploadRefused
+    | SendWindowOpened
+    | CapacityChanged
+    | PeerLeaving
+    | ConnectionBroken
+)
+
+
+class Backend(Protocol[Input_contra]):
+    """One HTTP connection as a state machine: h1, h2 and h3 differ only here.
+
+    :cvar name: the layer's name in reports: ``"h1"``, ``"h2"``, ``"h3"``.
+    :cvar http_version: as a response states it: ``"HTTP/1.1"``, ``"HTTP/2"``, ``"HTTP/3"``.
+    :cvar pauses_reading: back-pressure works by not reading the connection (h1), not by per-exchange credit (h2, h3).
+    :cvar says_goodbye: what ``goodbye`` puts on the wire, for the report: ``"GOAWAY"`` or ``""``.
+    :ivar must_abort: nothing can be said on this connection any more (an abandoned h1 exchange): abort it.
+    """
+
+    name: str
+    http_version: str
+    pauses_reading: bool
+    says_goodbye: str
+    must_abort: bool
+
+    def open(self, head: RequestHead, *, end: bool) -> int:
+        """Begin an exchange; ``end`` when the request has no body. Only while ``capacity()`` is above 0.
+
+        :raises LocalProtocolError: when HTTP cannot say this head. Nothing was sent; the connection lives.
+        :raises NotProcessed: when the connection takes no more.
+        """
+
+    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+        """Send a piece of the request's body, at most ``send_window`` bytes of it; ``end`` with the last.
+
+        :raises LocalProtocolError: when it contradicts the head (Content-Length), or trailers cannot be sent.
+        """
+
+    def send_window(self, exchange: int) -> int:
+        """Bytes of body that this exchange will take now (0: wait for :class:`SendWindowOpened`)."""
+
+    def consumed(self, exchange: int, credit: int) -> None:
+        """The application has read (or dropped) a piece of body: give the peer its credit back."""
+
+    def cancel(self, exchange: int) -> None:
+        """Abandon an exchange. h2 and h3 reset the stream; h1 sets ``must_abort`` unless both sides were done. Idempotent."""
+
+    def capacity(self) -> int:
+        """Exchanges that may be opened now."""
+
+    def goodbye(self) -> None:
+        """Say that we leave (GOAWAY, NO_ERROR), as the backend's last words. Idempotent."""
+
+    def ping(self) -> bool:
+        """Ask the peer for a sign of life; any input is one. ``False`` where the protocol has no such thing."""
+
+    def receive(self, data: Input_contra) -> list[Event]:
+        """Feed input; what it means."""
+
+    def receive_eof(self, why: AllswellError | None) -> list[Event]:
+        """The layer below has ended: what that means for the exchanges that are open.
+
+        :param why: ``None`` for an orderly end; else what cut it (truncation, a reset).
+        """
+
+    def take_output(self) -> bytes:
+        """What must be sent now; ``b""`` when there is nothing, or when a multiplexer has it already."""

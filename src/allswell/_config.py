@@ -1,0 +1,75 @@
+"""Settings of a pool, each with its one place of documentation and a default a stranger can live with."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from allswell._report import ConnectionEnd
+
+SocketOption = tuple[int, int, int] | tuple[int, int, bytes] | tuple[int, int, None, int]
+
+#: Seconds that a close may take, for all layers of all connections together (curl's default too).
+DEFAULT_GRACE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait, in seconds; ``None`` for ever.
+
+    :ivar connect: for a connection to be made: name resolution, TCP, TLS, proxies, all together.
+    :ivar read: for the next bytes of a response, each time.
+    :ivar write: for the peer to take the next bytes of a request, each time.
+    :ivar pool: for room in the pool, when its limits are reached.
+    :ivar total: for the whole request, from the call until the last byte of the response was read.
+    """
+
+    connect: float | None = 5.0
+    read: float | None = 5.0
+    write: float | None = 5.0
+    pool: float | None = 5.0
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """All that a pool can be told.
+
+    :ivar ssl_context: for https origins; ALPN is set by the pool.
+    :ivar http1: may speak HTTP/1.1.
+    :ivar http2: may speak HTTP/2: by ALPN on https, and by prior knowledge on http when ``http1`` is off.
+    :ivar max_connections: in all; ``None`` for no limit. Connections that are saying goodbye do not count.
+    :ivar max_connections_per_route: to one origin.
+    :ivar max_keepalive_connections: idle ones that are kept.
+    :ivar keepalive_expiry: seconds that one is kept idle; ``None`` for as long as the peer lets us.
+    :ivar grace: seconds that a close may take.
+    :ivar retries: further tries to connect after the first failed, with back-off.
+    :ivar uds: a Unix domain socket's path, connected to in place of any host.
+    :ivar local_address: the address to connect from.
+    :ivar socket_options: as for ``socket.setsockopt``.
+    :ivar max_header_size: bytes of a response's head (or header list) that are accepted.
+    :ivar expect_continue_timeout: seconds that ``Expect: 100-continue`` waits before the body is sent anyway
+        (RFC 9110 §10.1.1).
+    :ivar ping_interval: seconds of silence after which an HTTP/2 connection is asked for a sign of life; ``None``: never.
+    :ivar ping_timeout: seconds that the answer may take.
+    :ivar on_connection_end: called with the end of every connection, those in the background included.
+    """
+
+    ssl_context: ssl.SSLContext | None = None
+    http1: bool = True
+    http2: bool = False
+    max_connections: int | None = 100
+    max_connections_per_route: int | None = None
+    max_keepalive_connections: int | None = 20
+    keepalive_expiry: float | None = 5.0
+    grace: float = DEFAULT_GRACE
+    retries: int = 0
+    uds: str | None = None
+    local_address: str | None = None
+    socket_options: Sequence[SocketOption] = ()
+    max_header_size: int = 100 * 1024
+    expect_continue_timeout: float = 1.0
+    ping_interval: float | None = None
+    ping_timeout: float = 20.0
+    on_connection_end: Callable[[ConnectionEnd], None] | None = None

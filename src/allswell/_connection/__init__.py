@@ -1,0 +1,1 @@
+"""One backend on one stack, driven by one task: connections and their exchanges."""

@@ -1,0 +1,123 @@
+"""Every error allswell raises: who caused it, and how far it reaches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Party = Literal["us", "peer", "network"]
+Reach = Literal["exchange", "connection"]
+Phase = Literal["dns", "tcp", "tls", "proxy", "quic"]
+TimeoutPhase = Literal["connect", "read", "write", "pool", "total"]
+
+
+class AllswellError(Exception):
+    """The root of all errors of allswell.
+
+    :ivar by: who caused it: ``"us"`` (this client or its caller), ``"peer"`` or ``"network"``.
+    :ivar reach: what it ended: one ``"exchange"``, or the whole ``"connection"``.
+    """
+
+    by: Party = "us"
+    reach: Reach = "exchange"
+
+    def __init__(self, message: str, *, by: Party | None = None, reach: Reach | None = None) -> None:
+        super().__init__(message)
+        if by is not None:
+            self.by = by
+        if reach is not None:
+            self.reach = reach
+
+
+class ConnectFailed(AllswellError):
+    """No connection could be made.
+
+    :ivar phase: where it failed: ``"dns"``, ``"tcp"``, ``"tls"``, ``"proxy"`` or ``"quic"``.
+    """
+
+    by: Party = "network"
+    reach: Reach = "connection"
+
+    def __init__(self, message: str, *, phase: Phase, by: Party | None = None) -> None:
+        super().__init__(message, by=by)
+        self.phase: Phase = phase
+
+
+class ProtocolError(AllswellError):
+    """Somebody broke HTTP, or a protocol below it."""
+
+
+class LocalProtocolError(ProtocolError):
+    """The request asks for something HTTP cannot say (an illegal header, a body of the wrong length)."""
+
+    by: Party = "us"
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent what the protocol forbids, or ended before it had said all."""
+
+    by: Party = "peer"
+    reach: Reach = "connection"
+
+
+class TransportError(AllswellError):
+    """The layers below HTTP failed while reading or writing.
+
+    :ivar operation: ``"read"`` or ``"write"``.
+    """
+
+    by: Party = "network"
+    reach: Reach = "connection"
+
+    def __init__(self, message: str, *, operation: Literal["read", "write"], by: Party | None = None) -> None:
+        super().__init__(message, by=by)
+        self.operation: Literal["read", "write"] = operation
+
+
+class ExchangeReset(AllswellError):
+    """One exchange was reset: RST_STREAM in HTTP/2, RESET_STREAM or STOP_SENDING in HTTP/3.
+
+    :ivar code: the error code that was on the wire.
+    """
+
+    reach: Reach = "exchange"
+
+    def __init__(self, message: str, *, code: int, by: Party) -> None:
+        super().__init__(message, by=by)
+        self.code = code
+
+
+class Timeout(AllswellError):
+    """Something took longer than the caller allowed.
+
+    :ivar phase: ``"connect"``, ``"read"``, ``"write"``, ``"pool"`` or ``"total"``.
+    """
+
+    by: Party = "network"
+
+    def __init__(self, message: str, *, phase: TimeoutPhase) -> None:
+        super().__init__(message)
+        self.phase: TimeoutPhase = phase
+
+
+class PoolClosed(AllswellError):
+    """The pool was closed before, or while, this request was served."""
+
+    by: Party = "us"
+
+
+class NotProcessed(AllswellError):
+    """Internal: the peer did not process this request, so it may be sent again.
+
+    The user never sees it: when the pool cannot replay, it raises :attr:`cause`.
+
+    :ivar cause: what the user would see.
+    :ivar proven: ``True`` when the protocol itself says so (GOAWAY beyond the last id, REFUSED_STREAM,
+        H3_REQUEST_REJECTED, a request that never left us): any request may go again. ``False`` when it is only
+        likely (a reused HTTP/1.1 connection that closed before the first byte of a response, RFC 9112 §9.3.1):
+        only an idempotent one may.
+    """
+
+    def __init__(self, cause: AllswellError, *, proven: bool) -> None:
+        super().__init__(str(cause), by=cause.by, reach=cause.reach)
+        self.cause = cause
+        self.proven = proven

@@ -1,0 +1,1 @@
+"""Layers of bytes below HTTP: TCP, TLS, and what comes between."""

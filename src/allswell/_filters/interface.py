@@ -1,0 +1,128 @@
+"""What a filter is: one layer of bytes below HTTP, which connects, carries, says goodbye and ends.
+
+A filter knows the one below it and nothing above. Reading and writing are synchronous: ``receive_nowait`` takes what is
+there, ``write`` hands over what it can and keeps the rest. Only connecting, saying goodbye, and waiting for the
+socket to be ready are coroutines. So whole batches pass through all layers without a task switch, and no caller's
+cancellation can fall between two halves of a write.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from allswell._deadline import Deadline
+from allswell._report import LayerEnd
+
+Input = TypeVar("Input")
+
+
+class Filter(ABC):
+    """One layer of a connection's stack.
+
+    :cvar name: what reports and traces call it: ``"tcp"``, ``"tls"``, ``"quic"``, …
+    """
+
+    name: str
+
+    @abstractmethod
+    async def connect(self) -> None:
+        """Make this layer ready; the one below already is. The caller brings the deadline.
+
+        :raises ConnectFailed: naming the peer and what it did.
+        """
+
+    @abstractmethod
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        """Say goodbye and wait for the answer until the deadline, using the layer below, never ending it.
+
+        With the deadline passed it still says what it can say at once, and waits for nothing. Never raises, save
+        cancellation.
+        """
+
+    @abstractmethod
+    def abort(self) -> LayerEnd:
+        """End this layer now, without a word that the peer could take for a completed transfer. Idempotent."""
+
+    def extra(self, name: str) -> Any:
+        """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"client_addr"``, ``"server_addr"``), or ``None``."""
+        return None
+
+
+class Carrier(Filter, Generic[Input]):
+    """A filter that a backend can sit on: a :class:`ByteStream` gives bytes, a multiplexer (QUIC) gives events."""
+
+    @abstractmethod
+    def receive_nowait(self) -> Input | None:
+        """What has arrived, or ``None`` when nothing has. The caller must loop: there may be more.
+
+        :raises TransportError: when the layer is gone (a reset).
+        """
+
+    @abstractmethod
+    async def wait_readable(self) -> None:
+        """Wait until ``receive_nowait`` is worth a call. Spurious returns are allowed.
+
+        :raises TransportError: when the layer is gone.
+        """
+
+    @abstractmethod
+    def transmit(self, data: bytes) -> None:
+        """Send the backend's output now, as far as it goes; keep the rest for :meth:`flush`.
+
+        A multiplexer has its output queued already and is given ``b""``: it builds and sends its datagrams.
+        Never raises: a peer that is gone is found by the next read, which is also where its last words are.
+        """
+
+    @property
+    @abstractmethod
+    def unsent(self) -> int:
+        """Bytes that :meth:`transmit` could not hand over yet."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Hand over what is unsent, waiting as long as it takes. Only one task may do this at a time.
+
+        :raises TransportError: when the layer is gone.
+        """
+
+    async def delivered(self, deadline: Deadline) -> bool:
+        """Wait until what was transmitted is with the peer, as far as this layer can know; whether it is.
+
+        For a byte stream: with the kernel. For QUIC: acknowledged.
+        """
+        from allswell._errors import TransportError
+
+        with deadline.scope():
+            try:
+                await self.flush()
+            except TransportError:
+                return False
+        return self.unsent == 0
+
+
+class ByteStream(Carrier[memoryview]):
+    """A filter that carries bytes in order: TCP, TLS, a tunnel.
+
+    ``receive_nowait`` returns a view of a buffer that is shared by all streams of a pool: it holds until the next
+    call of ``receive_nowait`` on any of them, so use it or copy it before you await. An empty view is the end of
+    the stream.
+    """
+
+    #: After the end of the stream: whether it was cut, i.e. ended without the layer's own goodbye (TLS without close_notify).
+    truncated: bool = False
+
+
+class ReceiveBuffer:
+    """The one large buffer that all sockets of a pool receive into (an event loop runs one of them at a time)."""
+
+    __slots__ = ("plain", "wire")
+
+    def __init__(self, size: int = 256 * 1024) -> None:
+        self.wire = memoryview(bytearray(size))
+        #: For TLS: what was decrypted. Larger by one record, so that a full read of ciphertext always fits.
+        self.plain = memoryview(bytearray(size + 16 * 1024))
+
+
+OnChange = Callable[[], None]

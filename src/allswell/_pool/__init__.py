@@ -1,0 +1,1 @@
+"""Which connection serves a request, and when to make another: the pool."""

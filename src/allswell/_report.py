@@ -1,0 +1,141 @@
+"""How connections ended: per layer what was said, what was heard, how it went and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Outcome(Enum):
+    """How one layer, or one connection as a whole, ended."""
+
+    #: We said goodbye and the peer answered (or nothing had to be answered).
+    CLEAN = "clean"
+    #: The peer had said goodbye first; we answered.
+    PEER_FIRST = "peer-first"
+    #: We said goodbye; the peer did not answer in time.
+    TIMED_OUT = "timed-out"
+    #: Ended without a word: by us on purpose, or by the peer (a reset).
+    ABORTED = "aborted"
+    #: The layer had nothing to end: it never got as far, or the layer below was gone already.
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEnd:
+    """The end of one layer of a connection.
+
+    :ivar layer: ``"h1"``, ``"h2"``, ``"h3"``, ``"tls"``, ``"tcp"``, ``"quic"``, ``"udp"``, ``"http-connect"``, …
+    :ivar said: what we put on the wire: ``"GOAWAY"``, ``"close_notify"``, ``"FIN"``, ``"CONNECTION_CLOSE"``,
+        ``"RST"``, or ``""``.
+    :ivar heard: what the peer put there, in the same words.
+    :ivar seconds: from this layer's first word until it was over.
+    """
+
+    layer: str
+    said: str
+    heard: str
+    outcome: Outcome
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionEnd:
+    """The end of one connection, layer by layer from the top of its stack down.
+
+    :ivar route: which origin it led to, e.g. ``"https://example.org"``.
+    :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
+    :ivar reason: why it ended, in words.
+    :ivar exchanges: requests it carried in its life.
+    :ivar cut: exchanges that were still open when it ended.
+    :ivar began: seconds between the start of the close and the start of this end (0 for one in the background).
+    :ivar seconds: how long its goodbyes took in all.
+    """
+
+    route: str
+    http_version: str
+    reason: str
+    layers: tuple[LayerEnd, ...]
+    exchanges: int = 0
+    cut: int = 0
+    began: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether every layer was ended by both sides, and no exchange was cut."""
+        ok = (Outcome.CLEAN, Outcome.PEER_FIRST, Outcome.SKIPPED)
+        return self.cut == 0 and all(layer.outcome in ok for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """What closing a pool or a client did: every connection that was open, and how it ended.
+
+    Printed, it is a waterfall: a line per connection, below it a line per layer with a bar of when it was busy.
+
+    :ivar connections: in the order in which they were over.
+    :ivar grace: the seconds that were allowed.
+    :ivar seconds: the seconds that it took.
+    """
+
+    connections: tuple[ConnectionEnd, ...] = ()
+    grace: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether every connection ended cleanly."""
+        return all(connection.clean for connection in self.connections)
+
+    def __str__(self) -> str:
+        return waterfall(self)
+
+
+_BAR = 30
+
+
+@dataclass(slots=True)
+class _Row:
+    label: str
+    said: str
+    heard: str
+    outcome: str
+    start: float
+    seconds: float
+    cells: list[str] = field(default_factory=list)
+
+
+def waterfall(report: CloseReport) -> str:
+    """The report as text: times run from left to right over the seconds that the close took."""
+    total = len(report.connections)
+    noun = "connection" if total == 1 else "connections"
+    verdict = "clean" if report.clean else "not clean"
+    head = f"closed {total} {noun} in {report.seconds * 1000:.1f} ms of {report.grace:g} s grace: {verdict}"
+    lines = [head]
+    span = max([report.seconds, *(end.began + end.seconds for end in report.connections)], default=0.0) or 1e-9
+    for end in report.connections:
+        cut = f", {end.cut} cut" if end.cut else ""
+        count = f"{end.exchanges} exchange" + ("" if end.exchanges == 1 else "s")
+        lines.append("")
+        lines.append(f"{end.http_version}  {end.route}  ({count}{cut}; {end.reason})")
+        lines.extend(_rows(end.layers, end.began, span))
+    return "\n".join(lines)
+
+
+def _rows(layers: Sequence[LayerEnd], began: float, span: float) -> list[str]:
+    rows = []
+    start = began
+    for layer in layers:
+        said = f"→ {layer.said}" if layer.said else ""
+        heard = f"← {layer.heard}" if layer.heard else ""
+        first = min(int(start / span * _BAR), _BAR - 1)
+        width = max(1, round(layer.seconds / span * _BAR))
+        bar = (" " * first + ("█" if layer.seconds else "▏") * width)[:_BAR].ljust(_BAR)
+        rows.append(
+            f"  {layer.layer:<13}{said:<20}{heard:<20}{layer.outcome.value:<11}"
+            f"{layer.seconds * 1000:>8.1f} ms  │{bar}│"
+        )
+        start += layer.seconds
+    return rows

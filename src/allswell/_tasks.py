@@ -1,0 +1,266 @@
+"""Tasks, signals and timers outside any caller's cancel scope, on asyncio and trio: the one file that names either.
+
+Theory of operation. A connection outlives the request that opened it, so its task cannot live in that request's
+task group, and a client must work without ``async with``, so there may be no task group at all. anyio has no
+answer to that (by design); each event loop has: asyncio's ``create_task`` and trio's system tasks. A
+:class:`TaskHost` is that answer behind one face. What runs in it must never raise: a connection's failure
+reaches its exchanges, never the host.
+
+Two more things are here because the portable ones cost several times as much on the path that every request
+takes: a :class:`Signal` wakes the one task that waits for it (an ``anyio.Event`` serves many and is made afresh for
+each use), and an :class:`Alarm` is a timer that is moved back for free, so that a read timeout costs one
+assignment and not a cancel scope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+import sys
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import trio
+
+logger = logging.getLogger("allswell")
+
+
+class Signal(Protocol):
+    """Wakes the one task that waits for it. Set before the wait, it is not lost: the wait returns at once."""
+
+    def set(self) -> None:
+        """Wake the waiter, or let the next wait pass."""
+
+    async def wait(self) -> None:
+        """Wait until set, then clear. Only one task may wait at a time."""
+
+
+class Timer(Protocol):
+    """A call that will happen, unless cancelled."""
+
+    def cancel(self) -> None:
+        """Make sure that the call does not happen; idempotent."""
+
+
+class TaskHost(Protocol):
+    """The event loop that runs us, as far as we need it."""
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+        """Run a task that belongs to no caller. Its exceptions are logged, never raised."""
+
+    def signal(self) -> Signal:
+        """A new, unset signal."""
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        """Call a function from the event loop in so many seconds."""
+
+    def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
+        """Call a function from the event loop, from anywhere (a finalizer included). Nothing when the loop is over."""
+
+
+def current_host() -> TaskHost:
+    """The host for the event loop that is running now.
+
+    :raises RuntimeError: when none is.
+    """
+    if "trio" in sys.modules:
+        import trio
+
+        if trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task():
+            return _TrioHost()
+    try:
+        return _AsyncioHost(asyncio.get_running_loop())
+    except RuntimeError:
+        raise RuntimeError("allswell needs a running event loop: asyncio or trio") from None
+
+
+class Alarm:
+    """A timer that costs one comparison to move back, and a real timer only to bring forward.
+
+    Most deadlines are moved on long before they pass: every byte read moves the read timeout. So the real timer is
+    left where it is, and when it fires early it is set again for what is left.
+    """
+
+    __slots__ = ("_armed_at", "_callback", "_host", "_timer", "at")
+
+    def __init__(self, host: TaskHost, callback: Callable[[], None]) -> None:
+        self._host = host
+        self._callback = callback
+        self._timer: Timer | None = None
+        self._armed_at = math.inf
+        self.at = math.inf
+
+    def set(self, at: float) -> None:
+        """Fire at this instant of :func:`time.monotonic`; ``inf`` for never."""
+        self.at = at
+        if at < self._armed_at:
+            self._arm(at)
+
+    def stop(self) -> None:
+        """Never fire again, unless set again."""
+        self.at = self._armed_at = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_at = at
+        self._timer = self._host.call_later(max(0.0, at - monotonic()), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._armed_at = math.inf
+        if self.at == math.inf:
+            return
+        # Clocks of event loops are coarse (uvloop: 1 ms): do not fire early, and do not spin for the rest.
+        if monotonic() < self.at:
+            self._arm(self.at)
+        else:
+            self.at = math.inf
+            self._callback()
+
+
+async def _contained(function: Callable[..., Awaitable[None]], args: tuple[Any, ...], name: str) -> None:
+    try:
+        await function(*args)
+    except Exception:  # a bug of ours: the host (and in trio the whole program) must survive it, the log must tell
+        logger.exception("allswell: task %r failed", name)
+
+
+class _AsyncioHost:
+    __slots__ = ("_loop", "_tasks")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+        # An empty context: a connection must not keep the context variables of whoever happened to open it.
+        coroutine = _contained(function, args, name)
+        task = self._loop.create_task(coroutine, name=name, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def signal(self) -> Signal:
+        return _AsyncioSignal(self._loop)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        return self._loop.call_later(seconds, function, context=contextvars.Context())
+
+    def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
+
+class _AsyncioSignal:
+    __slots__ = ("_future", "_loop", "_set")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._set = False
+        self._future: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._set = True
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        if not self._set:
+            assert self._future is None, "two tasks wait for one signal"
+            self._future = self._loop.create_future()
+            try:
+                await self._future
+            finally:
+                self._future = None
+        self._set = False
+
+
+class _TrioHost:
+    __slots__ = ("_token",)
+
+    def __init__(self) -> None:
+        import trio
+
+        self._token = trio.lowlevel.current_trio_token()
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+        import trio
+
+        trio.lowlevel.spawn_system_task(_contained, function, args, name, name=name, context=contextvars.Context())
+
+    def signal(self) -> Signal:
+        return _TrioSignal()
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        timer = _TrioTimer(seconds, function)
+        self.spawn(timer.run, name="allswell timer")
+        return timer
+
+    def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
+        import trio
+
+        try:
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            return  # the loop is over, and with it whatever was to be called about
+
+
+class _TrioSignal:
+    __slots__ = ("_set", "_task")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def set(self) -> None:
+        self._set = True
+        if self._task is not None:
+            import trio
+
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        import trio
+
+        if not self._set:
+            assert self._task is None, "two tasks wait for one signal"
+            self._task = trio.lowlevel.current_task()
+
+            def abandoned(_: Any) -> trio.lowlevel.Abort:
+                self._task = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abandoned)
+        self._set = False
+
+
+class _TrioTimer:
+    __slots__ = ("_function", "_scope", "_seconds")
+
+    def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+        import trio
+
+        self._seconds = seconds
+        self._function: Callable[[], None] | None = function
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        import trio
+
+        with self._scope:
+            await trio.sleep(self._seconds)
+        function, self._function = self._function, None
+        if function is not None and not self._scope.cancelled_caught:
+            function()
+
+    def cancel(self) -> None:
+        self._function = None
+        self._scope.cancel()
