@@ -9,10 +9,10 @@ cancellation can fall between two halves of a write.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from allswell._deadline import Deadline
+from allswell._errors import TransportError
 from allswell._report import LayerEnd
 
 Input = TypeVar("Input")
@@ -92,8 +92,6 @@ class Carrier(Filter, Generic[Input]):
 
         For a byte stream: with the kernel. For QUIC: acknowledged.
         """
-        from allswell._errors import TransportError
-
         with deadline.scope():
             try:
                 await self.flush()
@@ -124,5 +122,3 @@ class ReceiveBuffer:
         #: For TLS: what was decrypted. Larger by one record, so that a full read of ciphertext always fits.
         self.plain = memoryview(bytearray(size + 16 * 1024))
 
-
-OnChange = Callable[[], None]

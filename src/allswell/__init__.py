@@ -1,0 +1,1 @@
+"""An async HTTP client that ends well."""
