@@ -1,0 +1,12 @@
+"""Fixtures that every test shares: each async test runs on asyncio and on trio."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The event loops that everything must work on."""
+    backend: str = request.param
+    return backend
