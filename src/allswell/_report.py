@@ -134,8 +134,7 @@ def _rows(layers: Sequence[LayerEnd], began: float, span: float) -> list[str]:
         width = max(1, round(layer.seconds / span * _BAR))
         bar = (" " * first + ("█" if layer.seconds else "▏") * width)[:_BAR].ljust(_BAR)
         rows.append(
-            f"  {layer.layer:<13}{said:<20}{heard:<20}{layer.outcome.value:<11}"
-            f"{layer.seconds * 1000:>8.1f} ms  │{bar}│"
+            f"  {layer.layer:<13}{said:<20}{heard:<20}{layer.outcome.value:<11}{layer.seconds * 1000:>8.1f} ms  │{bar}│"
         )
         start += layer.seconds
     return rows

@@ -46,7 +46,7 @@ class Filter(ABC):
         """End this layer now, without a word that the peer could take for a completed transfer. Idempotent."""
 
     def extra(self, name: str) -> Any:
-        """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"client_addr"``, ``"server_addr"``), or ``None``."""
+        """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"server_addr"``, …), or ``None``."""
         return None
 
 
@@ -108,7 +108,7 @@ class ByteStream(Carrier[memoryview]):
     the stream.
     """
 
-    #: After the end of the stream: whether it was cut, i.e. ended without the layer's own goodbye (TLS without close_notify).
+    #: After its end: whether the stream was cut, i.e. ended without the layer's goodbye (TLS without close_notify).
     truncated: bool = False
 
 
@@ -121,4 +121,3 @@ class ReceiveBuffer:
         self.wire = memoryview(bytearray(size))
         #: For TLS: what was decrypted. Larger by one record, so that a full read of ciphertext always fits.
         self.plain = memoryview(bytearray(size + 16 * 1024))
-
