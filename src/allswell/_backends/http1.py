@@ -1,0 +1,249 @@
+"""The HTTP/1.1 backend (RFC 9112), over h11: one exchange at a time.
+
+h11 keeps the two halves of the exchange straight; this file turns its events into ours, decides what an end of the
+stream means (which depends on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
+
+An HTTP/1.1 connection is reusable only when both halves of an exchange are complete and nothing lies behind the
+response. An abandoned exchange, or bytes that nobody asked for, end it: they would be read as the next response.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import h11
+
+from allswell._backends.interface import (
+    BodyReceived,
+    Event,
+    ExchangeFailed,
+    InformationalReceived,
+    PeerLeaving,
+    ResponseCompleted,
+    ResponseReceived,
+    UploadRefused,
+)
+from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError
+from allswell._messages import Headers, RequestHead, ResponseHead
+
+#: There is no flow control above TCP; this only bounds the pieces that are copied at once.
+_WINDOW = 256 * 1024
+
+
+class Http1:
+    """One HTTP/1.1 connection.
+
+    :param max_header_size: bytes of a response's head that are accepted.
+    """
+
+    name = "h1"
+    http_version = "HTTP/1.1"
+    pauses_reading = True
+    says_goodbye = ""
+
+    def __init__(self, *, max_header_size: int) -> None:
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=max_header_size)
+        self._max_header_size = max_header_size
+        self._output: list[bytes] = []
+        self._count = 0
+        self._current = 0  # the exchange that is open; 0 for none
+        self._answered = False
+        self._complete = False
+        self._tunnel = False
+        self._leaving = False
+        self.must_abort = False
+
+    # Requests
+
+    def capacity(self) -> int:
+        return 0 if self._current or self._leaving or self.must_abort else 1
+
+    def open(self, head: RequestHead, *, end: bool) -> int:
+        if not self.capacity():
+            raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
+        try:
+            request = h11.Request(method=head.method, target=head.target, headers=_validated(tuple(head.headers)))
+        except h11.LocalProtocolError as error:
+            raise LocalProtocolError(f"cannot send this request: {error}") from error
+        self._count += 1
+        self._current = self._count
+        self._answered = self._complete = False
+        self._send(request)
+        if end:
+            self._send(h11.EndOfMessage())
+        return self._current
+
+    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+        if exchange != self._current:
+            return
+        if self._tunnel:
+            if data:
+                self._output.append(data)
+            if end:
+                self._finish()
+            return
+        if data:
+            self._send(h11.Data(data=data))
+        if end:
+            self._send(h11.EndOfMessage(headers=trailers or []))
+            if self._complete:
+                self._finish()
+
+    def send_window(self, exchange: int) -> int:
+        return _WINDOW if exchange == self._current else 0
+
+    def consumed(self, exchange: int, credit: int) -> None:
+        """Nothing to tell the peer: reading on is what lets it send on."""
+
+    def cancel(self, exchange: int) -> None:
+        if exchange and exchange == self._current:
+            self.must_abort = True
+
+    def goodbye(self) -> None:
+        self._leaving = True
+
+    def ping(self) -> bool:
+        return False
+
+    def take_output(self) -> bytes:
+        output = self._output
+        if not output:
+            return b""
+        data = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return data
+
+    def _send(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
+        try:
+            self._output.extend(self._h11.send_with_data_passthrough(event) or ())
+        except h11.LocalProtocolError as error:
+            # h11 is in its error state now, and half a request may be on its way.
+            self.must_abort = True
+            raise LocalProtocolError(f"cannot send this request: {error}") from error
+
+    # Responses
+
+    def receive(self, data: memoryview) -> list[Event]:
+        if self._tunnel:
+            return [BodyReceived(self._current, bytes(data), len(data))]
+        if not self._current:
+            # Nobody asked: a 408 before the server closes, at best (RFC 9112 §9.5), or smuggling. Not ours to read.
+            self._leaving = True
+            return [PeerLeaving(RemoteProtocolError("the server spoke without being asked"))]
+        self._answered = True
+        self._h11.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
+        return self._events(len(data))
+
+    def receive_eof(self, why: AllswellError | None) -> list[Event]:
+        self._leaving = True
+        exchange = self._current
+        if not exchange:
+            return [PeerLeaving(why)]
+        if self._tunnel and why is None:
+            self._finish()
+            return [ResponseCompleted(exchange, [])]
+        if not self._tunnel and why is None and self._answered:
+            self._h11.receive_data(b"")
+            return self._events(0)
+        self.must_abort = True
+        self._current = 0
+        cause = why or RemoteProtocolError("the server ended the connection without a response")
+        if not self._answered and self._count > 1:
+            # RFC 9112 §9.3.1: it may have closed the idle connection before it saw the request. Or it may not.
+            return [ExchangeFailed(exchange, NotProcessed(cause, proven=False))]
+        if self._complete:
+            return []  # the response is whole; only our upload was cut
+        return [ExchangeFailed(exchange, cause)]
+
+    def _events(self, size: int) -> list[Event]:
+        events: list[Event] = []
+        body: list[bytearray] = []
+        exchange = self._current
+        next_event = self._h11.next_event
+        try:
+            while True:
+                event = next_event()
+                kind = type(event)
+                if kind is h11.Data:
+                    body.append(event.data)  # type: ignore[union-attr]  # narrowed by kind, which mypy does not follow
+                    continue
+                if body:
+                    events.append(_body(exchange, body))
+                    body = []
+                if event is h11.NEED_DATA or event is h11.PAUSED or kind is h11.ConnectionClosed:
+                    break
+                if isinstance(event, h11.EndOfMessage):
+                    events.append(ResponseCompleted(exchange, event.headers.raw_items()))
+                    self._completed(events)
+                    break
+                assert isinstance(event, (h11.InformationalResponse, h11.Response))
+                self._head(event, size, events)
+                if self._tunnel:
+                    break
+        except h11.RemoteProtocolError as error:
+            if body:
+                events.append(_body(exchange, body))
+            self.must_abort = True
+            self._current = 0
+            events.append(ExchangeFailed(exchange, RemoteProtocolError(f"the server broke HTTP/1.1: {error}")))
+        return events
+
+    def _head(self, event: h11.InformationalResponse | h11.Response, size: int, events: list[Event]) -> None:
+        headers = event.headers.raw_items()
+        # h11 bounds heads that are incomplete; one that arrived whole must have been in a read larger than the bound.
+        if size > self._max_header_size and sum(len(n) + len(v) for n, v in headers) > self._max_header_size:
+            raise h11.RemoteProtocolError(f"a head of more than {self._max_header_size} bytes")
+        head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason)
+        exchange = self._current
+        if self._h11.their_state is h11.SWITCHED_PROTOCOL:
+            self._tunnel = True
+            events.append(ResponseReceived(exchange, head, tunnel=True))
+            leading = self._h11.trailing_data[0]
+            if leading:
+                events.append(BodyReceived(exchange, leading, len(leading)))
+        elif isinstance(event, h11.InformationalResponse):
+            events.append(InformationalReceived(exchange, head))
+        else:
+            events.append(ResponseReceived(exchange, head))
+            if self._h11.our_state is h11.SEND_BODY and (event.status_code >= 300 or self._closing(headers)):
+                # It has answered what it has not read yet: the rest of the request is wasted on it (RFC 9110 §9.3,
+                # RFC 9112 §9.6). Half a request is out, so the connection ends with this exchange.
+                events.append(UploadRefused(exchange))
+
+    @staticmethod
+    def _closing(headers: Headers) -> bool:
+        return any(name.lower() == b"connection" and b"close" in value.lower() for name, value in headers)
+
+    def _completed(self, events: list[Event]) -> None:
+        self._complete = True
+        if self._h11.trailing_data[0]:
+            # More than was asked for: the next response on this connection would be forged.
+            self.must_abort = True
+        if self._h11.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
+            self._finish()
+            if self._leaving:
+                events.append(PeerLeaving())
+
+    def _finish(self) -> None:
+        """Both halves are complete."""
+        self._current = 0
+        if self._tunnel or self.must_abort:
+            self._leaving = True
+        elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+        else:
+            self._leaving = True  # Connection: close, HTTP/1.0, or a body that ended with the stream
+
+
+def _body(exchange: int, pieces: list[bytearray]) -> BodyReceived:
+    data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+    return BodyReceived(exchange, data, len(data))
+
+
+@lru_cache(maxsize=256)
+def _validated(headers: tuple[tuple[bytes, bytes], ...]) -> h11.Headers:
+    """The header section, checked and in h11's form. (Most requests of a client share theirs; checking costs 10 µs.)
+
+    :raises h11.LocalProtocolError: for an illegal name or value, or contradictory framing.
+    """
+    return h11.Request(method=b"GET", target=b"/", headers=list(headers)).headers

@@ -1,0 +1,183 @@
+"""Happy Eyeballs v2 (RFC 8305): the first TCP connection that any of a host's addresses gives.
+
+Theory of operation. AAAA and A are asked for side by side (§3). Attempts begin with the first answer; when that is A, AAAA
+gets 50 ms more to be first after all. Addresses are tried alternating between the families, in the resolver's
+order within each (§4); an attempt starts when the one before has failed, or 250 ms after it began (§5). The first
+that connects wins; the others are closed. When nothing is left to try and nothing is under way, the error tells
+what each address said.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import anyio
+
+from allswell._config import SocketOption
+from allswell._deadline import Deadline
+from allswell._errors import ConnectFailed
+
+#: RFC 8305 §8.
+RESOLUTION_DELAY = 0.05
+CONNECTION_ATTEMPT_DELAY = 0.25
+
+Address = tuple[socket.AddressFamily, Any]
+
+
+async def connect_tcp(
+    host: str, port: int, *, local_address: str | None = None, options: Sequence[SocketOption] = ()
+) -> socket.socket:
+    """A connected, non-blocking TCP socket to one of the host's addresses.
+
+    :raises ConnectFailed: naming the host, and every address that was tried with its error.
+    """
+    race = _Race(host, port, local_address, options)
+    async with anyio.create_task_group() as tasks:
+        await race.run(tasks)
+        tasks.cancel_scope.cancel()
+    return race.result()
+
+
+async def connect_unix(path: str, *, options: Sequence[SocketOption] = ()) -> socket.socket:
+    """A connected, non-blocking Unix domain socket.
+
+    :raises ConnectFailed: naming the path.
+    """
+    try:
+        return await _connect(socket.AF_UNIX, path, None, options)
+    except OSError as error:
+        raise ConnectFailed(f"cannot connect to the Unix socket {path}: {_words(error)}", phase="tcp") from error
+
+
+class _Race:
+    def __init__(self, host: str, port: int, local_address: str | None, options: Sequence[SocketOption]) -> None:
+        self._host = host
+        self._port = port
+        self._local_address = local_address
+        self._options = options
+        self._news = anyio.Event()
+        self._resolving = 0
+        self._trying = 0
+        self._found: dict[int, list[Address]] = {socket.AF_INET6: [], socket.AF_INET: []}
+        self._prefer = socket.AF_INET6
+        self._winner: socket.socket | None = None
+        self._dns_errors: list[OSError] = []
+        self._errors: list[tuple[str, OSError]] = []
+
+    async def run(self, tasks: anyio.abc.TaskGroup) -> None:
+        try:
+            families = self._families()
+            for family in families:
+                self._resolving += 1
+                tasks.start_soon(self._resolve, family)
+            while self._resolving == len(families):
+                await self._wait(None)
+            if self._resolving and not self._found[socket.AF_INET6]:
+                await self._wait(RESOLUTION_DELAY)
+            while self._winner is None:
+                address = self._next()
+                if address is not None:
+                    self._trying += 1
+                    tasks.start_soon(self._attempt, address)
+                    await self._wait(CONNECTION_ATTEMPT_DELAY)
+                elif self._trying or self._resolving:
+                    await self._wait(None)
+                else:
+                    return
+        except BaseException:
+            if self._winner is not None:
+                self._winner.close()
+            raise
+
+    def result(self) -> socket.socket:
+        if self._winner is not None:
+            return self._winner
+        where = f"{self._host}:{self._port}"
+        if self._errors:
+            told = "; ".join(f"{address}: {_words(error)}" for address, error in self._errors)
+            raise ConnectFailed(f"cannot connect to {where}: {told}", phase="tcp") from self._errors[-1][1]
+        cause = self._dns_errors[-1] if self._dns_errors else None
+        told = _words(cause) if cause else "it has no address of the local address's family"
+        raise ConnectFailed(f"cannot resolve {self._host}: {told}", phase="dns") from cause
+
+    def _families(self) -> list[int]:
+        for literal in (self._host, self._local_address):
+            if literal is not None:
+                try:
+                    version = ip_address(literal.partition("%")[0]).version
+                except ValueError:
+                    continue
+                return [socket.AF_INET6 if version == 6 else socket.AF_INET]
+        return [socket.AF_INET6, socket.AF_INET]
+
+    async def _wait(self, seconds: float | None) -> None:
+        # Each wait is for the news since the last one: what comes in between sets the fresh event.
+        with Deadline.after(seconds).scope():
+            await self._news.wait()
+        self._news = anyio.Event()
+
+    async def _resolve(self, family: int) -> None:
+        try:
+            found = await anyio.getaddrinfo(
+                self._host, self._port, family=socket.AddressFamily(family), type=socket.SOCK_STREAM
+            )
+        except (OSError, UnicodeError) as error:
+            self._dns_errors.append(error if isinstance(error, OSError) else OSError(str(error)))
+        else:
+            self._found[family].extend((kind, sockaddr) for kind, _, _, _, sockaddr in found)
+        self._resolving -= 1
+        self._news.set()
+
+    def _next(self) -> Address | None:
+        for family in (self._prefer, socket.AF_INET if self._prefer == socket.AF_INET6 else socket.AF_INET6):
+            if self._found[family]:
+                self._prefer = socket.AF_INET if family == socket.AF_INET6 else socket.AF_INET6
+                return self._found[family].pop(0)
+        return None
+
+    async def _attempt(self, address: Address) -> None:
+        family, sockaddr = address
+        try:
+            sock = await _connect(family, sockaddr, self._local_address, self._options)
+        except OSError as error:
+            self._errors.append((str(sockaddr[0]), error))
+        else:
+            if self._winner is None:
+                self._winner = sock
+            else:
+                sock.close()
+        self._trying -= 1
+        self._news.set()
+
+
+async def _connect(
+    family: int, sockaddr: Any, local_address: str | None, options: Sequence[SocketOption]
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in options:
+            sock.setsockopt(*option)  # type: ignore[call-overload]  # the overloads match each tuple, not their union
+        if local_address is not None:
+            sock.bind((local_address, 0))
+        code = sock.connect_ex(sockaddr)
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            await anyio.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)

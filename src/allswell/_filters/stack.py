@@ -1,0 +1,62 @@
+"""The stack of a connection's filters: connected bottom-up, shut down top-down, aborted. Written once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from allswell._deadline import Deadline
+from allswell._filters.interface import Carrier, Filter
+from allswell._report import LayerEnd
+
+
+class Stack:
+    """A connection's filters.
+
+    :param filters: from the top down; each was made with the next as its lower layer.
+    :ivar top: the one that the backend sits on.
+    """
+
+    __slots__ = ("_filters", "top")
+
+    def __init__(self, top: Carrier[Any], *lower: Filter) -> None:
+        self.top = top
+        self._filters: Sequence[Filter] = (top, *lower)
+
+    def __str__(self) -> str:
+        return " > ".join(layer.name for layer in self._filters)
+
+    async def connect(self) -> None:
+        """Connect every filter, from the bottom up. When one fails, or is cancelled, all are aborted.
+
+        :raises ConnectFailed: as the filter that failed says it.
+        """
+        try:
+            for layer in reversed(self._filters):
+                await layer.connect()
+        except BaseException:
+            self.abort()
+            raise
+
+    async def shutdown(self, deadline: Deadline) -> list[LayerEnd]:
+        """End every filter, from the top down, each with its own goodbye, all within the deadline.
+
+        A layer whose peer is silent may use half of what is left, so that those below it, whose peers may be others, have
+        their turn; the last may use all. When cancelled, what is left is aborted at once.
+        """
+        ends: list[LayerEnd] = []
+        try:
+            for layer in self._filters:
+                last = layer is self._filters[-1]
+                ends.append(await layer.shutdown(deadline if last else deadline.sooner(deadline.left() / 2)))
+        finally:
+            self.abort()
+        return ends
+
+    def abort(self) -> list[LayerEnd]:
+        """End every filter without a word. What had ended before keeps its end."""
+        return [layer.abort() for layer in self._filters]
+
+    def extra(self, name: str) -> Any:
+        """See :meth:`Filter.extra`; the topmost filter that knows answers."""
+        return next((fact for layer in self._filters if (fact := layer.extra(name)) is not None), None)

@@ -1,0 +1,276 @@
+"""The TLS filter, over any byte stream: ``ssl.MemoryBIO``, one close_notify each way, never one for an aborted transfer.
+
+Theory of operation. OpenSSL works on two memory buffers: ciphertext that came goes into one, ciphertext to send
+comes out of the other. So a write never blocks here: it is encrypted whole, at once, and the layer below keeps what
+the socket does not take. (Clients that let OpenSSL write to the socket must repeat a write that did not fit with the
+very same bytes; curl lost connections by repeating it with another request's.)
+
+Ending (RFC 8446 §6.1, RFC 5246 §7.2.1): each side says close_notify before it ends its stream. Ours is sent by
+``unwrap()``; after it OpenSSL can still read, and the peer's close_notify, which reads as 0 bytes before ours was
+written, raises ``SSLZeroReturnError`` after. A stream that ends without the peer's close_notify is ``truncated``: only
+HTTP above knows whether that matters.
+
+Many peers never answer a close_notify (they just close, or wait for our FIN). So how long to wait is learnt: a
+:class:`Patience` is shared by all connections to one origin. A peer that let us wait in vain is waited for a quarter of that
+the next time, down to 50 ms; a single answer restores the trust. The grace bounds it all.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from allswell._deadline import Deadline
+from allswell._errors import ConnectFailed, TransportError
+from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._report import LayerEnd, Outcome
+
+_RECORD = 16 * 1024
+
+
+class Patience:
+    """How long it is worth waiting for an origin's close_notify.
+
+    :ivar seconds: the most to wait; ``inf`` for a peer of which nothing is known (the grace is the bound).
+    """
+
+    __slots__ = ("seconds",)
+
+    LEAST = 0.05
+
+    def __init__(self) -> None:
+        self.seconds = math.inf
+
+    def answered(self) -> None:
+        """It does answer: trust it again."""
+        self.seconds = math.inf
+
+    def unanswered(self, waited: float) -> None:
+        """It let us wait in vain. Waits too short to tell anything (a close without grace) change nothing."""
+        if waited >= self.LEAST:
+            self.seconds = min(self.seconds, max(self.LEAST, waited / 4))
+
+
+class TlsFilter(ByteStream):
+    """A TLS client connection.
+
+    :param lower: the stream that carries the records; connected first, ended by others.
+    :param peer: what errors call the other end.
+    :param server_name: for SNI and for the certificate's check; a host name or an IP address.
+    :param alpn: protocols to offer, best first.
+    """
+
+    name = "tls"
+
+    def __init__(
+        self,
+        lower: ByteStream,
+        *,
+        peer: str,
+        context: ssl.SSLContext,
+        server_name: str,
+        alpn: Sequence[str],
+        buffer: ReceiveBuffer,
+        patience: Patience | None = None,
+    ) -> None:
+        self._lower = lower
+        self._peer = peer
+        self._context = context
+        self._server_name = server_name
+        self._alpn = list(alpn)
+        self._buffer = buffer.plain
+        self._patience = patience or Patience()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object: ssl.SSLObject | None = None
+        self._ready = False
+        self._said = ""
+        self._heard = ""
+        self._failed = False
+        self._end: LayerEnd | None = None
+
+    @property
+    def alpn_protocol(self) -> str | None:
+        """What the peer chose by ALPN, after :meth:`connect`."""
+        return self._object.selected_alpn_protocol() if self._object is not None else None
+
+    async def connect(self) -> None:
+        if self._alpn:
+            self._context.set_alpn_protocols(self._alpn)
+        try:
+            self._object = self._context.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=self._server_name.rstrip(".")
+            )
+            while True:
+                try:
+                    self._object.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    self._push()
+                    await self._feed()
+            self._push()
+        except ssl.CertificateError as error:
+            self._push()  # the alert that says what we did not like
+            told = getattr(error, "verify_message", "") or str(error)
+            raise ConnectFailed(
+                f"the certificate of {self._peer} is not trusted: {told}", phase="tls", by="peer"
+            ) from error
+        except ssl.SSLError as error:
+            self._push()
+            raise ConnectFailed(f"TLS with {self._peer} failed: {_words(error)}", phase="tls", by="peer") from error
+        except TransportError as error:
+            raise ConnectFailed(f"TLS with {self._peer} failed: {error}", phase="tls", by="peer") from error
+        except ValueError as error:
+            raise ConnectFailed(f"{self._server_name!r} is no name for TLS: {error}", phase="tls", by="us") from error
+        self._ready = True
+
+    async def _feed(self) -> None:
+        while (data := self._lower.receive_nowait()) is None:
+            await self._lower.wait_readable()
+        if not data:
+            raise TransportError(f"{self._peer} ended the connection during the handshake", operation="read", by="peer")
+        self._incoming.write(data)
+
+    # Reading
+
+    def receive_nowait(self) -> memoryview | None:
+        if self._heard:
+            return self._buffer[:0]
+        assert self._object is not None
+        total = 0
+        while True:
+            total = self._decrypt(total)
+            # Give the layer below one look only when there is nothing to give to the one above.
+            if total or self._heard:
+                return self._buffer[:total]
+            data = self._lower.receive_nowait()
+            if data is None:
+                return None
+            if not data:
+                self.truncated = True
+                self._heard = "EOF"
+                return data
+            self._incoming.write(data)
+
+    def _decrypt(self, total: int) -> int:
+        """Decrypt into the buffer, from ``total`` on, until either is spent."""
+        assert self._object is not None
+        room = len(self._buffer) - _RECORD
+        try:
+            while total <= room and (self._incoming.pending or self._object.pending()):
+                size = self._object.read(_RECORD, self._buffer[total:])  # type: ignore[arg-type]  # any writable buffer
+                if size == 0:
+                    self._heard = "close_notify"
+                    break
+                total += size
+        except ssl.SSLWantReadError:
+            pass  # the rest of a record is still to come
+        except ssl.SSLZeroReturnError:
+            self._heard = "close_notify"
+        except ssl.SSLError as error:
+            self._failed = True
+            self._push()
+            if not total:
+                raise TransportError(f"{self._peer} broke TLS: {_words(error)}", operation="read", by="peer") from error
+        self._push()  # key updates and alerts are answers that OpenSSL writes while it reads
+        return total
+
+    async def wait_readable(self) -> None:
+        if not self._incoming.pending:
+            await self._lower.wait_readable()
+
+    # Writing
+
+    def transmit(self, data: bytes) -> None:
+        if not data or self._said or self._failed or self._object is None:
+            return
+        try:
+            self._object.write(data)
+        except ssl.SSLError:
+            self._failed = True  # whatever broke it is told by the next read
+        self._push()
+
+    @property
+    def unsent(self) -> int:
+        return self._lower.unsent
+
+    async def flush(self) -> None:
+        await self._lower.flush()
+
+    def _push(self) -> None:
+        if self._outgoing.pending:
+            self._lower.transmit(self._outgoing.read())
+
+    # Ending
+
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        if self._end is not None:
+            return self._end
+        if not self._ready or self._failed:
+            return self.abort()
+        began = monotonic()
+        peer_first = bool(self._heard)
+        lost = False
+        try:
+            self._say_goodbye()
+            patient = deadline.sooner(self._patience.seconds)
+            if await self._lower.delivered(patient):
+                with patient.scope():
+                    while not self._heard:
+                        if self._drain_once() is None:
+                            await self.wait_readable()
+        except TransportError:
+            lost = True  # reset while we said goodbye: the layer below reports it
+        waited = monotonic() - began
+        if self._heard == "close_notify":
+            self._patience.answered()
+        elif not self._heard and not lost:
+            self._patience.unanswered(waited)
+        outcome = (
+            Outcome.PEER_FIRST
+            if peer_first
+            else Outcome.CLEAN
+            if self._heard
+            else Outcome.ABORTED
+            if lost
+            else Outcome.TIMED_OUT
+        )
+        self._end = LayerEnd(self.name, self._said, self._heard, outcome, waited)
+        return self._end
+
+    def _say_goodbye(self) -> None:
+        assert self._object is not None
+        self._said = "close_notify"
+        try:
+            self._object.unwrap()
+            self._heard = self._heard or "close_notify"
+        except ssl.SSLWantReadError:
+            pass  # ours is written; theirs is still to come
+        except ssl.SSLError:
+            # Ours is written; input that OpenSSL did not expect in this state is read, and dropped, below.
+            pass
+        self._push()
+
+    def _drain_once(self) -> memoryview | None:
+        try:
+            return self.receive_nowait()
+        except TransportError:
+            if self._lower.truncated or self._failed:
+                self._heard = self._heard or "EOF"
+            raise
+
+    def abort(self) -> LayerEnd:
+        if self._end is None:
+            outcome = Outcome.ABORTED if self._ready else Outcome.SKIPPED
+            self._end = LayerEnd(self.name, "", self._heard, outcome)
+        return self._end
+
+    def extra(self, name: str) -> Any:
+        return self._object if name == "ssl_object" else self._lower.extra(name)
+
+
+def _words(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).replace("_", " ").lower()
