@@ -51,7 +51,7 @@ class PoolConfig:
     :ivar max_header_size: bytes of a response's head (or header list) that are accepted.
     :ivar expect_continue_timeout: seconds that ``Expect: 100-continue`` waits before the body is sent anyway
         (RFC 9110 §10.1.1).
-    :ivar ping_interval: seconds of silence after which an HTTP/2 connection is asked for a sign of life; ``None``: never.
+    :ivar ping_interval: seconds of silence after which an HTTP/2 connection is asked for a sign of life, or ``None``.
     :ivar ping_timeout: seconds that the answer may take.
     :ivar on_connection_end: called with the end of every connection, those in the background included.
     """

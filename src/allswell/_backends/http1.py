@@ -62,7 +62,9 @@ class Http1:
         if not self.capacity():
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
         try:
-            request = h11.Request(method=head.method, target=head.target, headers=_validated(tuple(head.headers)))
+            request = h11.Request(
+                method=head.method, target=head.target, headers=_validated(tuple(head.headers)).headers
+            )
         except h11.LocalProtocolError as error:
             raise LocalProtocolError(f"cannot send this request: {error}") from error
         self._count += 1
@@ -241,9 +243,9 @@ def _body(exchange: int, pieces: list[bytearray]) -> BodyReceived:
 
 
 @lru_cache(maxsize=256)
-def _validated(headers: tuple[tuple[bytes, bytes], ...]) -> h11.Headers:
-    """The header section, checked and in h11's form. (Most requests of a client share theirs; checking costs 10 µs.)
+def _validated(headers: tuple[tuple[bytes, bytes], ...]) -> h11.Request:
+    """Any request with this header section, checked. (Most requests of a client share theirs; checking costs 10 µs.)
 
     :raises h11.LocalProtocolError: for an illegal name or value, or contradictory framing.
     """
-    return h11.Request(method=b"GET", target=b"/", headers=list(headers)).headers
+    return h11.Request(method=b"GET", target=b"/", headers=list(headers))

@@ -1,7 +1,7 @@
 """The interface of all backends: sans-IO engines that turn requests into output and input into events.
 
-A backend is driven by one connection (`_connection/driver.py`) and never waits. What comes in (bytes for h1 and h2, QUIC
-events for h3) goes through ``receive``, which returns events; what must go out is fetched with ``take_output``
+A backend is driven by one connection (`_connection/driver.py`) and never waits. What comes in (bytes for h1 and h2,
+QUIC events for h3) goes through ``receive``, which returns events; what must go out is fetched with ``take_output``
 (a multiplexer's backend queues its output in the multiplexer and returns ``b""``). Nothing but
 :class:`~allswell._errors.LocalProtocolError` and :class:`~allswell._errors.NotProcessed` is ever raised, and those only
 by ``open`` and ``send_body``; what the peer does wrong arrives as an event.
@@ -162,7 +162,7 @@ class Backend(Protocol[Input_contra]):
         """The application has read (or dropped) a piece of body: give the peer its credit back."""
 
     def cancel(self, exchange: int) -> None:
-        """Abandon an exchange. h2 and h3 reset the stream; h1 sets ``must_abort`` unless both sides were done. Idempotent."""
+        """Abandon an exchange: h2 and h3 reset the stream, h1 sets ``must_abort``. Idempotent."""
 
     def capacity(self) -> int:
         """Exchanges that may be opened now."""

@@ -1,7 +1,7 @@
 """Happy Eyeballs v2 (RFC 8305): the first TCP connection that any of a host's addresses gives.
 
-Theory of operation. AAAA and A are asked for side by side (§3). Attempts begin with the first answer; when that is A, AAAA
-gets 50 ms more to be first after all. Addresses are tried alternating between the families, in the resolver's
+Theory of operation. AAAA and A are asked for side by side (§3). Attempts begin with the first answer; when that is A,
+AAAA gets 50 ms more to be first after all. Addresses are tried alternating between the families, in the resolver's
 order within each (§4); an attempt starts when the one before has failed, or 250 ms after it began (§5). The first
 that connects wins; the others are closed. When nothing is left to try and nothing is under way, the error tells
 what each address said.
@@ -164,7 +164,7 @@ async def _connect(
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in options:
-            sock.setsockopt(*option)  # type: ignore[call-overload]  # the overloads match each tuple, not their union
+            sock.setsockopt(*option)
         if local_address is not None:
             sock.bind((local_address, 0))
         code = sock.connect_ex(sockaddr)

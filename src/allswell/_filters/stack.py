@@ -41,8 +41,8 @@ class Stack:
     async def shutdown(self, deadline: Deadline) -> list[LayerEnd]:
         """End every filter, from the top down, each with its own goodbye, all within the deadline.
 
-        A layer whose peer is silent may use half of what is left, so that those below it, whose peers may be others, have
-        their turn; the last may use all. When cancelled, what is left is aborted at once.
+        A layer whose peer is silent may use half of what is left, so that those below it, whose peers may be others,
+        have their turn; the last may use all. When cancelled, what is left is aborted at once.
         """
         ends: list[LayerEnd] = []
         try:

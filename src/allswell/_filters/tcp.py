@@ -183,7 +183,7 @@ class TcpFilter(ByteStream):
         return None
 
     def _discard(self) -> None:
-        """Read once and drop it. (A loop that read until nothing is left could be held here by a peer that never stops.)"""
+        """Read once and drop it. (A loop until nothing is left could be held here by a peer that never stops.)"""
         self._emptied = False
         self.receive_nowait()
 

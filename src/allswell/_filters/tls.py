@@ -1,4 +1,4 @@
-"""The TLS filter, over any byte stream: ``ssl.MemoryBIO``, one close_notify each way, never one for an aborted transfer.
+"""The TLS filter, over any byte stream: one close_notify each way, and never one for an aborted transfer.
 
 Theory of operation. OpenSSL works on two memory buffers: ciphertext that came goes into one, ciphertext to send
 comes out of the other. So a write never blocks here: it is encrypted whole, at once, and the layer below keeps what
@@ -11,8 +11,8 @@ written, raises ``SSLZeroReturnError`` after. A stream that ends without the pee
 HTTP above knows whether that matters.
 
 Many peers never answer a close_notify (they just close, or wait for our FIN). So how long to wait is learnt: a
-:class:`Patience` is shared by all connections to one origin. A peer that let us wait in vain is waited for a quarter of that
-the next time, down to 50 ms; a single answer restores the trust. The grace bounds it all.
+:class:`Patience` is shared by all connections to one origin. A peer that let us wait in vain is waited for a quarter
+of that the next time, down to 50 ms; a single answer restores the trust. The grace bounds it all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import math
 import ssl
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
@@ -115,9 +115,8 @@ class TlsFilter(ByteStream):
         except ssl.CertificateError as error:
             self._push()  # the alert that says what we did not like
             told = getattr(error, "verify_message", "") or str(error)
-            raise ConnectFailed(
-                f"the certificate of {self._peer} is not trusted: {told}", phase="tls", by="peer"
-            ) from error
+            message = f"the certificate of {self._peer} is not trusted: {told}"
+            raise ConnectFailed(message, phase="tls", by="peer") from error
         except ssl.SSLError as error:
             self._push()
             raise ConnectFailed(f"TLS with {self._peer} failed: {_words(error)}", phase="tls", by="peer") from error
@@ -161,7 +160,8 @@ class TlsFilter(ByteStream):
         room = len(self._buffer) - _RECORD
         try:
             while total <= room and (self._incoming.pending or self._object.pending()):
-                size = self._object.read(_RECORD, self._buffer[total:])  # type: ignore[arg-type]  # any writable buffer
+                # (typeshed knows neither that any writable buffer will do nor that then the size is returned)
+                size = cast(int, self._object.read(_RECORD, cast(bytearray, self._buffer[total:])))
                 if size == 0:
                     self._heard = "close_notify"
                     break
@@ -220,24 +220,22 @@ class TlsFilter(ByteStream):
             if await self._lower.delivered(patient):
                 with patient.scope():
                     while not self._heard:
-                        if self._drain_once() is None:
+                        self.receive_nowait()  # and drop it: our side has ended
+                        if not self._heard:
                             await self.wait_readable()
         except TransportError:
-            lost = True  # reset while we said goodbye: the layer below reports it
+            lost = True  # a reset, or garbage, while we said goodbye
         waited = monotonic() - began
         if self._heard == "close_notify":
             self._patience.answered()
         elif not self._heard and not lost:
             self._patience.unanswered(waited)
-        outcome = (
-            Outcome.PEER_FIRST
-            if peer_first
-            else Outcome.CLEAN
-            if self._heard
-            else Outcome.ABORTED
-            if lost
-            else Outcome.TIMED_OUT
-        )
+        if lost:
+            outcome = Outcome.ABORTED
+        elif peer_first:
+            outcome = Outcome.PEER_FIRST
+        else:
+            outcome = Outcome.CLEAN if self._heard else Outcome.TIMED_OUT
         self._end = LayerEnd(self.name, self._said, self._heard, outcome, waited)
         return self._end
 
@@ -247,20 +245,9 @@ class TlsFilter(ByteStream):
         try:
             self._object.unwrap()
             self._heard = self._heard or "close_notify"
-        except ssl.SSLWantReadError:
-            pass  # ours is written; theirs is still to come
         except ssl.SSLError:
-            # Ours is written; input that OpenSSL did not expect in this state is read, and dropped, below.
-            pass
+            pass  # ours is written; theirs is still to come (SSLWantReadError), perhaps behind data to be dropped
         self._push()
-
-    def _drain_once(self) -> memoryview | None:
-        try:
-            return self.receive_nowait()
-        except TransportError:
-            if self._lower.truncated or self._failed:
-                self._heard = self._heard or "EOF"
-            raise
 
     def abort(self) -> LayerEnd:
         if self._end is None:
