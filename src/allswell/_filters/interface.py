@@ -76,6 +76,11 @@ class Carrier(Filter, Generic[Input]):
         """
 
     @property
+    def dead(self) -> bool:
+        """Whether a write has failed: nothing more can be sent. (What the peer said last may still be there to read.)"""
+        return False
+
+    @property
     @abstractmethod
     def unsent(self) -> int:
         """Bytes that :meth:`transmit` could not hand over yet."""

@@ -92,6 +92,10 @@ class TcpFilter(ByteStream):
             self._unsent += len(data) - sent
 
     @property
+    def dead(self) -> bool:
+        return self._write_error is not None
+
+    @property
     def unsent(self) -> int:
         return self._unsent
 

@@ -194,6 +194,10 @@ class TlsFilter(ByteStream):
         self._push()
 
     @property
+    def dead(self) -> bool:
+        return self._failed or self._lower.dead
+
+    @property
     def unsent(self) -> int:
         return self._lower.unsent
 

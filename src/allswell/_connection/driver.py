@@ -1,0 +1,498 @@
+"""A connection: one backend on one stack, driven by one task.
+
+Theory of operation. :meth:`Connection.run` is the only task that reads. It takes what has arrived, feeds the backend,
+hands the events to their exchanges and sends what the backend answers: one flush for each batch of input. Other tasks
+change the connection only by synchronous calls (``open``, ``send_body``, ``consumed``, ``abandon``, ``close``,
+``abort``); there is no ``await`` between a check and its change, so there are no locks.
+
+Writing is tried at once, by whoever wants to write. What the socket does not take is kept by the stack and finished by
+a task of the connection's (``_finish_writing``), never by the requester's: its cancellation cannot leave half a frame.
+
+When ``run`` stops reading, the connection is either CLOSING, and the same task now says the goodbyes from the top of
+the stack down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer
+ended. The owner is held weakly: a pool that nobody holds any more is collected, and its connections end.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import anyio.lowlevel
+
+from allswell._backends.interface import (
+    Backend,
+    BodyReceived,
+    CapacityChanged,
+    ConnectionBroken,
+    Event,
+    ExchangeFailed,
+    InformationalReceived,
+    PeerLeaving,
+    ResponseCompleted,
+    ResponseReceived,
+    SendWindowOpened,
+    UploadRefused,
+)
+from allswell._config import PoolConfig, Timeouts
+from allswell._connection.exchange import UNSENT_LIMIT, Exchange
+from allswell._connection.interface import Owner
+from allswell._connection.lifecycle import Lifecycle, State
+from allswell._deadline import Deadline
+from allswell._errors import AllswellError, LocalProtocolError, RemoteProtocolError, TransportError
+from allswell._filters.stack import Stack
+from allswell._messages import Headers, RequestHead
+from allswell._report import ConnectionEnd, LayerEnd, Outcome
+from allswell._tasks import Alarm, TaskHost
+
+#: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
+_PAUSE_AT = 256 * 1024
+_RESUME_AT = 64 * 1024
+
+#: Reads in a row without waiting, before other tasks get their turn.
+_READS_IN_A_ROW = 8
+
+
+class Connection:
+    """One HTTP connection, of any version.
+
+    :param label: the origin, as errors and reports name it: ``"https://example.org"``.
+    :ivar opened: exchanges opened in its life.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: TaskHost,
+        label: str,
+        stack: Stack,
+        backend: Backend[Any],
+        owner: Owner,
+        config: PoolConfig,
+    ) -> None:
+        self.host = host
+        self.label = label
+        self.config = config
+        self.opened = 0
+        self._stack = stack
+        self._top = stack.top
+        self._backend = backend
+        self._owner = weakref.ref(owner)
+        self._life = Lifecycle()
+        self._exchanges: dict[int, Exchange] = {}
+        self._alarm = Alarm(host, self._on_alarm)
+        self._idle_since = monotonic()
+        self._reading = Deadline()
+        self._scope: anyio.CancelScope | None = None
+        self._paused = False
+        self._resume = host.signal()
+        self._writing = False
+        self._flushed = host.signal()
+        self._deadline: Deadline | None = None
+        self._epoch: float | None = None
+        self._ended = False
+
+    def __repr__(self) -> str:
+        state = f"{self.state.value}, {len(self._exchanges)} open, {self.opened} in all"
+        return f"<{self.http_version} to {self.label} over {self._stack}: {state}>"
+
+    # What the pool asks
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._life.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is not open any more."""
+        return self._life.reason
+
+    @property
+    def http_version(self) -> str:
+        """``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``."""
+        return self._backend.http_version
+
+    @property
+    def open_exchanges(self) -> int:
+        """Exchanges under way."""
+        return len(self._exchanges)
+
+    @property
+    def idle_since(self) -> float:
+        """When the last exchange ended (meaningful when none is open)."""
+        return self._idle_since
+
+    def capacity(self) -> int:
+        """Exchanges that may be opened now."""
+        return self._backend.capacity() if self._life.state is State.OPEN else 0
+
+    def extra(self, name: str) -> Any:
+        """See :meth:`Filter.extra`."""
+        return self._stack.extra(name)
+
+    def usable(self) -> bool:
+        """Whether it can still take a request, after one more look at the socket.
+
+        A server may have closed an idle connection without the event loop having told us yet. That race cannot be won
+        for good, but for requests that must not be sent twice it is worth a system call.
+        """
+        if self._life.state is State.OPEN and not self._exchanges:
+            self._receive_once()
+        return self.capacity() > 0
+
+    # What requesters do: synchronous, all of it
+
+    def open(
+        self,
+        head: RequestHead,
+        body: bytes | None,
+        *,
+        timeouts: Timeouts,
+        total_at: float = math.inf,
+        upload: bool = False,
+    ) -> Exchange:
+        """Open an exchange and send the request's head, with the body where that is small.
+
+        :param body: all of the body, small enough to go at once; ``None`` for no body.
+        :param upload: the body follows by :meth:`Exchange.start_upload`.
+        :raises LocalProtocolError: when HTTP cannot say it.
+        :raises NotProcessed: when the connection takes no more.
+        """
+        exchange = Exchange(self, head, timeouts, total_at)
+        backend = self._backend
+        try:
+            number = exchange.number = backend.open(head, end=body is None and not upload)
+            if body is not None:
+                backend.send_body(number, body, end=True)
+        except LocalProtocolError:
+            if exchange.number:
+                self._abandon(exchange.number)
+            raise
+        exchange.uploaded = not upload
+        self._exchanges[number] = exchange
+        self.opened += 1
+        self._transmit()
+        return exchange
+
+    def send_window(self, exchange: Exchange) -> int:
+        """Bytes of body that may be sent now."""
+        if exchange.number not in self._exchanges or self._top.unsent > UNSENT_LIMIT or self._top.dead:
+            return 0
+        return self._backend.send_window(exchange.number)
+
+    def send_body(self, exchange: Exchange, data: bytes, *, end: bool, trailers: Headers | None) -> None:
+        """Send a piece of body, at most :meth:`send_window` bytes.
+
+        :raises LocalProtocolError: when it contradicts its head.
+        """
+        self._backend.send_body(exchange.number, data, end=end, trailers=trailers)
+        self._transmit()
+        if end:
+            exchange.uploaded = True
+            if exchange.complete or exchange.tunnel:
+                self._over(exchange)
+                self._settle()
+
+    def consumed(self, exchange: Exchange, credit: int) -> None:
+        """The application has read so much."""
+        if not self._backend.pauses_reading:
+            self._backend.consumed(exchange.number, credit)
+            self._transmit()
+        elif self._paused and exchange.buffered <= _RESUME_AT:
+            self._paused = False
+            self._resume.set()
+
+    def abandon(self, exchange: Exchange) -> None:
+        """The requester takes no more of it. The protocol is kept in step, or where it cannot be, the connection ends."""
+        open_still = self._exchanges.pop(exchange.number, None) is not None
+        if open_still or not self._backend.pauses_reading:
+            self._abandon(exchange.number)
+        if open_still:
+            self._settle()
+
+    def _abandon(self, number: int) -> None:
+        if self._life.state is State.CLOSED:
+            return
+        self._backend.cancel(number)
+        if self._backend.must_abort:
+            self.abort("an exchange was abandoned before it was complete")
+        else:
+            self._transmit()
+
+    def watch(self, at: float) -> None:
+        """See to it that deadlines are looked at, at this instant."""
+        if at < self._alarm.at:
+            self._alarm.set(at)
+
+    def close(self, reason: str, deadline: Deadline | None = None, *, epoch: float | None = None) -> None:
+        """Take no new exchanges, and say goodbye when the last one is over.
+
+        :param deadline: when the goodbyes must be over; without one, they have the grace from when they begin.
+        :param epoch: the instant that the report counts this connection's end from.
+        """
+        if deadline is not None:
+            self._epoch = epoch
+            if self._deadline is None:
+                self._deadline = Deadline(deadline.at)
+            else:
+                self._deadline.tighten(deadline.at)
+        if self._life.move(State.DRAINING, reason):
+            self._tell_leaving()
+        self._settle()
+
+    def cut(self, error: AllswellError) -> None:
+        """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
+        for exchange in list(self._exchanges.values()):
+            exchange.fail(error)
+
+    def abort(self, reason: str, error: AllswellError | None = None) -> None:
+        """End it now, without a word: no close_notify, TCP RST. Idempotent."""
+        began = monotonic()
+        if not self._life.move(State.CLOSED, reason):
+            return
+        self._tell_leaving()
+        cut = len(self._exchanges)
+        self._fail_all(error or TransportError(f"{self.label}: {reason}", operation="read", by="us"))
+        layers = [LayerEnd(self._backend.name, "", "", Outcome.ABORTED), *self._stack.abort()]
+        self._stop_reading()
+        self._end(layers, cut, began)
+
+    # The task
+
+    async def run(self) -> None:
+        """Drive it until it is closed. Never raises, save cancellation (of the whole event loop's)."""
+        try:
+            with self._reading.scope() as self._scope:
+                self._transmit()
+                await self._read()
+            self._scope = None
+            if self._life.state is State.CLOSING:
+                await self._say_goodbye()
+        finally:
+            self.abort("the event loop ended")  # nothing, where it is closed already
+
+    async def _read(self) -> None:
+        top = self._top
+        in_a_row = 0
+        while self._life.state in (State.OPEN, State.DRAINING):
+            if not self._receive_once():
+                in_a_row = 0
+                try:
+                    await top.wait_readable()
+                except TransportError as error:
+                    self._lost(error)
+                continue
+            if self._paused:
+                await self._resume.wait()
+            if top.unsent > UNSENT_LIMIT and self._writing:
+                # The peer does not read our answers: take nothing more that would have to be answered.
+                await self._flushed.wait()
+            in_a_row += 1
+            if in_a_row >= _READS_IN_A_ROW:
+                in_a_row = 0
+                await anyio.lowlevel.checkpoint()
+
+    def _receive_once(self) -> bool:
+        """Take one batch of input, act on it and answer it; whether there was any."""
+        try:
+            data = self._top.receive_nowait()
+        except TransportError as error:
+            self._lost(error)
+            return True
+        if data is None:
+            return False
+        if not len(data):
+            self._end_of_stream()
+            return True
+        self._dispatch(self._backend.receive(data))
+        self._transmit()
+        if self._backend.must_abort:
+            self.abort("the connection cannot be used any more")
+        else:
+            self._settle()
+        return True
+
+    def _end_of_stream(self) -> None:
+        truncated = getattr(self._top, "truncated", False)
+        why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
+        self._dispatch(self._backend.receive_eof(why))
+        if self._backend.must_abort or self._exchanges:
+            self.abort("the server ended the connection in the middle of an exchange", why)
+        else:
+            self.close("the server ended the connection")
+
+    def _lost(self, error: TransportError) -> None:
+        if self._life.state is not State.CLOSED:
+            self._dispatch(self._backend.receive_eof(error))
+            self.abort(str(error), error)
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        exchanges = self._exchanges
+        for event in events:
+            kind = type(event)
+            if isinstance(event, (PeerLeaving, ConnectionBroken, CapacityChanged)):
+                self._on_connection_event(event)
+                continue
+            if kind is SendWindowOpened and event.exchange is None:
+                for each in exchanges.values():
+                    each.on_room()
+                continue
+            exchange = exchanges.get(event.exchange)  # type: ignore[arg-type]  # None was dealt with just above
+            if exchange is None:
+                if isinstance(event, BodyReceived):
+                    self._backend.consumed(event.exchange, event.credit)
+            elif isinstance(event, ResponseReceived):
+                exchange.on_response(event.head, tunnel=event.tunnel)
+            elif isinstance(event, BodyReceived):
+                exchange.on_body(event.data, event.credit)
+                if self._backend.pauses_reading and exchange.buffered >= _PAUSE_AT:
+                    self._paused = True
+            elif isinstance(event, ResponseCompleted):
+                exchange.on_complete(event.trailers)
+                if exchange.uploaded:
+                    self._over(exchange)
+            elif isinstance(event, InformationalReceived):
+                exchange.on_informational(event.head)
+            elif isinstance(event, ExchangeFailed):
+                del exchanges[exchange.number]
+                exchange.on_error(event.error)
+            elif kind is UploadRefused:
+                exchange.on_upload_refused()
+            else:
+                exchange.on_room()
+
+    def _on_connection_event(self, event: PeerLeaving | ConnectionBroken | CapacityChanged) -> None:
+        if isinstance(event, PeerLeaving):
+            self.close(str(event.error) if event.error is not None else "the server is leaving")
+        elif isinstance(event, ConnectionBroken):
+            self._transmit()
+            self.abort(str(event.error), event.error)
+        elif self.capacity():
+            self._tell_available()
+
+    def _over(self, exchange: Exchange) -> None:
+        """Both halves are over: the response is complete, and our side sent all, or was told not to."""
+        if self._exchanges.pop(exchange.number, None) is not None:
+            self._paused = False
+            if exchange.cut_short:
+                self._backend.cancel(exchange.number)
+
+    def _settle(self) -> None:
+        """After exchanges ended: move on in life, or tell the owner of the room."""
+        state = self._life.state
+        if state is State.DRAINING:
+            if not self._exchanges and self._life.move(State.CLOSING):
+                self._stop_reading()
+        elif state is State.OPEN and self._backend.capacity():
+            if not self._exchanges:
+                self._idle_since = monotonic()
+                if self.config.keepalive_expiry is not None:
+                    self.watch(self._idle_since + self.config.keepalive_expiry)
+            self._tell_available()
+        elif state is State.OPEN and not self._exchanges and self._backend.pauses_reading:
+            # HTTP/1.1, idle and yet unfit for another exchange: a tunnel's end, or Connection: close heard early.
+            self.close("it can carry no more requests")
+
+    # Writing
+
+    def _transmit(self) -> None:
+        top = self._top
+        top.transmit(self._backend.take_output())
+        if top.unsent and not self._writing and self._life.state is not State.CLOSED:
+            self._writing = True
+            self.host.spawn(self._finish_writing, name=f"allswell writes to {self.label}")
+
+    async def _finish_writing(self) -> None:
+        try:
+            await self._top.flush()
+        except TransportError:
+            pass  # the reading side meets the same loss, after the peer's last words: it tells the exchanges
+        finally:
+            self._writing = False
+            self._flushed.set()
+            for exchange in self._exchanges.values():
+                exchange.on_room()
+
+    # Time
+
+    def _on_alarm(self) -> None:
+        now = monotonic()
+        following = math.inf
+        for exchange in list(self._exchanges.values()):
+            following = min(following, exchange.expire(now))
+        if self._life.state is State.OPEN:
+            expiry = self.config.keepalive_expiry
+            if expiry is not None and not self._exchanges:
+                if now >= self._idle_since + expiry:
+                    self.close(f"idle for {expiry:g} s")
+                else:
+                    following = min(following, self._idle_since + expiry)
+        if self._life.state is not State.CLOSED:
+            self.watch(following)
+
+    # Ending
+
+    async def _say_goodbye(self) -> None:
+        began = monotonic()
+        deadline = self._deadline = self._deadline or Deadline.after(self.config.grace)
+        layers: list[LayerEnd] = []
+        backend = self._backend
+        if self._writing:
+            with deadline.scope():
+                await self._flushed.wait()
+        if self._writing:
+            self.abort("the server took no more of what we sent")
+            return
+        backend.goodbye()
+        self._top.transmit(backend.take_output())
+        outcome = Outcome.CLEAN
+        if backend.says_goodbye and not await self._top.delivered(deadline):
+            outcome = Outcome.TIMED_OUT
+        layers.append(LayerEnd(backend.name, backend.says_goodbye, "", outcome, monotonic() - began))
+        layers += await self._stack.shutdown(deadline)
+        if self._life.move(State.CLOSED):
+            self._end(layers, 0, began)
+
+    def _end(self, layers: Sequence[LayerEnd], cut: int, began: float) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._alarm.stop()
+        end = ConnectionEnd(
+            route=self.label,
+            http_version=self.http_version,
+            reason=self.reason,
+            layers=tuple(layers),
+            exchanges=self.opened,
+            cut=cut,
+            began=began - self._epoch if self._epoch is not None else 0.0,
+            seconds=monotonic() - began,
+        )
+        owner = self._owner()
+        if owner is not None:
+            owner.connection_ended(self, end)
+
+    def _fail_all(self, error: AllswellError) -> None:
+        exchanges, self._exchanges = self._exchanges, {}
+        for exchange in exchanges.values():
+            exchange.on_error(error)
+
+    def _stop_reading(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _tell_available(self) -> None:
+        owner = self._owner()
+        if owner is not None:
+            owner.connection_available(self)
+        elif not self._exchanges:
+            self.close("its pool is gone")
+
+    def _tell_leaving(self) -> None:
+        owner = self._owner()
+        if owner is not None:
+            owner.connection_leaving(self)

@@ -1,0 +1,308 @@
+"""One exchange: a request and its response, between the task that wants it and the task that drives its connection.
+
+Theory of operation. The requester calls; the connection's task delivers (the methods that begin with ``on_``). What is
+delivered waits here until the requester takes it: the head, pieces of body, trailers, or an error, which comes only
+after the pieces that arrived before it. Everything but waiting is synchronous, so nothing can be half done when
+the requester is cancelled: a wait that is cancelled abandons the exchange, and that is one synchronous call.
+
+A body that fits the first write goes out with the head. Any other is uploaded by a task of its own, so that an early
+response (RFC 9110 §9.3, 413 and the like) reaches the requester while it is still uploading, and the rest can be
+dropped. Timeouts are instants that the connection's one alarm watches; no wait costs a cancel scope.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from allswell._config import Timeouts
+from allswell._deadline import Deadline
+from allswell._errors import RemoteProtocolError, Timeout, TimeoutPhase
+from allswell._messages import Headers, RequestHead, ResponseHead
+
+if TYPE_CHECKING:
+    import anyio
+
+    from allswell._connection.driver import Connection
+
+#: Bytes that a stack may hold unsent before uploads wait.
+UNSENT_LIMIT = 256 * 1024
+
+TrailerSource = Headers | Callable[[], Headers] | None
+InformationalHook = Callable[[ResponseHead], Awaitable[None]]
+
+
+class _UploadStopped(Exception):
+    """The rest of the body is not wanted any more."""
+
+
+class Exchange:
+    """One request and its response. Made by :meth:`Connection.open`.
+
+    :ivar number: the backend's name for it.
+    :ivar connection: the one that carries it.
+    :ivar informational: the 1xx responses so far.
+    :ivar trailers: the response's trailer section, once its body was read.
+    :ivar tunnel: it has become a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
+    :ivar complete: the response is complete (though perhaps not yet read).
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_continue",
+        "_error",
+        "_head",
+        "_read_at",
+        "_ready",
+        "_room",
+        "_timeouts",
+        "_total_at",
+        "_upload_scope",
+        "_write_at",
+        "buffered",
+        "complete",
+        "connection",
+        "cut_short",
+        "informational",
+        "number",
+        "request",
+        "trailers",
+        "tunnel",
+        "uploaded",
+        "uploading",
+    )
+
+    def __init__(self, connection: Connection, request: RequestHead, timeouts: Timeouts, total_at: float) -> None:
+        host = connection.host
+        self.connection = connection
+        self.request = request
+        self.number = 0
+        self.informational: list[ResponseHead] = []
+        self.trailers: Headers = []
+        self.tunnel = False
+        self.complete = False
+        self.buffered = 0
+        #: Whether our half is over: all sent, or what was not sent is not wanted.
+        self.uploaded = True
+        #: Whether the peer refused the rest of it.
+        self.cut_short = False
+        self.uploading = False
+        self._timeouts = timeouts
+        self._total_at = total_at
+        self._head: ResponseHead | None = None
+        self._chunks: deque[tuple[bytes, int]] = deque()
+        self._error: BaseException | None = None
+        self._ready = host.signal()  # the requester's: something was delivered
+        self._room = host.signal()  # the uploader's: more may be sent
+        self._read_at = math.inf
+        self._write_at = math.inf
+        self._continue = False
+        self._upload_scope: anyio.CancelScope | None = None
+
+    # For the requester: the response
+
+    async def response(self, on_informational: InformationalHook | None = None) -> ResponseHead:
+        """The final response's head.
+
+        :param on_informational: awaited with each 1xx response (RFC 9110 §15.2), in order, as it comes.
+        :raises NotProcessed: when the peer did not process the request.
+        :raises AllswellError: when there will be no response.
+        """
+        seen = 0
+        while True:
+            while on_informational is not None and seen < len(self.informational):
+                seen += 1
+                await self._guarded(on_informational(self.informational[seen - 1]))
+            if self._head is not None:
+                return self._head
+            if self._error is not None:
+                raise self._error
+            await self._wait_ready()
+
+    async def receive(self) -> bytes:
+        """The next piece of the response's body; ``b""`` at its end, when ``trailers`` are there too.
+
+        :raises AllswellError: when the body ends before it is complete.
+        """
+        while True:
+            if self._chunks:
+                data, credit = self._chunks.popleft()
+                self.buffered -= len(data)
+                self.connection.consumed(self, credit)
+                return data
+            if self.complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait_ready()
+
+    def abandon(self) -> None:
+        """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
+        self._stop_upload()
+        self._chunks.clear()
+        self.buffered = 0
+        self.connection.abandon(self)
+
+    async def _wait_ready(self) -> None:
+        if self.tunnel:
+            await self._ready.wait()  # raw bytes: how long to wait, and what then, is up to the caller
+            return
+        # While we upload, silence is the peer listening: the read timeout begins when it has heard all.
+        if self.uploading:
+            self._read_at = self._total_at
+        else:
+            self._read_at = _instant(self._timeouts.read, self._total_at)
+        self.connection.watch(self._read_at)
+        await self._guarded(self._ready.wait())
+        self._read_at = math.inf
+
+    async def _guarded(self, step: Awaitable[None]) -> None:
+        try:
+            await step
+        except BaseException:
+            self.abandon()
+            raise
+
+    # For the requester: the request's body
+
+    def start_upload(self, body: AsyncIterable[bytes], trailers: TrailerSource = None) -> None:
+        """Send the body from a task of its own. Its errors arrive where the response is waited for."""
+        self.uploading = True
+        self.connection.host.spawn(self._upload, body, trailers, name=f"allswell upload to {self.connection.label}")
+
+    async def send(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
+        """Send a piece of the request's body, waiting for room.
+
+        :raises LocalProtocolError: when the body contradicts its head.
+        :raises AllswellError: when the exchange is over.
+        """
+        offset = 0
+        while offset < len(data) or end:
+            window = self.connection.send_window(self)
+            if self._error is not None:
+                raise self._error
+            if self.uploaded and not self.tunnel:
+                raise _UploadStopped
+            if offset < len(data) and window <= 0:
+                if not self.tunnel:
+                    self._write_at = _instant(self._timeouts.write, self._total_at)
+                    self.connection.watch(self._write_at)
+                await self._room.wait()
+                self._write_at = math.inf
+                continue
+            piece = data if len(data) <= window and not offset else data[offset : offset + window]
+            offset += len(piece)
+            last = end and offset >= len(data)
+            self.connection.send_body(self, piece, end=last, trailers=trailers if last else None)
+            if last:
+                return
+
+    async def _upload(self, body: AsyncIterable[bytes], trailers: TrailerSource) -> None:
+        pieces = aiter(body)
+        try:
+            with Deadline().scope() as self._upload_scope:
+                if not self.uploaded:  # nobody stopped us before we began
+                    if any(name.lower() == b"expect" for name, _ in self.request.headers):
+                        await self._expect_continue()
+                    async for piece in pieces:
+                        await self.send(piece)
+                    await self.send(b"", end=True, trailers=trailers() if callable(trailers) else trailers)
+        except _UploadStopped:
+            pass  # the exchange goes on without the rest
+        except Exception as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
+            self.fail(error)
+        finally:
+            self._upload_scope = None
+            self.uploading = False
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
+            self._ready.set()  # the read timeout begins
+
+    async def _expect_continue(self) -> None:
+        """Wait for 100 (Continue), but not for ever (RFC 9110 §10.1.1)."""
+        patience = self.connection.config.expect_continue_timeout
+        with Deadline.after(patience).scope():
+            while not self._continue:
+                await self._room.wait()
+                if self.uploaded:
+                    raise _UploadStopped
+
+    def _stop_upload(self) -> None:
+        self.uploaded = True
+        if self._upload_scope is not None:
+            self._upload_scope.cancel()
+        self._room.set()
+
+    # For the connection's task: deliveries
+
+    def on_informational(self, head: ResponseHead) -> None:
+        """A 1xx response came."""
+        if len(self.informational) >= 64:
+            self.fail(RemoteProtocolError(f"{self.connection.label} sent over 64 informational responses"))
+            return
+        self.informational.append(head)
+        self._continue = self._continue or head.status == 100
+        self._room.set()
+        self._ready.set()
+
+    def on_response(self, head: ResponseHead, *, tunnel: bool) -> None:
+        """The final response's head came."""
+        self._head = head
+        self._continue = True
+        if tunnel:
+            self.tunnel = True
+            self.uploaded = False
+        self._room.set()
+        self._ready.set()
+
+    def on_body(self, data: bytes, credit: int) -> None:
+        """A piece of the response's body came."""
+        self._chunks.append((data, credit))
+        self.buffered += len(data)
+        self._ready.set()
+
+    def on_complete(self, trailers: Headers) -> None:
+        """The response is complete."""
+        self.complete = True
+        self.trailers = trailers
+        self._ready.set()
+
+    def on_room(self) -> None:
+        """More may be sent."""
+        self._room.set()
+
+    def on_upload_refused(self) -> None:
+        """The peer wants no more of the request's body."""
+        self.cut_short = not self.uploaded
+        self._stop_upload()
+
+    def on_error(self, error: BaseException) -> None:
+        """The exchange is over. Pieces that came before are still read first."""
+        if self._error is None and not self.complete:
+            self._error = error
+        self._stop_upload()
+        self._ready.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End the exchange from our side, with this error."""
+        self.on_error(error)
+        self.connection.abandon(self)
+
+    def expire(self, now: float) -> float:
+        """Fail when a deadline has passed; else when the next one is (``inf``: none is running)."""
+        at = min(self._read_at, self._write_at)
+        if at > now:
+            return at
+        phase: TimeoutPhase = "total" if self._total_at <= now else "write" if at == self._write_at else "read"
+        self._write_at = self._read_at = math.inf
+        seconds = {"total": self._timeouts.total, "write": self._timeouts.write, "read": self._timeouts.read}[phase]
+        did = {"total": "did not finish", "write": "took nothing of the request", "read": "sent nothing"}[phase]
+        self.fail(Timeout(f"{self.connection.label} {did} within {seconds:g} s", phase=phase))
+        return math.inf
+
+
+def _instant(seconds: float | None, limit: float) -> float:
+    return limit if seconds is None else min(limit, monotonic() + seconds)

@@ -1,0 +1,53 @@
+"""The life of a connection: its states, the one table of moves between them, and why it last moved.
+
+``OPEN``      takes new exchanges, as many as its backend has capacity for.
+``DRAINING``  takes none; those under way go on. Because the peer is leaving (GOAWAY, ``Connection: close``), the ids
+              are spent, it was idle too long, or the pool closes.
+``CLOSING``   no exchange is open; the goodbyes are being said, top-down.
+``CLOSED``    nothing is left, not even a socket.
+
+Any state may fall to ``CLOSED``: the connection was lost, or aborted.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(Enum):
+    """Where a connection is in its life."""
+
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+_MOVES: dict[State, frozenset[State]] = {
+    State.OPEN: frozenset({State.DRAINING, State.CLOSED}),
+    State.DRAINING: frozenset({State.CLOSING, State.CLOSED}),
+    State.CLOSING: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+
+
+class Lifecycle:
+    """One connection's state.
+
+    :ivar state: where it is.
+    :ivar reason: why it left ``OPEN`` (the first reason: what came after followed from it), or ``""``.
+    """
+
+    __slots__ = ("reason", "state")
+
+    def __init__(self) -> None:
+        self.state = State.OPEN
+        self.reason = ""
+
+    def move(self, to: State, reason: str = "") -> bool:
+        """Move, if the table allows it; whether it did."""
+        if to not in _MOVES[self.state]:
+            return False
+        self.state = to
+        self.reason = self.reason or reason
+        return True
