@@ -1,0 +1,622 @@
+"""HTTP/2 over h2 (RFC 9113): the backend that loses no request when a server leaves, and wastes no connection.
+
+Theory of operation
+===================
+
+**Who does what.** h2 keeps the connection: preface, SETTINGS and their consequences, PING, the windows that limit what
+we send, stream states as far as sending goes, HPACK, and every frame we send that is not bulk. We read the frames
+ourselves (``http2_frames.FrameSplitter``) and give h2 four types, whole: SETTINGS, PING, RST_STREAM, WINDOW_UPDATE.
+The rest is handled here, for three reasons:
+
+* *The GOAWAY guard.* h2 4.4 takes any GOAWAY, sent or received, as the end of all streams, while RFC 9113 §6.8 wants
+  those up to the last stream id to finish. So h2 must never see one, and our own is the last thing it is asked for.
+* *DATA.* h2 copies a DATA frame five times (two of them for a hex dump that nobody reads) and opens windows on its own
+  idea of consumption. Read here, a run of DATA frames of one stream costs one copy, and one event.
+* *HEADERS.* h2 checks fields octet by octet, ends the connection for a malformed message, where a stream error is asked
+  for (§8.1.1), and forgets Content-Length when trailers come.
+
+What is used of h2 beyond its documented interface (``streams``, ``H2Stream.send_data``, ``decoder``,
+``outbound_flow_control_window``) has a canary in the tests.
+
+**A stream's life.** ``_streams`` holds the open ones. A stream leaves it, and h2, the moment it is over: complete,
+reset, failed. Then its id is above 0 and below ``_next_id``, and unknown. Frames for such a stream are swallowed if it
+was us who reset it (§5.1; the last 4096 ids are remembered), else they are a connection error. HPACK is fed either way.
+
+**Inbound windows.** A stream's window opens on ``consumed()``, so a reader that stalls holds its own stream; the
+connection's too, but it is as large as that of 128 streams, so that a hundred stalled readers do not stop the next.
+What a stream has received and nobody consumed is its ``unread``; when the stream fails or is cancelled, that goes back
+to the connection at once. ``_unread`` is the same for streams that are complete, but not read to the end.
+
+**Hostile peers.** Whatever makes no progress (PING, SETTINGS, empty DATA, 1xx, frames for dead streams, unknown types)
+is counted; progress on any exchange, or anything we send for one, starts the count anew. 10 000 without any are an
+attack (ENHANCE_YOUR_CALM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import RemoteSettingsChanged, StreamReset, WindowUpdated
+from h2.exceptions import ProtocolError as H2ProtocolError
+from h2.settings import SettingCodes, Settings
+from hpack import HPACKError, OversizedHeaderListError
+
+from allswell._backends import http2_frames as wire
+from allswell._backends.http2_fields import RequestEncoder, encode_trailers
+from allswell._backends.http2_frames import FrameSplitter, PeerError, StreamError
+from allswell._backends.http2_stream import Stream
+from allswell._backends.interface import (
+    BodyReceived,
+    CapacityChanged,
+    ConnectionBroken,
+    Event,
+    ExchangeFailed,
+    InformationalReceived,
+    PeerLeaving,
+    ResponseCompleted,
+    ResponseReceived,
+    SendWindowOpened,
+    UploadRefused,
+)
+from allswell._errors import AllswellError, ExchangeReset, LocalProtocolError, NotProcessed, RemoteProtocolError
+from allswell._messages import Headers, RequestHead
+
+#: At 100 ms of round trip 2 MiB carry 20 MB/s; it is also what one unread response can make us hold.
+INITIAL_WINDOW = 2 * 1024 * 1024
+#: 128 streams' worth: more stalled readers than most servers admit streams (nginx: 128, Apache and Caddy: 100 to 250).
+CONNECTION_WINDOW = 128 * INITIAL_WINDOW
+
+#: RFC 9113 §6.5.2 recommends at least 100; assumed until the peer's SETTINGS have come.
+_ASSUMED_STREAMS = 100
+_LAST_ID = 2**31 - 1
+_MAX_QUIET = 10_000
+_MAX_REMEMBERED = 4096
+#: A header list too large for us costs its stream; one beyond this many times the limit, or fragments, the connection.
+_HARD_LIMIT = 4
+_MAX_FRAGMENTS = 64
+#: "What you did" rather than "what I do": on a new connection it would only happen again, so it permits no replay.
+_NOT_REPLAYABLE = frozenset(
+    (ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED)
+)
+
+
+class _Connection(H2Connection):
+    """h2's connection without its walk over all streams for each request: those that are over are gone already."""
+
+    @property
+    def open_outbound_streams(self) -> int:
+        return len(self.streams)
+
+
+class Http2:
+    """One HTTP/2 connection, the client's side. See :class:`~allswell._backends.interface.Backend`.
+
+    :param max_header_size: bytes of a header list (RFC 9113 §6.5.2: names, values and 32 for each field) that are
+        accepted; a larger response fails alone, one of four times the size ends the connection.
+    :param initial_window: bytes that one exchange's response may run ahead of its reader.
+    :param connection_window: the same for all exchanges together, at least ``initial_window``.
+    """
+
+    name = "h2"
+    http_version = "HTTP/2"
+    pauses_reading = False
+    says_goodbye = "GOAWAY"
+    must_abort = False
+
+    def __init__(
+        self,
+        *,
+        max_header_size: int,
+        initial_window: int = INITIAL_WINDOW,
+        connection_window: int = CONNECTION_WINDOW,
+    ) -> None:
+        self._max_header_size = max_header_size
+        self._initial_window = initial_window
+        self._stream_threshold = max(1, initial_window // 2)
+        self._connection_threshold = max(1, connection_window // 2)
+        self._splitter = FrameSplitter()
+        self._requests = RequestEncoder()
+        self._streams: dict[int, Stream] = {}
+        self._unread: dict[int, int] = {}
+        self._reset: dict[int, None] = {}
+        self._next_id = 1
+        self._block: tuple[int, bool, list[bytes]] | None = None
+        self._run: Stream | None = None
+        self._parts: list[memoryview] = []
+        self._run_credit = 0
+        self._quiet = 0
+        self._limit = _ASSUMED_STREAMS
+        self._greeted = False  # the peer's first SETTINGS have come
+        self._last_allowed = _LAST_ID
+        self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
+        self._over = False  # our GOAWAY is written, or the input has ended: h2 is not called any more
+        self._h2 = _Connection(
+            H2Configuration(
+                client_side=True,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+                validate_inbound_headers=False,
+                normalize_inbound_headers=False,
+            )
+        )
+        settings = Settings(
+            client=True,
+            initial_values={
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: initial_window,
+                SettingCodes.MAX_HEADER_LIST_SIZE: max_header_size,
+            },
+        )
+        del settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # RFC 8441 §3: the server's to send
+        self._h2.local_settings = settings
+        self._h2.decoder.max_header_list_size = _HARD_LIMIT * max_header_size
+        self._h2.initiate_connection()
+        self._out: list[bytes] = [self._h2.data_to_send()]
+        self._window = 65535  # RFC 9113 §6.9.2: the connection's window is not a matter of SETTINGS
+        self._credit = 0
+        if connection_window > self._window:
+            self._open_window(connection_window - self._window)
+
+    # Requests
+
+    def open(self, head: RequestHead, *, end: bool) -> int:
+        if self._refusal is not None:
+            raise NotProcessed(self._refusal(), proven=True)
+        if self.capacity() <= 0:
+            cause = RemoteProtocolError("the connection takes no more streams")
+            raise NotProcessed(cause, proven=True)
+        fields, length = self._requests.encode(head)
+        if head.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
+            raise LocalProtocolError("the peer has not offered extended CONNECT (RFC 8441 §3)")
+        if end and length:
+            raise LocalProtocolError(f"Content-Length announces {length} bytes, and there is no body")
+        id_ = self._next_id
+        self._h2.send_headers(id_, fields, end_stream=end)
+        self._next_id += 2
+        self._quiet = 0
+        self._streams[id_] = Stream(
+            id_, self._h2.streams[id_], window=self._initial_window, method=head.method, to_send=length, end=end
+        )
+        return id_
+
+    def send_window(self, exchange: int) -> int:
+        stream = self._streams.get(exchange)
+        if stream is None or stream.sent_end or self._over:
+            return 0
+        return max(0, min(stream.h2.outbound_flow_control_window, self._h2.outbound_flow_control_window))
+
+    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+        stream = self._streams.get(exchange)
+        if stream is None or stream.sent_end or self._over:
+            return
+        size = len(data)
+        if size > self.send_window(exchange):
+            raise LocalProtocolError("more body than the window allows")
+        if stream.to_send is not None and (size > stream.to_send or (end and size < stream.to_send)):
+            raise LocalProtocolError("the body is not as long as its Content-Length")
+        fields = encode_trailers(trailers) if end and trailers else []
+        self._quiet = 0
+        if stream.to_send is not None:
+            stream.to_send -= size
+        if size or (end and not fields):
+            # h2 keeps the state and the windows; framing it here saves three copies.
+            last = end and not fields
+            stream.h2.send_data(data, last)
+            self._h2.outbound_flow_control_window -= size
+            self._flush_h2()
+            self._out += wire.data_frames(exchange, data, self._h2.max_outbound_frame_size, end=last)
+        if fields:
+            self._h2.send_headers(exchange, fields, end_stream=True)
+        if end:
+            stream.sent_end = True
+            if stream.done:
+                self._forget(stream)
+
+    def cancel(self, exchange: int) -> None:
+        stream = self._streams.get(exchange)
+        if stream is not None:
+            self._reset_stream(stream, ErrorCodes.CANCEL)
+        self._give_back(self._unread.pop(exchange, 0))
+
+    def consumed(self, exchange: int, credit: int) -> None:
+        stream = self._streams.get(exchange)
+        if stream is None:
+            unread = self._unread.get(exchange, 0)
+            credit = min(credit, unread)
+            if credit == unread:
+                self._unread.pop(exchange, None)
+            else:
+                self._unread[exchange] = unread - credit
+            self._give_back(credit)
+            return
+        credit = min(credit, stream.unread)
+        stream.unread -= credit
+        stream.credit += credit
+        if stream.credit >= self._stream_threshold and not stream.done and not self._over:
+            self._flush_h2()
+            self._out.append(wire.window_update(exchange, stream.credit))
+            stream.window += stream.credit
+            stream.credit = 0
+        self._give_back(credit)
+
+    # The connection
+
+    def capacity(self) -> int:
+        if self._refusal is not None:
+            return 0
+        ids = (_LAST_ID - self._next_id) // 2 + 1
+        return max(0, min(self._limit - len(self._streams), ids))
+
+    def goodbye(self) -> None:
+        if not self._over:
+            self._say_goaway(ErrorCodes.NO_ERROR)
+            self._refusal = lambda: LocalProtocolError("we have said goodbye on this connection")
+
+    def ping(self) -> bool:
+        if self._over:
+            return False
+        self._h2.ping(b"allswell")
+        return True
+
+    def take_output(self) -> bytes:
+        self._flush_h2()
+        if not self._out:
+            return b""
+        output = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        return output
+
+    def receive_eof(self, why: AllswellError | None) -> list[Event]:
+        events: list[Event] = []
+        cause = self._refusal
+        self._stop()
+
+        def ended() -> AllswellError:
+            if why is not None:
+                return why
+            told = "" if cause is None else f" ({cause()})"
+            return RemoteProtocolError(f"the peer closed the connection before the response was complete{told}")
+
+        self._refusal = ended
+        self._fail_all(ended, events)
+        return events
+
+    def receive(self, data: memoryview) -> list[Event]:
+        events: list[Event] = []
+        if self._over:
+            return events  # frames that crossed our GOAWAY
+        try:
+            for kind, flags, id_, frame in self._splitter.split(data):
+                if kind == wire.DATA and self._block is None and id_ in self._streams:
+                    self._receive_data(self._streams[id_], flags, frame, events)
+                else:
+                    if self._run is not None:
+                        self._end_run(events)
+                    self._receive_frame(kind, flags, id_, frame, events)
+            if self._run is not None:
+                self._end_run(events)
+        except PeerError as error:
+            self._drop_run()
+            self._break(error, events)
+        return events
+
+    # Frames
+
+    def _receive_frame(self, kind: int, flags: int, id_: int, frame: memoryview, events: list[Event]) -> None:
+        if not self._greeted and (kind != wire.SETTINGS or flags & wire.ACK):
+            # RFC 9113 §3.4
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer's first frame is not SETTINGS")
+        if self._block is not None and (kind != wire.CONTINUATION or id_ != self._block[0]):
+            # §6.10
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer interrupted a header section")
+        if kind == wire.HEADERS:
+            self._receive_headers(id_, flags, frame, events)
+        elif kind == wire.CONTINUATION:
+            self._receive_continuation(flags, frame, events)
+        elif kind == wire.DATA:
+            self._receive_dead_data(id_, flags, frame)
+        elif kind == wire.GOAWAY:
+            self._count_quiet()
+            self._receive_goaway(id_, frame, events)
+        elif kind == wire.PUSH_PROMISE:
+            # §8.4: we sent ENABLE_PUSH = 0 before anything else.
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer pushed, and push is off")
+        elif kind in (wire.SETTINGS, wire.PING, wire.RST_STREAM, wire.WINDOW_UPDATE):
+            if kind in (wire.RST_STREAM, wire.WINDOW_UPDATE) and id_:
+                self._check_not_idle(id_)
+            self._count_quiet()
+            self._receive_by_h2(wire.known_settings(frame) if kind == wire.SETTINGS else frame, events)
+        else:
+            self._count_quiet()  # PRIORITY is deprecated (§5.3.2), and unknown types are to be ignored (§5.5)
+
+    def _receive_data(self, stream: Stream, flags: int, frame: memoryview, events: list[Event]) -> None:
+        content = wire.payload(frame, flags) if flags & wire.PADDED else frame[9:]
+        length = len(frame) - 9
+        self._window -= length
+        stream.window -= length
+        if self._window < 0 or stream.window < 0:
+            # §6.9.1: a stream or a connection error; who ignores windows once will do so again.
+            raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
+        if self._run is not stream:
+            if self._run is not None:
+                self._end_run(events)
+            self._run = stream
+        self._run_credit += length
+        end = bool(flags & wire.END_STREAM)
+        try:
+            stream.receive_data(len(content), end)
+        except StreamError as error:
+            self._end_run(events)
+            self._fail_malformed(stream, error, events)
+            return
+        if content:
+            self._parts.append(content)
+            self._quiet = 0
+        elif not end:
+            self._count_quiet()
+        if end:
+            self._end_run(events)
+            self._complete(stream, [], events)
+
+    def _end_run(self, events: list[Event]) -> None:
+        """Hand out what consecutive DATA frames of one stream have brought."""
+        stream, credit = self._run, self._run_credit
+        parts = self._parts
+        self._run, self._run_credit, self._parts = None, 0, []
+        if stream is None:
+            return
+        stream.unread += credit
+        if parts:
+            data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+            events.append(BodyReceived(stream.id, data, credit))
+        elif credit:
+            self.consumed(stream.id, credit)  # nothing but padding: nobody will read it
+
+    def _drop_run(self) -> None:
+        self._run, self._run_credit, self._parts = None, 0, []
+
+    def _receive_dead_data(self, id_: int, flags: int, frame: memoryview) -> None:
+        wire.payload(frame, flags)
+        self._check_dead(id_)
+        self._count_quiet()
+        self._window -= len(frame) - 9
+        if self._window < 0:
+            raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
+        self._give_back(len(frame) - 9)  # §5.1: it counts for the connection, whoever it was for
+
+    def _check_not_idle(self, id_: int) -> None:
+        if id_ % 2 == 0 or id_ >= self._next_id:
+            # §5.1: also stream 0, and the even ones, which only a push could open
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, f"the peer sent a frame on stream {id_}, which is idle")
+
+    def _check_dead(self, id_: int) -> None:
+        self._check_not_idle(id_)
+        if id_ not in self._reset:
+            raise PeerError(ErrorCodes.STREAM_CLOSED, f"the peer sent a frame on stream {id_}, which it had ended")
+
+    def _receive_headers(self, id_: int, flags: int, frame: memoryview, events: list[Event]) -> None:
+        if id_ not in self._streams:
+            self._check_dead(id_)
+        block = wire.payload(frame, flags)
+        if flags & wire.HAS_PRIORITY:
+            if len(block) < 5:
+                raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, "the peer sent HEADERS too short for its priority")
+            block = block[5:]
+        end = bool(flags & wire.END_STREAM)
+        if flags & wire.END_HEADERS:
+            self._receive_section(id_, end, bytes(block), events)
+        else:
+            self._block = id_, end, [bytes(block)]
+
+    def _receive_continuation(self, flags: int, frame: memoryview, events: list[Event]) -> None:
+        if self._block is None:
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent CONTINUATION with nothing to continue")
+        id_, end, pieces = self._block
+        pieces.append(bytes(frame[9:]))
+        if len(pieces) > _MAX_FRAGMENTS or sum(map(len, pieces)) > _HARD_LIMIT * self._max_header_size:
+            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer sent an endless header section")
+        if flags & wire.END_HEADERS:
+            self._block = None
+            self._receive_section(id_, end, b"".join(pieces), events)
+
+    def _receive_section(self, id_: int, end: bool, block: bytes, events: list[Event]) -> None:
+        try:
+            fields = self._h2.decoder.decode(block, raw=True)
+        except OversizedHeaderListError as error:
+            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, f"the peer's header list is too large: {error}") from error
+        except (HPACKError, IndexError) as error:
+            raise PeerError(ErrorCodes.COMPRESSION_ERROR, f"the peer's header section is garbled: {error}") from error
+        stream = self._streams.get(id_)
+        if stream is None:
+            self._count_quiet()
+            return
+        try:
+            if stream.answered:
+                trailers = stream.receive_trailers(fields, end, self._max_header_size)
+                self._complete(stream, trailers, events)
+                return
+            head = stream.receive_head(fields, end, self._max_header_size)
+        except StreamError as error:
+            self._fail_malformed(stream, error, events)
+            return
+        if not stream.answered:
+            self._count_quiet()
+            events.append(InformationalReceived(id_, head))
+            return
+        self._quiet = 0
+        events.append(ResponseReceived(id_, head, stream.tunnel))
+        if end:
+            self._complete(stream, [], events)
+
+    def _receive_goaway(self, id_: int, frame: memoryview, events: list[Event]) -> None:
+        last, code, debug = wire.goaway(frame, id_)
+        words = f" ({debug[:128].decode('ascii', 'replace')})" if debug else ""
+
+        def told() -> AllswellError:
+            return RemoteProtocolError(f"the peer sent GOAWAY, {wire.error_name(code)}{words}")
+
+        if self._refusal is None or code != ErrorCodes.NO_ERROR:
+            self._refusal = told
+            events.append(PeerLeaving(told() if code != ErrorCodes.NO_ERROR else None))
+        # §6.8: "Endpoints MUST NOT increase the value they send in the last stream identifier, since the peers might
+        # already have retried unprocessed requests on another connection." We have, so a raised one changes nothing.
+        self._last_allowed = min(self._last_allowed, last)
+        for stream in [stream for stream in self._streams.values() if stream.id > self._last_allowed]:
+            self._reset_ids(stream.id)
+            if stream.done:
+                self._forget(stream)
+                events.append(UploadRefused(stream.id))
+            elif code in _NOT_REPLAYABLE or stream.answered:
+                self._fail(stream, told(), events)
+            else:
+                self._fail(stream, NotProcessed(told(), proven=True), events)
+
+    def _receive_by_h2(self, frame: bytes | memoryview, events: list[Event]) -> None:
+        try:
+            happened = self._h2.receive_data(frame)
+        except H2ProtocolError as error:
+            raise PeerError(int(error.error_code), f"the peer broke HTTP/2: {error}", told=True) from error
+        for event in happened:
+            if isinstance(event, WindowUpdated):
+                self._receive_window(event, events)
+            elif isinstance(event, RemoteSettingsChanged):
+                self._receive_settings(event, events)
+            elif isinstance(event, StreamReset):
+                self._receive_reset(self._streams[event.stream_id], event, events)
+
+    def _receive_window(self, event: WindowUpdated, events: list[Event]) -> None:
+        # Whoever waits does so because a window was shut: only its opening is news.
+        if not event.stream_id:
+            if self._h2.outbound_flow_control_window - event.delta <= 0:
+                events.append(SendWindowOpened(None))
+        else:
+            stream = self._streams[event.stream_id]
+            if not stream.sent_end and stream.h2.outbound_flow_control_window - event.delta <= 0:
+                events.append(SendWindowOpened(stream.id))
+
+    def _receive_settings(self, event: RemoteSettingsChanged, events: list[Event]) -> None:
+        self._greeted = True
+        connect = event.changed_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL)
+        if connect is not None and connect.original_value and not connect.new_value:
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer took back ENABLE_CONNECT_PROTOCOL")  # RFC 8441 §3
+        limit = self._h2.remote_settings.max_concurrent_streams
+        if limit != self._limit:
+            self._limit = limit
+            events.append(CapacityChanged())
+        window = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
+        if window is not None and window.new_value > (window.original_value or 0):
+            events.append(SendWindowOpened(None))
+
+    def _receive_reset(self, stream: Stream, event: StreamReset, events: list[Event]) -> None:
+        code = event.error_code or 0
+        name = wire.error_name(code)
+        if stream.done:
+            self._forget(stream)
+            events.append(UploadRefused(stream.id))  # a tunnel, half closed
+            return
+        error: AllswellError
+        if not event.remote_reset:
+            error = RemoteProtocolError(f"the peer broke HTTP/2 on this stream: {name}", reach="exchange")
+            self._reset_ids(stream.id)
+        elif code == ErrorCodes.HTTP_1_1_REQUIRED:
+            error = ExchangeReset("the peer wants HTTP/1.1 for this request (HTTP_1_1_REQUIRED)", code=code, by="peer")
+        else:
+            error = ExchangeReset(f"the peer reset the stream: {name}", code=code, by="peer")
+            if code == ErrorCodes.REFUSED_STREAM and not stream.answered:
+                error = NotProcessed(error, proven=True)  # §8.7
+        self._fail(stream, error, events)
+
+    # How exchanges end
+
+    def _complete(self, stream: Stream, trailers: Headers, events: list[Event]) -> None:
+        self._quiet = 0
+        if stream.sent_end:
+            self._forget(stream)
+        elif not stream.tunnel:
+            # §8.1: the server has answered without the rest of the request, so the rest is of no use.
+            events.append(UploadRefused(stream.id))
+            self._reset_stream(stream, ErrorCodes.NO_ERROR)
+        events.append(ResponseCompleted(stream.id, trailers))
+
+    def _forget(self, stream: Stream) -> None:
+        """The stream is over; what it received may still be read."""
+        del self._streams[stream.id]
+        self._h2.streams.pop(stream.id, None)
+        if stream.unread:
+            self._unread[stream.id] = stream.unread
+
+    def _fail(self, stream: Stream, error: AllswellError, events: list[Event]) -> None:
+        self._forget(stream)
+        self._give_back(self._unread.pop(stream.id, 0))
+        events.append(ExchangeFailed(stream.id, error))
+
+    def _fail_malformed(self, stream: Stream, error: StreamError, events: list[Event]) -> None:
+        self._reset_stream(stream, error.code)
+        self._give_back(self._unread.pop(stream.id, 0))
+        told = RemoteProtocolError(f"the peer sent {error}", reach="exchange")
+        events.append(UploadRefused(stream.id) if stream.done else ExchangeFailed(stream.id, told))
+
+    def _fail_all(self, error: Callable[[], AllswellError], events: list[Event]) -> None:
+        for stream in list(self._streams.values()):
+            if stream.done:
+                self._forget(stream)
+            else:
+                self._fail(stream, error(), events)
+
+    def _reset_stream(self, stream: Stream, code: int) -> None:
+        if not self._over:
+            self._h2.reset_stream(stream.id, code)
+        self._reset_ids(stream.id)
+        self._forget(stream)
+
+    def _reset_ids(self, id_: int) -> None:
+        self._reset[id_] = None
+        if len(self._reset) > _MAX_REMEMBERED:
+            del self._reset[next(iter(self._reset))]
+
+    # How the connection ends
+
+    def _break(self, error: PeerError, events: list[Event]) -> None:
+        def broken() -> AllswellError:
+            return RemoteProtocolError(str(error) if self._greeted else f"the peer does not speak HTTP/2: {error}")
+
+        if error.told:
+            self._stop()
+        else:
+            self._say_goaway(error.code)
+        self._refusal = broken
+        self._fail_all(broken, events)
+        events.append(ConnectionBroken(broken()))
+
+    def _say_goaway(self, code: int) -> None:
+        self._h2.close_connection(error_code=code)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._flush_h2()
+        self._over = True
+
+    # Small things
+
+    def _flush_h2(self) -> None:
+        data = self._h2.data_to_send()
+        if data:
+            self._out.append(data)
+
+    def _give_back(self, credit: int) -> None:
+        self._credit += credit
+        if self._credit >= self._connection_threshold and not self._over:
+            self._open_window(self._credit)
+            self._credit = 0
+
+    def _open_window(self, increment: int) -> None:
+        self._out.append(wire.window_update(0, increment))
+        self._window += increment
+
+    def _count_quiet(self) -> None:
+        self._quiet += 1
+        if self._quiet > _MAX_QUIET:
+            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, f"the peer sent {_MAX_QUIET} frames to no purpose")

@@ -1,0 +1,188 @@
+"""HTTP/2's frame layer as a reader needs it: cutting input into frames, and the few frames we write ourselves."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from h2.errors import ErrorCodes
+
+# Frame types (RFC 9113 §6).
+DATA = 0x0
+HEADERS = 0x1
+PRIORITY = 0x2
+RST_STREAM = 0x3
+SETTINGS = 0x4
+PUSH_PROMISE = 0x5
+PING = 0x6
+GOAWAY = 0x7
+WINDOW_UPDATE = 0x8
+CONTINUATION = 0x9
+
+# Flags.
+ACK = 0x1
+END_STREAM = 0x1
+END_HEADERS = 0x4
+PADDED = 0x8
+HAS_PRIORITY = 0x20
+
+#: SETTINGS_MAX_FRAME_SIZE stays at its default (RFC 9113 §6.5.2): what a peer may send us, and the bound of a partial
+#: frame.
+MAX_FRAME_SIZE = 16384
+
+# The settings that mean something to us (RFC 9113 §6.5.2, RFC 8441 §3). Our encoder's table stays within the default
+# (RFC 7541 §4.2 permits it): h2 searches it from end to end.
+_KNOWN_SETTINGS = frozenset((1, 2, 3, 4, 5, 6, 8))
+_HEADER_TABLE_SIZE = 1
+_MAX_ENCODER_TABLE = 4096
+
+_HEADER = struct.Struct(">HBBBL")
+_SETTING = struct.Struct(">HL")
+_WINDOW_UPDATE = struct.Struct(">HBBBLL")
+_TWO_WORDS = struct.Struct(">LL")
+
+#: One whole frame: its type, its flags, its stream, and all its octets from the frame header on.
+Frame = tuple[int, int, int, memoryview]
+
+
+class PeerError(Exception):
+    """The peer broke the protocol: a connection error (RFC 9113 §5.4.1). Never leaves the backend.
+
+    :ivar told: the GOAWAY that says so is in the output already.
+    """
+
+    def __init__(self, code: int, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.told = told
+
+
+class StreamError(Exception):
+    """A stream error (RFC 9113 §5.4.2), most often a malformed message (§8.1.1). Never leaves the backend."""
+
+    def __init__(self, message: str, code: int = ErrorCodes.PROTOCOL_ERROR) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class FrameSplitter:
+    """Cuts what arrives, in whatever pieces, into whole frames.
+
+    A frame that lies within one piece of input is handed out as a view of it, uncopied; only one that straddles two
+    pieces is put together in a buffer, which :data:`MAX_FRAME_SIZE` bounds.
+    """
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+
+    def split(self, data: memoryview) -> Iterator[Frame]:
+        """The frames that ``data`` completes. Their views are valid until the caller's buffer is used again.
+
+        :raises PeerError: FRAME_SIZE_ERROR, as soon as a frame announces too great a length (RFC 9113 §4.2).
+        """
+        pos, end = 0, len(data)
+        partial = self._partial
+        if partial:
+            pos = self._fill(data, 0, 9)
+            if len(partial) < 9:
+                return
+            high, low, kind, flags, stream = _HEADER.unpack_from(partial)
+            size = 9 + _checked(high << 8 | low)
+            pos = self._fill(data, pos, size)
+            if len(partial) < size:
+                return
+            frame = bytes(partial)
+            partial.clear()
+            yield kind, flags, stream & 0x7FFFFFFF, memoryview(frame)
+        unpack = _HEADER.unpack_from
+        while end - pos >= 9:
+            high, low, kind, flags, stream = unpack(data, pos)
+            until = pos + 9 + _checked(high << 8 | low)
+            if until > end:
+                break
+            yield kind, flags, stream & 0x7FFFFFFF, data[pos:until]
+            pos = until
+        partial += data[pos:]
+
+    def _fill(self, data: memoryview, pos: int, size: int) -> int:
+        taken = max(0, size - len(self._partial))
+        self._partial += data[pos : pos + taken]
+        return min(pos + taken, len(data))
+
+
+def _checked(length: int) -> int:
+    if length > MAX_FRAME_SIZE:
+        raise PeerError(
+            ErrorCodes.FRAME_SIZE_ERROR, f"the peer sent a frame of {length} bytes, {MAX_FRAME_SIZE} allowed"
+        )
+    return length
+
+
+def payload(frame: memoryview, flags: int) -> memoryview:
+    """The content of a DATA or HEADERS frame without its padding.
+
+    :raises PeerError: when the padding leaves no room for itself (RFC 9113 §6.1).
+    """
+    if not flags & PADDED:
+        return frame[9:]
+    if len(frame) < 10:
+        raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, "the peer sent a padded frame without its pad length")
+    padding = frame[9]
+    if padding >= len(frame) - 9:
+        raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent more padding than its frame holds")
+    return frame[10 : len(frame) - padding]
+
+
+def known_settings(frame: memoryview) -> bytes:
+    """A SETTINGS frame without what we do not know: every unknown setting kept would cost memory for ever."""
+    body = frame[9:]
+    if len(body) % 6 or frame[4] & ACK:
+        return bytes(frame)  # h2 knows what to say of it
+    kept = bytearray()
+    for name, value in _SETTING.iter_unpack(body):
+        if name == _HEADER_TABLE_SIZE:
+            value = min(value, _MAX_ENCODER_TABLE)
+        if name in _KNOWN_SETTINGS:
+            kept += _SETTING.pack(name, value)
+    return frame_header(len(kept), SETTINGS, frame[4], int.from_bytes(frame[5:9], "big")) + kept
+
+
+def goaway(frame: memoryview, stream: int) -> tuple[int, int, bytes]:
+    """What a GOAWAY says: last stream id, error code, debug data (RFC 9113 §6.8).
+
+    :raises PeerError: when it is not on stream 0, or too short.
+    """
+    if stream:
+        raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent GOAWAY on a stream")
+    if len(frame) < 17:
+        raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, "the peer sent a GOAWAY that is too short")
+    last, code = _TWO_WORDS.unpack_from(frame, 9)
+    return last & 0x7FFFFFFF, code, bytes(frame[17:])
+
+
+def frame_header(length: int, kind: int, flags: int, stream: int) -> bytes:
+    return _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream)
+
+
+def window_update(stream: int, increment: int) -> bytes:
+    return _WINDOW_UPDATE.pack(0, 4, WINDOW_UPDATE, 0, stream, increment)
+
+
+def data_frames(stream: int, data: bytes, size: int, *, end: bool) -> list[bytes]:
+    """DATA frames for all of ``data``, at most ``size`` bytes each; the last one with END_STREAM if ``end``."""
+    if len(data) <= size:
+        return [frame_header(len(data), DATA, END_STREAM if end else 0, stream), data]
+    pieces: list[bytes] = []
+    for start in range(0, len(data), size):
+        chunk = data[start : start + size]
+        last = end and start + size >= len(data)
+        pieces += (frame_header(len(chunk), DATA, END_STREAM if last else 0, stream), chunk)
+    return pieces
+
+
+def error_name(code: int) -> str:
+    """An error code in the RFC's own word (RFC 9113 §7)."""
+    try:
+        return ErrorCodes(code).name
+    except ValueError:
+        return f"error 0x{code:x}"

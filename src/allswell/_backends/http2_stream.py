@@ -1,0 +1,112 @@
+"""One exchange on an HTTP/2 connection: how far each direction has come, and what its response must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from h2.errors import ErrorCodes
+from h2.stream import H2Stream
+
+from allswell._backends.http2_fields import content_length, decode_response, decode_trailers
+from allswell._backends.http2_frames import StreamError
+from allswell._messages import Headers, ResponseHead
+
+_MAX_INFORMATIONAL = 100
+_WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
+
+
+class Stream:
+    """What we know of a stream beside h2's own state of it, which serves for sending.
+
+    :ivar h2: h2's stream: its sending state and the window that limits what we send.
+    :ivar window: bytes that the peer may still send here.
+    :ivar credit: bytes consumed, for which the window was not opened yet.
+    :ivar unread: bytes received and not consumed.
+    :ivar to_send: what the request's Content-Length still promises.
+    :ivar sent_end: we have ended our side.
+    :ivar answered: the final response's head has come.
+    :ivar tunnel: both sides are raw bytes now.
+    :ivar done: the peer has ended its side.
+    """
+
+    __slots__ = (
+        "answered",
+        "connect",
+        "credit",
+        "done",
+        "h2",
+        "head_request",
+        "id",
+        "informational",
+        "left",
+        "sent_end",
+        "to_send",
+        "tunnel",
+        "unread",
+        "window",
+    )
+
+    def __init__(self, id_: int, h2: H2Stream, *, window: int, method: bytes, to_send: int | None, end: bool) -> None:
+        self.id = id_
+        self.h2 = h2
+        self.window = window
+        self.credit = 0
+        self.unread = 0
+        self.to_send = to_send
+        self.sent_end = end
+        self.connect = method == b"CONNECT"
+        self.head_request = method == b"HEAD"
+        self.answered = False
+        self.tunnel = False
+        self.informational = 0
+        self.left: int | None = None
+        self.done = False
+
+    def receive_head(self, fields: Iterable[tuple[bytes, bytes]], end: bool, max_size: int) -> ResponseHead:
+        """:raises StreamError: for a malformed head."""
+        status, headers = decode_response(fields, max_size)
+        if status < 200:
+            self.informational += 1
+            if end:
+                raise StreamError("an informational response that ends its stream")  # RFC 9113 §8.1
+            if self.informational > _MAX_INFORMATIONAL:
+                raise StreamError("an endless row of informational responses", ErrorCodes.ENHANCE_YOUR_CALM)
+            return ResponseHead(status, headers, b"HTTP/2")
+        if self.connect and status < 300:
+            self.tunnel = True  # RFC 9110 §9.3.6: a Content-Length there means nothing
+        elif self.head_request or status in (204, 304):
+            self.left = 0  # RFC 9110 §6.4.1: no content; their Content-Length tells of another response
+        else:
+            self.left = content_length(headers)
+        self.answered = True
+        if end:
+            self._receive_end()
+        return ResponseHead(status, headers, b"HTTP/2")
+
+    def receive_data(self, size: int, end: bool) -> None:
+        """:raises StreamError: for content that may not come here or now."""
+        if self.done:
+            raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
+        if not self.answered:
+            raise StreamError("a body before its response")
+        if self.left is not None:
+            self.left -= size
+            if self.left < 0:
+                raise StreamError(_WRONG_LENGTH)
+        if end:
+            self._receive_end()
+
+    def receive_trailers(self, fields: Iterable[tuple[bytes, bytes]], end: bool, max_size: int) -> Headers:
+        """:raises StreamError: for a malformed trailer section."""
+        if self.done:
+            raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
+        if not end:
+            raise StreamError("a header section in the middle of a body")  # RFC 9113 §8.1
+        trailers = decode_trailers(fields, max_size)
+        self._receive_end()
+        return trailers
+
+    def _receive_end(self) -> None:
+        if self.left:
+            raise StreamError(_WRONG_LENGTH)
+        self.done = True
