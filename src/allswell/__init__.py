@@ -1,1 +1,48 @@
-"""An async HTTP client that ends well."""
+"""allswell: an async HTTP client that ends well. HTTP/1.1, HTTP/2 and HTTP/3, on asyncio and trio."""
+
+from allswell._client import AsyncClient
+from allswell._config import PoolConfig, Timeouts
+from allswell._errors import (
+    AllswellError,
+    ConnectFailed,
+    ExchangeReset,
+    LocalProtocolError,
+    PoolClosed,
+    ProtocolError,
+    RemoteProtocolError,
+    Timeout,
+    TransportError,
+    UnsupportedProtocol,
+)
+from allswell._messages import ResponseHead
+from allswell._pool.pool import ConnectionPool
+from allswell._pool.response import Response
+from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
+from allswell._transport import AsyncTransport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AllswellError",
+    "AsyncClient",
+    "AsyncTransport",
+    "CloseReport",
+    "ConnectFailed",
+    "ConnectionEnd",
+    "ConnectionPool",
+    "ExchangeReset",
+    "LayerEnd",
+    "LocalProtocolError",
+    "Outcome",
+    "PoolClosed",
+    "PoolConfig",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "Response",
+    "ResponseHead",
+    "Timeout",
+    "Timeouts",
+    "TransportError",
+    "UnsupportedProtocol",
+    "__version__",
+]

@@ -52,6 +52,10 @@ class LocalProtocolError(ProtocolError):
     by: Party = "us"
 
 
+class UnsupportedProtocol(LocalProtocolError):
+    """The URL's scheme is not one of HTTP's."""
+
+
 class RemoteProtocolError(ProtocolError):
     """The peer sent what the protocol forbids, or ended before it had said all."""
 

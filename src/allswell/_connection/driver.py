@@ -207,7 +207,7 @@ class Connection:
             self._resume.set()
 
     def abandon(self, exchange: Exchange) -> None:
-        """The requester takes no more of it. The protocol is kept in step, or where it cannot be, the connection ends."""
+        """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
         open_still = self._exchanges.pop(exchange.number, None) is not None
         if open_still or not self._backend.pauses_reading:
             self._abandon(exchange.number)

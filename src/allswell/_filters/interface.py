@@ -77,7 +77,7 @@ class Carrier(Filter, Generic[Input]):
 
     @property
     def dead(self) -> bool:
-        """Whether a write has failed: nothing more can be sent. (What the peer said last may still be there to read.)"""
+        """Whether a write has failed, so nothing more can be sent. (What the peer said last may still be readable.)"""
         return False
 
     @property

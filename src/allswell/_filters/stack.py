@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from allswell._deadline import Deadline
 from allswell._filters.interface import Carrier, Filter
 from allswell._report import LayerEnd
+
+AroundConnect = Callable[[Filter, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
 class Stack:
@@ -26,14 +28,18 @@ class Stack:
     def __str__(self) -> str:
         return " > ".join(layer.name for layer in self._filters)
 
-    async def connect(self) -> None:
+    async def connect(self, around: AroundConnect | None = None) -> None:
         """Connect every filter, from the bottom up. When one fails, or is cancelled, all are aborted.
 
+        :param around: called with each filter and its ``connect``, in its place (to trace it).
         :raises ConnectFailed: as the filter that failed says it.
         """
         try:
             for layer in reversed(self._filters):
-                await layer.connect()
+                if around is None:
+                    await layer.connect()
+                else:
+                    await around(layer, layer.connect)
         except BaseException:
             self.abort()
             raise

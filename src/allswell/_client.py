@@ -1,0 +1,123 @@
+"""The client: httpx2's AsyncClient on our transport. Closing it returns a report."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx2
+
+from allswell._config import DEFAULT_GRACE
+from allswell._pool.pool import ConnectionPool
+from allswell._report import CloseReport
+from allswell._transport import AsyncTransport
+
+if TYPE_CHECKING:
+    from httpx2._types import CertTypes
+
+
+class AsyncClient(httpx2.AsyncClient):
+    """An async HTTP client: all that ``httpx2.AsyncClient`` documents, and an end.
+
+    :param http1: may speak HTTP/1.1.
+    :param http2: may speak HTTP/2.
+    :param grace: seconds that closing may take, for all connections and layers together.
+    :param total_timeout: seconds that each request may take, from its start until its response was read.
+    :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves, and the settings
+        of connections (``verify``, ``http1``, ``limits``, …) are its own.
+    :param settings: the other parameters of ``httpx2.AsyncClient``.
+    :ivar close_report: how everything ended, once the client is closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        http1: bool = True,
+        http2: bool = False,
+        grace: float = DEFAULT_GRACE,
+        total_timeout: float | None = None,
+        pool: ConnectionPool | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        mounts: Mapping[str, httpx2.AsyncBaseTransport | None] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.close_report: CloseReport | None = None
+        self._grace = grace
+        self._total_timeout = total_timeout
+        self._pool = pool
+        super().__init__(http1=http1, http2=http2, transport=transport, mounts=mounts, **settings)
+
+    def _init_transport(
+        self,
+        verify: ssl.SSLContext | str | bool = True,
+        cert: CertTypes | None = None,
+        trust_env: bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx2.Limits | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> httpx2.AsyncBaseTransport:
+        # httpx2's own hook for what carries its requests (the one private name of httpx2 that we rely on).
+        if transport is not None:
+            return transport
+        return AsyncTransport(
+            verify,
+            cert,
+            trust_env,
+            http1,
+            http2,
+            limits,
+            grace=self._grace,
+            total_timeout=self._total_timeout,
+            pool=self._pool,
+        )
+
+    async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None
+        """Close: say goodbye at every layer of every connection, wait for the answers, tell how it went.
+
+        Responses in flight may finish while there is time. See :meth:`ConnectionPool.aclose`.
+
+        :param timeout: the grace in seconds, in place of the client's own; 0 to say everything and wait for nothing.
+        """
+        await self._close(timeout, cut=False)
+        await super().aclose()
+        assert self.close_report is not None
+        return self.close_report
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        try:
+            await self._close(None, cut=exc_type is not None)
+        finally:
+            await super().__aexit__(exc_type, exc_value, traceback)
+
+    async def _close(self, timeout: float | None, *, cut: bool) -> None:
+        """Close our transports side by side. (httpx2 closes the others, one by one.)"""
+        if self.close_report is not None:
+            return
+        ours = [each for each in (self._transport, *self._mounts.values()) if isinstance(each, AsyncTransport)]
+        reports: list[CloseReport] = []
+
+        async def close(each: AsyncTransport) -> None:
+            reports.append(await each.aclose(timeout, cut=cut))
+
+        try:
+            if len(ours) == 1:
+                await close(ours[0])
+            else:
+                async with anyio.create_task_group() as tasks:
+                    for each in ours:
+                        tasks.start_soon(close, each)
+        finally:
+            self.close_report = CloseReport(
+                tuple(end for report in reports for end in report.connections),
+                self._grace if timeout is None else timeout,
+                max((report.seconds for report in reports), default=0.0),
+            )

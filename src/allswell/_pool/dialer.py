@@ -1,0 +1,143 @@
+"""From a route to a connection: the one place that composes filters and backends.
+
+The stacks: ``tcp`` for http, ``tls > tcp`` for https. The backend follows from what ALPN chose (RFC 7301); on http it
+is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) when HTTP/1.1 is not wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx2
+
+from allswell._backends.http1 import Http1
+from allswell._backends.interface import Backend
+from allswell._config import PoolConfig
+from allswell._connection.driver import Connection
+from allswell._connection.interface import Owner
+from allswell._errors import ConnectFailed
+from allswell._filters.happy_eyeballs import connect_tcp, connect_unix
+from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
+from allswell._filters.stack import Stack
+from allswell._filters.tcp import TcpFilter
+from allswell._filters.tls import Patience, TlsFilter
+from allswell._pool.route import Route, authority
+from allswell._tasks import TaskHost
+from allswell._trace import Tracer
+
+#: Origins whose way of answering close_notify is remembered.
+_MANNERS = 1024
+
+
+class Dialer:
+    """Makes connections for one pool."""
+
+    def __init__(self, host: TaskHost, config: PoolConfig) -> None:
+        self._host = host
+        self._config = config
+        self._buffer = ReceiveBuffer()
+        self._context = config.ssl_context
+        self._patience: OrderedDict[Route, Patience] = OrderedDict()
+
+    async def dial(self, route: Route, owner: Owner, tracer: Tracer | None) -> Connection:
+        """A new connection; its task is not running yet.
+
+        :raises ConnectFailed: naming the peer and what went wrong.
+        """
+        tcp = self._tcp(route)
+        top: ByteStream = tcp
+        stack = Stack(tcp)
+        if route.scheme == "https":
+            top = TlsFilter(
+                tcp,
+                peer=authority(route.scheme, route.host, route.port),
+                context=self._ssl_context(),
+                server_name=route.server_name or route.host,
+                alpn=self._alpn(),
+                buffer=self._buffer,
+                patience=self._patience_with(route),
+            )
+            stack = Stack(top, tcp)
+        await stack.connect(_traced(tracer, route, self._config) if tracer is not None else None)
+        backend = self._backend(route, top.alpn_protocol if isinstance(top, TlsFilter) else None)
+        return Connection(
+            host=self._host, label=route.origin, stack=stack, backend=backend, owner=owner, config=self._config
+        )
+
+    def may_multiplex(self, route: Route) -> bool:
+        """Whether a connection to this route might carry many exchanges at once, for all we know before dialling."""
+        return self._config.http2 and (route.scheme == "https" or not self._config.http1)
+
+    def tls(self, lower: ByteStream, context: ssl.SSLContext, server_name: str) -> TlsFilter:
+        """TLS over any byte stream (a tunnel that a caller wants to talk TLS through)."""
+        return TlsFilter(
+            lower, peer=server_name, context=context, server_name=server_name, alpn=(), buffer=self._buffer
+        )
+
+    def _tcp(self, route: Route) -> TcpFilter:
+        config = self._config
+        where = authority(route.scheme, route.host, route.port)
+
+        async def dial() -> socket.socket:
+            if config.uds is not None:
+                return await connect_unix(config.uds, options=config.socket_options)
+            return await connect_tcp(
+                route.host, route.port, local_address=config.local_address, options=config.socket_options
+            )
+
+        return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer)
+
+    def _backend(self, route: Route, chosen: str | None) -> Backend[Any]:
+        if not self._config.http1:
+            raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
+        return Http1(max_header_size=self._config.max_header_size)
+
+    def _alpn(self) -> list[str]:
+        return ["h2"] * self._config.http2 + ["http/1.1"] * self._config.http1
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = httpx2.create_ssl_context()
+        keylog = os.environ.get("SSLKEYLOGFILE")
+        if keylog and getattr(self._context, "keylog_filename", "") is None:
+            self._context.keylog_filename = keylog
+        return self._context
+
+    def _patience_with(self, route: Route) -> Patience:
+        patience = self._patience.setdefault(route, Patience())
+        self._patience.move_to_end(route)
+        if len(self._patience) > _MANNERS:
+            self._patience.popitem(last=False)
+        return patience
+
+
+def _traced(
+    tracer: Tracer, route: Route, config: PoolConfig
+) -> Callable[[Filter, Callable[[], Awaitable[None]]], Awaitable[None]]:
+    """Wraps each filter's connect in the trace events that httpx2 documents for it."""
+    infos: dict[str, tuple[str, dict[str, Any]]] = {
+        "tcp": (
+            "connect_tcp" if config.uds is None else "connect_unix_socket",
+            {"host": route.host, "port": route.port, "local_address": config.local_address}
+            if config.uds is None
+            else {"path": config.uds},
+        ),
+        "tls": ("start_tls", {"server_hostname": route.server_name or route.host}),
+    }
+
+    async def connect(layer: Filter, step: Callable[[], Awaitable[None]]) -> None:
+        name, info = infos[layer.name]
+        tracer.note(f"{name}.started", info)
+        try:
+            await step()
+        except BaseException as error:
+            tracer.note(f"{name}.failed", {"exception": error})
+            raise
+        tracer.note(f"{name}.complete", {"return_value": layer})
+
+    return connect

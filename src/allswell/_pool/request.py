@@ -1,0 +1,90 @@
+"""A request as the pool takes it: head, route, body, and how long and how often it may be tried."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from dataclasses import dataclass, field
+
+from allswell._config import Timeouts
+from allswell._connection.exchange import InformationalHook, TrailerSource
+from allswell._messages import IDEMPOTENT_METHODS, RequestHead
+from allswell._pool.route import Route
+from allswell._trace import Tracer
+
+#: The largest body that is sent in one go with the head; a larger one is uploaded in pieces.
+INLINE_BODY = 64 * 1024
+
+_PIECE = 256 * 1024
+
+
+class Body:
+    """A request's body, of which it is known whether it can be sent once more.
+
+    Bytes can; an async iterable can when each ``aiter`` of it starts anew; a generator only while nothing was taken.
+    """
+
+    __slots__ = ("_source", "_touched")
+
+    def __init__(self, source: bytes | AsyncIterable[bytes]) -> None:
+        self._source = source
+        self._touched = False
+
+    @property
+    def inline(self) -> bytes | None:
+        """All of it, where it is small enough to go at once."""
+        source = self._source
+        return source if isinstance(source, bytes) and len(source) <= INLINE_BODY else None
+
+    @property
+    def replayable(self) -> bool:
+        """Whether it can be sent once more."""
+        return not (self._touched and isinstance(self._source, AsyncIterator))
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """Piece by piece, from the start."""
+        source = self._source
+        if isinstance(source, bytes):
+            for start in range(0, len(source), _PIECE):
+                yield source[start : start + _PIECE]
+            return
+        self._touched = True
+        pieces = aiter(source)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request to the pool.
+
+    :ivar trailers: the request's trailer section, or what makes it once the body was sent.
+    :ivar on_informational: awaited with each 1xx response.
+    """
+
+    head: RequestHead
+    route: Route
+    body: Body | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    trailers: TrailerSource = None
+    on_informational: InformationalHook | None = None
+    tracer: Tracer | None = None
+
+    @property
+    def inline(self) -> bytes | None:
+        """The body where it goes with the head. (Not when the server was asked first: RFC 9110 §10.1.1.)"""
+        if self.body is None or self.trailers is not None:
+            return None
+        inline = self.body.inline
+        if inline is not None and any(name.lower() == b"expect" for name, _ in self.head.headers):
+            return None
+        return inline
+
+    def may_repeat(self, *, proven: bool) -> bool:
+        """Whether it may be sent again: the peer provably did not process it, or processing it twice does no harm."""
+        if self.body is not None and not self.body.replayable:
+            return False
+        return proven or self.head.method in IDEMPOTENT_METHODS

@@ -1,0 +1,132 @@
+"""A response as the pool gives it: head at once, body as it is read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from allswell._connection.exchange import Exchange
+from allswell._messages import Headers, ResponseHead
+from allswell._pool.network_stream import NetworkStream, StartTls
+from allswell._trace import Tracer
+
+
+class Response:
+    """The response to one request of a :class:`ConnectionPool`.
+
+    :ivar status: the status code.
+    :ivar headers: names and values as they came.
+    :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"``.
+    :ivar reason: the reason phrase (HTTP/1.1 only).
+    :ivar attempts: why each earlier attempt at this request ended, oldest first.
+    """
+
+    __slots__ = (
+        "_content",
+        "_exchange",
+        "_start_tls",
+        "_tracer",
+        "attempts",
+        "headers",
+        "http_version",
+        "reason",
+        "status",
+    )
+
+    def __init__(
+        self, head: ResponseHead, exchange: Exchange, attempts: list[str], start_tls: StartTls, tracer: Tracer | None
+    ) -> None:
+        self.status = head.status
+        self.headers = head.headers
+        self.http_version = head.http_version
+        self.reason = head.reason
+        self.attempts = attempts
+        self._exchange = exchange
+        self._content: bytes | None = None
+        self._start_tls = start_tls
+        self._tracer = tracer
+
+    def __repr__(self) -> str:
+        return f"<Response {self.http_version.decode()} {self.status}>"
+
+    @property
+    def informational(self) -> list[ResponseHead]:
+        """The 1xx responses that came before this one."""
+        return self._exchange.informational
+
+    @property
+    def trailers(self) -> Headers:
+        """The trailer section; there once the body was read."""
+        return self._exchange.trailers
+
+    @property
+    def network_stream(self) -> NetworkStream:
+        """The raw byte stream after 101 or CONNECT; else good for ``get_extra_info`` only."""
+        return NetworkStream(self._exchange, self._start_tls)
+
+    @property
+    def stream_id(self) -> int:
+        """The exchange's number on its connection: the stream id in HTTP/2 and HTTP/3."""
+        return self._exchange.number
+
+    async def receive(self) -> bytes:
+        """The next piece of the body; ``b""`` at its end.
+
+        :raises AllswellError: when the body ends before it is complete.
+        """
+        if self._tracer is not None:
+            return await self._receive_traced(self._tracer)
+        return await self._exchange.receive()
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        :raises AllswellError: when the body ends before it is complete.
+        """
+        if self._content is None:
+            pieces = []
+            while piece := await self.receive():
+                pieces.append(piece)
+            self._content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return self._content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._content is not None:
+            yield self._content
+            return
+        while piece := await self.receive():
+            yield piece
+
+    async def aclose(self) -> None:
+        """Take no more of the body. The connection is kept where the protocol, and what was read, allow it."""
+        if self._tracer is not None:
+            self._tracer.note("response_closed.started", {})
+        self._exchange.abandon()
+        if self._tracer is not None:
+            self._tracer.note("response_closed.complete", {"return_value": None})
+            await self._tracer.tell()
+
+    async def _receive_traced(self, tracer: Tracer) -> bytes:
+        tracer.note("receive_response_body.started", {})
+        await tracer.tell()
+        try:
+            piece = await self._exchange.receive()
+        except BaseException as error:
+            tracer.note("receive_response_body.failed", {"exception": error})
+            raise
+        tracer.note("receive_response_body.complete", {"return_value": None})
+        await tracer.tell()
+        return piece
+
+    def extension_facts(self) -> dict[str, Any]:
+        """What httpx2 calls a response's extensions. ``trailers`` and ``informational`` are filled as they come."""
+        facts: dict[str, Any] = {
+            "http_version": self.http_version,
+            "reason_phrase": self.reason,
+            "network_stream": self.network_stream,
+            "informational": self._exchange.informational,
+            "attempts": self.attempts,
+        }
+        if self.http_version not in (b"HTTP/1.1", b"HTTP/1.0"):
+            facts["stream_id"] = self._exchange.number
+        return facts

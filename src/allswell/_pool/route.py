@@ -1,0 +1,74 @@
+"""Routes: where a connection leads and by what way; the key under which the pool keeps connections."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import httpx2
+
+from allswell._errors import LocalProtocolError, UnsupportedProtocol
+
+DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+class Route(NamedTuple):
+    """An origin (RFC 9110 §4.3.1), and what a connection to it depends on besides.
+
+    :ivar scheme: ``"http"`` or ``"https"``.
+    :ivar host: a host name, or an IP address without brackets.
+    :ivar server_name: for TLS, where it is not the host.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    server_name: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """As errors and reports name it: ``"https://example.org"``; the port only where it is not the default."""
+        return f"{self.scheme}://{authority(self.scheme, self.host, self.port)}"
+
+
+class Destination(NamedTuple):
+    """A URL, taken apart for a request."""
+
+    route: Route
+    authority: bytes
+    target: bytes
+
+
+def authority(scheme: str, host: str, port: int) -> str:
+    """The authority component, without the scheme's default port (RFC 9110 §7.2)."""
+    bracketed = f"[{host}]" if ":" in host else host
+    return bracketed if port == DEFAULT_PORTS.get(scheme) else f"{bracketed}:{port}"
+
+
+def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
+    """Where a request to this URL goes.
+
+    :raises UnsupportedProtocol: for a URL that is not http or https.
+    :raises LocalProtocolError: for one that names no host.
+    """
+    scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
+    if scheme not in ("http", "https"):
+        raise UnsupportedProtocol(f"cannot request {url}: its scheme is {url.scheme!r}, not http or https")
+    host = url.raw_host.decode("ascii")
+    if not host:
+        raise LocalProtocolError(f"cannot request {url}: it names no host")
+    port = url.port or DEFAULT_PORTS[scheme]
+    route = Route(scheme, host, port, server_name)
+    return Destination(route, authority(scheme, host, port).encode("ascii"), url.raw_path)
+
+
+@lru_cache(maxsize=1024)
+def parsed(url: str) -> Destination:
+    """The same for a URL's text.
+
+    :raises LocalProtocolError: as :func:`destination`, or when it is no URL at all.
+    """
+    try:
+        return destination(httpx2.URL(url))
+    except httpx2.InvalidURL as error:
+        raise LocalProtocolError(f"{url!r} is no URL: {error}") from error

@@ -1,0 +1,215 @@
+"""The pool as a transport for httpx2, and for httpx: request in, response out, errors mapped. No logic of its own."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+
+import httpx2
+
+from allswell._config import DEFAULT_GRACE, PoolConfig, SocketOption, Timeouts
+from allswell._errors import (
+    AllswellError,
+    ConnectFailed,
+    ExchangeReset,
+    LocalProtocolError,
+    PoolClosed,
+    RemoteProtocolError,
+    Timeout,
+    TransportError,
+    UnsupportedProtocol,
+)
+from allswell._messages import RequestHead
+from allswell._pool.pool import ConnectionPool
+from allswell._pool.request import Body, Request
+from allswell._pool.response import Response
+from allswell._pool.route import destination
+from allswell._report import CloseReport
+from allswell._trace import Tracer
+
+if TYPE_CHECKING:
+    from httpx2._types import CertTypes
+
+#: allswell's errors in httpx2's (and httpx's) words; the first that fits. The original is always the ``__cause__``.
+_ERRORS: Sequence[tuple[type[AllswellError], str]] = (
+    (ConnectFailed, "ConnectError"),
+    (UnsupportedProtocol, "UnsupportedProtocol"),
+    (LocalProtocolError, "LocalProtocolError"),
+    (RemoteProtocolError, "RemoteProtocolError"),
+    (ExchangeReset, "RemoteProtocolError"),
+    (PoolClosed, "CloseError"),
+)
+_TIMEOUTS = {"connect": "ConnectTimeout", "read": "ReadTimeout", "write": "WriteTimeout", "pool": "PoolTimeout"}
+
+
+def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
+    if isinstance(error, Timeout):
+        name = _TIMEOUTS.get(error.phase, "TimeoutException")
+    elif isinstance(error, TransportError):
+        name = "ReadError" if error.operation == "read" else "WriteError"
+    elif isinstance(error, ConnectFailed) and error.phase == "proxy":
+        name = "ProxyError"
+    else:
+        name = next((words for kind, words in _ERRORS if isinstance(error, kind)), "TransportError")
+    raise getattr(library, name)(str(error)) from error
+
+
+class ResponseStream(httpx2.AsyncByteStream):
+    """The body of a response, for httpx2."""
+
+    _library: ModuleType = httpx2
+
+    def __init__(self, response: Response, extensions: dict[str, Any]) -> None:
+        self._response = response
+        self._extensions = extensions
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        receive = self._response.receive
+        try:
+            while piece := await receive():
+                yield piece
+        except AllswellError as error:
+            _raise_as(self._library, error)
+        self._extensions["trailers"] = self._response.trailers
+
+    async def aclose(self) -> None:
+        """See :meth:`Response.aclose`."""
+        await self._response.aclose()
+
+
+class Sender:
+    """What the transports for httpx2 and httpx share: the pool, and how a request and an error are translated."""
+
+    _library: ModuleType = httpx2
+
+    def __init__(
+        self,
+        verify: ssl.SSLContext | str | bool = True,
+        cert: CertTypes | None = None,
+        trust_env: bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx2.Limits | None = None,
+        uds: str | None = None,
+        local_address: str | None = None,
+        retries: int = 0,
+        socket_options: Sequence[SocketOption] | None = None,
+        *,
+        grace: float = DEFAULT_GRACE,
+        total_timeout: float | None = None,
+        pool: ConnectionPool | None = None,
+        **settings: Any,
+    ) -> None:
+        limits = limits or httpx2.Limits(max_connections=100, max_keepalive_connections=20)
+        self._total = total_timeout
+        self.pool = pool or ConnectionPool(
+            PoolConfig(
+                ssl_context=httpx2.create_ssl_context(verify, cert, trust_env),
+                http1=http1,
+                http2=http2,
+                max_connections=limits.max_connections,
+                max_keepalive_connections=limits.max_keepalive_connections,
+                keepalive_expiry=limits.keepalive_expiry,
+                grace=grace,
+                retries=retries,
+                uds=uds,
+                local_address=local_address,
+                socket_options=tuple(socket_options or ()),
+            ),
+            **settings,
+        )
+        self.pool.share()
+        self._left = False
+
+    async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
+        try:
+            response = await self.pool.send(self._request(request))
+        except AllswellError as error:
+            _raise_as(self._library, error)
+        return response, response.extension_facts()
+
+    def _request(self, request: httpx2.Request) -> Request:
+        extensions = request.extensions
+        to = destination(request.url, extensions.get("sni_hostname"))
+        waits: Mapping[str, float | None] = extensions.get("timeout", {})
+        timeouts = Timeouts(
+            waits.get("connect"),
+            waits.get("read"),
+            waits.get("write"),
+            waits.get("pool"),
+            extensions.get("total_timeout", self._total),
+        )
+        headers = request.headers.raw
+        head = RequestHead(
+            request.method.encode("ascii"),
+            to.route.scheme.encode("ascii"),
+            to.authority,
+            extensions.get("target", to.target),
+            headers,
+        )
+        stream = request.stream
+        body: Body | None = None
+        if isinstance(stream, self._library.ByteStream):
+            content = b"".join(stream)
+            if content or any(name.lower() == b"content-length" for name, _ in headers):
+                body = Body(content)
+        else:
+            body = Body(cast(AsyncIterable[bytes], stream))
+        trace = extensions.get("trace")
+        return Request(
+            head,
+            to.route,
+            body,
+            timeouts,
+            extensions.get("trailers"),
+            extensions.get("informational"),
+            Tracer(trace) if trace is not None else None,
+        )
+
+    async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
+        """Leave the pool; the last to leave closes it: see :meth:`ConnectionPool.leave`."""
+        if self._left:
+            return self.pool.close_report or CloseReport()
+        self._left = True
+        return await self.pool.leave(timeout, cut=cut)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.leave(cut=exc_type is not None)
+
+
+class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
+    """A transport for ``httpx2.AsyncClient``, in place of ``httpx2.AsyncHTTPTransport`` and with its parameters.
+
+    :param grace: seconds that closing may take, in all.
+    :param total_timeout: seconds that each request may take, from its start until its response was read
+        (per request: ``extensions={"total_timeout": 10.0}``).
+    :param pool: a pool to share; the transport then makes none, and the settings above are the pool's.
+    :param settings: more settings, as in :class:`PoolConfig`.
+    """
+
+    async def aclose(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:  # type: ignore[override]
+        """See :meth:`ConnectionPool.leave`. (The override: httpx2's returns nothing.)"""
+        return await self.leave(timeout, cut=cut)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; called by the client.
+
+        :raises httpx2.TransportError: one of its subclasses, with the :class:`AllswellError` as ``__cause__``.
+        """
+        response, extensions = await self._handle(request)
+        return httpx2.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=ResponseStream(response, extensions),
+            extensions=extensions,
+        )

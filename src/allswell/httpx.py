@@ -1,0 +1,39 @@
+"""allswell under httpx (extra ``httpx``): ``httpx.AsyncClient(transport=allswell.httpx.AsyncTransport())``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import httpx
+import httpx2
+
+from allswell._report import CloseReport
+from allswell._transport import ResponseStream, Sender
+
+
+class _Stream(ResponseStream, httpx.AsyncByteStream):
+    _library = httpx
+
+
+class AsyncTransport(Sender, httpx.AsyncBaseTransport):
+    """A transport for ``httpx.AsyncClient``; parameters as in :class:`allswell.AsyncTransport`."""
+
+    _library = httpx
+
+    async def aclose(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:  # type: ignore[override]
+        """See :meth:`ConnectionPool.leave`. (The override: httpx's returns nothing.)"""
+        return await self.leave(timeout, cut=cut)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; called by the client.
+
+        :raises httpx.TransportError: one of its subclasses, with the :class:`allswell.AllswellError` as ``__cause__``.
+        """
+        # The two libraries' requests are of one shape: httpx2 continues httpx.
+        response, extensions = await self._handle(cast(httpx2.Request, request))
+        return httpx.Response(
+            status_code=response.status,
+            headers=cast(Any, response.headers),
+            stream=_Stream(response, extensions),
+            extensions=extensions,
+        )
