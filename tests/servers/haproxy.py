@@ -1,0 +1,49 @@
+"""HAProxy, ending TLS before hypercorn with our application: h1, h2, and ``/echo``."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.servers.hypercorn import hypercorn
+from tests.support.certificates import certificates
+from tests.support.servers import ServerInfo, needed, run, setup, signal_reload
+
+
+@contextmanager
+def haproxy() -> Iterator[ServerInfo]:
+    """Run it, in master-worker mode, and the server behind it."""
+    program = needed("haproxy")
+    files = certificates()
+    with setup() as made, hypercorn() as behind:
+        config = made.write(
+            "haproxy.cfg",
+            f"""
+global
+    hard-stop-after 5s
+defaults
+    mode http
+    http-reuse always
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+    timeout http-keep-alive 30s
+frontend in
+    bind 127.0.0.1:{made.port} ssl crt {files.chain_and_key} alpn h2,http/1.1
+    bind 127.0.0.1:{made.http_port}
+    default_backend app
+backend app
+    server hypercorn 127.0.0.1:{behind.http_port}
+""",
+        )
+        with run(
+            "haproxy",
+            [program, "-W", "-db", "-f", config],
+            made,
+            protocols=["http/1.1", "h2"],
+            echoes=True,
+            reload=signal_reload(signal.SIGUSR2),
+            quit_signal=signal.SIGUSR1,
+        ) as server:
+            yield server

