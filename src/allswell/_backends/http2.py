@@ -206,7 +206,7 @@ class Http2:
             last = end and not fields
             stream.h2.send_data(data, last)
             self._h2.outbound_flow_control_window -= size
-            self._flush_h2()
+            self._flush_h2()  # HEADERS first
             self._out += wire.data_frames(exchange, data, self._h2.max_outbound_frame_size, end=last)
         if fields:
             self._h2.send_headers(exchange, fields, end_stream=True)
@@ -236,8 +236,7 @@ class Http2:
         stream.unread -= credit
         stream.credit += credit
         if stream.credit >= self._stream_threshold and not stream.done and not self._over:
-            self._flush_h2()
-            self._out.append(wire.window_update(exchange, stream.credit))
+            self._write_window_update(exchange, stream.credit)
             stream.window += stream.credit
             stream.credit = 0
         self._give_back(credit)
@@ -296,10 +295,9 @@ class Http2:
                     if self._run is not None:
                         self._end_run(events)
                     self._receive_frame(kind, flags, id_, frame, events)
-            if self._run is not None:
-                self._end_run(events)
+            self._end_run(events)
         except PeerError as error:
-            self._drop_run()
+            self._end_run(events)
             self._break(error, events)
         return events
 
@@ -374,9 +372,6 @@ class Http2:
             events.append(BodyReceived(stream.id, data, credit))
         elif credit:
             self.consumed(stream.id, credit)  # nothing but padding: nobody will read it
-
-    def _drop_run(self) -> None:
-        self._run, self._run_credit, self._parts = None, 0, []
 
     def _receive_dead_data(self, id_: int, flags: int, frame: memoryview) -> None:
         wire.payload(frame, flags)
@@ -613,8 +608,12 @@ class Http2:
             self._credit = 0
 
     def _open_window(self, increment: int) -> None:
-        self._out.append(wire.window_update(0, increment))
+        self._write_window_update(0, increment)
         self._window += increment
+
+    def _write_window_update(self, id_: int, increment: int) -> None:
+        self._flush_h2()
+        self._out.append(wire.window_update(id_, increment))
 
     def _count_quiet(self) -> None:
         self._quiet += 1

@@ -134,10 +134,13 @@ def payload(frame: memoryview, flags: int) -> memoryview:
 
 
 def known_settings(frame: memoryview) -> bytes:
-    """A SETTINGS frame without what we do not know: every unknown setting kept would cost memory for ever."""
+    """A SETTINGS frame without what we do not know: every unknown setting kept would cost memory for ever.
+
+    :raises PeerError: when its length is wrong (RFC 9113 §6.5).
+    """
     body = frame[9:]
-    if len(body) % 6 or frame[4] & ACK:
-        return bytes(frame)  # h2 knows what to say of it
+    if len(body) % 6 or (body and frame[4] & ACK):
+        raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, f"the peer sent SETTINGS of {len(body)} bytes")
     kept = bytearray()
     for name, value in _SETTING.iter_unpack(body):
         if name == _HEADER_TABLE_SIZE:

@@ -1,0 +1,673 @@
+"""HTTP/2 between the backend and h2's server side: exchanges, fields, windows, streams that end early."""
+
+from __future__ import annotations
+
+import h2.connection
+import h2.stream
+import pytest
+from h2.config import H2Configuration
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, PingReceived, RequestReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.settings import SettingCodes
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    WindowUpdateFrame,
+)
+
+from allswell._backends.http2 import Http2
+from allswell._backends.http2_fields import RequestEncoder
+from allswell._backends.interface import (
+    Backend,
+    BodyReceived,
+    CapacityChanged,
+    ExchangeFailed,
+    InformationalReceived,
+    ResponseCompleted,
+    ResponseReceived,
+    SendWindowOpened,
+    UploadRefused,
+)
+from allswell._errors import ExchangeReset, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
+from allswell._messages import RequestHead, ResponseHead
+from tests.backends.h2_peer import OK, Link, data, get, rst, settings
+
+HEAD = ResponseHead(200, [(b"server", b"pretend")], b"HTTP/2")
+
+
+@pytest.fixture(params=[None, 1, 7], ids=["at once", "byte by byte", "in sevens"])
+def step(request: pytest.FixtureRequest) -> int | None:
+    value: int | None = request.param
+    return value
+
+
+def as_backend(client: Http2) -> Backend[memoryview]:
+    return client
+
+
+def test_is_a_backend() -> None:
+    backend = as_backend(Http2(max_header_size=65536))
+    assert (backend.name, backend.http_version, backend.says_goodbye) == ("h2", "HTTP/2", "GOAWAY")
+    assert not backend.pauses_reading
+    assert not backend.must_abort
+
+
+def test_the_first_output_is_preface_settings_and_window() -> None:
+    client = Http2(max_header_size=1234, initial_window=70_000, connection_window=500_000)
+    output = client.take_output()
+    assert output.startswith(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    server = h2.connection.H2Connection(H2Configuration(client_side=False))
+    server.initiate_connection()
+    server.receive_data(output)
+    assert server.remote_settings.initial_window_size == 70_000
+    assert server.remote_settings.max_header_list_size == 1234
+    assert server.remote_settings.enable_push == 0
+    assert server.outbound_flow_control_window == 500_000
+    assert client.take_output() == b""
+
+
+def test_get(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.client.open(get(b"/path?q"), end=True)
+    request, ended = link.to_server()
+    assert isinstance(request, RequestReceived)
+    assert isinstance(ended, StreamEnded)
+    assert list(request.headers or []) == [
+        (b":method", b"GET"),
+        (b":scheme", b"https"),
+        (b":authority", b"example.org"),
+        (b":path", b"/path?q"),
+    ]
+    link.server.send_headers(exchange, OK)
+    link.server.send_data(exchange, b"hello ")
+    link.server.send_data(exchange, b"world", end_stream=True, pad_length=3)
+    assert link.to_client() == [
+        ResponseReceived(exchange, HEAD),
+        BodyReceived(exchange, b"hello world", 15),
+        ResponseCompleted(exchange, []),
+    ]
+    assert link.client.capacity() > 100  # no limit was set
+
+
+def test_many_at_once(step: int | None) -> None:
+    link = Link(step=step)
+    exchanges = [link.request(get(b"/%d" % number)) for number in range(50)]
+    for exchange in exchanges:
+        link.server.send_headers(exchange, OK)
+    for exchange in reversed(exchanges):
+        link.server.send_data(exchange, b"body of %d" % exchange, end_stream=True)
+    events = link.to_client()
+    bodies = {event.exchange: event.data for event in events if isinstance(event, BodyReceived)}
+    assert bodies == {exchange: b"body of %d" % exchange for exchange in exchanges}
+    assert sum(isinstance(event, ResponseCompleted) for event in events) == 50
+
+
+def test_informational_and_trailers(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request()
+    link.server.send_headers(exchange, [(b":status", b"103"), (b"link", b"</a>")])
+    link.server.send_headers(exchange, OK)
+    link.server.send_data(exchange, b"x")
+    link.server.send_headers(exchange, [(b"checksum", b"abc")], end_stream=True)
+    assert link.to_client() == [
+        InformationalReceived(exchange, ResponseHead(103, [(b"link", b"</a>")], b"HTTP/2")),
+        ResponseReceived(exchange, HEAD),
+        BodyReceived(exchange, b"x", 1),
+        ResponseCompleted(exchange, [(b"checksum", b"abc")]),
+    ]
+
+
+def test_a_head_in_many_fragments(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request()
+    fields = [(b":status", b"200"), *((b"x-%d" % number, b"v" * 1000) for number in range(40))]
+    block = link.encoder.encode(fields)
+    pieces = [block[start : start + 1000] for start in range(0, len(block), 1000)]
+    events = link.frames(
+        HeadersFrame(exchange, pieces[0], flags=["END_STREAM"]),
+        *(ContinuationFrame(exchange, piece) for piece in pieces[1:]),
+        ContinuationFrame(exchange, b"", flags=["END_HEADERS"]),
+    )
+    assert events == [
+        ResponseReceived(exchange, ResponseHead(200, fields[1:], b"HTTP/2")),
+        ResponseCompleted(exchange, []),
+    ]
+
+
+def test_priority_and_padding_of_a_head_are_cut_off(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request()
+    frame = link.headers(exchange, OK, "PADDED", "PRIORITY", "END_STREAM")
+    frame.pad_length = 9
+    assert link.frames(frame) == [ResponseReceived(exchange, HEAD), ResponseCompleted(exchange, [])]
+
+
+# Fields
+
+
+def test_connection_specific_fields_are_left_out() -> None:
+    link = Link()
+    link.client.open(
+        get(
+            headers=[
+                (b"Host", b"other.example"),
+                (b"Connection", b"keep-alive, X-Hop"),
+                (b"Keep-Alive", b"5"),
+                (b"Proxy-Connection", b"x"),
+                (b"Transfer-Encoding", b"chunked"),
+                (b"Upgrade", b"websocket"),
+                (b"X-Hop", b"1"),
+                (b"TE", b"gzip, trailers"),
+                (b"X-Kept", b" value\t"),
+            ]
+        ),
+        end=True,
+    )
+    request = link.to_server()[0]
+    assert isinstance(request, RequestReceived)
+    assert list(request.headers or [])[2:] == [
+        (b":authority", b"other.example"),
+        (b":path", b"/"),
+        (b"te", b"trailers"),
+        (b"x-kept", b"value"),
+    ]
+
+
+def test_secrets_are_never_indexed() -> None:
+    head = get(headers=[(b"Authorization", b"Basic x"), (b"Cookie", b"a=b"), (b"Accept", b"*/*")])
+    indexable = {field[0]: getattr(field, "indexable", True) for field in RequestEncoder().encode(head).fields}
+    assert not indexable[b"authorization"]
+    assert not indexable[b"cookie"]
+    assert indexable[b"accept"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        get(headers=[(b"bad name", b"x")]),
+        get(headers=[(b":path", b"/evil")]),
+        get(headers=[(b"x", b"a\r\nb: c")]),
+        get(headers=[(b"x", b"a\0")]),
+        get(headers=[(b"host", b"a"), (b"host", b"b")]),
+        get(headers=[(b"host", b"user@example.org")]),
+        get(headers=[(b"content-length", b"many")]),
+        get(headers=[(b"content-length", b"5")]),
+        get(b"no-slash"),
+        get(b"/with space"),
+        get(method=b"G ET"),
+        RequestHead(b"GET", b"https", b"example.org", b"/", [], b"websocket"),
+        RequestHead(b"CONNECT", b"https", b"example.org", b"/", [], b"websocket"),
+    ],
+)
+def test_what_cannot_be_said_changes_nothing(head: RequestHead) -> None:
+    link = Link()
+    with pytest.raises(LocalProtocolError):
+        link.client.open(head, end=True)
+    assert link.client.take_output() == b""
+    exchange = link.request()
+    assert exchange == 1
+    link.server.send_headers(exchange, OK, end_stream=True)
+    assert link.to_client()[-1] == ResponseCompleted(exchange, [])
+
+
+def test_absolute_form_and_asterisk() -> None:
+    link = Link()
+    link.client.open(RequestHead(b"GET", b"https", b"proxy:3128", b"http://origin:8080/x", []), end=True)
+    link.client.open(RequestHead(b"OPTIONS", b"https", b"example.org", b"*", []), end=True)
+    requests = [event for event in link.to_server() if isinstance(event, RequestReceived)]
+    assert list(requests[0].headers or [])[1:] == [
+        (b":scheme", b"http"),
+        (b":authority", b"origin:8080"),
+        (b":path", b"/x"),
+    ]
+    assert (b":path", b"*") in list(requests[1].headers or [])
+
+
+# Uploads
+
+
+def test_upload_within_both_windows(step: int | None) -> None:
+    link = Link(step=step, settings={SettingCodes.INITIAL_WINDOW_SIZE: 100_000})
+    exchange = link.request(get(method=b"POST", headers=[(b"Content-Length", b"150000")]), end=False)
+    assert link.client.send_window(exchange) == 65535  # the connection's
+    link.client.send_body(exchange, b"a" * 65535, end=False)
+    assert link.client.send_window(exchange) == 0
+    received = [event for event in link.to_server() if isinstance(event, DataReceived)]
+    assert [len(event.data or b"") for event in received] == [16384, 16384, 16384, 16383]
+    link.server.increment_flow_control_window(1_000_000)
+    assert link.to_client() == [SendWindowOpened(None)]
+    assert link.client.send_window(exchange) == 34465  # the stream's
+    link.client.send_body(exchange, b"b" * 34465, end=False)
+    link.to_server()
+    link.server.increment_flow_control_window(50_000, exchange)
+    assert link.to_client() == [SendWindowOpened(exchange)]
+    link.client.send_body(exchange, b"c" * 50_000, end=True)
+    assert isinstance(link.to_server()[-1], StreamEnded)
+    assert link.client.send_window(exchange) == 0
+
+
+def test_a_greater_initial_window_opens_shut_streams(step: int | None) -> None:
+    link = Link(step=step, settings={SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    exchange = link.request(get(method=b"POST"), end=False)
+    assert link.client.send_window(exchange) == 0
+    assert link.frames(settings(INITIAL_WINDOW_SIZE=10)) == [SendWindowOpened(None)]
+    assert link.client.send_window(exchange) == 10
+    assert link.frames(settings(INITIAL_WINDOW_SIZE=5)) == []
+    assert link.frames(settings(MAX_FRAME_SIZE=20000)) == []
+    link.client.send_body(exchange, b"12345", end=False)
+    assert link.frames(settings(INITIAL_WINDOW_SIZE=0)) == []
+    assert link.client.send_window(exchange) == 0  # RFC 9113 §6.9.2: it may be below 0
+
+
+def test_request_trailers() -> None:
+    link = Link()
+    exchange = link.request(get(method=b"POST"), end=False)
+    link.client.send_body(exchange, b"x", end=True, trailers=[(b"Checksum", b"abc")])
+    events = link.to_server()
+    assert [type(event) for event in events] == [DataReceived, TrailersReceived, StreamEnded]
+    trailers = events[1]
+    assert isinstance(trailers, TrailersReceived)
+    assert list(trailers.headers or []) == [(b"checksum", b"abc")]
+
+
+def test_a_body_must_match_its_content_length() -> None:
+    link = Link()
+    exchange = link.request(get(method=b"POST", headers=[(b"Content-Length", b"3")]), end=False)
+    with pytest.raises(LocalProtocolError):
+        link.client.send_body(exchange, b"four", end=False)
+    with pytest.raises(LocalProtocolError):
+        link.client.send_body(exchange, b"2!", end=True)
+    with pytest.raises(LocalProtocolError):
+        link.client.send_body(exchange, b"3ee", end=True, trailers=[(b"a b", b"")])
+    assert link.client.take_output() == b""
+    link.client.send_body(exchange, b"3ee", end=True)
+    assert isinstance(link.to_server()[-1], StreamEnded)
+
+
+def test_more_than_the_window_is_refused() -> None:
+    link = Link()
+    exchange = link.request(get(method=b"POST"), end=False)
+    with pytest.raises(LocalProtocolError):
+        link.client.send_body(exchange, b"x" * 65536, end=False)
+
+
+def test_an_early_response_refuses_the_upload(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request(get(method=b"POST"), end=False)
+    link.server.send_headers(exchange, OK, end_stream=True)
+    link.server.reset_stream(exchange, ErrorCodes.NO_ERROR)
+    assert link.to_client() == [
+        ResponseReceived(exchange, HEAD),
+        UploadRefused(exchange),
+        ResponseCompleted(exchange, []),
+    ]
+    link.client.send_body(exchange, b"late", end=True)
+    resets = [frame for frame in link.output_frames() if isinstance(frame, RstStreamFrame)]
+    assert [(frame.stream_id, frame.error_code) for frame in resets] == [(exchange, ErrorCodes.NO_ERROR)]
+
+
+# Tunnels
+
+
+def test_connect_becomes_a_tunnel(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request(RequestHead(b"CONNECT", b"https", b"proxy", b"origin:443", []), end=False)
+    link.server.send_headers(exchange, OK)
+    link.server.send_data(exchange, b"down")
+    assert link.to_client() == [ResponseReceived(exchange, HEAD, tunnel=True), BodyReceived(exchange, b"down", 4)]
+    link.client.send_body(exchange, b"up", end=False)
+    link.server.send_data(exchange, b"", end_stream=True)
+    assert link.to_client() == [ResponseCompleted(exchange, [])]
+    link.client.send_body(exchange, b"still up", end=True)
+    events = link.to_server()
+    assert b"".join(event.data or b"" for event in events if isinstance(event, DataReceived)) == b"upstill up"
+    assert link.client.send_window(exchange) == 0
+
+
+def test_a_half_closed_tunnel_that_is_reset_refuses_uploads(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request(RequestHead(b"CONNECT", b"https", b"proxy", b"origin:443", []), end=False)
+    link.frames(link.headers(exchange, OK, "END_STREAM"))
+    assert link.frames(rst(exchange, ErrorCodes.CONNECT_ERROR)) == [UploadRefused(exchange)]
+    assert link.client.receive_eof(None) == []
+
+
+def test_extended_connect_where_offered() -> None:
+    link = Link(settings={SettingCodes.ENABLE_CONNECT_PROTOCOL: 1})
+    head = RequestHead(b"CONNECT", b"https", b"example.org", b"/chat", [(b"origin", b"x")], b"websocket")
+    exchange = link.client.open(head, end=False)
+    request = link.to_server()[0]
+    assert isinstance(request, RequestReceived)
+    assert list(request.headers or []) == [
+        (b":method", b"CONNECT"),
+        (b":scheme", b"https"),
+        (b":authority", b"example.org"),
+        (b":path", b"/chat"),
+        (b":protocol", b"websocket"),
+        (b"origin", b"x"),
+    ]
+    link.server.send_headers(exchange, [(b":status", b"200")])
+    assert link.to_client() == [ResponseReceived(exchange, ResponseHead(200, [], b"HTTP/2"), tunnel=True)]
+
+
+def test_a_refused_connect_is_no_tunnel() -> None:
+    link = Link()
+    exchange = link.request(RequestHead(b"CONNECT", b"https", b"proxy", b"origin:443", []), end=False)
+    link.server.send_headers(exchange, [(b":status", b"407")], end_stream=True)
+    events = link.to_client()
+    assert events[0] == ResponseReceived(exchange, ResponseHead(407, [], b"HTTP/2"))
+    assert events[1:] == [UploadRefused(exchange), ResponseCompleted(exchange, [])]
+
+
+# Flow control by consumption
+
+
+def fill(link: Link, exchange: int, size: int) -> int:
+    """Have the server send up to ``size`` bytes; what the windows let through."""
+    sent = 0
+    while sent < size:
+        room = min(16384, size - sent, link.server.local_flow_control_window(exchange))
+        if room <= 0:
+            break
+        link.server.send_data(exchange, b"d" * room)
+        sent += room
+    return sent
+
+
+def test_credit_goes_back_when_consumed_and_not_for_each_piece() -> None:
+    link = Link(initial_window=100_000, connection_window=1_000_000)
+    exchange = link.request()
+    link.server.send_headers(exchange, OK)
+    assert fill(link, exchange, 10**6) == 100_000
+    link.to_client()
+    assert link.client.take_output() == b""
+    for _ in range(4):
+        link.client.consumed(exchange, 10_000)
+        assert link.client.take_output() == b""
+    link.client.consumed(exchange, 10_000)
+    (update,) = link.output_frames()
+    assert isinstance(update, WindowUpdateFrame)
+    assert (update.stream_id, update.window_increment) == (exchange, 50_000)
+
+
+def test_a_stalled_reader_holds_only_its_own_stream() -> None:
+    link = Link(initial_window=65_535, connection_window=128 * 65_535)
+    stalled = [link.request() for _ in range(100)]
+    for exchange in stalled:
+        link.server.send_headers(exchange, OK)
+        assert fill(link, exchange, 10**6) == 65_535
+    link.to_client()
+    last = link.request()
+    link.server.send_headers(last, OK)
+    total = 0
+    while total < 10**6:
+        sent = fill(link, last, 10**6 - total)
+        assert sent
+        total += sent
+        for event in link.to_client():
+            if isinstance(event, BodyReceived):
+                link.client.consumed(last, event.credit)
+        link.to_server()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "complete, then dropped", "reset by the peer"])
+def test_six_abandoned_bodies_leave_the_connection_window_whole(how: str) -> None:
+    size = 3 * 1024 * 1024
+    link = Link(initial_window=4 * 1024 * 1024, connection_window=4 * 1024 * 1024)
+    for _ in range(6):
+        exchange = link.request()
+        link.server.send_headers(exchange, OK)
+        assert fill(link, exchange, size) == size
+        if how == "complete, then dropped":
+            link.server.end_stream(exchange)
+        elif how == "reset by the peer":
+            link.server.reset_stream(exchange, ErrorCodes.INTERNAL_ERROR)
+        link.to_client()
+        if how != "reset by the peer":
+            link.client.cancel(exchange)
+        link.client.cancel(exchange)
+        link.to_server()
+
+
+def test_late_frames_of_a_cancelled_stream_are_swallowed_and_accounted(step: int | None) -> None:
+    link = Link(step=step, initial_window=200_000, connection_window=100_000)
+    exchange, sibling = link.request(), link.request()
+    link.server.send_headers(exchange, OK)
+    link.to_client()
+    link.client.cancel(exchange)
+    assert fill(link, exchange, 60_000) == 60_000  # sent before the reset arrives
+    link.server.send_headers(exchange, [(b"x-late", b"indexed")], end_stream=True)
+    link.server.send_headers(sibling, [*OK, (b"x-late", b"indexed")], end_stream=True)
+    events = link.to_client()
+    assert isinstance(events[0], ResponseReceived)
+    assert (b"x-late", b"indexed") in events[0].head.headers  # HPACK did not lose its way
+    frames = link.output_frames()
+    assert [type(frame) for frame in frames] == [RstStreamFrame, WindowUpdateFrame]
+    assert isinstance(frames[0], RstStreamFrame)
+    assert frames[0].error_code == ErrorCodes.CANCEL
+    assert frames[1].stream_id == 0
+    link.client.consumed(exchange, 60_000)
+    assert link.client.take_output() == b""
+
+
+def test_a_complete_response_may_be_read_late() -> None:
+    link = Link(initial_window=100_000, connection_window=100_000)
+    exchange = link.request()
+    link.server.send_headers(exchange, OK)
+    fill(link, exchange, 80_000)
+    link.server.end_stream(exchange)
+    link.to_client()
+    link.client.consumed(exchange, 40_000)
+    assert link.output_frames() == []
+    link.client.consumed(exchange, 40_000)
+    link.client.consumed(exchange, 40_000)  # no more than it received
+    (update,) = link.output_frames()
+    assert isinstance(update, WindowUpdateFrame)
+    assert (update.stream_id, update.window_increment) == (0, 80_000)
+
+
+def test_padding_alone_is_given_back(step: int | None) -> None:
+    link = Link(step=step, initial_window=1000, connection_window=65_535)
+    exchange = link.request()
+    link.frames(link.headers(exchange))
+    frame = data(exchange, b"", "PADDED")
+    frame.pad_length = 255
+    assert link.frames(frame, frame, frame) == []
+    assert [frame.stream_id for frame in link.output_frames()] == [exchange]
+
+
+# Cancelling
+
+
+def test_cancel_is_idempotent_and_spares_siblings() -> None:
+    link = Link()
+    first, second = link.request(), link.request()
+    link.client.cancel(first)
+    link.client.cancel(first)
+    link.client.cancel(99)
+    resets = [event for event in link.to_server() if isinstance(event, StreamReset)]
+    assert [(event.stream_id, event.error_code) for event in resets] == [(first, ErrorCodes.CANCEL)]
+    link.server.send_headers(second, OK, end_stream=True)
+    assert link.to_client() == [ResponseReceived(second, HEAD), ResponseCompleted(second, [])]
+
+
+def test_closed_streams_are_not_kept() -> None:
+    link = Link()
+    for number in range(5000):
+        exchange = link.request()
+        if number % 2:
+            link.client.cancel(exchange)
+        else:
+            link.frames(link.headers(exchange, OK, "END_STREAM"))
+        link.server.streams.clear()
+    client = link.client
+    assert not client._streams
+    assert not client._h2.streams
+    assert not client._unread
+    assert len(client._reset) <= 4096
+    assert not client._h2._closed_streams
+
+
+# Resets by the peer
+
+
+def test_refused_stream_may_be_replayed(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request()
+    (event,) = link.frames(rst(exchange, ErrorCodes.REFUSED_STREAM))
+    assert isinstance(event, ExchangeFailed)
+    assert isinstance(event.error, NotProcessed)
+    assert event.error.proven
+    assert isinstance(event.error.cause, ExchangeReset)
+    assert event.error.cause.code == ErrorCodes.REFUSED_STREAM
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (ErrorCodes.INTERNAL_ERROR, "INTERNAL_ERROR"),
+        (ErrorCodes.HTTP_1_1_REQUIRED, "HTTP/1.1"),
+        (ErrorCodes.NO_ERROR, "NO_ERROR"),
+        (0xABCDEF, "0xabcdef"),
+    ],
+)
+def test_other_resets_are_the_exchanges_end(code: int, words: str, step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request()
+    link.frames(link.headers(exchange))
+    (event,) = link.frames(rst(exchange, code))
+    assert isinstance(event, ExchangeFailed)
+    assert isinstance(event.error, ExchangeReset)
+    assert (event.error.code, event.error.by) == (code, "peer")
+    assert words in str(event.error)
+
+
+def test_refused_after_the_response_began_is_no_licence() -> None:
+    link = Link()
+    exchange = link.request()
+    link.frames(link.headers(exchange))
+    (event,) = link.frames(rst(exchange, ErrorCodes.REFUSED_STREAM))
+    assert isinstance(event, ExchangeFailed)
+    assert isinstance(event.error, ExchangeReset)
+
+
+# Capacity
+
+
+def test_capacity_follows_the_setting_both_ways(step: int | None) -> None:
+    link = Link(step=step, greet=False)
+    client = link.client
+    assert client.capacity() == 100
+    first, _ = client.open(get(), end=True), client.open(get(), end=True)
+    assert client.capacity() == 98
+    assert link.frames(settings(MAX_CONCURRENT_STREAMS=1)) == [CapacityChanged()]
+    assert client.capacity() == 0
+    with pytest.raises(NotProcessed) as caught:
+        client.open(get(), end=True)
+    assert caught.value.proven
+    assert link.frames(settings(MAX_CONCURRENT_STREAMS=1)) == []
+    client.cancel(first)
+    assert client.capacity() == 0
+    assert link.frames(settings(MAX_CONCURRENT_STREAMS=10)) == [CapacityChanged()]
+    assert client.capacity() == 9
+
+
+def test_capacity_ends_with_the_stream_ids() -> None:
+    link = Link()
+    link.client._next_id = 2**31 - 3
+    assert link.client.capacity() == 2
+    link.client.open(get(), end=True)
+    link.client.open(get(), end=True)
+    assert link.client.capacity() == 0
+    with pytest.raises(NotProcessed):
+        link.client.open(get(), end=True)
+
+
+# The connection's end
+
+
+def test_ping() -> None:
+    link = Link()
+    assert link.client.ping()
+    (event,) = link.to_server()
+    assert isinstance(event, PingReceived)
+    assert link.to_client() == []
+    link.server.ping(b"12345678")
+    link.to_client()
+    (frame,) = link.output_frames()
+    assert isinstance(frame, PingFrame)
+    assert "ACK" in frame.flags
+    assert frame.opaque_data == b"12345678"
+
+
+def test_goodbye_is_the_last_word_and_said_once(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request()
+    link.server.send_headers(exchange, OK, end_stream=True)
+    link.to_client()
+    link.client.goodbye()
+    link.client.goodbye()
+    (frame,) = link.output_frames()
+    assert isinstance(frame, GoAwayFrame)
+    assert frame.error_code == ErrorCodes.NO_ERROR
+    assert link.client.capacity() == 0
+    with pytest.raises(NotProcessed):
+        link.client.open(get(), end=True)
+    link.server.ping(b"12345678")
+    link.server.close_connection()
+    assert link.to_client() == []
+    assert not link.client.ping()
+    link.client.goodbye()
+    assert link.client.take_output() == b""
+    assert link.client.receive_eof(None) == []
+
+
+def test_goodbye_with_exchanges_open_leaves_their_failure_to_the_end() -> None:
+    link = Link()
+    upload = link.request(get(method=b"POST"), end=False)
+    link.client.goodbye()
+    link.client.take_output()
+    assert link.client.send_window(upload) == 0
+    link.client.send_body(upload, b"", end=True)
+    link.client.consumed(upload, 5)
+    link.client.cancel(upload)
+    assert link.client.take_output() == b""
+
+
+def test_eof_fails_what_is_open() -> None:
+    link = Link()
+    exchange = link.request()
+    (event,) = link.client.receive_eof(None)
+    assert isinstance(event, ExchangeFailed)
+    assert event.exchange == exchange
+    assert isinstance(event.error, RemoteProtocolError)
+    assert link.client.capacity() == 0
+    assert link.client.receive_eof(None) == []
+
+
+def test_a_cut_is_the_cause() -> None:
+    link = Link()
+    link.request()
+    why = TransportError("reset", operation="read")
+    assert link.client.receive_eof(why) == [ExchangeFailed(1, why)]
+
+
+def test_what_is_used_of_h2_is_still_there() -> None:
+    """A canary: these names are beyond h2's documented interface."""
+    connection = h2.connection.H2Connection(H2Configuration(validate_outbound_headers=False))
+    connection.initiate_connection()
+    connection.send_headers(1, [(b":method", b"GET")])
+    stream = connection.streams[1]
+    assert isinstance(stream, h2.stream.H2Stream)
+    connection.data_to_send()
+    stream.send_data(b"1234", True)
+    assert connection.data_to_send() == b""
+    assert stream.outbound_flow_control_window == 65531
+    assert connection.outbound_flow_control_window == 65535
+    assert connection.decoder.decode(b"\x82", raw=True) == [(b":method", b"GET")]
+    assert DataFrame.type == 0
+    assert HeadersFrame.type == 1
