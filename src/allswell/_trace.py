@@ -1,8 +1,8 @@
 """Trace events: what happens to a request, told to the coroutine function in its ``trace`` extension.
 
 Names and payloads are those that httpx2 documents (``connection.connect_tcp.started``,
-``http11.send_request_headers.complete``, …), alike in all versions of HTTP. What happens outside the requester's task (a dial belongs to the pool) is noted
-there and told, in order, as soon as the requester runs again.
+``http11.send_request_headers.complete``, …), alike in all versions of HTTP. What happens outside the requester's task
+(a dial belongs to the pool) is noted there and told, in order, as soon as the requester runs again.
 """
 
 from __future__ import annotations
