@@ -1,0 +1,261 @@
+"""What really crossed the loopback interface: the headers of every packet to and from one port.
+
+An AF_PACKET socket (so root or CAP_NET_RAW, and Linux: see :func:`capture_available`, :data:`needs_capture`) bound to
+``lo``, read by a thread. The loopback interface shows each packet twice, going out and coming in: only those coming in
+are kept. They are recorded in the order in which the kernel delivered them, with the kernel's own time stamps::
+
+    with capture(peer.port) as seen:
+        ...
+        seen.settle()
+    assert not seen.any_rst()
+
+Packets reach the thread after the sockets they are for, so before anything is asserted it must be sure that nothing is
+on its way. Hence :meth:`Capture.sync`: it sends a marker, a datagram to a socket of the capture's own, and waits until
+the thread has read it; the kernel keeps the order, so what crossed before the marker is recorded by then. No sleeping.
+
+A client that dials ``localhost`` may try ``::1`` first, where a peer on 127.0.0.1 does not listen: that refusal is RST
+too. Give ``host`` to see one address only.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+
+_ETH_P_ALL = 0x0003
+_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
+_SO_TIMESTAMPNS = 35
+_SO_RCVBUFFORCE = 33
+_PACKET_OUTGOING = 4
+_HEADERS = 256  # bytes of each packet that are looked at: Ethernet 14, IP at most 60, TCP at most 60
+_FLAGS = {0x01: "FIN", 0x02: "SYN", 0x04: "RST", 0x08: "PSH", 0x10: "ACK"}
+
+
+@dataclass(frozen=True)
+class Packet:
+    """One packet on the wire.
+
+    :ivar time: when the kernel saw it, in seconds of the wall clock.
+    :ivar size: bytes of payload (of TCP or UDP).
+    :ivar flags: of TCP: ``FIN``, ``SYN``, ``RST``, ``PSH``, ``ACK``; empty for UDP.
+    :ivar seq, ack: of TCP, as they stand on the wire; 0 for UDP.
+    :ivar from_client: whether it was sent to the captured port, not from it.
+    """
+
+    time: float
+    protocol: str
+    source: int
+    destination: int
+    size: int
+    flags: frozenset[str]
+    seq: int
+    ack: int
+    from_client: bool
+
+    @property
+    def client(self) -> int:
+        """The client's port: it tells one connection from another."""
+        return self.source if self.from_client else self.destination
+
+    def __str__(self) -> str:
+        arrow = "->" if self.from_client else "<-"
+        return f"{self.time:.6f} {self.protocol} {self.client} {arrow} {'+'.join(sorted(self.flags))} {self.size} B"
+
+
+def parse(frame: bytes, port: int, at: float, host: str | None = None) -> Packet | None:
+    """The packet in an Ethernet frame, or ``None`` when it is not TCP or UDP of that port (and that address)."""
+    (kind,) = struct.unpack_from("!H", frame, 12)
+    if kind == _ETH_P_IP:  # RFC 791, 3.1
+        start = 14 + 4 * (frame[14] & 15)
+        end = 14 + struct.unpack_from("!H", frame, 16)[0]
+        protocol, destination_host = frame[23], socket.inet_ntop(socket.AF_INET, frame[30:34])
+    elif kind == _ETH_P_IPV6:  # RFC 8200, 3; no extension headers on this interface
+        start, end = 54, 54 + struct.unpack_from("!H", frame, 18)[0]
+        protocol, destination_host = frame[20], socket.inet_ntop(socket.AF_INET6, frame[38:54])
+    else:
+        return None
+    if protocol == socket.IPPROTO_UDP:
+        source, destination, length = struct.unpack_from("!HHH", frame, start)
+        flags, seq, ack, size, name = 0, 0, 0, length - 8, "udp"
+    elif protocol == socket.IPPROTO_TCP:  # RFC 9293, 3.1
+        source, destination, seq, ack, offset, flags = struct.unpack_from("!HHIIBB", frame, start)
+        size, name = end - start - 4 * (offset >> 4), "tcp"
+    else:
+        return None
+    if port not in (source, destination) or host not in (None, destination_host):
+        return None
+    words = frozenset(word for bit, word in _FLAGS.items() if flags & bit)
+    return Packet(at, name, source, destination, size, words, seq, ack, destination == port)
+
+
+class Capture:
+    """The packets of one port so far. Use :func:`capture`."""
+
+    def __init__(self, port: int, host: str | None) -> None:
+        self.port = port
+        self.host = host
+        self._packets: list[Packet] = []
+        self._changed = threading.Condition()
+        self._marks_sent = self._marks_seen = 0
+        self._marker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._marker.bind(("127.0.0.1", 0))
+        self._mark_port: int = self._marker.getsockname()[1]
+        self._raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        self._raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
+        self._raw.bind(("lo", 0))
+        self._stopping = False
+        self._thread = threading.Thread(target=self._read, name="capture", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        space = socket.CMSG_SPACE(16)
+        while not self._stopping:
+            frame, ancillary, _, address = self._raw.recvmsg(_HEADERS, space)
+            if address[2] == _PACKET_OUTGOING:
+                continue
+            at = time.time()
+            for _, _, data in ancillary:
+                seconds, nanoseconds = struct.unpack("@ll", data)
+                at = seconds + nanoseconds / 1e9
+            packet = parse(frame, self.port, at, self.host)
+            with self._changed:
+                if packet is not None:
+                    self._packets.append(packet)
+                elif parse(frame, self._mark_port, at) is not None:
+                    self._marks_seen += 1
+                else:
+                    continue
+                self._changed.notify_all()
+
+    # --- Being sure that all is there.
+
+    def sync(self, timeout: float = 5.0) -> None:
+        """Block until everything that has crossed the interface before this call is recorded.
+
+        :raises TimeoutError: the capture itself is broken.
+        """
+        with self._changed:
+            self._marks_sent += 1
+            mark = self._marks_sent
+            self._marker.sendto(b"", ("127.0.0.1", self._mark_port))
+            if not self._changed.wait_for(lambda: self._marks_seen >= mark, timeout):
+                raise TimeoutError("the capture lost its own marker")
+
+    def settle(self, timeout: float = 5.0, connections: int = 1) -> None:
+        """Block until at least that many TCP connections were seen and each is over: FIN from both sides, both
+        acknowledged, or RST; then :meth:`sync`, for a RST that answers the last of them.
+
+        :raises TimeoutError: with the packets seen.
+        """
+
+        def over() -> bool:
+            clients = {packet.client for packet in self._packets if packet.protocol == "tcp"}
+            return len(clients) >= connections and all(map(self._over, clients))
+
+        with self._changed:
+            if not self._changed.wait_for(over, timeout):
+                raise TimeoutError(f"not over within {timeout} s:\n{self}")
+        self.sync()
+
+    def _over(self, client: int) -> bool:
+        """Whether that connection has ended. It looks at the last one of a port that was used twice."""
+        fins: dict[bool, int] = {}  # by direction: the number that acknowledges it
+        acknowledged: set[bool] = set()
+        over = False
+        for packet in self._packets:
+            if packet.client != client or packet.protocol != "tcp":
+                continue
+            if packet.flags == {"SYN"}:
+                fins, acknowledged, over = {}, set(), False
+            if "RST" in packet.flags:
+                over = True
+            if "FIN" in packet.flags:
+                fins[packet.from_client] = (packet.seq + packet.size + 1) % 2**32
+            if "ACK" in packet.flags and fins.get(not packet.from_client) == packet.ack:
+                acknowledged.add(packet.from_client)
+        return over or len(acknowledged) == 2
+
+    # --- What was seen.
+
+    @property
+    def packets(self) -> list[Packet]:
+        """All so far, in order."""
+        with self._changed:
+            return list(self._packets)
+
+    def flags(self, *, from_client: bool, client: int | None = None) -> list[str]:
+        """The endings that one side sent, in order: ``["FIN"]``, ``["FIN", "RST"]``, …
+
+        :param client: only of the connection from that port.
+        """
+        return [
+            flag
+            for packet in self.packets
+            for flag in ("FIN", "RST")
+            if flag in packet.flags and packet.from_client is from_client and client in (None, packet.client)
+        ]
+
+    def any_rst(self) -> bool:
+        """Whether either side sent a RST."""
+        return any("RST" in packet.flags for packet in self.packets)
+
+    def first(self, flag: str, *, from_client: bool) -> Packet:
+        """The first packet from that side with that flag.
+
+        :raises LookupError: there is none; with the packets seen.
+        """
+        for packet in self.packets:
+            if flag in packet.flags and packet.from_client is from_client:
+                return packet
+        raise LookupError(f"no {flag} from the {'client' if from_client else 'server'}:\n{self}")
+
+    def clients(self) -> list[int]:
+        """The clients' ports, in the order of their first packets: one for each connection."""
+        return list(dict.fromkeys(packet.client for packet in self.packets))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.packets)) or "(no packet)"
+
+    def stop(self) -> None:
+        """End the thread and close the sockets."""
+        self._stopping = True
+        self._marker.sendto(b"", ("127.0.0.1", self._mark_port))  # something to read, so that it looks
+        self._thread.join(5)
+        self._raw.close()
+        self._marker.close()
+
+
+@contextmanager
+def capture(port: int, host: str | None = None) -> Iterator[Capture]:
+    """Capture that port on the loopback interface until the block is left.
+
+    :param host: only packets to this address; on the loopback interface client and server have the same one.
+    """
+    running = Capture(port, host)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@cache
+def capture_available() -> bool:
+    """Whether this process may capture packets."""
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)).close()
+    except (AttributeError, PermissionError):
+        return False
+    return True
+
+
+#: For tests that capture: ``@needs_capture``.
+needs_capture = pytest.mark.skipif(not capture_available(), reason="capturing packets needs Linux and CAP_NET_RAW")
