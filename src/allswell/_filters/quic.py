@@ -1,0 +1,409 @@
+"""The QUIC filter: a connection on a UDP filter, driven in batches, and ended so that the peer learns of it.
+
+Theory of operation. :class:`~allswell._filters.quic_connection.ClientConnection` is sans-IO; three things move it.
+Input: :meth:`QuicFilter.receive_nowait` feeds it a batch of datagrams and returns what they meant, and sends nothing,
+so that a whole batch is answered by one flush. Output: :meth:`QuicFilter.transmit`, which any task may call, builds all
+datagrams that may go now and hands them to UDP. Time: acknowledgements that are due, probes, pacing, the idle timeout.
+Whoever transmits sets the one :class:`~allswell._tasks.Alarm` anew, which costs a comparison; when it rings it serves
+the timers and sends, there and then, in a callback of the event loop: no task is switched to, and the connection's task
+is woken only when it has something to learn (the connection is over, or the socket is full and must be waited for).
+
+How it ends (RFC 9000 §10.2). :meth:`QuicFilter.shutdown` sends CONNECTION_CLOSE and enters the closing period, of three
+PTO at most. The packet may be lost and is never acknowledged, so it is sent again at every PTO, and in answer to what
+still arrives, to the 1st, 2nd, 4th, 8th … datagram. The period ends early with the peer's own CONNECTION_CLOSE, its
+stateless reset, or an unreachable port: then it knows. When the peer closes first, it is answered with one
+CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever comes.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any
+
+import anyio
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import HandshakeCompleted, QuicEvent
+from aioquic.quic.logger import QuicFileLogger
+from aioquic.quic.packet import QuicErrorCode
+from aioquic.tls import AlertDescription
+
+from allswell._deadline import Deadline
+from allswell._errors import ConnectFailed, TransportError
+from allswell._filters.interface import Carrier
+from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd, may_serve
+from allswell._filters.quic_settings import QuicSettings
+from allswell._filters.udp import UdpFilter
+from allswell._report import LayerEnd, Outcome
+from allswell._tasks import Alarm, current_host
+
+#: RFC 9114 §8.1. An aborted transfer must not look like a completed one, so abort() never says H3_NO_ERROR.
+H3_NO_ERROR, H3_REQUEST_CANCELLED = 0x100, 0x10C
+_CLOSING_PROBES = 3
+
+
+class QuicFilter(Carrier[list[QuicEvent]]):
+    """A QUIC connection.
+
+    :param udp: what it sends on.
+    :param settings: see there.
+    :ivar connection: the connection itself, for the backend on top; made by :meth:`connect`.
+    """
+
+    name = "quic"
+    connection: ClientConnection
+
+    def __init__(self, udp: UdpFilter, settings: QuicSettings) -> None:
+        self._udp = udp
+        self._settings = settings
+        self._alarm: Alarm | None = None
+        self._alive = False
+        self._heard_at = 0.0
+        self._kept: list[QuicEvent] = []
+        self._waiting: anyio.CancelScope | None = None
+        self._pings = 0
+        self._answered: QuicEnd | None = None
+        self._unreachable = False
+        self._keylog: IO[str] | None = None
+        self._end: LayerEnd | None = None
+
+    # Connecting
+
+    async def connect(self) -> None:
+        """Shake hands; with 0-RTT, only begin to: the rest happens while the first requests are on their way."""
+        try:
+            configuration = self._configuration()
+        except (OSError, ValueError) as error:
+            raise ConnectFailed(f"cannot use the QUIC settings: {error}", phase="quic", by="us") from error
+        store, server = self._settings.store, self._settings.server
+        self.connection = connection = ClientConnection(
+            configuration,
+            check_hostname=self._settings.check_hostname,
+            session_ticket_handler=None if store is None else lambda ticket: store.put_ticket(server, ticket),
+            token_handler=None if store is None else lambda token: store.put_token(server, token),
+        )
+        self._alarm = Alarm(current_host(), self._ring)
+        self._alive = True
+        self._heard_at = monotonic()
+        connection.connect(self._udp.address, self._heard_at)
+        self._send()
+        if self._settings.early_data and connection.early_data_ready:
+            return
+        try:
+            while not connection.handshake_complete:
+                await self._wait()
+                self._kept += self._receive() or ()
+                self._send()
+                if connection.ended is not None:
+                    raise self._failed(connection.ended)
+        except TransportError as error:
+            raise ConnectFailed(f"no QUIC connection to {server}: {error}", phase="quic", by=error.by) from error
+
+    def _configuration(self) -> QuicConfiguration:
+        settings = self._settings
+        configuration = settings.configuration()
+        if settings.store is not None:
+            ticket = settings.store.take_ticket(settings.server)
+            if ticket is not None and not settings.early_data:
+                ticket.max_early_data_size = None
+            configuration.session_ticket = ticket
+            configuration.token = settings.store.take_token(settings.server) or b""
+        if settings.qlog_dir is not None:
+            configuration.quic_logger = QuicFileLogger(settings.qlog_dir)
+        if settings.keylog_file is not None:
+            self._keylog = Path(settings.keylog_file).open("a")  # noqa: SIM115  # closed by _finish
+            configuration.secrets_log_file = self._keylog
+        return configuration
+
+    def _failed(self, end: QuicEnd) -> ConnectFailed:
+        message, phase = str(end), "quic"
+        if end.code is not None and not end.application and end.code & ~0xFF == QuicErrorCode.CRYPTO_ERROR:
+            alert = end.code & 0xFF
+            names = {int(description): description.name for description in AlertDescription}
+            message, phase = f"TLS alert {names.get(alert, alert)}", "tls"
+        elif end.code is not None:
+            message = f"{end} from the {'peer' if end.by == 'peer' else 'client'}"
+        if end.reason and end.reason != message:
+            message += f": {end.reason}"
+        server = self._settings.server or self._settings.server_name
+        return ConnectFailed(
+            f"no QUIC connection to {server}: {message}", phase="tls" if phase == "tls" else "quic", by=end.by
+        )
+
+    # Receiving
+
+    def receive_nowait(self) -> list[QuicEvent] | None:
+        """What the next batch of datagrams meant; never an empty list (see ``Progress``).
+
+        The end of the connection is an event too (``ConnectionTerminated``), with the batch that brought it.
+        """
+        if self._kept:
+            kept, self._kept = self._kept, []
+            return kept
+        return self._receive()
+
+    def _receive(self) -> list[QuicEvent] | None:
+        connection = self.connection
+        try:
+            datagrams = self._udp.receive_nowait()
+        except TransportError:
+            self._unreachable = True
+            self._rest()
+            raise
+        if datagrams is None:
+            return connection.take_events() or None
+        now = self._heard_at = monotonic()
+        address = self._udp.address
+        for datagram in datagrams:
+            connection.receive_datagram(datagram, address, now)
+        events = connection.take_events()
+        if connection.ended is not None:
+            self._ended(now)
+        elif any(type(event) is HandshakeCompleted for event in events):
+            self._check_purpose()
+        return events or [PROGRESS]
+
+    def _ended(self, now: float) -> None:
+        end = self.connection.ended
+        assert end is not None
+        if end.by == "us":
+            return  # the next flush says it
+        if end.code is not None and self._answered is None and self._alive:
+            self._answered = QuicEnd("us", H3_NO_ERROR, True, "")
+            self._udp.send(self.connection.answer_close(H3_NO_ERROR, now))
+        self._rest()
+
+    def _check_purpose(self) -> None:
+        certificate = self.connection.peer_certificate
+        if self._settings.verify and certificate is not None and not may_serve(certificate):
+            self.connection.close(
+                QuicErrorCode.CRYPTO_ERROR + AlertDescription.bad_certificate, 0, "the certificate is not for a server"
+            )
+
+    async def wait_readable(self) -> None:
+        if not self._kept:
+            await self._wait()
+
+    async def _wait(self) -> None:
+        # Not a deadline, but the way for the alarm to wake this task: see _wake.
+        with anyio.CancelScope() as self._waiting:
+            try:
+                await self._udp.wait_readable()
+            finally:
+                self._waiting = None
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    # Sending
+
+    def transmit(self, data: bytes = b"") -> None:
+        if self._alive and self.connection.dirty:
+            self._send()
+
+    def _send(self) -> None:
+        """Build and send all that may go now; then set the alarm for what must go later."""
+        if self._udp.unsent:
+            return  # the socket is full: congestion control must not believe that more was sent
+        connection = self.connection
+        now = monotonic()
+        datagrams = connection.datagrams_to_send(now)
+        if datagrams:
+            here = self._udp.address
+            # A server's preferred address cannot be reached from a connected socket: it goes unprobed.
+            self._udp.send([datagram for datagram, address in datagrams if address == here])
+            if self._udp.failed:
+                self._wake()
+        assert self._alarm is not None
+        timer = connection.get_timer()
+        if timer is None:
+            timer = math.inf
+        if self._settings.keepalive is not None and connection.ended is None:
+            timer = min(timer, max(now, self._heard_at) + self._settings.keepalive)
+        self._alarm.set(timer)
+
+    @property
+    def dead(self) -> bool:
+        return not self._alive or self.connection.ended is not None
+
+    @property
+    def unsent(self) -> int:
+        return self._udp.unsent
+
+    async def flush(self) -> None:
+        while self._udp.unsent:
+            await self._udp.flush()
+            if self._alive:
+                self._send()
+
+    def _ring(self) -> None:
+        """The alarm: serve the timers of QUIC, and the keep-alive."""
+        if not self._alive:
+            return
+        connection = self.connection
+        now = monotonic()
+        timer = connection.get_timer()
+        if timer is not None and now >= timer:
+            connection.handle_timer(now)
+        keepalive = self._settings.keepalive
+        if keepalive is not None and now >= self._heard_at + keepalive and connection.ended is None:
+            self._ping()
+        lost = self._udp.lost
+        self._send()
+        if self._udp.lost > lost and connection.migration_allowed and connection.handshake_complete:
+            # There is no way any more from this address: the network has changed under us. Try from another.
+            with suppress(ConnectFailed):
+                self.migrate()
+        if connection.ended is not None or self._udp.unsent:
+            self._wake()
+
+    def _ping(self) -> int:
+        self._pings += 1
+        self.connection.send_ping(self._pings)
+        return self._pings
+
+    async def delivered(self, deadline: Deadline) -> bool:
+        """Wait until all that was sent is acknowledged; whether it is.
+
+        A PING follows in a packet of its own: two packets are acknowledged at once, one only after the peer's
+        ``max_ack_delay`` (RFC 9000 §13.2.2).
+        """
+        if not self._alive or self.connection.ended is not None:
+            return False
+        connection = self.connection
+        self._send()
+        self._ping()
+        self._send()
+        with deadline.scope():
+            try:
+                await self.flush()
+                while not connection.all_acknowledged and connection.ended is None:
+                    await self._wait()
+                    self._kept += self._receive() or ()
+                    self._send()
+                    await self.flush()
+            except TransportError:
+                return False
+        return connection.ended is None and connection.all_acknowledged
+
+    # Changes while it lives
+
+    def migrate(self, local_address: str | None = None) -> None:
+        """Go on from a new local port, or address, under a new connection ID (RFC 9000 §9.2, §9.5).
+
+        :raises ConnectFailed: when there is no such socket to be had, or the peer forbade it
+            (``disable_active_migration``); the connection goes on as it was.
+        """
+        if not self.connection.migration_allowed:
+            raise ConnectFailed("the peer does not allow migration", phase="quic", by="peer")
+        self._udp.rebind(local_address)
+        self.connection.change_connection_id()
+        self._ping()
+        self._send()
+
+    def update_keys(self) -> None:
+        """Begin to use new packet protection keys (RFC 9001 §6)."""
+        self.connection.request_key_update()
+        self._ping()
+        self._send()
+
+    # Ending
+
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        if self._end is not None:
+            return self._end
+        if not self._alive or self.connection.ended is not None:
+            return self.abort()  # nothing was said yet, or all is said
+        began = monotonic()
+        connection = self.connection
+        try:
+            with deadline.scope(), suppress(TransportError):
+                self._send()  # what is queued would be dropped by close()
+                await self.flush()
+            self._rest()
+            connection.close(H3_NO_ERROR)
+            await self._closing(deadline)
+        except BaseException:
+            self._finish(Outcome.ABORTED, began)
+            raise
+        silent = connection.heard is None and not self._unreachable
+        return self._finish(Outcome.TIMED_OUT if silent and not self._held_out else Outcome.CLEAN, began)
+
+    async def _closing(self, deadline: Deadline) -> None:
+        """The closing period (RFC 9000 §10.2.1): ``_held_out`` when it was not cut short by the deadline."""
+        connection, udp = self.connection, self._udp
+        now = monotonic()
+        interval = connection.probe_timeout
+        end = now + _CLOSING_PROBES * interval
+        self._held_out = end <= deadline.at
+        end = min(end, deadline.at)
+        goodbye = [datagram for datagram, _ in connection.datagrams_to_send(now)]
+        udp.send(goodbye)
+        again, arrived, answer_at = now + interval, 0, 1
+        try:
+            while connection.heard is None and (now := monotonic()) < end:
+                if now >= again:
+                    udp.send(goodbye)
+                    again += interval
+                with Deadline(min(again, end)).scope():
+                    await udp.flush()
+                    await udp.wait_readable()
+                for datagram in udp.receive_nowait() or ():
+                    connection.receive_datagram(datagram, udp.address, monotonic())
+                    arrived += 1
+                if connection.heard is None and arrived >= answer_at:
+                    udp.send(goodbye)
+                    while answer_at <= arrived:
+                        answer_at *= 2
+        except TransportError:
+            self._unreachable = True  # the port is closed: there is nobody left to be told
+
+    _held_out = False
+
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        if self._end is not None:
+            return self._end
+        if not self._alive:
+            self._end = LayerEnd(self.name, "", "", Outcome.SKIPPED)
+            return self._end
+        connection = self.connection
+        self._rest()
+        if connection.ended is None and not self._unreachable:
+            connection.close(H3_REQUEST_CANCELLED)
+            self._udp.send([datagram for datagram, _ in connection.datagrams_to_send(monotonic())])
+        ended = connection.ended
+        if ended is not None and ended.by == "peer" and ended.code is not None:
+            outcome = Outcome.PEER_FIRST
+        elif ended is not None and ended.by == "network":
+            outcome = Outcome.SKIPPED  # the idle timeout ends both sides without a word (RFC 9000 §10.1)
+        else:
+            outcome = Outcome.ABORTED
+        return self._finish(outcome, monotonic())
+
+    def _rest(self) -> None:
+        """No timer any more."""
+        if self._alarm is not None:
+            self._alarm.stop()
+
+    def _finish(self, outcome: Outcome, began: float) -> LayerEnd:
+        connection = self.connection
+        self._alive = False
+        self._rest()
+        ended = self._answered or connection.ended
+        said = str(ended) if ended is not None and ended.by == "us" and ended.code is not None else ""
+        heard = str(connection.heard) if connection.heard is not None else ""
+        if self._unreachable:
+            heard = heard or "port unreachable"
+        self._end = LayerEnd(self.name, said, heard, outcome, monotonic() - began)
+        connection.discard()
+        if self._keylog is not None:
+            self._keylog.close()
+        return self._end
+
+    def extra(self, name: str) -> Any:
+        if name == "quic":
+            return self
+        return self._udp.extra(name)

@@ -1,0 +1,374 @@
+"""aioquic's connection as this client needs it: with credit, with ears while it closes, and with words for its end.
+
+Theory of operation. aioquic's ``QuicConnection`` is a complete sans-IO QUIC, but for a client that must be bounded and
+end well it lacks four things, and this subclass adds them by overriding as little as possible:
+
+- **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without bound.
+  Here windows grow only by what :meth:`credit` and :meth:`credit_stream` say was *consumed*. What never reaches anyone
+  (the rest of a stream that was reset) is credited to the connection here.
+- **Closing.** In its closing state aioquic ignores what comes. RFC 9000 §10.2.1 has the peer's CONNECTION_CLOSE end
+  that state, so input is still decrypted and parsed, by the same code as ever, and all of it forgotten save a close.
+- **The end, told at once.** aioquic tells of a peer's close when the draining period is over, three PTO late. Here
+  :meth:`take_events` tells it with the batch that brought it, and :attr:`ended` says who ended it and why.
+- **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
+
+It uses aioquic's private names. Each is listed in ``tests/filters/test_quic_canary.py``, which breaks first.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from aioquic import tls
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    CONNECTION_LIMIT_FRAME_CAPACITY,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    NetworkAddress,
+    QuicConnection,
+    QuicConnectionState,
+    QuicReceiveContext,
+)
+from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, pull_quic_transport_parameters
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from allswell._errors import Party
+
+#: RFC 9000 §10.3: a stateless reset is at least so long.
+_SHORTEST_RESET = 21
+_LONG_HEADER = 0x80
+#: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
+_PACER_BURST = 0.002
+
+
+@dataclass
+class Progress(QuicEvent):
+    """Datagrams came that mean nothing to the application: acknowledgements, credit. More may be sent than before."""
+
+
+PROGRESS = Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class QuicEnd:
+    """Why a connection is over.
+
+    :ivar by: ``"us"``, ``"peer"``, or ``"network"`` (nothing was heard for the idle timeout).
+    :ivar code: of the CONNECTION_CLOSE; ``None`` when there was none (a stateless reset, the idle timeout).
+    :ivar application: whether the code is the application's (frame type 0x1d) or QUIC's (0x1c).
+    """
+
+    by: Party
+    code: int | None
+    application: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.code is None else f"CONNECTION_CLOSE(0x{self.code:x})"
+
+
+class _Pacer(QuicPacketPacer):
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        super().update_rate(congestion_window=congestion_window, smoothed_rtt=smoothed_rtt)
+        self.bucket_max = max(self.bucket_max, _PACER_BURST)
+
+
+class ClientConnection(QuicConnection):
+    """One client's QUIC connection; see the module for what it adds to aioquic's.
+
+    :ivar ended: why it is over, or ``None`` while it lives.
+    :ivar dirty: whether something was done that :meth:`datagrams_to_send` may have datagrams for.
+    """
+
+    def __init__(self, configuration: QuicConfiguration, *, check_hostname: bool = True, **callbacks: Any) -> None:
+        super().__init__(configuration=configuration, **callbacks)
+        self._check_hostname = check_hostname
+        self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
+        self._connection_freed = 0
+        self._announced = False
+        self._state_before_close = self._state
+        self.stream_window = configuration.max_stream_data
+        self.connection_window = configuration.max_data
+        #: Whether DATAGRAM frames are accepted here (RFC 9221).
+        self.datagrams = configuration.max_datagram_frame_size is not None
+        self.migration_allowed = True
+        self.ended: QuicEnd | None = None
+        #: The peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
+        self.heard: QuicEnd | None = None
+        self.dirty = True
+
+    # What a backend needs
+
+    @property
+    def handshake_complete(self) -> bool:
+        return self._handshake_complete
+
+    @property
+    def early_data_ready(self) -> bool:
+        """Whether streams can be written to before the handshake is complete (0-RTT)."""
+        return self._cryptos[tls.Epoch.ZERO_RTT].send.is_valid()
+
+    @property
+    def max_streams(self) -> int:
+        """Bidirectional streams that the peer lets us open in all, so far."""
+        return self._remote_max_streams_bidi
+
+    @property
+    def streams_left(self) -> int:
+        """Bidirectional streams that we may open now."""
+        if self.ended is not None:
+            return 0
+        return self._remote_max_streams_bidi - self.get_next_available_stream_id() // 4
+
+    def unsent(self, stream_id: int) -> int:
+        """Bytes of a stream that were not sent a first time yet."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
+    def credit(self, size: int) -> None:
+        """So many bytes of any stream were consumed: the peer may send as many more on this connection."""
+        self._connection_freed += size
+        if self._connection_freed >= self.connection_window >> 2:
+            self._local_max_data.value += self._connection_freed
+            self._connection_freed = 0
+            self.dirty = True
+
+    def credit_stream(self, stream_id: int, size: int) -> None:
+        """The peer may send so many more bytes on this stream."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.receiver._final_size is None:
+            stream.max_stream_data_local += size
+            self.dirty = True
+
+    def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        self.dirty = True
+        super().send_stream_data(stream_id, data, end_stream)
+
+    def reset_stream(self, stream_id: int, error_code: int) -> None:
+        self.dirty = True
+        super().reset_stream(stream_id, error_code)
+
+    def stop_stream(self, stream_id: int, error_code: int) -> None:
+        """Ask the peer to stop sending; nothing when it has ended the stream already (RFC 9000 §3.5)."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.receiver._final_size is None:
+            self.dirty = True
+            super().stop_stream(stream_id, error_code)
+
+    def send_ping(self, uid: int) -> None:
+        self.dirty = True
+        super().send_ping(uid)
+
+    def send_datagram_frame(self, data: bytes) -> None:
+        self.dirty = True
+        super().send_datagram_frame(data)
+
+    def close(
+        self, error_code: int = QuicErrorCode.NO_ERROR, frame_type: int | None = None, reason_phrase: str = ""
+    ) -> None:
+        self.dirty = True
+        super().close(error_code, frame_type, reason_phrase)
+        if self.ended is None:
+            self.ended = QuicEnd("us", int(error_code), frame_type is None, reason_phrase)
+
+    # What the filter needs
+
+    @property
+    def probe_timeout(self) -> float:
+        """The PTO, in seconds, without back-off (RFC 9002 §6.2.1)."""
+        return self._loss.get_probe_timeout()
+
+    @property
+    def all_acknowledged(self) -> bool:
+        """Whether nothing is queued, and nothing that was sent is without its acknowledgement."""
+        if self._ping_pending or self._spaces[tls.Epoch.ONE_RTT].ack_eliciting_in_flight:
+            return False
+        senders = (stream.sender for stream in self._streams.values())
+        return all(sender.buffer_is_empty and not sender.reset_pending for sender in senders)
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        certificate: x509.Certificate | None = self.tls._peer_certificate
+        return certificate
+
+    def take_events(self) -> list[QuicEvent]:
+        """All that happened. What arrived in order on one stream is one event, in however many packets it came."""
+        events: list[QuicEvent] = []
+        queue = self._events
+        while queue:
+            event = queue.popleft()
+            if type(event) is StreamDataReceived and queue:
+                following = queue[0]
+                stream_id = event.stream_id
+                if type(following) is StreamDataReceived and following.stream_id == stream_id:
+                    pieces = [event.data]
+                    while type(following) is StreamDataReceived and following.stream_id == stream_id:
+                        pieces.append(following.data)
+                        event.end_stream = following.end_stream
+                        queue.popleft()
+                        if not queue:
+                            break
+                        following = queue[0]
+                    event.data = b"".join(pieces)
+            events.append(event)
+        if self.ended is not None and not self._announced:
+            self._announced = True
+            end = self.ended
+            events.append(ConnectionTerminated(error_code=end.code or 0, frame_type=None, reason_phrase=end.reason))
+        return events
+
+    def answer_close(self, error_code: int, now: float) -> list[bytes]:
+        """The one CONNECTION_CLOSE that may be sent before draining, in answer to the peer's (RFC 9000 §10.2.2)."""
+        state, event = self._state, self._close_event
+        self._state = self._state_before_close
+        self._close_event = ConnectionTerminated(error_code=error_code, frame_type=None, reason_phrase="")
+        self._close_pending = True
+        datagrams = [datagram for datagram, _ in super().datagrams_to_send(now)]
+        self._state, self._close_event = state, event
+        return datagrams
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        self.dirty = False
+        return super().datagrams_to_send(now)
+
+    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        self.dirty = True
+        token = self._peer_cid.stateless_reset_token
+        if (
+            token
+            and len(data) >= _SHORTEST_RESET
+            and not data[0] & _LONG_HEADER
+            and hmac.compare_digest(data[-16:], token)
+        ):
+            self._reset_by_peer(now)
+        elif self._state is not QuicConnectionState.CLOSING:
+            super().receive_datagram(data, addr, now)
+        else:
+            # As if we were not closing; then forget all that it did, save that a close was heard.
+            close_at = self._close_at
+            self._state = self._state_before_close
+            super().receive_datagram(data, addr, now)
+            self._state, self._close_at = QuicConnectionState.CLOSING, close_at
+            self._events.clear()
+
+    def handle_timer(self, now: float) -> None:
+        self.dirty = True
+        super().handle_timer(now)
+
+    def discard(self) -> None:
+        """Forget the streams, and finish the qlog."""
+        self._streams.clear()
+        self._streams_queue.clear()
+        logger = self._configuration.quic_logger
+        if self._quic_logger is not None and logger is not None:
+            logger.end_trace(self._quic_logger)
+            self._quic_logger = None
+
+    # Overrides of aioquic's inner works
+
+    def _reset_by_peer(self, now: float) -> None:
+        """RFC 9000 §10.3.1: the peer has lost its state. Nothing may be sent any more."""
+        end = QuicEnd("peer", None, False, "stateless reset")
+        self.heard = self.heard or end
+        if self.ended is None:
+            self.ended = end
+            self._close_event = ConnectionTerminated(error_code=0, frame_type=None, reason_phrase=end.reason)
+            self._close_begin(is_initiator=False, now=now)
+
+    def _connect(self, now: float) -> None:
+        super()._connect(now)
+        if not self._check_hostname:
+            # The ClientHello with its SNI is made; from here on the name would only be compared with the certificate's.
+            self.tls._server_name = None
+
+    def _close_begin(self, is_initiator: bool, now: float) -> None:
+        self._state_before_close = self._state
+        super()._close_begin(is_initiator, now)
+
+    def _close_end(self) -> None:
+        super()._close_end()
+        event = self._events.pop()  # take_events tells it, once
+        if self.ended is None:
+            assert isinstance(event, ConnectionTerminated)
+            self.ended = QuicEnd("network", None, False, event.reason_phrase)
+
+    def _handle_connection_close_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        code = buf.pull_uint_var()
+        buf.seek(start)
+        super()._handle_connection_close_frame(context, frame_type, buf)
+        reason = self._close_event.reason_phrase if self._close_event is not None else ""
+        if self.heard is None:
+            self.heard = QuicEnd("peer", code, frame_type == QuicFrameType.APPLICATION_CLOSE, reason)
+        if self.ended is None:
+            self.ended = self.heard
+
+    def _handle_reset_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        stream = self._streams.get(buf.pull_uint_var())
+        buf.seek(start)
+        over = stream is None or stream.receiver.is_finished
+        super()._handle_reset_stream_frame(context, frame_type, buf)
+        if stream is not None and not over:
+            # Up to its final size it has used the connection's window, but nobody will consume the rest.
+            self.credit(stream.receiver.highest_offset - stream.receiver.starting_offset())
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        parameters = pull_quic_transport_parameters(Buffer(data=data))
+        self.migration_allowed = not parameters.disable_active_migration
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        for limit in (self._local_max_data, self._local_max_streams_bidi, self._local_max_streams_uni):
+            if limit.value == limit.sent:
+                continue
+            if limit is not self._local_max_data and limit.sent - limit.used >= limit.value - limit.sent:
+                continue  # MAX_STREAMS in batches, as aioquic does
+            buf = builder.start_frame(
+                limit.frame_type,
+                capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
+                handler=self._on_connection_limit_delivery,
+                handler_args=(limit,),
+            )
+            buf.push_uint_var(limit.value)
+            limit.sent = limit.value
+            if self._quic_logger is not None and builder.quic_logger_frames is not None:
+                frame = self._quic_logger.encode_connection_limit_frame(limit.frame_type, limit.value)
+                builder.quic_logger_frames.append(frame)
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        if stream.max_stream_data_local_sent == stream.max_stream_data_local or stream.receiver.is_finished:
+            return
+        buf = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        assert stream.stream_id is not None
+        buf.push_uint_var(stream.stream_id)
+        buf.push_uint_var(stream.max_stream_data_local)
+        stream.max_stream_data_local_sent = stream.max_stream_data_local
+        if self._quic_logger is not None and builder.quic_logger_frames is not None:
+            frame = self._quic_logger.encode_max_stream_data_frame(stream.max_stream_data_local, stream.stream_id)
+            builder.quic_logger_frames.append(frame)
+
+
+def may_serve(certificate: x509.Certificate) -> bool:
+    """Whether a certificate's purposes, if it names any, include TLS servers (RFC 5280 §4.2.1.12).
+
+    OpenSSL checks that for every TLS connection over TCP; aioquic does not.
+    """
+    try:
+        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    return ExtendedKeyUsageOID.SERVER_AUTH in purposes

@@ -1,0 +1,108 @@
+"""The settings of a QUIC connection, and how those of an ``ssl.SSLContext`` become them."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.packet import QuicProtocolVersion
+
+from allswell._filters.quic_tickets import QuicStore
+
+VERSION_1 = int(QuicProtocolVersion.VERSION_1)
+VERSION_2 = int(QuicProtocolVersion.VERSION_2)
+
+
+@dataclass(frozen=True, slots=True)
+class QuicSettings:
+    """What a QUIC connection is told.
+
+    :ivar server_name: whom to expect: a host name (sent as SNI too) or an IP address.
+    :ivar server: the server's key in ``store``: ``host:port``.
+    :ivar alpn: application protocols to offer.
+    :ivar verify: whether the server's certificate is checked.
+    :ivar check_hostname: whether it must name ``server_name``.
+    :ivar cadata: trusted certificates, PEM; with ``cafile`` and ``capath`` all ``None``: those of certifi.
+    :ivar certfile: our certificate and its chain, PEM; the key may be in the same file.
+    :ivar versions: in order of preference.
+    :ivar idle_timeout: seconds of silence after which both sides forget the connection (RFC 9000 §10.1).
+    :ivar keepalive: seconds of silence after which to send a PING, so that it never comes to that; ``None``: never.
+    :ivar stream_window: bytes of one stream that may be on their way to, or unread by, the application.
+    :ivar connection_window: the same for all streams together.
+    :ivar max_datagram_size: bytes of the largest datagram that is sent. There is no path-MTU discovery.
+    :ivar datagrams: whether DATAGRAM frames are accepted (RFC 9221).
+    :ivar store: where session tickets and tokens are kept for the next connection; ``None``: nowhere.
+    :ivar early_data: whether 0-RTT may be used: what it carries can be replayed by an attacker (RFC 9001 §9.2).
+    :ivar qlog_dir: a directory to write a qlog file into when the connection is over.
+    :ivar keylog_file: a file to append the TLS secrets to (the format of ``SSLKEYLOGFILE``).
+    """
+
+    server_name: str
+    server: str = ""
+    alpn: tuple[str, ...] = ("h3",)
+    verify: bool = True
+    check_hostname: bool = True
+    cadata: bytes | None = field(default=None, repr=False)
+    cafile: str | None = None
+    capath: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    key_password: str | None = field(default=None, repr=False)
+    versions: tuple[int, ...] = (VERSION_1, VERSION_2)
+    idle_timeout: float = 30.0
+    keepalive: float | None = None
+    stream_window: int = 4 * 1024 * 1024
+    connection_window: int = 8 * 1024 * 1024
+    max_datagram_size: int = 1200
+    datagrams: bool = False
+    store: QuicStore | None = None
+    early_data: bool = False
+    qlog_dir: str | None = None
+    keylog_file: str | None = None
+
+    def configuration(self) -> QuicConfiguration:
+        """The same in aioquic's words; tickets, tokens and log files are the filter's.
+
+        :raises OSError: when a certificate file cannot be read.
+        :raises ValueError: when one cannot be parsed.
+        """
+        configuration = QuicConfiguration(
+            is_client=True,
+            alpn_protocols=list(self.alpn),
+            server_name=self.server_name,
+            verify_mode=ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE,
+            cadata=self.cadata,
+            cafile=self.cafile,
+            capath=self.capath,
+            supported_versions=list(self.versions),
+            idle_timeout=self.idle_timeout,
+            max_data=self.connection_window,
+            max_stream_data=self.stream_window,
+            max_datagram_size=self.max_datagram_size,
+            max_datagram_frame_size=65535 if self.datagrams else None,
+        )
+        if self.certfile is not None:
+            configuration.load_cert_chain(self.certfile, self.keyfile, self.key_password)
+        return configuration
+
+
+def trust_of(context: ssl.SSLContext) -> dict[str, Any]:
+    """The settings that make QUIC trust whom this context trusts: keyword arguments of :class:`QuicSettings`.
+
+    A context does not give away the certificates of a directory (it reads them when it needs them), nor those of
+    the operating system's own store: where it has none to show, the system's default locations are used. Nor does it
+    give away a client certificate: pass the files to both. Revocation lists are not carried over.
+    """
+    trust: dict[str, Any] = {
+        "verify": context.verify_mode != ssl.CERT_NONE,
+        "check_hostname": context.check_hostname,
+    }
+    certificates = context.get_ca_certs(binary_form=True)
+    if certificates:
+        trust["cadata"] = "".join(ssl.DER_cert_to_PEM_cert(der) for der in certificates).encode("ascii")
+    else:
+        default = ssl.get_default_verify_paths()
+        trust["cafile"], trust["capath"] = default.cafile, default.capath
+    return trust

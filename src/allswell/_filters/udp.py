@@ -1,0 +1,308 @@
+"""The UDP filter: one connected, non-blocking socket that receives and sends datagrams in batches.
+
+A system call per datagram is most of what UDP costs in user space. Where the kernel has them (Linux), ``UDP_GRO``
+hands over a run of datagrams with one ``recvmsg`` and ``UDP_SEGMENT`` takes a run of them with one ``sendmsg``;
+elsewhere, and where a network interface refuses, it is one call each, and nobody notices.
+
+The socket is connected, so ICMP errors are heard: ``ECONNREFUSED`` (port unreachable) says that the peer is gone, and
+becomes an error. The others (no route, interface down) are hints that any router may send, and are taken for the
+loss of a datagram, which the layer above repairs; so are ``ENOBUFS`` and ``EMSGSIZE``. A socket that is merely full
+(``EAGAIN``) loses nothing: what did not fit is kept and sent by :meth:`UdpFilter.flush`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import anyio
+
+from allswell._config import SocketOption
+from allswell._deadline import Deadline
+from allswell._errors import ConnectFailed, TransportError
+from allswell._filters.interface import Filter
+from allswell._report import LayerEnd, Outcome
+
+Address = tuple[Any, ...]
+
+# From linux/udp.h and linux/in.h; the socket module does not name them.
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
+
+_RECEIVE_BUFFER = 4 * 1024 * 1024
+_LARGEST = 65535
+#: One batch: so many calls at most, lest a fast sender keeps the event loop from everyone else.
+_BATCH_CALLS = 32
+#: The kernel takes at most so many segments, and an IP packet's worth of bytes, per call.
+_SEGMENTS, _SEGMENTED_BYTES = 64, 65000
+_ANCILLARY = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
+#: Errors of a send that mean one datagram is lost, not the socket.
+_LOST_DATAGRAM = frozenset(
+    {errno.ENOBUFS, errno.EMSGSIZE, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EPERM, errno.EACCES}
+)
+
+
+class UdpFilter(Filter):
+    """Datagrams to and from one address.
+
+    :param family: ``socket.AF_INET`` or ``AF_INET6``.
+    :param address: the peer's socket address, resolved.
+    :param local_address: the address to send from, or ``None`` for the system's choice.
+    """
+
+    name = "udp"
+
+    def __init__(
+        self,
+        family: int,
+        address: Address,
+        *,
+        local_address: str | None = None,
+        socket_options: Sequence[SocketOption] = (),
+    ) -> None:
+        self.address = address
+        self._family = family
+        self._local_address = local_address
+        self._options = socket_options
+        self._sock: socket.socket | None = None
+        self._gro = self._gso = False
+        self._queue: deque[bytes] = deque()
+        self._refused: OSError | None = None
+        self._end: LayerEnd | None = None
+        #: Datagrams that the system refused to take, and that count as lost on the way.
+        self.lost = 0
+
+    async def connect(self) -> None:
+        self._use(self._open(self._local_address))
+
+    def rebind(self, local_address: str | None = None) -> None:
+        """Go on from a new local port, and from another local address if one is given (RFC 9000 §9).
+
+        :raises ConnectFailed: when there is no such socket to be had; the old one stays.
+        """
+        old, sock = self._sock, self._open(local_address if local_address is not None else self._local_address)
+        self._use(sock)
+        if old is not None:
+            anyio.notify_closing(old)
+            old.close()
+
+    def _open(self, local_address: str | None) -> socket.socket:
+        sock = socket.socket(self._family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):  # more than the system allows: it gives what it has
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            for option in self._options:
+                sock.setsockopt(*option)
+            if local_address is not None:
+                sock.bind((local_address, 0))
+            sock.connect(self.address)
+        except OSError as error:
+            sock.close()
+            raise ConnectFailed(f"no UDP socket to {self.address[0]}: {error}", phase="quic") from error
+        return sock
+
+    def _use(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._refused = None
+        self._gro = self._gso = False
+        if sys.platform != "linux":
+            return
+        with contextlib.suppress(
+            OSError
+        ):  # RFC 9000 §14: never fragment; PROBE: nor believe an ICMP that lowers the MTU
+            if self._family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        with contextlib.suppress(OSError):  # kernels before 5.0
+            sock.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
+            self._gro = True
+        with contextlib.suppress(OSError):  # kernels before 4.18
+            sock.getsockopt(socket.SOL_UDP, _UDP_SEGMENT)
+            self._gso = True
+
+    # Receiving
+
+    def receive_nowait(self) -> list[bytes] | None:
+        """The datagrams that have arrived, a batch of them at most; ``None`` when there are none.
+
+        :raises TransportError: when the peer's port is unreachable, or the socket is closed.
+        """
+        sock = self._socket()
+        if self._refused is not None:
+            error, self._refused = self._refused, None
+            raise self._unreachable(error)
+        datagrams: list[bytes] = []
+        for _ in range(_BATCH_CALLS):
+            try:
+                if self._gro:
+                    data, ancillary, _, _ = sock.recvmsg(_LARGEST, _ANCILLARY)
+                    if ancillary and len(data) > (size := int.from_bytes(ancillary[0][2], sys.byteorder)) > 0:
+                        datagrams += [data[start : start + size] for start in range(0, len(data), size)]
+                        continue
+                else:
+                    data = sock.recv(_LARGEST)
+            except BlockingIOError:
+                break
+            except ConnectionRefusedError as error:
+                if datagrams:  # what came before it is read first
+                    self._refused = error
+                    break
+                raise self._unreachable(error) from error
+            except OSError:
+                continue  # a hint about the route: see above
+            datagrams.append(data)
+        return datagrams or None
+
+    async def wait_readable(self) -> None:
+        """Wait for datagrams, or for an error to read.
+
+        :raises TransportError: when the socket is closed meanwhile.
+        """
+        if self._refused is not None:
+            return
+        try:
+            await anyio.wait_readable(self._socket())
+        except (anyio.ClosedResourceError, OSError) as error:
+            if self._end is None and self._sock is not None:
+                return  # rebound: there is a new socket to wait for
+            raise TransportError("the UDP socket was closed here", operation="read", by="us") from error
+
+    # Sending
+
+    def send(self, datagrams: Sequence[bytes]) -> None:
+        """Send these now, as far as it goes; keep the rest for :meth:`flush`. Never raises."""
+        if self._sock is None:
+            return
+        self._queue.extend(datagrams)
+        if len(self._queue) == len(datagrams):
+            self._pump()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a send found the port unreachable: the next read raises it."""
+        return self._refused is not None
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that :meth:`send` could not hand over yet."""
+        return sum(map(len, self._queue)) if self._queue else 0
+
+    async def flush(self) -> None:
+        """Hand over what is unsent, waiting as long as it takes.
+
+        :raises TransportError: when the socket is closed meanwhile.
+        """
+        while self._queue:
+            try:
+                await anyio.wait_writable(self._socket())
+            except (anyio.ClosedResourceError, OSError) as error:
+                if self._end is None and self._sock is not None:
+                    continue  # rebound
+                raise TransportError("the UDP socket was closed here", operation="write", by="us") from error
+            self._pump()
+
+    def _pump(self) -> None:
+        """Send from the queue until it is empty or the socket is full."""
+        assert self._sock is not None
+        sock, queue = self._sock, self._queue
+        while queue:
+            run = self._run() if self._gso and len(queue) > 1 else 1
+            try:
+                if run > 1:
+                    pieces = [queue[i] for i in range(run)]
+                    segment = struct.pack("=H", len(pieces[0]))
+                    sock.sendmsg(pieces, [(socket.SOL_UDP, _UDP_SEGMENT, segment)])
+                else:
+                    sock.send(queue[0])
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError as error:
+                # An error of an earlier datagram, told now; this one was not sent. Remember it for the reader. The
+                # next try finds the socket as good as new.
+                self._refused = error
+                queue.clear()
+                return
+            except OSError as error:
+                if run > 1 and error.errno in (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP):
+                    self._gso = False  # the interface cannot: one by one from now on
+                    continue
+                if error.errno not in _LOST_DATAGRAM:
+                    self._refused = error
+                    queue.clear()
+                    return
+                self.lost += run
+            for _ in range(run):
+                queue.popleft()
+
+    def _run(self) -> int:
+        """How many of the first datagrams can go in one call: all of one size, save that the last may be shorter."""
+        size = total = run = 0
+        for datagram in self._queue:
+            length = len(datagram)
+            if run == 0:
+                size = length
+            elif length > size or run == _SEGMENTS or total + length > _SEGMENTED_BYTES:
+                break
+            run += 1
+            total += length
+            if length < size:
+                break
+        return run
+
+    # Ending
+
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        """Close the socket. UDP has no goodbye; what is unsent has until the deadline."""
+        if self._end is None and self._sock is not None:
+            began = monotonic()
+            with deadline.scope(), contextlib.suppress(TransportError):  # closed meanwhile: nothing is left to send
+                await self.flush()
+            self._close(LayerEnd(self.name, "", "", Outcome.CLEAN, monotonic() - began))
+        return self.abort()
+
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        """Close the socket, which UDP's peer cannot tell from a polite end."""
+        if self._end is None:
+            connected = self._sock is not None
+            self._close(LayerEnd(self.name, "", "", Outcome.CLEAN if connected else Outcome.SKIPPED))
+        assert self._end is not None
+        return self._end
+
+    def extra(self, name: str) -> Any:
+        sock = self._sock
+        if name == "socket":
+            return sock
+        if name == "server_addr":
+            return self.address
+        if sock is not None and name == "client_addr":
+            return sock.getsockname()
+        return None
+
+    def _close(self, end: LayerEnd) -> None:
+        self._end = end
+        self._queue.clear()
+        if self._sock is not None:
+            sock, self._sock = self._sock, None
+            anyio.notify_closing(sock)
+            sock.close()
+
+    def _socket(self) -> socket.socket:
+        if self._sock is None:
+            raise TransportError("the UDP socket is closed", operation="read", by="us")
+        return self._sock
+
+    def _unreachable(self, error: OSError) -> TransportError:
+        if isinstance(error, ConnectionRefusedError):
+            return TransportError(
+                f"{self.address[0]} port {self.address[1]} is unreachable", operation="read", by="peer"
+            )
+        return TransportError(f"lost the UDP socket to {self.address[0]}: {error}", operation="read")

@@ -1,0 +1,135 @@
+"""A client's half for tests: a driven connection over QUIC, made by hand, without the pool."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+from allswell._backends.http3 import Http3
+from allswell._backends.interface import Backend
+from allswell._config import PoolConfig, Timeouts
+from allswell._connection.driver import Connection
+from allswell._connection.exchange import Exchange
+from allswell._deadline import Deadline
+from allswell._filters.quic import QuicFilter
+from allswell._filters.quic_connection import ClientConnection
+from allswell._filters.quic_settings import QuicSettings
+from allswell._filters.stack import Stack
+from allswell._filters.udp import UdpFilter
+from allswell._messages import Headers, RequestHead, ResponseHead
+from allswell._report import ConnectionEnd
+from allswell._tasks import current_host
+from tests.support.certificates import certificates
+
+PATIENT = Timeouts(connect=20, read=20, write=20, pool=20)
+
+
+def quic_settings(**changes: Any) -> QuicSettings:
+    """Settings that trust the tests' CA."""
+    options: dict[str, Any] = {"server_name": "localhost", "server": "localhost", "cafile": str(certificates().ca)}
+    return QuicSettings(**(options | changes))
+
+
+class QuicClient:
+    """One connection, and what became of it.
+
+    :ivar end: its end, once it is over.
+    :ivar available: how often it told its owner of room.
+    """
+
+    def __init__(self, port: int, settings: QuicSettings | None = None, *, host: str = "127.0.0.1") -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.udp = UdpFilter(family, (host, port))
+        self.quic = QuicFilter(self.udp, settings or quic_settings())
+        self.stack = Stack(self.quic, self.udp)
+        self.end: ConnectionEnd | None = None
+        self.left = False
+        self._ended = anyio.Event()
+        self.connection: Connection
+
+    def connection_available(self, connection: Connection) -> None:
+        """Part of what an owner of connections is."""
+
+    def connection_leaving(self, connection: Connection) -> None:
+        """Part of what an owner of connections is."""
+        self.left = True
+
+    def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
+        """Part of what an owner of connections is."""
+        self.end = end
+        self._ended.set()
+
+    async def start(self, backend: Callable[[ClientConnection], Backend[Any]] = Http3) -> None:
+        """Connect, and drive the connection from a task of its own."""
+        with anyio.fail_after(20):
+            await self.stack.connect()
+        host = current_host()
+        self.connection = Connection(
+            host=host,
+            label="https://localhost",
+            stack=self.stack,
+            backend=backend(self.quic.connection),
+            owner=self,
+            config=PoolConfig(keepalive_expiry=None),
+        )
+        host.spawn(self.connection.run, name="test connection")
+
+    def open(
+        self,
+        path: str = "/",
+        method: str = "GET",
+        headers: Headers | None = None,
+        body: bytes | None = None,
+        **more: Any,
+    ) -> Exchange:
+        """Send a request."""
+        head = RequestHead(
+            method.encode(), b"https", b"localhost", path.encode(), headers or [], more.pop("protocol", None)
+        )
+        return self.connection.open(head, body, timeouts=PATIENT, **more)
+
+    async def get(self, path: str = "/", **request: Any) -> tuple[ResponseHead, bytes]:
+        """A whole exchange."""
+        exchange = self.open(path, **request)
+        head = await exchange.response()
+        return head, await read(exchange)
+
+    async def aclose(self, grace: float = 5.0) -> ConnectionEnd:
+        """Close politely; how it ended."""
+        if hasattr(self, "connection"):
+            self.connection.close("the test is over", Deadline.after(grace))
+            return await self.ended()
+        self.stack.abort()
+        raise AssertionError("never connected")
+
+    async def ended(self, patience: float = 15.0) -> ConnectionEnd:
+        """Wait until the connection is over."""
+        with anyio.fail_after(patience):
+            await self._ended.wait()
+        assert self.end is not None
+        return self.end
+
+
+async def read(exchange: Exchange) -> bytes:
+    """The rest of a response's body."""
+    pieces = []
+    while piece := await exchange.receive():
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+@asynccontextmanager
+async def quic_client(port: int, settings: QuicSettings | None = None, **options: Any) -> AsyncIterator[QuicClient]:
+    """A connected client; aborted at the end if it is still open."""
+    client = QuicClient(port, settings, host=options.pop("host", "127.0.0.1"))
+    await client.start(**options)
+    try:
+        yield client
+    finally:
+        if client.end is None:
+            client.connection.abort("the test is over")
+            await client.ended()
