@@ -36,7 +36,7 @@ class AsyncClient(httpx2.AsyncClient):
         self,
         *,
         http1: bool = True,
-        http2: bool = False,
+        http2: bool = True,
         grace: float = DEFAULT_GRACE,
         total_timeout: float | None = None,
         pool: ConnectionPool | None = None,
@@ -56,7 +56,7 @@ class AsyncClient(httpx2.AsyncClient):
         cert: CertTypes | None = None,
         trust_env: bool = True,
         http1: bool = True,
-        http2: bool = False,
+        http2: bool = True,
         limits: httpx2.Limits | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> httpx2.AsyncBaseTransport:

@@ -51,6 +51,8 @@ class PoolConfig:
     :ivar max_header_size: bytes of a response's head (or header list) that are accepted.
     :ivar expect_continue_timeout: seconds that ``Expect: 100-continue`` waits before the body is sent anyway
         (RFC 9110 §10.1.1).
+    :ivar stream_window: bytes that one HTTP/2 or HTTP/3 response may run ahead of its reader.
+    :ivar connection_window: the same for all responses of a connection together.
     :ivar ping_interval: seconds of silence after which an HTTP/2 connection is asked for a sign of life, or ``None``.
     :ivar ping_timeout: seconds that the answer may take.
     :ivar on_connection_end: called with the end of every connection, those in the background included.
@@ -58,7 +60,7 @@ class PoolConfig:
 
     ssl_context: ssl.SSLContext | None = None
     http1: bool = True
-    http2: bool = False
+    http2: bool = True
     max_connections: int | None = 100
     max_connections_per_route: int | None = None
     max_keepalive_connections: int | None = 20
@@ -70,6 +72,8 @@ class PoolConfig:
     socket_options: Sequence[SocketOption] = ()
     max_header_size: int = 100 * 1024
     expect_continue_timeout: float = 1.0
+    stream_window: int = 2 * 1024 * 1024
+    connection_window: int = 256 * 1024 * 1024
     ping_interval: float | None = None
     ping_timeout: float = 20.0
     on_connection_end: Callable[[ConnectionEnd], None] | None = None

@@ -90,7 +90,7 @@ class Sender:
         cert: CertTypes | None = None,
         trust_env: bool = True,
         http1: bool = True,
-        http2: bool = False,
+        http2: bool = True,
         limits: httpx2.Limits | None = None,
         uds: str | None = None,
         local_address: str | None = None,

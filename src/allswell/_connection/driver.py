@@ -85,6 +85,9 @@ class Connection:
         self._exchanges: dict[int, Exchange] = {}
         self._alarm = Alarm(host, self._on_alarm)
         self._idle_since = monotonic()
+        self._received = False  # since the alarm looked last
+        self._pinged_at: float | None = None
+        self._heard_goodbye = ""
         self._reading = Deadline()
         self._scope: anyio.CancelScope | None = None
         self._paused = False
@@ -251,13 +254,19 @@ class Connection:
 
     def abort(self, reason: str, error: AllswellError | None = None) -> None:
         """End it now, without a word: no close_notify, TCP RST. Idempotent."""
+        self._abort(reason, error or TransportError(f"{self.label}: {reason}", operation="read", by="us"))
+
+    def _abort(self, reason: str, error: AllswellError, last_words: str = "") -> None:
         began = monotonic()
         if not self._life.move(State.CLOSED, reason):
             return
         self._tell_leaving()
         cut = len(self._exchanges)
-        self._fail_all(error or TransportError(f"{self.label}: {reason}", operation="read", by="us"))
-        layers = [LayerEnd(self._backend.name, "", "", Outcome.ABORTED), *self._stack.abort()]
+        self._fail_all(error)
+        layers = [
+            LayerEnd(self._backend.name, last_words, self._heard_goodbye, Outcome.ABORTED),
+            *self._stack.abort(reset=not last_words),
+        ]
         self._stop_reading()
         self._end(layers, cut, began)
 
@@ -265,6 +274,8 @@ class Connection:
 
     async def run(self) -> None:
         """Drive it until it is closed. Never raises, save cancellation (of the whole event loop's)."""
+        if self.config.ping_interval is not None:
+            self.watch(monotonic() + self.config.ping_interval)
         try:
             with self._reading.scope() as self._scope:
                 self._transmit()
@@ -308,6 +319,7 @@ class Connection:
         if not len(data):
             self._end_of_stream()
             return True
+        self._received = True
         self._dispatch(self._backend.receive(data))
         self._transmit()
         if self._backend.must_abort:
@@ -367,10 +379,11 @@ class Connection:
 
     def _on_connection_event(self, event: PeerLeaving | ConnectionBroken | CapacityChanged) -> None:
         if isinstance(event, PeerLeaving):
+            self._heard_goodbye = self._backend.says_goodbye
             self.close(str(event.error) if event.error is not None else "the server is leaving")
         elif isinstance(event, ConnectionBroken):
-            self._transmit()
-            self.abort(str(event.error), event.error)
+            self._transmit()  # GOAWAY with the error code
+            self._abort(str(event.error), event.error, self._backend.says_goodbye)
         elif self.capacity():
             self._tell_available()
 
@@ -431,8 +444,24 @@ class Connection:
                     self.close(f"idle for {expiry:g} s")
                 else:
                     following = min(following, self._idle_since + expiry)
+        if self.config.ping_interval is not None:
+            following = min(following, self._check_life(now, self.config.ping_interval))
         if self._life.state is not State.CLOSED:
             self.watch(following)
+
+    def _check_life(self, now: float, interval: float) -> float:
+        """After silence, ask for a sign of life; when to look again."""
+        if self._received:
+            self._received, self._pinged_at = False, None
+        elif self._pinged_at is None:
+            if self._life.state in (State.OPEN, State.DRAINING) and self._backend.ping():
+                self._pinged_at = now
+                self._transmit()
+        elif now >= self._pinged_at + self.config.ping_timeout:
+            waited = f"no sign of life within {self.config.ping_timeout:g} s of a PING"
+            self._abort(waited, TransportError(f"{self.label}: {waited}", operation="read"))
+            return math.inf
+        return now + interval if self._pinged_at is None else self._pinged_at + self.config.ping_timeout
 
     # Ending
 
@@ -449,10 +478,10 @@ class Connection:
             return
         backend.goodbye()
         self._top.transmit(backend.take_output())
-        outcome = Outcome.CLEAN
+        outcome = Outcome.PEER_FIRST if self._heard_goodbye else Outcome.CLEAN
         if backend.says_goodbye and not await self._top.delivered(deadline):
             outcome = Outcome.TIMED_OUT
-        layers.append(LayerEnd(backend.name, backend.says_goodbye, "", outcome, monotonic() - began))
+        layers.append(LayerEnd(backend.name, backend.says_goodbye, self._heard_goodbye, outcome, monotonic() - began))
         layers += await self._stack.shutdown(deadline)
         if self._life.move(State.CLOSED):
             self._end(layers, 0, began)

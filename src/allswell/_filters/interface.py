@@ -42,8 +42,12 @@ class Filter(ABC):
         """
 
     @abstractmethod
-    def abort(self) -> LayerEnd:
-        """End this layer now, without a word that the peer could take for a completed transfer. Idempotent."""
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        """End this layer now, without a word that the peer could take for a completed transfer. Idempotent.
+
+        :param reset: TCP ends with RST; without, with FIN: last words (an HTTP/2 GOAWAY with its error code) may be
+            on their way, and RST would overtake them.
+        """
 
     def extra(self, name: str) -> Any:
         """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"server_addr"``, …), or ``None``."""

@@ -59,9 +59,9 @@ class Stack:
             self.abort()
         return ends
 
-    def abort(self) -> list[LayerEnd]:
-        """End every filter without a word. What had ended before keeps its end."""
-        return [layer.abort() for layer in self._filters]
+    def abort(self, *, reset: bool = True) -> list[LayerEnd]:
+        """End every filter without a word. What had ended before keeps its end. See :meth:`Filter.abort`."""
+        return [layer.abort(reset=reset) for layer in self._filters]
 
     def extra(self, name: str) -> Any:
         """See :meth:`Filter.extra`; the topmost filter that knows answers."""

@@ -166,14 +166,15 @@ class TcpFilter(ByteStream):
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         return self._close(LayerEnd(self.name, "RST", self._heard, Outcome.TIMED_OUT, seconds))
 
-    def abort(self) -> LayerEnd:
+    def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is not None:
             return self._end
         if self._sock is None:
             self._end = LayerEnd(self.name, "", "", Outcome.SKIPPED)
             return self._end
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        said = "" if self._heard == "RST" or self._write_error is not None else "RST"
+        said = "" if self._heard == "RST" or self._write_error is not None else "RST" if reset else "FIN"
+        if reset:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         return self._close(LayerEnd(self.name, said, self._heard, Outcome.ABORTED))
 
     def extra(self, name: str) -> Any:

@@ -214,7 +214,7 @@ class TlsFilter(ByteStream):
         if self._end is not None:
             return self._end
         if not self._ready or self._failed:
-            return self.abort()
+            return self.abort(reset=False)
         began = monotonic()
         peer_first = bool(self._heard)
         lost = False
@@ -253,7 +253,7 @@ class TlsFilter(ByteStream):
             pass  # ours is written; theirs is still to come (SSLWantReadError), perhaps behind data to be dropped
         self._push()
 
-    def abort(self) -> LayerEnd:
+    def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is None:
             outcome = Outcome.ABORTED if self._ready else Outcome.SKIPPED
             self._end = LayerEnd(self.name, "", self._heard, outcome)

@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 
 from allswell._backends.http1 import Http1
+from allswell._backends.http2 import Http2
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
@@ -64,7 +65,11 @@ class Dialer:
             )
             stack = Stack(top, tcp)
         await stack.connect(_traced(tracer, route, self._config) if tracer is not None else None)
-        backend = self._backend(route, top.alpn_protocol if isinstance(top, TlsFilter) else None)
+        try:
+            backend = self._backend(route, top.alpn_protocol if isinstance(top, TlsFilter) else None)
+        except ConnectFailed:
+            stack.abort()
+            raise
         return Connection(
             host=self._host, label=route.origin, stack=stack, backend=backend, owner=owner, config=self._config
         )
@@ -93,9 +98,16 @@ class Dialer:
         return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer)
 
     def _backend(self, route: Route, chosen: str | None) -> Backend[Any]:
-        if not self._config.http1:
+        config = self._config
+        if chosen == "h2" or (route.scheme == "http" and not config.http1):
+            return Http2(
+                max_header_size=config.max_header_size,
+                initial_window=config.stream_window,
+                connection_window=config.connection_window,
+            )
+        if not config.http1:
             raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
-        return Http1(max_header_size=self._config.max_header_size)
+        return Http1(max_header_size=config.max_header_size)
 
     def _alpn(self) -> list[str]:
         return ["h2"] * self._config.http2 + ["http/1.1"] * self._config.http1

@@ -77,7 +77,7 @@ class ExchangeStream(ByteStream):
             self._end = LayerEnd(self.name, "", "", outcome, monotonic() - began)
         return self._end
 
-    def abort(self) -> LayerEnd:
+    def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is None:
             self._exchange.abandon()
             self._end = LayerEnd(self.name, "", "", Outcome.ABORTED)

@@ -122,11 +122,12 @@ class Response:
         """What httpx2 calls a response's extensions. ``trailers`` and ``informational`` are filled as they come."""
         facts: dict[str, Any] = {
             "http_version": self.http_version,
-            "reason_phrase": self.reason,
             "network_stream": self.network_stream,
             "informational": self._exchange.informational,
             "attempts": self.attempts,
         }
-        if self.http_version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        if self.http_version in (b"HTTP/1.1", b"HTTP/1.0"):
+            facts["reason_phrase"] = self.reason
+        else:
             facts["stream_id"] = self._exchange.number
         return facts
