@@ -311,6 +311,8 @@ def shape(events: list[Event]) -> list[object]:
         if isinstance(event, ExchangeFailed)
         else (type(event), str(event.error))
         if isinstance(event, ConnectionBroken)
+        else (type(event), event.exchange, event.data)  # credit for mere padding may come with it, or not
+        if isinstance(event, BodyReceived)
         else repr(event)
         for event in merge(events)
     ]

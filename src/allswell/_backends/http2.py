@@ -42,12 +42,12 @@ from h2.errors import ErrorCodes
 from h2.events import RemoteSettingsChanged, StreamReset, WindowUpdated
 from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes, Settings
-from hpack import HPACKError, OversizedHeaderListError
 
 from allswell._backends import http2_frames as wire
 from allswell._backends.http2_fields import RequestEncoder, encode_trailers
 from allswell._backends.http2_frames import FrameSplitter, PeerError, StreamError
-from allswell._backends.http2_stream import Stream
+from allswell._backends.http2_hpack import FieldEncoder, Section, SectionReader
+from allswell._backends.http2_stream import Stream, Window
 from allswell._backends.interface import (
     BodyReceived,
     CapacityChanged,
@@ -71,12 +71,10 @@ CONNECTION_WINDOW = 128 * INITIAL_WINDOW
 
 #: RFC 9113 §6.5.2 recommends at least 100; assumed until the peer's SETTINGS have come.
 _ASSUMED_STREAMS = 100
+_DEFAULT_WINDOW = 65535
 _LAST_ID = 2**31 - 1
 _MAX_QUIET = 10_000
 _MAX_REMEMBERED = 4096
-#: A header list too large for us costs its stream; one beyond this many times the limit, or fragments, the connection.
-_HARD_LIMIT = 4
-_MAX_FRAGMENTS = 64
 #: "What you did" rather than "what I do": on a new connection it would only happen again, so it permits no replay.
 _NOT_REPLAYABLE = frozenset(
     (ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED)
@@ -113,17 +111,13 @@ class Http2:
         initial_window: int = INITIAL_WINDOW,
         connection_window: int = CONNECTION_WINDOW,
     ) -> None:
-        self._max_header_size = max_header_size
         self._initial_window = initial_window
-        self._stream_threshold = max(1, initial_window // 2)
-        self._connection_threshold = max(1, connection_window // 2)
         self._splitter = FrameSplitter()
         self._requests = RequestEncoder()
         self._streams: dict[int, Stream] = {}
         self._unread: dict[int, int] = {}
         self._reset: dict[int, None] = {}
         self._next_id = 1
-        self._block: tuple[int, bool, list[bytes]] | None = None
         self._run: Stream | None = None
         self._parts: list[memoryview] = []
         self._run_credit = 0
@@ -152,13 +146,15 @@ class Http2:
         )
         del settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # RFC 8441 §3: the server's to send
         self._h2.local_settings = settings
-        self._h2.decoder.max_header_list_size = _HARD_LIMIT * max_header_size
+        self._h2.encoder = FieldEncoder()
+        self._sections = SectionReader(self._h2.decoder, max_header_size)
         self._h2.initiate_connection()
         self._out: list[bytes] = [self._h2.data_to_send()]
-        self._window = 65535  # RFC 9113 §6.9.2: the connection's window is not a matter of SETTINGS
-        self._credit = 0
-        if connection_window > self._window:
-            self._open_window(connection_window - self._window)
+        # RFC 9113 §6.9.2: the connection's window is not a matter of SETTINGS.
+        connection_window = max(connection_window, _DEFAULT_WINDOW)
+        self._window = Window(connection_window)
+        if connection_window > _DEFAULT_WINDOW:
+            self._out.append(wire.window_update(0, connection_window - _DEFAULT_WINDOW))
 
     # Requests
 
@@ -178,7 +174,7 @@ class Http2:
         self._next_id += 2
         self._quiet = 0
         self._streams[id_] = Stream(
-            id_, self._h2.streams[id_], window=self._initial_window, method=head.method, to_send=length, end=end
+            id_, self._h2.streams[id_], window=Window(self._initial_window), method=head.method, to_send=length, end=end
         )
         return id_
 
@@ -234,11 +230,8 @@ class Http2:
             return
         credit = min(credit, stream.unread)
         stream.unread -= credit
-        stream.credit += credit
-        if stream.credit >= self._stream_threshold and not stream.done and not self._over:
-            self._write_window_update(exchange, stream.credit)
-            stream.window += stream.credit
-            stream.credit = 0
+        if not stream.done:
+            self._open_window(exchange, stream.window.consume(credit))
         self._give_back(credit)
 
     # The connection
@@ -289,7 +282,7 @@ class Http2:
             return events  # frames that crossed our GOAWAY
         try:
             for kind, flags, id_, frame in self._splitter.split(data):
-                if kind == wire.DATA and self._block is None and id_ in self._streams:
+                if kind == wire.DATA and id_ in self._streams and not self._sections.unfinished:
                     self._receive_data(self._streams[id_], flags, frame, events)
                 else:
                     if self._run is not None:
@@ -307,13 +300,13 @@ class Http2:
         if not self._greeted and (kind != wire.SETTINGS or flags & wire.ACK):
             # RFC 9113 §3.4
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer's first frame is not SETTINGS")
-        if self._block is not None and (kind != wire.CONTINUATION or id_ != self._block[0]):
-            # §6.10
-            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer interrupted a header section")
+        self._sections.check(kind, id_)
         if kind == wire.HEADERS:
-            self._receive_headers(id_, flags, frame, events)
+            if id_ not in self._streams:
+                self._check_dead(id_)
+            self._receive_section(self._sections.receive_headers(id_, flags, frame), events)
         elif kind == wire.CONTINUATION:
-            self._receive_continuation(flags, frame, events)
+            self._receive_section(self._sections.receive_continuation(flags, frame), events)
         elif kind == wire.DATA:
             self._receive_dead_data(id_, flags, frame)
         elif kind == wire.GOAWAY:
@@ -333,11 +326,8 @@ class Http2:
     def _receive_data(self, stream: Stream, flags: int, frame: memoryview, events: list[Event]) -> None:
         content = wire.payload(frame, flags) if flags & wire.PADDED else frame[9:]
         length = len(frame) - 9
-        self._window -= length
-        stream.window -= length
-        if self._window < 0 or stream.window < 0:
-            # §6.9.1: a stream or a connection error; who ignores windows once will do so again.
-            raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
+        self._window.receive(length)
+        stream.window.receive(length)
         if self._run is not stream:
             if self._run is not None:
                 self._end_run(events)
@@ -377,9 +367,7 @@ class Http2:
         wire.payload(frame, flags)
         self._check_dead(id_)
         self._count_quiet()
-        self._window -= len(frame) - 9
-        if self._window < 0:
-            raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
+        self._window.receive(len(frame) - 9)
         self._give_back(len(frame) - 9)  # §5.1: it counts for the connection, whoever it was for
 
     def _check_not_idle(self, id_: int) -> None:
@@ -392,48 +380,22 @@ class Http2:
         if id_ not in self._reset:
             raise PeerError(ErrorCodes.STREAM_CLOSED, f"the peer sent a frame on stream {id_}, which it had ended")
 
-    def _receive_headers(self, id_: int, flags: int, frame: memoryview, events: list[Event]) -> None:
-        if id_ not in self._streams:
-            self._check_dead(id_)
-        block = wire.payload(frame, flags)
-        if flags & wire.HAS_PRIORITY:
-            if len(block) < 5:
-                raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, "the peer sent HEADERS too short for its priority")
-            block = block[5:]
-        end = bool(flags & wire.END_STREAM)
-        if flags & wire.END_HEADERS:
-            self._receive_section(id_, end, bytes(block), events)
-        else:
-            self._block = id_, end, [bytes(block)]
-
-    def _receive_continuation(self, flags: int, frame: memoryview, events: list[Event]) -> None:
-        if self._block is None:
-            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent CONTINUATION with nothing to continue")
-        id_, end, pieces = self._block
-        pieces.append(bytes(frame[9:]))
-        if len(pieces) > _MAX_FRAGMENTS or sum(map(len, pieces)) > _HARD_LIMIT * self._max_header_size:
-            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer sent an endless header section")
-        if flags & wire.END_HEADERS:
-            self._block = None
-            self._receive_section(id_, end, b"".join(pieces), events)
-
-    def _receive_section(self, id_: int, end: bool, block: bytes, events: list[Event]) -> None:
-        try:
-            fields = self._h2.decoder.decode(block, raw=True)
-        except OversizedHeaderListError as error:
-            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, f"the peer's header list is too large: {error}") from error
-        except (HPACKError, IndexError) as error:
-            raise PeerError(ErrorCodes.COMPRESSION_ERROR, f"the peer's header section is garbled: {error}") from error
+    def _receive_section(self, section: Section | None, events: list[Event]) -> None:
+        if section is None:
+            return
+        id_, end, fields, malformed = section
         stream = self._streams.get(id_)
         if stream is None:
             self._count_quiet()
             return
         try:
+            if malformed is not None:
+                raise malformed
             if stream.answered:
-                trailers = stream.receive_trailers(fields, end, self._max_header_size)
-                self._complete(stream, trailers, events)
+                stream.receive_trailers(fields, end)
+                self._complete(stream, list(fields), events)
                 return
-            head = stream.receive_head(fields, end, self._max_header_size)
+            head = stream.receive_head(fields, end)
         except StreamError as error:
             self._fail_malformed(stream, error, events)
             return
@@ -602,18 +564,12 @@ class Http2:
             self._out.append(data)
 
     def _give_back(self, credit: int) -> None:
-        self._credit += credit
-        if self._credit >= self._connection_threshold and not self._over:
-            self._open_window(self._credit)
-            self._credit = 0
+        self._open_window(0, self._window.consume(credit))
 
-    def _open_window(self, increment: int) -> None:
-        self._write_window_update(0, increment)
-        self._window += increment
-
-    def _write_window_update(self, id_: int, increment: int) -> None:
-        self._flush_h2()
-        self._out.append(wire.window_update(id_, increment))
+    def _open_window(self, id_: int, increment: int) -> None:
+        if increment and not self._over:
+            self._flush_h2()
+            self._out.append(wire.window_update(id_, increment))
 
     def _count_quiet(self) -> None:
         self._quiet += 1

@@ -151,16 +151,15 @@ def _outbound(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
     return fields
 
 
-def decode_response(fields: Iterable[tuple[bytes, bytes]], max_size: int) -> tuple[int, Headers]:
-    """A received header section: its status and its fields.
+def decode_response(fields: Headers) -> tuple[int, Headers]:
+    """The status and the fields of a response.
 
-    :raises StreamError: when it is malformed (RFC 9113 §8.1.1), or larger than ``max_size`` (§10.5.1).
+    :raises StreamError: when it is malformed (RFC 9113 §8.1.1).
     """
-    headers = _inbound(fields, max_size)
     # RFC 9113 §8.3.2: exactly one pseudo-header field, and it comes first.
-    if not headers or headers[0][0] != b":status":
+    if not fields or fields[0][0] != b":status":
         raise StreamError("a response without :status")
-    status = headers.pop(0)[1]
+    status, headers = fields[0][1], fields[1:]
     if len(status) != 3 or not status.isdigit() or status < b"100" or status == b"101":
         # §8.6: 101 does not exist in HTTP/2.
         raise StreamError(f"a response with the status {status!r}")
@@ -169,15 +168,17 @@ def decode_response(fields: Iterable[tuple[bytes, bytes]], max_size: int) -> tup
     return int(status), headers
 
 
-def decode_trailers(fields: Iterable[tuple[bytes, bytes]], max_size: int) -> Headers:
-    """:raises StreamError: when the trailer section is malformed or too large."""
-    headers = _inbound(fields, max_size)
-    if any(name[0] == 0x3A for name, _ in headers):
+def check_trailers(fields: Headers) -> None:
+    """:raises StreamError: when the trailer section is malformed."""
+    if any(name[0] == 0x3A for name, _ in fields):
         raise StreamError("a trailer section with pseudo-header fields")  # RFC 9113 §8.1
-    return headers
 
 
-def _inbound(fields: Iterable[tuple[bytes, bytes]], max_size: int) -> Headers:
+def check_received(fields: Iterable[tuple[bytes, bytes]], max_size: int) -> Headers:
+    """The fields of any received header section, as plain tuples.
+
+    :raises StreamError: for what no section may hold (RFC 9113 §8.2), or more than ``max_size`` bytes (§10.5.1).
+    """
     headers: Headers = []
     size = 0
     for name, value in fields:

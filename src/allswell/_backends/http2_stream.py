@@ -1,26 +1,52 @@
-"""One exchange on an HTTP/2 connection: how far each direction has come, and what its response must look like."""
+"""One exchange on an HTTP/2 connection: how far each direction has come, its window, what a response must look like."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
-from allswell._backends.http2_fields import content_length, decode_response, decode_trailers
-from allswell._backends.http2_frames import StreamError
+from allswell._backends.http2_fields import check_trailers, content_length, decode_response
+from allswell._backends.http2_frames import PeerError, StreamError
 from allswell._messages import Headers, ResponseHead
 
 _MAX_INFORMATIONAL = 100
 _WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
 
 
+class Window:
+    """What a peer may still send, on a stream or on the connection (RFC 9113 §6.9); it opens as content is consumed.
+
+    Credit goes back in portions of half a window: often enough to keep the peer sending, seldom enough to cost nothing.
+    """
+
+    __slots__ = ("_credit", "_left", "_portion")
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._credit = 0
+        self._portion = max(1, size // 2)
+
+    def receive(self, size: int) -> None:
+        """:raises PeerError: when the peer sent more than it may (§6.9.1)."""
+        self._left -= size
+        if self._left < 0:
+            raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
+
+    def consume(self, size: int) -> int:
+        """So much was consumed; by how much to open the window now (0: not yet)."""
+        self._credit += size
+        if self._credit < self._portion:
+            return 0
+        increment, self._credit = self._credit, 0
+        self._left += increment
+        return increment
+
+
 class Stream:
     """What we know of a stream beside h2's own state of it, which serves for sending.
 
     :ivar h2: h2's stream: its sending state and the window that limits what we send.
-    :ivar window: bytes that the peer may still send here.
-    :ivar credit: bytes consumed, for which the window was not opened yet.
+    :ivar window: what the peer may still send here.
     :ivar unread: bytes received and not consumed.
     :ivar to_send: what the request's Content-Length still promises.
     :ivar sent_end: we have ended our side.
@@ -32,7 +58,6 @@ class Stream:
     __slots__ = (
         "answered",
         "connect",
-        "credit",
         "done",
         "h2",
         "head_request",
@@ -46,11 +71,12 @@ class Stream:
         "window",
     )
 
-    def __init__(self, id_: int, h2: H2Stream, *, window: int, method: bytes, to_send: int | None, end: bool) -> None:
+    def __init__(
+        self, id_: int, h2: H2Stream, *, window: Window, method: bytes, to_send: int | None, end: bool
+    ) -> None:
         self.id = id_
         self.h2 = h2
         self.window = window
-        self.credit = 0
         self.unread = 0
         self.to_send = to_send
         self.sent_end = end
@@ -62,9 +88,9 @@ class Stream:
         self.left: int | None = None
         self.done = False
 
-    def receive_head(self, fields: Iterable[tuple[bytes, bytes]], end: bool, max_size: int) -> ResponseHead:
+    def receive_head(self, fields: Headers, end: bool) -> ResponseHead:
         """:raises StreamError: for a malformed head."""
-        status, headers = decode_response(fields, max_size)
+        status, headers = decode_response(fields)
         if status < 200:
             self.informational += 1
             if end:
@@ -96,15 +122,14 @@ class Stream:
         if end:
             self._receive_end()
 
-    def receive_trailers(self, fields: Iterable[tuple[bytes, bytes]], end: bool, max_size: int) -> Headers:
+    def receive_trailers(self, fields: Headers, end: bool) -> None:
         """:raises StreamError: for a malformed trailer section."""
         if self.done:
             raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
         if not end:
             raise StreamError("a header section in the middle of a body")  # RFC 9113 §8.1
-        trailers = decode_trailers(fields, max_size)
+        check_trailers(fields)
         self._receive_end()
-        return trailers
 
     def _receive_end(self) -> None:
         if self.left:
