@@ -152,3 +152,21 @@ def half_response(connection: PeerConnection) -> None:
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nten bytes.")
         connection.stall()
         connection.fin()
+
+
+def refuses_upload(ending: Ending = Ending.POLITE) -> Script:
+    """Answer 413 as soon as the head is there and end so; with ``CLOSE`` the kernel answers the body by RST."""
+
+    def script(connection: PeerConnection) -> None:
+        if connection.read_head():
+            connection.send(response(b"too much", "Connection: close", status="413 Content Too Large"))
+            end(connection, ending)
+
+    return script
+
+
+def continues(connection: PeerConnection) -> None:
+    """Invite every body by 100 (RFC 9110, 10.1.1) and answer with it."""
+    while head := connection.read_head():
+        connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.send(response(connection.read_body(head)))

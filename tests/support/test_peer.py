@@ -18,9 +18,11 @@ from tests.support.scripts import (
     Ending,
     answers,
     close_delimited,
+    continues,
     half_response,
     huge,
     never_ends,
+    refuses_upload,
     response,
     silent,
 )
@@ -239,6 +241,32 @@ def test_huge_body_is_as_long_as_promised() -> None:
         rest = size + len(head) - len(received)
         while rest:
             rest -= len(client.recv(min(rest, 65536)))
+
+
+def test_invites_a_body() -> None:
+    with scripted_peer(continues) as peer, plain(peer) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        invitation = b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert receive(client, len(invitation)) == invitation
+        client.sendall(b"hello")
+        assert receive(client, len(response(b"hello"))) == response(b"hello")
+
+
+@pytest.mark.parametrize(("ending", "resets"), [(Ending.POLITE, False), (Ending.CLOSE, True)])
+def test_refuses_an_upload(ending: Ending, resets: bool) -> None:
+    with scripted_peer(refuses_upload(ending)) as peer, plain(peer) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + bytes(1000))
+        assert receive(client, 12) == b"HTTP/1.1 413"
+        if resets:
+            peer.wait_ended()
+            client.sendall(bytes(1000))  # answered by RST
+            with pytest.raises(ConnectionError):
+                client.sendall(bytes(1000))
+        else:
+            client.sendall(bytes(99_000))
+            client.shutdown(socket.SHUT_WR)
+            peer.wait_ended()
+            assert peer.connections[0].received > 100_000
 
 
 def test_silent_leaves_the_handshake_undone() -> None:
