@@ -19,6 +19,7 @@ import contextvars
 import logging
 import math
 import sys
+import weakref
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -124,6 +125,18 @@ class Alarm:
         else:
             self.at = math.inf
             self._callback()
+
+
+def weak_method(method: Callable[[], None]) -> Callable[[], None]:
+    """A call of a method that does not keep its object alive; nothing once the object is gone."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        bound = reference()
+        if bound is not None:
+            bound()
+
+    return call
 
 
 async def _contained(function: Callable[..., Awaitable[None]], args: tuple[Any, ...], name: str) -> None:

@@ -38,7 +38,7 @@ from allswell._pool.response import Response
 from allswell._pool.route import Destination, Route, destination, parsed
 from allswell._pool.waiters import Waiters
 from allswell._report import CloseReport, ConnectionEnd
-from allswell._tasks import Signal, TaskHost, current_host
+from allswell._tasks import Alarm, Signal, TaskHost, current_host, weak_method
 from allswell._trace import PREFIXES
 
 #: Exchanges that a dial is expected to serve when the peer may turn out to multiplex.
@@ -46,6 +46,9 @@ _MULTIPLEXED = 100
 
 #: Without a total timeout: how long a request that the peer provably did not process is tried again, in seconds.
 _REPLAY_FOR = 60.0
+
+#: How long an idle connection over the keep-alive limit is kept after all, in seconds.
+_SURPLUS_FOR = 0.5
 
 #: After the grace: time for tasks that were told to finish, in seconds. (They wait for nothing any more.)
 _SLACK = 0.1
@@ -107,6 +110,7 @@ class ConnectionPool:
         self._idle: dict[Connection, None] = {}  # the first has been idle for longest
         self._homes: dict[Connection, _RouteState] = {}  # where each connection counts, while it does
         self._connections: dict[Connection, None] = {}  # all that are not closed, those in their goodbyes included
+        self._surplus: Alarm | None = None
         self._counted = 0  # connections and dials that count against the limit
         self._users = 0
         self._closing: Deadline | None = None
@@ -480,7 +484,23 @@ class ConnectionPool:
                 self._idle[connection] = None
                 limit = self.config.max_keepalive_connections
                 if limit is not None and len(self._idle) > limit:
-                    next(iter(self._idle)).close(f"more than {limit} idle connections")
+                    self._thin_out()
+
+    def _thin_out(self) -> None:
+        """End idle connections over the keep-alive limit, oldest first: those that nobody wanted for a moment.
+
+        (When fifty answers come at once, fifty connections are idle until the fifty requesters have had their turn.)
+        """
+        limit = self.config.max_keepalive_connections or 0
+        now = monotonic()
+        while len(self._idle) > limit:
+            oldest = next(iter(self._idle))
+            if oldest.idle_since + _SURPLUS_FOR > now:
+                if self._surplus is None:
+                    self._surplus = Alarm(self._loop(), weak_method(self._thin_out))
+                self._surplus.set(min(self._surplus.at, oldest.idle_since + _SURPLUS_FOR))
+                return
+            oldest.close(f"more than {limit} idle connections")
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no more: it counts no more either, so another may take its place while it still drains."""
@@ -509,6 +529,8 @@ class ConnectionPool:
 
     async def _close(self, deadline: Deadline, grace: float, *, cut: bool) -> CloseReport:
         epoch = monotonic()
+        if self._surplus is not None:
+            self._surplus.stop()
         for waiter in self._waiters:
             waiter.error = PoolClosed("the pool was closed while the request waited for a connection")
             waiter.signal.set()
