@@ -87,7 +87,7 @@ def test_the_memories_are_bounded() -> None:
     encoder = FieldEncoder()
     for number in range(1000):
         encoder.encode([NeverIndexedHeaderTuple(b"x", b"%d" % number)])
-    assert len(encoder._known) <= 256
+    assert len(encoder._known_secrets) <= 256
     reader = SectionReader(Decoder(), 100_000)
     plain = Encoder()
     for number in range(1000):

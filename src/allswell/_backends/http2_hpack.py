@@ -40,23 +40,29 @@ class FieldEncoder(Encoder):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[tuple[bytes, bytes], bytes] = {}
+        self._known_secrets: dict[tuple[bytes, bytes], bytes] = {}
 
     def encode(self, headers: Any, huffman: bool = True) -> bytes:
-        known = self._known
         codes = []
         if self.header_table.resized:
-            known.clear()
+            self._forget()
             codes.append(super().encode([]))  # says so (RFC 7541 §6.3)
         for field in headers:
+            indexable = getattr(field, "indexable", True)
+            known = self._known if indexable else self._known_secrets
             code = known.get(field)
             if code is None:
-                code = self.add((field[0], field[1]), not getattr(field, "indexable", True), huffman)
+                code = self.add((field[0], field[1]), not indexable, huffman)
                 if code[0] & 0xC0 == 0x40 or len(known) >= _REMEMBERED_FIELDS:
-                    known.clear()  # §6.2.1: it has entered the table, and all others have moved on
+                    self._forget()  # §6.2.1: it has entered the table, and all others have moved on
                 else:
                     known[field] = code
             codes.append(code)
         return b"".join(codes)
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._known_secrets.clear()
 
 
 class Section(NamedTuple):
@@ -135,9 +141,9 @@ class SectionReader:
         try:
             decoded = self._decoder.decode(block, raw=True)
         except OversizedHeaderListError as error:
-            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, f"the peer's header list is too large: {error}") from error
+            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer's header list is too large") from error
         except (HPACKError, IndexError) as error:
-            raise PeerError(ErrorCodes.COMPRESSION_ERROR, f"the peer's header section is garbled: {error}") from error
+            raise PeerError(ErrorCodes.COMPRESSION_ERROR, "the peer's header section is garbled") from error
         changed = len(entries) != count or (entries[0] if entries else None) is not newest
         if changed or len(self._known) >= _REMEMBERED_BLOCKS:
             self._known.clear()
