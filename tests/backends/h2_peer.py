@@ -87,8 +87,10 @@ class Link:
         events: list[Event] = []
         for start in range(0, len(data), step):
             piece = bytearray(data[start : start + step])
-            events += self.client.receive(memoryview(piece))
+            with memoryview(piece) as view:
+                events += self.client.receive(view)
             piece[:] = b"\xaa" * len(piece)  # the reader's buffer is used again
+            piece.clear()  # a BufferError, if a view of it was kept
         return merge(events)
 
     def to_client(self) -> list[Event]:

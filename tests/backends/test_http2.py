@@ -11,7 +11,6 @@ from h2.events import DataReceived, PingReceived, RequestReceived, StreamEnded, 
 from h2.settings import SettingCodes
 from hyperframe.frame import (
     ContinuationFrame,
-    DataFrame,
     GoAwayFrame,
     HeadersFrame,
     PingFrame,
@@ -669,5 +668,6 @@ def test_what_is_used_of_h2_is_still_there() -> None:
     assert stream.outbound_flow_control_window == 65531
     assert connection.outbound_flow_control_window == 65535
     assert connection.decoder.decode(b"\x82", raw=True) == [(b":method", b"GET")]
-    assert DataFrame.type == 0
-    assert HeadersFrame.type == 1
+    assert not connection.decoder.header_table.dynamic_entries
+    connection.decoder.decode(b"\x40\x01a\x01b", raw=True)
+    assert list(connection.decoder.header_table.dynamic_entries) == [(b"a", b"b")]

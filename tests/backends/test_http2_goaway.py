@@ -159,6 +159,14 @@ def test_late_frames_of_what_it_disowned_are_swallowed(link: Link) -> None:
     assert answer(link, 3) == answered(3)
 
 
+def test_before_the_peers_settings_it_is_heard_too() -> None:
+    link = Link(greet=False)
+    exchange = link.client.open(get(), end=True)
+    events = link.frames(goaway(0))
+    assert events[0] == PeerLeaving(None)
+    assert not_processed(events[1:]) == [exchange]
+
+
 def test_h2_never_hears_of_it(link: Link) -> None:
     link.frames(goaway(5), goaway(5), goaway(5))
     assert link.client._h2.state_machine.state.name == "CLIENT_OPEN"

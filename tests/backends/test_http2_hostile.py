@@ -256,6 +256,14 @@ def test_progress_pardons() -> None:
     assert link.client.capacity() > 0
 
 
+def test_answers_to_our_own_pings_are_no_flood() -> None:
+    link = Link()
+    for _ in range(10_500):
+        assert link.client.ping()
+        assert link.deliver(encode_frame(6, 1, 0, b"allswell")) == []
+    assert link.client.capacity() > 0
+
+
 def test_unknown_settings_and_frames_are_not_kept() -> None:
     link = Link()
     unknown = b"".join(number.to_bytes(2, "big") + b"\0\0\0\1" for number in range(100, 2800))

@@ -250,6 +250,7 @@ class Http2:
     def ping(self) -> bool:
         if self._over:
             return False
+        self._quiet = 0  # the answer that we ask for is no flood
         self._h2.ping(b"allswell")
         return True
 
@@ -297,8 +298,8 @@ class Http2:
     # Frames
 
     def _receive_frame(self, kind: int, flags: int, id_: int, frame: memoryview, events: list[Event]) -> None:
-        if not self._greeted and (kind != wire.SETTINGS or flags & wire.ACK):
-            # RFC 9113 §3.4
+        if not self._greeted and kind != wire.GOAWAY and (kind != wire.SETTINGS or flags & wire.ACK):
+            # RFC 9113 §3.4. A GOAWAY is heard even so: it says what became of our requests.
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer's first frame is not SETTINGS")
         self._sections.check(kind, id_)
         if kind == wire.HEADERS:
