@@ -389,9 +389,10 @@ class Http2:
         if stream is None:
             self._count_quiet()
             return
+        if malformed is not None:
+            self._fail_malformed(stream, malformed, events)
+            return
         try:
-            if malformed is not None:
-                raise malformed
             if stream.answered:
                 stream.receive_trailers(fields, end)
                 self._complete(stream, list(fields), events)
@@ -538,8 +539,10 @@ class Http2:
     # How the connection ends
 
     def _break(self, error: PeerError, events: list[Event]) -> None:
-        def broken() -> AllswellError:
-            return RemoteProtocolError(str(error) if self._greeted else f"the peer does not speak HTTP/2: {error}")
+        words = str(error) if self._greeted else f"the peer does not speak HTTP/2: {error}"
+
+        def broken() -> AllswellError:  # without the error itself, whose traceback holds on to the input
+            return RemoteProtocolError(words)
 
         if error.told:
             self._stop()
