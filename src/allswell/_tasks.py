@@ -6,10 +6,11 @@ answer to that (by design); each event loop has: asyncio's ``create_task`` and t
 :class:`TaskHost` is that answer behind one face. What runs in it must never raise: a connection's failure
 reaches its exchanges, never the host.
 
-Two more things are here because the portable ones cost several times as much on the path that every request
+Three more things are here because the portable ones cost several times as much on the path that every request
 takes: a :class:`Signal` wakes the one task that waits for it (an ``anyio.Event`` serves many and is made afresh for
-each use), and an :class:`Alarm` is a timer that is moved back for free, so that a read timeout costs one
-assignment and not a cancel scope.
+each use); an :class:`Alarm` is a timer that is moved back for free, so that a read timeout costs one assignment
+and not a cancel scope; and ``watch_readable`` has the event loop call us when a socket is readable, where it can
+(asyncio), in place of a task that waits for it (two system calls and two task switches for every response).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import asyncio
 import contextvars
 import logging
 import math
+import socket
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
@@ -58,6 +60,9 @@ class TaskHost(Protocol):
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
         """Call a function from the event loop in so many seconds."""
+
+    def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
+        """Call a function whenever the socket is readable, until told to stop by ``None``; whether the loop can."""
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
         """Call a function from the event loop, from anywhere (a finalizer included). Nothing when the loop is over."""
@@ -147,16 +152,23 @@ async def _contained(function: Callable[..., Awaitable[None]], args: tuple[Any, 
 
 
 class _AsyncioHost:
-    __slots__ = ("_loop", "_tasks")
+    __slots__ = ("_context", "_loop", "_tasks")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+        # An empty context: a connection must not keep the context variables of whoever opened it. Empty but for
+        # one, by which anyio knows in a callback, where there is no task to ask, which event loop this is.
+        self._context = contextvars.Context()
+        try:
+            import sniffio
+        except ImportError:
+            return  # then anyio takes it for granted
+        self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
     def spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
-        # An empty context: a connection must not keep the context variables of whoever happened to open it.
         coroutine = _contained(function, args, name)
-        task = self._loop.create_task(coroutine, name=name, context=contextvars.Context())
+        task = self._loop.create_task(coroutine, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -164,11 +176,21 @@ class _AsyncioHost:
         return _AsyncioSignal(self._loop)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        return self._loop.call_later(seconds, function, context=contextvars.Context())
+        return self._loop.call_later(seconds, function, context=self._context)
+
+    def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
+        try:
+            if function is None:
+                self._loop.remove_reader(sock)
+            else:
+                self._loop.add_reader(sock, self._context.run, function)
+        except NotImplementedError:
+            return False  # Windows' proactor loop
+        return True
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(function, context=self._context)
 
 
 class _AsyncioSignal:
@@ -215,6 +237,9 @@ class _TrioHost:
         timer = _TrioTimer(seconds, function)
         self.spawn(timer.run, name="allswell timer")
         return timer
+
+    def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
+        return False
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
         import trio

@@ -90,8 +90,9 @@ class Connection:
         self._heard_goodbye = ""
         self._reading = Deadline()
         self._scope: anyio.CancelScope | None = None
-        self._paused = False
-        self._resume = host.signal()
+        self._suspended = False  # reading, until there is room for what is read
+        self._listening = False
+        self._go_on = host.signal()
         self._writing = False
         self._flushed = host.signal()
         self._deadline: Deadline | None = None
@@ -205,9 +206,8 @@ class Connection:
         if not self._backend.pauses_reading:
             self._backend.consumed(exchange.number, credit)
             self._transmit()
-        elif self._paused and exchange.buffered <= _RESUME_AT:
-            self._paused = False
-            self._resume.set()
+        elif self._suspended and exchange.buffered <= _RESUME_AT:
+            self._go_on.set()
 
     def abandon(self, exchange: Exchange) -> None:
         """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
@@ -287,25 +287,41 @@ class Connection:
             self.abort("the event loop ended")  # nothing, where it is closed already
 
     async def _read(self) -> None:
+        """Read while the connection lives. Where the event loop calls us, this task only waits for its time to end."""
         top = self._top
-        in_a_row = 0
         while self._life.state in (State.OPEN, State.DRAINING):
-            if not self._receive_once():
-                in_a_row = 0
+            self._suspended = False
+            self._on_readable()
+            if self._suspended:
+                await self._go_on.wait()
+            elif top.listen(self._on_readable):
+                self._listening = True
+                await self._go_on.wait()
+            else:
                 try:
                     await top.wait_readable()
                 except TransportError as error:
                     self._lost(error)
-                continue
-            if self._paused:
-                await self._resume.wait()
-            if top.unsent > UNSENT_LIMIT and self._writing:
-                # The peer does not read our answers: take nothing more that would have to be answered.
-                await self._flushed.wait()
-            in_a_row += 1
-            if in_a_row >= _READS_IN_A_ROW:
-                in_a_row = 0
-                await anyio.lowlevel.checkpoint()
+
+    def _on_readable(self) -> None:
+        """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn."""
+        for _ in range(_READS_IN_A_ROW):
+            if not self._receive_once():
+                return
+            if self._full():
+                self._suspended = True
+                self._stop_listening()
+                return
+
+    def _full(self) -> bool:
+        if self._top.unsent > UNSENT_LIMIT and self._writing:
+            return True  # the peer does not read our answers: take nothing more that would have to be answered
+        return self._backend.pauses_reading and any(e.buffered >= _PAUSE_AT for e in self._exchanges.values())
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._top.listen(None)
 
     def _receive_once(self) -> bool:
         """Take one batch of input, act on it and answer it; whether there was any."""
@@ -361,8 +377,6 @@ class Connection:
                 exchange.on_response(event.head, tunnel=event.tunnel)
             elif isinstance(event, BodyReceived):
                 exchange.on_body(event.data, event.credit)
-                if self._backend.pauses_reading and exchange.buffered >= _PAUSE_AT:
-                    self._paused = True
             elif isinstance(event, ResponseCompleted):
                 exchange.on_complete(event.trailers)
                 if exchange.uploaded:
@@ -389,10 +403,8 @@ class Connection:
 
     def _over(self, exchange: Exchange) -> None:
         """Both halves are over: the response is complete, and our side sent all, or was told not to."""
-        if self._exchanges.pop(exchange.number, None) is not None:
-            self._paused = False
-            if exchange.cut_short:
-                self._backend.cancel(exchange.number)
+        if self._exchanges.pop(exchange.number, None) is not None and exchange.cut_short:
+            self._backend.cancel(exchange.number)
 
     def _settle(self) -> None:
         """After exchanges ended: move on in life, or tell the owner of the room."""
@@ -427,6 +439,8 @@ class Connection:
         finally:
             self._writing = False
             self._flushed.set()
+            if self._suspended:
+                self._go_on.set()
             for exchange in self._exchanges.values():
                 exchange.on_room()
 
@@ -511,6 +525,7 @@ class Connection:
             exchange.on_error(error)
 
     def _stop_reading(self) -> None:
+        self._stop_listening()
         if self._scope is not None:
             self._scope.cancel()
 

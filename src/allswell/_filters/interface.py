@@ -9,6 +9,7 @@ cancellation can fall between two halves of a write.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from allswell._deadline import Deadline
@@ -70,6 +71,13 @@ class Carrier(Filter, Generic[Input]):
 
         :raises TransportError: when the layer is gone.
         """
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        """Have a function called whenever ``receive_nowait`` is worth a call, until told to stop by ``None``.
+
+        Whether this can be had here; otherwise ask :meth:`wait_readable`. Never both at a time.
+        """
+        return False
 
     @abstractmethod
     def transmit(self, data: bytes) -> None:

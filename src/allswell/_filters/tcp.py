@@ -21,6 +21,7 @@ from allswell._deadline import Deadline
 from allswell._errors import TransportError
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._report import LayerEnd, Outcome
+from allswell._tasks import TaskHost, current_host
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, 0 s: RST
 
@@ -40,6 +41,8 @@ class TcpFilter(ByteStream):
         self._dial = dial
         self._buffer = buffer.wire
         self._sock: socket.socket | None = None
+        self._host: TaskHost | None = None
+        self._listening = False
         self._queue: deque[memoryview] = deque()
         self._unsent = 0
         self._emptied = False
@@ -48,6 +51,7 @@ class TcpFilter(ByteStream):
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
+        self._host = current_host()
         self._sock = await self._dial()
 
     # Reading
@@ -78,6 +82,13 @@ class TcpFilter(ByteStream):
             await anyio.wait_readable(self._socket("read"))
         except (anyio.ClosedResourceError, OSError) as error:
             raise self._lost("read", error) from error
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        if self._sock is None or self._host is None:
+            return function is None
+        if function is not None or self._listening:
+            self._listening = self._host.watch_readable(self._sock, function) and function is not None
+        return self._listening
 
     # Writing
 
@@ -197,6 +208,7 @@ class TcpFilter(ByteStream):
         self._end = end
         self._queue.clear()
         self._unsent = 0
+        self.listen(None)
         anyio.notify_closing(self._sock)  # whoever waits for it learns; and the event loop forgets the descriptor
         self._sock.close()
         self._sock = None

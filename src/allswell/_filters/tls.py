@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, cast
 
@@ -181,6 +181,9 @@ class TlsFilter(ByteStream):
     async def wait_readable(self) -> None:
         if not self._incoming.pending:
             await self._lower.wait_readable()
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        return self._lower.listen(function)
 
     # Writing
 
