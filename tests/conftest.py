@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.leaks import no_leaked_sockets  # noqa: F401  # a fixture: every test must close what it opened
+
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
