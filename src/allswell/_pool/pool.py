@@ -57,12 +57,12 @@ _SLACK = 0.1
 class _Dial:
     """A connection in the making, and how many waiters it may serve."""
 
-    __slots__ = ("covers", "scope", "waiters")
+    __slots__ = ("covers", "deadline", "waiters")
 
     def __init__(self, covers: int) -> None:
         self.covers = covers
         self.waiters: dict[_Waiter, None] = {}
-        self.scope: anyio.CancelScope | None = None
+        self.deadline = Deadline()  # none, until the pool closes
 
 
 class _Waiter:
@@ -227,6 +227,8 @@ class ConnectionPool:
             self.close_report = await self._close(self._closing, grace, cut=cut)
         else:
             self._closing.tighten(monotonic() + grace)
+            for connection in list(self._connections):
+                connection.close("the pool closes", self._closing)
             while self.close_report is None:
                 await self._ended.wait()
         return self.close_report
@@ -284,7 +286,6 @@ class ConnectionPool:
         return None
 
     def _open_on(self, state: _RouteState, connection: Connection, request: Request, total_at: float) -> Exchange:
-        self._idle.pop(connection, None)
         inline = request.inline
         exchange = connection.open(
             request.head,
@@ -293,6 +294,7 @@ class ConnectionPool:
             total_at=total_at,
             upload=request.body is not None and inline is None,
         )
+        self._idle.pop(connection, None)
         if not connection.capacity():
             state.available.pop(connection, None)
         return exchange
@@ -362,6 +364,8 @@ class ConnectionPool:
     def _make_room(self, state: _RouteState) -> None:
         """Cover the route's starved waiters: by dials under way that may serve more, then by new ones."""
         waiters = self._waiters
+        if self._closing is not None:
+            return
         for dial in list(state.dials):
             while len(dial.waiters) < dial.covers and (waiter := waiters.starved(state.route)) is not None:
                 self._cover(state, waiter, dial)
@@ -392,41 +396,58 @@ class ConnectionPool:
         limits = self.config
         per_route = limits.max_connections_per_route
         if per_route is not None and state.connections + len(state.dials) >= per_route:
-            return False
+            # One that is idle although somebody waits here will not do for him: he needs a fresh one.
+            idle = next((each for each in state.available if each in self._idle), None)
+            if idle is None:
+                return False
+            self._evict(idle)
         while limits.max_connections is not None and self._counted >= limits.max_connections:
             oldest = next(iter(self._idle), None)
             if oldest is None:
                 return False
-            oldest.close("its place was needed")
+            self._evict(oldest)
         return True
 
+    def _evict(self, connection: Connection) -> None:
+        """End an idle connection; its place is the caller's to give, so it is taken from it first."""
+        state = self._detach(connection)
+        connection.close("its place was needed")
+        if state is not None:
+            self._tidy(state)
+
     async def _dial(self, state: _RouteState, dial: _Dial, request: Request) -> None:
-        assert self._dialer is not None
-        seconds = request.timeouts.connect
         error: AllswellError | None = None
         connection: Connection | None = None
         try:
-            for attempt in range(self.config.retries + 1):
-                if attempt:
-                    await anyio.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
-                try:
-                    with Deadline.after(seconds).scope() as dial.scope:
-                        connection = await self._dialer.dial(state.route, self, request.tracer)
+            with dial.deadline.scope() as closing:
+                for attempt in range(self.config.retries + 1):
+                    if attempt:
+                        await anyio.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+                    try:
+                        connection = await self._connect(state.route, request)
                         break
-                    if self._closing is not None:
-                        error = PoolClosed("the pool was closed")
-                        break
-                    error = Timeout(f"{state.route.origin}: no connection within {seconds:g} s", phase="connect")
-                except ConnectFailed as failure:
-                    error = failure
+                    except (ConnectFailed, Timeout) as failure:
+                        error = failure
+            if closing.cancelled_caught:
+                error = PoolClosed("the pool was closed while the request waited for a connection")
+        except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: who waits must learn
+            error = ConnectFailed(f"cannot connect to {state.route.origin}: {failure!r}", phase="tcp", by="us")
+            error.__cause__ = failure
         finally:
-            dial.scope = None
             del state.dials[dial]
             self._counted -= 1
             if connection is None:
                 self._dial_failed(state, dial, error or PoolClosed("the event loop ended"))
             else:
                 self._dial_succeeded(state, dial, connection)
+            self._something_ended()
+
+    async def _connect(self, route: Route, request: Request) -> Connection:
+        assert self._dialer is not None
+        seconds = request.timeouts.connect
+        with Deadline.after(seconds).scope():
+            return await self._dialer.dial(route, self, request.tracer)
+        raise Timeout(f"{route.origin}: no connection within {seconds:g} s", phase="connect")
 
     def _dial_failed(self, state: _RouteState, dial: _Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):
@@ -455,14 +476,27 @@ class ConnectionPool:
 
     def _room_came(self, state: _RouteState) -> None:
         """A place under the limits is free: the one who has waited longest, on whichever route, has it."""
-        self._make_room(state)
-        if self.config.max_connections is not None:
+        if self.config.max_connections is None:
+            self._make_room(state)
+        else:
             for route in self._waiters.starved_routes():
                 assert isinstance(route, Route)
                 self._make_room(self._routes[route])
                 if self._counted >= self.config.max_connections and not self._idle:
                     break
         self._tidy(state)
+
+    def _owed_elsewhere(self, state: _RouteState) -> bool:
+        """Whether the place of a connection without exchanges belongs to another route.
+
+        There someone has waited for longer than anyone here, and nothing is under way that could ever serve him.
+        """
+        oldest = self._waiters.starved_longest()
+        if oldest is None or oldest == state.route or self.config.max_connections is None:
+            return False
+        assert isinstance(oldest, Route)
+        other = self._routes[oldest]
+        return not (other.connections or other.dials) and self._counted >= self.config.max_connections
 
     def _tidy(self, state: _RouteState) -> None:
         if not (state.connections or state.dials or self._waiters.waiting(state.route)):
@@ -475,6 +509,12 @@ class ConnectionPool:
         state = self._homes.get(connection)
         if state is None:
             return
+        # (One that has carried nothing yet was made for who waits here, when it was his turn.)
+        if connection.opened and not connection.open_exchanges and self._owed_elsewhere(state):
+            self._detach(connection)
+            connection.close("its place was needed")
+            self._room_came(state)
+            return
         if self._waiters.waiting(state.route):
             self._serve(state, connection)
         if connection.capacity():
@@ -482,6 +522,8 @@ class ConnectionPool:
             state.available[connection] = None
             if not connection.open_exchanges:
                 self._idle[connection] = None
+                if self._waiters.starved_longest() is not None:
+                    self._room_came(state)  # for which it may have to end
                 limit = self.config.max_keepalive_connections
                 if limit is not None and len(self._idle) > limit:
                     self._thin_out()
@@ -504,14 +546,19 @@ class ConnectionPool:
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no more: it counts no more either, so another may take its place while it still drains."""
+        state = self._detach(connection)
+        if state is not None and self._closing is None:
+            self._room_came(state)
+
+    def _detach(self, connection: Connection) -> _RouteState | None:
+        """Count it no more; the route's state, where it did count until now."""
         self._idle.pop(connection, None)
         state = self._homes.pop(connection, None)
         if state is not None:
             state.available.pop(connection, None)
             state.connections -= 1
             self._counted -= 1
-            if self._closing is None:
-                self._room_came(state)
+        return state
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """It is closed."""
@@ -522,6 +569,9 @@ class ConnectionPool:
             self._dropped += 1
         if self.config.on_connection_end is not None:
             self.config.on_connection_end(end)
+        self._something_ended()
+
+    def _something_ended(self) -> None:
         ended, self._ended = self._ended, anyio.Event()
         ended.set()
 
@@ -536,17 +586,16 @@ class ConnectionPool:
             waiter.signal.set()
         for state in list(self._routes.values()):
             for dial in list(state.dials):
-                if dial.scope is not None:
-                    dial.scope.cancel()
+                dial.deadline.tighten(epoch)
         for connection in list(self._connections):
             connection.close("the pool closes", deadline, epoch=epoch)
         try:
             if not cut:
-                await self._all_ended(Deadline(deadline.at - min(0.5, grace / 4)))
+                await self._all_ended(deadline.shifted(-min(0.5, grace / 4)))
             late = PoolClosed(f"the pool was closed, and the response was not complete within its grace of {grace:g} s")
             for connection in list(self._connections):
                 connection.cut(late)
-            await self._all_ended(Deadline(deadline.at + _SLACK))
+            await self._all_ended(deadline.shifted(_SLACK))
         finally:
             for connection in list(self._connections):
                 connection.abort("the grace is over")
@@ -556,7 +605,7 @@ class ConnectionPool:
 
     async def _all_ended(self, deadline: Deadline) -> None:
         with deadline.scope():
-            while self._connections:
+            while self._connections or any(state.dials for state in self._routes.values()):
                 await self._ended.wait()
 
     def _loop(self) -> TaskHost:

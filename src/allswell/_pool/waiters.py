@@ -64,6 +64,10 @@ class Waiters(Generic[Waiter]):
         """The route's waiter that has been without a dial for longest."""
         return next(iter(self._starved.get(route, ())), None)
 
+    def starved_longest(self) -> Hashable | None:
+        """The route of the waiter that has been without a dial for longest; ``None`` when there is none."""
+        return next(iter(self._starved_all.values()), None)
+
     def starved_routes(self) -> list[Hashable]:
         """The routes with starved waiters, in the order of their oldest."""
         return list(dict.fromkeys(self._starved_all.values()))

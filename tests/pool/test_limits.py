@@ -1,0 +1,240 @@
+"""The pool's limits, and who gets the room that comes: first come, first served, across origins too."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+
+import anyio
+import pytest
+
+from allswell import ConnectionPool
+from allswell._config import Timeouts
+from allswell._errors import LocalProtocolError, Timeout
+from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
+from tests.support.peer import PeerConnection, Script, scripted_peer
+from tests.support.scripts import answers, response
+
+pytestmark = pytest.mark.anyio
+
+
+class Gate:
+    """A server that holds every answer until it is let go, and counts those it holds and connections at once."""
+
+    def __init__(self) -> None:
+        self._slots = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self.held = 0
+        self.most = 0
+
+    def open(self, count: int = 1) -> None:
+        """Let so many answers go."""
+        self._slots.release(count)
+
+    def script(self, connection: PeerConnection) -> None:
+        """Answer each request once let go."""
+        while request := connection.read_request():
+            with self._lock:
+                self.held += 1
+                self.most = max(self.most, self.held)
+            assert self._slots.acquire(timeout=10)
+            with self._lock:
+                self.held -= 1
+            connection.send(response(request.split(b" ", 2)[1]))
+
+    async def until_held(self, count: int) -> None:
+        """Wait until the server holds so many."""
+        with anyio.fail_after(5):
+            while self.held < count:
+                await anyio.sleep(0.002)
+
+
+async def get(pool: ConnectionPool, url: str, done: list[str] | None = None, pool_timeout: float = 5.0) -> bytes:
+    response = await pool.request("GET", url, timeouts=Timeouts(pool=pool_timeout))
+    if done is not None:
+        done.append(url)
+    return await response.read()
+
+
+async def test_total_limit_is_kept() -> None:
+    gate = Gate()
+    with scripted_peer(gate.script) as peer:
+        async with ConnectionPool(max_connections=3) as pool, anyio.create_task_group() as tasks:
+            for number in range(12):
+                tasks.start_soon(get, pool, f"{peer.url}/{number}")
+            await gate.until_held(3)
+            gate.open(12)
+        assert gate.most == 3
+        assert len(peer.connections) == 3
+        await peer.ended()
+
+
+async def test_route_limit_is_kept_and_leaves_others_their_room() -> None:
+    gate, other = Gate(), Gate()
+    with scripted_peer(gate.script) as peer, scripted_peer(other.script) as second:
+        async with ConnectionPool(max_connections=10, max_connections_per_route=2) as pool:
+            async with anyio.create_task_group() as tasks:
+                for number in range(5):
+                    tasks.start_soon(get, pool, f"{peer.url}/{number}")
+                await gate.until_held(2)
+                tasks.start_soon(get, pool, f"{second.url}/")
+                await other.until_held(1)
+                other.open()
+                gate.open(5)
+        assert gate.most == 2
+        assert len(peer.connections) == 2
+        await peer.ended()
+        await second.ended()
+
+
+async def test_idle_connection_gives_its_place_to_another_origin() -> None:
+    """Two idle ones at the limit of two: one ends, exactly one, and the request is served at once."""
+    with scripted_peer(answers()) as first, scripted_peer(answers()) as second, scripted_peer(answers()) as third:
+        async with ConnectionPool(max_connections=2) as pool:
+            await get(pool, f"{first.url}/")
+            await get(pool, f"{second.url}/")
+            assert await get(pool, f"{third.url}/3", pool_timeout=0.5) == b"/3"
+            await first.ended()
+            assert first.connections[0].saw == ["FIN"]
+            assert not second.connections[0].ended.is_set()
+            assert await get(pool, f"{second.url}/2", pool_timeout=0.5) == b"/2"
+            assert len(second.connections) == 1
+
+
+async def test_connection_that_becomes_idle_gives_its_place_to_who_waits_elsewhere() -> None:
+    gate = Gate()
+    with scripted_peer(gate.script) as first, scripted_peer(answers()) as second:
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(get, pool, f"{first.url}/")
+            await gate.until_held(1)
+            done: list[str] = []
+            tasks.start_soon(get, pool, f"{second.url}/", done, 2.0)
+            await anyio.wait_all_tasks_blocked()
+            gate.open()
+        assert done == [f"{second.url}/"]
+
+
+@pytest.mark.parametrize("announce", [False, True])
+async def test_waiters_of_one_origin_do_not_starve_another(announce: bool) -> None:
+    """A queue at one origin that never empties; one request to another, which came second, is served second."""
+
+    def closing(connection: PeerConnection) -> None:
+        answers(1, announce=True)(connection)
+
+    script: Script = closing if announce else answers()
+    with scripted_peer(script) as busy, scripted_peer(answers()) as quiet:
+        done: list[str] = []
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(get, pool, f"{busy.url}/", done)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(get, pool, f"{quiet.url}/", done)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(20):
+                tasks.start_soon(get, pool, f"{busy.url}/", done)
+        assert done.index(f"{quiet.url}/") <= 4
+        assert len(done) == 24
+
+
+async def test_first_come_first_served() -> None:
+    with scripted_peer(answers()) as peer:
+        done: list[str] = []
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+            urls = [f"{peer.url}/{number}" for number in range(10)]
+            for url in urls:
+                tasks.start_soon(get, pool, url, done)
+                await anyio.lowlevel.checkpoint()
+        assert [request.split(b" ")[1] for request in peer.connections[0].requests] == [
+            f"/{number}".encode() for number in range(10)
+        ]
+        assert sorted(done) == sorted(urls)
+
+
+async def test_pool_timeout_and_the_pool_goes_on() -> None:
+    gate = Gate()
+    with scripted_peer(gate.script) as peer:
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(get, pool, f"{peer.url}/1")
+            await gate.until_held(1)
+            began = monotonic()
+            with pytest.raises(Timeout, match=r"no room in the pool within 0\.2 s") as caught:
+                await get(pool, f"{peer.url}/2", pool_timeout=0.2)
+            assert caught.value.phase == "pool"
+            assert 0.2 <= monotonic() - began < 1
+            gate.open(2)
+            assert await get(pool, f"{peer.url}/3") == b"/3"
+        assert [request.split(b" ")[1] for request in peer.connections[0].requests] == [b"/1", b"/3"]
+
+
+async def test_a_waiter_that_gives_up_leaves_its_place() -> None:
+    gate = Gate()
+    with scripted_peer(gate.script) as peer:
+        done: list[str] = []
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(get, pool, f"{peer.url}/1", done)
+            await gate.until_held(1)
+            with anyio.move_on_after(0.05):
+                await get(pool, f"{peer.url}/2")
+            tasks.start_soon(get, pool, f"{peer.url}/3", done)
+            await anyio.wait_all_tasks_blocked()
+            gate.open(3)
+        assert [url[-2:] for url in done] == ["/1", "/3"]
+        assert len(peer.connections) == 1
+
+
+async def test_keepalive_count() -> None:
+    """Over the limit, those idle for longest end; the rest serve again."""
+    gate = Gate()
+    with scripted_peer(gate.script, tls=False) as peer:
+        async with ConnectionPool(max_keepalive_connections=2) as pool:
+            async with anyio.create_task_group() as tasks:
+                for number in range(5):
+                    tasks.start_soon(get, pool, f"{peer.url}/{number}")
+                await gate.until_held(5)
+                gate.open(5)
+            with anyio.fail_after(3):
+                while sum(not connection.ended.is_set() for connection in peer.connections) > 2:
+                    await anyio.sleep(0.01)
+            ended = [connection.saw for connection in peer.connections if connection.ended.is_set()]
+            assert ended == [["FIN"]] * 3
+            gate.open(1)
+            await get(pool, f"{peer.url}/again")
+            assert len(peer.connections) == 5
+
+
+async def test_no_keepalive_at_all() -> None:
+    with scripted_peer(answers()) as peer:
+        async with ConnectionPool(max_keepalive_connections=0) as pool:
+            for _ in range(3):
+                await get(pool, f"{peer.url}/")
+                await peer.ended()
+            assert [connection.saw for connection in peer.connections] == [["FIN"]] * 3
+
+
+async def test_keepalive_expiry() -> None:
+    with scripted_peer(answers()) as peer:
+        async with ConnectionPool(keepalive_expiry=0.2) as pool:
+            await get(pool, f"{peer.url}/1")
+            await anyio.sleep(0.1)
+            await get(pool, f"{peer.url}/2")
+            began = monotonic()
+            await peer.ended(2)
+            assert 0.15 <= monotonic() - began < 1
+            assert peer.connections[0].saw == ["FIN"]
+            assert len(peer.connections[0].requests) == 2
+            assert await get(pool, f"{peer.url}/3") == b"/3"
+            assert len(peer.connections) == 2
+
+
+async def test_an_illegal_request_leaves_the_idle_connection_where_it_was() -> None:
+    """The connection was idle before and is after: it serves again, and it can be ended for another origin."""
+    with scripted_peer(answers()) as peer, scripted_peer(answers()) as other:
+        async with ConnectionPool(max_connections=1) as pool:
+            await get(pool, f"{peer.url}/1")
+            with pytest.raises(LocalProtocolError):
+                await pool.request("GET", f"{peer.url}/", headers=[(b"Bad Name", b"1")])
+            assert await get(pool, f"{peer.url}/2") == b"/2"
+            assert len(peer.connections) == 1
+            with pytest.raises(LocalProtocolError):
+                await pool.request("GET", f"{peer.url}/", headers=[(b"X", b"a\r\nInjected: b")])
+            assert await get(pool, f"{other.url}/3", pool_timeout=1) == b"/3"
