@@ -56,7 +56,11 @@ class Http1:
     # Requests
 
     def capacity(self) -> int:
-        return 0 if self._current or self._leaving or self.must_abort else 1
+        return 0 if self._current or self.spent else 1
+
+    @property
+    def spent(self) -> bool:
+        return self._leaving or self.must_abort
 
     def open(self, head: RequestHead, *, end: bool) -> int:
         if not self.capacity():

@@ -239,8 +239,14 @@ class Http2:
     def capacity(self) -> int:
         if self._refusal is not None:
             return 0
-        ids = (_LAST_ID - self._next_id) // 2 + 1
-        return max(0, min(self._limit - len(self._streams), ids))
+        return max(0, min(self._limit - len(self._streams), self._ids_left()))
+
+    @property
+    def spent(self) -> bool:
+        return self._refusal is not None or not self._ids_left()
+
+    def _ids_left(self) -> int:
+        return (_LAST_ID - self._next_id) // 2 + 1  # RFC 9113 §5.1.1
 
     def goodbye(self) -> None:
         if not self._over:

@@ -167,6 +167,10 @@ class Backend(Protocol[Input_contra]):
     def capacity(self) -> int:
         """Exchanges that may be opened now."""
 
+    @property
+    def spent(self) -> bool:
+        """Whether no exchange will ever be opened again (rather than none just now)."""
+
     def goodbye(self) -> None:
         """Say that we leave (GOAWAY, NO_ERROR), as the backend's last words. Idempotent."""
 

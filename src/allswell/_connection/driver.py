@@ -161,7 +161,8 @@ class Connection:
     ) -> Exchange:
         """Open an exchange and send the request's head, with the body where that is small.
 
-        :param body: all of the body, small enough to go at once; ``None`` for no body.
+        :param body: all of the body, small enough to go at once; ``None`` for no body. Where the peer's window is too
+            small for it, it is not sent: ``uploaded`` of the exchange tells.
         :param upload: the body follows by :meth:`Exchange.start_upload`.
         :raises LocalProtocolError: when HTTP cannot say it.
         :raises NotProcessed: when the connection takes no more.
@@ -171,7 +172,10 @@ class Connection:
         try:
             number = exchange.number = backend.open(head, end=body is None and not upload)
             if body is not None:
-                backend.send_body(number, body, end=True)
+                if len(body) <= backend.send_window(number):
+                    backend.send_body(number, body, end=True)
+                else:
+                    upload = True
         except LocalProtocolError:
             if exchange.number:
                 self._abandon(exchange.number)
@@ -418,8 +422,8 @@ class Connection:
                 if self.config.keepalive_expiry is not None:
                     self.watch(self._idle_since + self.config.keepalive_expiry)
             self._tell_available()
-        elif state is State.OPEN and not self._exchanges and self._backend.pauses_reading:
-            # HTTP/1.1, idle and yet unfit for another exchange: a tunnel's end, or Connection: close heard early.
+        elif state is State.OPEN and self._backend.spent:
+            # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
             self.close("it can carry no more requests")
 
     # Writing
