@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
+import httpcore2
 import httpx2
 
 from allswell._config import DEFAULT_GRACE, PoolConfig, SocketOption, Timeouts
@@ -22,6 +24,7 @@ from allswell._errors import (
     UnsupportedProtocol,
 )
 from allswell._messages import RequestHead
+from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Response
@@ -56,6 +59,53 @@ def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
     raise getattr(library, name)(str(error)) from error
 
 
+class RawStream(httpcore2.AsyncNetworkStream):
+    """The ``network_stream`` extension, with httpcore2's exceptions (httpcore's under httpx), as WebSocket clients expect."""
+
+    def __init__(self, stream: NetworkStream, library: ModuleType) -> None:
+        self._stream = stream
+        self._library = library
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """See :meth:`NetworkStream.read`."""
+        with self._errors_of("Read"):
+            return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """See :meth:`NetworkStream.write`."""
+        with self._errors_of("Write"):
+            await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """See :meth:`NetworkStream.aclose`."""
+        with self._errors_of("Write"):
+            await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> RawStream:
+        """See :meth:`NetworkStream.start_tls`."""
+        with self._errors_of("Connect"):
+            return type(self)(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._library)
+
+    def get_extra_info(self, info: str) -> Any:
+        """See :meth:`NetworkStream.get_extra_info`."""
+        return self._stream.get_extra_info(info)
+
+    @contextmanager
+    def _errors_of(self, operation: str) -> Iterator[None]:
+        try:
+            yield
+        except LocalProtocolError as error:
+            raise self._library.LocalProtocolError(str(error)) from error
+        except AllswellError as error:
+            kind = "Timeout" if isinstance(error, Timeout) else "Error"
+            raise getattr(self._library, operation + kind)(str(error)) from error
+
+
 class ResponseStream(httpx2.AsyncByteStream):
     """The body of a response, for httpx2."""
 
@@ -83,6 +133,7 @@ class Sender:
     """What the transports for httpx2 and httpx share: the pool, and how a request and an error are translated."""
 
     _library: ModuleType = httpx2
+    _core: ModuleType = httpcore2
 
     def __init__(
         self,
@@ -128,7 +179,9 @@ class Sender:
             response = await self.pool.send(self._request(request))
         except AllswellError as error:
             _raise_as(self._library, error)
-        return response, response.extension_facts()
+        facts = response.extension_facts()
+        facts["network_stream"] = RawStream(response.network_stream, self._core)
+        return response, facts
 
     def _request(self, request: httpx2.Request) -> Request:
         extensions = request.extensions
@@ -142,9 +195,12 @@ class Sender:
             extensions.get("total_timeout", self._total),
         )
         headers = request.headers.raw
+        route = to.route
+        if self.pool.config.http2 and any(name.lower() == b"upgrade" for name, _ in headers):
+            route = route._replace(upgrades=True)
         head = RequestHead(
             request.method.encode("ascii"),
-            to.route.scheme.encode("ascii"),
+            route.scheme.encode("ascii"),
             to.authority,
             extensions.get("target", to.target),
             headers,
@@ -155,12 +211,16 @@ class Sender:
             content = b"".join(stream)
             if content or any(name.lower() == b"content-length" for name, _ in headers):
                 body = Body(content)
+        elif isinstance(stream, self._library._content.AsyncIteratorByteStream):
+            # httpx2's wrapper of whatever the caller iterates over: a generator, a file, something that starts anew?
+            # It does not tell, so what was taken from it counts as gone.
+            body = Body(aiter(stream))
         else:
             body = Body(cast(AsyncIterable[bytes], stream))
         trace = extensions.get("trace")
         return Request(
             head,
-            to.route,
+            route,
             body,
             timeouts,
             extensions.get("trailers"),
@@ -171,9 +231,13 @@ class Sender:
     async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
         """Leave the pool; the last to leave closes it: see :meth:`ConnectionPool.leave`."""
         if self._left:
-            return self.pool.close_report or CloseReport()
+            return await self.pool.aclose(timeout) if self.pool.closing else CloseReport()
         self._left = True
         return await self.pool.leave(timeout, cut=cut)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_left", True):
+            self.pool.forget()
 
     async def __aenter__(self) -> Self:
         return self

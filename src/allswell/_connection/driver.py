@@ -383,6 +383,9 @@ class Connection:
                 exchange.on_body(event.data, event.credit)
             elif isinstance(event, ResponseCompleted):
                 exchange.on_complete(event.trailers)
+                if exchange.tunnel and self._backend.pauses_reading:
+                    # RFC 9110 §9.3.6: a tunnel ends when either side does. (In HTTP/2 and HTTP/3 halves can outlive.)
+                    exchange.uploaded = True
                 if exchange.uploaded:
                     self._over(exchange)
             elif isinstance(event, InformationalReceived):
@@ -407,8 +410,11 @@ class Connection:
 
     def _over(self, exchange: Exchange) -> None:
         """Both halves are over: the response is complete, and our side sent all, or was told not to."""
-        if self._exchanges.pop(exchange.number, None) is not None and exchange.cut_short:
-            self._backend.cancel(exchange.number)
+        if self._exchanges.pop(exchange.number, None) is not None:
+            if exchange.cut_short:
+                self._backend.cancel(exchange.number)
+            if self._suspended:
+                self._go_on.set()  # what its reader has yet to take holds up nobody else
 
     def _settle(self) -> None:
         """After exchanges ended: move on in life, or tell the owner of the room."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from allswell._config import Timeouts
 from allswell._deadline import Deadline
-from allswell._errors import RemoteProtocolError, Timeout, TimeoutPhase
+from allswell._errors import RemoteProtocolError, Timeout, TimeoutPhase, TransportError
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -184,7 +184,9 @@ class Exchange:
             window = self.connection.send_window(self)
             if self._error is not None:
                 raise self._error
-            if self.uploaded and not self.tunnel:
+            if self.uploaded:
+                if self.tunnel:
+                    raise TransportError(f"the tunnel to {self.connection.label} has ended", operation="write")
                 raise _UploadStopped
             if offset < len(data) and window <= 0:
                 if not self.tunnel:
@@ -285,6 +287,10 @@ class Exchange:
             self._error = error
         self._stop_upload()
         self._ready.set()
+
+    def hang_up(self) -> None:
+        """A tunnel was closed from our side: whoever still waits for its bytes learns of it."""
+        self.on_error(TransportError(f"the tunnel to {self.connection.label} was closed", operation="read", by="us"))
 
     def fail(self, error: BaseException) -> None:
         """End the exchange from our side, with this error."""

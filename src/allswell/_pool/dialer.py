@@ -59,7 +59,7 @@ class Dialer:
                 peer=authority(route.scheme, route.host, route.port),
                 context=self._ssl_context(),
                 server_name=route.server_name or route.host,
-                alpn=self._alpn(),
+                alpn=self._alpn(route),
                 buffer=self._buffer,
                 patience=self._patience_with(route),
             )
@@ -76,6 +76,8 @@ class Dialer:
 
     def may_multiplex(self, route: Route) -> bool:
         """Whether a connection to this route might carry many exchanges at once, for all we know before dialling."""
+        if route.upgrades and self._config.http1:
+            return False
         return self._config.http2 and (route.scheme == "https" or not self._config.http1)
 
     def tls(self, lower: ByteStream, context: ssl.SSLContext, server_name: str) -> TlsFilter:
@@ -109,7 +111,9 @@ class Dialer:
             raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
         return Http1(max_header_size=config.max_header_size)
 
-    def _alpn(self) -> list[str]:
+    def _alpn(self, route: Route) -> list[str]:
+        if route.upgrades and self._config.http1:
+            return ["http/1.1"]
         return ["h2"] * self._config.http2 + ["http/1.1"] * self._config.http1
 
     def _ssl_context(self) -> ssl.SSLContext:

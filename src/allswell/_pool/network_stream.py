@@ -136,6 +136,7 @@ class NetworkStream:
             await self._stack.shutdown(Deadline.after(exchange.connection.config.grace))
         else:
             await exchange.send(b"", end=True)
+        exchange.hang_up()
 
     async def start_tls(
         self,

@@ -119,6 +119,11 @@ class ConnectionPool:
         self._dropped = 0
         self.close_report: CloseReport | None = None
 
+    @property
+    def closing(self) -> bool:
+        """Whether it takes no more requests: it is closing, or closed."""
+        return self._closing is not None
+
     # For callers
 
     async def request(
@@ -192,6 +197,10 @@ class ConnectionPool:
         """Become a user of this pool. It closes when the last of its users has left."""
         self._users += 1
 
+    def forget(self) -> None:
+        """A user was dropped without leaving: it counts no more, so that the others can be the last."""
+        self._users -= 1
+
     async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
         """Be a user no longer; the last one closes the pool. Others' exchanges are not disturbed.
 
@@ -264,6 +273,7 @@ class ConnectionPool:
                 head = await exchange.response(request.on_informational)
             except BaseException as error:
                 tracer.note("receive_response_headers.failed", {"exception": error})
+                await tracer.tell()
                 raise
             told = (head.http_version, head.status, head.reason, head.headers)
             tracer.note("receive_response_headers.complete", {"return_value": told})

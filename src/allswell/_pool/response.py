@@ -70,10 +70,12 @@ class Response:
         return self._exchange.number
 
     async def receive(self) -> bytes:
-        """The next piece of the body; ``b""`` at its end.
+        """The next piece of the body; ``b""`` at its end. (Always, where ``network_stream`` took its place.)
 
         :raises AllswellError: when the body ends before it is complete.
         """
+        if self._exchange.tunnel:
+            return b""
         if self._tracer is not None:
             return await self._receive_traced(self._tracer)
         return await self._exchange.receive()

@@ -18,12 +18,14 @@ class Route(NamedTuple):
     :ivar scheme: ``"http"`` or ``"https"``.
     :ivar host: a host name, or an IP address without brackets.
     :ivar server_name: for TLS, where it is not the host.
+    :ivar upgrades: it may carry only HTTP/1.1, for that alone has the Upgrade header (RFC 9110 §7.8).
     """
 
     scheme: str
     host: str
     port: int
     server_name: str | None = None
+    upgrades: bool = False
 
     @property
     def origin(self) -> str:

@@ -1,0 +1,47 @@
+"""The origin of these tests: hypercorn with ``tests.support.app``, one for all."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.certificates import certificates
+from tests.support.servers import ServerInfo, run, setup
+
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def origin() -> Iterator[ServerInfo]:
+    """It speaks HTTP/1.1 and HTTP/2 over TLS (``.url``), and HTTP without (``.http_url``)."""
+    files = certificates()
+    with setup() as made:
+        config = made.write(
+            "hypercorn.toml",
+            f"""
+            bind = ["127.0.0.1:{made.port}"]
+            insecure_bind = ["127.0.0.1:{made.http_port}"]
+            certfile = "{files.chain}"
+            keyfile = "{files.key}"
+            keep_alive_timeout = 30
+            graceful_timeout = 1
+            workers = 0
+            errorlog = "-"
+            websocket_ping_interval = 0.2
+            """,
+        )
+        command = [sys.executable, "-m", "hypercorn", "--config", config, "tests.support.app:app"]
+        path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+        with run("hypercorn", command, made, protocols=["http/1.1", "h2"], env={"PYTHONPATH": path}) as server:
+            yield server
+
+
+@pytest.fixture
+def trusting() -> ssl.SSLContext:
+    """Trusts our throw-away CA, and nobody else."""
+    return certificates().client_context()
