@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import httpx2
 
-from allswell._config import DEFAULT_GRACE
+from allswell._config import DEFAULT_GRACE, QuicConfig
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport
 from allswell._transport import AsyncTransport
@@ -24,6 +24,9 @@ class AsyncClient(httpx2.AsyncClient):
 
     :param http1: may speak HTTP/1.1.
     :param http2: may speak HTTP/2.
+    :param http3: may speak HTTP/3, with origins that are known to; ``"only"``: nothing else.
+    :param http3_origins: origins that are known to speak HTTP/3 (``"https://example.org"``); others say so by Alt-Svc.
+    :param quic: settings of QUIC.
     :param grace: seconds that closing may take, for all connections and layers together.
     :param total_timeout: seconds that each request may take, from its start until its response was read.
     :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves, and the settings
@@ -37,6 +40,9 @@ class AsyncClient(httpx2.AsyncClient):
         *,
         http1: bool = True,
         http2: bool = True,
+        http3: bool | Literal["only"] = False,
+        http3_origins: Collection[str] = (),
+        quic: QuicConfig | None = None,
         grace: float = DEFAULT_GRACE,
         total_timeout: float | None = None,
         pool: ConnectionPool | None = None,
@@ -45,6 +51,11 @@ class AsyncClient(httpx2.AsyncClient):
         **settings: Any,
     ) -> None:
         self.close_report: CloseReport | None = None
+        self._http3: dict[str, Any] = {
+            "http3": http3,
+            "http3_origins": frozenset(http3_origins),
+            "quic": quic or QuicConfig(),
+        }
         self._grace = grace
         self._total_timeout = total_timeout
         self._pool = pool
@@ -73,6 +84,7 @@ class AsyncClient(httpx2.AsyncClient):
             grace=self._grace,
             total_timeout=self._total_timeout,
             pool=self._pool,
+            **self._http3,
         )
 
     async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None

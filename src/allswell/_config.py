@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from allswell._report import ConnectionEnd
 
@@ -33,12 +34,44 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class QuicConfig:
+    """What is special about connections over QUIC.
+
+    :ivar versions: QUIC versions in order of preference (RFC 9000, RFC 9369).
+    :ivar idle_timeout: seconds of silence after which both sides forget a connection (RFC 9000 §10.1).
+    :ivar keepalive: seconds of silence after which a PING keeps it alive; ``None``: let it be forgotten.
+    :ivar early_data: allow 0-RTT for requests with safe methods. An attacker can replay what it carries (RFC 8470).
+    :ivar store: where session tickets and tokens are kept (see ``QuicStore``); ``None`` for the pool's memory.
+    :ivar certfile: a client certificate and its chain, PEM. (A context does not give its own away.)
+    :ivar keyfile: its key, where that is not in the same file.
+    :ivar key_password: and the key's password.
+    :ivar qlog_dir: a directory for a qlog file of each connection; by default what ``QLOGDIR`` says.
+    :ivar datagrams: accept DATAGRAM frames (RFC 9221).
+    """
+
+    versions: tuple[int, ...] = (0x00000001, 0x6B3343CF)
+    idle_timeout: float = 30.0
+    keepalive: float | None = None
+    early_data: bool = False
+    store: Any = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    key_password: str | None = field(default=None, repr=False)
+    qlog_dir: str | None = None
+    datagrams: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PoolConfig:
     """All that a pool can be told.
 
     :ivar ssl_context: for https origins; ALPN is set by the pool.
     :ivar http1: may speak HTTP/1.1.
     :ivar http2: may speak HTTP/2: by ALPN on https, and by prior knowledge on http when ``http1`` is off.
+    :ivar http3: may speak HTTP/3 with https origins that are known to (by ``http3_origins``, or by the Alt-Svc field of
+        an earlier response); QUIC then races TCP. ``"only"``: HTTP/3 and nothing else.
+    :ivar http3_origins: origins (``"https://example.org"``) that speak HTTP/3, by prior knowledge.
+    :ivar quic: settings of QUIC.
     :ivar max_connections: in all; ``None`` for no limit. Connections that are saying goodbye do not count.
     :ivar max_connections_per_route: to one origin.
     :ivar max_keepalive_connections: idle ones that are kept.
@@ -61,6 +94,9 @@ class PoolConfig:
     ssl_context: ssl.SSLContext | None = None
     http1: bool = True
     http2: bool = True
+    http3: bool | Literal["only"] = False
+    http3_origins: frozenset[str] = frozenset()
+    quic: QuicConfig = QuicConfig()
     max_connections: int | None = 100
     max_connections_per_route: int | None = None
     max_keepalive_connections: int | None = 20

@@ -52,7 +52,7 @@ class Timer(Protocol):
 class TaskHost(Protocol):
     """The event loop that runs us, as far as we need it."""
 
-    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
         """Run a task that belongs to no caller. Its exceptions are logged, never raised."""
 
     def signal(self) -> Signal:
@@ -144,7 +144,7 @@ def weak_method(method: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-async def _contained(function: Callable[..., Awaitable[None]], args: tuple[Any, ...], name: str) -> None:
+async def _contained(function: Callable[..., Awaitable[object]], args: tuple[Any, ...], name: str) -> None:
     try:
         await function(*args)
     except Exception:  # a bug of ours: the host (and in trio the whole program) must survive it, the log must tell
@@ -166,7 +166,7 @@ class _AsyncioHost:
             return  # then anyio takes it for granted
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
-    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
         coroutine = _contained(function, args, name)
         task = self._loop.create_task(coroutine, name=name, context=self._context.copy())
         self._tasks.add(task)
@@ -225,7 +225,7 @@ class _TrioHost:
 
         self._token = trio.lowlevel.current_trio_token()
 
-    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
         import trio
 
         trio.lowlevel.spawn_system_task(_contained, function, args, name, name=name, context=contextvars.Context())

@@ -79,6 +79,10 @@ class Http09:
     def capacity(self) -> int:
         return 0 if self._over else self._quic.streams_left
 
+    @property
+    def spent(self) -> bool:
+        return self._over
+
     def goodbye(self) -> None:
         """There is none."""
 

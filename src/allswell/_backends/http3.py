@@ -318,9 +318,11 @@ class Http3:
     # The connection
 
     def capacity(self) -> int:
-        if self._over or self._leaving or self._goaway is not None:
-            return 0
-        return self._quic.streams_left
+        return 0 if self.spent else self._quic.streams_left
+
+    @property
+    def spent(self) -> bool:
+        return self._over or self._leaving or self._goaway is not None
 
     def goodbye(self) -> None:
         """GOAWAY (RFC 9114 §5.2). A client's names a push, of which there were none."""

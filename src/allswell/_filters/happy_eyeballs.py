@@ -1,4 +1,4 @@
-"""Happy Eyeballs v2 (RFC 8305): the first TCP connection that any of a host's addresses gives.
+"""Happy Eyeballs v2 (RFC 8305): the first connection, TCP or other, that any of a host's addresses gives.
 
 Theory of operation. AAAA and A are asked for side by side (§3). Attempts begin with the first answer; when that is A,
 AAAA gets 50 ms more to be first after all. Addresses are tried alternating between the families, in the resolver's
@@ -12,9 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import anyio
 
@@ -27,6 +27,7 @@ RESOLUTION_DELAY = 0.05
 CONNECTION_ATTEMPT_DELAY = 0.25
 
 Address = tuple[socket.AddressFamily, Any]
+T = TypeVar("T")
 
 
 async def connect_tcp(
@@ -36,7 +37,29 @@ async def connect_tcp(
 
     :raises ConnectFailed: naming the host, and every address that was tried with its error.
     """
-    race = _Race(host, port, local_address, options)
+
+    async def attempt(address: Address) -> socket.socket:
+        return await _connect(*address, local_address, options)
+
+    return await connect_any(host, port, attempt, socket.socket.close, local_address=local_address)
+
+
+async def connect_any(
+    host: str,
+    port: int,
+    attempt: Callable[[Address], Awaitable[T]],
+    discard: Callable[[T], object],
+    *,
+    local_address: str | None = None,
+) -> T:
+    """What the first attempt that succeeds returns.
+
+    :param attempt: connects to one address; raises ``OSError`` or :class:`ConnectFailed`; may be cancelled.
+    :param discard: ends a connection that came second.
+    :param local_address: where the attempts come from: only addresses of its family are tried.
+    :raises ConnectFailed: naming the host, and every address that was tried with its error.
+    """
+    race = _Race(host, port, attempt, discard, local_address)
     async with anyio.create_task_group() as tasks:
         await race.run(tasks)
         tasks.cancel_scope.cancel()
@@ -54,20 +77,68 @@ async def connect_unix(path: str, *, options: Sequence[SocketOption] = ()) -> so
         raise ConnectFailed(f"cannot connect to the Unix socket {path}: {_words(error)}", phase="tcp") from error
 
 
-class _Race:
-    def __init__(self, host: str, port: int, local_address: str | None, options: Sequence[SocketOption]) -> None:
+async def staggered(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Callable[[T], object]) -> T:
+    """What the first attempt that succeeds returns. Each begins when the one before failed, or 250 ms after it began.
+
+    :param discard: ends a connection that came second.
+    :raises ConnectFailed: the last attempt's, with what the others said.
+    """
+    winner: list[T] = []
+    errors: list[ConnectFailed] = []
+    settled = [anyio.Event() for _ in attempts]
+
+    async def run(attempt: Callable[[], Awaitable[T]], over: anyio.Event) -> None:
+        try:
+            made = await attempt()
+        except ConnectFailed as error:
+            errors.append(error)
+        else:
+            if winner:
+                discard(made)
+            else:
+                winner.append(made)
+                tasks.cancel_scope.cancel()
+        over.set()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for attempt, over in zip(attempts, settled, strict=True):
+                tasks.start_soon(run, attempt, over)
+                with Deadline.after(CONNECTION_ATTEMPT_DELAY).scope():
+                    await over.wait()
+    except BaseException:
+        for made in winner:
+            discard(made)
+        raise
+    if winner:
+        return winner[0]
+    *others, last = errors
+    told = "".join(f" (before that: {error})" for error in others)
+    raise ConnectFailed(f"{last}{told}", phase=last.phase, by=last.by) from last
+
+
+class _Race(Generic[T]):
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        attempt: Callable[[Address], Awaitable[T]],
+        discard: Callable[[T], object],
+        local_address: str | None,
+    ) -> None:
         self._host = host
         self._port = port
+        self._connect = attempt
+        self._discard = discard
         self._local_address = local_address
-        self._options = options
         self._news = anyio.Event()
         self._resolving = 0
         self._trying = 0
         self._found: dict[int, list[Address]] = {socket.AF_INET6: [], socket.AF_INET: []}
         self._prefer = socket.AF_INET6
-        self._winner: socket.socket | None = None
+        self._winner: T | None = None
         self._dns_errors: list[OSError] = []
-        self._errors: list[tuple[str, OSError]] = []
+        self._errors: list[tuple[str, OSError | ConnectFailed]] = []
 
     async def run(self, tasks: anyio.abc.TaskGroup) -> None:
         try:
@@ -91,16 +162,19 @@ class _Race:
                     return
         except BaseException:
             if self._winner is not None:
-                self._winner.close()
+                self._discard(self._winner)
             raise
 
-    def result(self) -> socket.socket:
+    def result(self) -> T:
         if self._winner is not None:
             return self._winner
         where = f"{self._host}:{self._port}"
         if self._errors:
+            last = self._errors[-1][1]
+            if isinstance(last, ConnectFailed):
+                raise last  # it names the peer and what it did; so did those of the other addresses
             told = "; ".join(f"{address}: {_words(error)}" for address, error in self._errors)
-            raise ConnectFailed(f"cannot connect to {where}: {told}", phase="tcp") from self._errors[-1][1]
+            raise ConnectFailed(f"cannot connect to {where}: {told}", phase="tcp") from last
         cause = self._dns_errors[-1] if self._dns_errors else None
         told = _words(cause) if cause else "it has no address of the local address's family"
         raise ConnectFailed(f"cannot resolve {self._host}: {told}", phase="dns") from cause
@@ -141,16 +215,15 @@ class _Race:
         return None
 
     async def _attempt(self, address: Address) -> None:
-        family, sockaddr = address
         try:
-            sock = await _connect(family, sockaddr, self._local_address, self._options)
-        except OSError as error:
-            self._errors.append((str(sockaddr[0]), error))
+            connection = await self._connect(address)
+        except (OSError, ConnectFailed) as error:
+            self._errors.append((str(address[1][0]), error))
         else:
             if self._winner is None:
-                self._winner = sock
+                self._winner = connection
             else:
-                sock.close()
+                self._discard(connection)
         self._trying -= 1
         self._news.set()
 
@@ -179,5 +252,5 @@ async def _connect(
     return sock
 
 
-def _words(error: OSError) -> str:
-    return error.strerror or str(error)
+def _words(error: OSError | ConnectFailed) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,7 +1,10 @@
 """From a route to a connection: the one place that composes filters and backends.
 
-The stacks: ``tcp`` for http, ``tls > tcp`` for https. The backend follows from what ALPN chose (RFC 7301); on http it
-is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) when HTTP/1.1 is not wanted.
+The stacks: ``tcp`` for http, ``tls > tcp`` or ``quic > udp`` for https. On TLS the backend follows from what ALPN chose
+(RFC 7301); on http it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) when HTTP/1.1 is not wanted.
+
+QUIC is tried where the origin is known to offer it, and TCP 250 ms later, or as soon as QUIC has failed; the first wins
+(draft-ietf-happy-happyeyeballs-v3). Where QUIC failed it is left alone for a while.
 """
 
 from __future__ import annotations
@@ -11,22 +14,30 @@ import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import httpx2
 
 from allswell._backends.http1 import Http1
 from allswell._backends.http2 import Http2
+from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.interface import Owner
+from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed
-from allswell._filters.happy_eyeballs import connect_tcp, connect_unix
+from allswell._filters.happy_eyeballs import Address, connect_any, connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
-from allswell._filters.stack import Stack
+from allswell._filters.quic import QuicFilter
+from allswell._filters.quic_settings import QuicSettings, trust_of
+from allswell._filters.quic_tickets import MemoryStore, QuicStore
+from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import Patience, TlsFilter
+from allswell._filters.udp import UdpFilter
+from allswell._pool.alt_svc import AltSvc
 from allswell._pool.route import Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
@@ -44,12 +55,56 @@ class Dialer:
         self._buffer = ReceiveBuffer()
         self._context = config.ssl_context
         self._patience: OrderedDict[Route, Patience] = OrderedDict()
+        self._alt_svc = AltSvc()
+        self._trust: dict[str, Any] | None = None
+        self._store: QuicStore = config.quic.store or MemoryStore()
 
     async def dial(self, route: Route, owner: Owner, tracer: Tracer | None) -> Connection:
         """A new connection; its task is not running yet.
 
         :raises ConnectFailed: naming the peer and what went wrong.
         """
+        around = _traced(tracer, route, self._config) if tracer is not None else None
+        over_tcp = partial(self._dial_tcp, route, around)
+        offer = self._quic_offer(route)
+        if offer is None:
+            stack, backend = await over_tcp()
+        else:
+            over_quic = partial(self._dial_quic, route, offer, around)
+            if self._config.http3 == "only":
+                stack, backend = await over_quic()
+            else:
+                stack, backend = await staggered([over_quic, over_tcp], self._discard)
+        return Connection(
+            host=self._host, label=route.origin, stack=stack, backend=backend, owner=owner, config=self._config
+        )
+
+    def learn(self, route: Route, alt_svc: bytes) -> None:
+        """Take in the Alt-Svc field of a response (RFC 7838 §3)."""
+        self._alt_svc.learn(route.origin, route.host, alt_svc)
+
+    def _quic_offer(self, route: Route) -> tuple[str, int] | None:
+        """Where to try QUIC; ``None`` when not at all."""
+        config = self._config
+        here = route.host, route.port
+        if config.http3 == "only":
+            if route.scheme != "https" or route.upgrades:
+                raise ConnectFailed(f"{route.origin}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
+            return here
+        if not config.http3 or route.scheme != "https" or route.upgrades or config.uds is not None:
+            return None
+        if self._alt_svc.broken(route.origin):
+            return None
+        if route.origin in config.http3_origins:
+            return here
+        offer = self._alt_svc.offer(route.origin)
+        return (offer.host, offer.port) if offer is not None else None
+
+    def _discard(self, made: tuple[Stack, Backend[Any]]) -> None:
+        """It came second: end it politely, in the background."""
+        self._host.spawn(made[0].shutdown, Deadline.after(self._config.grace), name="allswell ends a second connection")
+
+    async def _dial_tcp(self, route: Route, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
         tcp = self._tcp(route)
         top: ByteStream = tcp
         stack = Stack(tcp)
@@ -64,20 +119,66 @@ class Dialer:
                 patience=self._patience_with(route),
             )
             stack = Stack(top, tcp)
-        await stack.connect(_traced(tracer, route, self._config) if tracer is not None else None)
+        await stack.connect(around)
         try:
-            backend = self._backend(route, top.alpn_protocol if isinstance(top, TlsFilter) else None)
+            return stack, self._backend(route, top.alpn_protocol if isinstance(top, TlsFilter) else None)
         except ConnectFailed:
             stack.abort()
             raise
-        return Connection(
-            host=self._host, label=route.origin, stack=stack, backend=backend, owner=owner, config=self._config
+
+    async def _dial_quic(
+        self, route: Route, to: tuple[str, int], around: AroundConnect | None
+    ) -> tuple[Stack, Backend[Any]]:
+        config = self._config
+
+        async def attempt(address: Address) -> QuicFilter:
+            udp = UdpFilter(*address, local_address=config.local_address, socket_options=config.socket_options)
+            quic = QuicFilter(udp, self._quic_settings(route))
+            await Stack(quic, udp).connect(around)
+            made[quic] = udp
+            return quic
+
+        def discard(quic: QuicFilter) -> None:
+            Stack(quic, made[quic]).abort()
+
+        made: dict[QuicFilter, UdpFilter] = {}
+        try:
+            quic = await connect_any(*to, attempt, discard, local_address=config.local_address)
+        except ConnectFailed:
+            self._alt_svc.failed(route.origin)
+            raise
+        self._alt_svc.worked(route.origin)
+        return Stack(quic, made[quic]), Http3(quic.connection, max_header_size=config.max_header_size)
+
+    def _quic_settings(self, route: Route) -> QuicSettings:
+        config, quic = self._config, self._config.quic
+        if self._trust is None:
+            self._trust = trust_of(self._ssl_context())
+        return QuicSettings(
+            server_name=route.server_name or route.host,
+            server=f"{route.host}:{route.port}",
+            certfile=quic.certfile,
+            keyfile=quic.keyfile,
+            key_password=quic.key_password,
+            versions=quic.versions,
+            idle_timeout=quic.idle_timeout,
+            keepalive=quic.keepalive,
+            stream_window=config.stream_window,
+            connection_window=config.connection_window,
+            datagrams=quic.datagrams,
+            store=self._store,
+            early_data=quic.early_data,
+            qlog_dir=quic.qlog_dir or os.environ.get("QLOGDIR") or None,
+            keylog_file=getattr(self._ssl_context(), "keylog_filename", None),
+            **self._trust,
         )
 
     def may_multiplex(self, route: Route) -> bool:
         """Whether a connection to this route might carry many exchanges at once, for all we know before dialling."""
         if route.upgrades and self._config.http1:
             return False
+        if self._config.http3 == "only":
+            return True
         return self._config.http2 and (route.scheme == "https" or not self._config.http1)
 
     def tls(self, lower: ByteStream, context: ssl.SSLContext, server_name: str) -> TlsFilter:
@@ -143,6 +244,8 @@ def _traced(
             if config.uds is None
             else {"path": config.uds},
         ),
+        "udp": ("connect_udp", {"host": route.host, "port": route.port, "local_address": config.local_address}),
+        "quic": ("connect_quic", {"server_hostname": route.server_name or route.host}),
         "tls": ("start_tls", {"server_hostname": route.server_name or route.host}),
     }
 

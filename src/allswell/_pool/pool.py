@@ -279,6 +279,10 @@ class ConnectionPool:
             tracer.note("receive_response_headers.complete", {"return_value": told})
             await tracer.tell()
         assert self._dialer is not None
+        if self.config.http3 is True and request.route.scheme == "https":
+            for name, value in head.headers:
+                if name.lower() == b"alt-svc":
+                    self._dialer.learn(request.route, value)
         return Response(head, exchange, attempts, self._dialer.tls, tracer)
 
     def _open_now(self, request: Request, total_at: float) -> Exchange | None:
