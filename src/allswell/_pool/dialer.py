@@ -1,4 +1,4 @@
-"""From a route to a connection: the one place that composes filters and backends.
+"""From a route to a connection: with `quic_dialer.py` the one place that composes filters and backends.
 
 The stacks: ``tcp`` for http, ``tls > tcp`` or ``quic > udp`` for https. On TLS the backend follows from what ALPN chose
 (RFC 7301); on http it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) when HTTP/1.1 is not wanted.
@@ -15,32 +15,30 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from allswell._backends.http1 import Http1
 from allswell._backends.http2 import Http2
-from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.interface import Owner
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed
-from allswell._filters.happy_eyeballs import Address, connect_any, connect_tcp, connect_unix, staggered
+from allswell._filters.happy_eyeballs import connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
-from allswell._filters.quic import QuicFilter
-from allswell._filters.quic_settings import QuicSettings, trust_of
-from allswell._filters.quic_tickets import MemoryStore, QuicStore
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import Patience, TlsFilter
-from allswell._filters.udp import UdpFilter
 from allswell._pool.alt_svc import AltSvc
 from allswell._pool.route import Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
+
+if TYPE_CHECKING:
+    from allswell._pool.quic_dialer import QuicDialer
 
 #: Origins whose way of answering close_notify is remembered.
 _MANNERS = 1024
@@ -56,8 +54,7 @@ class Dialer:
         self._context = config.ssl_context
         self._patience: OrderedDict[Route, Patience] = OrderedDict()
         self._alt_svc = AltSvc()
-        self._trust: dict[str, Any] | None = None
-        self._store: QuicStore = config.quic.store or MemoryStore()
+        self._quic: QuicDialer | None = None
 
     async def dial(self, route: Route, owner: Owner, tracer: Tracer | None) -> Connection:
         """A new connection; its task is not running yet.
@@ -100,6 +97,22 @@ class Dialer:
         offer = self._alt_svc.offer(route.origin)
         return (offer.host, offer.port) if offer is not None else None
 
+    async def _dial_quic(
+        self, route: Route, to: tuple[str, int], around: AroundConnect | None
+    ) -> tuple[Stack, Backend[Any]]:
+        if self._quic is None:
+            # Imported when it is first needed: QUIC's dependencies take longer to load than all else together.
+            from allswell._pool.quic_dialer import QuicDialer
+
+            self._quic = QuicDialer(self._config, self._ssl_context())
+        try:
+            made = await self._quic.dial(route, to, around)
+        except ConnectFailed:
+            self._alt_svc.failed(route.origin)
+            raise
+        self._alt_svc.worked(route.origin)
+        return made
+
     def _discard(self, made: tuple[Stack, Backend[Any]]) -> None:
         """It came second: end it politely, in the background."""
         self._host.spawn(made[0].shutdown, Deadline.after(self._config.grace), name="allswell ends a second connection")
@@ -125,53 +138,6 @@ class Dialer:
         except ConnectFailed:
             stack.abort()
             raise
-
-    async def _dial_quic(
-        self, route: Route, to: tuple[str, int], around: AroundConnect | None
-    ) -> tuple[Stack, Backend[Any]]:
-        config = self._config
-
-        async def attempt(address: Address) -> QuicFilter:
-            udp = UdpFilter(*address, local_address=config.local_address, socket_options=config.socket_options)
-            quic = QuicFilter(udp, self._quic_settings(route))
-            await Stack(quic, udp).connect(around)
-            made[quic] = udp
-            return quic
-
-        def discard(quic: QuicFilter) -> None:
-            Stack(quic, made[quic]).abort()
-
-        made: dict[QuicFilter, UdpFilter] = {}
-        try:
-            quic = await connect_any(*to, attempt, discard, local_address=config.local_address)
-        except ConnectFailed:
-            self._alt_svc.failed(route.origin)
-            raise
-        self._alt_svc.worked(route.origin)
-        return Stack(quic, made[quic]), Http3(quic.connection, max_header_size=config.max_header_size)
-
-    def _quic_settings(self, route: Route) -> QuicSettings:
-        config, quic = self._config, self._config.quic
-        if self._trust is None:
-            self._trust = trust_of(self._ssl_context())
-        return QuicSettings(
-            server_name=route.server_name or route.host,
-            server=f"{route.host}:{route.port}",
-            certfile=quic.certfile,
-            keyfile=quic.keyfile,
-            key_password=quic.key_password,
-            versions=quic.versions,
-            idle_timeout=quic.idle_timeout,
-            keepalive=quic.keepalive,
-            stream_window=config.stream_window,
-            connection_window=config.connection_window,
-            datagrams=quic.datagrams,
-            store=self._store,
-            early_data=quic.early_data,
-            qlog_dir=quic.qlog_dir or os.environ.get("QLOGDIR") or None,
-            keylog_file=getattr(self._ssl_context(), "keylog_filename", None),
-            **self._trust,
-        )
 
     def may_multiplex(self, route: Route) -> bool:
         """Whether a connection to this route might carry many exchanges at once, for all we know before dialling."""
