@@ -136,6 +136,10 @@ class Http1:
             # Nobody asked: a 408 before the server closes, at best (RFC 9112 §9.5), or smuggling. Not ours to read.
             self._leaving = True
             return [PeerLeaving(RemoteProtocolError("the server spoke without being asked"))]
+        if self._complete:
+            # While we still upload, more than one response: it would be read as the next request's.
+            self.must_abort = True
+            return []
         self._answered = True
         self._h11.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
         return self._events(len(data))
@@ -146,8 +150,7 @@ class Http1:
         if not exchange:
             return [PeerLeaving(why)]
         if self._tunnel and why is None:
-            self._finish()
-            return [ResponseCompleted(exchange, [])]
+            return [ResponseCompleted(exchange, [])]  # our half of it is still open
         if not self._tunnel and why is None and self._answered:
             self._h11.receive_data(b"")
             return self._events(0)

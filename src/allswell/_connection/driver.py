@@ -90,6 +90,7 @@ class Connection:
         self._heard_goodbye = ""
         self._reading = Deadline()
         self._scope: anyio.CancelScope | None = None
+        self._at_end = False  # of what the peer sends
         self._suspended = False  # reading, until there is room for what is read
         self._listening = False
         self._go_on = host.signal()
@@ -97,6 +98,7 @@ class Connection:
         self._flushed = host.signal()
         self._deadline: Deadline | None = None
         self._epoch: float | None = None
+        self._cut = 0  # exchanges that ended because the connection did
         self._ended = False
 
     def __repr__(self) -> str:
@@ -215,6 +217,8 @@ class Connection:
 
     def abandon(self, exchange: Exchange) -> None:
         """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
+        if exchange.tunnel and exchange.complete and exchange.number in self._exchanges:
+            self.send_body(exchange, b"", end=True, trailers=None)  # its other half ended well: so does ours
         open_still = self._exchanges.pop(exchange.number, None) is not None
         if open_still or not self._backend.pauses_reading:
             self._abandon(exchange.number)
@@ -253,6 +257,7 @@ class Connection:
 
     def cut(self, error: AllswellError) -> None:
         """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
+        self._cut += len(self._exchanges)
         for exchange in list(self._exchanges.values()):
             exchange.fail(error)
 
@@ -265,14 +270,14 @@ class Connection:
         if not self._life.move(State.CLOSED, reason):
             return
         self._tell_leaving()
-        cut = len(self._exchanges)
+        self._cut += len(self._exchanges)
         self._fail_all(error)
         layers = [
             LayerEnd(self._backend.name, last_words, self._heard_goodbye, Outcome.ABORTED),
             *self._stack.abort(reset=not last_words),
         ]
         self._stop_reading()
-        self._end(layers, cut, began)
+        self._end(layers, began)
 
     # The task
 
@@ -310,7 +315,7 @@ class Connection:
     def _on_readable(self) -> None:
         """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn."""
         for _ in range(_READS_IN_A_ROW):
-            if not self._receive_once():
+            if not self._receive_once() or self._life.state not in (State.OPEN, State.DRAINING):
                 return
             if self._full():
                 self._suspended = True
@@ -318,6 +323,8 @@ class Connection:
                 return
 
     def _full(self) -> bool:
+        if self._at_end:
+            return True
         if self._top.unsent > UNSENT_LIMIT and self._writing:
             return True  # the peer does not read our answers: take nothing more that would have to be answered
         return self._backend.pauses_reading and any(e.buffered >= _PAUSE_AT for e in self._exchanges.values())
@@ -352,9 +359,11 @@ class Connection:
         truncated = getattr(self._top, "truncated", False)
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
         self._dispatch(self._backend.receive_eof(why))
-        if self._backend.must_abort or self._exchanges:
+        if self._backend.must_abort or not all(each.tunnel and each.complete for each in self._exchanges.values()):
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
+            # What is left is our half of a tunnel: it may have something to say yet.
+            self._at_end = True
             self.close("the server ended the connection")
 
     def _lost(self, error: TransportError) -> None:
@@ -383,9 +392,6 @@ class Connection:
                 exchange.on_body(event.data, event.credit)
             elif isinstance(event, ResponseCompleted):
                 exchange.on_complete(event.trailers)
-                if exchange.tunnel and self._backend.pauses_reading:
-                    # RFC 9110 §9.3.6: a tunnel ends when either side does. (In HTTP/2 and HTTP/3 halves can outlive.)
-                    exchange.uploaded = True
                 if exchange.uploaded:
                     self._over(exchange)
             elif isinstance(event, InformationalReceived):
@@ -494,8 +500,8 @@ class Connection:
         deadline = self._deadline = self._deadline or Deadline.after(self.config.grace)
         layers: list[LayerEnd] = []
         backend = self._backend
-        if self._writing:
-            with deadline.scope():
+        with deadline.scope():
+            while self._writing:
                 await self._flushed.wait()
         if self._writing:
             self.abort("the server took no more of what we sent")
@@ -508,9 +514,9 @@ class Connection:
         layers.append(LayerEnd(backend.name, backend.says_goodbye, self._heard_goodbye, outcome, monotonic() - began))
         layers += await self._stack.shutdown(deadline)
         if self._life.move(State.CLOSED):
-            self._end(layers, 0, began)
+            self._end(layers, began)
 
-    def _end(self, layers: Sequence[LayerEnd], cut: int, began: float) -> None:
+    def _end(self, layers: Sequence[LayerEnd], began: float) -> None:
         if self._ended:
             return
         self._ended = True
@@ -521,7 +527,7 @@ class Connection:
             reason=self.reason,
             layers=tuple(layers),
             exchanges=self.opened,
-            cut=cut,
+            cut=self._cut,
             began=began - self._epoch if self._epoch is not None else 0.0,
             seconds=monotonic() - began,
         )

@@ -141,6 +141,13 @@ class Exchange:
 
     def abandon(self) -> None:
         """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
+        if self._chunks or not self.complete:
+            # Who reads on all the same must neither wait for ever nor take what he has for the whole.
+            self.complete = False
+            self._error = self._error or TransportError(
+                f"the response of {self.connection.label} was closed before its body was read", operation="read", by="us"
+            )
+            self._ready.set()
         self._stop_upload()
         self._chunks.clear()
         self.buffered = 0
@@ -189,6 +196,9 @@ class Exchange:
                     raise TransportError(f"the tunnel to {self.connection.label} has ended", operation="write")
                 raise _UploadStopped
             if offset < len(data) and window <= 0:
+                if self.tunnel and self.complete:
+                    # The peer ended its half, so nobody reads any more, who would notice if the rest ended too.
+                    raise TransportError(f"the tunnel to {self.connection.label} has ended", operation="write")
                 if not self.tunnel:
                     self._write_at = _instant(self._timeouts.write, self._total_at)
                     self.connection.watch(self._write_at)
