@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from aioquic.quic.events import QuicEvent
 
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
@@ -63,7 +64,7 @@ class QuicClient:
         self.end = end
         self._ended.set()
 
-    async def start(self, backend: Callable[[ClientConnection], Backend[Any]] = Http3) -> None:
+    async def start(self, backend: Callable[[ClientConnection], Backend[list[QuicEvent]]] = Http3) -> None:
         """Connect, and drive the connection from a task of its own."""
         with anyio.fail_after(20):
             await self.stack.connect()
@@ -120,6 +121,18 @@ async def read(exchange: Exchange) -> bytes:
     while piece := await exchange.receive():
         pieces.append(piece)
     return b"".join(pieces)
+
+
+@asynccontextmanager
+async def bare_quic(port: int, settings: QuicSettings | None = None) -> AsyncIterator[QuicClient]:
+    """A client that is connected, but that nobody drives: for the filter's own methods."""
+    client = QuicClient(port, settings)
+    with anyio.fail_after(20):
+        await client.stack.connect()
+    try:
+        yield client
+    finally:
+        client.stack.abort()
 
 
 @asynccontextmanager

@@ -220,7 +220,7 @@ class Http3:
         state = self._exchanges.get(exchange)
         if state is None or state.uploaded:
             return 0
-        window = 0 if state.held is not None else _SEND_BUFFER - self._quic.unsent(exchange)
+        window = _SEND_BUFFER - self._quic.unsent(exchange) - sum(len(data) for data, _, _ in state.waiting)
         if window <= 0:
             state.starved = True
             self._starved.add(exchange)

@@ -18,6 +18,7 @@ CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever comes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -37,11 +38,14 @@ from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEn
 from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.udp import UdpFilter
 from allswell._report import LayerEnd, Outcome
-from allswell._tasks import Alarm, current_host
+from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
 #: RFC 9114 §8.1. An aborted transfer must not look like a completed one, so abort() never says H3_NO_ERROR.
 H3_NO_ERROR, H3_REQUEST_CANCELLED = 0x100, 0x10C
 _CLOSING_PROBES = 3
+#: Seconds without news of a response that is waited for, before the path is tried with a PING; doubled each time. A NAT
+#: that forgot us lets nothing in until something goes out, and whoever only receives sends nothing.
+_SILENCE = 0.5
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
@@ -58,9 +62,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     def __init__(self, udp: UdpFilter, settings: QuicSettings) -> None:
         self._udp = udp
         self._settings = settings
+        self._host: TaskHost | None = None
         self._alarm: Alarm | None = None
+        self._listener: Callable[[], None] | None = None
         self._alive = False
         self._heard_at = 0.0
+        self._news_at = 0.0
+        self._silence = _SILENCE
         self._kept: list[QuicEvent] = []
         self._waiting: anyio.CancelScope | None = None
         self._pings = 0
@@ -84,9 +92,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             session_ticket_handler=None if store is None else lambda ticket: store.put_ticket(server, ticket),
             token_handler=None if store is None else lambda token: store.put_token(server, token),
         )
-        self._alarm = Alarm(current_host(), self._ring)
+        self._host = current_host()
+        self._alarm = Alarm(self._host, weak_method(self._ring))
         self._alive = True
-        self._heard_at = monotonic()
+        self._heard_at = self._news_at = monotonic()
         connection.connect(self._udp.address, self._heard_at)
         self._send()
         if self._settings.early_data and connection.early_data_ready:
@@ -163,7 +172,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._ended(now)
         elif any(type(event) is HandshakeCompleted for event in events):
             self._check_purpose()
-        return events or [PROGRESS]
+        if events:
+            self._news_at, self._silence = now, _SILENCE
+            return events
+        return [PROGRESS]
 
     def _ended(self, now: float) -> None:
         end = self.connection.ended
@@ -182,6 +194,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 QuicErrorCode.CRYPTO_ERROR + AlertDescription.bad_certificate, 0, "the certificate is not for a server"
             )
 
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        assert self._host is not None
+        self._listener = function if self._udp.listen(self._host, function) else None
+        return self._listener is not None
+
     async def wait_readable(self) -> None:
         if not self._kept:
             await self._wait()
@@ -195,8 +212,15 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 self._waiting = None
 
     def _wake(self) -> None:
+        """Have the connection's task, or its listener, look at what there is."""
         if self._waiting is not None:
             self._waiting.cancel()
+        elif self._listener is not None and self._host is not None:
+            self._host.call_later(0, self._call_listener)  # not now: it may be the one who called
+
+    def _call_listener(self) -> None:
+        if self._listener is not None:
+            self._listener()
 
     # Sending
 
@@ -221,8 +245,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         timer = connection.get_timer()
         if timer is None:
             timer = math.inf
-        if self._settings.keepalive is not None and connection.ended is None:
-            timer = min(timer, max(now, self._heard_at) + self._settings.keepalive)
+        if connection.ended is None:
+            timer = min(timer, self._news_at + self._silence)
+            if self._settings.keepalive is not None:
+                timer = min(timer, self._heard_at + self._settings.keepalive)
         self._alarm.set(timer)
 
     @property
@@ -249,7 +275,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if timer is not None and now >= timer:
             connection.handle_timer(now)
         keepalive = self._settings.keepalive
+        if now >= self._news_at + self._silence:
+            waited_for = connection.handshake_complete and connection.awaits_response
+            self._silence = 2 * self._silence if waited_for else math.inf
+            if waited_for:
+                self._ping()
         if keepalive is not None and now >= self._heard_at + keepalive and connection.ended is None:
+            self._heard_at = now
             self._ping()
         lost = self._udp.lost
         self._send()

@@ -187,6 +187,11 @@ class ClientConnection(QuicConnection):
         return self._loss.get_probe_timeout()
 
     @property
+    def awaits_response(self) -> bool:
+        """Whether the peer owes the rest of a bidirectional stream."""
+        return any(not number & 2 and not stream.receiver.is_finished for number, stream in self._streams.items())
+
+    @property
     def all_acknowledged(self) -> bool:
         """Whether nothing is queued, and nothing that was sent is without its acknowledgement."""
         if self._ping_pending or self._spaces[tls.Epoch.ONE_RTT].ack_eliciting_in_flight:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificates
 
 from allswell._filters.quic_tickets import QuicStore
 
@@ -84,7 +87,12 @@ class QuicSettings:
             max_datagram_frame_size=65535 if self.datagrams else None,
         )
         if self.certfile is not None:
-            configuration.load_cert_chain(self.certfile, self.keyfile, self.key_password)
+            # (aioquic's own loader wants the certificate before the key, and knows one kind of key block.)
+            pem = Path(self.certfile).read_bytes()
+            key = pem if self.keyfile is None else Path(self.keyfile).read_bytes()
+            password = None if self.key_password is None else self.key_password.encode()
+            configuration.certificate, *configuration.certificate_chain = load_pem_x509_certificates(pem)
+            configuration.private_key = load_pem_private_key(key, password)
         return configuration
 
 

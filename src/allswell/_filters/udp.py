@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -29,6 +29,7 @@ from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.interface import Filter
 from allswell._report import LayerEnd, Outcome
+from allswell._tasks import TaskHost
 
 Address = tuple[Any, ...]
 
@@ -76,6 +77,8 @@ class UdpFilter(Filter):
         self._queue: deque[bytes] = deque()
         self._refused: OSError | None = None
         self._end: LayerEnd | None = None
+        self._host: TaskHost | None = None
+        self._listener: Callable[[], None] | None = None
         #: Datagrams that the system refused to take, and that count as lost on the way.
         self.lost = 0
 
@@ -87,11 +90,12 @@ class UdpFilter(Filter):
 
         :raises ConnectFailed: when there is no such socket to be had; the old one stays.
         """
-        old, sock = self._sock, self._open(local_address if local_address is not None else self._local_address)
+        sock = self._open(local_address if local_address is not None else self._local_address)
+        listener, host = self._listener, self._host
+        self._forget()
         self._use(sock)
-        if old is not None:
-            anyio.notify_closing(old)
-            old.close()
+        if listener is not None and host is not None:
+            self.listen(host, listener)
 
     def _open(self, local_address: str | None) -> socket.socket:
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
@@ -161,6 +165,15 @@ class UdpFilter(Filter):
                 continue  # a hint about the route: see above
             datagrams.append(data)
         return datagrams or None
+
+    def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
+        """See :meth:`Carrier.listen`."""
+        if self._sock is None:
+            return function is None
+        if function is not None or self._listener is not None:
+            self._listener = function if host.watch_readable(self._sock, function) else None
+            self._host = host
+        return self._listener is not None
 
     async def wait_readable(self) -> None:
         """Wait for datagrams, or for an error to read.
@@ -290,7 +303,12 @@ class UdpFilter(Filter):
     def _close(self, end: LayerEnd) -> None:
         self._end = end
         self._queue.clear()
+        self._forget()
+
+    def _forget(self) -> None:
         if self._sock is not None:
+            if self._host is not None:
+                self.listen(self._host, None)
             sock, self._sock = self._sock, None
             anyio.notify_closing(sock)
             sock.close()

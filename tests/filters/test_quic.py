@@ -1,0 +1,517 @@
+"""The QUIC filter: shaking hands, whom it trusts, how it ends (as the peer saw it), what the network may do to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from aioquic.tls import Epoch
+
+from allswell._backends.http3 import Http3
+from allswell._deadline import Deadline
+from allswell._errors import AllswellError, ConnectFailed, NotProcessed, TransportError
+from allswell._filters.quic_settings import VERSION_1, VERSION_2, trust_of
+from allswell._filters.quic_tickets import MemoryStore
+from allswell._messages import RequestHead
+from allswell._report import Outcome
+from tests.backends.test_http3 import seen
+from tests.support.certificates import certificates, issue
+from tests.support.quic_client import QuicClient, bare_quic, quic_client, quic_settings, read
+from tests.support.quic_server import QuicServer, ServedConnection
+from tests.support.udp_relay import UdpRelay, Weather
+
+pytestmark = pytest.mark.anyio
+
+
+# Shaking hands
+
+
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2])
+async def test_versions(version: int) -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(versions=(version,))) as client:
+            assert (await client.get("/hello"))[1] == b"hello"
+    assert server.all("initial") == [(version, False)]
+
+
+async def test_version_negotiation() -> None:
+    with QuicServer(versions=[VERSION_2]) as server:
+        async with quic_client(server.port) as client:
+            assert (await client.get("/hello"))[1] == b"hello"
+    assert server.all("initial") == [(VERSION_2, False)]
+
+
+async def test_no_common_version() -> None:
+    with QuicServer(versions=[VERSION_2]) as server:
+        client = QuicClient(server.port, quic_settings(versions=(VERSION_1,)))
+        with pytest.raises(ConnectFailed, match="common protocol version"):
+            await client.start()
+
+
+async def test_retry() -> None:
+    with QuicServer(retry=True) as server:
+        async with quic_client(server.port) as client:
+            assert (await client.get("/hello"))[1] == b"hello"
+    assert server.all("initial") == [(VERSION_1, True)]
+
+
+async def test_nobody_listens() -> None:
+    with QuicServer() as server:
+        server.stop_listening()
+        client = QuicClient(server.port)
+        began = monotonic()
+        with pytest.raises(ConnectFailed, match="unreachable") as caught:
+            await client.start()
+        assert monotonic() - began < 1
+        assert caught.value.phase == "quic"
+
+
+async def test_cancelled_while_connecting_leaves_no_socket() -> None:
+    with UdpRelay(1) as relay:
+        relay.black_out(60)
+        client = QuicClient(relay.port)
+        with anyio.move_on_after(0.1) as scope:
+            await client.start()
+        assert scope.cancelled_caught
+        assert client.udp.extra("socket") is None
+
+
+# Trust
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
+async def test_the_certificate_must_name_the_server(name: str) -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(server_name=name)) as client:
+            assert (await client.get("/hello"))[0].status == 200
+        for wrong in ("example.org", "127.0.0.2"):
+            with pytest.raises(ConnectFailed, match=wrong) as caught:
+                await QuicClient(server.port, quic_settings(server_name=wrong)).start()
+            assert caught.value.phase == "tls"
+        await seen(server, "close", 3)
+    assert [entry for entry in server.all("close") if entry[0] == 0x1C] == [(0x1C, 0x12A)] * 2  # bad_certificate
+
+
+async def test_an_unknown_authority_is_refused() -> None:
+    with QuicServer(files=issue(trustme.CA(), "localhost")) as server:
+        with pytest.raises(ConnectFailed, match="bad_certificate"):
+            await QuicClient(server.port).start()
+        async with quic_client(server.port, quic_settings(cafile=None, verify=False)) as client:
+            assert (await client.get("/hello"))[0].status == 200
+
+
+async def test_a_certificate_that_is_not_for_servers_is_refused() -> None:
+    files = certificates()
+    with QuicServer() as server:
+        server._configuration.load_cert_chain(files.client)
+        settings = quic_settings(check_hostname=False)
+        with pytest.raises(ConnectFailed):
+            await QuicClient(server.port, settings).start()
+
+
+async def test_trust_as_an_ssl_context_has_it() -> None:
+    context = certificates().client_context()
+    with QuicServer() as server:
+        trust = trust_of(context)
+        assert trust["verify"]
+        async with quic_client(server.port, quic_settings(cafile=None, **trust)) as client:
+            assert (await client.get("/hello"))[0].status == 200
+        context.check_hostname = False
+        settings = quic_settings(server_name="example.org", **{"cafile": None, **trust_of(context)})
+        async with quic_client(server.port, settings) as client:
+            assert (await client.get("/hello"))[0].status == 200
+        context.verify_mode = ssl.CERT_NONE
+        assert not trust_of(context)["verify"]
+    assert trust_of(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).keys() >= {"cafile", "capath"}
+
+
+async def test_client_certificate() -> None:
+    with QuicServer(ask_client=True) as server:
+        async with quic_client(server.port, quic_settings(certfile=str(certificates().client))) as client:
+            assert (await client.get("/hello"))[0].status == 200
+    assert server.all("certificate")[0][0] is not None
+
+
+async def test_a_certificate_file_that_is_not_there() -> None:
+    with QuicServer() as server:
+        with pytest.raises(ConnectFailed) as caught:
+            await QuicClient(server.port, quic_settings(certfile="nowhere.pem")).start()
+        assert caught.value.by == "us"
+
+
+# Resumption
+
+
+async def test_session_ticket_and_early_data() -> None:
+    store = MemoryStore()
+    with QuicServer() as server:
+        for early, expected in ((False, (False, False)), (False, (True, False)), (True, (True, True))):
+            settings = quic_settings(store=store, early_data=early)
+            async with quic_client(server.port, settings) as client:
+                assert client.quic.connection.handshake_complete is not early
+                post = client.open("/echo", "POST", body=b"not to be replayed")
+                assert (await client.get("/hello"))[1] == b"hello"
+                assert await read(post) == b"18"
+                await client.aclose()
+            assert server.all("handshake")[-1] == expected
+    # What is not safe waits for the handshake, although it was asked for first (RFC 8470 §4).
+    assert [path for _, path in server.all("request")][-2:] == ["/hello", "/echo"]
+
+
+async def test_early_data_that_is_rejected_is_sent_again() -> None:
+    store = MemoryStore()
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(store=store)) as client:
+            await client.get("/hello")
+            await client.aclose()
+        server.tickets.clear()
+        async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
+            assert (await client.get("/hello"))[1] == b"hello"
+            assert (await client.get("/hello"))[1] == b"hello"
+            await client.aclose()
+    assert server.all("handshake") == [(False, False), (False, False)]
+    assert len(server.all("request")) == 3
+
+
+async def test_too_early_is_not_processed() -> None:
+    def early(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        connection.respond(stream, 425)
+
+    store = MemoryStore()
+    with QuicServer({b"/early": early}) as server:
+        async with quic_client(server.port, quic_settings(store=store)) as client:
+            assert (await client.get("/early"))[0].status == 425  # to a request that was not early data: the user's
+            await client.aclose()
+        async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
+            with pytest.raises(NotProcessed) as caught:
+                await client.get("/early")
+            assert caught.value.proven
+            assert (await client.get("/early"))[0].status == 425
+
+
+# Ending, as the peer saw it
+
+
+async def test_a_silent_peer_costs_three_probe_timeouts() -> None:
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with bare_quic(relay.port) as client:
+            assert await client.quic.delivered(Deadline.after(5))
+            server.call(lambda connection: setattr(connection, "silent", True))
+            timeout = client.quic.connection.probe_timeout
+            before = len(relay.went_up)
+            end = await client.quic.shutdown(Deadline.after(5))
+            assert (end.said, end.heard, end.outcome) == ("CONNECTION_CLOSE(0x100)", "", Outcome.CLEAN)
+            assert 3 * timeout <= end.seconds < 3 * timeout + 0.1
+            assert len(relay.went_up) - before == 3  # at once, after one PTO, after two
+    assert server.all("close") == [(0x1D, 0x100)]
+
+
+async def test_never_longer_than_the_grace() -> None:
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            end = await client.quic.shutdown(Deadline.after(0.02))
+            assert end.outcome is Outcome.TIMED_OUT
+            assert end.seconds < 0.2
+            assert await seen(server, "close") == [(0x1D, 0x100)]
+
+
+async def test_a_deadline_that_has_passed_still_says_it() -> None:
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            end = await client.quic.shutdown(Deadline.after(0))
+            assert end.said == "CONNECTION_CLOSE(0x100)"
+            assert await seen(server, "close") == [(0x1D, 0x100)]
+
+
+async def test_an_answer_ends_it_at_once() -> None:
+    with QuicServer(answer_close=True) as server:
+        async with bare_quic(server.port) as client:
+            assert await client.quic.delivered(Deadline.after(5))
+            timeout = client.quic.connection.probe_timeout
+            end = await client.quic.shutdown(Deadline.after(5))
+            assert (end.heard, end.outcome) == ("CONNECTION_CLOSE(0x100)", Outcome.CLEAN)
+            assert end.seconds < timeout
+
+
+async def test_an_unreachable_port_ends_it_at_once() -> None:
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            assert await client.quic.delivered(Deadline.after(5))
+            server.stop_listening()
+            end = await client.quic.shutdown(Deadline.after(5))
+            assert (end.heard, end.outcome) == ("port unreachable", Outcome.CLEAN)
+            assert end.seconds < 0.05
+
+
+async def test_what_still_arrives_is_answered_with_the_close() -> None:
+    def flood(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        connection.respond(stream, 200, b"x" * 400_000)
+
+    # The first close is lost (and those after one PTO and two come later than the data).
+    with QuicServer({b"/flood": flood}) as server, UdpRelay(server.port, down=Weather(delay=(0.05, 0.05))) as relay:
+        async with bare_quic(relay.port) as client:
+            head = RequestHead(b"GET", b"https", b"localhost", b"/flood", [])
+            Http3(client.quic.connection).open(head, end=True)
+            client.quic.transmit()
+            await seen(server, "request")
+            before, heard = len(relay.went_up), len(relay.went_down)
+            relay.up.loss = 1.0
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.quic.shutdown, Deadline.after(5))
+                await anyio.sleep(0.02)
+                relay.up.loss = 0.0
+            arrived = len(relay.went_down) - heard
+            answers = len(relay.went_up) - before - 3
+            assert arrived >= 8
+            assert 2 <= answers <= arrived.bit_length()  # the 1st, 2nd, 4th, 8th …
+    assert server.all("close") == [(0x1D, 0x100)]
+
+
+@pytest.mark.slow
+async def test_with_a_third_lost_the_peer_still_learns_of_it() -> None:
+    informed = 0
+    runs = 60
+    with QuicServer() as server:
+        for seed in range(runs):
+            with UdpRelay(server.port, seed=seed) as relay:
+                async with bare_quic(relay.port) as client:
+                    await client.quic.delivered(Deadline.after(5))
+                    before = len(server.all("close"))
+                    relay.up.loss = relay.down.loss = 0.3
+                    await client.quic.shutdown(Deadline.after(2))
+                    with anyio.move_on_after(0.02):
+                        await seen(server, "close", before + 1)
+                    informed += len(server.all("close")) > before
+    assert informed > runs * 0.9
+
+
+async def test_the_peer_closes_first() -> None:
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with quic_client(relay.port) as client:
+            await client.get("/hello")
+            waiting = client.open("/echo", "POST", upload=True)
+            await seen(server, "request", 2)
+            server.call(lambda connection: connection.quic.close(error_code=0x100))
+            with pytest.raises(NotProcessed) as caught:
+                await waiting.response()
+            assert not caught.value.proven
+            end = await client.ended()
+            layer = end.layers[-2]
+            assert (layer.heard, layer.said) == ("CONNECTION_CLOSE(0x100)", "CONNECTION_CLOSE(0x100)")
+            assert layer.outcome is Outcome.PEER_FIRST
+            assert client.connection.capacity() == 0
+
+
+async def test_draining_is_silent() -> None:
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        client = QuicClient(relay.port)
+        await client.stack.connect()
+        server.call(lambda connection: connection.quic.close(error_code=0x100))
+        with anyio.fail_after(5):
+            while client.quic.connection.ended is None:
+                await client.quic.wait_readable()
+                client.quic.receive_nowait()
+        await anyio.sleep(0.05)
+        before = len(relay.went_up)
+        client.quic.connection.send_stream_data(0, b"more")
+        client.quic.transmit()
+        for _ in range(20):
+            server.call(lambda connection: server._sock.sendto(b"\x40" + os.urandom(40), connection.address))
+        await anyio.sleep(0.1)
+        assert len(relay.went_up) == before
+        assert [end.outcome for end in await client.stack.shutdown(Deadline.after(1))] == [
+            Outcome.PEER_FIRST,
+            Outcome.CLEAN,
+        ]
+
+
+async def test_the_peer_closes_with_an_error() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port) as client:
+            waiting = client.open("/echo", "POST", upload=True)
+            await seen(server, "request")
+            server.call(lambda connection: connection.quic.close(error_code=0x102, reason_phrase="overheated"))
+            with pytest.raises(AllswellError, match="overheated"):
+                await waiting.response()
+            end = await client.ended()
+            assert end.layers[-2].heard == "CONNECTION_CLOSE(0x102)"
+            assert end.cut == 0
+
+
+async def test_abort_does_not_look_graceful() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port) as client:
+            exchange = client.open("/echo", "POST", upload=True)
+            client.connection.abort("enough")
+            with pytest.raises(TransportError):
+                await exchange.response()
+            end = await client.ended()
+            assert end.layers[-2].outcome is Outcome.ABORTED
+            assert client.quic.abort() is end.layers[-2]
+            assert await seen(server, "close") == [(0x1D, 0x10C)]
+
+
+async def test_a_peer_that_breaks_quic_is_told_so() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port) as client:
+            waiting = client.open("/echo", "POST", upload=True)
+            await seen(server, "request")
+
+            def overrun(connection: ServedConnection) -> None:
+                connection.quic._remote_max_data = 1 << 40
+                for stream in connection.quic._streams.values():
+                    stream.max_stream_data_remote = 1 << 40
+                connection.head(0, 200)
+                connection.data(0, b"x" * 9_000_000)
+
+            server.call(overrun)
+            end = await client.ended()
+            assert "limit" in end.reason
+            with pytest.raises(AllswellError, match="limit"):
+                await read(waiting)
+            assert (await seen(server, "close"))[0] == (0x1C, 0x3)  # FLOW_CONTROL_ERROR
+
+
+async def test_stateless_reset() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port) as client:
+            await client.get("/hello")
+            waiting = client.open("/echo", "POST", upload=True)
+
+            def reset(connection: ServedConnection) -> None:
+                token = connection.quic._host_cids[0].stateless_reset_token
+                connection.silent = True
+                server._sock.sendto(b"\x40" + os.urandom(30) + token, connection.address)
+
+            server.call(reset)
+            with pytest.raises(NotProcessed, match="stateless reset"):
+                await waiting.response()
+            end = await client.ended()
+            assert end.layers[-2].heard == "stateless reset"
+            assert server.all("close") == []
+
+
+async def test_idle_timeout() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(idle_timeout=0.3)) as client:
+            await client.get("/hello")
+            server.call(lambda connection: setattr(connection, "silent", True))
+            end = await client.ended()
+            assert end.layers[-2].outcome is Outcome.SKIPPED
+            assert client.connection.capacity() == 0
+
+
+async def test_keepalive() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(idle_timeout=0.4, keepalive=0.1)) as client:
+            await client.get("/hello")
+            await anyio.sleep(1.2)
+            assert client.end is None
+            assert (await client.get("/hello"))[1] == b"hello"
+
+
+# The network
+
+
+@pytest.mark.parametrize(
+    "weather",
+    [
+        Weather(loss=0.1, delay=(0.001, 0.003)),
+        Weather(reorder=0.2, delay=(0.0, 0.004)),
+        Weather(duplicate=0.3),
+        Weather(corrupt=0.1, delay=(0.001, 0.002)),
+    ],
+    ids=["loss", "reorder", "duplicate", "corrupt"],
+)
+async def test_through_a_bad_network(weather: Weather) -> None:
+    with QuicServer() as server, UdpRelay(server.port, seed=7, up=weather, down=weather) as relay:
+        async with quic_client(relay.port) as client:
+            assert (await client.get("/bytes/200000"))[1] == b"x" * 200_000
+            exchange = client.open("/echo", "POST", upload=True)
+            for piece in range(10):
+                await exchange.send(b"y" * 20_000, end=piece == 9)
+            assert await read(exchange) == b"200000"
+            end = await client.aclose(10)
+            assert end.layers[0].outcome is Outcome.CLEAN
+
+
+@pytest.mark.slow
+async def test_through_a_black_out() -> None:
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with quic_client(relay.port) as client:
+            await client.get("/hello")
+            exchange = client.open("/bytes/3000000")
+            await exchange.response()
+            relay.black_out(3)
+            assert len(await read(exchange)) == 3_000_000
+
+
+async def test_through_a_nat_that_rebinds() -> None:
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with quic_client(relay.port) as client:
+            await client.get("/hello")
+            exchange = client.open("/bytes/2000000")
+            await exchange.response()
+            relay.rebind()
+            assert len(await read(exchange)) == 2_000_000
+            assert (await client.get("/hello"))[1] == b"hello"
+
+
+async def test_migration_and_key_update() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port) as client:
+            await client.get("/hello")
+            before = client.quic.extra("client_addr")
+            client.quic.migrate()
+            assert (await client.get("/bytes/100000"))[1] == b"x" * 100_000
+            assert client.quic.extra("client_addr") != before
+            assert server.call(lambda connection: connection.quic.get_peer_address()) == client.quic.extra(
+                "client_addr"
+            )
+            client.quic.migrate("127.0.0.2")
+            assert (await client.get("/bytes/100000"))[1] == b"x" * 100_000
+            assert client.quic.extra("client_addr")[0] == "127.0.0.2"
+            client.quic.update_keys()
+            assert (await client.get("/bytes/100000"))[1] == b"x" * 100_000
+            phase = server.call(lambda connection: connection.quic._cryptos[Epoch.ONE_RTT].recv.key_phase)
+            assert phase == 1
+            end = await client.aclose()
+            assert end.clean
+            assert await seen(server, "close") == [(0x1D, 0x100)]
+
+
+async def test_the_port_closes_under_a_request() -> None:
+    with QuicServer() as server:
+        async with quic_client(server.port) as client:
+            await client.get("/hello")
+            server.stop_listening()
+            with pytest.raises((TransportError, NotProcessed), match="unreachable"):
+                await client.get("/hello")
+            assert (await client.ended()).layers[-2].heard == "port unreachable"
+
+
+# Logs
+
+
+async def test_qlog_and_keylog(tmp_path: Path) -> None:
+    keylog = tmp_path / "keys"
+    with QuicServer() as server:
+        settings = quic_settings(qlog_dir=str(tmp_path), keylog_file=str(keylog))
+        async with quic_client(server.port, settings) as client:
+            await client.get("/hello")
+            await client.aclose()
+    assert "CLIENT_TRAFFIC_SECRET_0" in keylog.read_text()
+    (qlog,) = tmp_path.glob("*.qlog")
+    events: list[dict[str, Any]] = json.loads(qlog.read_text())["traces"][0]["events"]
+    frames = [
+        frame for event in events if event["name"] == "transport:packet_sent" for frame in event["data"]["frames"]
+    ]
+    assert frames[-1]["frame_type"] == "connection_close"
+    assert frames[-1]["error_code"] == 0x100

@@ -1,0 +1,380 @@
+"""A QUIC server that records what clients put on the wire: HTTP/3 and HTTP/0.9 over aioquic, in a thread of its own.
+
+What it saw is in :attr:`QuicServer.seen`, in order, as tuples that begin with a word:
+``("request", method, path)``, ``("goaway", id)``, ``("close", frame_type, code)``, ``("reset", stream, code)``,
+``("stop", stream, code)``, ``("body", stream, size)`` (a request's, complete), ``("handshake", resumed, early_data)``.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import select
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import monotonic
+from types import TracebackType
+from typing import Any, ClassVar
+
+from aioquic._buffer import Buffer
+from aioquic.buffer import encode_uint_var
+from aioquic.h3.connection import FrameType, H3Connection, encode_frame
+from aioquic.h3.events import DatagramReceived, DataReceived, HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection, QuicConnectionState, QuicReceiveContext
+from aioquic.quic.events import HandshakeCompleted, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
+from aioquic.quic.packet import QuicPacketType, encode_quic_retry, encode_quic_version_negotiation, pull_quic_header
+from aioquic.tls import SessionTicket
+
+from tests.support.certificates import Certificates, certificates
+
+_CLIENTS_CONTROL = 2
+_CID = 8
+
+
+class _Recording(QuicConnection):
+    """aioquic's server side, which notes every CONNECTION_CLOSE as it is on the wire."""
+
+    note: Callable[..., None]
+
+    def _handle_connection_close_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        code = buf.pull_uint_var()
+        buf.seek(start)
+        self.note("close", frame_type, code)
+        super()._handle_connection_close_frame(context, frame_type, buf)
+
+
+@dataclass(eq=False)
+class ServedConnection:
+    """One client's connection, inside the server's thread.
+
+    :ivar silent: whether it sends nothing any more.
+    """
+
+    #: Ours: the first unidirectional one that a server opens.
+    control_stream: ClassVar[int] = 3
+
+    server: QuicServer
+    quic: _Recording
+    address: Any
+    h3: H3Connection | None = None
+    silent: bool = False
+    requests: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
+    bodies: dict[int, int] = field(default_factory=dict)
+    control: bytes = b""
+
+    def respond(self, stream: int, status: int, body: bytes = b"", *fields: tuple[bytes, bytes]) -> None:
+        """A whole response."""
+        self.head(stream, status, *fields, end=not body)
+        if body:
+            self.data(stream, body, end=True)
+
+    def head(self, stream: int, status: int, *fields: tuple[bytes, bytes], end: bool = False) -> None:
+        """A response's head."""
+        assert self.h3 is not None
+        self.h3.send_headers(stream, [(b":status", str(status).encode()), *fields], end)
+
+    def data(self, stream: int, data: bytes, *, end: bool = False) -> None:
+        """A piece of a response's body."""
+        assert self.h3 is not None
+        self.h3.send_data(stream, data, end)
+
+    def raw(self, stream: int, data: bytes, *, end: bool = False) -> None:
+        """Bytes on a stream, past all of HTTP's rules."""
+        self.quic.send_stream_data(stream, data, end)
+
+    def goaway(self, first_refused: int) -> None:
+        """GOAWAY (aioquic cannot)."""
+        self.raw(self.control_stream, encode_frame(FrameType.GOAWAY, encode_uint_var(first_refused)))
+
+
+Handler = Callable[[ServedConnection, int, dict[bytes, bytes]], None]
+
+
+class QuicServer:
+    """The server: a context manager.
+
+    :param routes: what to do when the head of a request for a path (without its query) is there.
+    :param retry: whether clients must prove their address first (RFC 9000 §8.1.2).
+    :param versions: supported; a client that offers none of them gets Version Negotiation.
+    :ivar answer_close: whether it answers a CONNECTION_CLOSE with its own.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[bytes, Handler] | None = None,
+        *,
+        alpn: str = "h3",
+        retry: bool = False,
+        versions: list[int] | None = None,
+        files: Certificates | None = None,
+        ask_client: bool = False,
+        answer_close: bool = False,
+        **options: Any,
+    ) -> None:
+        files = files or certificates()
+        self.seen: list[tuple[Any, ...]] = []
+        self.routes: dict[bytes, Handler] = {b"/hello": _hello, b"/bytes": _bytes, b"/echo": _wait, **(routes or {})}
+        self.tickets: dict[bytes, SessionTicket] = {}
+        self.answer_close = answer_close
+        self.connections: list[ServedConnection] = []
+        self._ask_client = ask_client
+        self._retry = retry
+        self._configuration = QuicConfiguration(is_client=False, alpn_protocols=[alpn], **options)
+        if versions is not None:
+            self._configuration.supported_versions = versions
+        self._configuration.load_cert_chain(files.chain, files.key)
+        self._by_cid: dict[bytes, ServedConnection] = {}
+        self._retried: dict[bytes, bytes] = {}
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock.setblocking(False)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._sock.bind(("127.0.0.1", 0))
+        self.port: int = self._sock.getsockname()[1]
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake, self._woken = socket.socketpair()
+        self._stop = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="quic server", daemon=True)
+
+    def __enter__(self) -> QuicServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop = True
+        self._wake.send(b"x")
+        self._thread.join(5)
+        for sock in (self._sock, self._wake, self._woken):
+            sock.close()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    def call(self, job: Callable[[ServedConnection], Any]) -> Any:
+        """Do something to the newest connection, in the server's thread; its result."""
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._jobs.put(lambda: done.put(job(self.connections[-1])))
+        self._wake.send(b"x")
+        return done.get(timeout=5)
+
+    def all(self, word: str) -> list[tuple[Any, ...]]:
+        """What was seen that begins with this word, without it."""
+        return [entry[1:] for entry in list(self.seen) if entry[0] == word]
+
+    def stop_listening(self) -> None:
+        """Close the port: what arrives from now on is answered with ICMP (port unreachable)."""
+        self._stop = True
+        self._wake.send(b"x")
+        self._thread.join(5)
+        self._sock.close()
+
+    # In the thread
+
+    def _main(self) -> None:
+        try:
+            while not self._stop:
+                self._once()
+        except BaseException as error:  # noqa: BLE001 - told by __exit__, in the test's thread
+            self._failure = error
+
+    def _once(self) -> None:
+        timers = [timer for each in self.connections if (timer := each.quic.get_timer()) is not None]
+        timeout = max(0.0, min(timers) - monotonic()) if timers else None
+        ready, _, _ = select.select([self._sock, self._woken], [], [], timeout)
+        if self._woken in ready:
+            self._woken.recv(100)
+        while not self._jobs.empty():
+            self._jobs.get()()
+        if self._sock in ready:
+            for _ in range(64):
+                try:
+                    data, address = self._sock.recvfrom(65535)
+                except BlockingIOError:
+                    break
+                self._receive(data, address)
+        now = monotonic()
+        for each in self.connections:
+            timer = each.quic.get_timer()
+            if timer is not None and now >= timer:
+                each.quic.handle_timer(now)
+            self._events(each)
+            for datagram, address in each.quic.datagrams_to_send(now):
+                if not each.silent:
+                    self._sock.sendto(datagram, address)
+
+    def _receive(self, data: bytes, address: Any) -> None:
+        try:
+            header = pull_quic_header(Buffer(data=data), host_cid_length=_CID)
+        except ValueError:
+            return
+        connection = self._by_cid.get(header.destination_cid)
+        if connection is None:
+            if header.version is not None and header.version not in self._configuration.supported_versions:
+                self._sock.sendto(
+                    encode_quic_version_negotiation(
+                        source_cid=header.destination_cid,
+                        destination_cid=header.source_cid,
+                        supported_versions=self._configuration.supported_versions,
+                    ),
+                    address,
+                )
+                return
+            if header.packet_type != QuicPacketType.INITIAL or len(data) < 1200:
+                return
+            connection = self._accept(header, address)
+            if connection is None:
+                return
+        connection.quic.receive_datagram(data, address, monotonic())
+        if self.answer_close and connection.quic._state is QuicConnectionState.DRAINING:
+            self._answer(connection, address)
+        self._events(connection)
+
+    def _answer(self, connection: ServedConnection, address: Any) -> None:
+        quic = connection.quic
+        quic._state, event, quic._close_event = QuicConnectionState.CONNECTED, quic._close_event, None
+        quic.close(error_code=0x100)
+        for datagram, _ in quic.datagrams_to_send(monotonic()):
+            self._sock.sendto(datagram, address)
+        quic._state, quic._close_event = QuicConnectionState.DRAINING, event
+
+    def _accept(self, header: Any, address: Any) -> ServedConnection | None:
+        original, retried = header.destination_cid, None
+        if self._retry:
+            if not header.token:
+                source, token = secrets.token_bytes(_CID), secrets.token_bytes(16)
+                self._retried[token] = header.destination_cid
+                self._sock.sendto(
+                    encode_quic_retry(
+                        version=header.version,
+                        source_cid=source,
+                        destination_cid=header.source_cid,
+                        original_destination_cid=header.destination_cid,
+                        retry_token=token,
+                    ),
+                    address,
+                )
+                return None
+            original, retried = self._retried[header.token], header.destination_cid
+        self.seen.append(("initial", header.version, bool(header.token)))
+        quic = _Recording(
+            configuration=self._configuration,
+            original_destination_connection_id=original,
+            retry_source_connection_id=retried,
+            session_ticket_fetcher=lambda label: self.tickets.pop(label, None),
+            session_ticket_handler=lambda ticket: self.tickets.__setitem__(ticket.ticket, ticket),
+        )
+        quic.note = lambda *entry: self.seen.append(entry)
+        connection = ServedConnection(self, quic, address)
+        self._by_cid[header.destination_cid] = connection
+        self._by_cid[quic.host_cid] = connection
+        self.connections.append(connection)
+        if self._ask_client:
+            self._initialize_asking(quic)
+        return connection
+
+    def _initialize_asking(self, quic: QuicConnection) -> None:
+        initialize = quic._initialize
+
+        def asking(peer_cid: bytes) -> None:
+            initialize(peer_cid)
+            quic.tls._request_client_certificate = True
+
+        quic._initialize = asking  # type: ignore[method-assign]  # aioquic has it for tests of its own only
+
+    def _events(self, connection: ServedConnection) -> None:
+        quic = connection.quic
+        while (event := quic.next_event()) is not None:
+            self._on_event(connection, event)
+        for cid in quic._host_cids:
+            self._by_cid[cid.cid] = connection
+
+    def _on_event(self, connection: ServedConnection, event: QuicEvent) -> None:
+        quic, note = connection.quic, self.seen.append
+        if isinstance(event, HandshakeCompleted):
+            note(("handshake", event.session_resumed, event.early_data_accepted))
+            if self._ask_client:
+                note(("certificate", quic.tls._peer_certificate))
+        if connection.h3 is None and quic._cryptos and self._configuration.alpn_protocols == ["h3"]:
+            connection.h3 = H3Connection(quic)
+        if isinstance(event, StreamReset):
+            note(("reset", event.stream_id, event.error_code))
+        elif isinstance(event, StopSendingReceived):
+            note(("stop", event.stream_id, event.error_code))
+        elif isinstance(event, StreamDataReceived):
+            if event.stream_id == _CLIENTS_CONTROL:
+                self._on_control(connection, event.data)
+            if connection.h3 is None:
+                self._on_http09(connection, event)
+        if connection.h3 is not None:
+            for http in connection.h3.handle_event(event):
+                self._on_http(connection, http)
+
+    def _on_control(self, connection: ServedConnection, data: bytes) -> None:
+        if not connection.control:
+            data = data[1:]  # the stream's type, in a byte
+            connection.control = b"-"
+        connection.control += data
+        buf = Buffer(data=connection.control[1:])
+        while not buf.eof():
+            start = buf.tell()
+            kind, size = buf.pull_uint_var(), buf.pull_uint_var()
+            payload = buf.pull_bytes(size)
+            if kind == FrameType.GOAWAY:
+                self.seen.append(("goaway", Buffer(data=payload).pull_uint_var()))
+            elif kind == FrameType.SETTINGS:
+                self.seen.append(("settings", payload))
+            connection.control = b"-" + connection.control[1:][start + (buf.tell() - start) :]
+            buf = Buffer(data=connection.control[1:])
+
+    def _on_http(self, connection: ServedConnection, event: object) -> None:
+        if isinstance(event, DatagramReceived):
+            self.seen.append(("datagram", event.stream_id, event.data))
+        if not isinstance(event, (HeadersReceived, DataReceived)):
+            return
+        stream = event.stream_id
+        if isinstance(event, HeadersReceived) and stream not in connection.requests:
+            fields = connection.requests[stream] = dict(event.headers)
+            path = fields.get(b":path", b"").split(b"?")[0]
+            self.seen.append(("request", fields[b":method"].decode(), path.decode()))
+            connection.bodies[stream] = 0
+            handler = self.routes.get(b"/" + path.split(b"/")[1] if path.count(b"/") > 1 else path, _not_found)
+            handler(connection, stream, fields)
+        elif isinstance(event, HeadersReceived):
+            self.seen.append(("trailers", stream, event.headers))
+        else:
+            connection.bodies[stream] += len(event.data)
+        if event.stream_ended and stream in connection.bodies:
+            size = connection.bodies.pop(stream)
+            fields = connection.requests.pop(stream)
+            if size or fields[b":path"] == b"/echo":
+                self.seen.append(("body", stream, size))
+            if fields.get(b":path") == b"/echo":
+                connection.respond(stream, 200, str(size).encode())
+
+    def _on_http09(self, connection: ServedConnection, event: StreamDataReceived) -> None:
+        path = event.data.split(b" ", 1)[1].strip()
+        self.seen.append(("request", "GET", path.decode()))
+        size = int(path.rsplit(b"/", 1)[1]) if path.startswith(b"/bytes/") else 0
+        connection.raw(event.stream_id, b"x" * size if size else b"hello", end=True)
+
+
+def _hello(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+    connection.respond(stream, 200, b"hello", (b"content-length", b"5"))
+
+
+def _bytes(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+    size = int(fields[b":path"].rsplit(b"/", 1)[1])
+    connection.respond(stream, 200, b"x" * size)
+
+
+def _wait(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+    """Answer when the request is complete."""
+
+
+def _not_found(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+    connection.respond(stream, 404)
