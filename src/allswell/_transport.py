@@ -60,7 +60,7 @@ def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
 
 
 class RawStream(httpcore2.AsyncNetworkStream):
-    """The ``network_stream`` extension, with httpcore2's exceptions (httpcore's under httpx), as WebSocket clients expect."""
+    """The ``network_stream`` extension, with httpcore2's exceptions (httpcore's under httpx): WebSocket clients need them."""
 
     def __init__(self, stream: NetworkStream, library: ModuleType) -> None:
         self._stream = stream

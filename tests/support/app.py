@@ -1,4 +1,4 @@
-"""ASGI application for the client's tests: shows what it was sent, and answers in every way httpx2 has a feature for."""
+"""ASGI application for the client's tests: shows what it was sent, answers in every way httpx2 has a feature for."""
 
 from __future__ import annotations
 

@@ -145,7 +145,9 @@ class Exchange:
             # Who reads on all the same must neither wait for ever nor take what he has for the whole.
             self.complete = False
             self._error = self._error or TransportError(
-                f"the response of {self.connection.label} was closed before its body was read", operation="read", by="us"
+                f"the response of {self.connection.label} was closed before its body was read",
+                operation="read",
+                by="us",
             )
             self._ready.set()
         self._stop_upload()
