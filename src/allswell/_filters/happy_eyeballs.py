@@ -60,9 +60,13 @@ async def connect_any(
     :raises ConnectFailed: naming the host, and every address that was tried with its error.
     """
     race = _Race(host, port, attempt, discard, local_address)
-    async with anyio.create_task_group() as tasks:
-        await race.run(tasks)
-        tasks.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as tasks:
+            await race.run(tasks)
+            tasks.cancel_scope.cancel()
+    except BaseException:
+        race.give_up()  # here: an attempt may still succeed while the group is being cancelled
+        raise
     return race.result()
 
 
@@ -141,29 +145,29 @@ class _Race(Generic[T]):
         self._errors: list[tuple[str, OSError | ConnectFailed]] = []
 
     async def run(self, tasks: anyio.abc.TaskGroup) -> None:
-        try:
-            families = self._families()
-            for family in families:
-                self._resolving += 1
-                tasks.start_soon(self._resolve, family)
-            while self._resolving == len(families):
+        families = self._families()
+        for family in families:
+            self._resolving += 1
+            tasks.start_soon(self._resolve, family)
+        while self._resolving == len(families):
+            await self._wait(None)
+        if self._resolving and not self._found[socket.AF_INET6]:
+            await self._wait(RESOLUTION_DELAY)
+        while self._winner is None:
+            address = self._next()
+            if address is not None:
+                self._trying += 1
+                tasks.start_soon(self._attempt, address)
+                await self._wait(CONNECTION_ATTEMPT_DELAY)
+            elif self._trying or self._resolving:
                 await self._wait(None)
-            if self._resolving and not self._found[socket.AF_INET6]:
-                await self._wait(RESOLUTION_DELAY)
-            while self._winner is None:
-                address = self._next()
-                if address is not None:
-                    self._trying += 1
-                    tasks.start_soon(self._attempt, address)
-                    await self._wait(CONNECTION_ATTEMPT_DELAY)
-                elif self._trying or self._resolving:
-                    await self._wait(None)
-                else:
-                    return
-        except BaseException:
-            if self._winner is not None:
-                self._discard(self._winner)
-            raise
+            else:
+                return
+
+    def give_up(self) -> None:
+        """The race was called off: nobody will take the winner."""
+        if self._winner is not None:
+            self._discard(self._winner)
 
     def result(self) -> T:
         if self._winner is not None:

@@ -20,6 +20,7 @@ import anyio
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
 from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, current_host
 
@@ -32,12 +33,20 @@ class TcpFilter(ByteStream):
     :param peer: what errors call the other end, e.g. ``"example.org:443"``.
     :param dial: makes the connected, non-blocking socket; raises :class:`~allswell._errors.ConnectFailed`.
     :param buffer: what to receive into.
+    :param patience: how long the peer's FIN is worth waiting for.
     """
 
     name = "tcp"
 
-    def __init__(self, peer: str, dial: Callable[[], Awaitable[socket.socket]], buffer: ReceiveBuffer) -> None:
+    def __init__(
+        self,
+        peer: str,
+        dial: Callable[[], Awaitable[socket.socket]],
+        buffer: ReceiveBuffer,
+        patience: Patience | None = None,
+    ) -> None:
         self._peer = peer
+        self._patience = patience or Patience()
         self._dial = dial
         self._buffer = buffer.wire
         self._sock: socket.socket | None = None
@@ -158,7 +167,7 @@ class TcpFilter(ByteStream):
                 self._sock.shutdown(socket.SHUT_WR)
                 said = "FIN"
                 self._discard()
-                with deadline.scope():
+                with deadline.sooner(self._patience.seconds).scope():
                     while not self._heard:
                         await self.wait_readable()
                         self._discard()
@@ -167,11 +176,13 @@ class TcpFilter(ByteStream):
             self._heard = self._heard or "RST"
         seconds = monotonic() - began
         if said == "FIN" and self._heard == "FIN":
+            self._patience.answered()
             outcome = Outcome.PEER_FIRST if peer_first else Outcome.CLEAN
             return self._close(LayerEnd(self.name, said, self._heard, outcome, seconds))
         if self._heard == "RST":
             return self._close(LayerEnd(self.name, said, self._heard, Outcome.ABORTED, seconds))
         if said:
+            self._patience.unanswered(seconds)
             return self._close(LayerEnd(self.name, said, self._heard, Outcome.TIMED_OUT, seconds))
         # Part of what we owed is still here: a FIN now would make it look complete.
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

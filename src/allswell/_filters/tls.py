@@ -10,14 +10,11 @@ Ending (RFC 8446 §6.1, RFC 5246 §7.2.1): each side says close_notify before it
 written, raises ``SSLZeroReturnError`` after. A stream that ends without the peer's close_notify is ``truncated``: only
 HTTP above knows whether that matters.
 
-Many peers never answer a close_notify (they just close, or wait for our FIN). So how long to wait is learnt: a
-:class:`Patience` is shared by all connections to one origin. A peer that let us wait in vain is waited for a quarter
-of that the next time, down to 50 ms; a single answer restores the trust. The grace bounds it all.
+Many peers never answer a close_notify. How long to wait for it is learnt: see `patience.py`.
 """
 
 from __future__ import annotations
 
-import math
 import ssl
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -26,32 +23,10 @@ from typing import Any, cast
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
 
 _RECORD = 16 * 1024
-
-
-class Patience:
-    """How long it is worth waiting for an origin's close_notify.
-
-    :ivar seconds: the most to wait; ``inf`` for a peer of which nothing is known (the grace is the bound).
-    """
-
-    __slots__ = ("seconds",)
-
-    LEAST = 0.05
-
-    def __init__(self) -> None:
-        self.seconds = math.inf
-
-    def answered(self) -> None:
-        """It does answer: trust it again."""
-        self.seconds = math.inf
-
-    def unanswered(self, waited: float) -> None:
-        """It let us wait in vain. Waits too short to tell anything (a close without grace) change nothing."""
-        if waited >= self.LEAST:
-            self.seconds = min(self.seconds, max(self.LEAST, waited / 4))
 
 
 class TlsFilter(ByteStream):

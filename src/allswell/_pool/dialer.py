@@ -29,9 +29,10 @@ from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed
 from allswell._filters.happy_eyeballs import connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
+from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
-from allswell._filters.tls import Patience, TlsFilter
+from allswell._filters.tls import TlsFilter
 from allswell._pool.alt_svc import AltSvc
 from allswell._pool.route import Route, authority
 from allswell._tasks import TaskHost
@@ -40,7 +41,7 @@ from allswell._trace import Tracer
 if TYPE_CHECKING:
     from allswell._pool.quic_dialer import QuicDialer
 
-#: Origins whose way of answering close_notify is remembered.
+#: Origins whose way of answering close_notify and FIN is remembered.
 _MANNERS = 1024
 
 
@@ -52,7 +53,7 @@ class Dialer:
         self._config = config
         self._buffer = ReceiveBuffer()
         self._context = config.ssl_context
-        self._patience: OrderedDict[Route, Patience] = OrderedDict()
+        self._patience: OrderedDict[Route, tuple[Patience, Patience]] = OrderedDict()
         self._alt_svc = AltSvc()
         self._quic: QuicDialer | None = None
 
@@ -118,7 +119,8 @@ class Dialer:
         self._host.spawn(made[0].shutdown, Deadline.after(self._config.grace), name="allswell ends a second connection")
 
     async def _dial_tcp(self, route: Route, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
-        tcp = self._tcp(route)
+        with_tls, with_tcp = self._patience_with(route)
+        tcp = self._tcp(route, with_tcp)
         top: ByteStream = tcp
         stack = Stack(tcp)
         if route.scheme == "https":
@@ -129,7 +131,7 @@ class Dialer:
                 server_name=route.server_name or route.host,
                 alpn=self._alpn(route),
                 buffer=self._buffer,
-                patience=self._patience_with(route),
+                patience=with_tls,
             )
             stack = Stack(top, tcp)
         await stack.connect(around)
@@ -153,7 +155,7 @@ class Dialer:
             lower, peer=server_name, context=context, server_name=server_name, alpn=(), buffer=self._buffer
         )
 
-    def _tcp(self, route: Route) -> TcpFilter:
+    def _tcp(self, route: Route, patience: Patience) -> TcpFilter:
         config = self._config
         where = authority(route.scheme, route.host, route.port)
 
@@ -164,7 +166,7 @@ class Dialer:
                 route.host, route.port, local_address=config.local_address, options=config.socket_options
             )
 
-        return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer)
+        return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer, patience)
 
     def _backend(self, route: Route, chosen: str | None) -> Backend[Any]:
         config = self._config
@@ -191,8 +193,9 @@ class Dialer:
             self._context.keylog_filename = keylog
         return self._context
 
-    def _patience_with(self, route: Route) -> Patience:
-        patience = self._patience.setdefault(route, Patience())
+    def _patience_with(self, route: Route) -> tuple[Patience, Patience]:
+        """For TLS and for TCP."""
+        patience = self._patience.setdefault(route, (Patience(), Patience()))
         self._patience.move_to_end(route)
         if len(self._patience) > _MANNERS:
             self._patience.popitem(last=False)
