@@ -1,0 +1,198 @@
+"""The clients that are compared, each behind one shape: an async context that gives a function from URL to response.
+
+Each is set up as its documentation says for the job: one client for all requests, room for all that run at once, the
+throw-away CA trusted, one version of HTTP and no other. Every one reads the whole body.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+#: From a URL to the version of HTTP that was spoken, in the client's own words, and the size of the body.
+Fetch = Callable[[str], Awaitable[tuple[Any, int]]]
+Opened = AbstractAsyncContextManager[Fetch]
+
+#: The versions of HTTP, and the words that clients have for each.
+VERSIONS: dict[str, tuple[Any, ...]] = {
+    "h1": ("HTTP/1.1", b"HTTP/1.1", (1, 1), 11, 2),
+    "h2": ("HTTP/2", "HTTP/2.0", b"HTTP/2", 20, 3),
+    "h3": ("HTTP/3", "HTTP/3.0", b"HTTP/3", 30),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a client has to know.
+
+    :ivar version: ``"h1"``, ``"h2"`` or ``"h3"``.
+    :ivar ca: the path of the CA's certificate.
+    :ivar concurrency: requests that will run at once.
+    """
+
+    version: str
+    ca: str
+    concurrency: int
+
+
+def _context(setting: Setting) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=setting.ca)
+
+
+#: What tells allswell which version to speak.
+_OURS: dict[str, dict[str, Any]] = {
+    "h1": {"http1": True, "http2": False},
+    "h2": {"http1": False, "http2": True},
+}
+
+
+@asynccontextmanager
+async def allswell_pool(setting: Setting) -> AsyncIterator[Fetch]:
+    """Ours, the engine alone."""
+    import allswell
+
+    limit = setting.concurrency
+    async with allswell.ConnectionPool(
+        ssl_context=_context(setting), max_keepalive_connections=limit, **_OURS[setting.version]
+    ) as pool:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            response = await pool.request("GET", url)
+            return response.http_version, len(await response.read())
+
+        yield fetch
+
+
+@asynccontextmanager
+async def allswell_client(setting: Setting) -> AsyncIterator[Fetch]:
+    """Ours, with httpx2's interface."""
+    import httpx2
+
+    import allswell
+
+    limits = httpx2.Limits(max_keepalive_connections=setting.concurrency)
+    async with allswell.AsyncClient(verify=_context(setting), limits=limits, **_OURS[setting.version]) as client:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            response = await client.get(url)
+            return response.http_version, len(response.content)
+
+        yield fetch
+
+
+@asynccontextmanager
+async def httpx2(setting: Setting) -> AsyncIterator[Fetch]:
+    """The continuation of httpx, on httpcore2."""
+    import httpx2
+
+    limits = httpx2.Limits(max_keepalive_connections=setting.concurrency)
+    http2 = setting.version == "h2"
+    async with httpx2.AsyncClient(verify=_context(setting), limits=limits, http1=not http2, http2=http2) as client:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            response = await client.get(url)
+            return response.http_version, len(response.content)
+
+        yield fetch
+
+
+@asynccontextmanager
+async def httpcore2(setting: Setting) -> AsyncIterator[Fetch]:
+    """httpx2's engine alone."""
+    import httpcore2
+
+    http2 = setting.version == "h2"
+    async with httpcore2.AsyncConnectionPool(
+        ssl_context=_context(setting), max_connections=100, http1=not http2, http2=http2
+    ) as pool:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            response = await pool.request("GET", url)
+            return response.extensions["http_version"], len(response.content)
+
+        yield fetch
+
+
+@asynccontextmanager
+async def aiohttp(setting: Setting) -> AsyncIterator[Fetch]:
+    """aiohttp, its parser in C."""
+    import aiohttp
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_context(setting))) as session:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            async with session.get(url) as response:
+                return tuple(response.version or ()), len(await response.read())
+
+        yield fetch
+
+
+@asynccontextmanager
+async def niquests(setting: Setting) -> AsyncIterator[Fetch]:
+    """The continuation of requests."""
+    import niquests
+
+    wanted = setting.version
+    async with niquests.AsyncSession(
+        disable_http1=wanted == "h2",
+        disable_http2=wanted != "h2",
+        disable_http3=wanted != "h3",
+        pool_maxsize=setting.concurrency,
+    ) as session:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            response = await session.get(url, verify=setting.ca)  # the session's own loses to the environment's
+            return response.http_version, len(response.content or b"")
+
+        yield fetch
+
+
+@asynccontextmanager
+async def curl_cffi(setting: Setting) -> AsyncIterator[Fetch]:
+    """libcurl."""
+    import curl_cffi
+
+    versions = curl_cffi.CurlHttpVersion
+    wanted = {"h1": versions.V1_1, "h2": versions.V2TLS, "h3": versions.V3ONLY}[setting.version]
+    verify: Any = setting.ca  # a path will do, though the type says otherwise
+    async with curl_cffi.AsyncSession(max_clients=setting.concurrency, verify=verify, http_version=wanted) as session:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            response = await session.get(url)
+            return response.http_version, len(response.content)
+
+        yield fetch
+
+
+@asynccontextmanager
+async def pyreqwest(setting: Setting) -> AsyncIterator[Fetch]:
+    """Rust's reqwest, on hyper and rustls, its event loop in a thread of its own."""
+    from pathlib import Path
+
+    from pyreqwest.client import ClientBuilder
+
+    builder = ClientBuilder().add_root_certificate_pem(Path(setting.ca).read_bytes())
+    builder = builder.http2_prior_knowledge() if setting.version == "h2" else builder.http1_only()
+    async with builder.build() as client:
+
+        async def fetch(url: str) -> tuple[Any, int]:
+            response = await client.get(url).build().send()
+            return response.version, len(await response.bytes())
+
+        yield fetch
+
+
+#: By name: how to open it, and which versions it speaks.
+CLIENTS: dict[str, tuple[Callable[[Setting], Opened], frozenset[str]]] = {
+    "allswell pool": (allswell_pool, frozenset(_OURS)),
+    "allswell": (allswell_client, frozenset(_OURS)),
+    "httpcore2": (httpcore2, frozenset({"h1", "h2"})),
+    "httpx2": (httpx2, frozenset({"h1", "h2"})),
+    "aiohttp": (aiohttp, frozenset({"h1"})),
+    "niquests": (niquests, frozenset({"h1", "h2", "h3"})),
+    "curl_cffi": (curl_cffi, frozenset({"h1", "h2", "h3"})),
+    "pyreqwest": (pyreqwest, frozenset({"h1", "h2"})),
+}

