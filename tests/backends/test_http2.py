@@ -353,6 +353,85 @@ def test_extended_connect_where_offered() -> None:
     assert link.to_client() == [ResponseReceived(exchange, ResponseHead(200, [], b"HTTP/2"), tunnel=True)]
 
 
+def settled(link: Link) -> list[Event]:
+    """The server's SETTINGS arrive; what they mean beside the limit of streams."""
+    return [event for event in link.to_client() if not isinstance(event, CapacityChanged)]
+
+
+CHAT = RequestHead(b"CONNECT", b"https", b"example.org", b"/chat", [], b"websocket")
+
+
+def test_extended_connect_waits_for_the_peers_settings() -> None:
+    """And what is opened after it waits behind it: ids only grow. Nothing waits once they are there."""
+    link = Link(settings={SettingCodes.ENABLE_CONNECT_PROTOCOL: 1}, greet=False)
+    before = link.client.open(get(b"/1"), end=True)
+    chat, after, dropped = (link.client.open(head, end=True) for head in (CHAT, get(b"/5"), get(b"/7")))
+    assert link.client.capacity() == 96
+    assert link.client.send_window(chat) == 0
+    link.client.cancel(dropped)
+    requests = [event for event in link.to_server() if isinstance(event, RequestReceived)]
+    assert [event.stream_id for event in requests] == [before]
+    assert settled(link) == [SendWindowOpened(chat), SendWindowOpened(after)]
+    requests = [event for event in link.to_server() if isinstance(event, RequestReceived)]
+    assert [event.stream_id for event in requests] == [chat, after]
+    assert requests[0].stream_ended is None  # it is a tunnel's beginning, whatever the caller said
+    assert link.client.send_window(chat) == 65535
+
+
+def test_extended_connect_that_turns_out_not_to_be_offered() -> None:
+    link = Link(greet=False)
+    chat, after = link.client.open(CHAT, end=False), link.client.open(get(), end=True)
+    link.to_server()
+    [failed, opened] = settled(link)
+    assert isinstance(failed, ExchangeFailed)
+    assert failed.exchange == chat
+    assert isinstance(failed.error, LocalProtocolError)
+    assert opened == SendWindowOpened(after)
+
+
+@pytest.mark.parametrize("way", ["goaway", "full", "eof"])
+def test_what_was_held_and_never_said(way: str) -> None:
+    link = Link(greet=False, settings={SettingCodes.MAX_CONCURRENT_STREAMS: 0})
+    chat, after = link.client.open(CHAT, end=False), link.client.open(get(), end=True)
+    if way == "goaway":
+        events = link.frames(GoAwayFrame(0, last_stream_id=2**31 - 1))[1:]
+    elif way == "full":
+        link = Link(
+            greet=False, settings={SettingCodes.MAX_CONCURRENT_STREAMS: 0, SettingCodes.ENABLE_CONNECT_PROTOCOL: 1}
+        )
+        chat, after = link.client.open(CHAT, end=False), link.client.open(get(), end=True)
+        events = settled(link)
+    else:
+        events = link.client.receive_eof(None)
+    failed = [event for event in events if isinstance(event, ExchangeFailed)]
+    assert [event.exchange for event in failed] == [chat, after] == [1, 3]
+    assert failed == events
+    for event in failed:
+        assert isinstance(event.error, NotProcessed) == (way != "eof")
+
+
+def test_end_without_goaway() -> None:
+    """A server that has answered, and ends: most likely it had ended before it saw the requests without an answer."""
+    link = Link()
+    answered, open_ = link.request(), link.request()
+    link.frames(link.headers(answered))
+    failed = {
+        event.exchange: event.error for event in link.client.receive_eof(None) if isinstance(event, ExchangeFailed)
+    }
+    assert type(failed[answered]) is RemoteProtocolError
+    error = failed[open_]
+    assert isinstance(error, NotProcessed)
+    assert not error.proven
+
+
+def test_end_of_a_server_that_never_answered() -> None:
+    link = Link()
+    link.request()
+    [failed] = link.client.receive_eof(None)
+    assert isinstance(failed, ExchangeFailed)
+    assert type(failed.error) is RemoteProtocolError
+
+
 def test_a_refused_connect_is_no_tunnel() -> None:
     link = Link()
     exchange = link.request(RequestHead(b"CONNECT", b"https", b"proxy", b"origin:443", []), end=False)

@@ -22,6 +22,9 @@ What is used of h2 beyond its documented interface (``streams``, ``H2Stream.send
 reset, failed. Then its id is above 0 and below ``_next_id``, and unknown. Frames for such a stream are swallowed if it
 was us who reset it (§5.1; the last 4096 ids are remembered), else they are a connection error. HPACK is fed either way.
 
+An extended CONNECT must wait for the peer's SETTINGS (RFC 8441 §3). Until they come it is held, and with it what is
+opened after it, for stream ids may only grow.
+
 **Inbound windows.** A stream's window opens on ``consumed()``, so a reader that stalls holds its own stream; the
 connection's too, but it is as large as that of 128 streams, so that a hundred stalled readers do not stop the next.
 What a stream has received and nobody consumed is its ``unread``; when the stream fails or is cancelled, that goes back
@@ -44,7 +47,7 @@ from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from allswell._backends import http2_frames as wire
-from allswell._backends.http2_fields import RequestEncoder, encode_trailers
+from allswell._backends.http2_fields import RequestEncoder, RequestFields, encode_trailers
 from allswell._backends.http2_frames import FrameSplitter, PeerError, StreamError
 from allswell._backends.http2_hpack import FieldEncoder, Section, SectionReader
 from allswell._backends.http2_stream import Stream, Window
@@ -79,6 +82,7 @@ _MAX_REMEMBERED = 4096
 _NOT_REPLAYABLE = frozenset(
     (ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED)
 )
+_NO_EXTENDED_CONNECT = "the peer does not offer extended CONNECT (RFC 8441 §3)"
 
 
 class _Connection(H2Connection):
@@ -124,6 +128,8 @@ class Http2:
         self._quiet = 0
         self._limit = _ASSUMED_STREAMS
         self._greeted = False  # the peer's first SETTINGS have come
+        self._answered = False  # it has answered a request
+        self._held: dict[int, tuple[RequestHead, bool]] = {}
         self._last_allowed = _LAST_ID
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
         self._over = False  # our GOAWAY is written, or the input has ended: h2 is not called any more
@@ -164,19 +170,48 @@ class Http2:
         if self.capacity() <= 0:
             cause = RemoteProtocolError("the connection takes no more streams")
             raise NotProcessed(cause, proven=True)
-        fields, length = self._requests.encode(head)
-        if head.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
-            raise LocalProtocolError("the peer has not offered extended CONNECT (RFC 8441 §3)")
-        if end and length:
-            raise LocalProtocolError(f"Content-Length announces {length} bytes, and there is no body")
+        request = self._requests.encode(head)
+        if head.protocol is not None and self._greeted and not self._h2.remote_settings.enable_connect_protocol:
+            raise LocalProtocolError(_NO_EXTENDED_CONNECT)
+        if end and request.content_length:
+            raise LocalProtocolError(f"Content-Length announces {request.content_length} bytes, and there is no body")
+        end = end and head.method != b"CONNECT"  # what ends there is the tunnel
         id_ = self._next_id
-        self._h2.send_headers(id_, fields, end_stream=end)
         self._next_id += 2
+        if self._held or (head.protocol is not None and not self._greeted):
+            self._held[id_] = head, end
+        else:
+            self._send_head(id_, head, request, end)
+        return id_
+
+    def _send_head(self, id_: int, head: RequestHead, request: RequestFields, end: bool) -> None:
+        self._h2.send_headers(id_, request.fields, end_stream=end)
         self._quiet = 0
         self._streams[id_] = Stream(
-            id_, self._h2.streams[id_], window=Window(self._initial_window), method=head.method, to_send=length, end=end
+            id_,
+            self._h2.streams[id_],
+            window=Window(self._initial_window),
+            method=head.method,
+            to_send=request.content_length,
+            end=end,
         )
-        return id_
+
+    def _release_held(self, events: list[Event]) -> None:
+        """The peer has greeted: say what waited for it."""
+        held, self._held = self._held, {}
+        for id_, (head, end) in held.items():
+            if head.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
+                events.append(ExchangeFailed(id_, LocalProtocolError(_NO_EXTENDED_CONNECT)))
+            elif len(self._streams) >= self._limit:
+                cause = RemoteProtocolError("the connection takes no more streams")
+                events.append(ExchangeFailed(id_, NotProcessed(cause, proven=True)))
+            else:
+                self._send_head(id_, head, self._requests.encode(head), end)
+                events.append(SendWindowOpened(id_))
+
+    def _fail_held(self, error: Callable[[], AllswellError], events: list[Event]) -> None:
+        held, self._held = self._held, {}
+        events.extend(ExchangeFailed(id_, error()) for id_ in held)
 
     def send_window(self, exchange: int) -> int:
         stream = self._streams.get(exchange)
@@ -215,6 +250,7 @@ class Http2:
         stream = self._streams.get(exchange)
         if stream is not None:
             self._reset_stream(stream, ErrorCodes.CANCEL)
+        self._held.pop(exchange, None)
         self._give_back(self._unread.pop(exchange, 0))
 
     def consumed(self, exchange: int, credit: int) -> None:
@@ -239,7 +275,7 @@ class Http2:
     def capacity(self) -> int:
         if self._refusal is not None:
             return 0
-        return max(0, min(self._limit - len(self._streams), self._ids_left()))
+        return max(0, min(self._limit - len(self._streams) - len(self._held), self._ids_left()))
 
     @property
     def spent(self) -> bool:
@@ -271,6 +307,7 @@ class Http2:
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
         events: list[Event] = []
         cause = self._refusal
+        known = self._answered or cause is not None
         self._stop()
 
         def ended() -> AllswellError:
@@ -280,6 +317,10 @@ class Http2:
             return RemoteProtocolError(f"the peer closed the connection before the response was complete{told}")
 
         self._refusal = ended
+        for stream in [stream for stream in self._streams.values() if known and not stream.answered]:
+            # It served us before, or had told that it is leaving: most likely it ended before it saw this request, as
+            # in HTTP/1.1 (RFC 9112 §9.3.1, RFC 9110 §9.2.2).
+            self._fail(stream, NotProcessed(ended(), proven=False), events)
         self._fail_all(ended, events)
         return events
 
@@ -412,6 +453,7 @@ class Http2:
             events.append(InformationalReceived(id_, head))
             return
         self._quiet = 0
+        self._answered = True
         events.append(ResponseReceived(id_, head, stream.tunnel))
         if end:
             self._complete(stream, [], events)
@@ -429,15 +471,15 @@ class Http2:
         # §6.8: "Endpoints MUST NOT increase the value they send in the last stream identifier, since the peers might
         # already have retried unprocessed requests on another connection." We have, so a raised one changes nothing.
         self._last_allowed = min(self._last_allowed, last)
+        refused = told if code in _NOT_REPLAYABLE else lambda: NotProcessed(told(), proven=True)
+        self._fail_held(refused, events)
         for stream in [stream for stream in self._streams.values() if stream.id > self._last_allowed]:
             self._reset_ids(stream.id)
             if stream.done:
                 self._forget(stream)
                 events.append(UploadRefused(stream.id))
-            elif code in _NOT_REPLAYABLE or stream.answered:
-                self._fail(stream, told(), events)
             else:
-                self._fail(stream, NotProcessed(told(), proven=True), events)
+                self._fail(stream, told() if stream.answered else refused(), events)
 
     def _receive_by_h2(self, frame: bytes | memoryview, events: list[Event]) -> None:
         try:
@@ -463,7 +505,7 @@ class Http2:
                 events.append(SendWindowOpened(stream.id))
 
     def _receive_settings(self, event: RemoteSettingsChanged, events: list[Event]) -> None:
-        self._greeted = True
+        greeted, self._greeted = self._greeted, True
         connect = event.changed_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL)
         if connect is not None and connect.original_value and not connect.new_value:
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer took back ENABLE_CONNECT_PROTOCOL")  # RFC 8441 §3
@@ -474,6 +516,8 @@ class Http2:
         window = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
         if window is not None and window.new_value > (window.original_value or 0):
             events.append(SendWindowOpened(None))
+        if not greeted:
+            self._release_held(events)
 
     def _receive_reset(self, stream: Stream, event: StreamReset, events: list[Event]) -> None:
         code = event.error_code or 0
@@ -525,6 +569,7 @@ class Http2:
         events.append(UploadRefused(stream.id) if stream.done else ExchangeFailed(stream.id, told))
 
     def _fail_all(self, error: Callable[[], AllswellError], events: list[Event]) -> None:
+        self._fail_held(error, events)
         for stream in list(self._streams.values()):
             if stream.done:
                 self._forget(stream)
