@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import anyio
 import pytest
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.anyio
 TLS_VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
-def pool_for(**settings: object) -> ConnectionPool:
+def pool_for(**settings: Any) -> ConnectionPool:
     return ConnectionPool(ssl_context=certificates().client_context(), **settings)
 
 

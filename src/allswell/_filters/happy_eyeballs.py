@@ -146,10 +146,12 @@ class _Race(Generic[T]):
 
     async def run(self, tasks: anyio.abc.TaskGroup) -> None:
         families = self._families()
+        if not families:
+            self._take(socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
         for family in families:
             self._resolving += 1
             tasks.start_soon(self._resolve, family)
-        while self._resolving == len(families):
+        while self._resolving and self._resolving == len(families):
             await self._wait(None)
         if self._resolving and not self._found[socket.AF_INET6]:
             await self._wait(RESOLUTION_DELAY)
@@ -184,14 +186,19 @@ class _Race(Generic[T]):
         raise ConnectFailed(f"cannot resolve {self._host}: {told}", phase="dns") from cause
 
     def _families(self) -> list[int]:
-        for literal in (self._host, self._local_address):
-            if literal is not None:
-                try:
-                    version = ip_address(literal.partition("%")[0]).version
-                except ValueError:
-                    continue
-                return [socket.AF_INET6 if version == 6 else socket.AF_INET]
+        """What to ask the resolver for; nothing for an address literal."""
+        if _family(self._host) is not None:
+            return []
+        if self._local_address is not None and (family := _family(self._local_address)) is not None:
+            return [family]
+        if self._host.lower() == "localhost" or self._host.lower().endswith(".localhost"):
+            # RFC 6761 §6.3: the hosts file has it, perhaps in one family; the other is nothing to ask a server for.
+            return [socket.AF_UNSPEC]
         return [socket.AF_INET6, socket.AF_INET]
+
+    def _take(self, found: Sequence[tuple[Any, ...]]) -> None:
+        for family, _, _, _, sockaddr in found:
+            self._found[family].append((family, sockaddr))
 
     async def _wait(self, seconds: float | None) -> None:
         # Each wait is for the news since the last one: what comes in between sets the fresh event.
@@ -207,7 +214,7 @@ class _Race(Generic[T]):
         except (OSError, UnicodeError) as error:
             self._dns_errors.append(error if isinstance(error, OSError) else OSError(str(error)))
         else:
-            self._found[family].extend((kind, sockaddr) for kind, _, _, _, sockaddr in found)
+            self._take(found)
         self._resolving -= 1
         self._news.set()
 
@@ -254,6 +261,15 @@ async def _connect(
         sock.close()
         raise
     return sock
+
+
+def _family(host: str) -> int | None:
+    """The family of an address literal; ``None`` for a name."""
+    try:
+        version = ip_address(host.partition("%")[0]).version
+    except ValueError:
+        return None
+    return socket.AF_INET6 if version == 6 else socket.AF_INET
 
 
 def _words(error: OSError | ConnectFailed) -> str:

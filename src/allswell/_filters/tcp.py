@@ -174,6 +174,8 @@ class TcpFilter(ByteStream):
         except (OSError, TransportError):
             # A reset or another loss, or unsent bytes that the peer never took: there is nobody to be polite to.
             self._heard = self._heard or "RST"
+        if self._end is not None:
+            return self._end  # aborted while we waited
         seconds = monotonic() - began
         if said == "FIN" and self._heard == "FIN":
             self._patience.answered()

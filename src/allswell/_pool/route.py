@@ -59,7 +59,9 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
     host = url.raw_host.decode("ascii")
     if not host:
         raise LocalProtocolError(f"cannot request {url}: it names no host")
-    port = url.port or DEFAULT_PORTS[scheme]
+    port = DEFAULT_PORTS[scheme] if url.port is None else url.port
+    if not 0 < port < 1 << 16:
+        raise LocalProtocolError(f"cannot request {url}: there is no port {port}")
     route = Route(scheme, host, port, server_name)
     return Destination(route, authority(scheme, host, port).encode("ascii"), url.raw_path)
 
