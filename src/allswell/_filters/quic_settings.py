@@ -9,6 +9,7 @@ from typing import Any
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion
+from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
@@ -16,6 +17,9 @@ from allswell._filters.quic_tickets import QuicStore
 
 VERSION_1 = int(QuicProtocolVersion.VERSION_1)
 VERSION_2 = int(QuicProtocolVersion.VERSION_2)
+
+#: RFC 9114 §8.1.
+H3_NO_ERROR = 0x100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class QuicSettings:
     :ivar cadata: trusted certificates, PEM; with ``cafile`` and ``capath`` all ``None``: those of certifi.
     :ivar certfile: our certificate and its chain, PEM; the key may be in the same file.
     :ivar versions: in order of preference.
+    :ivar cipher_suites: of TLS 1.3 to offer, by number (RFC 8446 §B.4); ``None``: all there are.
+    :ivar no_error: the code with which to close when nothing went wrong; the application on top defines it.
     :ivar idle_timeout: seconds of silence after which both sides forget the connection (RFC 9000 §10.1).
     :ivar keepalive: seconds of silence after which to send a PING, so that it never comes to that; ``None``: never.
     :ivar stream_window: bytes of one stream that may be on their way to, or unread by, the application.
@@ -54,6 +60,8 @@ class QuicSettings:
     keyfile: str | None = None
     key_password: str | None = field(default=None, repr=False)
     versions: tuple[int, ...] = (VERSION_1, VERSION_2)
+    cipher_suites: tuple[int, ...] | None = None
+    no_error: int = H3_NO_ERROR
     idle_timeout: float = 30.0
     keepalive: float | None = None
     stream_window: int = 4 * 1024 * 1024
@@ -80,6 +88,7 @@ class QuicSettings:
             cafile=self.cafile,
             capath=self.capath,
             supported_versions=list(self.versions),
+            cipher_suites=None if self.cipher_suites is None else [CipherSuite(each) for each in self.cipher_suites],
             idle_timeout=self.idle_timeout,
             max_data=self.connection_window,
             max_stream_data=self.stream_window,
