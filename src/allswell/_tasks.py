@@ -61,6 +61,9 @@ class TaskHost(Protocol):
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
         """Call a function from the event loop in so many seconds."""
 
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call a function from the event loop, once what is ready now has had its turn."""
+
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         """Call a function whenever the socket is readable, until told to stop by ``None``; whether the loop can."""
 
@@ -178,6 +181,9 @@ class _AsyncioHost:
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
         return self._loop.call_later(seconds, function, context=self._context)
 
+    def call_soon(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon(function, context=self._context)
+
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         try:
             if function is None:
@@ -237,6 +243,9 @@ class _TrioHost:
         timer = _TrioTimer(seconds, function)
         self.spawn(timer.run, name="allswell timer")
         return timer
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        self._token.run_sync_soon(function)
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         return False

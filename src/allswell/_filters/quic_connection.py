@@ -23,19 +23,21 @@ from typing import Any
 
 from aioquic import tls
 from aioquic._buffer import Buffer
+from aioquic._crypto import CryptoError
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     NetworkAddress,
     QuicConnection,
+    QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
 )
 from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, pull_quic_transport_parameters
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, get_spin_bit, pull_quic_transport_parameters
 from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -45,6 +47,7 @@ from allswell._errors import Party
 #: RFC 9000 §10.3: a stateless reset is at least so long.
 _SHORTEST_RESET = 21
 _LONG_HEADER = 0x80
+_RESERVED_BITS = 0x18
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
 
@@ -100,6 +103,8 @@ class ClientConnection(QuicConnection):
         #: Whether DATAGRAM frames are accepted here (RFC 9221).
         self.datagrams = configuration.max_datagram_frame_size is not None
         self.migration_allowed = True
+        self._context: QuicReceiveContext | None = None
+        self._idle = configuration.idle_timeout
         self.ended: QuicEnd | None = None
         #: The peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
         self.heard: QuicEnd | None = None
@@ -246,13 +251,15 @@ class ClientConnection(QuicConnection):
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         self.dirty = True
-        token = self._peer_cid.stateless_reset_token
         if (
-            token
-            and len(data) >= _SHORTEST_RESET
+            self._handshake_confirmed
+            and self._state is QuicConnectionState.CONNECTED
+            and data[1 : 1 + len(self.host_cid)] == self.host_cid
             and not data[0] & _LONG_HEADER
-            and hmac.compare_digest(data[-16:], token)
+            and self._quic_logger is None
         ):
+            self._receive_packet(data, now)
+        elif self._is_stateless_reset(data):
             self._reset_by_peer(now)
         elif self._state is not QuicConnectionState.CLOSING:
             super().receive_datagram(data, addr, now)
@@ -263,6 +270,63 @@ class ClientConnection(QuicConnection):
             super().receive_datagram(data, addr, now)
             self._state, self._close_at = QuicConnectionState.CLOSING, close_at
             self._events.clear()
+
+    def _receive_packet(self, data: bytes, now: float) -> None:
+        """A 1-RTT packet of a connection in its prime: what downloads consist of.
+
+        It does what ``receive_datagram`` would, without asking what cannot be: a client, past its handshake, on a
+        connected socket, that keeps no qlog. That is a quarter of the time that a packet takes.
+        """
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        try:
+            header, payload, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(
+                data, 1 + len(self.host_cid), space.expected_packet_number
+            )
+        except CryptoError:
+            if self._is_stateless_reset(data):
+                self._reset_by_peer(now)
+            return
+        if number in space.received_packets:
+            return
+        if header[0] & _RESERVED_BITS:
+            self.close(QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "Reserved bits must be zero")
+            return
+        if number > space.expected_packet_number:
+            space.expected_packet_number = number + 1
+        if number > self._spin_highest_pn:
+            self._spin_bit = not get_spin_bit(header[0])
+            self._spin_highest_pn = number
+        context = self._context
+        if context is None or context.time != now or context.host_cid != self.host_cid:
+            context = self._context = QuicReceiveContext(
+                tls.Epoch.ONE_RTT, self.host_cid, self._network_paths[0], None, now, None
+            )
+            self._idle = self._idle_timeout()
+        try:
+            is_ack_eliciting, _ = self._payload_received(context, payload)
+        except QuicConnectionError as error:
+            self.close(error.error_code, error.frame_type, error.reason_phrase)
+            return
+        if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
+            return
+        self._close_at = now + self._idle
+        self._ack_eliciting_sent_since_receipt = False
+        if number > space.largest_received_packet:
+            space.largest_received_packet = number
+            space.largest_received_time = now
+        space.ack_queue.add(number)
+        space.received_packets.add(number)
+        if len(space.ack_queue) > MAX_ACK_RANGES:
+            space.ack_queue.shift()
+        if is_ack_eliciting and space.ack_at is None:
+            space.ack_at = now + self._ack_delay
+
+    def _is_stateless_reset(self, data: bytes) -> bool:
+        """RFC 9000 §10.3.1: compared in constant time, so that nobody can guess the token byte by byte."""
+        token = self._peer_cid.stateless_reset_token
+        if not token or len(data) < _SHORTEST_RESET or data[0] & _LONG_HEADER:
+            return False
+        return hmac.compare_digest(data[-16:], token)
 
     def handle_timer(self, now: float) -> None:
         self.dirty = True

@@ -1,0 +1,167 @@
+"""Canaries: every private name of aioquic that is used here, and what it must be and do.
+
+When one of these dies, read the name in the test's id: the release of aioquic that is installed has changed it, and
+``_filters/quic_connection.py`` (or ``quic.py``) must follow. Checked with aioquic 1.7.2.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aioquic import tls
+from aioquic.quic import connection as aioquic_connection
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState, QuicReceiveContext
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+
+import allswell._filters.quic_connection as ours
+from allswell._filters.quic_connection import ClientConnection
+
+_BROKE = f"aioquic {version('aioquic')} broke it"
+
+#: Attributes of a connection that has called connect(), and their types.
+ATTRIBUTES: dict[str, Any] = {
+    "_ack_delay": float,
+    "_ack_eliciting_sent_since_receipt": bool,
+    "_close_at": float,
+    "_close_event": type(None),
+    "_close_pending": bool,
+    "_configuration": QuicConfiguration,
+    "_cryptos": dict,
+    "_events": None,
+    "_handshake_complete": bool,
+    "_handshake_confirmed": bool,
+    "_local_max_data": Limit,
+    "_local_max_streams_bidi": Limit,
+    "_local_max_streams_uni": Limit,
+    "_loss": None,
+    "_network_paths": list,
+    "_peer_cid": None,
+    "_ping_pending": list,
+    "_quic_logger": type(None),
+    "_remote_max_streams_bidi": int,
+    "_spaces": dict,
+    "_spin_bit": bool,
+    "_spin_highest_pn": int,
+    "_state": QuicConnectionState,
+    "_streams": dict,
+    "_streams_queue": list,
+}
+
+#: Methods that are overridden or called, and their parameters.
+METHODS = {
+    "_close_begin": ["self", "is_initiator", "now"],
+    "_close_end": ["self"],
+    "_connect": ["self", "now"],
+    "_handle_connection_close_frame": ["self", "context", "frame_type", "buf"],
+    "_handle_reset_stream_frame": ["self", "context", "frame_type", "buf"],
+    "_idle_timeout": ["self"],
+    "_on_connection_limit_delivery": ["self", "delivery", "limit"],
+    "_on_max_stream_data_delivery": ["self", "delivery", "stream"],
+    "_parse_transport_parameters": ["self", "data", "from_session_ticket"],
+    "_payload_received": ["self", "context", "plain", "crypto_frame_required"],
+    "_write_connection_limits": ["self", "builder", "space"],
+    "_write_stream_limits": ["self", "builder", "space", "stream"],
+}
+
+#: What a method of aioquic's must still be made of, where ours does the same work or relies on its order.
+SOURCES = {
+    "receive_datagram": [
+        "if self._state in END_STATES:",
+        "packet_number in space.received_packets",
+        "reserved_mask = 0x18",
+        "space.expected_packet_number = packet_number + 1",
+        "self._spin_bit = not spin_bit",
+        "self._close_at = now + self._idle_timeout()",
+        "self._ack_eliciting_sent_since_receipt = False",
+        "space.ack_queue.add(packet_number)",
+        "space.received_packets.add(packet_number)",
+        "if len(space.ack_queue) > MAX_ACK_RANGES:",
+        "space.ack_at = now + self._ack_delay",
+    ],
+    "datagrams_to_send": ["if self._state in END_STATES:", "if self._close_pending:", "self._close_begin("],
+    "_close_end": ["self._events.append(self._close_event)"],
+    "_write_connection_limits": ["max_data.value *= 2", "limit.sent - limit.used >= limit.value - limit.sent"],
+    "_write_stream_limits": ["stream.max_stream_data_local *= 2"],
+    "_handle_connection_close_frame": ["if self._close_event is None:"],
+}
+
+
+@pytest.fixture
+def connection() -> ClientConnection:
+    """A client that has sent its first flight."""
+    client = ClientConnection(QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name="localhost"))
+    client.connect(("127.0.0.1", 443), 0.0)
+    return client
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attribute(connection: ClientConnection, name: str) -> None:
+    kind = ATTRIBUTES[name]
+    assert hasattr(connection, name), _BROKE
+    assert kind is None or isinstance(getattr(connection, name), kind), _BROKE
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method(name: str) -> None:
+    method = getattr(QuicConnection, name, None)
+    assert method is not None, _BROKE
+    assert list(inspect.signature(method).parameters) == METHODS[name], _BROKE
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_source(name: str) -> None:
+    source = inspect.getsource(getattr(QuicConnection, name))
+    for line in SOURCES[name]:
+        assert line in source, f"{_BROKE}: {line}"
+
+
+def test_parts(connection: ClientConnection) -> None:
+    stream = QuicStream(stream_id=0, max_stream_data_local=10, max_stream_data_remote=10)
+    stream.sender.write(b"abc")
+    assert (stream.sender._buffer_stop, stream.sender.highest_offset) == (3, 0), _BROKE
+    assert stream.receiver._final_size is None, _BROKE
+    assert stream.max_stream_data_local_sent == 10, _BROKE
+    assert isinstance(connection._loss._pacer, QuicPacketPacer), _BROKE
+    assert connection._loss._pacer.bucket_max == 0.0, _BROKE
+    assert connection._loss.get_probe_timeout() > 0, _BROKE
+    assert connection._spaces[tls.Epoch.ONE_RTT].ack_eliciting_in_flight == 0, _BROKE
+    assert not connection._peer_cid.stateless_reset_token, _BROKE
+    assert connection.tls._server_name == "localhost", _BROKE
+    assert connection.tls._peer_certificate is None, _BROKE
+    assert connection._cryptos[tls.Epoch.ZERO_RTT].send.is_valid() is False, _BROKE
+    fields = ["epoch", "host_cid", "network_path", "quic_logger_frames", "time", "version"]
+    assert list(QuicReceiveContext.__dataclass_fields__) == fields, _BROKE
+    space = QuicPacketSpace()
+    assert (space.largest_received_packet, space.ack_at, len(space.ack_queue)) == (-1, None, 0), _BROKE
+    assert 5 not in space.received_packets, _BROKE
+    ends = {QuicConnectionState.CLOSING, QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED}
+    assert ends == aioquic_connection.END_STATES, _BROKE
+
+
+def test_nothing_private_is_used_that_is_not_listed() -> None:
+    """The lists above are complete: they are compared with what the source says."""
+    own = set(vars(ClientConnection)) | set(
+        re.findall(r"self\.(_[a-z_]+)(?:: [^=]+)? = ", inspect.getsource(ClientConnection))
+    )
+    listed = set(ATTRIBUTES) | set(METHODS)
+    of_parts = {
+        "_pacer",
+        "_buffer_stop",
+        "_final_size",
+        "_server_name",
+        "_peer_certificate",
+    }
+    inherited = {name for name in dir(QuicConnection(configuration=QuicConfiguration())) if name.startswith("_")}
+    for module in ("quic_connection.py", "quic.py"):
+        source = re.sub(r"(?m)^from .*$", "", (Path(ours.__file__).parent / module).read_text())
+        used = set(re.findall(r"\.(_[a-z][a-z_]*)\b", source))
+        assert (used & inherited) - listed == set()
+        if module == "quic_connection.py":
+            assert used - inherited - own - of_parts == set()
