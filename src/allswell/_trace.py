@@ -16,14 +16,19 @@ PREFIXES = {"HTTP/1.1": "http11", "HTTP/2": "http2", "HTTP/3": "http3"}
 
 
 class Tracer:
-    """Tells one request's events to its hook."""
+    """Tells one request's events to its hook.
 
-    __slots__ = ("_hook", "_noted", "prefix")
+    :ivar prefix: the part that acts: ``"connection"`` until there is one, then the version of HTTP.
+    :ivar request: the request, once there is a connection for it.
+    """
+
+    __slots__ = ("_hook", "_noted", "prefix", "request")
 
     def __init__(self, hook: TraceHook) -> None:
         self._hook = hook
         self._noted: list[tuple[str, dict[str, Any]]] = []
         self.prefix = "connection"
+        self.request: object = None
 
     def note(self, name: str, info: dict[str, Any]) -> None:
         """Remember an event, from synchronous code or another task."""

@@ -111,9 +111,9 @@ class ResponseStream(httpx2.AsyncByteStream):
 
     _library: ModuleType = httpx2
 
-    def __init__(self, response: Response, extensions: dict[str, Any]) -> None:
+    def __init__(self, response: Response) -> None:
         self._response = response
-        self._extensions = extensions
+        self.extensions: dict[str, Any] = {}  # the library's response's own: it copies what it is given
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         receive = self._response.receive
@@ -122,7 +122,7 @@ class ResponseStream(httpx2.AsyncByteStream):
                 yield piece
         except AllswellError as error:
             _raise_as(self._library, error)
-        self._extensions["trailers"] = self._response.trailers
+        self.extensions["trailers"] = self._response.trailers
 
     async def aclose(self) -> None:
         """See :meth:`Response.aclose`."""
@@ -271,9 +271,9 @@ class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
         :raises httpx2.TransportError: one of its subclasses, with the :class:`AllswellError` as ``__cause__``.
         """
         response, extensions = await self._handle(request)
-        return httpx2.Response(
-            status_code=response.status,
-            headers=response.headers,
-            stream=ResponseStream(response, extensions),
-            extensions=extensions,
+        stream = ResponseStream(response)
+        answer = httpx2.Response(
+            status_code=response.status, headers=response.headers, stream=stream, extensions=extensions
         )
+        stream.extensions = answer.extensions
+        return answer

@@ -33,9 +33,9 @@ class AsyncTransport(Sender, httpx.AsyncBaseTransport):
         """
         # The two libraries' requests are of one shape: httpx2 continues httpx.
         response, extensions = await self._handle(cast(httpx2.Request, request))
-        return httpx.Response(
-            status_code=response.status,
-            headers=cast(Any, response.headers),
-            stream=_Stream(response, extensions),
-            extensions=extensions,
+        stream = _Stream(response)
+        answer = httpx.Response(
+            status_code=response.status, headers=cast(Any, response.headers), stream=stream, extensions=extensions
         )
+        stream.extensions = answer.extensions
+        return answer

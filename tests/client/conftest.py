@@ -35,7 +35,7 @@ def origin() -> Iterator[ServerInfo]:
             websocket_ping_interval = 0.2
             """,
         )
-        command = [sys.executable, "-m", "hypercorn", "--config", config, "tests.support.app:app"]
+        command: list[str | Path] = [sys.executable, "-m", "hypercorn", "--config", config, "tests.support.app:app"]
         path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         with run("hypercorn", command, made, protocols=["http/1.1", "h2"], env={"PYTHONPATH": path}) as server:
             yield server

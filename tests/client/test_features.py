@@ -84,7 +84,7 @@ async def test_json_data_and_params(client: allswell.AsyncClient) -> None:
 
 async def test_files_as_multipart(client: allswell.AsyncClient) -> None:
     big = b"0123456789abcdef" * 20_000
-    files = {"small": ("a.txt", b"hello", "text/plain"), "big": ("b.bin", io.BytesIO(big))}
+    files: dict[str, Any] = {"small": ("a.txt", b"hello", "text/plain"), "big": ("b.bin", io.BytesIO(big))}
     shown = (await client.post("/anything", files=files, data={"field": "value"})).json()
     assert shown["headers"]["content-type"].startswith("multipart/form-data; boundary=")
     assert int(shown["headers"]["content-length"]) == len(shown["body"])
@@ -268,7 +268,9 @@ async def test_websocket_closed_by_the_server(origin: ServerInfo, trusting: ssl.
     import anyio
     from httpx2.websockets import WebSocketDisconnect
 
-    async with _tls_client(trusting, origin) as client:
+    ends: list[allswell.ConnectionEnd] = []
+    pool = allswell.ConnectionPool(ssl_context=trusting, on_connection_end=ends.append)
+    async with allswell.AsyncClient(pool=pool) as client:
         with anyio.fail_after(5):
             async with client.websocket(f"wss://localhost:{origin.port}/talk") as talk:
                 await talk.send_text("bye")
@@ -276,8 +278,7 @@ async def test_websocket_closed_by_the_server(origin: ServerInfo, trusting: ssl.
                     await talk.receive_text()
                 assert (caught.value.code, caught.value.reason) == (4000, "as you said")
     # (The server may be gone by now, and its kernel answer our last words with RST.)
-    assert client.close_report is not None
-    assert [layer.said for layer in client.close_report.connections[0].layers][:2] == ["", "close_notify"]
+    assert [layer.said for layer in ends[0].layers][:2] == ["", "close_notify"]
 
 
 async def test_websocket_refused(origin: ServerInfo, trusting: ssl.SSLContext) -> None:

@@ -1,4 +1,4 @@
-"""CONNECT and upgrades: the raw stream that takes the place of HTTP, its errors, and how it ends (RFC 9110 §7.8, §9.3.6)."""
+"""CONNECT and upgrades: the raw stream in the place of HTTP, its errors, and how it ends (RFC 9110 §7.8, §9.3.6)."""
 
 from __future__ import annotations
 

@@ -18,18 +18,21 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import anyio.lowlevel
+
 from allswell._config import Timeouts
 from allswell._deadline import Deadline
 from allswell._errors import RemoteProtocolError, Timeout, TimeoutPhase, TransportError
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    import anyio
-
     from allswell._connection.driver import Connection
 
 #: Bytes that a stack may hold unsent before uploads wait.
 UNSENT_LIMIT = 256 * 1024
+
+#: Pieces sent in a row without waiting, before other tasks (the one that reads the response) get their turn.
+_SENDS_IN_A_ROW = 8
 
 TrailerSource = Headers | Callable[[], Headers] | None
 InformationalHook = Callable[[ResponseHead], Awaitable[None]]
@@ -133,10 +136,12 @@ class Exchange:
                 self.buffered -= len(data)
                 self.connection.consumed(self, credit)
                 return data
-            if self.complete:
-                return b""
             if self._error is not None:
                 raise self._error
+            if self.complete and not self.uploading:
+                return b""
+            # Complete, and we still send? Who answers early may still listen, and our caller's iterator must not go on
+            # after the caller did. (Who does not want the rest says so, and the upload has been stopped.)
             await self._wait_ready()
 
     def abandon(self) -> None:
@@ -221,12 +226,17 @@ class Exchange:
                 if not self.uploaded:  # nobody stopped us before we began
                     if any(name.lower() == b"expect" for name, _ in self.request.headers):
                         await self._expect_continue()
+                    count = 0
                     async for piece in pieces:
                         await self.send(piece)
+                        count += 1
+                        if count % _SENDS_IN_A_ROW == 0:  # a source and a peer that never make us wait: others wait
+                            await anyio.lowlevel.checkpoint()
                     await self.send(b"", end=True, trailers=trailers() if callable(trailers) else trailers)
         except _UploadStopped:
             pass  # the exchange goes on without the rest
         except Exception as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
+            self._error = self._error or error
             self.fail(error)
         finally:
             self._upload_scope = None

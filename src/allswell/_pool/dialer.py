@@ -57,12 +57,15 @@ class Dialer:
         self._alt_svc = AltSvc()
         self._quic: QuicDialer | None = None
 
-    async def dial(self, route: Route, owner: Owner, tracer: Tracer | None) -> Connection:
+    async def dial(
+        self, route: Route, owner: Owner, tracer: Tracer | None, *, timeout: float | None = None
+    ) -> Connection:
         """A new connection; its task is not running yet.
 
+        :param timeout: what the caller allows for it, for the tracer to tell.
         :raises ConnectFailed: naming the peer and what went wrong.
         """
-        around = _traced(tracer, route, self._config) if tracer is not None else None
+        around = _traced(tracer, route, self._config, timeout, self._context) if tracer is not None else None
         over_tcp = partial(self._dial_tcp, route, around)
         offer = self._quic_offer(route)
         if offer is None:
@@ -203,19 +206,21 @@ class Dialer:
 
 
 def _traced(
-    tracer: Tracer, route: Route, config: PoolConfig
+    tracer: Tracer, route: Route, config: PoolConfig, timeout: float | None, context: ssl.SSLContext | None
 ) -> Callable[[Filter, Callable[[], Awaitable[None]]], Awaitable[None]]:
     """Wraps each filter's connect in the trace events that httpx2 documents for it."""
+    common = {"timeout": timeout, "socket_options": config.socket_options or None}
+    to_host = {"host": route.host, "port": route.port, "local_address": config.local_address, **common}
     infos: dict[str, tuple[str, dict[str, Any]]] = {
         "tcp": (
-            "connect_tcp" if config.uds is None else "connect_unix_socket",
-            {"host": route.host, "port": route.port, "local_address": config.local_address}
-            if config.uds is None
-            else {"path": config.uds},
+            ("connect_tcp", to_host) if config.uds is None else ("connect_unix_socket", {"path": config.uds, **common})
         ),
-        "udp": ("connect_udp", {"host": route.host, "port": route.port, "local_address": config.local_address}),
-        "quic": ("connect_quic", {"server_hostname": route.server_name or route.host}),
-        "tls": ("start_tls", {"server_hostname": route.server_name or route.host}),
+        "udp": ("connect_udp", to_host),
+        "quic": ("connect_quic", {"server_hostname": route.server_name or route.host, "timeout": timeout}),
+        "tls": (
+            "start_tls",
+            {"ssl_context": context, "server_hostname": route.server_name or route.host, "timeout": timeout},
+        ),
     }
 
     async def connect(layer: Filter, step: Callable[[], Awaitable[None]]) -> None:

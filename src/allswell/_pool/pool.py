@@ -264,6 +264,7 @@ class ConnectionPool:
             head = await exchange.response(request.on_informational)
         else:
             tracer.prefix = PREFIXES[exchange.connection.http_version]
+            tracer.request = request
             for step in ("send_request_headers", "send_request_body"):
                 tracer.note(f"{step}.started", {"request": request})
                 tracer.note(f"{step}.complete", {"return_value": None})
@@ -273,6 +274,8 @@ class ConnectionPool:
                 head = await exchange.response(request.on_informational)
             except BaseException as error:
                 tracer.note("receive_response_headers.failed", {"exception": error})
+                tracer.note("response_closed.started", {})
+                tracer.note("response_closed.complete", {"return_value": None})
                 await tracer.tell()
                 raise
             told = (head.http_version, head.status, head.reason, head.headers)
@@ -460,7 +463,7 @@ class ConnectionPool:
         assert self._dialer is not None
         seconds = request.timeouts.connect
         with Deadline.after(seconds).scope():
-            return await self._dialer.dial(route, self, request.tracer)
+            return await self._dialer.dial(route, self, request.tracer, timeout=seconds)
         raise Timeout(f"{route.origin}: no connection within {seconds:g} s", phase="connect")
 
     def _dial_failed(self, state: _RouteState, dial: _Dial, error: AllswellError) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from allswell._connection.exchange import Exchange
 from allswell._messages import Headers, ResponseHead
-from allswell._pool.network_stream import NetworkStream, StartTls
+from allswell._pool.network_stream import ExchangeStream, NetworkStream, StartTls
 from allswell._trace import Tracer
 
 
@@ -25,6 +25,7 @@ class Response:
         "_content",
         "_exchange",
         "_start_tls",
+        "_told",
         "_tracer",
         "attempts",
         "headers",
@@ -45,6 +46,7 @@ class Response:
         self._content: bytes | None = None
         self._start_tls = start_tls
         self._tracer = tracer
+        self._told = ""  # of the body, to the tracer
 
     def __repr__(self) -> str:
         return f"<Response {self.http_version.decode()} {self.status}>"
@@ -63,6 +65,10 @@ class Response:
     def network_stream(self) -> NetworkStream:
         """The raw byte stream after 101 or CONNECT; else good for ``get_extra_info`` only."""
         return NetworkStream(self._exchange, self._start_tls)
+
+    def tunnel(self) -> ExchangeStream:
+        """The raw byte stream after CONNECT, for filters to sit on."""
+        return ExchangeStream(self._exchange)
 
     @property
     def stream_id(self) -> int:
@@ -102,6 +108,7 @@ class Response:
     async def aclose(self) -> None:
         """Take no more of the body. The connection is kept where the protocol, and what was read, allow it."""
         if self._tracer is not None:
+            self._tell_body_over(self._tracer, "failed", {"exception": GeneratorExit()})
             self._tracer.note("response_closed.started", {})
         self._exchange.abandon()
         if self._tracer is not None:
@@ -109,16 +116,25 @@ class Response:
             await self._tracer.tell()
 
     async def _receive_traced(self, tracer: Tracer) -> bytes:
-        tracer.note("receive_response_body.started", {})
-        await tracer.tell()
+        if not self._told:
+            self._told = "started"
+            tracer.note("receive_response_body.started", {"request": tracer.request})
+            await tracer.tell()
         try:
             piece = await self._exchange.receive()
         except BaseException as error:
-            tracer.note("receive_response_body.failed", {"exception": error})
+            self._tell_body_over(tracer, "failed", {"exception": error})
+            await tracer.tell()
             raise
-        tracer.note("receive_response_body.complete", {"return_value": None})
-        await tracer.tell()
+        if not piece:
+            self._tell_body_over(tracer, "complete", {"return_value": None})
+            await tracer.tell()
         return piece
+
+    def _tell_body_over(self, tracer: Tracer, how: str, info: dict[str, Any]) -> None:
+        if self._told == "started":
+            self._told = how
+            tracer.note(f"receive_response_body.{how}", info)
 
     def extension_facts(self) -> dict[str, Any]:
         """What httpx2 calls a response's extensions. ``trailers`` and ``informational`` are filled as they come."""
