@@ -24,6 +24,7 @@ from allswell._backends.interface import (
     Backend,
     BodyReceived,
     CapacityChanged,
+    Event,
     ExchangeFailed,
     InformationalReceived,
     ResponseCompleted,

@@ -61,6 +61,7 @@ class Connection:
 
     :param label: the origin, as errors and reports name it: ``"https://example.org"``.
     :ivar opened: exchanges opened in its life.
+    :ivar made_at: when it was made, as :func:`time.monotonic` tells.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Connection:
         self.label = label
         self.config = config
         self.opened = 0
+        self.made_at = monotonic()
         self._stack = stack
         self._top = stack.top
         self._backend = backend
@@ -121,6 +123,11 @@ class Connection:
     def http_version(self) -> str:
         """``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``."""
         return self._backend.http_version
+
+    @property
+    def multiplexes(self) -> bool:
+        """Whether it carries many exchanges side by side."""
+        return not self._backend.pauses_reading
 
     @property
     def open_exchanges(self) -> int:
@@ -358,8 +365,10 @@ class Connection:
     def _end_of_stream(self) -> None:
         truncated = getattr(self._top, "truncated", False)
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
-        self._dispatch(self._backend.receive_eof(why))
-        if self._backend.must_abort or not all(each.tunnel and each.complete for each in self._exchanges.values()):
+        events = self._backend.receive_eof(why)
+        self._dispatch(events)
+        cut = self._count_cut(events) or not all(each.tunnel and each.complete for each in self._exchanges.values())
+        if cut or self._backend.must_abort:
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
             # What is left is our half of a tunnel: it may have something to say yet.
@@ -368,14 +377,23 @@ class Connection:
 
     def _lost(self, error: TransportError) -> None:
         if self._life.state is not State.CLOSED:
-            self._dispatch(self._backend.receive_eof(error))
+            events = self._backend.receive_eof(error)
+            self._dispatch(events)
+            self._count_cut(events)
             self.abort(str(error), error)
+
+    def _count_cut(self, events: Sequence[Event]) -> int:
+        cut = sum(isinstance(event, ExchangeFailed) for event in events)
+        self._cut += cut
+        return cut
 
     def _dispatch(self, events: Sequence[Event]) -> None:
         exchanges = self._exchanges
         for event in events:
             kind = type(event)
             if isinstance(event, (PeerLeaving, ConnectionBroken, CapacityChanged)):
+                if kind is ConnectionBroken:
+                    self._count_cut(events)
                 self._on_connection_event(event)
                 continue
             if kind is SendWindowOpened and event.exchange is None:
@@ -500,6 +518,7 @@ class Connection:
         deadline = self._deadline = self._deadline or Deadline.after(self.config.grace)
         layers: list[LayerEnd] = []
         backend = self._backend
+        said = "" if self._at_end else backend.says_goodbye  # to a peer that has ended there is nothing to say
         with deadline.scope():
             while self._writing:
                 await self._flushed.wait()
@@ -509,9 +528,9 @@ class Connection:
         backend.goodbye()
         self._top.transmit(backend.take_output())
         outcome = Outcome.PEER_FIRST if self._heard_goodbye else Outcome.CLEAN
-        if backend.says_goodbye and not await self._top.delivered(deadline):
+        if said and not await self._top.delivered(deadline):
             outcome = Outcome.TIMED_OUT
-        layers.append(LayerEnd(backend.name, backend.says_goodbye, self._heard_goodbye, outcome, monotonic() - began))
+        layers.append(LayerEnd(backend.name, said, self._heard_goodbye, outcome, monotonic() - began))
         layers += await self._stack.shutdown(deadline)
         if self._life.move(State.CLOSED):
             self._end(layers, began)

@@ -26,13 +26,14 @@ from typing import Self
 import anyio
 import httpx2
 
-from allswell._config import PoolConfig, Timeouts
+from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange, TrailerSource
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout
 from allswell._messages import Headers, RequestHead
 from allswell._pool.dialer import Dialer
+from allswell._pool.proxy_dialer import forwarded
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Response
 from allswell._pool.route import Destination, Route, destination, parsed
@@ -68,13 +69,13 @@ class _Dial:
 class _Waiter:
     """A request that waits for room; served, it has an exchange, else an error."""
 
-    __slots__ = ("dial", "error", "exchange", "fresh", "request", "signal", "total_at")
+    __slots__ = ("dial", "error", "exchange", "request", "signal", "since", "total_at")
 
-    def __init__(self, request: Request, total_at: float, signal: Signal, *, fresh: bool) -> None:
+    def __init__(self, request: Request, total_at: float, signal: Signal, *, since: float) -> None:
         self.request = request
         self.total_at = total_at
         self.signal = signal
-        self.fresh = fresh  # only a connection that has carried nothing yet will do
+        self.since = since  # see _fit
         self.dial: _Dial | None = None
         self.exchange: Exchange | None = None
         self.error: AllswellError | None = None
@@ -83,7 +84,7 @@ class _Waiter:
 class _RouteState:
     """What the pool has on one route."""
 
-    __slots__ = ("available", "connections", "dials", "multiplexes", "route")
+    __slots__ = ("available", "connections", "counts", "dials", "multiplexes", "route")
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -91,6 +92,7 @@ class _RouteState:
         self.connections = 0  # those that count against the limits
         self.dials: dict[_Dial, None] = {}
         self.multiplexes: bool | None = None  # as the last connection turned out
+        self.counts = not route.carries  # against the limits
 
 
 class ConnectionPool:
@@ -142,7 +144,8 @@ class ConnectionPool:
         :param content: the body; an async iterable is sent chunked, unless a Content-Length is given.
         :raises AllswellError: saying who failed and how.
         """
-        response = await self.send(_request(method, url, headers, content, timeouts, trailers))
+        made = _request(method, url, headers, content, timeouts, trailers, self.config.proxies)
+        response = await self.send(made)
         try:
             await response.read()
         except BaseException:
@@ -162,7 +165,8 @@ class ConnectionPool:
         trailers: TrailerSource = None,
     ) -> AsyncIterator[Response]:
         """Send a request; the body is read piece by piece, as far as one likes. Parameters as in :meth:`request`."""
-        response = await self.send(_request(method, url, headers, content, timeouts, trailers))
+        made = _request(method, url, headers, content, timeouts, trailers, self.config.proxies)
+        response = await self.send(made)
         try:
             yield response
         finally:
@@ -173,15 +177,17 @@ class ConnectionPool:
 
         :raises AllswellError: saying who failed and how.
         """
+        if request.route.proxies and self.config.http1:
+            request = forwarded(request)
         total = request.timeouts.total
         total_at = math.inf if total is None else monotonic() + total
         attempts: list[str] = []
-        fresh = False
+        since = -math.inf
         give_up_at = total_at if total is not None else monotonic() + _REPLAY_FOR
         while True:
-            exchange = self._open_now(request, total_at) if not fresh else None
+            exchange = self._open_now(request, total_at, since)
             if exchange is None:
-                exchange = await self._wait(_Waiter(request, total_at, self._loop().signal(), fresh=fresh))
+                exchange = await self._wait(_Waiter(request, total_at, self._loop().signal(), since=since))
             try:
                 return await self._respond(request, exchange, attempts)
             except NotProcessed as error:
@@ -191,7 +197,10 @@ class ConnectionPool:
                 if error.proven:
                     await _jitter(len(attempts), error)
                 else:
-                    fresh = True
+                    # Its like would end just the same, so a new one. Many may have been lost at once: where they can
+                    # share it, they do; but who is lost a second time gets one of his own, and that is the last.
+                    shared = exchange.connection.multiplexes and since == -math.inf
+                    since = monotonic() if shared else math.inf
 
     def share(self) -> None:
         """Become a user of this pool. It closes when the last of its users has left."""
@@ -282,13 +291,13 @@ class ConnectionPool:
             tracer.note("receive_response_headers.complete", {"return_value": told})
             await tracer.tell()
         assert self._dialer is not None
-        if self.config.http3 is True and request.route.scheme == "https":
+        if self.config.http3 is True and request.route.scheme == "https" and request.route.proxy is None:
             for name, value in head.headers:
                 if name.lower() == b"alt-svc":
                     self._dialer.learn(request.route, value)
         return Response(head, exchange, attempts, self._dialer.tls, tracer)
 
-    def _open_now(self, request: Request, total_at: float) -> Exchange | None:
+    def _open_now(self, request: Request, total_at: float, since: float) -> Exchange | None:
         """Open the exchange at once, where a connection has room and nobody has waited for it longer."""
         state = self._routes.get(request.route)
         if state is None or self._closing is not None or self._waiters.waiting(request.route):
@@ -296,6 +305,8 @@ class ConnectionPool:
         available = state.available
         while available:
             connection = next(reversed(available))
+            if not _fit(connection, since):
+                return None
             ready = connection.capacity() if request.may_repeat(proven=False) else connection.usable()
             if ready:
                 return self._open_on(state, connection, request, total_at)
@@ -348,7 +359,7 @@ class ConnectionPool:
         return waiter.exchange
 
     def _time_out(self, waiter: _Waiter) -> None:
-        origin, timeouts = waiter.request.route.origin, waiter.request.timeouts
+        origin, timeouts = waiter.request.route.label, waiter.request.timeouts
         if waiter.total_at <= monotonic():
             waiter.error = Timeout(f"{origin}: no connection within the total {timeouts.total:g} s", phase="total")
         else:
@@ -365,7 +376,7 @@ class ConnectionPool:
     def _serve(self, state: _RouteState, connection: Connection) -> None:
         """Give the connection's room to those who wait on its route, first come first."""
         while connection.capacity():
-            chosen = next((w for w in self._waiters.first(state.route) if not w.fresh or not connection.opened), None)
+            chosen = next((w for w in self._waiters.first(state.route) if _fit(connection, w.since)), None)
             if chosen is None:
                 return
             self._forget(state, chosen)
@@ -389,7 +400,7 @@ class ConnectionPool:
         while waiters.starved(state.route) is not None and self._admit(state):
             dial = _Dial(self._expected(state))
             state.dials[dial] = None
-            self._counted += 1
+            self._counted += state.counts
             first = waiters.starved(state.route)
             assert first is not None
             while len(dial.waiters) < dial.covers and (waiter := waiters.starved(state.route)) is not None:
@@ -410,6 +421,8 @@ class ConnectionPool:
 
     def _admit(self, state: _RouteState) -> bool:
         """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
+        if not state.counts:
+            return True
         limits = self.config
         per_route = limits.max_connections_per_route
         if per_route is not None and state.connections + len(state.dials) >= per_route:
@@ -448,11 +461,11 @@ class ConnectionPool:
             if closing.cancelled_caught:
                 error = PoolClosed("the pool was closed while the request waited for a connection")
         except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: who waits must learn
-            error = ConnectFailed(f"cannot connect to {state.route.origin}: {failure!r}", phase="tcp", by="us")
+            error = ConnectFailed(f"cannot connect to {state.route.label}: {failure!r}", phase="tcp", by="us")
             error.__cause__ = failure
         finally:
             del state.dials[dial]
-            self._counted -= 1
+            self._counted -= state.counts
             if connection is None:
                 self._dial_failed(state, dial, error or PoolClosed("the event loop ended"))
             else:
@@ -463,8 +476,8 @@ class ConnectionPool:
         assert self._dialer is not None
         seconds = request.timeouts.connect
         with Deadline.after(seconds).scope():
-            return await self._dialer.dial(route, self, request.tracer, timeout=seconds)
-        raise Timeout(f"{route.origin}: no connection within {seconds:g} s", phase="connect")
+            return await self._dialer.dial(route, self, self.send, request.tracer, timeout=seconds)
+        raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
 
     def _dial_failed(self, state: _RouteState, dial: _Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):
@@ -478,7 +491,7 @@ class ConnectionPool:
         state.connections += 1
         self._homes[connection] = state
         self._connections[connection] = None
-        self._counted += 1
+        self._counted += state.counts
         self._loop().spawn(connection.run, name=f"allswell {connection.http_version} to {connection.label}")
         if self._closing is not None:
             connection.close("the pool closes", self._closing)
@@ -509,7 +522,7 @@ class ConnectionPool:
         There someone has waited for longer than anyone here, and nothing is under way that could ever serve him.
         """
         oldest = self._waiters.starved_longest()
-        if oldest is None or oldest == state.route or self.config.max_connections is None:
+        if oldest is None or oldest == state.route or self.config.max_connections is None or not state.counts:
             return False
         assert isinstance(oldest, Route)
         other = self._routes[oldest]
@@ -574,7 +587,7 @@ class ConnectionPool:
         if state is not None:
             state.available.pop(connection, None)
             state.connections -= 1
-            self._counted -= 1
+            self._counted -= state.counts
         return state
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
@@ -637,6 +650,14 @@ def _abort_all(connections: list[Connection]) -> None:
         connection.abort("its pool was dropped open")
 
 
+def _fit(connection: Connection, since: float) -> bool:
+    """Whether it was made since then, or has carried nothing yet.
+
+    (``-inf``: any will do. ``inf``: only one that has carried nothing.)
+    """
+    return connection.made_at > since or not connection.opened
+
+
 async def _jitter(tries: int, error: NotProcessed) -> None:
     """Where a peer keeps refusing: do not hurry back together with everybody else."""
     if tries > 1:
@@ -650,6 +671,7 @@ def _request(
     content: bytes | AsyncIterable[bytes] | None,
     timeouts: Timeouts | None,
     trailers: TrailerSource,
+    proxies: tuple[ProxyHop, ...],
 ) -> Request:
     to: Destination = parsed(url) if isinstance(url, str) else destination(url)
     given = {name.lower() for name, _ in headers} if headers else ()
@@ -663,4 +685,5 @@ def _request(
             section.append((b"Transfer-Encoding", b"chunked"))
     head = RequestHead(method.encode("ascii"), to.route.scheme.encode("ascii"), to.authority, to.target, section)
     body = Body(content) if content is not None else None
-    return Request(head, to.route, body, timeouts or Timeouts(), trailers)
+    route = to.route._replace(proxies=proxies) if proxies else to.route
+    return Request(head, route, body, timeouts or Timeouts(), trailers)
