@@ -1,0 +1,313 @@
+"""A path between client and server in user space: the simulator's scenarios without ns-3, and a capture of what crossed.
+
+The simulator puts client and server on two ends of one link; here both are on the loopback, and a thread relays every
+datagram. A link has a bandwidth, a delay and a queue that overflows (``simple-p2p``); on the way a datagram can be lost
+or corrupted at random (``drop-rate``, ``corrupt-rate``; ``burst`` bounds how many in a row), or by its number
+(``droplist``), or because the path is dark (``blackhole``); and the relay can become another port or another address in
+the server's eyes (``rebind``). ECN marks pass through.
+
+Every datagram is recorded where it entered the link, as the capture on its sender's side would have it, with whether
+it came out at the other end: what is asserted is asserted on that (`capture.py`), not on what client or server say.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import select
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+Address = tuple[Any, ...]
+
+#: What a datagram costs on a wire besides its payload: IPv4, UDP and PPP headers, as in the simulator.
+_HEADERS = 30
+#: linux/in.h, linux/in6.h.
+_IP_RECVTOS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 13, 66, 67
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What happens to datagrams one way.
+
+    :ivar loss, corruption: probabilities; ``burst`` in a row at most.
+    :ivar drops: numbers of the datagrams that are lost, from 1.
+    """
+
+    loss: float = 0.0
+    corruption: float = 0.0
+    burst: int = 3
+    drops: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The path.
+
+    :ivar delay: seconds, one way.
+    :ivar bandwidth: bits per second, each way; ``None`` for no limit.
+    :ivar queue: datagrams that wait for the link at most.
+    :ivar dark: ``(on, off)``: so many seconds of light, then so many of darkness, and so on.
+    :ivar rebind: ``(first, every)``: seconds until the client's side is seen from another port.
+    :ivar rebind_address: and from another address.
+    :ivar seed: of all chance.
+    """
+
+    delay: float = 0.0
+    bandwidth: float | None = None
+    queue: int = 25
+    to_server: Direction = Direction()
+    to_client: Direction = Direction()
+    dark: tuple[float, float] | None = None
+    rebind: tuple[float, float] | None = None
+    rebind_address: bool = False
+    seed: int = 1
+
+
+@dataclass
+class Datagram:
+    """One that entered the link.
+
+    :ivar at: seconds since the relay began; ``arrived``: when it came out, ``None`` if it never did.
+    :ivar client: the client's address; ``front``: which of the server's addresses it spoke to.
+    :ivar seen_as: how the server sees the client.
+    :ivar ecn: the two bits of RFC 3168.
+    """
+
+    at: float
+    from_client: bool
+    data: bytes
+    client: Address
+    front: Address
+    seen_as: Address
+    ecn: int
+    arrived: float | None = None
+
+
+@dataclass
+class _Way:
+    """One direction of the link, at work."""
+
+    rules: Direction
+    chance: random.Random
+    free_at: float = 0.0
+    waiting: list[float] = field(default_factory=list)
+    count: int = 0
+    lost: int = 0
+    corrupted: int = 0
+
+    def spoil(self, data: bytes) -> bytes | None:
+        """What becomes of a datagram; ``None``: it is lost."""
+        rules = self.rules
+        self.count += 1
+        if self.count in rules.drops:
+            return None
+        if self.lost < rules.burst and self.chance.random() < rules.loss:
+            self.lost += 1
+            return None
+        self.lost = 0
+        if self.corrupted < rules.burst and self.chance.random() < rules.corruption:
+            self.corrupted += 1
+            place = self.chance.randrange(len(data))
+            return data[:place] + bytes([data[place] ^ self.chance.randrange(1, 256)]) + data[place + 1 :]
+        self.corrupted = 0
+        return data
+
+    def leaves_at(self, size: int, now: float, scenario: Scenario) -> float | None:
+        """When a datagram is through; ``None``: the queue is full."""
+        if scenario.bandwidth is None:
+            return now + scenario.delay
+        self.waiting = [at for at in self.waiting if at > now]
+        if len(self.waiting) > scenario.queue:
+            return None
+        self.free_at = max(self.free_at, now) + (size + _HEADERS) * 8 / scenario.bandwidth
+        self.waiting.append(self.free_at)
+        return self.free_at + scenario.delay
+
+
+class Relay:
+    """The path: a context manager.
+
+    :param targets: the server's addresses; each gets a front of ours in its stead, see :attr:`fronts`.
+    :ivar capture: what entered the link, in order.
+    """
+
+    def __init__(self, targets: Sequence[Address], scenario: Scenario) -> None:
+        self.capture: list[Datagram] = []
+        self._scenario = scenario
+        self._host: str = targets[0][0]
+        self._targets = {}
+        for target in targets:
+            front = _bound(self._host)
+            self._targets[front] = target
+        self.fronts: list[Address] = [front.getsockname() for front in self._targets]
+        self._backs: dict[tuple[socket.socket, Address], socket.socket] = {}
+        self._owners: dict[socket.socket, tuple[socket.socket, Address]] = {}
+        self._retired: list[socket.socket] = []
+        self._due: list[tuple[float, int, socket.socket, bytes, Address | None, Datagram]] = []
+        self._ways = [
+            _Way(rules, random.Random(f"{scenario.seed} {name}"))
+            for name, rules in (("up", scenario.to_server), ("down", scenario.to_client))
+        ]
+        self._rebound = 0
+        self._began = monotonic()
+        self._first: float | None = None  # when the first datagram came
+        self._wake, self._woken = socket.socketpair()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="relay", daemon=True)
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._wake.close()
+        self._thread.join()
+        for sock in (self._woken, *self._targets, *self._owners, *self._retired):
+            sock.close()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    def _main(self) -> None:
+        try:
+            while self._once():
+                pass
+        except BaseException as error:  # noqa: BLE001 - raised by __exit__, in the thread that can tell
+            self._failure = error
+
+    def _once(self) -> bool:
+        now = monotonic()
+        timeout = self._due[0][0] - now if self._due else None
+        if self._scenario.rebind is not None and self._first is not None:
+            timeout = min(timeout if timeout is not None else 60.0, self._rebind_at() - now)
+        readable = [self._woken, *self._targets, *self._owners]
+        ready, _, _ = select.select(readable, [], [], None if timeout is None else max(0.0, timeout))
+        if self._woken in ready:
+            return False
+        now = monotonic()
+        if self._scenario.rebind is not None and self._first is not None and now >= self._rebind_at():
+            self._rebind()
+        for sock in ready:
+            if sock in self._targets:
+                self._read_front(sock)
+            elif sock in self._owners:
+                self._read_back(sock)
+        now = monotonic()
+        while self._due and self._due[0][0] <= now:
+            _, _, out, data, address, record = heapq.heappop(self._due)
+            record.arrived = now - self._began
+            _send(out, data, address, record.ecn)
+        return True
+
+    def _read_front(self, front: socket.socket) -> None:
+        for data, ecn, client in _received(front):
+            if self._first is None:
+                self._first = monotonic()
+            back = self._backs.get((front, client))
+            if back is None:
+                back = self._open_back(front, client)
+            self._pass_on(True, data, ecn, (front, client), back, None)
+
+    def _read_back(self, back: socket.socket) -> None:
+        front, client = self._owners[back]
+        for data, ecn, _ in _received(back):
+            self._pass_on(False, data, ecn, (front, client), front, client)
+
+    def _pass_on(
+        self,
+        from_client: bool,
+        data: bytes,
+        ecn: int,
+        flow: tuple[socket.socket, Address],
+        out: socket.socket,
+        address: Address | None,
+    ) -> None:
+        now = monotonic()
+        seen_as = self._backs[flow].getsockname()
+        record = Datagram(now - self._began, from_client, data, flow[1], flow[0].getsockname(), seen_as, ecn)
+        self.capture.append(record)
+        way = self._ways[0 if from_client else 1]
+        spoilt = way.spoil(data)
+        if spoilt is None or self._dark(now):
+            return
+        due = way.leaves_at(len(data), now, self._scenario)
+        if due is not None:
+            heapq.heappush(self._due, (due, len(self.capture), out, spoilt, address, record))
+
+    def _dark(self, now: float) -> bool:
+        if self._scenario.dark is None or self._first is None:
+            return False
+        on, off = self._scenario.dark
+        return (now - self._first) % (on + off) > on
+
+    def _rebind_at(self) -> float:
+        assert self._scenario.rebind is not None
+        assert self._first is not None
+        first, every = self._scenario.rebind
+        return self._first + first + self._rebound * every
+
+    def _rebind(self) -> None:
+        self._rebound += 1
+        for (front, client), back in list(self._backs.items()):
+            del self._owners[back]
+            self._retired.append(back)  # bound still, so that what comes to it is lost, and not refused
+            self._open_back(front, client)
+
+    def _open_back(self, front: socket.socket, client: Address) -> socket.socket:
+        host = self._host
+        if self._scenario.rebind_address and self._rebound and ":" not in host:
+            host = f"127.0.0.{1 + self._rebound}"
+        back = _bound(host)
+        back.connect(self._targets[front])
+        self._backs[front, client] = back
+        self._owners[back] = (front, client)
+        return back
+
+
+def _bound(host: str) -> socket.socket:
+    v6 = ":" in host
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+    if v6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+    sock.bind((host, 0))
+    return sock
+
+
+def _received(sock: socket.socket) -> list[tuple[bytes, int, Address]]:
+    out: list[tuple[bytes, int, Address]] = []
+    while len(out) < 64:
+        try:
+            data, ancillary, _, address = sock.recvmsg(65535, 64)
+        except BlockingIOError:
+            break
+        except ConnectionRefusedError:
+            continue  # the server is not there (yet): as good as lost
+        out.append((data, ancillary[0][2][0] & 3 if ancillary else 0, address))
+    return out
+
+
+def _send(sock: socket.socket, data: bytes, address: Address | None, ecn: int) -> None:
+    if sock.family == socket.AF_INET6:
+        mark = (socket.IPPROTO_IPV6, _IPV6_TCLASS, struct.pack("=i", ecn))
+    else:
+        mark = (socket.IPPROTO_IP, socket.IP_TOS, struct.pack("=i", ecn))
+    try:
+        if address is None:
+            sock.sendmsg([data], [mark])
+        else:
+            sock.sendmsg([data], [mark], 0, address)
+    except (BlockingIOError, ConnectionRefusedError):
+        return  # one more that is lost
