@@ -1,7 +1,7 @@
 """allswell: an async HTTP client that ends well. HTTP/1.1, HTTP/2 and HTTP/3, on asyncio and trio."""
 
 from allswell._client import AsyncClient
-from allswell._config import PoolConfig, Timeouts
+from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -9,6 +9,7 @@ from allswell._errors import (
     LocalProtocolError,
     PoolClosed,
     ProtocolError,
+    ProxyRefused,
     RemoteProtocolError,
     Timeout,
     TransportError,
@@ -37,6 +38,8 @@ __all__ = [
     "PoolClosed",
     "PoolConfig",
     "ProtocolError",
+    "ProxyHop",
+    "ProxyRefused",
     "RemoteProtocolError",
     "Response",
     "ResponseHead",

@@ -71,7 +71,7 @@ class AsyncClient(httpx2.AsyncClient):
         limits: httpx2.Limits | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> httpx2.AsyncBaseTransport:
-        # httpx2's own hook for what carries its requests (the one private name of httpx2 that we rely on).
+        # httpx2's own hook for what carries its requests (private names of httpx2 that we rely on: this and its twin).
         if transport is not None:
             return transport
         return AsyncTransport(
@@ -87,6 +87,32 @@ class AsyncClient(httpx2.AsyncClient):
             **self._http3,
         )
 
+    def _init_proxy_transport(
+        self,
+        proxy: httpx2.Proxy,
+        verify: ssl.SSLContext | str | bool = True,
+        cert: CertTypes | None = None,
+        trust_env: bool = True,
+        http1: bool = True,
+        http2: bool = True,
+        limits: httpx2.Limits | None = None,
+    ) -> httpx2.AsyncBaseTransport:
+        # The hook's twin, for each proxy. Proxies belong to the route: one pool serves them all, and direct requests.
+        pool = self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
+        return AsyncTransport(
+            verify,
+            cert,
+            trust_env,
+            http1,
+            http2,
+            limits,
+            proxy,
+            grace=self._grace,
+            total_timeout=self._total_timeout,
+            pool=pool,
+            **self._http3,
+        )
+
     async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None
         """Close: say goodbye at every layer of every connection, wait for the answers, tell how it went.
 
@@ -94,8 +120,10 @@ class AsyncClient(httpx2.AsyncClient):
 
         :param timeout: the grace in seconds, in place of the client's own; 0 to say everything and wait for nothing.
         """
-        await self._close(timeout, cut=False)
-        await super().aclose()
+        try:
+            await self._close(timeout, cut=False)
+        finally:
+            await super().aclose()
         assert self.close_report is not None
         return self.close_report
 

@@ -62,6 +62,32 @@ class QuicConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxyHop:
+    """A proxy on the way.
+
+    :ivar scheme: how to speak to it: ``"http"``, ``"https"`` (HTTP over TLS), ``"socks5"`` (which is given addresses,
+        where we can resolve names) or ``"socks5h"`` (which is given names).
+    :ivar host: a host name, or an IP address without brackets.
+    :ivar auth: user name and password: Basic for HTTP (RFC 7617), RFC 1929 for SOCKS.
+    :ivar headers: sent to the proxy, and only there: with each CONNECT, and with each request that it forwards.
+    :ivar ssl_context: for TLS with an https proxy (the origin's TLS has the pool's own); ``None`` for the defaults.
+    :ivar http2: may speak HTTP/2 with an https proxy: one connection then carries many tunnels.
+    """
+
+    scheme: Literal["http", "https", "socks5", "socks5h"]
+    host: str
+    port: int
+    auth: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
+    ssl_context: ssl.SSLContext | None = None
+    http2: bool = True
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class PoolConfig:
     """All that a pool can be told.
 
@@ -78,6 +104,7 @@ class PoolConfig:
     :ivar keepalive_expiry: seconds that one is kept idle; ``None`` for as long as the peer lets us.
     :ivar grace: seconds that a close may take.
     :ivar retries: further tries to connect after the first failed, with back-off.
+    :ivar proxies: what all connections go through, the nearest first.
     :ivar uds: a Unix domain socket's path, connected to in place of any host.
     :ivar local_address: the address to connect from.
     :ivar socket_options: as for ``socket.setsockopt``.
@@ -103,6 +130,7 @@ class PoolConfig:
     keepalive_expiry: float | None = 5.0
     grace: float = DEFAULT_GRACE
     retries: int = 0
+    proxies: tuple[ProxyHop, ...] = ()
     uds: str | None = None
     local_address: str | None = None
     socket_options: Sequence[SocketOption] = ()

@@ -42,6 +42,21 @@ class ConnectFailed(AllswellError):
         self.phase: Phase = phase
 
 
+class ProxyRefused(ConnectFailed):
+    """A proxy was asked for a tunnel and answered otherwise.
+
+    :ivar status: the status code of an HTTP proxy, the reply code of a SOCKS proxy (RFC 1928 §6).
+    :ivar headers: the header section of its answer.
+    :ivar body: how the answer's body begins, at most 1024 bytes.
+    """
+
+    def __init__(self, message: str, *, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        super().__init__(message, phase="proxy", by="peer")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
 class ProtocolError(AllswellError):
     """Somebody broke HTTP, or a protocol below it."""
 

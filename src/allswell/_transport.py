@@ -28,7 +28,7 @@ from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Response
-from allswell._pool.route import destination
+from allswell._pool.route import Proxies, destination, proxy_hops
 from allswell._report import CloseReport
 from allswell._trace import Tracer
 
@@ -143,6 +143,7 @@ class Sender:
         http1: bool = True,
         http2: bool = True,
         limits: httpx2.Limits | None = None,
+        proxy: Proxies = None,
         uds: str | None = None,
         local_address: str | None = None,
         retries: int = 0,
@@ -172,6 +173,7 @@ class Sender:
             **settings,
         )
         self.pool.share()
+        self._proxies = proxy_hops(proxy) or self.pool.config.proxies
         self._left = False
 
     async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
@@ -195,7 +197,7 @@ class Sender:
             extensions.get("total_timeout", self._total),
         )
         headers = request.headers.raw
-        route = to.route
+        route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
         if self.pool.config.http2 and any(name.lower() == b"upgrade" for name, _ in headers):
             route = route._replace(upgrades=True)
         head = RequestHead(
@@ -254,6 +256,7 @@ class Sender:
 class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
     """A transport for ``httpx2.AsyncClient``, in place of ``httpx2.AsyncHTTPTransport`` and with its parameters.
 
+    :param proxy: a proxy, or a chain of them, the nearest first.
     :param grace: seconds that closing may take, in all.
     :param total_timeout: seconds that each request may take, from its start until its response was read
         (per request: ``extensions={"total_timeout": 10.0}``).

@@ -180,6 +180,11 @@ class PeerConnection:
         self._at_end = not data
         return data
 
+    @property
+    def pending(self) -> bool:
+        """Whether :meth:`recv` has something without asking the socket."""
+        return bool(self._unread or self._incoming.pending or (self._tls is not None and self._tls.pending()))
+
     def read_head(self) -> bytes:
         """A request's head with its empty line, or ``b""`` when the client ended before one was complete."""
         return self._read_past(b"\r\n\r\n")

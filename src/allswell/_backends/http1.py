@@ -34,6 +34,7 @@ class Http1:
     """One HTTP/1.1 connection.
 
     :param max_header_size: bytes of a response's head that are accepted.
+    :param absolute_form: the peer is a proxy, and forwards requests (RFC 9112 §3.2.2).
     """
 
     name = "h1"
@@ -41,7 +42,8 @@ class Http1:
     pauses_reading = True
     says_goodbye = ""
 
-    def __init__(self, *, max_header_size: int) -> None:
+    def __init__(self, *, max_header_size: int, absolute_form: bool = False) -> None:
+        self._absolute_form = absolute_form
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=max_header_size)
         self._max_header_size = max_header_size
         self._output: list[bytes] = []
@@ -65,10 +67,12 @@ class Http1:
     def open(self, head: RequestHead, *, end: bool) -> int:
         if not self.capacity():
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
+        target = head.target
+        if self._absolute_form and head.method != b"CONNECT":
+            # §3.2.4: "*" becomes the URI without a path.
+            target = b"%s://%s%s" % (head.scheme, head.authority, b"" if target == b"*" else target)
         try:
-            request = h11.Request(
-                method=head.method, target=head.target, headers=_validated(tuple(head.headers)).headers
-            )
+            request = h11.Request(method=head.method, target=target, headers=_validated(tuple(head.headers)).headers)
         except h11.LocalProtocolError as error:
             raise LocalProtocolError(f"cannot send this request: {error}") from error
         self._count += 1

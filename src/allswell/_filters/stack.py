@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from allswell._deadline import Deadline
@@ -34,8 +34,20 @@ class Stack:
         :param around: called with each filter and its ``connect``, in its place (to trace it).
         :raises ConnectFailed: as the filter that failed says it.
         """
+        await self._connect(reversed(self._filters), around)
+
+    async def push(self, layer: Carrier[Any], around: AroundConnect | None = None) -> None:
+        """Put one more filter on top of those that are connected, and connect it. It was made with ``top`` below it.
+
+        :raises ConnectFailed: as the filter says it; then all are aborted.
+        """
+        self._filters = (layer, *self._filters)
+        self.top = layer
+        await self._connect([layer], around)
+
+    async def _connect(self, layers: Iterable[Filter], around: AroundConnect | None) -> None:
         try:
-            for layer in reversed(self._filters):
+            for layer in layers:
                 if around is None:
                     await layer.connect()
                 else:

@@ -1,6 +1,7 @@
 """From a route to a connection: with `quic_dialer.py` the one place that composes filters and backends.
 
-The stacks: ``tcp`` for http, ``tls > tcp`` or ``quic > udp`` for https. On TLS the backend follows from what ALPN chose
+The stacks: ``tcp`` for http, ``tls > tcp`` or ``quic > udp`` for https, on top of whatever leads through proxies
+(`proxy_dialer.py`). On TLS the backend follows from what ALPN chose
 (RFC 7301); on http it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) when HTTP/1.1 is not wanted.
 
 QUIC is tried where the origin is known to offer it, and TCP 250 ms later, or as soon as QUIC has failed; the first wins
@@ -34,6 +35,7 @@ from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._pool.alt_svc import AltSvc
+from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
 from allswell._pool.route import Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
@@ -56,17 +58,19 @@ class Dialer:
         self._patience: OrderedDict[Route, tuple[Patience, Patience]] = OrderedDict()
         self._alt_svc = AltSvc()
         self._quic: QuicDialer | None = None
+        self._proxies = ProxyDialer(config, self._buffer, self._tcp)
 
     async def dial(
-        self, route: Route, owner: Owner, tracer: Tracer | None, *, timeout: float | None = None
+        self, route: Route, owner: Owner, send: Send, tracer: Tracer | None, *, timeout: float | None = None
     ) -> Connection:
         """A new connection; its task is not running yet.
 
+        :param send: sends a request on another connection of the owner's: one for a tunnel that this one goes through.
         :param timeout: what the caller allows for it, for the tracer to tell.
         :raises ConnectFailed: naming the peer and what went wrong.
         """
         around = _traced(tracer, route, self._config, timeout, self._context) if tracer is not None else None
-        over_tcp = partial(self._dial_tcp, route, around)
+        over_tcp = partial(self._dial_tcp, route, send, around)
         offer = self._quic_offer(route)
         if offer is None:
             stack, backend = await over_tcp()
@@ -77,7 +81,7 @@ class Dialer:
             else:
                 stack, backend = await staggered([over_quic, over_tcp], self._discard)
         return Connection(
-            host=self._host, label=route.origin, stack=stack, backend=backend, owner=owner, config=self._config
+            host=self._host, label=route.label, stack=stack, backend=backend, owner=owner, config=self._config
         )
 
     def learn(self, route: Route, alt_svc: bytes) -> None:
@@ -89,10 +93,12 @@ class Dialer:
         config = self._config
         here = route.host, route.port
         if config.http3 == "only":
-            if route.scheme != "https" or route.upgrades:
+            if route.scheme != "https" or route.upgrades or route.proxies:
                 raise ConnectFailed(f"{route.origin}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
             return here
         if not config.http3 or route.scheme != "https" or route.upgrades or config.uds is not None:
+            return None
+        if route.proxies or route.proxy is not None:
             return None
         if self._alt_svc.broken(route.origin):
             return None
@@ -121,33 +127,39 @@ class Dialer:
         """It came second: end it politely, in the background."""
         self._host.spawn(made[0].shutdown, Deadline.after(self._config.grace), name="allswell ends a second connection")
 
-    async def _dial_tcp(self, route: Route, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
-        with_tls, with_tcp = self._patience_with(route)
-        tcp = self._tcp(route, with_tcp)
-        top: ByteStream = tcp
-        stack = Stack(tcp)
+    async def _dial_tcp(self, route: Route, send: Send, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
+        stack = await self._proxies.reach(route, send, around)
+        chosen: str | None = None
         if route.scheme == "https":
-            top = TlsFilter(
-                tcp,
-                peer=authority(route.scheme, route.host, route.port),
-                context=self._ssl_context(),
-                server_name=route.server_name or route.host,
-                alpn=self._alpn(route),
-                buffer=self._buffer,
-                patience=with_tls,
-            )
-            stack = Stack(top, tcp)
-        await stack.connect(around)
+            tls = self._tls(route, stack)
+            await stack.push(tls, around)
+            chosen = tls.alpn_protocol
         try:
-            return stack, self._backend(route, top.alpn_protocol if isinstance(top, TlsFilter) else None)
+            return stack, self._backend(route, chosen)
         except ConnectFailed:
             stack.abort()
             raise
+
+    def _tls(self, route: Route, stack: Stack) -> TlsFilter:
+        patience, _ = self._patience_with(route)
+        if route.proxy is not None:
+            return self._proxies.tls(stack, route.proxy, self._alpn(route), patience)
+        return TlsFilter(
+            top_of(stack),
+            peer=authority(route.scheme, route.host, route.port),
+            context=self._ssl_context(),
+            server_name=route.server_name or route.host,
+            alpn=self._alpn(route),
+            buffer=self._buffer,
+            patience=patience,
+        )
 
     def may_multiplex(self, route: Route) -> bool:
         """Whether a connection to this route might carry many exchanges at once, for all we know before dialling."""
         if route.upgrades and self._config.http1:
             return False
+        if route.proxy is not None:
+            return "h2" in self._alpn(route)
         if self._config.http3 == "only":
             return True
         return self._config.http2 and (route.scheme == "https" or not self._config.http1)
@@ -158,34 +170,43 @@ class Dialer:
             lower, peer=server_name, context=context, server_name=server_name, alpn=(), buffer=self._buffer
         )
 
-    def _tcp(self, route: Route, patience: Patience) -> TcpFilter:
+    def _tcp(self, route: Route) -> TcpFilter:
         config = self._config
-        where = authority(route.scheme, route.host, route.port)
+        where = authority(route.scheme, route.host, route.port) if route.proxy is None else f"the proxy {route.proxy}"
 
         async def dial() -> socket.socket:
-            if config.uds is not None:
-                return await connect_unix(config.uds, options=config.socket_options)
-            return await connect_tcp(
-                route.host, route.port, local_address=config.local_address, options=config.socket_options
-            )
+            try:
+                if config.uds is not None:
+                    return await connect_unix(config.uds, options=config.socket_options)
+                return await connect_tcp(
+                    route.host, route.port, local_address=config.local_address, options=config.socket_options
+                )
+            except ConnectFailed as error:
+                if route.proxy is None:
+                    raise
+                raise ConnectFailed(f"the proxy {route.proxy}: {error}", phase=error.phase, by=error.by) from error
 
+        _, patience = self._patience_with(route)
         return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer, patience)
 
     def _backend(self, route: Route, chosen: str | None) -> Backend[Any]:
         config = self._config
-        if chosen == "h2" or (route.scheme == "http" and not config.http1):
+        forwards = route.proxy is not None
+        if chosen == "h2" or (route.scheme == "http" and not config.http1 and not forwards):
             return Http2(
                 max_header_size=config.max_header_size,
                 initial_window=config.stream_window,
                 connection_window=config.connection_window,
             )
-        if not config.http1:
+        if not config.http1 and not forwards:
             raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
-        return Http1(max_header_size=config.max_header_size)
+        return Http1(max_header_size=config.max_header_size, absolute_form=forwards)
 
     def _alpn(self, route: Route) -> list[str]:
         if route.upgrades and self._config.http1:
             return ["http/1.1"]
+        if route.proxy is not None:
+            return ["h2"] * (self._config.http2 and route.proxy.http2) + ["http/1.1"]
         return ["h2"] * self._config.http2 + ["http/1.1"] * self._config.http1
 
     def _ssl_context(self) -> ssl.SSLContext:

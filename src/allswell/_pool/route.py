@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 
+from allswell._config import ProxyHop
 from allswell._errors import LocalProtocolError, UnsupportedProtocol
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+Proxy = str | httpx2.URL | httpx2.Proxy | ProxyHop
+#: One proxy, or a chain of them, the nearest first.
+Proxies = Proxy | Sequence[Proxy] | None
 
 
 class Route(NamedTuple):
@@ -19,6 +26,10 @@ class Route(NamedTuple):
     :ivar host: a host name, or an IP address without brackets.
     :ivar server_name: for TLS, where it is not the host.
     :ivar upgrades: it may carry only HTTP/1.1, for that alone has the Upgrade header (RFC 9110 §7.8).
+    :ivar proxies: what it goes through, the nearest first.
+    :ivar proxy: the proxy that it ends at, when that is what the other fields are about: for requests that are
+        forwarded, or for tunnels.
+    :ivar carries: it is for tunnels: it serves other connections, and counts against no limit.
     """
 
     scheme: str
@@ -26,11 +37,25 @@ class Route(NamedTuple):
     port: int
     server_name: str | None = None
     upgrades: bool = False
+    proxies: tuple[ProxyHop, ...] = ()
+    proxy: ProxyHop | None = None
+    carries: bool = False
 
     @property
     def origin(self) -> str:
-        """As errors and reports name it: ``"https://example.org"``; the port only where it is not the default."""
+        """``"https://example.org"``; the port only where it is not the default."""
         return f"{self.scheme}://{authority(self.scheme, self.host, self.port)}"
+
+    @property
+    def label(self) -> str:
+        """As errors and reports name it: the origin, and the proxies on the way."""
+        end = f"the proxy {self.proxy}" if self.proxy is not None else self.origin
+        return " through ".join([end, *map(str, reversed(self.proxies))]) if self.proxies else end
+
+    def to_proxy(self, *, carries: bool = False) -> Route:
+        """The part of it that ends at the last of its proxies."""
+        *before, hop = self.proxies
+        return Route(hop.scheme, hop.host, hop.port, proxies=tuple(before), proxy=hop, carries=carries)
 
 
 class Destination(NamedTuple):
@@ -64,6 +89,37 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
         raise LocalProtocolError(f"cannot request {url}: there is no port {port}")
     route = Route(scheme, host, port, server_name)
     return Destination(route, authority(scheme, host, port).encode("ascii"), url.raw_path)
+
+
+def proxy_hops(proxies: Proxies) -> tuple[ProxyHop, ...]:
+    """Proxies as httpx2 names them (or httpx), as hops.
+
+    :raises ValueError: for a URL that is no proxy's.
+    """
+    if proxies is None:
+        return ()
+    if isinstance(proxies, (list, tuple)):
+        return tuple(_hop(each) for each in proxies)
+    return (_hop(proxies),)
+
+
+def _hop(proxy: Any) -> ProxyHop:
+    if isinstance(proxy, ProxyHop):
+        return proxy
+    if isinstance(proxy, (str, httpx2.URL)):
+        proxy = httpx2.Proxy(proxy)
+    url = proxy.url
+    host = url.raw_host.decode("ascii")
+    if url.scheme not in _PROXY_PORTS or not host:
+        raise ValueError(f"{url} is not the URL of a proxy that we can speak to")
+    return ProxyHop(
+        url.scheme,
+        host,
+        url.port or _PROXY_PORTS[url.scheme],
+        proxy.raw_auth,
+        tuple(proxy.headers.raw),
+        proxy.ssl_context,
+    )
 
 
 @lru_cache(maxsize=1024)

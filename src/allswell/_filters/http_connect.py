@@ -1,0 +1,204 @@
+"""The HTTP tunnel filter: CONNECT to a proxy over HTTP/1.1 (RFC 9110 §9.3.6, RFC 9112 §3.2.3), then bytes as they come.
+
+Once the proxy has answered 2xx, everything after the head is the tunnel's, whatever Content-Length says. Any other
+answer is a refusal; what it says is for the user, so the start of its body is read too. A tunnel has no goodbye of its
+own: it ends with the connection that carries it.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Any
+
+from allswell._deadline import Deadline
+from allswell._errors import ConnectFailed, ProxyRefused, TransportError
+from allswell._filters.interface import ByteStream
+from allswell._messages import Headers
+from allswell._report import LayerEnd, Outcome
+
+#: What is shown of a refusal's body, and how long to wait for it, in seconds.
+BODY_SHOWN = 1024
+BODY_PATIENCE = 0.5
+
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[^\r\n]*\r\n")
+
+
+def basic_auth(auth: tuple[bytes, bytes]) -> bytes:
+    """The value of Proxy-Authorization (RFC 7617 §2)."""
+    return b"Basic " + b64encode(b":".join(auth))
+
+
+def refused(proxy: str, status: int, reason: bytes, headers: Headers, body: bytes) -> ProxyRefused:
+    """The error for an answer that is not 2xx, in words."""
+    words = f"{status} {reason.decode('latin-1')}".strip()
+    shown = " ".join(body.decode("utf-8", "replace").split())
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in shown)
+    message = f"the proxy {proxy} refused the tunnel: {words}" + (f" ({shown[:200]})" if shown else "")
+    return ProxyRefused(message, status=status, headers=headers, body=body[:BODY_SHOWN])
+
+
+class HttpConnectFilter(ByteStream):
+    """A tunnel through an HTTP/1.1 proxy.
+
+    :param lower: the connection to the proxy.
+    :param proxy: what errors call it (without credentials).
+    :param target: host and port to be connected to, as an authority.
+    :param headers: for the proxy: credentials and the like.
+    :param max_head: bytes of the proxy's answer, up to the end of its head, that are accepted.
+    """
+
+    name = "http-connect"
+
+    def __init__(self, lower: ByteStream, *, proxy: str, target: bytes, headers: Headers, max_head: int) -> None:
+        self._lower = lower
+        self._proxy = proxy
+        self._target = target
+        self._headers = headers
+        self._max_head = max_head
+        self._received = bytearray()
+        self._ready = False
+        self._end: LayerEnd | None = None
+
+    async def connect(self) -> None:
+        try:
+            self._lower.transmit(self._request())
+            await self._lower.flush()
+            status, reason, headers = await self._answer()
+            if not 200 <= status < 300:
+                raise refused(self._proxy, status, reason, headers, await self._body(headers))
+        except TransportError as error:
+            raise self._failed(str(error)) from error
+        self._ready = True
+
+    def _request(self) -> bytes:
+        lines = [b"CONNECT %s HTTP/1.1" % self._target, b"Host: " + self._target]
+        for name, value in self._headers:
+            line = name + b": " + value
+            if _FIELD.fullmatch(line) is None:
+                message = f"cannot send the header {name!r} to the proxy {self._proxy}"
+                raise ConnectFailed(message, phase="proxy", by="us")
+            lines.append(line)
+        return b"\r\n".join([*lines, b"", b""])
+
+    async def _answer(self) -> tuple[int, bytes, Headers]:
+        """The final answer's status, reason and header section; what follows it stays in ``_received``."""
+        size = 0
+        while True:
+            head = await self._head(self._max_head - size)
+            size += len(head)
+            first, *lines = head.split(b"\n")
+            match = _STATUS.fullmatch(first.removesuffix(b"\r"))
+            if match is None:
+                raise self._failed("it does not speak HTTP/1.1")
+            headers: Headers = []
+            for line in lines[:-2]:
+                field = _FIELD.fullmatch(line.removesuffix(b"\r"))
+                if field is None:
+                    raise self._failed("it sent a malformed header section")
+                headers.append((field[1], field[2].rstrip(b" \t")))
+            status = int(match[1])
+            if status >= 200:
+                return status, match[2] or b"", headers
+            if status == 101:
+                raise self._failed("it switched protocols, unasked")
+
+    async def _head(self, limit: int) -> bytes:
+        """A head with its empty line."""
+        received, searched = self._received, 0
+        while True:
+            # RFC 9112 §2.2: a recipient may take a single LF for the end of a line.
+            ends = [end + len(mark) for mark in (b"\r\n\r\n", b"\n\n") if (end := received.find(mark, searched)) >= 0]
+            if ends and min(ends) <= limit:
+                head = bytes(received[: min(ends)])
+                del received[: min(ends)]
+                return head
+            if len(received) > limit:
+                raise self._failed(f"the head of its answer exceeds {self._max_head} bytes")
+            if len(received) >= 5 and not received.startswith(b"HTTP/"):
+                raise self._failed("it does not speak HTTP/1.1")
+            searched = max(0, len(received) - 3)
+            if not await self._receive():
+                raise self._failed("it ended the connection without an answer")
+
+    async def _body(self, headers: Headers) -> bytes:
+        """The start of a refusal's body, as far as it comes at once."""
+        fields = {name.lower(): value.lower() for name, value in headers}
+        chunked = fields.get(b"transfer-encoding", b"").endswith(b"chunked")
+        length = fields.get(b"content-length", b"")
+        wanted = min(BODY_SHOWN, int(length)) if length.isdigit() and len(length) < 10 else BODY_SHOWN
+        try:
+            with Deadline.after(BODY_PATIENCE).scope():
+                while len(self._received) < wanted and (not chunked or b"\r\n0\r\n" not in self._received):
+                    if not await self._receive():
+                        break
+        except TransportError:
+            pass  # the refusal is the news, not how it ended
+        body = bytes(self._received)
+        if chunked and (size := _CHUNK.match(body)) is not None:
+            body = body[size.end() : size.end() + int(size[1], 16)]
+        return body[:wanted]
+
+    async def _receive(self) -> bool:
+        while (data := self._lower.receive_nowait()) is None:
+            await self._lower.wait_readable()
+        self._received += data
+        return len(data) > 0
+
+    def _failed(self, what: str) -> ConnectFailed:
+        return ConnectFailed(f"no tunnel through the proxy {self._proxy}: {what}", phase="proxy", by="peer")
+
+    # The tunnel
+
+    @property
+    def truncated(self) -> bool:  # type: ignore[override]  # read only here: the layer below knows
+        return self._lower.truncated
+
+    def receive_nowait(self) -> memoryview | None:
+        if self._received:
+            first, self._received = self._received, bytearray()
+            return memoryview(first)
+        return self._lower.receive_nowait()
+
+    async def wait_readable(self) -> None:
+        if not self._received:
+            await self._lower.wait_readable()
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        if function is not None and self._received:
+            return False
+        return self._lower.listen(function)
+
+    def transmit(self, data: bytes) -> None:
+        self._lower.transmit(data)
+
+    @property
+    def dead(self) -> bool:
+        return self._lower.dead
+
+    @property
+    def unsent(self) -> int:
+        return self._lower.unsent
+
+    async def flush(self) -> None:
+        await self._lower.flush()
+
+    # Ending
+
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        """Nothing is said: the layers below end the tunnel."""
+        return self._finish(Outcome.CLEAN)
+
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        return self._finish(Outcome.ABORTED)
+
+    def _finish(self, outcome: Outcome) -> LayerEnd:
+        if self._end is None:
+            self._end = LayerEnd(self.name, "", "", outcome if self._ready else Outcome.SKIPPED)
+        return self._end
+
+    def extra(self, name: str) -> Any:
+        return self._lower.extra(name)

@@ -1,0 +1,171 @@
+"""From a route to a byte stream to its host, through proxies: with `dialer.py` a place that composes filters.
+
+Each hop adds its layers to the stack that reaches it: ``http-connect > tcp`` for an http proxy, ``http-connect > tls >
+tcp`` for an https one, ``socks5 > tcp``; two hops, two such pieces. An https proxy may speak HTTP/2. Then the
+connection to it is one of the pool's own, under a route of its own (``Route.carries``), and a tunnel is one of its
+exchanges: the stack that is built on it begins with ``tunnel``. It lives as long as it has tunnels, and counts against
+no limit, for whoever waits for a tunnel holds a place already.
+
+Whether a proxy speaks HTTP/2 is known only when it was asked. One that does not is asked no more: the first tunnel
+through it is an exchange all the same, of an HTTP/1.1 connection that it uses up; the next ones are built as above.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import httpx2
+
+from allswell._config import PoolConfig, ProxyHop, Timeouts
+from allswell._deadline import Deadline
+from allswell._errors import AllswellError, ConnectFailed, Timeout
+from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, basic_auth, refused
+from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.patience import Patience
+from allswell._filters.stack import AroundConnect, Stack
+from allswell._filters.tcp import TcpFilter
+from allswell._filters.tls import TlsFilter
+from allswell._messages import Headers, RequestHead
+from allswell._pool.network_stream import ExchangeStream
+from allswell._pool.request import Request
+from allswell._pool.response import Response
+from allswell._pool.route import Route
+
+Send = Callable[[Request], Awaitable[Response]]
+
+_NO_TIMEOUTS = Timeouts(None, None, None, None)  # the dial that the tunnel is for has a deadline
+
+#: Proxies of which it is remembered that they do not speak HTTP/2.
+_REMEMBERED = 1024
+
+
+class ProxyDialer:
+    """Makes byte streams through proxies, for one pool.
+
+    :param tcp: makes the TCP filter to a route's host (not connected yet).
+    """
+
+    def __init__(self, config: PoolConfig, buffer: ReceiveBuffer, tcp: Callable[[Route], TcpFilter]) -> None:
+        self._config = config
+        self._buffer = buffer
+        self._tcp = tcp
+        self._context: ssl.SSLContext | None = None
+        self._http1_only: OrderedDict[ProxyHop, None] = OrderedDict()
+
+    async def reach(self, route: Route, send: Send, around: AroundConnect | None) -> Stack:
+        """A connected stack whose bytes arrive at the route's host and port.
+
+        :param send: sends a request for a tunnel, on a connection of the pool's.
+        :raises ConnectFailed: naming who failed.
+        """
+        if not route.proxies:
+            stack = Stack(self._tcp(route))
+            await stack.connect(around)
+            return stack
+        hop = route.proxies[-1]
+        if self._may_carry(hop):
+            return Stack(await self._carried(route, hop, send))
+        return await self._tunnelled(route, hop, send, around)
+
+    def _may_carry(self, hop: ProxyHop) -> bool:
+        return hop.scheme == "https" and hop.http2 and self._config.http2 and hop not in self._http1_only
+
+    async def _tunnelled(self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None) -> Stack:
+        stack = await self.reach(route.to_proxy(), send, around)
+        if hop.scheme == "https":
+            await stack.push(self.tls(stack, hop, ["http/1.1"]), around)
+        tunnel = HttpConnectFilter(
+            top_of(stack),
+            proxy=str(hop),
+            target=_target(route),
+            headers=proxy_headers(hop),
+            max_head=self._config.max_header_size,
+        )
+        await stack.push(tunnel, around)
+        return stack
+
+    async def _carried(self, route: Route, hop: ProxyHop, send: Send) -> ExchangeStream:
+        target = _target(route)
+        head = RequestHead(b"CONNECT", b"https", target, target, [(b"Host", target), *proxy_headers(hop)])
+        try:
+            response = await send(Request(head, route.to_proxy(carries=True), timeouts=_NO_TIMEOUTS))
+        except (ConnectFailed, Timeout):
+            raise
+        except AllswellError as error:
+            message = f"no tunnel through the proxy {hop}: {error}"
+            raise ConnectFailed(message, phase="proxy", by=error.by) from error
+        if response.http_version != b"HTTP/2":
+            self._http1_only[hop] = None
+            if len(self._http1_only) > _REMEMBERED:
+                self._http1_only.popitem(last=False)
+        if not 200 <= response.status < 300:
+            body = await _start_of(response)
+            raise refused(str(hop), response.status, response.reason, response.headers, body)
+        return response.tunnel()
+
+    def tls(self, stack: Stack, hop: ProxyHop, alpn: list[str], patience: Patience | None = None) -> TlsFilter:
+        """TLS with a proxy, to be put on the stack that reaches it."""
+        if hop.ssl_context is None and self._context is None:
+            self._context = httpx2.create_ssl_context()
+        context = hop.ssl_context or self._context
+        assert context is not None
+        return TlsFilter(
+            top_of(stack),
+            peer=f"the proxy {hop}",
+            context=context,
+            server_name=hop.host,
+            alpn=alpn,
+            buffer=self._buffer,
+            patience=patience,
+        )
+
+
+def top_of(stack: Stack) -> ByteStream:
+    """The topmost filter of a stack that carries bytes."""
+    assert isinstance(stack.top, ByteStream)
+    return stack.top
+
+
+def forwarded(request: Request) -> Request:
+    """The request as it goes to an HTTP proxy that forwards it (RFC 9112 §3.2.2); or as it is, for a tunnel.
+
+    What is not http goes through a tunnel; so do upgrades, which proxies do not forward (RFC 9110 §7.8), and CONNECT.
+    """
+    route, head = request.route, request.head
+    hop = route.proxies[-1]
+    if route.scheme != "http" or hop.scheme not in ("http", "https") or head.method == b"CONNECT":
+        return request
+    if any(name.lower() == b"upgrade" for name, _ in head.headers):
+        return request
+    return replace(request, route=route.to_proxy(), head=replace(head, headers=[*head.headers, *proxy_headers(hop)]))
+
+
+def proxy_headers(hop: ProxyHop) -> Headers:
+    """What is sent to this proxy only."""
+    headers = list(hop.headers)
+    if hop.auth is not None and not any(name.lower() == b"proxy-authorization" for name, _ in headers):
+        headers.append((b"Proxy-Authorization", basic_auth(hop.auth)))
+    return headers
+
+
+def _target(route: Route) -> bytes:
+    """RFC 9110 §7.2, §9.3.6: always with its port."""
+    host = f"[{route.host}]" if ":" in route.host else route.host
+    return f"{host}:{route.port}".encode("ascii")
+
+
+async def _start_of(response: Response) -> bytes:
+    """The start of a refusal's body, as far as it comes soon."""
+    body = b""
+    try:
+        with Deadline.after(BODY_PATIENCE).scope():
+            while len(body) < BODY_SHOWN and (piece := await response.receive()):
+                body += piece
+    except AllswellError:
+        pass  # the refusal is the news, not how it ended
+    finally:
+        await response.aclose()
+    return body
