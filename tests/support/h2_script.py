@@ -166,6 +166,11 @@ class Talk:
             pass
         return bytes(request.body)
 
+    def wait_for_goaway(self) -> None:
+        """Read on until the client says GOAWAY, or ends."""
+        while (frame := self.read()) is not None and not isinstance(frame, GoAwayFrame):
+            pass
+
     def _more(self) -> bool:
         data = self.connection.recv()
         self._data += data
