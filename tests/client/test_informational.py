@@ -331,18 +331,18 @@ async def test_uploads_wait_for_the_peer() -> None:
         async with (
             allswell.AsyncTransport(socket_options=options) as transport,
             httpx2.AsyncClient(transport=transport, timeout=10) as client,
+            anyio.create_task_group() as tasks,
         ):
-            async with anyio.create_task_group() as tasks:
 
-                async def send() -> None:
-                    headers = {"Content-Length": str(400 * 65_536)}
-                    assert (await client.post(peer.url, content=pieces(), headers=headers)).text == "26214400"
+            async def send() -> None:
+                headers = {"Content-Length": str(400 * 65_536)}
+                assert (await client.post(peer.url, content=pieces(), headers=headers)).text == "26214400"
 
-                tasks.start_soon(send)
-                before = -1
-                while produced != before or not produced:
-                    before = produced
-                    await anyio.sleep(0.05)
-                assert produced < 40
-                peer.release()
+            tasks.start_soon(send)
+            before = -1
+            while produced != before or not produced:
+                before = produced
+                await anyio.sleep(0.05)
+            assert produced < 40
+            peer.release()
     assert produced == 400

@@ -32,50 +32,54 @@ def _talk(connection: PeerConnection) -> None:
 @pytest.mark.parametrize("tls", [False, True])
 async def test_upgrade_hands_over_the_stream(trusting: ssl.SSLContext, tls: bool) -> None:
     with scripted_peer(_talk, tls=tls) as peer:
-        async with allswell.AsyncClient(verify=trusting) as client:
-            async with client.stream("GET", peer.url, headers=_UPGRADE) as response:
-                assert response.status_code == 101
-                stream = response.extensions["network_stream"]
-                assert isinstance(stream, httpcore2.AsyncNetworkStream)
-                assert await stream.read(3) == b"WEL"
-                assert await stream.read(100) == b"COME"
-                await stream.write(b"x" * 300_000)
-                heard = b""
-                while len(heard) < 300_000:
-                    heard += await stream.read(65_536)
-                assert heard == b"X" * 300_000
-                with pytest.raises(httpcore2.ReadTimeout):
-                    await stream.read(1, timeout=0.01)
-                await stream.aclose()
-                with pytest.raises(httpcore2.WriteError):
-                    await stream.write(b"late")
-                with pytest.raises(httpcore2.ReadError):
-                    await stream.read(1)
-                await stream.aclose()
+        async with (
+            allswell.AsyncClient(verify=trusting) as client,
+            client.stream("GET", peer.url, headers=_UPGRADE) as response,
+        ):
+            assert response.status_code == 101
+            stream = response.extensions["network_stream"]
+            assert isinstance(stream, httpcore2.AsyncNetworkStream)
+            assert await stream.read(3) == b"WEL"
+            assert await stream.read(100) == b"COME"
+            await stream.write(b"x" * 300_000)
+            heard = b""
+            while len(heard) < 300_000:
+                heard += await stream.read(65_536)
+            assert heard == b"X" * 300_000
+            with pytest.raises(httpcore2.ReadTimeout):
+                await stream.read(1, timeout=0.01)
+            await stream.aclose()
+            with pytest.raises(httpcore2.WriteError):
+                await stream.write(b"late")
+            with pytest.raises(httpcore2.ReadError):
+                await stream.read(1)
+            await stream.aclose()
         await peer.ended()
         assert peer.connections[0].saw == (["close_notify", "FIN"] if tls else ["FIN"])
 
 
 async def test_a_reader_learns_that_the_stream_was_closed() -> None:
     with scripted_peer(_talk) as peer:
-        async with allswell.AsyncClient() as client:
-            async with client.stream("GET", peer.url, headers=_UPGRADE) as response:
-                stream = response.extensions["network_stream"]
-                assert await stream.read(100) == b"WELCOME"
-                errors: list[Exception] = []
+        async with (
+            allswell.AsyncClient() as client,
+            client.stream("GET", peer.url, headers=_UPGRADE) as response,
+        ):
+            stream = response.extensions["network_stream"]
+            assert await stream.read(100) == b"WELCOME"
+            errors: list[Exception] = []
 
-                async def read() -> None:
-                    try:
-                        await stream.read(1)
-                    except httpcore2.ReadError as error:
-                        errors.append(error)
+            async def read() -> None:
+                try:
+                    await stream.read(1)
+                except httpcore2.ReadError as error:
+                    errors.append(error)
 
-                with anyio.fail_after(5):
-                    async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(read)
-                        await anyio.wait_all_tasks_blocked()
-                        await stream.aclose()
-                assert len(errors) == 1
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(read)
+                    await anyio.wait_all_tasks_blocked()
+                    await stream.aclose()
+            assert len(errors) == 1
         await peer.ended()
         assert peer.connections[0].saw == ["FIN"]
 
@@ -114,15 +118,17 @@ async def test_a_stream_that_is_cut_fails_as_httpcore2_says(trusting: ssl.SSLCon
         connection.reset()
 
     with scripted_peer(script, tls=True) as peer:
-        async with allswell.AsyncClient(verify=trusting) as client:
-            async with client.stream("GET", peer.url, headers=_UPGRADE) as response:
-                stream = response.extensions["network_stream"]
-                await stream.write(b"go")
-                with pytest.raises(httpcore2.ReadError) as caught:
-                    await stream.read(1)
-                assert isinstance(caught.value.__cause__, allswell.AllswellError)
-                with pytest.raises(httpcore2.WriteError):
-                    await stream.write(b"again")
+        async with (
+            allswell.AsyncClient(verify=trusting) as client,
+            client.stream("GET", peer.url, headers=_UPGRADE) as response,
+        ):
+            stream = response.extensions["network_stream"]
+            await stream.write(b"go")
+            with pytest.raises(httpcore2.ReadError) as caught:
+                await stream.read(1)
+            assert isinstance(caught.value.__cause__, allswell.AllswellError)
+            with pytest.raises(httpcore2.WriteError):
+                await stream.write(b"again")
 
 
 async def test_closing_the_pool_ends_a_tunnel_within_the_grace() -> None:
@@ -215,10 +221,12 @@ async def test_tls_that_fails_within_the_tunnel() -> None:
         connection.send(b"this is no TLS")
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient() as client:
-            async with client.stream("CONNECT", peer.url, extensions={"target": b"o.example:443"}) as response:
-                with pytest.raises(httpcore2.ConnectError):
-                    await response.extensions["network_stream"].start_tls(ssl.create_default_context(), "o.example")
+        async with (
+            allswell.AsyncClient() as client,
+            client.stream("CONNECT", peer.url, extensions={"target": b"o.example:443"}) as response,
+        ):
+            with pytest.raises(httpcore2.ConnectError):
+                await response.extensions["network_stream"].start_tls(ssl.create_default_context(), "o.example")
 
 
 async def test_connect_refused_is_a_response() -> None:
@@ -234,13 +242,15 @@ async def test_connect_refused_is_a_response() -> None:
 
 async def test_under_httpx_the_errors_are_httpcores() -> None:
     with scripted_peer(_talk) as peer:
-        async with httpx.AsyncClient(transport=allswell.httpx.AsyncTransport()) as client:
-            async with client.stream("GET", peer.url, headers=_UPGRADE) as response:
-                stream = response.extensions["network_stream"]
-                assert await stream.read(100) == b"WELCOME"
-                with pytest.raises(httpcore.ReadTimeout):
-                    await stream.read(1, timeout=0.01)
-                await stream.aclose()
+        async with (
+            httpx.AsyncClient(transport=allswell.httpx.AsyncTransport()) as client,
+            client.stream("GET", peer.url, headers=_UPGRADE) as response,
+        ):
+            stream = response.extensions["network_stream"]
+            assert await stream.read(100) == b"WELCOME"
+            with pytest.raises(httpcore.ReadTimeout):
+                await stream.read(1, timeout=0.01)
+            await stream.aclose()
 
 
 async def test_a_websocket_whose_server_vanishes() -> None:

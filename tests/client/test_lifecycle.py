@@ -1,0 +1,255 @@
+"""How clients begin and end: entered or not, several on one pool, dropped open; and what we lean on in httpx2."""
+
+from __future__ import annotations
+
+import gc
+import ssl
+from collections.abc import Callable
+
+import anyio
+import httpx
+import httpx2
+import pytest
+
+import allswell
+import allswell._transport
+import allswell.httpx
+from allswell._errors import Party, Phase, TimeoutPhase
+from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.scripts import answers
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_without_entering(trusting: ssl.SSLContext) -> None:
+    with scripted_peer(answers(), tls=True) as peer:
+        client = allswell.AsyncClient(verify=trusting)
+        assert (await client.get(peer.url)).status_code == 200
+        report = await client.aclose()
+        await peer.ended()
+        assert peer.connections[0].saw == ["close_notify", "FIN"]
+    assert report.clean
+    assert len(report.connections) == 1
+    assert await client.aclose() is report
+    assert client.close_report is report
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.get(peer.url)
+
+
+async def test_entering_twice_is_refused_as_by_httpx2() -> None:
+    async with allswell.AsyncClient() as client:
+        with pytest.raises(RuntimeError, match="more than once"):
+            await client.__aenter__()
+    with pytest.raises(RuntimeError, match="reopen"):
+        await client.__aenter__()
+
+
+async def test_leaving_by_exception_closes_what_is_idle() -> None:
+    with scripted_peer(answers()) as peer:
+        client = allswell.AsyncClient()
+
+        async def fail() -> None:
+            async with client:
+                await client.get(peer.url)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        await peer.ended()
+        assert peer.connections[0].saw == ["FIN"]
+    assert client.close_report is not None
+
+
+async def test_two_aclose_at_once_wait_for_the_same_end() -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
+        connection.stall()
+        connection.send(b"cde")
+
+    with scripted_peer(script) as peer:
+        client = allswell.AsyncClient()
+        reports: list[allswell.CloseReport] = []
+
+        async def close() -> None:
+            reports.append(await client.aclose())
+
+        async with client.stream("GET", peer.url) as response, anyio.create_task_group() as tasks:
+            tasks.start_soon(close)
+            tasks.start_soon(close)
+            await anyio.wait_all_tasks_blocked()
+            assert reports == []
+            peer.release()
+            assert await response.aread() == b"abcde"
+        assert [len(report.connections) for report in reports] == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["leaves", "leaves in mid-response", "is cancelled", "is dropped"])
+async def test_clients_that_share_a_pool(how: str) -> None:
+    """One client goes in one of many ways; the other's response goes on, and the last one closes the pool."""
+
+    def script(connection: PeerConnection) -> None:
+        while connection.read_request():
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+            connection.stall()
+            connection.send(b"def")
+
+    with scripted_peer(script) as peer:
+        pool = allswell.ConnectionPool()
+        stays, goes = allswell.AsyncClient(pool=pool), allswell.AsyncClient(pool=pool)
+        async with stays.stream("GET", peer.url) as response:
+            if how == "is dropped":
+                del goes
+                gc.collect()
+            elif how == "is cancelled":
+                with anyio.move_on_after(0.05) as scope:
+                    await goes.get(peer.url)
+                assert scope.cancelled_caught
+                assert (await goes.aclose()).connections == ()
+            elif how == "leaves in mid-response":
+                async with goes.stream("GET", peer.url):
+                    assert (await goes.aclose()).connections == ()
+            else:
+                assert (await goes.aclose()).connections == ()
+            assert not pool.closing
+            peer.release()
+            assert await response.aread() == b"abcdef"
+        report = await stays.aclose()
+        assert len(report.connections) == 1
+        assert pool.close_report is report or pool.close_report == report
+    with pytest.raises(allswell.PoolClosed):
+        await pool.request("GET", peer.url)
+
+
+async def test_dropped_open_warns() -> None:
+    with scripted_peer(answers()) as peer:
+        clients = [allswell.AsyncClient()]
+        await clients[0].get(peer.url)
+        with pytest.warns(ResourceWarning, match="1 connections were left open"):
+            clients.clear()
+        await peer.ended()
+
+
+async def test_dropped_unused_is_silent() -> None:
+    allswell.AsyncClient()
+    gc.collect()
+
+
+async def test_other_transports_and_mounts() -> None:
+    async def app(scope: object, receive: object, send: Callable[..., object]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[misc]  # an ASGI send
+        await send({"type": "http.response.body", "body": b"asgi"})  # type: ignore[misc]
+
+    mock = httpx2.MockTransport(lambda request: httpx2.Response(201, text="mock"))
+    with scripted_peer(answers()) as peer:
+        mounts = {"http://mock.example": mock, "all://asgi.example": httpx2.ASGITransport(app), "https://": None}
+        mine = allswell.AsyncTransport()
+        async with allswell.AsyncClient(mounts={**mounts, "http://127.0.0.1": mine}) as client:
+            assert (await client.get("http://mock.example/")).text == "mock"
+            assert (await client.get("http://asgi.example/")).text == "asgi"
+            assert (await client.get(f"{peer.url}/x")).text == "/x"
+        assert client.close_report is not None
+        assert [end.route for end in client.close_report.connections] == [peer.url]
+    async with allswell.AsyncClient(transport=mock) as client:
+        assert (await client.get("http://anywhere.example/")).status_code == 201
+    assert client.close_report == allswell.CloseReport((), 2.0, 0.0)
+
+
+async def test_under_httpx(trusting: ssl.SSLContext) -> None:
+    with scripted_peer(answers(), tls=True) as peer:
+        transport = allswell.httpx.AsyncTransport(verify=trusting)
+        async with httpx.AsyncClient(transport=transport) as client:
+            response = await client.post(f"{peer.url}/x", json={"a": 1})
+            assert (response.text, response.http_version) == ("/x", "HTTP/1.1")
+            assert response.extensions["trailers"] == []
+            with pytest.raises(httpx.UnsupportedProtocol) as caught:
+                await client.get("ftp://x.example")
+            assert isinstance(caught.value.__cause__, allswell.UnsupportedProtocol)
+            assert caught.value.request.url == "ftp://x.example"
+        await peer.ended()
+        assert peer.connections[0].saw == ["close_notify", "FIN"]
+
+
+def _all_errors() -> list[tuple[allswell.AllswellError, str]]:
+    us: Party = "us"
+    phases: tuple[Phase, ...] = ("dns", "tcp", "tls", "quic")
+    timeouts: tuple[tuple[TimeoutPhase, str], ...] = (
+        ("connect", "ConnectTimeout"),
+        ("read", "ReadTimeout"),
+        ("write", "WriteTimeout"),
+        ("pool", "PoolTimeout"),
+        ("total", "TimeoutException"),
+    )
+    return [
+        *((allswell.ConnectFailed("x", phase=phase), "ConnectError") for phase in phases),
+        (allswell.ConnectFailed("x", phase="proxy"), "ProxyError"),
+        *((allswell.Timeout("x", phase=phase), name) for phase, name in timeouts),
+        (allswell.UnsupportedProtocol("x"), "UnsupportedProtocol"),
+        (allswell.LocalProtocolError("x"), "LocalProtocolError"),
+        (allswell.RemoteProtocolError("x"), "RemoteProtocolError"),
+        (allswell.ExchangeReset("x", code=8, by=us), "RemoteProtocolError"),
+        (allswell.TransportError("x", operation="read"), "ReadError"),
+        (allswell.TransportError("x", operation="write"), "WriteError"),
+        (allswell.PoolClosed("x"), "CloseError"),
+        (allswell.AllswellError("x"), "TransportError"),
+    ]
+
+
+@pytest.mark.parametrize(("error", "name"), _all_errors(), ids=lambda value: str(value) if value != "x" else "")
+@pytest.mark.parametrize("library", [httpx2, httpx])
+async def test_every_error_has_its_counterpart(
+    error: allswell.AllswellError, name: str, library: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def send(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(allswell.ConnectionPool, "send", send)
+    module = httpx2 if library is httpx2 else httpx
+    transport = allswell.AsyncTransport() if library is httpx2 else allswell.httpx.AsyncTransport()
+    async with module.AsyncClient(transport=transport) as client:
+        with pytest.raises(module.TransportError) as caught:
+            await client.get("http://x.example/y")
+    assert type(caught.value).__name__ == name
+    assert caught.value.__cause__ is error
+    assert caught.value.request.url == "http://x.example/y"
+
+
+async def test_errors_while_reading_name_their_request() -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+        connection.reset()
+
+    with scripted_peer(script) as peer:
+        async with allswell.AsyncClient() as client:
+            with pytest.raises(httpx2.TransportError) as caught:
+                await client.get(f"{peer.url}/x")
+            assert isinstance(caught.value.__cause__, allswell.AllswellError)
+
+
+@pytest.mark.parametrize("headers", [{"X": "a\r\nY: b"}, {"X\n": "a"}, {"X": "a\x00"}, {"Host": "a b\r\n"}])
+async def test_header_injection_is_refused(headers: dict[str, str]) -> None:
+    with scripted_peer(answers()) as peer:
+        async with allswell.AsyncClient() as client:
+            with pytest.raises(httpx2.LocalProtocolError):
+                await client.get(peer.url, headers=headers)
+            assert (await client.get(peer.url)).status_code == 200
+    assert all(b"Y: b" not in request for each in peer.connections for request in each.requests)
+
+
+def test_private_names_of_httpx2() -> None:
+    """A canary: what we use of httpx2 beyond its documentation. Where it fails, httpx2 has changed under us."""
+    client = httpx2.AsyncClient(mounts={"all://x.example": None})
+    assert isinstance(client._transport, httpx2.AsyncHTTPTransport)
+    assert list(client._mounts.values()) == [None]
+    assert callable(client._init_transport)
+    ours = allswell.AsyncClient()
+    assert isinstance(ours._transport, allswell.AsyncTransport)
+
+    async def pieces() -> object:
+        yield b""
+
+    for library in (httpx2, httpx):
+        request = library.Request("POST", "http://x.example", content=pieces())
+        assert type(request.stream) is library._content.AsyncIteratorByteStream
+        assert issubclass(library.ByteStream, library.AsyncByteStream)

@@ -1,0 +1,118 @@
+"""What a client and a transport can be told about connections, seen by the server."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import allswell
+from tests.support.certificates import certificates
+from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.scripts import answers, response
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_unix_domain_sockets(tmp_path: Path) -> None:
+    with scripted_peer(answers(), unix_path=tmp_path / "socket") as peer:
+        transport = allswell.AsyncTransport(uds=str(tmp_path / "socket"))
+        async with httpx2.AsyncClient(transport=transport) as client:
+            assert (await client.get("http://anything.example/x")).text == "/x"
+        await peer.ended()
+        assert peer.connections[0].saw == ["FIN"]
+
+
+async def test_local_address_and_socket_options() -> None:
+    with scripted_peer(answers()) as peer:
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        transport = allswell.AsyncTransport(local_address="127.0.0.7", socket_options=options)
+        async with httpx2.AsyncClient(transport=transport) as client:
+            stream = (await client.get(peer.url)).extensions["network_stream"]
+            assert stream.get_extra_info("client_addr")[0] == "127.0.0.7"
+            assert stream.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert peer.connections[0].raw.getpeername()[0] == "127.0.0.7"
+
+
+async def test_retries_of_the_connection() -> None:
+    """The server has gone and comes back on the same port, while the client tries again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    tries: list[str] = []
+
+    async def trace(name: str, info: dict[str, object]) -> None:
+        if name == "connection.connect_tcp.started":
+            tries.append(name)
+
+    async with httpx2.AsyncClient(transport=allswell.AsyncTransport(retries=1)) as client:
+        with pytest.raises(httpx2.ConnectError, match=str(port)):
+            await client.get(f"http://127.0.0.1:{port}", extensions={"trace": trace})
+    assert len(tries) == 2
+
+
+async def test_keylog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever context the client was given. (The contexts are made before: Python's own would write there too.)"""
+    log = tmp_path / "keys"
+    given = certificates().client_context()
+    with scripted_peer(answers(), tls=True) as peer:
+        monkeypatch.setenv("SSLKEYLOGFILE", str(log))
+        for count, verify in enumerate((given, False), 1):
+            async with allswell.AsyncClient(verify=verify) as client:
+                await client.get(peer.url)
+            assert log.read_text().count("CLIENT_TRAFFIC_SECRET_0") == count
+
+
+async def test_the_default_trust_store_trusts_no_throw_away_ca() -> None:
+    with scripted_peer(answers(), tls=True) as peer:
+        async with allswell.AsyncClient() as client:
+            with pytest.raises(httpx2.ConnectError, match="certificate of localhost"):
+                await client.get(peer.url)
+        await peer.ended()
+        assert peer.connections[0].handshake_error is not None
+
+
+async def test_verify_false_and_a_context() -> None:
+    with scripted_peer(answers(), tls=True) as peer:
+        for verify in (False, certificates().client_context()):
+            async with allswell.AsyncClient(verify=verify) as client:
+                assert (await client.get(peer.url)).status_code == 200
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_client_certificates(version: ssl.TLSVersion) -> None:
+    names: list[bytes] = []
+
+    def script(connection: PeerConnection) -> None:
+        while connection.read_request():
+            assert connection._tls is not None
+            names.append(connection._tls.getpeercert(binary_form=True) or b"")
+            connection.send(response(b"known"))
+
+    context = certificates().server_context(version=version, ask_client=True)
+    with scripted_peer(script, tls=context) as peer:
+        mine = certificates().client_context(with_certificate=True)
+        async with allswell.AsyncClient(verify=mine) as client:
+            assert (await client.get(peer.url)).text == "known"
+        assert len(names) == 1
+        assert names[0]
+        async with allswell.AsyncClient(verify=certificates().client_context()) as client:
+            with pytest.raises(httpx2.TransportError):
+                await client.get(peer.url)
+
+
+async def test_proxies_still_go_through_httpx2s_transport() -> None:
+    def script(connection: PeerConnection) -> None:
+        while request := connection.read_request():
+            connection.send(response(request.split(b"\r\n")[0]))
+
+    with scripted_peer(script) as proxy:
+        async with allswell.AsyncClient(proxy=proxy.url, trust_env=False) as client:
+            assert (await client.get("http://origin.example/x")).text == "GET http://origin.example/x HTTP/1.1"
+
+
+def test_no_version_is_no_client() -> None:
+    with pytest.raises(ValueError, match="no version"):
+        allswell.AsyncTransport(http1=False, http2=False, http3=False)
