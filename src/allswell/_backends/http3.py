@@ -31,6 +31,7 @@ from aioquic.quic.events import (
 from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, Encoder, EncoderStreamError, StreamBlocked
 
 from allswell._backends import http3_frames as h3
+from allswell._backends.http3_exchange import Http3Exchange
 from allswell._backends.http3_frames import FrameReader, H3Error, Malformed
 from allswell._backends.interface import (
     BodyReceived,
@@ -67,47 +68,6 @@ _CONTROL_LIMIT = 16 * 1024
 _KIND, _OURS_BOTH_WAYS, _THEIRS_ONE_WAY = 0b11, 0b00, 0b11
 
 
-class _Exchange:
-    """One request and its response, on one stream."""
-
-    __slots__ = (
-        "ended",
-        "expected",
-        "final",
-        "freed",
-        "head",
-        "held",
-        "owed",
-        "reader",
-        "received",
-        "starved",
-        "touched",
-        "trailers",
-        "tunnel",
-        "uploaded",
-        "waiting",
-        "with_early_data",
-    )
-
-    def __init__(self, head: RequestHead, reader: FrameReader, owed: int | None, with_early_data: bool) -> None:
-        self.head = head
-        self.reader = reader
-        self.owed = owed  # bytes of body that our Content-Length still promises
-        self.with_early_data = with_early_data
-        self.held: Headers | None = None  # the request's fields, not sent yet
-        self.waiting: list[tuple[bytes, bool, Headers]] = []  # a small body that waits with them
-        self.uploaded = False  # our half is over
-        self.touched = False  # the peer answered with anything at all
-        self.final = False  # the final response's head came
-        self.tunnel = False
-        self.trailers: Headers | None = None
-        self.ended = False  # the response is complete
-        self.expected: int | None = None  # the response's Content-Length
-        self.received = 0
-        self.freed = 0  # credit of this stream's, saved up
-        self.starved = False  # somebody waits for its send window
-
-
 class Http3:
     """HTTP/3 on one connection.
 
@@ -126,7 +86,7 @@ class Http3:
         self.on_datagram: Callable[[int, bytes], None] | None = None
         self._quic = quic
         self._limit = max_header_size
-        self._exchanges: dict[int, _Exchange] = {}
+        self._exchanges: dict[int, Http3Exchange] = {}
         self._unread: dict[int, int] = {}
         self._starved: set[int] = set()
         self._held: list[int] = []
@@ -173,7 +133,7 @@ class Http3:
             raise LocalProtocolError(f"Content-Length is {owed}, but there is no body")
         early = not quic.handshake_complete
         stream_id = quic.get_next_available_stream_id()
-        exchange = _Exchange(head, FrameReader(h3.NOT_ON_REQUEST, self._limit), owed, early)
+        exchange = Http3Exchange(head, FrameReader(h3.NOT_ON_REQUEST, self._limit), owed, early)
         exchange.uploaded = end
         self._exchanges[stream_id] = exchange
         if (early and head.method not in SAFE_METHODS) or (head.protocol is not None and settings is None):
@@ -249,7 +209,7 @@ class Http3:
             instructions = h3.varint(h3.ENCODER_STREAM) + instructions
         self._quic.send_stream_data(self._encoder_stream, instructions)
 
-    def _release(self, stream_id: int, state: _Exchange) -> None:
+    def _release(self, stream_id: int, state: Http3Exchange) -> None:
         """Send a request that was held."""
         fields, state.held = state.held, None
         assert fields is not None
@@ -285,7 +245,7 @@ class Http3:
         if credit:
             self._credit(exchange, self._exchanges.get(exchange), credit)
 
-    def _credit(self, stream_id: int, state: _Exchange | None, size: int) -> None:
+    def _credit(self, stream_id: int, state: Http3Exchange | None, size: int) -> None:
         self._quic.credit(size)
         if state is not None and not state.ended:
             state.freed += size
@@ -385,7 +345,7 @@ class Http3:
 
     # Responses
 
-    def _on_data(self, stream_id: int, state: _Exchange, data: bytes, end: bool) -> None:
+    def _on_data(self, stream_id: int, state: Http3Exchange, data: bytes, end: bool) -> None:
         framing = len(data)
         try:
             for kind, payload in state.reader.feed(data):
@@ -406,7 +366,7 @@ class Http3:
             if framing:
                 self._credit(stream_id, self._exchanges.get(stream_id), framing)
 
-    def _on_body(self, stream_id: int, state: _Exchange, data: bytes) -> None:
+    def _on_body(self, stream_id: int, state: Http3Exchange, data: bytes) -> None:
         if not state.final or state.trailers is not None:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "DATA outside of a body")  # RFC 9114 §4.1
         size = len(data)
@@ -416,7 +376,7 @@ class Http3:
         self._unread[stream_id] = self._unread.get(stream_id, 0) + size
         self._events.append(BodyReceived(stream_id, data, size))
 
-    def _on_fields(self, stream_id: int, state: _Exchange, section: bytes) -> None:
+    def _on_fields(self, stream_id: int, state: Http3Exchange, section: bytes) -> None:
         if state.trailers is not None or state.tunnel:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "HEADERS after the trailer section")
         try:
@@ -447,7 +407,7 @@ class Http3:
             state.expected = h3.content_length(fields)
         self._events.append(ResponseReceived(stream_id, head, state.tunnel))
 
-    def _on_end(self, stream_id: int, state: _Exchange) -> None:
+    def _on_end(self, stream_id: int, state: Http3Exchange) -> None:
         if not state.reader.between_frames:
             raise H3Error(h3.H3_FRAME_ERROR, "the stream ends within a frame")  # RFC 9114 §7.1
         state.ended = True
