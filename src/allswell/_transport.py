@@ -60,7 +60,7 @@ def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
 
 
 class RawStream(httpcore2.AsyncNetworkStream):
-    """The ``network_stream`` extension, with httpcore2's exceptions (httpcore's under httpx): WebSocket clients need them."""
+    """The ``network_stream`` extension, with the exceptions of httpcore2 (under httpx: httpcore) that its users know."""
 
     def __init__(self, stream: NetworkStream, library: ModuleType) -> None:
         self._stream = stream
@@ -198,7 +198,7 @@ class Sender:
         )
         headers = request.headers.raw
         route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
-        if self.pool.config.http2 and any(name.lower() == b"upgrade" for name, _ in headers):
+        if any(name.lower() == b"upgrade" for name, _ in headers):
             route = route._replace(upgrades=True)
         head = RequestHead(
             request.method.encode("ascii"),

@@ -253,6 +253,18 @@ async def test_under_httpx_the_errors_are_httpcores() -> None:
             await stream.aclose()
 
 
+async def test_upgrade_on_the_pool_itself_is_never_http2(trusting: ssl.SSLContext) -> None:
+    offered = certificates().server_context(alpn=("h2", "http/1.1"))
+    with scripted_peer(_talk, tls=offered) as peer:
+        async with allswell.ConnectionPool(ssl_context=trusting) as pool:
+            headers = [(b"Connection", b"upgrade"), (b"Upgrade", b"talk")]
+            async with pool.stream("GET", peer.url, headers=headers) as response:
+                assert response.status == 101
+                assert await response.network_stream.read(100) == b"WELCOME"
+                await response.network_stream.aclose()
+        assert peer.connections[0].selected_alpn == "http/1.1"
+
+
 async def test_a_websocket_whose_server_vanishes() -> None:
     from httpx2.websockets import WebSocketNetworkError
 

@@ -686,4 +686,6 @@ def _request(
     head = RequestHead(method.encode("ascii"), to.route.scheme.encode("ascii"), to.authority, to.target, section)
     body = Body(content) if content is not None else None
     route = to.route._replace(proxies=proxies) if proxies else to.route
+    if b"upgrade" in given:
+        route = route._replace(upgrades=True)
     return Request(head, route, body, timeouts or Timeouts(), trailers)
