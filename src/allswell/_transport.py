@@ -60,7 +60,7 @@ def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
 
 
 class RawStream(httpcore2.AsyncNetworkStream):
-    """The ``network_stream`` extension, with the exceptions of httpcore2 (under httpx: httpcore) that its users know."""
+    """The ``network_stream`` extension, with the exceptions of httpcore2 (under httpx: httpcore) its users know."""
 
     def __init__(self, stream: NetworkStream, library: ModuleType) -> None:
         self._stream = stream
