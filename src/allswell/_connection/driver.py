@@ -195,6 +195,10 @@ class Connection:
         self._transmit()
         return exchange
 
+    def holds(self, exchange: Exchange) -> bool:
+        """Whether it is under way: at least one of its halves has not ended."""
+        return exchange.number in self._exchanges
+
     def send_window(self, exchange: Exchange) -> int:
         """Bytes of body that may be sent now."""
         if exchange.number not in self._exchanges or self._top.unsent > UNSENT_LIMIT or self._top.dead:
@@ -208,9 +212,12 @@ class Connection:
         """
         self._backend.send_body(exchange.number, data, end=end, trailers=trailers)
         self._transmit()
+        if len(self._exchanges) > 1 and exchange.number in self._exchanges:
+            # Behind those that wait for room: they are woken in this order, and the first takes what there is.
+            self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
         if end:
             exchange.uploaded = True
-            if exchange.complete or exchange.tunnel:
+            if exchange.complete or (exchange.tunnel and (self._backend.pauses_reading or not exchange.lingers)):
                 self._over(exchange)
                 self._settle()
 
@@ -307,8 +314,9 @@ class Connection:
         top = self._top
         while self._life.state in (State.OPEN, State.DRAINING):
             self._suspended = False
-            self._on_readable()
-            if self._suspended:
+            if self._read_some():
+                await anyio.lowlevel.checkpoint()
+            elif self._suspended:
                 await self._go_on.wait()
             elif top.listen(self._on_readable):
                 self._listening = True
@@ -320,14 +328,24 @@ class Connection:
                     self._lost(error)
 
     def _on_readable(self) -> None:
-        """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn."""
+        if self._read_some():
+            # The event loop tells what is in the socket, not what a filter holds: the task reads on, after others.
+            self._stop_listening()
+            self._go_on.set()
+
+    def _read_some(self) -> bool:
+        """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn.
+
+        :return: whether there may be more.
+        """
         for _ in range(_READS_IN_A_ROW):
             if not self._receive_once() or self._life.state not in (State.OPEN, State.DRAINING):
-                return
+                return False
             if self._full():
                 self._suspended = True
                 self._stop_listening()
-                return
+                return False
+        return True
 
     def _full(self) -> bool:
         if self._at_end:

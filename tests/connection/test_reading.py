@@ -1,0 +1,49 @@
+"""Reading in turns: what a filter holds already must be taken though the socket has no more to tell of."""
+
+from __future__ import annotations
+
+import ssl
+
+import anyio
+import pytest
+
+import allswell
+from allswell._connection import driver
+from allswell._filters.interface import ReceiveBuffer
+from allswell._pool import dialer
+from tests.support.certificates import certificates
+from tests.support.peer import scripted_peer
+from tests.support.scripts import huge
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def trusting() -> ssl.SSLContext:
+    """Trusts our throw-away CA."""
+    return certificates().client_context()
+
+
+class _Narrow(ReceiveBuffer):
+    """Holds much less plaintext than one read of ciphertext can give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = self.plain[: 32 * 1024]
+
+
+@pytest.mark.parametrize("in_a_row", [1, 2, 8])
+async def test_nothing_is_left_in_tls_when_the_socket_is_empty(
+    in_a_row: int, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn may end with whole records left in TLS's buffer, and the server has nothing more to send."""
+    monkeypatch.setattr(dialer, "ReceiveBuffer", _Narrow)
+    monkeypatch.setattr(driver, "_READS_IN_A_ROW", in_a_row)
+    size = 1_500_000
+    with scripted_peer(huge(size), tls=True) as peer:
+        for _ in range(3):
+            with anyio.fail_after(5):
+                async with allswell.ConnectionPool(ssl_context=trusting, grace=0.5) as pool:
+                    response = await pool.request("GET", peer.url)
+                    assert len(await response.read()) == size
+        await peer.ended()
