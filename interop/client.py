@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 import anyio
 from aioquic.tls import SessionTicket
 
-from allswell._backends.http3 import Http3
 from allswell._backends.http09 import Http09
+from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig, QuicConfig, Timeouts
 from allswell._errors import AllswellError, ConnectFailed
