@@ -131,6 +131,7 @@ class Http3:
                 raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")
         if owed and end:
             raise LocalProtocolError(f"Content-Length is {owed}, but there is no body")
+        end = end and head.method != b"CONNECT"  # RFC 9114 §4.4: what follows is the tunnel's
         early = not quic.handshake_complete
         stream_id = quic.get_next_available_stream_id()
         exchange = Http3Exchange(head, FrameReader(h3.NOT_ON_REQUEST, self._limit), owed, early)
@@ -462,7 +463,8 @@ class Http3:
             raise H3Error(h3.H3_STREAM_CREATION_ERROR, "a stream both ways from the server")  # RFC 9114 §6.1
         kind = self._critical.get(stream_id)
         if kind is None:
-            data = self._untyped.pop(stream_id, b"") + data
+            before = self._untyped.pop(stream_id, b"")
+            data = before + data
             pulled = h3.pull_varint(data, 0)
             if pulled is None:
                 if not end:
@@ -474,7 +476,8 @@ class Http3:
             if kind not in (h3.CONTROL_STREAM, h3.ENCODER_STREAM, h3.DECODER_STREAM):
                 if not end:
                     # RFC 9114 §6.2.3: unknown is fine. What still comes is credited, and must not be read as a type.
-                    self._quic.stop_stream(stream_id, h3.H3_STREAM_CREATION_ERROR)
+                    if before != _UNKNOWN:
+                        self._quic.stop_stream(stream_id, h3.H3_STREAM_CREATION_ERROR)
                     self._untyped[stream_id] = _UNKNOWN
                 return
             if kind in self._critical.values():

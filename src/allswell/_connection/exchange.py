@@ -70,6 +70,7 @@ class Exchange:
         "connection",
         "cut_short",
         "informational",
+        "lingers",
         "number",
         "request",
         "trailers",
@@ -86,6 +87,8 @@ class Exchange:
         self.informational: list[ResponseHead] = []
         self.trailers: Headers = []
         self.tunnel = False
+        #: Of a tunnel whose end we have sent: somebody still waits for the peer's.
+        self.lingers = False
         self.complete = False
         self.buffered = 0
         #: Whether our half is over: all sent, or what was not sent is not wanted.
@@ -130,18 +133,26 @@ class Exchange:
 
         :raises AllswellError: when the body ends before it is complete.
         """
-        while True:
-            if self._chunks:
-                data, credit = self._chunks.popleft()
-                self.buffered -= len(data)
-                self.connection.consumed(self, credit)
-                return data
-            if self._error is not None:
-                raise self._error
-            if self.complete and not self.uploading:
-                return b""
-            # Complete, and we still send? Who answers early may still listen, and our caller's iterator must not go on
-            # after the caller did. (Who does not want the rest says so, and the upload has been stopped.)
+        while (data := self.receive_nowait()) is None:
+            await self._wait_ready()
+        return data
+
+    def receive_nowait(self) -> bytes | None:
+        """The same without waiting; ``None`` when nothing has come."""
+        if self._chunks:
+            data, credit = self._chunks.popleft()
+            self.buffered -= len(data)
+            self.connection.consumed(self, credit)
+            return data
+        if self._error is not None:
+            raise self._error
+        # Complete, and we still send? Who answers early may still listen, and our caller's iterator must not go on
+        # after the caller did. (Who does not want the rest says so, and the upload has been stopped.)
+        return b"" if self.complete and not self.uploading else None
+
+    async def readable(self) -> None:
+        """Wait until :meth:`receive_nowait` is worth a call. Spurious returns are allowed."""
+        if not self._chunks and self._error is None and not self.complete:
             await self._wait_ready()
 
     def abandon(self) -> None:
@@ -218,6 +229,36 @@ class Exchange:
             self.connection.send_body(self, piece, end=last, trailers=trailers if last else None)
             if last:
                 return
+
+    def room(self) -> int:
+        """How much of our half of a tunnel may be sent now.
+
+        :raises AllswellError: when there never will be room again.
+        """
+        if self._error is not None:
+            raise self._error
+        if self.uploaded:
+            raise TransportError(f"the tunnel to {self.connection.label} has ended", operation="write")
+        return self.connection.send_window(self)
+
+    async def wait_room(self) -> None:
+        """Wait until :meth:`room` is worth another call."""
+        await self._room.wait()
+
+    async def end_tunnel(self) -> bool:
+        """End our half of a tunnel, then drop what comes until the peer has ended its own; whether it has.
+
+        In HTTP/1.1 a tunnel is the connection: there is no end of it to wait for before the layers below say goodbye.
+        """
+        self.lingers = True
+        if not self.uploaded:
+            self.connection.send_body(self, b"", end=True, trailers=None)
+        while self.connection.holds(self):
+            while self.receive_nowait():
+                pass
+            if not self.complete:
+                await self._ready.wait()
+        return self.complete
 
     async def _upload(self, body: AsyncIterable[bytes], trailers: TrailerSource) -> None:
         pieces = aiter(body)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
-from allswell._errors import LocalProtocolError, Timeout
+from allswell._errors import AllswellError, LocalProtocolError, Timeout, TransportError
 from allswell._filters.interface import ByteStream, Carrier
 from allswell._filters.stack import Stack
 from allswell._report import LayerEnd, Outcome
@@ -28,34 +28,32 @@ class ExchangeStream(ByteStream):
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._pending = b""
         self._outgoing = bytearray()
-        self._ended = False
+        self._failed = False
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
         """Nothing to do: the tunnel is there."""
 
     def receive_nowait(self) -> memoryview | None:
-        if self._ended:
-            return memoryview(b"")
-        if not self._pending:
-            return None
-        data, self._pending = self._pending, b""
-        return memoryview(data)
+        try:
+            data = self._exchange.receive_nowait()
+        except AllswellError as error:
+            raise self._lost("read", error) from error
+        return memoryview(data) if data is not None else None
 
     async def wait_readable(self) -> None:
-        if not self._pending and not self._ended:
-            self._pending = await self._exchange.receive()
-            self._ended = not self._pending
+        await self._exchange.readable()
 
     def transmit(self, data: bytes) -> None:
-        exchange = self._exchange
-        window = 0 if self._outgoing else exchange.connection.send_window(exchange)
-        now, later = data[:window], data[window:]
-        if now:
-            exchange.connection.send_body(exchange, now, end=False, trailers=None)
-        self._outgoing += later
+        if data and not self._failed:
+            self._outgoing += data
+            if len(self._outgoing) == len(data):
+                self._pump()
+
+    @property
+    def dead(self) -> bool:
+        return self._failed
 
     @property
     def unsent(self) -> int:
@@ -63,18 +61,47 @@ class ExchangeStream(ByteStream):
 
     async def flush(self) -> None:
         while self._outgoing:
-            data = bytes(self._outgoing)
-            await self._exchange.send(data)
-            del self._outgoing[: len(data)]
+            await self._exchange.wait_room()
+            self._pump()
+        if self._failed:
+            raise TransportError(
+                f"the tunnel to {self._exchange.connection.label} has ended", operation="write", by="network"
+            )
+
+    def _pump(self) -> None:
+        """Send what there is room for."""
+        exchange, outgoing = self._exchange, self._outgoing
+        try:
+            while outgoing and (room := exchange.room()):
+                piece = bytes(outgoing[:room])
+                del outgoing[:room]
+                exchange.connection.send_body(exchange, piece, end=False, trailers=None)
+        except AllswellError:
+            self._failed = True  # the reading side tells why, after the peer's last words
+            outgoing.clear()
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        """Over HTTP/2: END_STREAM, and wait for the peer's. (Over HTTP/1.1 the connection's own goodbyes follow.)"""
+        if self._end is not None:
+            return self._end
         began = monotonic()
-        if self._end is None:
-            delivered = await self.delivered(deadline)
-            if delivered:
-                await self._exchange.send(b"", end=True)
-            outcome = Outcome.CLEAN if delivered else Outcome.TIMED_OUT
-            self._end = LayerEnd(self.name, "", "", outcome, monotonic() - began)
+        heard = False
+        with deadline.scope():
+            try:
+                await self.flush()
+                heard = await self._exchange.end_tunnel()
+            except AllswellError:
+                self._failed = True
+        words = "END_STREAM" if self._exchange.connection.multiplexes else ""
+        if self._failed:
+            outcome = Outcome.ABORTED
+        elif heard or not words:
+            outcome = Outcome.CLEAN
+        else:
+            outcome = Outcome.TIMED_OUT
+            self._exchange.abandon()
+        said = words if self._exchange.uploaded and not self._failed else ""
+        self._end = LayerEnd(self.name, said, words if heard else "", outcome, monotonic() - began)
         return self._end
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
@@ -82,6 +109,11 @@ class ExchangeStream(ByteStream):
             self._exchange.abandon()
             self._end = LayerEnd(self.name, "", "", Outcome.ABORTED)
         return self._end
+
+    def _lost(self, operation: Literal["read", "write"], error: AllswellError) -> TransportError:
+        self._failed = True
+        message = f"the tunnel to {self._exchange.connection.label} broke: {error}"
+        return TransportError(message, operation=operation, by=error.by)
 
     def extra(self, name: str) -> Any:
         return self._exchange.connection.extra(name)

@@ -136,9 +136,7 @@ def forwarded(request: Request) -> Request:
     """
     route, head = request.route, request.head
     hop = route.proxies[-1]
-    if route.scheme != "http" or hop.scheme not in ("http", "https") or head.method == b"CONNECT":
-        return request
-    if any(name.lower() == b"upgrade" for name, _ in head.headers):
+    if route.scheme != "http" or hop.scheme not in ("http", "https") or route.upgrades or head.method == b"CONNECT":
         return request
     return replace(request, route=route.to_proxy(), head=replace(head, headers=[*head.headers, *proxy_headers(hop)]))
 
