@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import ssl
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,11 @@ def test_parts(connection: ClientConnection) -> None:
     assert connection._loss.get_probe_timeout() > 0, _BROKE
     assert connection._spaces[tls.Epoch.ONE_RTT].ack_eliciting_in_flight == 0, _BROKE
     assert not connection._peer_cid.stateless_reset_token, _BROKE
-    assert connection.tls._server_name == "localhost", _BROKE
+    assert connection.tls._verify_mode == ssl.CERT_NONE, _BROKE
+    assert connection.tls._peer_certificate_chain == [], _BROKE
+    handler = inspect.getsource(tls.Context._client_handle_certificate_verify)
+    assert "if self._verify_mode != ssl.CERT_NONE:" in handler, _BROKE
+    assert "self._client_handle_certificate_verify(input_buf)" in inspect.getsource(tls.Context), _BROKE
     assert connection.tls._peer_certificate is None, _BROKE
     assert connection._cryptos[tls.Epoch.ZERO_RTT].send.is_valid() is False, _BROKE
     fields = ["epoch", "host_cid", "network_path", "quic_logger_frames", "time", "version"]
@@ -155,8 +160,10 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
         "_pacer",
         "_buffer_stop",
         "_final_size",
-        "_server_name",
+        "_client_handle_certificate_verify",
         "_peer_certificate",
+        "_peer_certificate_chain",
+        "_verify_mode",
     }
     inherited = {name for name in dir(QuicConnection(configuration=QuicConfiguration())) if name.startswith("_")}
     for module in ("quic_connection.py", "quic.py"):

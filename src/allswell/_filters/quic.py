@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import anyio
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.events import HandshakeCompleted, QuicEvent
+from aioquic.quic.events import QuicEvent
 from aioquic.quic.logger import QuicFileLogger
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import AlertDescription
@@ -34,7 +34,7 @@ from aioquic.tls import AlertDescription
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.interface import Carrier
-from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd, may_serve
+from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
 from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.udp import UdpFilter
 from allswell._report import LayerEnd, Outcome
@@ -171,8 +171,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         events = connection.take_events()
         if connection.ended is not None:
             self._ended(now)
-        elif any(type(event) is HandshakeCompleted for event in events):
-            self._check_purpose()
         if events:
             self._news_at, self._silence = now, _SILENCE
             return events
@@ -187,13 +185,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._answered = QuicEnd("us", self._settings.no_error, True, "")
             self._udp.send(self.connection.answer_close(self._settings.no_error, now))
         self._rest()
-
-    def _check_purpose(self) -> None:
-        certificate = self.connection.peer_certificate
-        if self._settings.verify and certificate is not None and not may_serve(certificate):
-            self.connection.close(
-                QuicErrorCode.CRYPTO_ERROR + AlertDescription.bad_certificate, 0, "the certificate is not for a server"
-            )
 
     def listen(self, function: Callable[[], None] | None) -> bool:
         assert self._host is not None

@@ -18,6 +18,7 @@ It uses aioquic's private names. Each is listed in ``tests/filters/test_quic_can
 from __future__ import annotations
 
 import hmac
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,9 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, get_spin_bit, pull
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from allswell._errors import Party
+from allswell._filters import quic_trust
 
 #: RFC 9000 §10.3: a stateless reset is at least so long.
 _SHORTEST_RESET = 21
@@ -204,11 +204,6 @@ class ClientConnection(QuicConnection):
         senders = (stream.sender for stream in self._streams.values())
         return all(sender.buffer_is_empty and not sender.reset_pending for sender in senders)
 
-    @property
-    def peer_certificate(self) -> x509.Certificate | None:
-        certificate: x509.Certificate | None = self.tls._peer_certificate
-        return certificate
-
     def take_events(self) -> list[QuicEvent]:
         """All that happened. What arrived in order on one stream is one event, in however many packets it came."""
         events: list[QuicEvent] = []
@@ -354,9 +349,30 @@ class ClientConnection(QuicConnection):
 
     def _connect(self, now: float) -> None:
         super()._connect(now)
-        if not self._check_hostname:
-            # The ClientHello with its SNI is made; from here on the name would only be compared with the certificate's.
-            self.tls._server_name = None
+        if self._configuration.verify_mode == ssl.CERT_NONE:
+            return
+        # Our check in place of aioquic's: after the signature, before anything is answered. See quic_trust.py.
+        self.tls._verify_mode = ssl.CERT_NONE
+        signature = self.tls._client_handle_certificate_verify
+
+        def handle(message: Buffer) -> None:
+            signature(message)
+            self._check_certificate()
+
+        self.tls._client_handle_certificate_verify = handle  # type: ignore[method-assign, assignment]  # of this one context
+
+    def _check_certificate(self) -> None:
+        configuration = self._configuration
+        certificate = self.tls._peer_certificate
+        assert certificate is not None
+        quic_trust.check(
+            certificate,
+            self.tls._peer_certificate_chain,
+            name=configuration.server_name if self._check_hostname else None,
+            cadata=configuration.cadata,
+            cafile=configuration.cafile,
+            capath=configuration.capath,
+        )
 
     def _close_begin(self, is_initiator: bool, now: float) -> None:
         self._state_before_close = self._state
@@ -429,15 +445,3 @@ class ClientConnection(QuicConnection):
         if self._quic_logger is not None and builder.quic_logger_frames is not None:
             frame = self._quic_logger.encode_max_stream_data_frame(stream.max_stream_data_local, stream.stream_id)
             builder.quic_logger_frames.append(frame)
-
-
-def may_serve(certificate: x509.Certificate) -> bool:
-    """Whether a certificate's purposes, if it names any, include TLS servers (RFC 5280 §4.2.1.12).
-
-    OpenSSL checks that for every TLS connection over TCP; aioquic does not.
-    """
-    try:
-        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        return True
-    return ExtendedKeyUsageOID.SERVER_AUTH in purposes
