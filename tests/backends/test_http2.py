@@ -412,7 +412,7 @@ def test_what_was_held_and_never_said(way: str) -> None:
 
 
 def test_end_without_goaway() -> None:
-    """A server that has answered, and ends: most likely it had ended before it saw the requests without an answer."""
+    """Nobody knows whether the server saw the requests without an answer: most likely it had ended before."""
     link = Link()
     answered, open_ = link.request(), link.request()
     link.frames(link.headers(answered))
@@ -425,7 +425,7 @@ def test_end_without_goaway() -> None:
     assert not error.proven
 
 
-def test_end_of_a_server_that_never_answered() -> None:
+def test_end_in_place_of_the_first_answer() -> None:
     link = Link()
     link.request()
     [failed] = link.client.receive_eof(None)

@@ -98,6 +98,7 @@ class Talk:
         self.client_settings: dict[int, int] = {}
         self.credits_at_once = credits_at_once
         self.acks_pings = True
+        self._finished = False
         self._encoder, self._decoder = Encoder(), Decoder()
         self._data = bytearray()
         self._block = bytearray()
@@ -224,7 +225,9 @@ class Talk:
     # Speaking
 
     def send(self, *frames: Frame) -> None:
-        """Any frames, in one write."""
+        """Any frames, in one write; nothing after :meth:`end`."""
+        if self._finished:
+            return
         self.connection.send(b"".join(frame.serialize() for frame in frames))
 
     def raw(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
@@ -268,6 +271,12 @@ class Talk:
                 return
             last = end and start + 16384 >= len(data)
             self.send(DataFrame(request.stream, piece, flags=["END_STREAM"] * last))
+
+    def end(self) -> None:
+        """close_notify (over TLS) and FIN; what the client still says is read."""
+        self._finished = True
+        self.connection.send_close_notify()
+        self.connection.fin()
 
     def goaway(self, last: int, code: int = NO_ERROR, debug: bytes = b"") -> None:
         """GOAWAY."""

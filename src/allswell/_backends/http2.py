@@ -93,6 +93,15 @@ class _Connection(H2Connection):
         return len(self.streams)
 
 
+class StreamLimit:
+    """How many streams an origin allows, as the last connection to it learnt; the next assumes it until it is told."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = _ASSUMED_STREAMS
+
+
 class Http2:
     """One HTTP/2 connection, the client's side. See :class:`~allswell._backends.interface.Backend`.
 
@@ -100,6 +109,7 @@ class Http2:
         accepted; a larger response fails alone, one of four times the size ends the connection.
     :param initial_window: bytes that one exchange's response may run ahead of its reader.
     :param connection_window: the same for all exchanges together, at least ``initial_window``.
+    :param assumed: the limit of streams until the peer's SETTINGS have come; what they say is noted there.
     """
 
     name = "h2"
@@ -114,6 +124,7 @@ class Http2:
         max_header_size: int,
         initial_window: int = INITIAL_WINDOW,
         connection_window: int = CONNECTION_WINDOW,
+        assumed: StreamLimit | None = None,
     ) -> None:
         self._initial_window = initial_window
         self._splitter = FrameSplitter()
@@ -126,9 +137,9 @@ class Http2:
         self._parts: list[memoryview] = []
         self._run_credit = 0
         self._quiet = 0
-        self._limit = _ASSUMED_STREAMS
+        self._assumed = assumed or StreamLimit()
+        self._limit = self._assumed.value
         self._greeted = False  # the peer's first SETTINGS have come
-        self._answered = False  # it has answered a request
         self._held: dict[int, tuple[RequestHead, bool]] = {}
         self._last_allowed = _LAST_ID
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
@@ -307,7 +318,7 @@ class Http2:
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
         events: list[Event] = []
         cause = self._refusal
-        known = self._answered or cause is not None
+        reused = self._next_id > 3 or cause is not None
         self._stop()
 
         def ended() -> AllswellError:
@@ -317,9 +328,9 @@ class Http2:
             return RemoteProtocolError(f"the peer closed the connection before the response was complete{told}")
 
         self._refusal = ended
-        for stream in [stream for stream in self._streams.values() if known and not stream.answered]:
-            # It served us before, or had told that it is leaving: most likely it ended before it saw this request, as
-            # in HTTP/1.1 (RFC 9112 §9.3.1, RFC 9110 §9.2.2).
+        for stream in [stream for stream in self._streams.values() if reused and not stream.answered]:
+            # Not the only request that ended its connection, or an end that was announced: most likely the peer never
+            # saw it, as in HTTP/1.1 (RFC 9112 §9.3.1, RFC 9110 §9.2.2). Or it did.
             self._fail(stream, NotProcessed(ended(), proven=False), events)
         self._fail_all(ended, events)
         return events
@@ -453,7 +464,6 @@ class Http2:
             events.append(InformationalReceived(id_, head))
             return
         self._quiet = 0
-        self._answered = True
         events.append(ResponseReceived(id_, head, stream.tunnel))
         if end:
             self._complete(stream, [], events)
@@ -512,6 +522,7 @@ class Http2:
         limit = self._h2.remote_settings.max_concurrent_streams
         if limit != self._limit:
             self._limit = limit
+            self._assumed.value = max(1, limit)
             events.append(CapacityChanged())
         window = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
         if window is not None and window.new_value > (window.original_value or 0):

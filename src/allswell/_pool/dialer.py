@@ -16,12 +16,12 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
 
 from allswell._backends.http1 import Http1
-from allswell._backends.http2 import Http2
+from allswell._backends.http2 import Http2, StreamLimit
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
@@ -43,8 +43,16 @@ from allswell._trace import Tracer
 if TYPE_CHECKING:
     from allswell._pool.quic_dialer import QuicDialer
 
-#: Origins whose way of answering close_notify and FIN is remembered.
+#: Origins whose manners are remembered.
 _MANNERS = 1024
+
+
+class _Manners(NamedTuple):
+    """What was learnt about an origin: how it answers close_notify and FIN, how many streams it allows."""
+
+    tls: Patience
+    tcp: Patience
+    streams: StreamLimit
 
 
 class Dialer:
@@ -55,7 +63,7 @@ class Dialer:
         self._config = config
         self._buffer = ReceiveBuffer()
         self._context = config.ssl_context
-        self._patience: OrderedDict[Route, tuple[Patience, Patience]] = OrderedDict()
+        self._manners: OrderedDict[Route, _Manners] = OrderedDict()
         self._alt_svc = AltSvc()
         self._quic: QuicDialer | None = None
         self._proxies = ProxyDialer(config, self._buffer, self._tcp)
@@ -141,7 +149,7 @@ class Dialer:
             raise
 
     def _tls(self, route: Route, stack: Stack) -> TlsFilter:
-        patience, _ = self._patience_with(route)
+        patience = self._manners_of(route).tls
         if route.proxy is not None:
             return self._proxies.tls(stack, route.proxy, self._alpn(route), patience)
         return TlsFilter(
@@ -186,7 +194,7 @@ class Dialer:
                     raise
                 raise ConnectFailed(f"the proxy {route.proxy}: {error}", phase=error.phase, by=error.by) from error
 
-        _, patience = self._patience_with(route)
+        patience = self._manners_of(route).tcp
         return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer, patience)
 
     def _backend(self, route: Route, chosen: str | None) -> Backend[Any]:
@@ -197,6 +205,7 @@ class Dialer:
                 max_header_size=config.max_header_size,
                 initial_window=config.stream_window,
                 connection_window=config.connection_window,
+                assumed=self._manners_of(route).streams,
             )
         if not config.http1 and not forwards:
             raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
@@ -217,13 +226,18 @@ class Dialer:
             self._context.keylog_filename = keylog
         return self._context
 
-    def _patience_with(self, route: Route) -> tuple[Patience, Patience]:
-        """For TLS and for TCP."""
-        patience = self._patience.setdefault(route, (Patience(), Patience()))
-        self._patience.move_to_end(route)
-        if len(self._patience) > _MANNERS:
-            self._patience.popitem(last=False)
-        return patience
+    def streams(self, route: Route) -> int:
+        """How many exchanges a connection that multiplexes is likely to take."""
+        return self._manners_of(route).streams.value
+
+    def _manners_of(self, route: Route) -> _Manners:
+        manners = self._manners.get(route)
+        if manners is None:
+            manners = self._manners[route] = _Manners(Patience(), Patience(), StreamLimit())
+        self._manners.move_to_end(route)
+        if len(self._manners) > _MANNERS:
+            self._manners.popitem(last=False)
+        return manners
 
 
 def _traced(

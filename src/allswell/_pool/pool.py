@@ -42,9 +42,6 @@ from allswell._report import CloseReport, ConnectionEnd
 from allswell._tasks import Alarm, Signal, TaskHost, current_host, weak_method
 from allswell._trace import PREFIXES
 
-#: Exchanges that a dial is expected to serve when the peer may turn out to multiplex.
-_MULTIPLEXED = 100
-
 #: Without a total timeout: how long a request that the peer provably did not process is tried again, in seconds.
 _REPLAY_FOR = 60.0
 
@@ -111,7 +108,7 @@ class ConnectionPool:
         self._waiters: Waiters[_Waiter] = Waiters()
         self._idle: dict[Connection, None] = {}  # the first has been idle for longest
         self._homes: dict[Connection, _RouteState] = {}  # where each connection counts, while it does
-        self._connections: dict[Connection, None] = {}  # all that are not closed, those in their goodbyes included
+        self._connections: dict[Connection, Route] = {}  # all that are not closed, those in their goodbyes included
         self._surplus: Alarm | None = None
         self._counted = 0  # connections and dials that count against the limit
         self._users = 0
@@ -192,7 +189,8 @@ class ConnectionPool:
                 return await self._respond(request, exchange, attempts)
             except NotProcessed as error:
                 attempts.append(str(error.cause))
-                if monotonic() > give_up_at or not request.may_repeat(proven=error.proven):
+                given_up = monotonic() > give_up_at or (since == math.inf and not error.proven)
+                if given_up or not request.may_repeat(proven=error.proven):
                     raise error.cause from error
                 if error.proven:
                     await _jitter(len(attempts), error)
@@ -415,9 +413,10 @@ class ConnectionPool:
 
     def _expected(self, state: _RouteState) -> int:
         assert self._dialer is not None
-        if state.multiplexes is None:
-            return _MULTIPLEXED if self._dialer.may_multiplex(state.route) else 1
-        return _MULTIPLEXED if state.multiplexes else 1
+        multiplexes = state.multiplexes
+        if multiplexes is None:
+            multiplexes = self._dialer.may_multiplex(state.route)
+        return self._dialer.streams(state.route) if multiplexes else 1
 
     def _admit(self, state: _RouteState) -> bool:
         """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
@@ -490,7 +489,7 @@ class ConnectionPool:
         state.multiplexes = connection.capacity() > 1
         state.connections += 1
         self._homes[connection] = state
-        self._connections[connection] = None
+        self._connections[connection] = state.route
         self._counted += state.counts
         self._loop().spawn(connection.run, name=f"allswell {connection.http_version} to {connection.label}")
         if self._closing is not None:
@@ -617,14 +616,20 @@ class ConnectionPool:
         for state in list(self._routes.values()):
             for dial in list(state.dials):
                 dial.deadline.tighten(epoch)
-        for connection in list(self._connections):
-            connection.close("the pool closes", deadline, epoch=epoch)
+        reserve = min(0.5, grace / 4)
+        carried = any(route.carries for route in self._connections.values())
+        for connection, route in list(self._connections.items()):
+            # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
+            # exchanges are tunnels.)
+            sooner = carried and route.proxies and not route.carries
+            connection.close("the pool closes", deadline.shifted(-reserve / 2) if sooner else deadline, epoch=epoch)
         try:
             if not cut:
-                await self._all_ended(deadline.shifted(-min(0.5, grace / 4)))
+                await self._all_ended(deadline.shifted(-reserve))
             late = PoolClosed(f"the pool was closed, and the response was not complete within its grace of {grace:g} s")
-            for connection in list(self._connections):
-                connection.cut(late)
+            for connection, route in list(self._connections.items()):
+                if not route.carries:
+                    connection.cut(late)
             await self._all_ended(deadline.shifted(_SLACK))
         finally:
             for connection in list(self._connections):
