@@ -15,6 +15,7 @@ from demo.origin import TEN_MB, Origin, origin, silent_origin
 VERSIONS: Mapping[str, dict[str, bool | str]] = {
     "HTTP/1.1": {"http2": False},
     "HTTP/2": {"http1": False},
+    "HTTP/3": {"http3": "only"},
 }
 
 

@@ -82,7 +82,7 @@ def silent_origin() -> Iterator[Origin]:
 def _certificate() -> Iterator[tuple[Path, ssl.SSLContext]]:
     authority = trustme.CA()
     leaf = authority.issue_cert("localhost")
-    trust = ssl.create_default_context()
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trust)
     folder = Path(tempfile.mkdtemp(prefix="allswell-demo-"))
     try:

@@ -25,8 +25,9 @@ from allswell._report import CloseReport, ConnectionEnd
 
 #: By option: what makes the client speak that version and no other.
 _VERSIONS: Mapping[str, Mapping[str, Any]] = {
-    "http1": {"http1": True, "http2": False},
-    "http2": {"http1": False, "http2": True},
+    "http1": {"http2": False},
+    "http2": {"http1": False},
+    "http3": {"http3": "only"},
 }
 
 Line = Callable[[str, str], None]

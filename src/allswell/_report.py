@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -96,17 +96,6 @@ class CloseReport:
 _BAR = 30
 
 
-@dataclass(slots=True)
-class _Row:
-    label: str
-    said: str
-    heard: str
-    outcome: str
-    start: float
-    seconds: float
-    cells: list[str] = field(default_factory=list)
-
-
 def waterfall(report: CloseReport) -> str:
     """The report as text: times run from left to right over the seconds that the close took."""
     total = len(report.connections)
@@ -115,16 +104,19 @@ def waterfall(report: CloseReport) -> str:
     head = f"closed {total} {noun} in {report.seconds * 1000:.1f} ms of {report.grace:g} s grace: {verdict}"
     lines = [head]
     span = max([report.seconds, *(end.began + end.seconds for end in report.connections)], default=0.0) or 1e-9
+    layers = [layer for end in report.connections for layer in end.layers]
+    # An arrow and a space before each word, two spaces after the longest.
+    widths = [4 + max(map(len, words), default=0) for words in ([e.said for e in layers], [e.heard for e in layers])]
     for end in report.connections:
         cut = f", {end.cut} cut" if end.cut else ""
         count = f"{end.exchanges} exchange" + ("" if end.exchanges == 1 else "s")
         lines.append("")
         lines.append(f"{end.http_version}  {end.route}  ({count}{cut}; {end.reason})")
-        lines.extend(_rows(end.layers, end.began, span))
+        lines.extend(_rows(end.layers, end.began, span, widths))
     return "\n".join(lines)
 
 
-def _rows(layers: Sequence[LayerEnd], began: float, span: float) -> list[str]:
+def _rows(layers: Sequence[LayerEnd], began: float, span: float, widths: Sequence[int]) -> list[str]:
     rows = []
     start = began
     for layer in layers:
@@ -134,7 +126,8 @@ def _rows(layers: Sequence[LayerEnd], began: float, span: float) -> list[str]:
         width = max(1, round(layer.seconds / span * _BAR))
         bar = (" " * first + ("█" if layer.seconds else "▏") * width)[:_BAR].ljust(_BAR)
         rows.append(
-            f"  {layer.layer:<13}{said:<20}{heard:<20}{layer.outcome.value:<11}{layer.seconds * 1000:>8.1f} ms  │{bar}│"
+            f"  {layer.layer:<13}{said:<{widths[0]}}{heard:<{widths[1]}}"
+            f"{layer.outcome.value:<11}{layer.seconds * 1000:>8.1f} ms  │{bar}│"
         )
         start += layer.seconds
     return rows

@@ -44,8 +44,9 @@ def _context(setting: Setting) -> ssl.SSLContext:
 
 #: What tells allswell which version to speak.
 _OURS: dict[str, dict[str, Any]] = {
-    "h1": {"http1": True, "http2": False},
-    "h2": {"http1": False, "http2": True},
+    "h1": {"http2": False},
+    "h2": {"http1": False},
+    "h3": {"http3": "only"},
 }
 
 
@@ -137,7 +138,7 @@ async def niquests(setting: Setting) -> AsyncIterator[Fetch]:
 
     wanted = setting.version
     async with niquests.AsyncSession(
-        disable_http1=wanted == "h2",
+        disable_http1=wanted != "h1",
         disable_http2=wanted != "h2",
         disable_http3=wanted != "h3",
         pool_maxsize=setting.concurrency,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
 from tests.support.servers import ServerInfo, free_port
 
@@ -34,6 +35,15 @@ def test_speaks_the_version_it_is_told_to(origin: ServerInfo, option: str, versi
     assert b"\ncontent-type: " in head
     assert body.startswith(b"{")
     assert not done.stderr
+
+
+def test_speaks_http3_and_shows_its_end() -> None:
+    with caddy() as server:
+        done = allswell("--http3", "--ends", f"{server.url}/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"hello"
+    assert done.stderr.startswith(b"HTTP/3 200")
+    assert "→ CONNECTION_CLOSE".encode() in done.stderr
 
 
 def test_verbose_tells_both_heads(origin: ServerInfo) -> None:
