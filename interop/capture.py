@@ -171,8 +171,8 @@ class Capture:
             if packet.type == "initial" and datagram.from_client:
                 connection = self._begun(datagram, header, connection)
             if packet.type in ("vn", "retry"):
-                if packet.type == "retry" and connection is not None:
-                    connection.initial_dcid = header.source_cid
+                if connection is not None:
+                    self._start_over(connection, header, packet.type == "retry")
                 return
             if connection is None:
                 connection = self._find(data, offset)
@@ -189,6 +189,13 @@ class Capture:
         self.connections.append(connection)
         self._by_client[datagram.client] = connection
         return connection
+
+    def _start_over(self, connection: _Connection, header: QuicHeader, retry: bool) -> None:
+        """After Retry and Version Negotiation the client says hello anew, and aioquic's with another random."""
+        if retry:
+            connection.initial_dcid = header.source_cid
+        connection.random = None
+        connection.crypto.pop(("initial", True), None)
 
     def _any_server_cid_length(self) -> int:
         return self.connections[-1].server_cid_length if self.connections else _CLIENT_CID

@@ -52,7 +52,7 @@ RESERVED_VERSION = 0x1A2A3A4A
 #: The runner bounds every case; here only what is dead must end sooner.
 PATIENT = Timeouts(connect=None, read=None, write=None, pool=None)
 IDLE_TIMEOUT = 45.0
-GRACE = 10.0
+GRACE = 30.0
 TICKET_PATIENCE = 5.0
 
 
@@ -67,6 +67,7 @@ class Case:
     plan: str = "one"
     alpn: str = HQ
     versions: tuple[int, ...] = (VERSION_1,)
+    original_version: int | None = None
     cipher_suites: tuple[int, ...] | None = None
     early_data: bool = False
     update_keys: bool = False
@@ -84,7 +85,7 @@ CASES: Mapping[str, Case] = {
     "http3": Case(alpn="h3"),
     "keyupdate": Case(update_keys=True),
     "multiconnect": Case(plan="its-own"),
-    "v2": Case(versions=(VERSION_1, VERSION_2)),
+    "v2": Case(versions=(VERSION_2, VERSION_1), original_version=VERSION_1),
 }
 
 
@@ -123,7 +124,13 @@ class _QuicDialer(QuicDialer):
     def _settings(self, route: Route) -> QuicSettings:
         case, settings = self._case, super()._settings(route)
         no_error = 0 if case.alpn == HQ else settings.no_error
-        return replace(settings, alpn=(case.alpn,), cipher_suites=case.cipher_suites, no_error=no_error)
+        return replace(
+            settings,
+            alpn=(case.alpn,),
+            original_version=case.original_version,
+            cipher_suites=case.cipher_suites,
+            no_error=no_error,
+        )
 
 
 class _Dialer(Dialer):

@@ -104,7 +104,6 @@ def _play(case: TestCase, server: Server, folder: Path) -> float | None:
         site = replace(site, preferred=relay.fronts[1][:2])
         with server.run(site):
             code = _client(case, alpn, relay.fronts[0][1], names, folder)
-            time.sleep(0)
     capture = Capture(relay.capture, folder / "keys.log")
     _expect_code(code, folder)
     _compare(names, folder)

@@ -172,7 +172,6 @@ def _caddy(site: Site, program: list[str]) -> Command:
             default_sni localhost
             servers {{
                 protocols h1 h2 h3
-                {"0rtt on" if site.mode == "0rtt-on" else ""}
             }}
         }}
         https://:{site.port} {{
@@ -220,7 +219,6 @@ def _nginx(site: Site, program: list[str]) -> Command:
                 http3 {"off" if site.alpn == "hq-interop" else "on"};
                 http3_hq {"on" if site.alpn == "hq-interop" else "off"};
                 quic_retry {"on" if site.mode == "retry" else "off"};
-                ssl_early_data {"on" if site.mode == "0rtt" else "off"};
                 ssl_protocols TLSv1.3; {chacha}
                 ssl_certificate {site.certs}/cert.pem; ssl_certificate_key {site.certs}/priv.key;
                 keepalive_requests 100000; http3_max_concurrent_streams 128;
@@ -277,7 +275,7 @@ def _aioquic(site: Site, program: list[str]) -> Command:
 
 
 SERVERS = [
-    Server("caddy", "h3", frozenset({"", "ipv6", "chain", "ecn"}), lambda: _installed("caddy"), _caddy),
+    Server("caddy", "h3", PLAIN | {"0rtt", "ecn"}, lambda: _installed("caddy"), _caddy),
     Server(
         "ngtcp2",
         "h3",
@@ -285,7 +283,7 @@ SERVERS = [
         lambda: _peer("gtlsserver") or _installed("gtlsserver"),
         _gtlsserver,
     ),
-    Server("nginx", "hq-interop", PLAIN | {"retry", "0rtt"}, lambda: _peer("nginx"), _nginx),
+    Server("nginx", "hq-interop", PLAIN | {"retry"}, lambda: _peer("nginx"), _nginx),
     Server("haproxy", "hq-interop", PLAIN | {"retry"}, lambda: _peer("haproxy"), _haproxy),
     Server(
         "aioquic",

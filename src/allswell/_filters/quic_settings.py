@@ -34,6 +34,8 @@ class QuicSettings:
     :ivar cadata: trusted certificates, PEM; with ``cafile`` and ``capath`` all ``None``: those of certifi.
     :ivar certfile: our certificate and its chain, PEM; the key may be in the same file.
     :ivar versions: in order of preference.
+    :ivar original_version: of the first flight; ``None``: the most preferred one. From another the server may go over
+        to a more preferred one (compatible version negotiation, RFC 9368 §2.3).
     :ivar cipher_suites: of TLS 1.3 to offer, by number (RFC 8446 §B.4); ``None``: all there are.
     :ivar no_error: the code with which to close when nothing went wrong; the application on top defines it.
     :ivar idle_timeout: seconds of silence after which both sides forget the connection (RFC 9000 §10.1).
@@ -60,6 +62,7 @@ class QuicSettings:
     keyfile: str | None = None
     key_password: str | None = field(default=None, repr=False)
     versions: tuple[int, ...] = (VERSION_1, VERSION_2)
+    original_version: int | None = None
     cipher_suites: tuple[int, ...] | None = None
     no_error: int = H3_NO_ERROR
     idle_timeout: float = 30.0
@@ -88,6 +91,7 @@ class QuicSettings:
             cafile=self.cafile,
             capath=self.capath,
             supported_versions=list(self.versions),
+            original_version=self.original_version,
             cipher_suites=None if self.cipher_suites is None else [CipherSuite(each) for each in self.cipher_suites],
             idle_timeout=self.idle_timeout,
             max_data=self.connection_window,
