@@ -217,6 +217,10 @@ class Http1:
         elif isinstance(event, h11.InformationalResponse):
             events.append(InformationalReceived(exchange, head))
         else:
+            names = {name for name, _ in event.headers}  # (h11 gives them in lower case)
+            if b"transfer-encoding" in names and b"content-length" in names:
+                # RFC 9112 §6.3: "ought to be handled as an error", for it may be an attempt at response splitting.
+                raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")
             events.append(ResponseReceived(exchange, head))
             if self._h11.our_state is h11.SEND_BODY and (event.status_code >= 300 or self._closing(headers)):
                 # It has answered what it has not read yet: the rest of the request is wasted on it (RFC 9110 §9.3,

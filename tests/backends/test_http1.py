@@ -1,0 +1,484 @@
+"""The HTTP/1.1 backend without an event loop: every input whole and byte by byte, and only interface errors escape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from allswell._backends.http1 import Http1
+from allswell._backends.interface import (
+    BodyReceived,
+    Event,
+    ExchangeFailed,
+    InformationalReceived,
+    PeerLeaving,
+    ResponseCompleted,
+    ResponseReceived,
+    UploadRefused,
+)
+from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
+from allswell._messages import Headers, RequestHead
+
+HOST = (b"Host", b"a")
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def http1(limit: int = 64 * 1024) -> Http1:
+    return Http1(max_header_size=limit)
+
+
+def head(method: bytes = b"GET", *headers: tuple[bytes, bytes], target: bytes = b"/") -> RequestHead:
+    return RequestHead(method, b"http", b"a", target, [HOST, *headers])
+
+
+def opened(method: bytes = b"GET", *headers: tuple[bytes, bytes], end: bool = True) -> Http1:
+    backend = http1()
+    assert backend.open(head(method, *headers), end=end) == 1
+    backend.take_output()
+    return backend
+
+
+def feed(backend: Http1, data: bytes, size: int) -> list[Event]:
+    """The events of this input, given in pieces; pieces of body that follow one another are joined."""
+    events: list[Event] = []
+    for start in range(0, len(data), size):
+        for event in backend.receive(memoryview(data[start : start + size])):
+            last = events[-1] if events else None
+            if isinstance(event, BodyReceived) and isinstance(last, BodyReceived):
+                events[-1] = BodyReceived(last.exchange, last.data + event.data, last.credit + event.credit)
+            else:
+                events.append(event)
+        if backend.must_abort:
+            break  # the driver reads no further
+    return events
+
+
+def kinds(events: Sequence[Event]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def body(events: Sequence[Event]) -> bytes:
+    return b"".join(event.data for event in events if isinstance(event, BodyReceived))
+
+
+def failure(events: Sequence[Event]) -> AllswellError:
+    [error] = [event.error for event in events if isinstance(event, ExchangeFailed)]
+    return error
+
+
+sizes = pytest.mark.parametrize("size", [1, 7, 1 << 20])
+
+
+# Requests
+
+
+def test_request_on_the_wire() -> None:
+    backend = http1()
+    backend.open(head(b"GET", (b"X-Case", b"Kept"), target=b"/path?query"), end=True)
+    assert backend.take_output() == b"GET /path?query HTTP/1.1\r\nHost: a\r\nX-Case: Kept\r\n\r\n"
+    assert backend.take_output() == b""
+
+
+def test_bodies_on_the_wire() -> None:
+    backend = http1()
+    number = backend.open(head(b"POST", (b"Content-Length", b"5")), end=False)
+    backend.send_body(number, b"he", end=False)
+    backend.send_body(number, b"llo", end=True)
+    assert backend.take_output().endswith(b"\r\n\r\nhello")
+    backend = http1()
+    number = backend.open(head(b"POST", (b"Transfer-Encoding", b"chunked")), end=False)
+    backend.send_body(number, b"hello", end=False)
+    backend.send_body(number, b"", end=False)
+    backend.send_body(number, b"", end=True, trailers=[(b"Checksum", b"1")])
+    assert backend.take_output().endswith(b"\r\n\r\n5\r\nhello\r\n0\r\nChecksum: 1\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"Bad Name", b"1")],
+        [(b"", b"1")],
+        [(b"X", b"a\r\nInjected: b")],
+        [(b"X", b"a\nb")],
+        [(b"X", b"a\x00b")],
+        [(b"X\r\nY", b"1")],
+        [(b"Content-Length", b"5"), (b"Content-Length", b"6")],
+        [(b"Content-Length", b"-1")],
+        [(b"Content-Length", b"5, 6")],
+        [(b"Host", b"b")],
+    ],
+)
+def test_illegal_headers_are_refused_and_the_connection_lives(headers: Headers) -> None:
+    backend = http1()
+    with pytest.raises(LocalProtocolError, match="cannot send this request"):
+        backend.open(head(b"GET", *headers), end=True)
+    assert backend.take_output() == b""
+    assert not backend.must_abort
+    assert backend.capacity() == 1
+    assert backend.open(head(), end=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [(b"GET", b"/a b"), (b"GET", b"/a\r\nX: 1"), (b"GET", b"/\x00"), (b"G ET", b"/"), (b"GET\r\n", b"/"), (b"", b"/")],
+)
+def test_illegal_request_lines_are_refused(method: bytes, target: bytes) -> None:
+    backend = http1()
+    with pytest.raises(LocalProtocolError):
+        backend.open(head(method, target=target), end=True)
+    assert backend.take_output() == b""
+    assert backend.capacity() == 1
+
+
+@pytest.mark.parametrize(("data", "end"), [(b"too long", False), (b"abc", True)])
+def test_body_that_contradicts_its_length(data: bytes, end: bool) -> None:
+    backend = opened(b"POST", (b"Content-Length", b"5"), end=False)
+    with pytest.raises(LocalProtocolError):
+        backend.send_body(1, data, end=end)
+    assert backend.must_abort
+    assert backend.capacity() == 0
+
+
+def test_full_takes_no_more() -> None:
+    backend = opened()
+    with pytest.raises(NotProcessed) as caught:
+        backend.open(head(), end=True)
+    assert caught.value.proven
+
+
+# Responses
+
+
+@sizes
+def test_content_length(size: int) -> None:
+    backend = opened()
+    events = feed(backend, OK, size)
+    assert kinds(events) == ["ResponseReceived", "BodyReceived", "ResponseCompleted"]
+    assert isinstance(events[0], ResponseReceived)
+    assert (events[0].head.status, events[0].head.reason, events[0].head.http_version) == (200, b"OK", b"HTTP/1.1")
+    assert events[0].head.headers == [(b"Content-Length", b"5")]
+    assert body(events) == b"hello"
+    assert backend.capacity() == 1
+    assert backend.open(head(), end=True) == 2
+
+
+@sizes
+def test_chunked_with_trailers_and_extensions(size: int) -> None:
+    wire = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'3;name="x"\r\nabc\r\n002\r\nde\r\n0\r\nChecksum: 1\r\n\r\n'
+    )
+    backend = opened()
+    events = feed(backend, wire, size)
+    assert body(events) == b"abcde"
+    assert events[-1] == ResponseCompleted(1, [(b"Checksum", b"1")])
+    assert backend.capacity() == 1
+
+
+@sizes
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+        (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
+    ],
+)
+def test_no_body(method: bytes, start: bytes, size: int) -> None:
+    backend = opened(method)
+    assert kinds(feed(backend, start, size)) == ["ResponseReceived", "ResponseCompleted"]
+    assert backend.capacity() == 1
+
+
+@sizes
+def test_informational(size: int) -> None:
+    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    events = feed(opened(), early + OK, size)
+    assert kinds(events)[:3] == ["InformationalReceived", "InformationalReceived", "ResponseReceived"]
+    assert isinstance(events[1], InformationalReceived)
+    assert events[1].head.headers == [(b"Link", b"</a>")]
+
+
+@sizes
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+)
+def test_last_response(wire: bytes, size: int) -> None:
+    backend = opened()
+    events = feed(backend, wire, size)
+    assert kinds(events)[-2:] == ["ResponseCompleted", "PeerLeaving"]
+    assert backend.capacity() == 0
+    assert backend.spent
+    assert not backend.must_abort
+
+
+@sizes
+def test_close_delimited(size: int) -> None:
+    backend = opened()
+    events = feed(backend, b"HTTP/1.1 200 OK\r\n\r\nhello", size)
+    assert kinds(events) == ["ResponseReceived", "BodyReceived"]
+    assert kinds(backend.receive_eof(None))[0] == "ResponseCompleted"
+    assert backend.spent
+
+
+def test_close_delimited_and_cut() -> None:
+    backend = opened()
+    feed(backend, b"HTTP/1.1 200 OK\r\n\r\nhello", 100)
+    error = failure(backend.receive_eof(RemoteProtocolError("truncated")))
+    assert isinstance(error, RemoteProtocolError)
+    assert str(error) == "truncated"
+
+
+@pytest.mark.parametrize("cut", range(1, len(OK)))
+def test_cut_at_every_byte(cut: int) -> None:
+    backend = opened()
+    feed(backend, OK[:cut], 100)
+    error = failure(backend.receive_eof(None))
+    assert isinstance(error, RemoteProtocolError)
+    assert backend.must_abort
+    assert backend.capacity() == 0
+
+
+def test_ended_before_a_byte_of_the_first_response() -> None:
+    error = failure(opened().receive_eof(None))
+    assert isinstance(error, RemoteProtocolError)
+
+
+@pytest.mark.parametrize("why", [None, TransportError("reset", operation="read")])
+def test_ended_before_a_byte_of_a_later_response(why: AllswellError | None) -> None:
+    backend = opened()
+    feed(backend, OK, 100)
+    assert backend.open(head(), end=True) == 2
+    error = failure(backend.receive_eof(why))
+    assert isinstance(error, NotProcessed)
+    assert not error.proven
+    assert why is None or error.cause is why
+
+
+def test_idle_and_ended() -> None:
+    backend = opened()
+    feed(backend, OK, 100)
+    assert kinds(backend.receive_eof(None)) == ["PeerLeaving"]
+    assert backend.capacity() == 0
+
+
+@sizes
+def test_more_than_was_asked_for(size: int) -> None:
+    """Response splitting: what lies behind the response must never be read as the next one."""
+    backend = opened()
+    events = feed(backend, OK + OK, size)
+    assert body(events) == b"hello"
+    assert backend.capacity() == 0
+    assert backend.spent
+
+
+@sizes
+def test_more_than_was_asked_for_while_the_upload_goes_on(size: int) -> None:
+    backend = opened(b"POST", (b"Transfer-Encoding", b"chunked"), end=False)
+    events = feed(backend, OK + OK.replace(b"hello", b"poisn"), size)
+    assert body(events) == b"hello"
+    backend.send_body(1, b"", end=True)
+    assert backend.capacity() == 0
+    assert backend.spent
+
+
+def test_unasked() -> None:
+    backend = http1()
+    events = backend.receive(memoryview(b"HTTP/1.1 408 Request Timeout\r\n\r\n"))
+    assert kinds(events) == ["PeerLeaving"]
+    assert isinstance(events[0], PeerLeaving)
+    assert isinstance(events[0].error, RemoteProtocolError)
+    assert backend.capacity() == 0
+
+
+@sizes
+def test_refused_upload(size: int) -> None:
+    backend = opened(b"POST", (b"Content-Length", b"100000"), end=False)
+    wire = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno"
+    events = feed(backend, wire, size)
+    assert UploadRefused(1) in events
+    assert body(events) == b"no"
+    assert "ResponseCompleted" in kinds(events)
+
+
+def test_abandoned() -> None:
+    backend = opened()
+    backend.cancel(1)
+    backend.cancel(1)
+    assert backend.must_abort
+    assert backend.capacity() == 0
+
+
+def test_abandoning_what_is_over_harms_nobody() -> None:
+    backend = opened()
+    feed(backend, OK, 100)
+    backend.open(head(), end=True)
+    backend.cancel(1)
+    assert not backend.must_abort
+    assert body(feed(backend, OK, 100)) == b"hello"
+
+
+# Tunnels
+
+
+@sizes
+@pytest.mark.parametrize(
+    ("request_head", "answer"),
+    [
+        (
+            head(b"GET", (b"Connection", b"upgrade"), (b"Upgrade", b"echo")),
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n",
+        ),
+        (head(b"CONNECT", target=b"b:443"), b"HTTP/1.1 200 OK\r\n\r\n"),
+    ],
+)
+def test_tunnel(request_head: RequestHead, answer: bytes, size: int) -> None:
+    backend = http1()
+    number = backend.open(request_head, end=True)
+    backend.take_output()
+    events = feed(backend, answer + b"raw\x00bytes", size)
+    assert isinstance(events[0], ResponseReceived)
+    assert events[0].tunnel
+    assert body(events) == b"raw\x00bytes"
+    backend.send_body(number, b"\x00up", end=False)
+    assert backend.take_output() == b"\x00up"
+    assert kinds(backend.receive_eof(None)) == ["ResponseCompleted"]
+    assert backend.capacity() == 0
+
+
+def test_refused_connect_is_a_response() -> None:
+    backend = http1()
+    backend.open(head(b"CONNECT", target=b"b:443"), end=True)
+    events = feed(backend, b"HTTP/1.1 407 No\r\nContent-Length: 2\r\n\r\nno", 100)
+    assert isinstance(events[0], ResponseReceived)
+    assert not events[0].tunnel
+    assert body(events) == b"no"
+
+
+# Hostile peers
+
+BAD = {
+    "not HTTP": b"\x15\x03\x01\x00\x02\x02\x28",
+    "HTTP/0.9": b"hello\r\n\r\n",
+    "HTTP/2": b"HTTP/2 200 OK\r\n\r\n",
+    "no status": b"HTTP/1.1\r\n\r\n",
+    "status of four digits": b"HTTP/1.1 2000 OK\r\n\r\n",
+    "status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
+    "status below 100": b"HTTP/1.1 099 X\r\n\r\n",
+    "NUL in a value": b"HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n",
+    "NUL in a name": b"HTTP/1.1 200 OK\r\nX\x00: a\r\n\r\n",
+    "space before the colon": b"HTTP/1.1 200 OK\r\nX : a\r\n\r\n",
+    "no colon": b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n",
+    "folding first": b"HTTP/1.1 200 OK\r\n X: a\r\n\r\n",
+    "negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+    "signed length": b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+    "length of letters": b"HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\n",
+    "length of 40 digits": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n",
+    "unknown coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "chunked not last": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+    "chunk of no size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\r\n",
+    "chunk of letters": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "chunk of negative size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n",
+    "chunk of 30 digits": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n",
+    "chunk longer than its size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n",
+    "endless head": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000,
+    "endless header": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000,
+    "endless status line": b"HTTP/1.1 200 " + b"O" * 300_000,
+    "huge head that is complete": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000 + b"\r\n\r\n",
+    "endless chunk extension": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"x" * 300_000,
+    "endless trailers": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 50_000,
+}
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("wire", BAD.values(), ids=BAD.keys())
+def test_bad_input(wire: bytes, size: int) -> None:
+    backend = opened()
+    events = feed(backend, wire, size)
+    if not backend.must_abort:
+        events += backend.receive_eof(None)
+    error = failure(events)
+    assert isinstance(error, RemoteProtocolError)
+    assert error.by == "peer"
+    assert backend.must_abort
+    assert backend.capacity() == 0
+
+
+def test_conflicting_framing() -> None:
+    """RFC 9112 §6.3: it may be an attempt at response splitting."""
+    wire = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    backend = opened()
+    events = feed(backend, wire, 1 << 20)
+    assert isinstance(failure(events), RemoteProtocolError)
+    assert body(events) == b""
+    assert backend.capacity() == 0
+
+
+# Fuzzing
+
+PIECES = [
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\n",
+    b"HTTP/1.0 500 No\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n",
+    b"Upgrade: x\r\n",
+    b"\r\n",
+    b"5\r\nhello\r\n",
+    b"0\r\n",
+    b"hello",
+]
+wires = st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=12)), max_size=12).map(b"".join)
+requests = st.sampled_from(
+    [
+        (head(), True),
+        (head(b"HEAD"), True),
+        (head(b"POST", (b"Content-Length", b"5")), False),
+        (head(b"POST", (b"Transfer-Encoding", b"chunked")), False),
+        (head(b"CONNECT", target=b"b:443"), True),
+        (head(b"GET", (b"Connection", b"upgrade"), (b"Upgrade", b"x")), True),
+    ]
+)
+
+
+def played(wire: bytes, size: int, request: RequestHead, end: bool) -> tuple[list[Event], bool, int]:
+    backend = http1()
+    number = backend.open(request, end=end)
+    events = feed(backend, wire, size)
+    if not end and not backend.must_abort:
+        backend.send_body(number, b"hello", end=True)
+    if not backend.must_abort:
+        events += backend.receive_eof(None)
+    backend.take_output()
+    return events, backend.must_abort, backend.capacity()
+
+
+@settings(max_examples=400, deadline=None)
+@given(wires, requests)
+def test_any_input_means_the_same_in_one_piece_and_byte_by_byte(
+    wire: bytes, request_end: tuple[RequestHead, bool]
+) -> None:
+    """And no exception escapes; each exchange ends exactly once; nothing can be opened on what has ended."""
+    whole = played(wire, 1 << 20, *request_end)
+    single = played(wire, 1, *request_end)
+    for events, _, capacity in (whole, single):
+        ends = [each for each in kinds(events) if each in ("ResponseCompleted", "ExchangeFailed")]
+        assert len(ends) == 1, events
+        assert kinds(events).count("ResponseReceived") <= 1
+        assert capacity == 0
+    assert body(whole[0]) == body(single[0])
+    outcome = ("ResponseReceived", "InformationalReceived", "ResponseCompleted", "ExchangeFailed")
+    assert [each for each in kinds(whole[0]) if each in outcome] == [
+        each for each in kinds(single[0]) if each in outcome
+    ]
