@@ -1,7 +1,7 @@
 """allswell: an async HTTP client that ends well. HTTP/1.1, HTTP/2 and HTTP/3, on asyncio and trio."""
 
 from allswell._client import AsyncClient
-from allswell._config import PoolConfig, ProxyHop, Timeouts
+from allswell._config import PoolConfig, ProxyHop, QuicConfig, Timeouts
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -40,6 +40,7 @@ __all__ = [
     "ProtocolError",
     "ProxyHop",
     "ProxyRefused",
+    "QuicConfig",
     "RemoteProtocolError",
     "Response",
     "ResponseHead",
