@@ -61,3 +61,13 @@ def connect_proxy(
         carry(connection, origin)
 
     return script
+
+
+def refusing_proxy(status: str, body: bytes) -> Script:
+    """A proxy that answers CONNECT so, and hears the client out."""
+
+    def script(connection: PeerConnection) -> None:
+        if connection.read_head():
+            connection.send(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    return script
