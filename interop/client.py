@@ -146,16 +146,14 @@ class Pool(ConnectionPool):
         super().__init__(config)
         self._case = case
 
-    def _loop(self) -> TaskHost:
-        host = super()._loop()
-        if not isinstance(self._dialer, _Dialer):
-            self._dialer = _Dialer(host, self.config, self._case)
-        return host
+    def _make_dialer(self, host: TaskHost) -> _Dialer:
+        return _Dialer(host, self.config, self._case)
 
     def update_keys(self) -> None:
         """Begin a key update on every connection."""
-        assert isinstance(self._dialer, _Dialer)
-        for quic in self._dialer._quic.dialled:
+        dialer = self._dispatch().dialer
+        assert isinstance(dialer, _Dialer)
+        for quic in dialer._quic.dialled:
             quic.update_keys()
 
 

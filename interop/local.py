@@ -123,7 +123,7 @@ def _client(case: TestCase, alpn: str, port: int, names: Sequence[str], folder: 
         "DOWNLOADS": str(folder / "downloads"),
         "CERTS": str(folder / "certs"),
         "PYTHON": sys.executable,
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE.parent)]),
     }
     if alpn == "h3":
         environment["ALPN"] = alpn
