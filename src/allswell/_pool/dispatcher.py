@@ -1,0 +1,496 @@
+"""The dispatcher: which connection serves a request, when to make another, and which has to go.
+
+Theory of operation. All decisions are synchronous, made where something changed: a request arrives, an exchange ends, a
+dial ends, a connection leaves. A request that finds a connection with room opens its exchange there and then;
+otherwise it waits (`waiters.py`), and we dial for it when the limits allow. A waiter is served by whichever connection
+of its route has room first, dialled for it or not: the exchange is opened in its name, so that room is never reserved
+for a task that has yet to wake up. Dials belong to the pool, not to the request that caused them.
+
+Connections are reused last-in first-out, so that those that are not needed grow idle and expire. Over the limits, the
+idle connection that was unused for longest ends (in the background, politely), whichever route it serves.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import weakref
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+import anyio
+
+from allswell._config import PoolConfig
+from allswell._connection.driver import Connection
+from allswell._connection.exchange import Exchange
+from allswell._deadline import Deadline
+from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout
+from allswell._pool.dialer import Dialer
+from allswell._pool.request import Request
+from allswell._pool.response import Response
+from allswell._pool.route import Route
+from allswell._pool.waiters import Waiters
+from allswell._report import ConnectionEnd
+from allswell._tasks import Alarm, Signal, TaskHost, weak_method
+
+#: How long an idle connection over the keep-alive limit is kept after all, in seconds.
+_SURPLUS_FOR = 0.5
+
+#: After the grace: time for tasks that were told to finish, in seconds. (They wait for nothing any more.)
+_SLACK = 0.1
+
+
+class _Dial:
+    """A connection in the making, and how many waiters it may serve."""
+
+    __slots__ = ("covers", "deadline", "waiters")
+
+    def __init__(self, covers: int) -> None:
+        self.covers = covers
+        self.waiters: dict[_Waiter, None] = {}
+        self.deadline = Deadline()  # none, until the pool closes
+
+
+class _Waiter:
+    """A request that waits for room; served, it has an exchange, else an error."""
+
+    __slots__ = ("dial", "error", "exchange", "request", "signal", "since", "total_at")
+
+    def __init__(self, request: Request, total_at: float, signal: Signal, *, since: float) -> None:
+        self.request = request
+        self.total_at = total_at
+        self.signal = signal
+        self.since = since  # see _fit
+        self.dial: _Dial | None = None
+        self.exchange: Exchange | None = None
+        self.error: AllswellError | None = None
+
+
+class _RouteState:
+    """What the pool has on one route."""
+
+    __slots__ = ("available", "connections", "counts", "dials", "multiplexes", "route")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.available: dict[Connection, None] = {}  # with room; the last one was used last
+        self.connections = 0  # those that count against the limits
+        self.dials: dict[_Dial, None] = {}
+        self.multiplexes: bool | None = None  # as the last connection turned out
+        self.counts = not route.carries  # against the limits
+
+
+class Dispatcher:
+    """The connections of one pool, and who waits for them. It is the owner that its connections tell what happens.
+
+    :param send: how a request is sent through the pool (a tunnel through a proxy is one); held weakly.
+    :ivar host: the event loop.
+    :ivar connections: all that are not closed, those in their goodbyes included, and their routes.
+    :ivar ends: of those that closed since :meth:`close` was called.
+    :ivar dropped: how many the end of the event loop cut off.
+    """
+
+    def __init__(
+        self,
+        host: TaskHost,
+        dialer: Dialer,
+        config: PoolConfig,
+        send: Callable[[Request], Awaitable[Response]],
+    ) -> None:
+        self.config = config
+        self.dialer = dialer
+        self.connections: dict[Connection, Route] = {}
+        self.ends: list[ConnectionEnd] = []
+        self.dropped = 0
+        self.host = host
+        self._send = weakref.WeakMethod(send)
+        self._routes: dict[Route, _RouteState] = {}
+        self._waiters: Waiters[_Waiter] = Waiters()
+        self._idle: dict[Connection, None] = {}  # the first has been idle for longest
+        self._homes: dict[Connection, _RouteState] = {}  # where each connection counts, while it does
+        self._surplus: Alarm | None = None
+        self._counted = 0  # connections and dials that count against the limit
+        self._closing: Deadline | None = None
+        self._ended = anyio.Event()
+
+    # For requests
+
+    def open_now(self, request: Request, total_at: float, since: float) -> Exchange | None:
+        """Open the exchange at once, where a connection has room and nobody has waited for it longer."""
+        state = self._routes.get(request.route)
+        if state is None or self._closing is not None or self._waiters.waiting(request.route):
+            return None
+        available = state.available
+        while available:
+            connection = next(reversed(available))
+            if not _fit(connection, since):
+                return None
+            ready = connection.capacity() if request.may_repeat(proven=False) else connection.usable()
+            if ready:
+                return self._open_on(state, connection, request, total_at)
+            available.pop(connection, None)
+        return None
+
+    def _open_on(self, state: _RouteState, connection: Connection, request: Request, total_at: float) -> Exchange:
+        inline = request.inline
+        exchange = connection.open(
+            request.head,
+            inline,
+            timeouts=request.timeouts,
+            total_at=total_at,
+            upload=request.body is not None and inline is None,
+        )
+        self._idle.pop(connection, None)
+        if not connection.capacity():
+            state.available.pop(connection, None)
+        return exchange
+
+    async def wait(self, request: Request, total_at: float, since: float) -> Exchange:
+        """Wait for a connection with room, and for it to be made if need be; the exchange opened there.
+
+        :param total_at: the instant at which the request's total timeout passes.
+        :param since: as for :func:`_fit`.
+        :raises AllswellError: when there is none to be had.
+        """
+        if self._closing is not None:
+            raise PoolClosed("the pool is closed")
+        waiter = _Waiter(request, total_at, self.host.signal(), since=since)
+        route = request.route
+        state = self._routes.get(route)
+        if state is None:
+            state = self._routes[route] = _RouteState(route)
+        pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
+        self._waiters.add(route, waiter)
+        self._make_room(state)
+        try:
+            while waiter.exchange is None and waiter.error is None:
+                until = waiter.total_at if waiter.dial is not None else min(pool_at, waiter.total_at)
+                with Deadline(until).scope() as scope:
+                    await waiter.signal.wait()
+                if request.tracer is not None:
+                    await request.tracer.tell()
+                if scope.cancelled_caught and waiter.exchange is None and waiter.error is None:
+                    self._time_out(waiter)
+        except BaseException:
+            if waiter.exchange is not None:
+                waiter.exchange.abandon()
+            raise
+        finally:
+            self._forget(state, waiter)
+        if waiter.exchange is None:
+            assert waiter.error is not None
+            raise waiter.error
+        return waiter.exchange
+
+    def _time_out(self, waiter: _Waiter) -> None:
+        origin, timeouts = waiter.request.route.label, waiter.request.timeouts
+        if waiter.total_at <= monotonic():
+            waiter.error = Timeout(f"{origin}: no connection within the total {timeouts.total:g} s", phase="total")
+        else:
+            waiter.error = Timeout(f"{origin}: no room in the pool within {timeouts.pool:g} s", phase="pool")
+
+    def _forget(self, state: _RouteState, waiter: _Waiter) -> None:
+        self._waiters.remove(state.route, waiter)
+        if waiter.dial is not None:
+            waiter.dial.waiters.pop(waiter, None)
+            waiter.dial = None
+
+    # Serving and dialling
+
+    def _serve(self, state: _RouteState, connection: Connection) -> None:
+        """Give the connection's room to those who wait on its route, first come first."""
+        while connection.capacity():
+            chosen = next((w for w in self._waiters.first(state.route) if _fit(connection, w.since)), None)
+            if chosen is None:
+                return
+            self._forget(state, chosen)
+            try:
+                chosen.exchange = self._open_on(state, connection, chosen.request, chosen.total_at)
+            except NotProcessed:
+                self._waiters.add(state.route, chosen)  # to its end: but it has no more room, so the loop is over
+                return
+            except AllswellError as error:
+                chosen.error = error
+            chosen.signal.set()
+
+    def _make_room(self, state: _RouteState) -> None:
+        """Cover the route's starved waiters: by dials under way that may serve more, then by new ones."""
+        waiters = self._waiters
+        if self._closing is not None:
+            return
+        for dial in list(state.dials):
+            while len(dial.waiters) < dial.covers and (waiter := waiters.starved(state.route)) is not None:
+                self._cover(state, waiter, dial)
+        while waiters.starved(state.route) is not None and self._admit(state):
+            dial = _Dial(self._expected(state))
+            state.dials[dial] = None
+            self._counted += state.counts
+            first = waiters.starved(state.route)
+            assert first is not None
+            while len(dial.waiters) < dial.covers and (waiter := waiters.starved(state.route)) is not None:
+                self._cover(state, waiter, dial)
+            self.host.spawn(self._dial, state, dial, first.request, name=f"allswell dials {state.route.origin}")
+
+    def _cover(self, state: _RouteState, waiter: _Waiter, dial: _Dial) -> None:
+        self._waiters.cover(state.route, waiter)
+        waiter.dial = dial
+        dial.waiters[waiter] = None
+        waiter.signal.set()
+
+    def _expected(self, state: _RouteState) -> int:
+        multiplexes = state.multiplexes
+        if multiplexes is None:
+            multiplexes = self.dialer.may_multiplex(state.route)
+        return self.dialer.streams(state.route) if multiplexes else 1
+
+    def _admit(self, state: _RouteState) -> bool:
+        """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
+        if not state.counts:
+            return True
+        limits = self.config
+        per_route = limits.max_connections_per_route
+        if per_route is not None and state.connections + len(state.dials) >= per_route:
+            # One that is idle although somebody waits here will not do for him: he needs a fresh one.
+            idle = next((each for each in state.available if each in self._idle), None)
+            if idle is None:
+                return False
+            self._evict(idle)
+        while limits.max_connections is not None and self._counted >= limits.max_connections:
+            oldest = next(iter(self._idle), None)
+            if oldest is None:
+                return False
+            self._evict(oldest)
+        return True
+
+    def _evict(self, connection: Connection) -> None:
+        """End an idle connection; its place is the caller's to give, so it is taken from it first."""
+        state = self._detach(connection)
+        connection.close("its place was needed")
+        if state is not None:
+            self._tidy(state)
+
+    async def _dial(self, state: _RouteState, dial: _Dial, request: Request) -> None:
+        error: AllswellError | None = None
+        connection: Connection | None = None
+        try:
+            with dial.deadline.scope() as closing:
+                for attempt in range(self.config.retries + 1):
+                    if attempt:
+                        await anyio.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+                    try:
+                        connection = await self._connect(state.route, request)
+                        break
+                    except (ConnectFailed, Timeout) as failure:
+                        error = failure
+            if closing.cancelled_caught:
+                error = PoolClosed("the pool was closed while the request waited for a connection")
+        except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: who waits must learn
+            error = ConnectFailed(f"cannot connect to {state.route.label}: {failure!r}", phase="tcp", by="us")
+            error.__cause__ = failure
+        finally:
+            del state.dials[dial]
+            self._counted -= state.counts
+            if connection is None:
+                self._dial_failed(state, dial, error or PoolClosed("the event loop ended"))
+            else:
+                self._dial_succeeded(state, dial, connection)
+            self._something_ended()
+
+    async def _connect(self, route: Route, request: Request) -> Connection:
+        seconds = request.timeouts.connect
+        with Deadline.after(seconds).scope():
+            return await self.dialer.dial(route, self, self._send_through, request.tracer, timeout=seconds)
+        raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
+
+    async def _send_through(self, request: Request) -> Response:
+        send = self._send()
+        if send is None:
+            raise PoolClosed("the pool is gone")
+        return await send(request)
+
+    def _dial_failed(self, state: _RouteState, dial: _Dial, error: AllswellError) -> None:
+        for waiter in list(dial.waiters):
+            self._forget(state, waiter)
+            waiter.error = error
+            waiter.signal.set()
+        self._room_came(state)
+
+    def _dial_succeeded(self, state: _RouteState, dial: _Dial, connection: Connection) -> None:
+        state.multiplexes = connection.capacity() > 1
+        state.connections += 1
+        self._homes[connection] = state
+        self.connections[connection] = state.route
+        self._counted += state.counts
+        self.host.spawn(connection.run, name=f"allswell {connection.http_version} to {connection.label}")
+        if self._closing is not None:
+            connection.close("the pool closes", self._closing)
+            return
+        self.connection_available(connection)
+        # Whom it could not serve (they were more than it turned out to have room for) waits for another.
+        for waiter in list(dial.waiters):
+            waiter.dial = None
+            self._waiters.uncover(state.route, waiter)
+            waiter.signal.set()
+        self._make_room(state)
+
+    def _room_came(self, state: _RouteState) -> None:
+        """A place under the limits is free: the one who has waited longest, on whichever route, has it."""
+        if self.config.max_connections is None:
+            self._make_room(state)
+        else:
+            for route in self._waiters.starved_routes():
+                assert isinstance(route, Route)
+                self._make_room(self._routes[route])
+                if self._counted >= self.config.max_connections and not self._idle:
+                    break
+        self._tidy(state)
+
+    def _owed_elsewhere(self, state: _RouteState) -> bool:
+        """Whether the place of a connection without exchanges belongs to another route.
+
+        There someone has waited for longer than anyone here, and nothing is under way that could ever serve him.
+        """
+        oldest = self._waiters.starved_longest()
+        if oldest is None or oldest == state.route or self.config.max_connections is None or not state.counts:
+            return False
+        assert isinstance(oldest, Route)
+        other = self._routes[oldest]
+        return not (other.connections or other.dials) and self._counted >= self.config.max_connections
+
+    def _tidy(self, state: _RouteState) -> None:
+        if not (state.connections or state.dials or self._waiters.waiting(state.route)):
+            self._routes.pop(state.route, None)
+
+    # What connections tell (see _connection/interface.py)
+
+    def connection_available(self, connection: Connection) -> None:
+        """It has room: serve who waits, or keep it."""
+        state = self._homes.get(connection)
+        if state is None:
+            return
+        # (One that has carried nothing yet was made for who waits here, when it was his turn.)
+        if connection.opened and not connection.open_exchanges and self._owed_elsewhere(state):
+            self._detach(connection)
+            connection.close("its place was needed")
+            self._room_came(state)
+            return
+        if self._waiters.waiting(state.route):
+            self._serve(state, connection)
+        if connection.capacity():
+            state.available.pop(connection, None)
+            state.available[connection] = None
+            if not connection.open_exchanges:
+                self._idle[connection] = None
+                if self._waiters.starved_longest() is not None:
+                    self._room_came(state)  # for which it may have to end
+                limit = self.config.max_keepalive_connections
+                if limit is not None and len(self._idle) > limit:
+                    self._thin_out()
+
+    def _thin_out(self) -> None:
+        """End idle connections over the keep-alive limit, oldest first: those that nobody wanted for a moment.
+
+        (When fifty answers come at once, fifty connections are idle until the fifty requesters have had their turn.)
+        """
+        limit = self.config.max_keepalive_connections or 0
+        now = monotonic()
+        while len(self._idle) > limit:
+            oldest = next(iter(self._idle))
+            if oldest.idle_since + _SURPLUS_FOR > now:
+                if self._surplus is None:
+                    self._surplus = Alarm(self.host, weak_method(self._thin_out))
+                self._surplus.set(min(self._surplus.at, oldest.idle_since + _SURPLUS_FOR))
+                return
+            oldest.close(f"more than {limit} idle connections")
+
+    def connection_leaving(self, connection: Connection) -> None:
+        """It takes no more: it counts no more either, so another may take its place while it still drains."""
+        state = self._detach(connection)
+        if state is not None and self._closing is None:
+            self._room_came(state)
+
+    def _detach(self, connection: Connection) -> _RouteState | None:
+        """Count it no more; the route's state, where it did count until now."""
+        self._idle.pop(connection, None)
+        state = self._homes.pop(connection, None)
+        if state is not None:
+            state.available.pop(connection, None)
+            state.connections -= 1
+            self._counted -= state.counts
+        return state
+
+    def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
+        """It is closed."""
+        self.connections.pop(connection, None)
+        if self._closing is not None:
+            self.ends.append(end)
+        elif end.reason == "the event loop ended":
+            self.dropped += 1
+        if self.config.on_connection_end is not None:
+            self.config.on_connection_end(end)
+        self._something_ended()
+
+    def _something_ended(self) -> None:
+        ended, self._ended = self._ended, anyio.Event()
+        ended.set()
+
+    # Closing
+
+    async def close(self, deadline: Deadline, *, cut: bool) -> None:
+        """End everything, as :meth:`ConnectionPool.aclose` says it; ``ends`` tells how.
+
+        :param deadline: the end of the grace, which has just begun.
+        """
+        epoch = monotonic()
+        grace = deadline.left()
+        self._closing = deadline
+        if self._surplus is not None:
+            self._surplus.stop()
+        for waiter in self._waiters:
+            waiter.error = PoolClosed("the pool was closed while the request waited for a connection")
+            waiter.signal.set()
+        for state in list(self._routes.values()):
+            for dial in list(state.dials):
+                dial.deadline.tighten(epoch)
+        reserve = min(0.5, grace / 4)
+        carried = any(route.carries for route in self.connections.values())
+        for connection, route in list(self.connections.items()):
+            # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
+            # exchanges are tunnels.)
+            sooner = carried and route.proxies and not route.carries
+            connection.close("the pool closes", deadline.shifted(-reserve / 2) if sooner else deadline, epoch=epoch)
+        try:
+            if not cut:
+                await self._all_ended(deadline.shifted(-reserve))
+            late = PoolClosed(
+                f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
+            )
+            for connection, route in list(self.connections.items()):
+                if not route.carries:
+                    connection.cut(late)
+            await self._all_ended(deadline.shifted(_SLACK))
+        finally:
+            self.abort_all("the grace is over")
+
+    def hurry(self, deadline: Deadline) -> None:
+        """The grace has become shorter while everything ends."""
+        for connection in list(self.connections):
+            connection.close("the pool closes", deadline)
+
+    def abort_all(self, reason: str) -> None:
+        """End every connection without a word."""
+        for connection in list(self.connections):
+            connection.abort(reason)
+
+    async def _all_ended(self, deadline: Deadline) -> None:
+        with deadline.scope():
+            while self.connections or any(state.dials for state in self._routes.values()):
+                await self._ended.wait()
+
+
+def _fit(connection: Connection, since: float) -> bool:
+    """Whether it was made since then, or has carried nothing yet.
+
+    (``-inf``: any will do. ``inf``: only one that has carried nothing.)
+    """
+    return connection.made_at > since or not connection.opened
