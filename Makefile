@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench docs
+.PHONY: setup demo test check bench docs interop peers
 setup: .venv/.check ; @echo "ready: make test, make check"
 demo: .venv/.demo ; @$(BIN)/python -m demo
 test: .venv/.test ; $(BIN)/python -m pytest
 check: .venv/.check ; $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
 bench: .venv/.bench ; @$(BIN)/python -m tests.bench $(ARGS)
+interop: .venv/.test ; @interop/run.sh $(ARGS)
+peers: ; @interop/peers.sh
 docs: .venv/.docs ; $(BIN)/python -m mkdocs build --strict
 
 # One stamp per dependency group of pyproject.toml; installed again when that changes.
