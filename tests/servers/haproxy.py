@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from tests.servers.hypercorn import hypercorn
 from tests.support.certificates import certificates
@@ -12,11 +12,15 @@ from tests.support.servers import ServerInfo, needed, run, setup, signal_reload
 
 
 @contextmanager
-def haproxy() -> Iterator[ServerInfo]:
-    """Run it, in master-worker mode, and the server behind it."""
+def haproxy(origin: int | None = None) -> Iterator[ServerInfo]:
+    """Run it, in master-worker mode, and the server behind it.
+
+    :param origin: the port of a plain HTTP/1.1 server to take in hypercorn's place.
+    """
     program = needed("haproxy")
     files = certificates()
-    with setup() as made, hypercorn() as behind:
+    with setup() as made, nullcontext() if origin is not None else hypercorn() as behind:
+        port = origin if behind is None else behind.http_port
         config = made.write(
             "haproxy.cfg",
             f"""
@@ -34,7 +38,7 @@ frontend in
     bind 127.0.0.1:{made.http_port}
     default_backend app
 backend app
-    server hypercorn 127.0.0.1:{behind.http_port}
+    server hypercorn 127.0.0.1:{port}
 """,
         )
         with run(
@@ -42,7 +46,7 @@ backend app
             [program, "-W", "-db", "-f", config],
             made,
             protocols=["http/1.1", "h2"],
-            echoes=True,
+            echoes=origin is None,
             reload=signal_reload(signal.SIGUSR2),
             quit_signal=signal.SIGUSR1,
         ) as server:

@@ -11,7 +11,7 @@ from tests.support.servers import ServerInfo, needed, run, setup, signal_reload
 
 
 @contextmanager
-def nginx(requests_per_connection: int = 100_000) -> Iterator[ServerInfo]:
+def nginx(requests_per_connection: int = 100_000, http2: bool = True) -> Iterator[ServerInfo]:
     """Run it."""
     program = needed("nginx")
     files = certificates()
@@ -34,7 +34,7 @@ def nginx(requests_per_connection: int = 100_000) -> Iterator[ServerInfo]:
                 keepalive_timeout 30;
                 keepalive_requests {requests_per_connection};
                 server {{
-                    listen 127.0.0.1:{made.port} ssl http2;
+                    listen 127.0.0.1:{made.port} ssl{" http2" * http2};
                     listen 127.0.0.1:{made.http_port};
                     server_name localhost;
                     ssl_protocols TLSv1.2 TLSv1.3;
@@ -50,7 +50,7 @@ def nginx(requests_per_connection: int = 100_000) -> Iterator[ServerInfo]:
             "nginx",
             [program, "-e", "stderr", "-p", made.folder, "-c", config],
             made,
-            protocols=["http/1.1", "h2"],
+            protocols=["http/1.1"] + ["h2"] * http2,
             reload=signal_reload(signal.SIGHUP),
             quit_signal=signal.SIGQUIT,
         ) as server:

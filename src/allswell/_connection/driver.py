@@ -534,7 +534,6 @@ class Connection:
     async def _say_goodbye(self) -> None:
         began = monotonic()
         deadline = self._deadline = self._deadline or Deadline.after(self.config.grace)
-        layers: list[LayerEnd] = []
         backend = self._backend
         said = "" if self._at_end else backend.says_goodbye  # to a peer that has ended there is nothing to say
         with deadline.scope():
@@ -544,12 +543,15 @@ class Connection:
             self.abort("the server took no more of what we sent")
             return
         backend.goodbye()
-        self._top.transmit(backend.take_output())
+        self._top.transmit_last(backend.take_output())
         outcome = Outcome.PEER_FIRST if self._heard_goodbye else Outcome.CLEAN
         if said and not await self._top.delivered(deadline):
             outcome = Outcome.TIMED_OUT
-        layers.append(LayerEnd(backend.name, said, self._heard_goodbye, outcome, monotonic() - began))
-        layers += await self._stack.shutdown(deadline)
+        seconds = monotonic() - began
+        lower = await self._stack.shutdown(deadline)
+        if said and lower[-1].said == "RST":
+            outcome = Outcome.TIMED_OUT  # the peer did not even take it
+        layers = [LayerEnd(backend.name, said, self._heard_goodbye, outcome, seconds), *lower]
         if self._life.move(State.CLOSED):
             self._end(layers, began)
 

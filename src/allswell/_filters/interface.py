@@ -104,6 +104,10 @@ class Carrier(Filter, Generic[Input]):
         :raises TransportError: when the layer is gone.
         """
 
+    def transmit_last(self, data: bytes) -> None:
+        """As ``transmit``, for what a shutdown follows at once: a layer may keep it, to say it with its own goodbye."""
+        self.transmit(data)
+
     async def delivered(self, deadline: Deadline) -> bool:
         """Wait until what was transmitted is with the peer, as far as this layer can know; whether it is.
 

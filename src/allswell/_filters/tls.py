@@ -163,13 +163,19 @@ class TlsFilter(ByteStream):
     # Writing
 
     def transmit(self, data: bytes) -> None:
+        if data:
+            self.transmit_last(data)
+            self._push()
+
+    def transmit_last(self, data: bytes) -> None:
+        # Together with close_notify, in one segment: a peer that closes as soon as it hears GOAWAY would answer by RST
+        # what comes after it (nghttpd and HAProxy do).
         if not data or self._said or self._failed or self._object is None:
             return
         try:
             self._object.write(data)
         except ssl.SSLError:
             self._failed = True  # whatever broke it is told by the next read
-        self._push()
 
     @property
     def dead(self) -> bool:
