@@ -17,7 +17,7 @@ from allswell._errors import (
 )
 from allswell._messages import ResponseHead
 from allswell._pool.pool import ConnectionPool
-from allswell._pool.response import Response
+from allswell._pool.response import Attempt, Response
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
 from allswell._transport import AsyncTransport
 
@@ -27,6 +27,7 @@ __all__ = [
     "AllswellError",
     "AsyncClient",
     "AsyncTransport",
+    "Attempt",
     "CloseReport",
     "ConnectFailed",
     "ConnectionEnd",

@@ -168,7 +168,7 @@ async def test_attempts_are_told() -> None:
             assert (await client.get(peer.url)).extensions["attempts"] == []
             answer = await client.get(peer.url)
             assert len(answer.extensions["attempts"]) == 1
-            assert "ended the connection" in answer.extensions["attempts"][0]
+            assert "ended the connection" in answer.extensions["attempts"][0].why
 
 
 async def test_a_generator_that_was_begun_is_not_sent_again() -> None:

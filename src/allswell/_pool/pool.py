@@ -29,7 +29,7 @@ from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.proxy_dialer import forwarded
 from allswell._pool.request import Body, Request
-from allswell._pool.response import Response
+from allswell._pool.response import Attempt, Response
 from allswell._pool.route import Destination, destination, parsed
 from allswell._report import CloseReport
 from allswell._tasks import TaskHost, current_host
@@ -115,7 +115,7 @@ class ConnectionPool:
             request = forwarded(request)
         total = request.timeouts.total
         total_at = math.inf if total is None else monotonic() + total
-        attempts: list[str] = []
+        attempts: list[Attempt] = []
         since = -math.inf
         give_up_at = total_at if total is not None else monotonic() + _REPLAY_FOR
         dispatcher = self._dispatch()
@@ -123,10 +123,17 @@ class ConnectionPool:
             exchange = dispatcher.open_now(request, total_at, since)
             if exchange is None:
                 exchange = await dispatcher.wait(request, total_at, since)
+            version = exchange.connection.http_version
             try:
-                return await self._respond(request, exchange, attempts)
+                response = await self._respond(request, exchange, attempts)
+                if not _declined(request, response):
+                    return response
+                await response.aclose()
+                attempts.append(Attempt(f"the server answered {response.status}", "declined", version))
+                if response.status == 421:
+                    since = math.inf  # RFC 9110 §15.5.20: a connection that is only for this
             except NotProcessed as error:
-                attempts.append(str(error.cause))
+                attempts.append(Attempt(str(error.cause), "no" if error.proven else "perhaps", version))
                 given_up = monotonic() > give_up_at or (since == math.inf and not error.proven)
                 if given_up or not request.may_repeat(proven=error.proven):
                     raise error.cause from error
@@ -212,7 +219,7 @@ class ConnectionPool:
 
     # One request
 
-    async def _respond(self, request: Request, exchange: Exchange, attempts: list[str]) -> Response:
+    async def _respond(self, request: Request, exchange: Exchange, attempts: list[Attempt]) -> Response:
         tracer = request.tracer
         if request.body is not None and not exchange.uploaded:
             exchange.start_upload(request.body.pieces(), request.trailers)
@@ -255,6 +262,13 @@ class ConnectionPool:
 
     def _make_dialer(self, host: TaskHost) -> Dialer:
         return Dialer(host, self.config)
+
+
+def _declined(request: Request, response: Response) -> bool:
+    """Whether the server wants this request on another connection, or later (RFC 8470 §5.2), for the first time."""
+    if response.status not in (421, 425) or not request.may_repeat(proven=True):
+        return False
+    return not any(attempt.processed == "declined" for attempt in response.attempts)
 
 
 async def _jitter(tries: int, error: NotProcessed) -> None:

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from allswell._connection.exchange import Exchange
 from allswell._messages import Headers, ResponseHead
 from allswell._pool.network_stream import ExchangeStream, NetworkStream, StartTls
 from allswell._trace import Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt at a request that did not give its response, so that the request was sent again.
+
+    :ivar why: how it ended, in words.
+    :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not. ``"perhaps"``:
+        its connection ended before any answer, so only an idempotent request is sent again. ``"declined"``: it said
+        that another connection (421) or another moment (425) is the right one.
+    :ivar http_version: of the connection that carried it.
+    """
+
+    why: str
+    processed: Literal["no", "perhaps", "declined"]
+    http_version: str
+
+    def __str__(self) -> str:
+        return f"{self.why} ({self.http_version}; processed: {self.processed})"
 
 
 class Response:
@@ -18,7 +38,7 @@ class Response:
     :ivar headers: names and values as they came.
     :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"``.
     :ivar reason: the reason phrase (HTTP/1.1 only).
-    :ivar attempts: why each earlier attempt at this request ended, oldest first.
+    :ivar attempts: the earlier attempts at this request, oldest first.
     """
 
     __slots__ = (
@@ -35,7 +55,12 @@ class Response:
     )
 
     def __init__(
-        self, head: ResponseHead, exchange: Exchange, attempts: list[str], start_tls: StartTls, tracer: Tracer | None
+        self,
+        head: ResponseHead,
+        exchange: Exchange,
+        attempts: list[Attempt],
+        start_tls: StartTls,
+        tracer: Tracer | None,
     ) -> None:
         self.status = head.status
         self.headers = head.headers
