@@ -62,14 +62,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clients", nargs="*", choices=others, help="beside ours; all by default")
     parser.add_argument("--versions", nargs="*", choices=spoken, default=spoken)
     parser.add_argument("--scenarios", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS))
-    parser.add_argument("--repeat", type=int, default=5, help="runs of each client, of which the median counts")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each run measures")
+    parser.add_argument("--repeat", type=int, help="runs of each client, of which the median counts (5)")
+    parser.add_argument("--seconds", type=float, help="how long each run measures (3)")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--quick", action="store_true", help="3 runs of 1 s")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="the folder for JSON and chart")
     asked = parser.parse_args()
-    if asked.quick:
-        asked.repeat, asked.seconds = 3, 1.0
+    asked.repeat = asked.repeat or (3 if asked.quick else 5)
+    asked.seconds = asked.seconds or (1.0 if asked.quick else 3.0)
     return asked
 
 
