@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aioquic._buffer import Buffer, BufferReadError
 from aioquic._crypto import CryptoError
-from aioquic.buffer import Buffer, BufferReadError
 from aioquic.quic.crypto import CryptoContext, CryptoPair, apply_key_phase, next_key_phase
 from aioquic.quic.packet import QuicHeader, QuicPacketType, pull_quic_header
 from aioquic.tls import CipherSuite

@@ -136,7 +136,7 @@ class _QuicDialer(QuicDialer):
 class _Dialer(Dialer):
     def __init__(self, host: TaskHost, config: PoolConfig, case: Case) -> None:
         super().__init__(host, config)
-        self._quic = _QuicDialer(config, self._ssl_context(), case)
+        self.quic = self._quic = _QuicDialer(config, self._ssl_context(), case)
 
 
 class Pool(ConnectionPool):
@@ -153,7 +153,7 @@ class Pool(ConnectionPool):
         """Begin a key update on every connection."""
         dialer = self._dispatch().dialer
         assert isinstance(dialer, _Dialer)
-        for quic in dialer._quic.dialled:
+        for quic in dialer.quic.dialled:
             quic.update_keys()
 
 

@@ -1,4 +1,4 @@
-"""A path between client and server in user space: the simulator's scenarios without ns-3, and a capture of what crossed.
+"""A path between client and server in user space: the simulator's scenarios, and a capture of what crossed.
 
 The simulator puts client and server on two ends of one link; here both are on the loopback, and a thread relays every
 datagram. A link has a bandwidth, a delay and a queue that overflows (``simple-p2p``); on the way a datagram can be lost

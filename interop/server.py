@@ -1,7 +1,7 @@
 """A QUIC server on aioquic, for the cases that the servers of this machine cannot play.
 
-``hq-interop`` and ``h3``, Retry, 0-RTT, version 2, a preferred address. It serves the files of one folder and runs until
-it is killed. Nothing of it is allswell's: were it, both ends could share a misunderstanding.
+``hq-interop`` and ``h3``, Retry, 0-RTT, version 2, a preferred address. It serves the files of one folder and runs
+until it is killed. Nothing of it is allswell's: were it, both ends could share a misunderstanding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.h3.connection import H3Connection
 from aioquic.h3.events import HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration

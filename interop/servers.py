@@ -1,8 +1,8 @@
 """The servers of the local matrix: how each is started for a case, and which cases it can play.
 
-Each is started afresh for every case, on the loopback, with the case's certificate and files. nginx, HAProxy and a newer
-ngtcp2 come from ``make peers``, which unpacks a newer Debian into ``.peers``; they run from there, through its own
-dynamic linker, without being installed.
+Each is started afresh for every case, on the loopback, with the case's certificate and files. nginx, HAProxy and a
+newer ngtcp2 come from ``make peers``, which unpacks a newer Debian into ``.peers``; they run from there, through its
+own dynamic linker, without being installed.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _haproxy(site: Site, program: list[str]) -> Command:
     family = "quic6" if ":" in site.host else "quic4"
     files = sorted(site.www.iterdir())
     pem = site.write("site.pem", (site.certs / "cert.pem").read_text() + (site.certs / "priv.key").read_text())
-    ciphers = "ciphersuites TLS_CHACHA20_POLY1305_SHA256" if site.mode == "chacha20" else ""
+    extra = {"chacha20": "ciphersuites TLS_CHACHA20_POLY1305_SHA256", "retry": "quic-force-retry"}.get(site.mode, "")
     rules = "\n".join(
         f"http-request return status 200 content-type application/octet-stream file {file} if {{ path /{file.name} }}"
         for file in files
@@ -253,7 +253,7 @@ defaults
     timeout server 60s
     timeout connect 5s
 frontend site
-    bind {family}@{site.address} ssl crt {pem} alpn {site.alpn} {ciphers} {"quic-force-retry" if site.mode == "retry" else ""}
+    bind {family}@{site.address} ssl crt {pem} alpn {site.alpn} {extra}
     {rules}
 """,
     )
