@@ -17,9 +17,9 @@ class Attempt:
     """An attempt at a request that did not give its response, so that the request was sent again.
 
     :ivar why: how it ended, in words.
-    :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not. ``"perhaps"``:
-        its connection ended before any answer, so only an idempotent request is sent again. ``"declined"``: it said
-        that another connection (421) or another moment (425) is the right one.
+    :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not.
+        ``"perhaps"``: its connection ended before any answer, so only an idempotent request is sent again.
+        ``"declined"``: it said that another connection (421) or another moment (425) is the right one.
     :ivar http_version: of the connection that carried it.
     """
 
@@ -123,12 +123,8 @@ class Response:
             self._content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return self._content
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._content is not None:
-            yield self._content
-            return
-        while piece := await self.receive():
-            yield piece
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Pieces(self, self._content)
 
     async def aclose(self) -> None:
         """Take no more of the body. The connection is kept where the protocol, and what was read, allow it."""
@@ -174,3 +170,25 @@ class Response:
         else:
             facts["stream_id"] = self._exchange.number
         return facts
+
+
+class _Pieces:
+    """A response's body, piece by piece. (Not a generator: one that is left half-way has to be closed, or trio warns.)"""
+
+    __slots__ = ("_content", "_response")
+
+    def __init__(self, response: Response, content: bytes | None) -> None:
+        self._response = response
+        self._content = content
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._content is None:
+            piece = await self._response.receive()
+        else:
+            piece, self._content = self._content, b""
+        if not piece:
+            raise StopAsyncIteration
+        return piece
