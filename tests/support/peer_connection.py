@@ -201,9 +201,9 @@ class PeerConnection:
                     while (line := self._read_past(b"\r\n")) not in (b"\r\n", b""):
                         body += line
                     return bytes(body + line)
-                body += self._read_exactly(int(size_line.split(b";")[0], 16) + 2)
+                body += self.read_exactly(int(size_line.split(b";")[0], 16) + 2)
             return bytes(body)
-        return self._read_exactly(int(fields.get(b"content-length", b"0")))
+        return self.read_exactly(int(fields.get(b"content-length", b"0")))
 
     def read_request(self) -> bytes:
         """One whole HTTP/1.1 request, head and body, or ``b""`` when the client ended instead."""
@@ -225,7 +225,7 @@ class PeerConnection:
         self._unread += data[end:]
         return bytes(data[:end])
 
-    def _read_exactly(self, size: int) -> bytes:
+    def read_exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
             more = self.recv()

@@ -71,3 +71,61 @@ def refusing_proxy(status: str, body: bytes) -> Script:
             connection.send(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 
     return script
+
+
+class SocksProxy:
+    """A script that speaks SOCKS5 (RFC 1928) by hand.
+
+    :param user: name and password that it wants.
+    :param reply: what it replies to every command, when that is not success.
+    :ivar targets: what it was asked to connect to: type of address, host, port.
+    """
+
+    def __init__(
+        self, user: tuple[str, str] | None = None, reply: bytes | None = None, pieces: int | None = None
+    ) -> None:
+        self.targets: list[tuple[int, str, int]] = []
+        self._user = user
+        self._reply = reply
+        self._pieces = pieces
+
+    def __call__(self, connection: PeerConnection) -> None:
+        version, count = connection.read_exactly(2)
+        methods = connection.read_exactly(count)
+        wanted = 2 if self._user else 0
+        assert version == 5
+        if wanted not in methods:
+            connection.send(b"\x05\xff", pieces=self._pieces)
+            return
+        connection.send(bytes((5, wanted)), pieces=self._pieces)
+        if self._user is not None:
+            if not (head := connection.read_exactly(2)):
+                return  # the client had second thoughts
+            size = head[1]
+            name = connection.read_exactly(size).decode()
+            password = connection.read_exactly(connection.read_exactly(1)[0]).decode()
+            good = (name, password) == self._user
+            connection.send(bytes((1, not good)), pieces=self._pieces)
+            if not good:
+                return
+        if not (head := connection.read_exactly(4)):
+            return
+        _, command, _, kind = head
+        assert command == 1
+        if kind == 3:
+            host = connection.read_exactly(connection.read_exactly(1)[0]).decode()
+        else:
+            family = socket.AF_INET if kind == 1 else socket.AF_INET6
+            host = socket.inet_ntop(family, connection.read_exactly(4 if kind == 1 else 16))
+        port = int.from_bytes(connection.read_exactly(2), "big")
+        self.targets.append((kind, host, port))
+        if self._reply is not None:
+            connection.send(self._reply, pieces=self._pieces)
+            return
+        try:
+            origin = socket.create_connection((host, port), timeout=10)
+        except ConnectionRefusedError:
+            connection.send(b"\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00")
+            return
+        connection.send(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x12\x34", pieces=self._pieces)
+        relay(connection, origin)

@@ -263,6 +263,11 @@ async def _connect(
     return sock
 
 
+def is_address(host: str) -> bool:
+    """Whether it is an address literal rather than a name."""
+    return _family(host) is not None
+
+
 def _family(host: str) -> int | None:
     """The family of an address literal; ``None`` for a name."""
     try:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable
-from typing import Any
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, ProxyRefused, TransportError
 from allswell._filters.interface import ByteStream
+from allswell._filters.tunnel import TunnelFilter
 from allswell._messages import Headers
-from allswell._report import LayerEnd, Outcome
 
 #: What is shown of a refusal's body, and how long to wait for it, in seconds.
 BODY_SHOWN = 1024
@@ -41,7 +39,7 @@ def refused(proxy: str, status: int, reason: bytes, headers: Headers, body: byte
     return ProxyRefused(message, status=status, headers=headers, body=body[:BODY_SHOWN])
 
 
-class HttpConnectFilter(ByteStream):
+class HttpConnectFilter(TunnelFilter):
     """A tunnel through an HTTP/1.1 proxy.
 
     :param lower: the connection to the proxy.
@@ -54,14 +52,10 @@ class HttpConnectFilter(ByteStream):
     name = "http-connect"
 
     def __init__(self, lower: ByteStream, *, proxy: str, target: bytes, headers: Headers, max_head: int) -> None:
-        self._lower = lower
-        self._proxy = proxy
+        super().__init__(lower, proxy)
         self._target = target
         self._headers = headers
         self._max_head = max_head
-        self._received = bytearray()
-        self._ready = False
-        self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
         try:
@@ -141,64 +135,3 @@ class HttpConnectFilter(ByteStream):
         if chunked and (size := _CHUNK.match(body)) is not None:
             body = body[size.end() : size.end() + int(size[1], 16)]
         return body[:wanted]
-
-    async def _receive(self) -> bool:
-        while (data := self._lower.receive_nowait()) is None:
-            await self._lower.wait_readable()
-        self._received += data
-        return len(data) > 0
-
-    def _failed(self, what: str) -> ConnectFailed:
-        return ConnectFailed(f"no tunnel through the proxy {self._proxy}: {what}", phase="proxy", by="peer")
-
-    # The tunnel
-
-    @property
-    def truncated(self) -> bool:  # type: ignore[override]  # read only here: the layer below knows
-        return self._lower.truncated
-
-    def receive_nowait(self) -> memoryview | None:
-        if self._received:
-            first, self._received = self._received, bytearray()
-            return memoryview(first)
-        return self._lower.receive_nowait()
-
-    async def wait_readable(self) -> None:
-        if not self._received:
-            await self._lower.wait_readable()
-
-    def listen(self, function: Callable[[], None] | None) -> bool:
-        if function is not None and self._received:
-            return False
-        return self._lower.listen(function)
-
-    def transmit(self, data: bytes) -> None:
-        self._lower.transmit(data)
-
-    @property
-    def dead(self) -> bool:
-        return self._lower.dead
-
-    @property
-    def unsent(self) -> int:
-        return self._lower.unsent
-
-    async def flush(self) -> None:
-        await self._lower.flush()
-
-    # Ending
-
-    async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        """Nothing is said: the layers below end the tunnel."""
-        return self._finish(Outcome.CLEAN)
-
-    def abort(self, *, reset: bool = True) -> LayerEnd:
-        return self._finish(Outcome.ABORTED)
-
-    def _finish(self, outcome: Outcome) -> LayerEnd:
-        if self._end is None:
-            self._end = LayerEnd(self.name, "", "", outcome if self._ready else Outcome.SKIPPED)
-        return self._end
-
-    def extra(self, name: str) -> Any:
-        return self._lower.extra(name)

@@ -22,12 +22,15 @@ import httpx2
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, Timeout
+from allswell._filters.happy_eyeballs import Address, connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, basic_auth, refused
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.patience import Patience
+from allswell._filters.socks import Socks5Filter
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
+from allswell._filters.tunnel import TunnelFilter
 from allswell._messages import Headers, RequestHead
 from allswell._pool.network_stream import ExchangeStream
 from allswell._pool.request import Request
@@ -68,7 +71,22 @@ class ProxyDialer:
         hop = route.proxies[-1]
         if self._may_carry(hop):
             return Stack(await self._carried(route, hop, send))
+        if hop.scheme == "socks5" and not is_address(route.host):
+            return await self._resolved(route, hop, send, around)
         return await self._tunnelled(route, hop, send, around)
+
+    async def _resolved(self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None) -> Stack:
+        """A tunnel to the first of the host's addresses to which the proxy gives one."""
+
+        async def attempt(address: Address) -> Stack:
+            return await self._tunnelled(route._replace(host=address[1][0]), hop, send, around)
+
+        try:
+            return await connect_any(route.host, route.port, attempt, Stack.abort)
+        except ConnectFailed as error:
+            if error.phase != "dns":
+                raise
+            return await self._tunnelled(route, hop, send, around)  # the proxy may know more than we do
 
     def _may_carry(self, hop: ProxyHop) -> bool:
         return hop.scheme == "https" and hop.http2 and self._config.http2 and hop not in self._http1_only
@@ -77,13 +95,17 @@ class ProxyDialer:
         stack = await self.reach(route.to_proxy(), send, around)
         if hop.scheme == "https":
             await stack.push(self.tls(stack, hop, ["http/1.1"]), around)
-        tunnel = HttpConnectFilter(
-            top_of(stack),
-            proxy=str(hop),
-            target=_target(route),
-            headers=proxy_headers(hop),
-            max_head=self._config.max_header_size,
-        )
+        tunnel: TunnelFilter
+        if hop.scheme in ("socks5", "socks5h"):
+            tunnel = Socks5Filter(top_of(stack), proxy=str(hop), host=route.host, port=route.port, auth=hop.auth)
+        else:
+            tunnel = HttpConnectFilter(
+                top_of(stack),
+                proxy=str(hop),
+                target=_target(route),
+                headers=proxy_headers(hop),
+                max_head=self._config.max_header_size,
+            )
         await stack.push(tunnel, around)
         return stack
 

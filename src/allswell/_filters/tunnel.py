@@ -1,0 +1,90 @@
+"""What all tunnels through a proxy share: once they are open, bytes pass as they are, and the layers below end them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from allswell._deadline import Deadline
+from allswell._errors import ConnectFailed
+from allswell._filters.interface import ByteStream
+from allswell._report import LayerEnd, Outcome
+
+
+class TunnelFilter(ByteStream):
+    """A tunnel over a connection to a proxy. The subclasses open it.
+
+    :param lower: the connection to the proxy.
+    :param proxy: what errors call it (without credentials).
+    """
+
+    def __init__(self, lower: ByteStream, proxy: str) -> None:
+        self._lower = lower
+        self._proxy = proxy
+        self._received = bytearray()  # and not taken yet: in the end, what came with the proxy's answer
+        self._ready = False
+        self._end: LayerEnd | None = None
+
+    # For the subclasses, while they open it
+
+    async def _receive(self) -> bool:
+        """Wait for more in ``_received``; ``False`` at the end of the stream."""
+        while (data := self._lower.receive_nowait()) is None:
+            await self._lower.wait_readable()
+        self._received += data
+        return len(data) > 0
+
+    def _failed(self, what: str) -> ConnectFailed:
+        return ConnectFailed(f"no tunnel through the proxy {self._proxy}: {what}", phase="proxy", by="peer")
+
+    # Passing on
+
+    @property
+    def truncated(self) -> bool:  # type: ignore[override]  # read only here: the layer below knows
+        return self._lower.truncated
+
+    def receive_nowait(self) -> memoryview | None:
+        if self._received:
+            first, self._received = self._received, bytearray()
+            return memoryview(first)
+        return self._lower.receive_nowait()
+
+    async def wait_readable(self) -> None:
+        if not self._received:
+            await self._lower.wait_readable()
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        if function is not None and self._received:
+            return False
+        return self._lower.listen(function)
+
+    def transmit(self, data: bytes) -> None:
+        self._lower.transmit(data)
+
+    @property
+    def dead(self) -> bool:
+        return self._lower.dead
+
+    @property
+    def unsent(self) -> int:
+        return self._lower.unsent
+
+    async def flush(self) -> None:
+        await self._lower.flush()
+
+    # Ending
+
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        """Nothing is said: the layers below end the tunnel."""
+        return self._finish(Outcome.CLEAN)
+
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        return self._finish(Outcome.ABORTED)
+
+    def _finish(self, outcome: Outcome) -> LayerEnd:
+        if self._end is None:
+            self._end = LayerEnd(self.name, "", "", outcome if self._ready else Outcome.SKIPPED)
+        return self._end
+
+    def extra(self, name: str) -> Any:
+        return self._lower.extra(name)
