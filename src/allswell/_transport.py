@@ -29,6 +29,7 @@ from allswell._pool.pool import ConnectionPool
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Response
 from allswell._pool.route import Proxies, destination, proxy_hops
+from allswell._pool.websocket import as_extended_connect, as_upgraded
 from allswell._report import CloseReport
 from allswell._trace import Tracer
 
@@ -177,13 +178,28 @@ class Sender:
         self._left = False
 
     async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
+        ours = self._request(request)
+        translated = self._without_upgrade(ours)
         try:
-            response = await self.pool.send(self._request(request))
+            response = await self.pool.send(ours)
         except AllswellError as error:
             _raise_as(self._library, error)
+        if translated and 200 <= response.status < 300:
+            response.status = 101
+            response.headers = as_upgraded(request.headers.raw, response.headers)
         facts = response.extension_facts()
         facts["network_stream"] = RawStream(response.network_stream, self._core)
         return response, facts
+
+    def _without_upgrade(self, request: Request) -> bool:
+        """Where HTTP/1.1 may not be spoken, a WebSocket runs on a stream; whether it is for one."""
+        if self.pool.config.http1 or not request.route.upgrades:
+            return False
+        head = as_extended_connect(request.head)
+        if head is None:
+            return False
+        request.head, request.route = head, request.route._replace(upgrades=False)
+        return True
 
     def _request(self, request: httpx2.Request) -> Request:
         extensions = request.extensions
@@ -206,6 +222,7 @@ class Sender:
             to.authority,
             extensions.get("target", to.target),
             headers,
+            extensions.get("protocol"),
         )
         stream = request.stream
         body: Body | None = None

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx2
 import pytest
 
 from allswell import AsyncClient, ConnectionPool
@@ -221,10 +222,10 @@ async def test_websocket_on_a_stream(servers: Callable[[str], ServerInfo], schem
             assert talk.response is not None
             assert talk.response.http_version == "HTTP/2"
             await talk.send_text("one")
-            await second.send_bytes(b"two" * 50_000)
+            await second.send_bytes(b"two" * 20_000)
             assert (await client.get(url)).content == HELLO
             assert await talk.receive_text() == "one"
-            assert await second.receive_bytes() == b"two" * 50_000
+            assert await second.receive_bytes() == b"two" * 20_000
         report = await client.aclose()
     assert len(report.connections) == 1
     assert report.clean, report
@@ -237,3 +238,33 @@ async def test_http2_only_and_a_server_without_it() -> None:
                 await pool.request("GET", server.url)
             assert caught.value.phase == "tls"
             assert re.search("HTTP/2|no application protocol", str(caught.value))
+
+
+async def test_extended_connect_by_extension(servers: Callable[[str], ServerInfo]) -> None:
+    """What a caller who speaks WebSocket's frames himself asks for: a raw stream, also as the first request of all."""
+    server = servers("hypercorn")
+    headers = {"Sec-WebSocket-Version": "13", "Origin": server.url}
+    async with AsyncClient(verify=certificates().client_context()) as client:
+        for _ in range(2):
+            request = client.build_request(
+                "CONNECT", f"{server.url}/chat", headers=headers, extensions={"protocol": b"websocket"}
+            )
+            response = await client.send(request, stream=True)
+            assert response.status_code == 200
+            assert response.http_version == "HTTP/2"
+            stream = response.extensions["network_stream"]
+            await stream.write(b"\x81\x83\0\0\0\0abc")  # a masked text frame
+            assert await stream.read(100, timeout=5) == b"\x81\x03abc"
+            await response.aclose()
+        assert (await client.get(server.url)).content == HELLO
+        report = await client.aclose()
+    assert len(report.connections) == 1
+    assert report.clean, report
+
+
+async def test_extended_connect_where_it_is_not_offered(servers: Callable[[str], ServerInfo]) -> None:
+    server = servers("nginx")
+    async with AsyncClient(verify=certificates().client_context()) as client:
+        with pytest.raises(httpx2.LocalProtocolError, match="does not offer extended CONNECT"):
+            await client.request("CONNECT", server.url, extensions={"protocol": b"websocket"})
+        assert (await client.get(server.url)).content == HELLO

@@ -67,6 +67,8 @@ class Http1:
     def open(self, head: RequestHead, *, end: bool) -> int:
         if not self.capacity():
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
+        if head.protocol is not None:
+            raise LocalProtocolError("HTTP/1.1 has no extended CONNECT (RFC 8441)")
         target = head.target
         if self._absolute_form and head.method != b"CONNECT":
             # §3.2.4: "*" becomes the URI without a path.
