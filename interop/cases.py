@@ -31,7 +31,7 @@ SIMULATOR = Scenario(delay=0.015, bandwidth=10e6)
 
 
 @dataclass(frozen=True)
-class TestCase:
+class InteropCase:
     """One row of the matrix.
 
     :ivar told: what ``TESTCASE`` says.
@@ -251,20 +251,20 @@ _REBINDING = replace(SIMULATOR, rebind=(1.0, 5.0))
 _FIFTY = tuple([KB] * 50)
 
 CASES = [
-    TestCase("versionnegotiation", "versionnegotiation", (KB,), _version_negotiation),
-    TestCase("handshake", "handshake", (KB,), _handshake),
-    TestCase("transfer", "transfer", (2 * MB, 3 * MB, 5 * MB), _one_connection),
-    TestCase("longrtt", "handshake", (KB,), _long_rtt, replace(SIMULATOR, delay=0.75)),
-    TestCase("chacha20", "chacha20", (3 * MB,), _chacha20, mode="chacha20"),
-    TestCase("multiplexing", "transfer", tuple([32] * 1999), _multiplexing),
-    TestCase("retry", "retry", (10 * KB,), _retry, mode="retry"),
-    TestCase("resumption", "resumption", (5 * KB, 10 * KB), _resumption),
-    TestCase("zerortt", "zerortt", tuple([32] * 40), _zero_rtt, mode="0rtt", name_length=250),
-    TestCase("http3", "http3", (5 * KB, 10 * KB, 500 * KB), _one_connection, alpn="h3"),
-    TestCase("blackhole", "transfer", (10 * MB,), _one_connection, replace(SIMULATOR, dark=(5.0, 2.0))),
-    TestCase("keyupdate", "keyupdate", (3 * MB,), _key_update),
-    TestCase("ecn", "ecn", (100 * KB,), _ecn, mode="ecn"),
-    TestCase(
+    InteropCase("versionnegotiation", "versionnegotiation", (KB,), _version_negotiation),
+    InteropCase("handshake", "handshake", (KB,), _handshake),
+    InteropCase("transfer", "transfer", (2 * MB, 3 * MB, 5 * MB), _one_connection),
+    InteropCase("longrtt", "handshake", (KB,), _long_rtt, replace(SIMULATOR, delay=0.75)),
+    InteropCase("chacha20", "chacha20", (3 * MB,), _chacha20, mode="chacha20"),
+    InteropCase("multiplexing", "transfer", tuple([32] * 1999), _multiplexing),
+    InteropCase("retry", "retry", (10 * KB,), _retry, mode="retry"),
+    InteropCase("resumption", "resumption", (5 * KB, 10 * KB), _resumption),
+    InteropCase("zerortt", "zerortt", tuple([32] * 40), _zero_rtt, mode="0rtt", name_length=250),
+    InteropCase("http3", "http3", (5 * KB, 10 * KB, 500 * KB), _one_connection, alpn="h3"),
+    InteropCase("blackhole", "transfer", (10 * MB,), _one_connection, replace(SIMULATOR, dark=(5.0, 2.0))),
+    InteropCase("keyupdate", "keyupdate", (3 * MB,), _key_update),
+    InteropCase("ecn", "ecn", (100 * KB,), _ecn, mode="ecn"),
+    InteropCase(
         "amplificationlimit",
         "transfer",
         (5 * KB,),
@@ -273,16 +273,18 @@ CASES = [
         mode="chain",
         chain=9,
     ),
-    TestCase("handshakeloss", "multiconnect", _FIFTY, _many, _through(_LOSSY[0]), timeout=300),
-    TestCase("transferloss", "transfer", (2 * MB,), _one_connection, _through(_LOSSY[1])),
-    TestCase("handshakecorruption", "multiconnect", _FIFTY, _many, _through(_CORRUPT[0]), timeout=300),
-    TestCase("transfercorruption", "transfer", (2 * MB,), _one_connection, _through(_CORRUPT[1])),
-    TestCase("ipv6", "transfer", (5 * KB, 10 * KB), _ipv6, mode="ipv6", host="::1"),
-    TestCase("v2", "v2", (KB,), _version_2, mode="v2"),
-    TestCase("rebind-port", "transfer", (10 * MB,), _rebound, _REBINDING),
-    TestCase("rebind-addr", "transfer", (10 * MB,), _rebound_address, replace(_REBINDING, rebind_address=True)),
-    TestCase("connectionmigration", "transfer", (2 * MB,), _migration, mode="preferred"),
-    TestCase("goodput", "transfer", (10 * MB,), _one_connection, measures=True),
+    InteropCase("handshakeloss", "multiconnect", _FIFTY, _many, _through(_LOSSY[0]), timeout=300),
+    InteropCase("transferloss", "transfer", (2 * MB,), _one_connection, _through(_LOSSY[1])),
+    InteropCase("handshakecorruption", "multiconnect", _FIFTY, _many, _through(_CORRUPT[0]), timeout=300),
+    InteropCase("transfercorruption", "transfer", (2 * MB,), _one_connection, _through(_CORRUPT[1])),
+    InteropCase("ipv6", "transfer", (5 * KB, 10 * KB), _ipv6, mode="ipv6", host="::1"),
+    InteropCase("v2", "v2", (KB,), _version_2, mode="v2"),
+    InteropCase("rebind-port", "transfer", (10 * MB,), _rebound, _REBINDING, mode="rebind"),
+    InteropCase(
+        "rebind-addr", "transfer", (10 * MB,), _rebound_address, replace(_REBINDING, rebind_address=True), mode="rebind"
+    ),
+    InteropCase("connectionmigration", "transfer", (2 * MB,), _migration, mode="preferred"),
+    InteropCase("goodput", "transfer", (10 * MB,), _one_connection, measures=True),
 ]
 
 #: Enough to see that the endpoint works; a few seconds with each server.

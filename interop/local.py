@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from interop.capture import Capture
-from interop.cases import CASES, QUICK, Difference, TestCase, ended_well, goodput
+from interop.cases import CASES, QUICK, Difference, InteropCase, ended_well, goodput
 from interop.certificates import make_chain
 from interop.relay import Relay
 from interop.servers import SERVERS, Server, Site, free_port
@@ -55,7 +55,7 @@ class Result:
         return SIGNS[self.outcome] if self.kbps is None else f"{self.kbps:.0f}"
 
 
-def run(case: TestCase, server: Server, folder: Path) -> Result:
+def run(case: InteropCase, server: Server, folder: Path) -> Result:
     """Run one case with one server.
 
     :param folder: for logs, qlogs, keys; emptied first.
@@ -83,7 +83,7 @@ def run(case: TestCase, server: Server, folder: Path) -> Result:
     return Result(case.name, server.name, outcome, reason, time.monotonic() - began, kbps, str(folder))
 
 
-def why_not(case: TestCase, server: Server) -> str:
+def why_not(case: InteropCase, server: Server) -> str:
     """Why the server cannot play the case; empty where it can."""
     if case.mode not in server.modes:
         return f"{server.name} does not do this"
@@ -94,7 +94,7 @@ def why_not(case: TestCase, server: Server) -> str:
     return ""
 
 
-def _play(case: TestCase, server: Server, folder: Path) -> float | None:
+def _play(case: InteropCase, server: Server, folder: Path) -> float | None:
     names = _write_files(case, folder / "www")
     make_chain(folder / "certs", case.chain)
     alpn = case.alpn or server.alpn
@@ -112,7 +112,7 @@ def _play(case: TestCase, server: Server, folder: Path) -> float | None:
     return goodput(capture, sum(case.sizes)) if case.measures else None
 
 
-def _client(case: TestCase, alpn: str, port: int, names: Sequence[str], folder: Path) -> int:
+def _client(case: InteropCase, alpn: str, port: int, names: Sequence[str], folder: Path) -> int:
     host = f"[{case.host}]" if ":" in case.host else case.host
     environment = os.environ | {
         "ROLE": "client",
@@ -138,7 +138,7 @@ def _client(case: TestCase, alpn: str, port: int, names: Sequence[str], folder: 
             process.wait()
 
 
-def _write_files(case: TestCase, www: Path) -> list[str]:
+def _write_files(case: InteropCase, www: Path) -> list[str]:
     names = []
     for number, size in enumerate(case.sizes):
         name = f"file-{number}-{size}"
@@ -169,7 +169,7 @@ def _compare(names: Sequence[str], folder: Path) -> None:
         raise Difference(f"files that nobody asked for: {sorted(found - set(names))}")
 
 
-def _explain(case: TestCase, server: Server, folder: Path, reason: str) -> None:
+def _explain(case: InteropCase, server: Server, folder: Path, reason: str) -> None:
     text = (
         f"case:    {case.name} (TESTCASE={case.told})\n"
         f"server:  {server.name} (log: {folder / 'server' / 'server.log'})\n"

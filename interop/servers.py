@@ -274,12 +274,13 @@ def _aioquic(site: Site, program: list[str]) -> Command:
     return [*program, *options]
 
 
+#: (nginx and HAProxy lose connections whose client's address changes, whoever the client is: no "rebind".)
 SERVERS = [
-    Server("caddy", "h3", PLAIN | {"0rtt", "ecn"}, lambda: _installed("caddy"), _caddy),
+    Server("caddy", "h3", PLAIN | {"0rtt", "ecn", "rebind"}, lambda: _installed("caddy"), _caddy),
     Server(
         "ngtcp2",
         "h3",
-        PLAIN | {"retry", "0rtt", "ecn", "v2"},
+        PLAIN | {"retry", "0rtt", "ecn", "v2", "rebind", "preferred"},
         lambda: _peer("gtlsserver") or _installed("gtlsserver"),
         _gtlsserver,
     ),
@@ -288,7 +289,7 @@ SERVERS = [
     Server(
         "aioquic",
         "hq-interop",
-        PLAIN | {"retry", "0rtt", "v2", "preferred"},
+        PLAIN | {"retry", "0rtt", "v2", "rebind", "preferred"},
         lambda: [sys.executable, str(Path(__file__).with_name("server.py"))],
         _aioquic,
     ),

@@ -1,0 +1,106 @@
+"""The relay plays the scenarios: what is lost, spoilt, delayed and seen from elsewhere."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from interop.relay import Datagram, Direction, Relay, Scenario
+
+
+@contextmanager
+def _through(scenario: Scenario) -> Iterator[tuple[Relay, socket.socket, socket.socket]]:
+    with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        for sock in (server, client):
+            sock.bind(("127.0.0.1", 0))
+            sock.settimeout(5)
+        with Relay([server.getsockname()], scenario) as relay:
+            client.connect(relay.fronts[0])
+            yield relay, client, server
+
+
+def _send(client: socket.socket, server: socket.socket, count: int, lost: int = 0) -> list[bytes]:
+    """Send numbered datagrams one by one; what arrives."""
+    for number in range(count):
+        client.send(number.to_bytes(2, "big") * 100)
+    return [server.recv(2000) for _ in range(count - lost)]
+
+
+def test_both_ways_and_recorded() -> None:
+    with _through(Scenario()) as (relay, client, server):
+        client.send(b"there")
+        data, address = server.recvfrom(100)
+        server.sendto(b"back", address)
+        assert client.recv(100) == b"back"
+    assert data == b"there"
+    there, back = relay.capture
+    assert (there.from_client, there.data, there.seen_as) == (True, b"there", address)
+    assert (back.from_client, back.data, back.ecn) == (False, b"back", 0)
+    assert there.arrived is not None
+    assert back.arrived is not None
+
+
+def test_drop_list() -> None:
+    with _through(Scenario(to_server=Direction(drops=frozenset({2, 3})))) as (relay, client, server):
+        arrived = _send(client, server, 5, lost=2)
+    assert [data[1] for data in arrived] == [0, 3, 4]
+    assert [datagram.arrived is None for datagram in relay.capture] == [False, True, True, False, False]
+
+
+def test_bursts_are_bounded() -> None:
+    with _through(Scenario(to_server=Direction(loss=1.0, burst=3))) as (_, client, server):
+        arrived = _send(client, server, 8, lost=6)
+    assert [data[1] for data in arrived] == [3, 7]
+
+
+def test_corruption_changes_one_byte() -> None:
+    with _through(Scenario(to_server=Direction(corruption=1.0, burst=2))) as (relay, client, server):
+        arrived = _send(client, server, 3)
+    sent = [datagram.data for datagram in relay.capture]
+    differing = [sum(a != b for a, b in zip(one, other, strict=True)) for one, other in zip(sent, arrived, strict=True)]
+    assert differing == [1, 1, 0]
+
+
+def _seconds(datagram: Datagram) -> float:
+    assert datagram.arrived is not None
+    return datagram.arrived - datagram.at
+
+
+def test_delay_and_bandwidth() -> None:
+    with _through(Scenario(delay=0.05, bandwidth=200 * 8 * 100, queue=25)) as (relay, client, server):
+        _send(client, server, 3)
+    # 230 bytes with headers, at 20,000 bytes a second: 11.5 ms each, one after the other.
+    for number, datagram in enumerate(relay.capture, 1):
+        assert _seconds(datagram) >= 0.05 + number * 0.0115 - 0.003
+
+
+def test_queue_overflows() -> None:
+    with _through(Scenario(bandwidth=20_000, queue=2)) as (relay, client, server):
+        _send(client, server, 6, lost=3)
+    assert [datagram.arrived is None for datagram in relay.capture] == [False, False, False, True, True, True]
+
+
+def test_rebinding_changes_port_and_address() -> None:
+    with _through(Scenario(rebind=(0.05, 60), rebind_address=True)) as (_, client, server):
+        client.send(b"before")
+        _, before = server.recvfrom(100)
+        after = before
+        while after == before:
+            client.send(b"after")
+            _, after = server.recvfrom(100)
+        server.sendto(b"to the old one", before)
+        server.sendto(b"to the new one", after)
+        assert client.recv(100) == b"to the new one"
+    assert after[0] == "127.0.0.2"
+    assert before[0] == "127.0.0.1"
+
+
+def test_marks_pass() -> None:
+    with _through(Scenario()) as (relay, client, server):
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 2)
+        server.setsockopt(socket.IPPROTO_IP, 13, 1)  # IP_RECVTOS
+        client.send(b"marked")
+        _, ancillary, _, _ = server.recvmsg(100, 64)
+    assert ancillary[0][2][0] & 3 == 2
+    assert relay.capture[0].ecn == 2
