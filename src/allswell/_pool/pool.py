@@ -210,7 +210,8 @@ class ConnectionPool:
         if orphans:
             message = f"unclosed {self!r}: {orphans} connections were left open"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
-            dispatcher.host.call_soon_threadsafe(partial(dispatcher.abort_all, "its pool was dropped open"))
+            if dispatcher.connections:  # not when the event loop is over, and perhaps the interpreter too
+                dispatcher.host.call_soon_threadsafe(partial(dispatcher.abort_all, "its pool was dropped open"))
 
     def __repr__(self) -> str:
         state = "closed" if self.close_report else "closing" if self._closing else "open"
