@@ -217,21 +217,24 @@ async def test_websocket_on_a_stream(servers: Callable[[str], ServerInfo], schem
     url = server.url if scheme == "wss" else server.http_url
     assert url is not None
     chat = f"{scheme}{url[url.index(':') :]}/chat"
-    async with AsyncClient(http1=False, verify=certificates().client_context()) as client:
-        async with client.websocket(chat) as talk, client.websocket(chat) as second:
-            assert talk.response is not None
-            assert talk.response.http_version == "HTTP/2"
-            await talk.send_text("one")
-            await second.send_bytes(b"two" * 20_000)
-            beside = await client.get(url)
-            assert beside.content == HELLO
-            assert await talk.receive_text() == "one"
-            assert await second.receive_bytes() == b"two" * 20_000
-            assert second.response is not None
-            ids = [each.extensions["stream_id"] for each in (talk.response, second.response, beside)]
-            assert ids == [1, 3, 5]
-        # (How the connection ends is not asserted: hypercorn 0.18 drops it when it hears of the end of a stream that it
-        # has closed itself.)
+    async with (
+        AsyncClient(http1=False, verify=certificates().client_context()) as client,
+        client.websocket(chat) as talk,
+        client.websocket(chat) as second,
+    ):
+        assert talk.response is not None
+        assert talk.response.http_version == "HTTP/2"
+        await talk.send_text("one")
+        await second.send_bytes(b"two" * 20_000)
+        beside = await client.get(url)
+        assert beside.content == HELLO
+        assert await talk.receive_text() == "one"
+        assert await second.receive_bytes() == b"two" * 20_000
+        assert second.response is not None
+        ids = [each.extensions["stream_id"] for each in (talk.response, second.response, beside)]
+        assert ids == [1, 3, 5]
+    # (How the connection ends is not asserted: hypercorn 0.18 drops it when it hears of the end of a stream that it has
+    # closed itself.)
 
 
 async def test_http2_only_and_a_server_without_it() -> None:

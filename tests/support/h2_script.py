@@ -198,9 +198,8 @@ class Talk:
             request.body += frame.data
             request.ended = "END_STREAM" in frame.flags
             if self.credits_at_once and length:
-                self.send(WindowUpdateFrame(0, window_increment=length))
-                if not request.ended:
-                    self.send(WindowUpdateFrame(stream, window_increment=length))
+                streams = (0,) if request.ended else (0, stream)
+                self.send(*(WindowUpdateFrame(each, window_increment=length) for each in streams))
         elif isinstance(frame, RstStreamFrame):
             self.requests[stream].reset = frame.error_code
 
@@ -253,6 +252,19 @@ class Talk:
         else:
             self.send(head)
             self.body(request, body, end=end)
+
+    def answer_tunnel(self, request: Request) -> None:
+        """Say what comes in capitals, until the client ends its half; then end ours."""
+        done = 0
+        while not request.ended and request.reset is None:
+            if self.read() is None:
+                return
+            piece = bytes(request.body[done:])
+            done += len(piece)
+            if piece:
+                self.body(request, piece.upper(), end=False)
+        if request.reset is None:
+            self.send(DataFrame(request.stream, b"", flags=["END_STREAM"]))
 
     def take_window(self, request: Request, size: int) -> None:
         """Read until the windows have room for so much."""
