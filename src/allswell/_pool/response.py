@@ -173,7 +173,7 @@ class Response:
 
 
 class _Pieces:
-    """A response's body, piece by piece. (Not a generator: one that is left half-way has to be closed, or trio warns.)"""
+    """A body, piece by piece. (Not a generator: one that is left half-way has to be closed, or trio warns.)"""
 
     __slots__ = ("_content", "_response")
 
