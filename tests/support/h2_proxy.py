@@ -28,18 +28,25 @@ class Http2Proxy:
 
     :param answer: called with each CONNECT; says whether it has answered it itself (with a refusal).
     :param ends: whether the end of an origin's stream is passed on.
+    :param credits_at_once: give credit for what comes (to a client that has closed that fails, and all is over).
     :ivar talks: one for each connection.
     :ivar streams: for each connection, what became of each stream: ``"ended"`` by the client, ``"reset"`` by it.
     """
 
     def __init__(
-        self, answer: Answer | None = None, *, settings: dict[int, int] | None = None, ends: bool = True
+        self,
+        answer: Answer | None = None,
+        *,
+        settings: dict[int, int] | None = None,
+        ends: bool = True,
+        credits_at_once: bool = True,
     ) -> None:
         self.talks: list[Talk] = []
         self.streams: list[dict[int, str]] = []
         self._answer = answer
         self._settings = settings
         self._ends = ends
+        self._credits = credits_at_once
 
     @property
     def tunnels(self) -> list[str]:
@@ -47,7 +54,7 @@ class Http2Proxy:
         return [request.headers[":authority"] for talk in self.talks for request in talk.requests.values()]
 
     def __call__(self, connection: PeerConnection) -> None:
-        talk = _Talk(connection)
+        talk = _Talk(connection, credits_at_once=self._credits)
         ends: dict[int, str] = {}
         self.talks.append(talk)
         self.streams.append(ends)

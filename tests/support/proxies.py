@@ -15,8 +15,11 @@ from tests.support.peer import PeerConnection, Script
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-def relay(connection: PeerConnection, origin: socket.socket) -> None:
-    """Pass bytes on in both directions, and each end of stream when it comes, until both have ended."""
+def relay(connection: PeerConnection, origin: socket.socket, *, polite: bool = True) -> None:
+    """Pass bytes on in both directions, and each end of stream when it comes, until both have ended.
+
+    :param polite: say goodbye to the client when the origin has ended.
+    """
     client_open = origin_open = True
     with origin:
         while client_open or origin_open:
@@ -39,8 +42,9 @@ def relay(connection: PeerConnection, origin: socket.socket) -> None:
                     connection.send(data)
                 else:
                     origin_open = False
-                    connection.send_close_notify()
-                    connection.fin()
+                    if polite:
+                        connection.send_close_notify()
+                        connection.fin()
 
 
 def connect_proxy(

@@ -229,6 +229,17 @@ class Connection:
         elif self._suspended and exchange.buffered <= _RESUME_AT:
             self._go_on.set()
 
+    def stop_lingering(self, exchange: Exchange) -> None:
+        """Wait no longer for the peer's end of a tunnel. A connection that goes on is rid of the stream by a reset.
+
+        One that leaves is not in need of it, and the reset might overtake what the tunnel carried last.
+        """
+        if self._life.state is State.OPEN:
+            exchange.abandon()
+        else:
+            self._over(exchange)
+            self._settle()
+
     def abandon(self, exchange: Exchange) -> None:
         """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
         if exchange.tunnel and exchange.complete and exchange.number in self._exchanges:

@@ -99,7 +99,7 @@ class ExchangeStream(ByteStream):
             outcome = Outcome.CLEAN
         else:
             outcome = Outcome.TIMED_OUT
-            self._exchange.abandon()
+            self._exchange.connection.stop_lingering(self._exchange)
         said = words if self._exchange.uploaded and not self._failed else ""
         self._end = LayerEnd(self.name, said, words if heard else "", outcome, monotonic() - began)
         return self._end
