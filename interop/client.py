@@ -85,6 +85,7 @@ CASES: Mapping[str, Case] = {
     "http3": Case(alpn="h3"),
     "keyupdate": Case(update_keys=True),
     "multiconnect": Case(plan="its-own"),
+    "ecn": Case(),
     "v2": Case(versions=(VERSION_2, VERSION_1), original_version=VERSION_1),
 }
 

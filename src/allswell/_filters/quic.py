@@ -35,6 +35,7 @@ from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.interface import Carrier
 from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
+from allswell._filters.quic_ecn import ECT_0, NOT_ECT
 from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.udp import UdpFilter
 from allswell._report import LayerEnd, Outcome
@@ -93,6 +94,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             session_ticket_handler=None if store is None else lambda ticket: store.put_ticket(server, ticket),
             token_handler=None if store is None else lambda token: store.put_token(server, token),
         )
+        connection.marking = self._settings.ecn and self._udp.send_marked(ECT_0)
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
         self._alive = True
@@ -166,7 +168,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             return connection.take_events() or None
         now = self._heard_at = monotonic()
         address = self._udp.address
-        for datagram in datagrams:
+        for datagram, connection.mark in zip(datagrams, self._udp.marks, strict=True):
             connection.receive_datagram(datagram, address, now)
         events = connection.take_events()
         if connection.ended is not None:
@@ -239,6 +241,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self._udp.unsent:
             return  # the socket is full: congestion control must not believe that more was sent
         connection = self.connection
+        if self._udp.ecn and not connection.marking:
+            self._udp.send_marked(NOT_ECT)
         now = monotonic()
         datagrams = connection.datagrams_to_send(now)
         if datagrams:

@@ -30,7 +30,6 @@ from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     NetworkAddress,
-    QuicConnection,
     QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
@@ -43,6 +42,7 @@ from aioquic.quic.stream import QuicStream
 
 from allswell._errors import Party
 from allswell._filters import quic_trust
+from allswell._filters.quic_ecn import EcnConnection
 
 #: RFC 9000 §10.3: a stateless reset is at least so long.
 _SHORTEST_RESET = 21
@@ -84,7 +84,7 @@ class _Pacer(QuicPacketPacer):
         self.bucket_max = max(self.bucket_max, _PACER_BURST)
 
 
-class ClientConnection(QuicConnection):
+class ClientConnection(EcnConnection):
     """One client's QUIC connection; see the module for what it adds to aioquic's.
 
     :ivar ended: why it is over, or ``None`` while it lives.

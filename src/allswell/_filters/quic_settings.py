@@ -43,6 +43,7 @@ class QuicSettings:
     :ivar stream_window: bytes of one stream that may be on their way to, or unread by, the application.
     :ivar connection_window: the same for all streams together.
     :ivar max_datagram_size: bytes of the largest datagram that is sent. There is no path-MTU discovery.
+    :ivar ecn: whether packets are marked ECT(0), as long as the path and the peer turn out to bear it.
     :ivar datagrams: whether DATAGRAM frames are accepted (RFC 9221).
     :ivar store: where session tickets and tokens are kept for the next connection; ``None``: nowhere.
     :ivar early_data: whether 0-RTT may be used: what it carries can be replayed by an attacker (RFC 9001 §9.2).
@@ -70,6 +71,7 @@ class QuicSettings:
     stream_window: int = 4 * 1024 * 1024
     connection_window: int = 8 * 1024 * 1024
     max_datagram_size: int = 1200
+    ecn: bool = True
     datagrams: bool = False
     store: QuicStore | None = None
     early_data: bool = False

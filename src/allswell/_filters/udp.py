@@ -43,7 +43,8 @@ _LARGEST = 65535
 _BATCH_CALLS = 32
 #: The kernel takes at most so many segments, and an IP packet's worth of bytes, per call.
 _SEGMENTS, _SEGMENTED_BYTES = 64, 65000
-_ANCILLARY = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
+_IP_RECVTOS = 13
+_ANCILLARY = 2 * socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
 #: Errors of a send that mean one datagram is lost, not the socket.
 _LOST_DATAGRAM = frozenset(
     {errno.ENOBUFS, errno.EMSGSIZE, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EPERM, errno.EACCES}
@@ -73,7 +74,11 @@ class UdpFilter(Filter):
         self._local_address = local_address
         self._options = socket_options
         self._sock: socket.socket | None = None
-        self._gro = self._gso = False
+        self._gro = self._gso = self._hears_marks = False
+        #: The ECN bits (RFC 3168 §5) to send with: 0, or ECT(0) where the system can.
+        self.ecn = 0
+        #: Of the datagrams that were received last, in their order; as ``receive_nowait``'s answer.
+        self.marks: list[int] = []
         self._queue: deque[bytes] = deque()
         self._refused: OSError | None = None
         self._end: LayerEnd | None = None
@@ -116,7 +121,7 @@ class UdpFilter(Filter):
     def _use(self, sock: socket.socket) -> None:
         self._sock = sock
         self._refused = None
-        self._gro = self._gso = False
+        self._gro = self._gso = self._hears_marks = False
         if sys.platform != "linux":
             return
         with contextlib.suppress(
@@ -126,12 +131,31 @@ class UdpFilter(Filter):
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             else:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        with contextlib.suppress(OSError):
+            if self._family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+            self._hears_marks = True
+        self.send_marked(self.ecn)
         with contextlib.suppress(OSError):  # kernels before 5.0
             sock.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
             self._gro = True
         with contextlib.suppress(OSError):  # kernels before 4.18
             sock.getsockopt(socket.SOL_UDP, _UDP_SEGMENT)
             self._gso = True
+
+    def send_marked(self, ecn: int) -> bool:
+        """Send with these ECN bits from now on; whether the system can mark, and tell marks."""
+        sock = self._sock
+        if sock is None or not self._hears_marks:
+            return False
+        if self._family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, ecn)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, ecn)
+        self.ecn = ecn
+        return True
 
     # Receiving
 
@@ -145,12 +169,22 @@ class UdpFilter(Filter):
             error, self._refused = self._refused, None
             raise self._unreachable(error)
         datagrams: list[bytes] = []
+        marks = self.marks = []
+        mark = 0
         for _ in range(_BATCH_CALLS):
             try:
-                if self._gro:
+                if self._gro or self._hears_marks:
                     data, ancillary, _, _ = sock.recvmsg(_LARGEST, _ANCILLARY)
-                    if ancillary and len(data) > (size := int.from_bytes(ancillary[0][2], sys.byteorder)) > 0:
-                        datagrams += [data[start : start + size] for start in range(0, len(data), size)]
+                    size = mark = 0
+                    for level, _, value in ancillary:
+                        if level == socket.SOL_UDP:
+                            size = int.from_bytes(value, sys.byteorder)
+                        else:
+                            mark = int.from_bytes(value, sys.byteorder) & 3
+                    if 0 < size < len(data):
+                        pieces = [data[start : start + size] for start in range(0, len(data), size)]
+                        datagrams += pieces
+                        marks += [mark] * len(pieces)
                         continue
                 else:
                     data = sock.recv(_LARGEST)
@@ -164,6 +198,7 @@ class UdpFilter(Filter):
             except OSError:
                 continue  # a hint about the route: see above
             datagrams.append(data)
+            marks.append(mark)
         return datagrams or None
 
     def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:

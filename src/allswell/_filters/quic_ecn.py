@@ -1,0 +1,131 @@
+"""ECN for a QUIC connection (RFC 9000 §13.4, §19.3.2), which aioquic has not.
+
+Theory of operation. Every datagram is sent marked ECT(0), so whatever the peer acknowledges was marked, and its counts
+must cover it. :attr:`EcnConnection.marking` turns false, for good, when they do not (something on the path clears or
+mangles the marks, or the peer does not report them), or when three probes in a row got no answer at the start (marked
+packets might be what the path drops); whoever owns the socket then stops to mark. Marks that arrive are counted by
+packet number space and reported in each ACK. A rising count of CE is congestion, as a lost packet is (RFC 9002 §7.1).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+from aioquic._buffer import Buffer
+from aioquic.quic.connection import ACK_FRAME_CAPACITY, QuicConnection, QuicReceiveContext
+from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, push_ack_frame
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.tls import Epoch
+
+#: The two bits of RFC 3168 §5.
+NOT_ECT, ECT_1, ECT_0, CE = 0, 1, 2, 3
+#: Three counts of at most eight bytes.
+_COUNTS_CAPACITY = 24
+#: RFC 9000 §13.4.2: so many probes without any answer, and the marks are suspected.
+_SUSPICIOUS_PROBES = 3
+
+
+class EcnConnection(QuicConnection):
+    """aioquic's connection, with ECN.
+
+    :ivar mark: of the datagram that is handed to ``receive_datagram`` next.
+    :ivar marking: whether datagrams that are sent should carry ECT(0).
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.mark = NOT_ECT
+        self.marking = True
+        self._marks: dict[QuicPacketSpace, list[int]] = {}  # received: ECT(0), ECT(1), CE
+        self._told: dict[QuicPacketSpace, tuple[int, int, int]] = {}  # by the peer, the same
+
+    def _payload_received(self, context: QuicReceiveContext, plain: bytes, *args: Any, **options: Any) -> Any:
+        if self.mark != NOT_ECT:
+            marks = self._marks.setdefault(self._spaces[context.epoch], [0, 0, 0])
+            marks[(0, 1, 0, 2)[self.mark]] += 1
+        return super()._payload_received(context, plain, *args, **options)
+
+    def handle_timer(self, now: float) -> None:
+        super().handle_timer(now)
+        if self.marking and not self._told and self._loss._pto_count >= _SUSPICIOUS_PROBES:
+            self.marking = False
+
+    def _write_ack_frame(self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
+        marks = self._marks.get(space)
+        if marks is None:
+            super()._write_ack_frame(builder, space, now)
+            return
+        assert space.largest_received_time is not None
+        delay = now - space.largest_received_time
+        buf = builder.start_frame(
+            QuicFrameType.ACK_ECN,
+            capacity=ACK_FRAME_CAPACITY + _COUNTS_CAPACITY,
+            handler=self._on_ack_delivery,
+            handler_args=(space, space.largest_received_packet),
+        )
+        ranges = push_ack_frame(
+            buf,
+            space.ack_queue,
+            int(delay * 1000000) >> self._local_ack_delay_exponent,
+            builder.remaining_buffer_space - _COUNTS_CAPACITY,
+        )
+        for count in marks:
+            buf.push_uint_var(count)
+        space.ack_at = None
+        if self._quic_logger is not None and builder.quic_logger_frames is not None:
+            frame = self._quic_logger.encode_ack_frame(ranges=list(space.ack_queue)[-ranges:], delay=delay)
+            frame |= dict(zip(("ect0", "ect1", "ce"), marks, strict=True))
+            builder.quic_logger_frames.append(frame)
+        if ranges > 1 and builder.packet_number % 8 == 0:  # as aioquic: without an answer ranges would never go away
+            self._write_ping_frame(builder, comment="ACK-of-ACK trigger")
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        if not self.marking:
+            super()._handle_ack_frame(context, frame_type, buf)
+            return
+        space = self._spaces[context.epoch]
+        start = buf.tell()
+        newly = self._newly_acknowledged(space, buf)
+        counts = None
+        if frame_type == QuicFrameType.ACK_ECN:
+            counts = (buf.pull_uint_var(), buf.pull_uint_var(), buf.pull_uint_var())
+        end = buf.tell()
+        buf.seek(start)
+        largest = space.largest_acked_packet
+        super()._handle_ack_frame(context, frame_type, buf)
+        assert buf.tell() == end
+        if space.largest_acked_packet > largest:  # counts of older frames come out of order, and mean nothing
+            self._validate(space, newly, counts, context.time)
+
+    def _newly_acknowledged(self, space: QuicPacketSpace, buf: Buffer) -> int:
+        try:
+            acknowledged, _ = pull_ack_frame(buf)
+        except ValueError:
+            return 0  # which aioquic is about to find, too
+        sent = list(space.sent_packets)
+        return sum(bisect_left(sent, each.stop) - bisect_left(sent, each.start) for each in acknowledged)
+
+    def _validate(self, space: QuicPacketSpace, newly: int, counts: tuple[int, int, int] | None, now: float) -> None:
+        """RFC 9000 §13.4.2.1."""
+        if counts is None:
+            self.marking = self.marking and newly == 0
+            return
+        before = self._told.get(space, (0, 0, 0))
+        self._told[space] = counts
+        ect_0, ect_1, ce = (now_ - then for now_, then in zip(counts, before, strict=True))
+        if min(ect_0, ect_1, ce) < 0 or ect_1 or ect_0 + ce < newly:
+            self.marking = False
+        elif ce:
+            # No packet, but what makes congestion control act as if this one had been lost, an RTT ago.
+            signal = QuicSentPacket(
+                epoch=Epoch.ONE_RTT,
+                in_flight=False,
+                is_ack_eliciting=False,
+                is_crypto_packet=False,
+                packet_number=space.largest_acked_packet,
+                packet_type=QuicPacketType.ONE_RTT,
+                sent_time=now - self._loss._rtt_latest,
+            )
+            self._loss._cc.on_packets_lost(now=now, packets=[signal])
