@@ -219,6 +219,7 @@ class TcpFilter(ByteStream):
     def _close(self, end: LayerEnd) -> LayerEnd:
         assert self._sock is not None
         self._end = end
+        self._emptied = False
         self._queue.clear()
         self._unsent = 0
         self.listen(None)

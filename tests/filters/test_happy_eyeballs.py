@@ -1,0 +1,189 @@
+"""Happy Eyeballs: which address is tried when, who wins, what is said when none does."""
+
+from __future__ import annotations
+
+import socket
+from time import monotonic
+from typing import Any
+
+import anyio
+import pytest
+
+from allswell._errors import ConnectFailed
+from allswell._filters.happy_eyeballs import Address, connect_any, connect_tcp, connect_unix
+
+pytestmark = pytest.mark.anyio
+
+V6 = [f"2001:db8::{number}" for number in range(1, 4)]
+V4 = [f"192.0.2.{number}" for number in range(1, 4)]
+
+
+class World:
+    """A resolver and a network of our own: what is found after how long, and who answers after how long."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lookups: dict[int, tuple[float, list[str]]] = {}
+        self.hosts: dict[str, float | OSError] = {}
+        self.tried: list[tuple[str, float]] = []
+        self.discarded: list[str] = []
+        self.began = 0.0
+        monkeypatch.setattr(anyio, "getaddrinfo", self._getaddrinfo)
+
+    async def _getaddrinfo(self, host: str, port: int, *, family: int, type: int) -> list[Any]:
+        seconds, addresses = self.lookups.get(family, (0.0, []))
+        await anyio.sleep(seconds)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(family, type, 6, "", (address, port)) for address in addresses]
+
+    async def _attempt(self, address: Address) -> str:
+        host: str = address[1][0]
+        self.tried.append((host, monotonic() - self.began))
+        outcome = self.hosts.get(host, 10.0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        await anyio.sleep(outcome)
+        return host
+
+    async def connect(self) -> str:
+        self.began = monotonic()
+        return await connect_any("name.example", 443, self._attempt, self.discarded.append)
+
+    def order(self) -> list[str]:
+        return [host for host, _ in self.tried]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """One for each test."""
+    return World(monkeypatch)
+
+
+REFUSED: OSError = ConnectionRefusedError(111, "Connection refused")
+
+
+async def test_families_alternate(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (0, V6), socket.AF_INET: (0, V4)}
+    world.hosts = dict.fromkeys(V6 + V4, REFUSED)
+    world.hosts[V4[2]] = 0.0
+    assert await world.connect() == V4[2]
+    assert world.order() == [V6[0], V4[0], V6[1], V4[1], V6[2], V4[2]]
+
+
+async def test_next_attempt_after_250_ms(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (0, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.hosts = {V4[0]: 0.0}
+    assert await world.connect() == V4[0]
+    assert world.order() == [V6[0], V4[0]]
+    assert 0.24 < world.tried[1][1] < 0.4
+
+
+async def test_failure_starts_the_next_at_once(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (0, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.hosts = {V6[0]: REFUSED, V4[0]: 0.0}
+    assert await world.connect() == V4[0]
+    assert world.tried[1][1] < 0.1
+
+
+async def test_slow_aaaa_is_waited_for_50_ms(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (0.02, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.hosts = {V6[0]: 0.0, V4[0]: 0.0}
+    assert await world.connect() == V6[0]
+    assert world.order() == [V6[0]]
+
+
+async def test_slower_aaaa_is_not(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (5, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.hosts = {V4[0]: 0.0}
+    assert await world.connect() == V4[0]
+    assert 0.04 < monotonic() - world.began < 0.2
+
+
+async def test_late_answer_is_tried_too(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (0.1, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.hosts = {V4[0]: REFUSED, V6[0]: 0.0}
+    assert await world.connect() == V6[0]
+    assert world.order() == [V4[0], V6[0]]
+
+
+async def test_none_connects_tells_each_address(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (0, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.hosts = {V6[0]: OSError(101, "Network is unreachable"), V4[0]: REFUSED}
+    with pytest.raises(ConnectFailed) as caught:
+        await world.connect()
+    assert str(caught.value) == (
+        "cannot connect to name.example:443: 2001:db8::1: Network is unreachable; 192.0.2.1: Connection refused"
+    )
+    assert caught.value.phase == "tcp"
+
+
+async def test_no_such_name(world: World) -> None:
+    with pytest.raises(ConnectFailed, match=r"cannot resolve name\.example: Name or service not known") as caught:
+        await world.connect()
+    assert caught.value.phase == "dns"
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 3))
+async def test_called_off_leaks_no_winner(world: World, steps: int) -> None:
+    """Cancelled after so many rounds of the event loop: either it returned the connection, or it was discarded."""
+    world.lookups = {socket.AF_INET6: (0, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.hosts = {V6[0]: 0.0, V4[0]: 0.0}
+    made: list[str] = []
+    connected: list[str] = []
+    attempt = world._attempt
+
+    async def counted(address: Address) -> str:
+        host = await attempt(address)
+        made.append(host)
+        return host
+
+    async def cancel(scope: anyio.CancelScope) -> None:
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            tasks.start_soon(cancel, scope)
+            connected.append(await connect_any("name.example", 443, counted, world.discarded.append))
+    assert sorted(connected + world.discarded) == sorted(made)
+
+
+async def test_literals_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*args: Any, **settings: Any) -> Any:
+        raise AssertionError("asked the resolver")
+
+    monkeypatch.setattr(anyio, "getaddrinfo", never)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = await connect_tcp("127.0.0.1", server.getsockname()[1])
+        with sock:
+            assert sock.gettimeout() == 0
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+async def test_localhost_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = anyio.getaddrinfo
+
+    async def counted(host: str, port: int, *, family: socket.AddressFamily, type: socket.SocketKind) -> Any:
+        asked.append(family)
+        return await real(host, port, family=family, type=type)
+
+    monkeypatch.setattr(anyio, "getaddrinfo", counted)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (await connect_tcp("localhost", server.getsockname()[1])).close()
+    assert asked == [socket.AF_UNSPEC]
+
+
+async def test_local_address_and_options() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        sock = await connect_tcp("127.0.0.1", server.getsockname()[1], local_address="127.0.0.2", options=options)
+        with sock:
+            assert sock.getsockname()[0] == "127.0.0.2"
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+async def test_unix_socket_that_is_not_there() -> None:
+    with pytest.raises(ConnectFailed, match="Unix socket /nowhere/at/all: No such file"):
+        await connect_unix("/nowhere/at/all")

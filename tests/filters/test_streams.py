@@ -1,0 +1,386 @@
+"""One conformance suite for every ByteStream: TCP, and TLS 1.2 and 1.3 over it, against peers on blocking sockets."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+import anyio
+import pytest
+
+from allswell._deadline import Deadline
+from allswell._errors import TransportError
+from allswell._filters.happy_eyeballs import connect_tcp
+from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.patience import Patience
+from allswell._filters.stack import Stack
+from allswell._filters.tcp import TcpFilter
+from allswell._filters.tls import TlsFilter
+from allswell._report import Outcome
+from tests.support.certificates import certificates
+from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Made:
+    """A connected stream and what it stands on."""
+
+    top: ByteStream
+    stack: Stack
+    peer: ScriptedPeer
+
+
+class Over:
+    """Makes connected streams of one kind."""
+
+    def __init__(self, version: ssl.TLSVersion | None, *, small: bool = False) -> None:
+        self.version = version
+        self.goodbye = ["FIN"] if version is None else ["close_notify", "FIN"]
+        self._small = small
+
+    @asynccontextmanager
+    async def __call__(
+        self, script: Script, patience: tuple[Patience, Patience] | None = None, receive_buffer: int | None = None
+    ) -> AsyncIterator[Made]:
+        context = None if self.version is None else certificates().server_context(version=self.version)
+        with scripted_peer(script, tls=context or False, receive_buffer=receive_buffer) as peer:
+            buffer = ReceiveBuffer(1024) if self._small else ReceiveBuffer()
+
+            async def dial() -> socket.socket:
+                options = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)] if receive_buffer else []
+                return await connect_tcp("127.0.0.1", peer.port, options=options)
+
+            with_tls, with_tcp = patience or (Patience(), Patience())
+            tcp = TcpFilter("the peer", dial, buffer, with_tcp)
+            top: ByteStream = tcp
+            stack = Stack(tcp)
+            if self.version is not None:
+                top = TlsFilter(
+                    tcp,
+                    peer="the peer",
+                    context=certificates().client_context(),
+                    server_name="localhost",
+                    alpn=["http/1.1"],
+                    buffer=buffer,
+                    patience=with_tls,
+                )
+                stack = Stack(top, tcp)
+            await stack.connect()
+            try:
+                yield Made(top, stack, peer)
+            finally:
+                stack.abort()
+
+
+@pytest.fixture(
+    params=[
+        Over(None),
+        Over(ssl.TLSVersion.TLSv1_2),
+        Over(ssl.TLSVersion.TLSv1_3),
+        Over(None, small=True),
+        Over(ssl.TLSVersion.TLSv1_3, small=True),
+    ],
+    ids=["tcp", "tls1.2", "tls1.3", "tcp-small", "tls1.3-small"],
+)
+def over(request: pytest.FixtureRequest) -> Over:
+    """Every kind of stream."""
+    kind: Over = request.param
+    return kind
+
+
+async def read(stream: ByteStream, size: int | None = None) -> bytes:
+    """So many bytes, or all until the end."""
+    data = bytearray()
+    with anyio.fail_after(10):
+        while size is None or len(data) < size:
+            piece = stream.receive_nowait()
+            if piece is None:
+                await stream.wait_readable()
+            elif not len(piece):
+                assert size is None, f"ended after {len(data)} of {size} bytes"
+                break
+            else:
+                data += piece
+    return bytes(data)
+
+
+def echo(connection: PeerConnection) -> None:
+    """Send back what comes."""
+    while data := connection.recv():
+        connection.send(data)
+
+
+def says(data: bytes, *, pieces: int | None = None, then: Callable[[PeerConnection], None] | None = None) -> Script:
+    def script(connection: PeerConnection) -> None:
+        connection.send(data, pieces=pieces)
+        if then is not None:
+            then(connection)
+
+    return script
+
+
+BYTES = bytes(range(256)) * 4000
+
+
+async def test_there_and_back(over: Over) -> None:
+    async with over(echo) as made:
+        for size in (1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 100_000):
+            made.top.transmit(BYTES[:size])
+            await made.top.flush()
+            assert await read(made.top, size) == BYTES[:size]
+        assert made.top.unsent == 0
+        assert not made.top.dead
+
+
+@pytest.mark.parametrize("pieces", [1000, None])
+async def test_all_that_comes_in_order(over: Over, pieces: int | None) -> None:
+    async with over(says(BYTES, pieces=pieces)) as made:
+        assert await read(made.top, len(BYTES)) == BYTES
+        assert made.top.receive_nowait() is None
+
+
+async def test_byte_by_byte(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.send_raw(connection.encrypt(BYTES[:600]), pieces=1)
+
+    async with over(script) as made:
+        assert await read(made.top, 600) == BYTES[:600]
+
+
+async def test_partial_writes_keep_order(over: Over) -> None:
+    seen = bytearray()
+
+    def script(connection: PeerConnection) -> None:
+        connection.pause(0.1)
+        while data := connection.recv():
+            seen.extend(data)
+
+    async with over(script, receive_buffer=4096) as made:
+        for start in range(0, len(BYTES), 50_000):
+            made.top.transmit(BYTES[start : start + 50_000])
+        assert made.top.unsent > 0
+        with anyio.fail_after(20):
+            await made.top.flush()
+        assert made.top.unsent == 0
+        await made.stack.shutdown(Deadline.after(2))
+        await made.peer.ended()
+        assert bytes(seen) == BYTES
+
+
+async def test_polite_end(over: Over) -> None:
+    async with over(echo) as made:
+        ends = await made.stack.shutdown(Deadline.after(2))
+        assert [end.said for end in ends] == over.goodbye
+        assert [end.heard for end in ends] == over.goodbye
+        assert {end.outcome for end in ends} == {Outcome.CLEAN}
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+        assert await made.stack.shutdown(Deadline.after(2)) == ends
+        assert made.stack.abort() == ends
+
+
+async def test_polite_end_with_much_unread(over: Over) -> None:
+    """What the peer still sends is read and dropped, until its goodbye: no RST."""
+    async with over(says(BYTES * 3)) as made:
+        await read(made.top, 10)
+        ends = await made.stack.shutdown(Deadline.after(5))
+        assert {end.outcome for end in ends} == {Outcome.CLEAN}
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+
+
+async def test_peer_first(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.send(b"last words")
+        connection.send_close_notify()
+        connection.fin()
+
+    async with over(script) as made:
+        assert await read(made.top) == b"last words"
+        assert not made.top.truncated
+        for _ in range(3):
+            end = made.top.receive_nowait()
+            assert end is not None
+            assert not len(end)
+        ends = await made.stack.shutdown(Deadline.after(2))
+        assert ends[0].outcome is Outcome.PEER_FIRST
+        assert [end.said for end in ends] == [end.heard for end in ends] == over.goodbye
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+
+
+async def test_end_without_goodbye_is_told_from_a_whole_one(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        connection.send(b"last words")
+        connection.fin()
+
+    async with over(script) as made:
+        assert await read(made.top) == b"last words"
+        assert made.top.truncated is (over.version is not None)
+        ends = await made.stack.shutdown(Deadline.after(2))
+        assert [end.said for end in ends] == over.goodbye
+        if over.version is not None:
+            assert ends[0].heard == "EOF"
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+
+
+async def test_silent_peer_costs_the_deadline_and_less_the_next_time(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        connection.read_until_end()
+        connection.stall()
+
+    patience = (Patience(), Patience())
+    seconds = []
+    for _ in range(2):
+        async with over(script, patience) as made:
+            began = monotonic()
+            ends = await made.stack.shutdown(Deadline.after(0.6))
+            seconds.append(monotonic() - began)
+            assert {end.outcome for end in ends} == {Outcome.TIMED_OUT}
+            assert [end.said for end in ends] == over.goodbye
+            await made.peer.ended()
+            assert made.peer.connections[0].saw == over.goodbye
+    assert 0.55 < seconds[0] < 0.75
+    assert seconds[1] < 0.3
+
+
+async def test_no_time_left_says_all_and_waits_for_nothing(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        connection.read_until_end()
+        connection.stall()
+
+    async with over(script) as made:
+        began = monotonic()
+        ends = await made.stack.shutdown(Deadline.after(0))
+        assert monotonic() - began < 0.05
+        assert [end.said for end in ends] == over.goodbye
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+
+
+async def test_tightened_while_it_waits(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        connection.read_until_end()
+        connection.stall()
+
+    async with over(script) as made:
+        deadline = Deadline.after(20)
+        began = monotonic()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(made.stack.shutdown, deadline)
+            await anyio.sleep(0.1)
+            deadline.tighten(monotonic() + 0.1)
+        assert monotonic() - began < 0.5
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+
+
+async def test_cancelled_shutdown_aborts(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        connection.read_until_end()
+        connection.stall()
+
+    async with over(script) as made:
+        with anyio.move_on_after(0.1) as scope:
+            await made.stack.shutdown(Deadline.after(20))
+        assert scope.cancelled_caught
+        assert made.top.extra("socket") is None
+        await made.peer.ended()
+
+
+async def test_aborted_while_shutting_down(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        connection.read_until_end()
+        connection.stall()
+
+    async with over(script) as made:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(made.stack.shutdown, Deadline.after(20))
+            await anyio.sleep(0.1)
+            made.stack.abort()
+        assert made.top.extra("socket") is None
+
+
+async def test_abort(over: Over) -> None:
+    async with over(echo) as made:
+        ends = made.stack.abort()
+        assert made.stack.abort() == ends
+        assert [end.outcome for end in ends] == [Outcome.ABORTED] * len(ends)
+        assert ends[-1].said == "RST"
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == ["RST"]
+        with pytest.raises(TransportError, match="closed"):
+            made.top.receive_nowait()
+        made.top.transmit(b"nobody")
+        assert made.top.unsent == 0
+
+
+async def test_abort_wakes_the_reader(over: Over) -> None:
+    async with over(echo) as made, anyio.create_task_group() as tasks:
+
+        async def reader() -> None:
+            with pytest.raises(TransportError):
+                await read(made.top)
+
+        tasks.start_soon(reader)
+        await anyio.wait_all_tasks_blocked()
+        made.stack.abort()
+
+
+async def test_reset_by_the_peer(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.recv()
+        connection.reset()
+
+    async with over(script) as made:
+        made.top.transmit(b"x")
+        with pytest.raises(TransportError, match="reset the connection") as caught:
+            await read(made.top)
+        assert caught.value.by == "peer"
+        ends = await made.stack.shutdown(Deadline.after(2))
+        assert ends[-1].heard == "RST"
+        assert ends[-1].outcome is Outcome.ABORTED
+
+
+async def test_writing_to_a_peer_that_is_gone_is_found_by_reading(over: Over) -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.recv()
+        connection.reset()
+
+    async with over(script) as made:
+        made.top.transmit(b"x")
+        await made.peer.ended()
+        for _ in range(5):
+            made.top.transmit(BYTES)
+        assert made.top.dead
+        assert made.top.unsent == 0
+        with pytest.raises(TransportError):
+            await read(made.top)
+
+
+async def test_facts(over: Over) -> None:
+    async with over(echo) as made:
+        assert made.top.extra("server_addr") == ("127.0.0.1", made.peer.port)
+        assert made.top.extra("client_addr")[0] == "127.0.0.1"
+        assert isinstance(made.top.extra("socket"), socket.socket)
+        assert (made.top.extra("ssl_object") is not None) is (over.version is not None)
+        assert made.top.extra("nonsense") is None
+
+
+async def test_alpn() -> None:
+    async with Over(ssl.TLSVersion.TLSv1_3)(echo) as made:
+        assert isinstance(made.top, TlsFilter)
+        assert made.top.alpn_protocol == "http/1.1"
