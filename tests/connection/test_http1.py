@@ -1,0 +1,150 @@
+"""The driver with HTTP/1.1: back-pressure both ways, halves that end at different times, what close waits for."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Any
+
+import anyio
+import pytest
+
+from allswell import ConnectionPool
+from allswell._config import Timeouts
+from allswell._report import ConnectionEnd, Outcome
+from tests.support.certificates import certificates
+from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.scripts import answers, response
+
+pytestmark = pytest.mark.anyio
+
+both = pytest.mark.parametrize("tls", [False, True])
+
+
+def pool_for(**settings: Any) -> ConnectionPool:
+    return ConnectionPool(ssl_context=certificates().client_context(), **settings)
+
+
+@both
+async def test_reader_that_does_not_read_holds_the_peer(tls: bool) -> None:
+    sent = 0
+
+    def script(connection: PeerConnection) -> None:
+        nonlocal sent
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+        for _ in range(500):
+            connection.send(bytes(100_000))
+            sent += 100_000
+
+    with scripted_peer(script, tls=tls, send_buffer=65536) as peer:
+        async with pool_for() as pool, pool.stream("GET", peer.url) as streamed:
+            before = -1
+            with anyio.fail_after(10):
+                while before != sent:  # until it is held
+                    before = sent
+                    await anyio.sleep(0.2)
+            assert sent < 20_000_000
+            size = 0
+            async for piece in streamed:
+                size += len(piece)
+            assert size == 50_000_000
+
+
+async def test_unread_response_and_an_upload_that_ends_after_it() -> None:
+    """Reading was paused for the unread response; the exchange's end resumes it, or the next would wait for ever."""
+    go_on = anyio.Event()
+
+    def script(connection: PeerConnection) -> None:
+        head = connection.read_head()
+        connection.send(response(bytes(1_000_000)))
+        connection.read_body(head)
+        answers()(connection)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"x"
+        await go_on.wait()
+        yield b"y"
+
+    with scripted_peer(script) as peer:
+        async with pool_for() as pool:
+            # httpx2's way: the head came, the body lies there
+            async with pool.stream("POST", peer.url, content=content()) as streamed:
+                await anyio.sleep(0.2)
+                go_on.set()
+                await anyio.sleep(0.1)
+                assert len(await streamed.read()) == 1_000_000
+            for number in range(3):
+                answer = await pool.request("GET", f"{peer.url}/{number}", timeouts=Timeouts(read=2))
+                assert await answer.read() == b"/%d" % number
+        assert len(peer.connections) == 1
+
+
+@both
+async def test_close_waits_for_bytes_still_to_be_sent(tls: bool) -> None:
+    """The answer came before the peer had read all: the goodbye comes after the request's last byte."""
+    go_on = threading.Event()
+    bodies: list[bytes] = []
+    content = bytes(range(256)) * 2000
+
+    def script(connection: PeerConnection) -> None:
+        head = connection.read_head()
+        connection.send(response(b"early"))
+        assert go_on.wait(10)
+        bodies.append(connection.read_body(head))
+
+    with scripted_peer(script, tls=tls, receive_buffer=4096) as peer:
+        pool = pool_for(socket_options=[(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)])
+        assert await (await pool.request("POST", peer.url, content=content)).read() == b"early"
+        async with anyio.create_task_group() as tasks:
+
+            async def later() -> None:
+                await anyio.sleep(0.2)
+                go_on.set()
+
+            tasks.start_soon(later)
+            report = await pool.aclose(5.0)
+        await peer.ended()
+        assert bodies == [content]
+        assert peer.connections[0].saw == (["close_notify", "FIN"] if tls else ["FIN"])
+        assert report.clean
+
+
+@both
+async def test_close_does_not_wait_for_a_peer_that_takes_nothing(tls: bool) -> None:
+    """Part of a request is still here when the grace ends: a close_notify or FIN would make it look whole."""
+
+    def script(connection: PeerConnection) -> None:
+        connection.read_head()
+        connection.send(response(b"early"))
+        connection.stall()
+
+    with scripted_peer(script, tls=tls, receive_buffer=4096) as peer:
+        pool = pool_for(socket_options=[(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)])
+        assert await (await pool.request("POST", peer.url, content=bytes(500_000))).read() == b"early"
+        began = monotonic()
+        report = await pool.aclose(0.4)
+        assert monotonic() - began < 0.6
+        assert not report.clean
+        peer.release()
+        await peer.ended()
+        assert peer.connections[0].saw == ["RST"]
+
+
+async def test_numbers_of_the_report() -> None:
+    ends: list[ConnectionEnd] = []
+    with scripted_peer(answers(), tls=True) as peer:
+        async with pool_for(on_connection_end=ends.append) as pool:
+            for number in range(3):
+                await pool.request("GET", f"{peer.url}/{number}")
+        assert pool.close_report is not None
+        assert list(pool.close_report.connections) == ends
+        [end] = ends
+        assert end.route == peer.url
+        assert (end.http_version, end.exchanges, end.cut, end.reason) == ("HTTP/1.1", 3, 0, "the pool closes")
+        assert [layer.layer for layer in end.layers] == ["h1", "tls", "tcp"]
+        assert end.layers[1].outcome is Outcome.CLEAN
+        assert 0 < end.seconds < 1
+        assert end.clean
