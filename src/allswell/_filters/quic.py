@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import anyio
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import NetworkAddress
 from aioquic.quic.events import QuicEvent
 from aioquic.quic.logger import QuicFileLogger
 from aioquic.quic.packet import QuicErrorCode
@@ -76,6 +77,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._pings = 0
         self._answered: QuicEnd | None = None
         self._unreachable = False
+        self._aside: UdpFilter | None = None
         self._keylog: IO[str] | None = None
         self._end: LayerEnd | None = None
 
@@ -170,6 +172,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         address = self._udp.address
         for datagram, connection.mark in zip(datagrams, self._udp.marks, strict=True):
             connection.receive_datagram(datagram, address, now)
+        self._follow()
         events = connection.take_events()
         if connection.ended is not None:
             self._ended(now)
@@ -247,8 +250,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         datagrams = connection.datagrams_to_send(now)
         if datagrams:
             here = self._udp.address
-            # A server's preferred address cannot be reached from a connected socket: it goes unprobed.
             self._udp.send([datagram for datagram, address in datagrams if address == here])
+            for datagram, address in datagrams:
+                if address != here:
+                    self._send_aside(datagram, address)
             if self._udp.failed:
                 self._wake()
         assert self._alarm is not None
@@ -308,7 +313,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return self._pings
 
     async def delivered(self, deadline: Deadline) -> bool:
-        """Wait until all that was sent is acknowledged; whether it is.
+        """Wait until all that was sent is acknowledged; whether it is. A peer that is silent for three PTO is gone.
 
         A PING follows in a packet of its own: two packets are acknowledged at once, one only after the peer's
         ``max_ack_delay`` (RFC 9000 §13.2.2).
@@ -322,14 +327,63 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         with deadline.scope():
             try:
                 await self.flush()
+                heard_at = monotonic()
                 while not connection.all_acknowledged and connection.ended is None:
-                    await self._wait()
-                    self._kept += self._receive() or ()
+                    silence = Deadline(heard_at + _CLOSING_PROBES * connection.probe_timeout)
+                    with silence.scope() as silent:
+                        await self._wait()
+                    events = self._receive()
+                    if events is not None:
+                        heard_at = monotonic()
+                        self._kept += events
+                    elif silent.cancelled_caught:
+                        return False
                     self._send()
                     await self.flush()
             except TransportError:
                 return False
         return connection.ended is None and connection.all_acknowledged
+
+    # The server's preferred address (RFC 9000 §9.6): aioquic probes it when the handshake is confirmed, and moves there
+    # when it answers. A socket that is connected reaches one address, so the probe has one of its own beside it; when
+    # the connection has moved the two change places, and the old one stays for what is still on its way to it.
+
+    def _send_aside(self, datagram: bytes, address: NetworkAddress) -> None:
+        if self._aside is None:
+            try:
+                self._aside = self._udp.beside(address)
+            except ConnectFailed:
+                return  # a probe that is lost
+            assert self._host is not None
+            self._host.spawn(self._mind_aside, self._aside, name="allswell minds a preferred address")
+        if self._aside.address == address:
+            self._aside.send([datagram])
+
+    async def _mind_aside(self, aside: UdpFilter) -> None:
+        connection = self.connection
+        with suppress(TransportError):
+            while self._aside is aside:
+                await aside.wait_readable()
+                for datagram, connection.mark in zip(aside.receive_nowait() or (), aside.marks, strict=True):
+                    connection.receive_datagram(datagram, aside.address, monotonic())
+                self._follow()
+                if self._alive:
+                    self._send()
+                    self._wake()
+        aside.abort()
+
+    def _follow(self) -> None:
+        """Send from where the connection has moved to; at once, and not only probes (§9.6.1)."""
+        aside = self._aside
+        if aside is not None and self.connection.get_peer_address() == aside.address and self._host is not None:
+            self._udp.change_places(aside)
+            self._ping()
+            self._host.call_later(_CLOSING_PROBES * self.connection.probe_timeout, self._leave_aside)
+
+    def _leave_aside(self) -> None:
+        aside, self._aside = self._aside, None
+        if aside is not None:
+            aside.abort()
 
     # Changes while it lives
 
@@ -445,6 +499,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             heard = heard or "port unreachable"
         self._end = LayerEnd(self.name, said, heard, outcome, monotonic() - began)
         connection.discard()
+        self._leave_aside()
         if self._keylog is not None:
             self._keylog.close()
         return self._end

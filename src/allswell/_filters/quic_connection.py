@@ -252,6 +252,7 @@ class ClientConnection(EcnConnection):
             and data[1 : 1 + len(self.host_cid)] == self.host_cid
             and not data[0] & _LONG_HEADER
             and self._quic_logger is None
+            and addr == self._network_paths[0].addr
         ):
             self._receive_packet(data, now)
         elif self._is_stateless_reset(data):

@@ -102,6 +102,32 @@ class UdpFilter(Filter):
         if listener is not None and host is not None:
             self.listen(host, listener)
 
+    def beside(self, address: Address) -> UdpFilter:
+        """Another one, connected to another address of the same family.
+
+        :raises ConnectFailed: when there is no such socket to be had.
+        """
+        other = UdpFilter(self._family, address, local_address=self._local_address, socket_options=self._options)
+        other.ecn = self.ecn
+        other._use(other._open(self._local_address))
+        return other
+
+    def change_places(self, other: UdpFilter) -> None:
+        """Go on with the other's socket and peer, and leave it ours; what is unsent is lost."""
+        listener, host = self._listener, self._host
+        if listener is not None and host is not None:
+            self.listen(host, None)
+        for each in (self, other):
+            each._queue.clear()
+            if each._sock is not None:
+                anyio.notify_closing(each._sock)  # who waits for it waits for the other from now on
+        for name in ("address", "_sock", "_gro", "_gso", "_hears_marks", "_refused"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs)
+            setattr(other, name, ours)
+        if listener is not None and host is not None:
+            self.listen(host, listener)
+
     def _open(self, local_address: str | None) -> socket.socket:
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
