@@ -18,6 +18,7 @@ VERSION_1, VERSION_2 = 1, 0x6B3343CF
 _ACK_ECN, _PATH_CHALLENGE, _PATH_RESPONSE, _CLOSES, _HANDSHAKE_DONE = 0x03, 0x1A, 0x1B, (0x1C, 0x1D), 0x1E
 #: The error codes that mean none: QUIC's and HTTP/0.9's, and HTTP/3's.
 _NO_ERROR = (0, 0x100)
+_APPLICATION_ERROR = 0x0C
 #: Frames that only probe a path (RFC 9000 §9.1); PADDING is not among the parsed.
 _PROBING = (_PATH_CHALLENGE, _PATH_RESPONSE, 0x18)
 
@@ -66,6 +67,8 @@ def ended_well(capture: Capture) -> None:
     """Every connection was closed by the client, and nobody closed one with an error."""
     for from_client in (True, False):
         for packet, frame in capture.frames(*_CLOSES, from_client=from_client):
+            if packet.type in ("initial", "handshake") and frame.value == _APPLICATION_ERROR:
+                continue  # how an application's close is put where its code must not be seen yet (RFC 9000 §10.2.3)
             if frame.value not in _NO_ERROR:
                 side = "client" if from_client else "server"
                 at = packet.datagram.at

@@ -206,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--servers", nargs="+", choices=[server.name for server in SERVERS], metavar="SERVER")
     parser.add_argument("--quick", action="store_true", help="a few cases that take seconds")
     parser.add_argument("--repeat", type=int, default=1, help="times that each is run (another seed each)")
+    parser.add_argument("--seed", type=int, default=1, help="of the first of them (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--logs", type=Path, default=LOGS, help="folder for logs and qlogs (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -214,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in (case for case in CASES if case.name in wanted):
         for server in (server for server in SERVERS if server.name in (options.servers or server.name)):
             for number in range(options.repeat):
-                seeded = replace(case, scenario=replace(case.scenario, seed=number + 1))
+                seeded = replace(case, scenario=replace(case.scenario, seed=options.seed + number))
                 folder = options.logs.resolve() / server.name / (f"{case.name}-{number + 1}" if number else case.name)
                 result = run(seeded, server, folder)
                 results.append(result)
