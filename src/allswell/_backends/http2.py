@@ -39,17 +39,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import RemoteSettingsChanged, StreamReset, WindowUpdated
 from h2.exceptions import ProtocolError as H2ProtocolError
-from h2.settings import SettingCodes, Settings
+from h2.settings import SettingCodes
 
 from allswell._backends import http2_frames as wire
+from allswell._backends.http2_core import core_connection
 from allswell._backends.http2_fields import RequestEncoder, RequestFields, encode_trailers
 from allswell._backends.http2_frames import FrameSplitter, PeerError, StreamError
-from allswell._backends.http2_hpack import FieldEncoder, Section, SectionReader
+from allswell._backends.http2_hpack import Section, SectionReader
 from allswell._backends.http2_stream import Stream, Window
 from allswell._backends.interface import (
     BodyReceived,
@@ -83,14 +82,6 @@ _NOT_REPLAYABLE = frozenset(
     (ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED)
 )
 _NO_EXTENDED_CONNECT = "the peer does not offer extended CONNECT (RFC 8441 §3)"
-
-
-class _Connection(H2Connection):
-    """h2's connection without its walk over all streams for each request: those that are over are gone already."""
-
-    @property
-    def open_outbound_streams(self) -> int:
-        return len(self.streams)
 
 
 class StreamLimit:
@@ -144,28 +135,8 @@ class Http2:
         self._last_allowed = _LAST_ID
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
         self._over = False  # our GOAWAY is written, or the input has ended: h2 is not called any more
-        self._h2 = _Connection(
-            H2Configuration(
-                client_side=True,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
-        )
-        settings = Settings(
-            client=True,
-            initial_values={
-                SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.INITIAL_WINDOW_SIZE: initial_window,
-                SettingCodes.MAX_HEADER_LIST_SIZE: max_header_size,
-            },
-        )
-        del settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # RFC 8441 §3: the server's to send
-        self._h2.local_settings = settings
-        self._h2.encoder = FieldEncoder()
+        self._h2 = core_connection(initial_window=initial_window, max_header_size=max_header_size)
         self._sections = SectionReader(self._h2.decoder, max_header_size)
-        self._h2.initiate_connection()
         self._out: list[bytes] = [self._h2.data_to_send()]
         # RFC 9113 §6.9.2: the connection's window is not a matter of SETTINGS.
         connection_window = max(connection_window, _DEFAULT_WINDOW)

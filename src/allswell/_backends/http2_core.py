@@ -1,0 +1,43 @@
+"""What the HTTP/2 backend has of h2: a connection that only keeps state, set up as a client that does the rest itself."""
+
+from __future__ import annotations
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.settings import SettingCodes, Settings
+
+from allswell._backends.http2_hpack import FieldEncoder
+
+
+class _Connection(H2Connection):
+    """h2's connection without its walk over all streams for each request: those that are over are gone already."""
+
+    @property
+    def open_outbound_streams(self) -> int:
+        return len(self.streams)
+
+
+def core_connection(*, initial_window: int, max_header_size: int) -> H2Connection:
+    """A client's connection whose preface and SETTINGS wait to be sent. Header fields are checked elsewhere."""
+    connection = _Connection(
+        H2Configuration(
+            client_side=True,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
+        )
+    )
+    settings = Settings(
+        client=True,
+        initial_values={
+            SettingCodes.ENABLE_PUSH: 0,
+            SettingCodes.INITIAL_WINDOW_SIZE: initial_window,
+            SettingCodes.MAX_HEADER_LIST_SIZE: max_header_size,
+        },
+    )
+    del settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # RFC 8441 §3: the server's to send
+    connection.local_settings = settings
+    connection.encoder = FieldEncoder()
+    connection.initiate_connection()
+    return connection
