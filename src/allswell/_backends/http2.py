@@ -45,7 +45,7 @@ from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes
 
 from allswell._backends import http2_frames as wire
-from allswell._backends.http2_core import core_connection
+from allswell._backends.http2_core import StreamLimit, core_connection
 from allswell._backends.http2_fields import RequestEncoder, RequestFields, encode_trailers
 from allswell._backends.http2_frames import FrameSplitter, PeerError, StreamError
 from allswell._backends.http2_hpack import Section, SectionReader
@@ -71,8 +71,6 @@ INITIAL_WINDOW = 2 * 1024 * 1024
 #: 128 streams' worth: more stalled readers than most servers admit streams (nginx: 128, Apache and Caddy: 100 to 250).
 CONNECTION_WINDOW = 128 * INITIAL_WINDOW
 
-#: RFC 9113 §6.5.2 recommends at least 100; assumed until the peer's SETTINGS have come.
-_ASSUMED_STREAMS = 100
 _DEFAULT_WINDOW = 65535
 _LAST_ID = 2**31 - 1
 _MAX_QUIET = 10_000
@@ -82,15 +80,6 @@ _NOT_REPLAYABLE = frozenset(
     (ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED)
 )
 _NO_EXTENDED_CONNECT = "the peer does not offer extended CONNECT (RFC 8441 §3)"
-
-
-class StreamLimit:
-    """How many streams an origin allows, as the last connection to it learnt; the next assumes it until it is told."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = _ASSUMED_STREAMS
 
 
 class Http2:

@@ -1,4 +1,4 @@
-"""What the HTTP/2 backend has of h2: a connection that only keeps state, set up as a client that does the rest itself."""
+"""What the HTTP/2 backend has of h2: a connection that keeps state, set up for a client that does the rest itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 
 from allswell._backends.http2_hpack import FieldEncoder
+
+
+#: RFC 9113 §6.5.2 recommends at least 100; assumed until the peer's SETTINGS have come.
+_ASSUMED_STREAMS = 100
+
+
+class StreamLimit:
+    """How many streams an origin allows, as the last connection to it learnt; the next assumes it until it is told."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = _ASSUMED_STREAMS
 
 
 class _Connection(H2Connection):

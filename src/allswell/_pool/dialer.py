@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx2
 
 from allswell._backends.http1 import Http1
-from allswell._backends.http2 import Http2, StreamLimit
+from allswell._backends.http2 import Http2
+from allswell._backends.http2_core import StreamLimit
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
