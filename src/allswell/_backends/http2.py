@@ -45,7 +45,7 @@ from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes
 
 from allswell._backends import http2_frames as wire
-from allswell._backends.http2_core import StreamLimit, core_connection
+from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, StreamLimit, core_connection
 from allswell._backends.http2_fields import RequestEncoder, RequestFields, encode_trailers
 from allswell._backends.http2_frames import FrameSplitter, PeerError, StreamError
 from allswell._backends.http2_hpack import Section, SectionReader
@@ -65,11 +65,6 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, ExchangeReset, LocalProtocolError, NotProcessed, RemoteProtocolError
 from allswell._messages import Headers, RequestHead
-
-#: At 100 ms of round trip 2 MiB carry 20 MB/s; it is also what one unread response can make us hold.
-INITIAL_WINDOW = 2 * 1024 * 1024
-#: 128 streams' worth: more stalled readers than most servers admit streams (nginx: 128, Apache and Caddy: 100 to 250).
-CONNECTION_WINDOW = 128 * INITIAL_WINDOW
 
 _DEFAULT_WINDOW = 65535
 _LAST_ID = 2**31 - 1

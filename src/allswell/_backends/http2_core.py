@@ -8,6 +8,10 @@ from h2.settings import SettingCodes, Settings
 
 from allswell._backends.http2_hpack import FieldEncoder
 
+#: At 100 ms of round trip 2 MiB carry 20 MB/s; it is also what one unread response can make us hold.
+INITIAL_WINDOW = 2 * 1024 * 1024
+#: 128 streams' worth: more stalled readers than most servers admit streams (nginx: 128, Apache and Caddy: 100 to 250).
+CONNECTION_WINDOW = 128 * INITIAL_WINDOW
 
 #: RFC 9113 §6.5.2 recommends at least 100; assumed until the peer's SETTINGS have come.
 _ASSUMED_STREAMS = 100
