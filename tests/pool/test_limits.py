@@ -72,15 +72,15 @@ async def test_total_limit_is_kept() -> None:
 async def test_route_limit_is_kept_and_leaves_others_their_room() -> None:
     gate, other = Gate(), Gate()
     with scripted_peer(gate.script) as peer, scripted_peer(other.script) as second:
-        async with ConnectionPool(max_connections=10, max_connections_per_route=2) as pool:
-            async with anyio.create_task_group() as tasks:
-                for number in range(5):
-                    tasks.start_soon(get, pool, f"{peer.url}/{number}")
-                await gate.until_held(2)
-                tasks.start_soon(get, pool, f"{second.url}/")
-                await other.until_held(1)
-                other.open()
-                gate.open(5)
+        pool = ConnectionPool(max_connections=10, max_connections_per_route=2)
+        async with pool, anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(get, pool, f"{peer.url}/{number}")
+            await gate.until_held(2)
+            tasks.start_soon(get, pool, f"{second.url}/")
+            await other.until_held(1)
+            other.open()
+            gate.open(5)
         assert gate.most == 2
         assert len(peer.connections) == 2
         await peer.ended()
