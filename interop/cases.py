@@ -291,4 +291,4 @@ CASES = [
 ]
 
 #: Enough to see that the endpoint works; a few seconds with each server.
-QUICK = ("handshake", "chacha20", "retry", "resumption", "zerortt", "http3", "keyupdate", "ipv6", "v2")
+QUICK = ("handshake", "chacha20", "retry", "resumption", "zerortt", "http3", "keyupdate", "ecn", "ipv6", "v2")

@@ -8,7 +8,7 @@ It is the pool that users get, with two differences that are made here and nowhe
 (``hq-interop``) on QUIC where the case says so, and it tries one address only, since handshakes are counted.
 
 For use without Docker, ``DOWNLOADS`` and ``CERTS`` name other folders, and ``ALPN=h3`` has files fetched over HTTP/3
-from a server that does not speak HTTP/0.9.
+from a server that does not speak HTTP/0.9; ``BACKEND=trio`` names the event loop.
 """
 
 from __future__ import annotations
@@ -248,7 +248,8 @@ def main(environment: Mapping[str, str]) -> int:
         case, Path(environment.get("DOWNLOADS", "/downloads")), Path(environment.get("CERTS", "/certs"))
     )
     try:
-        clean = anyio.run(endpoint.run, environment.get("REQUESTS", "").split())
+        urls = environment.get("REQUESTS", "").split()
+        clean = anyio.run(endpoint.run, urls, backend=environment.get("BACKEND", "asyncio"))
     except* (AllswellError, OSError, RuntimeError) as errors:
         traceback.print_exception(errors)
         clean = False

@@ -38,6 +38,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_events": None,
     "_handshake_complete": bool,
     "_handshake_confirmed": bool,
+    "_local_ack_delay_exponent": int,
     "_local_max_data": Limit,
     "_local_max_streams_bidi": Limit,
     "_local_max_streams_uni": Limit,
@@ -60,14 +61,18 @@ METHODS = {
     "_close_begin": ["self", "is_initiator", "now"],
     "_close_end": ["self"],
     "_connect": ["self", "now"],
+    "_handle_ack_frame": ["self", "context", "frame_type", "buf"],
     "_handle_connection_close_frame": ["self", "context", "frame_type", "buf"],
     "_handle_reset_stream_frame": ["self", "context", "frame_type", "buf"],
     "_idle_timeout": ["self"],
+    "_on_ack_delivery": ["self", "delivery", "space", "highest_acked"],
     "_on_connection_limit_delivery": ["self", "delivery", "limit"],
     "_on_max_stream_data_delivery": ["self", "delivery", "stream"],
     "_parse_transport_parameters": ["self", "data", "from_session_ticket"],
     "_payload_received": ["self", "context", "plain", "crypto_frame_required"],
+    "_write_ack_frame": ["self", "builder", "space", "now"],
     "_write_connection_limits": ["self", "builder", "space"],
+    "_write_ping_frame": ["self", "builder", "uids", "comment"],
     "_write_stream_limits": ["self", "builder", "space", "stream"],
 }
 
@@ -88,6 +93,11 @@ SOURCES = {
     ],
     "datagrams_to_send": ["if self._state in END_STATES:", "if self._close_pending:", "self._close_begin("],
     "_close_end": ["self._events.append(self._close_event)"],
+    "_write_ack_frame": [
+        "ack_delay = now - space.largest_received_time",
+        "space.ack_at = None",
+        "if ranges > 1 and builder.packet_number % 8 == 0:",
+    ],
     "_write_connection_limits": ["max_data.value *= 2", "limit.sent - limit.used >= limit.value - limit.sent"],
     "_write_stream_limits": ["stream.max_stream_data_local *= 2"],
     "_handle_connection_close_frame": ["if self._close_event is None:"],
@@ -132,6 +142,8 @@ def test_parts(connection: ClientConnection) -> None:
     assert isinstance(connection._loss._pacer, QuicPacketPacer), _BROKE
     assert connection._loss._pacer.bucket_max == 0.0, _BROKE
     assert connection._loss.get_probe_timeout() > 0, _BROKE
+    assert (connection._loss._pto_count, connection._loss._rtt_latest) == (0, 0.0), _BROKE
+    assert connection._loss._cc.ssthresh is None, _BROKE
     assert connection._spaces[tls.Epoch.ONE_RTT].ack_eliciting_in_flight == 0, _BROKE
     assert not connection._peer_cid.stateless_reset_token, _BROKE
     assert connection.tls._verify_mode == ssl.CERT_NONE, _BROKE
@@ -157,7 +169,10 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
     )
     listed = set(ATTRIBUTES) | set(METHODS)
     of_parts = {
+        "_cc",
         "_pacer",
+        "_pto_count",
+        "_rtt_latest",
         "_buffer_stop",
         "_final_size",
         "_client_handle_certificate_verify",
@@ -166,7 +181,7 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
         "_verify_mode",
     }
     inherited = {name for name in dir(QuicConnection(configuration=QuicConfiguration())) if name.startswith("_")}
-    for module in ("quic_connection.py", "quic.py"):
+    for module in ("quic_connection.py", "quic_ecn.py", "quic.py"):
         source = re.sub(r"(?m)^from .*$", "", (Path(ours.__file__).parent / module).read_text())
         used = set(re.findall(r"\.(_[a-z][a-z_]*)\b", source))
         assert (used & inherited) - listed == set()

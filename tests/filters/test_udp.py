@@ -200,3 +200,54 @@ async def test_ipv6() -> None:
         udp.send([b"x" * 1200] * 3)
         assert [len(sock.recv(2000)) for _ in range(3)] == [1200] * 3
         udp.abort()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_marks(host: str) -> None:
+    v6 = ":" in host
+    with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind((host, 0))
+        peer.settimeout(5)
+        peer.setsockopt(*((socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS) if v6 else (socket.IPPROTO_IP, 13)), 1)
+        udp = UdpFilter(peer.family, peer.getsockname())
+        await udp.connect()
+        assert udp.send_marked(2)
+        udp.send([b"a"])
+        _, ancillary, _, here = peer.recvmsg(10, 64)
+        assert ancillary[0][2][0] == 2
+        udp.rebind()
+        udp.send([b"a"])
+        _, ancillary, _, here = peer.recvmsg(10, 64)
+        assert ancillary[0][2][0] == 2  # the new socket's too
+        mark = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if v6 else (socket.IPPROTO_IP, socket.IP_TOS)
+        for ecn in (0, 3, 1):
+            peer.setsockopt(*mark, ecn)
+            peer.sendto(b"b", here)
+        with anyio.fail_after(5):
+            await udp.wait_readable()
+        assert udp.receive_nowait() == [b"b"] * 3
+        assert udp.marks == [0, 3, 1]
+        udp.abort()
+        assert not udp.send_marked(0)
+
+
+async def test_changing_places_with_one_beside_it(peer: socket.socket) -> None:
+    udp = await connected(peer)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
+        elsewhere.bind(("127.0.0.1", 0))
+        elsewhere.settimeout(5)
+        other = udp.beside(elsewhere.getsockname())
+        other.send([b"hello"])
+        data, there = elsewhere.recvfrom(10)
+        assert data == b"hello"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(udp.wait_readable)  # woken by the change, though nothing came
+            await anyio.wait_all_tasks_blocked()
+            udp.change_places(other)
+        assert (udp.address, other.address) == (elsewhere.getsockname(), peer.getsockname())
+        elsewhere.sendto(b"here", there)
+        assert await receive(udp, 1) == [b"here"]
+        other.send([b"still"])
+        assert peer.recv(10) == b"still"
+        for each in (udp, other):
+            each.abort()

@@ -33,6 +33,15 @@ def test_quick_part(name: str, server: Server, tmp_path: Path) -> None:
     assert (result.outcome, result.reason) == ("succeeded", "")
 
 
+@pytest.mark.parametrize("name", ["keyupdate", "connectionmigration"])
+def test_on_trio(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND", "trio")
+    case = _BY_NAME[name]
+    case = replace(case, scenario=replace(case.scenario, bandwidth=None))
+    result = run(case, _OURS, tmp_path)
+    assert (result.outcome, result.reason) == ("succeeded", "")
+
+
 @pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_two_servers_play_every_case(name: str) -> None:
     """Given all of them; the exception is what one alone can do."""
