@@ -27,6 +27,7 @@ class AsyncClient(httpx2.AsyncClient):
     :param http3: may speak HTTP/3, with origins that are known to; ``"only"``: nothing else.
     :param http3_origins: origins that are known to speak HTTP/3 (``"https://example.org"``); others say so by Alt-Svc.
     :param quic: settings of QUIC.
+    :param pipelining: HTTP/1.1 requests that may be sent behind an unanswered one; see :class:`PoolConfig`.
     :param grace: seconds that closing may take, for all connections and layers together.
     :param total_timeout: seconds that each request may take, from its start until its response was read.
     :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves, and the settings
@@ -43,6 +44,7 @@ class AsyncClient(httpx2.AsyncClient):
         http3: bool | Literal["only"] = False,
         http3_origins: Collection[str] = (),
         quic: QuicConfig | None = None,
+        pipelining: int = 0,
         grace: float = DEFAULT_GRACE,
         total_timeout: float | None = None,
         pool: ConnectionPool | None = None,
@@ -51,10 +53,11 @@ class AsyncClient(httpx2.AsyncClient):
         **settings: Any,
     ) -> None:
         self.close_report: CloseReport | None = None
-        self._http3: dict[str, Any] = {
+        self._versions: dict[str, Any] = {
             "http3": http3,
             "http3_origins": frozenset(http3_origins),
             "quic": quic or QuicConfig(),
+            "pipelining": pipelining,
         }
         self._grace = grace
         self._total_timeout = total_timeout
@@ -84,7 +87,7 @@ class AsyncClient(httpx2.AsyncClient):
             grace=self._grace,
             total_timeout=self._total_timeout,
             pool=self._pool,
-            **self._http3,
+            **self._versions,
         )
 
     def _init_proxy_transport(
@@ -110,7 +113,7 @@ class AsyncClient(httpx2.AsyncClient):
             grace=self._grace,
             total_timeout=self._total_timeout,
             pool=pool,
-            **self._http3,
+            **self._versions,
         )
 
     async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None

@@ -109,6 +109,9 @@ class PoolConfig:
     :ivar local_address: the address to connect from.
     :ivar socket_options: as for ``socket.setsockopt``.
     :ivar max_header_size: bytes of a response's head (or header list) that are accepted.
+    :ivar pipelining: HTTP/1.1 requests that may be sent behind one that is not answered yet (RFC 9112 §9.3.2), where no
+        connection is idle; idempotent ones only. One that waits behind others for longer than its read timeout goes
+        elsewhere. 0: none.
     :ivar expect_continue_timeout: seconds that ``Expect: 100-continue`` waits before the body is sent anyway
         (RFC 9110 §10.1.1).
     :ivar stream_window: bytes that one HTTP/2 or HTTP/3 response may run ahead of its reader.
@@ -135,6 +138,7 @@ class PoolConfig:
     local_address: str | None = None
     socket_options: Sequence[SocketOption] = ()
     max_header_size: int = 100 * 1024
+    pipelining: int = 0
     expect_continue_timeout: float = 1.0
     stream_window: int = 2 * 1024 * 1024
     connection_window: int = 256 * 1024 * 1024

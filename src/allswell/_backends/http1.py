@@ -1,4 +1,4 @@
-"""The HTTP/1.1 backend (RFC 9112), over h11: one exchange at a time.
+"""The HTTP/1.1 backend (RFC 9112), over h11: one exchange at a time. (`http1_pipeline.py` has several.)
 
 h11 keeps the two halves of the exchange straight; this file turns its events into ours, decides what an end of the
 stream means (which depends on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
@@ -9,7 +9,9 @@ response. An abandoned exchange, or bytes that nobody asked for, end it: they wo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import count
 
 import h11
 
@@ -35,6 +37,8 @@ class Http1:
 
     :param max_header_size: bytes of a response's head that are accepted.
     :param absolute_form: the peer is a proxy, and forwards requests (RFC 9112 §3.2.2).
+    :param numbers: the exchanges' numbers, from 1 for a connection's first; shared by those that are pipelined.
+    :ivar followed: another request was sent behind this one: what lies behind the response is that one's.
     """
 
     name = "h1"
@@ -42,17 +46,20 @@ class Http1:
     pauses_reading = True
     says_goodbye = ""
 
-    def __init__(self, *, max_header_size: int, absolute_form: bool = False) -> None:
+    def __init__(
+        self, *, max_header_size: int, absolute_form: bool = False, numbers: Iterator[int] | None = None
+    ) -> None:
         self._absolute_form = absolute_form
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=max_header_size)
         self._max_header_size = max_header_size
         self._output: list[bytes] = []
-        self._count = 0
+        self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
         self._answered = False
         self._complete = False
         self._tunnel = False
         self._leaving = False
+        self.followed = False
         self.must_abort = False
 
     # Requests
@@ -77,8 +84,7 @@ class Http1:
             request = h11.Request(method=head.method, target=target, headers=_validated(tuple(head.headers)).headers)
         except h11.LocalProtocolError as error:
             raise LocalProtocolError(f"cannot send this request: {error}") from error
-        self._count += 1
-        self._current = self._count
+        self._current = next(self._numbers)
         self._answered = self._complete = False
         self._send(request)
         if end:
@@ -133,6 +139,23 @@ class Http1:
             self.must_abort = True
             raise LocalProtocolError(f"cannot send this request: {error}") from error
 
+    # For pipelines
+
+    @property
+    def exchange(self) -> int:
+        """The exchange that is open; 0 for none."""
+        return self._current
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether a request may follow the one that is open: it was sent, and ends or changes nothing when answered."""
+        return self._h11.our_state is h11.DONE
+
+    @property
+    def surplus(self) -> bytes:
+        """What came behind the response."""
+        return self._h11.trailing_data[0]
+
     # Responses
 
     def receive(self, data: memoryview) -> list[Event]:
@@ -163,7 +186,7 @@ class Http1:
         self.must_abort = True
         self._current = 0
         cause = why or RemoteProtocolError("the server ended the connection without a response")
-        if not self._answered and self._count > 1:
+        if not self._answered and exchange > 1:
             # RFC 9112 §9.3.1: it may have closed the idle connection before it saw the request. Or it may not.
             return [ExchangeFailed(exchange, NotProcessed(cause, proven=False))]
         if self._complete:
@@ -235,7 +258,7 @@ class Http1:
 
     def _completed(self, events: list[Event]) -> None:
         self._complete = True
-        if self._h11.trailing_data[0]:
+        if not self.followed and self._h11.trailing_data[0]:
             # More than was asked for: the next response on this connection would be forged.
             self.must_abort = True
         if self._h11.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):

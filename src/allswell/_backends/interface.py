@@ -140,7 +140,9 @@ class Backend(Protocol[Input_contra]):
     http_version: str
     pauses_reading: bool
     says_goodbye: str
-    must_abort: bool
+
+    @property
+    def must_abort(self) -> bool: ...
 
     def open(self, head: RequestHead, *, end: bool) -> int:
         """Begin an exchange; ``end`` when the request has no body. Only while ``capacity()`` is above 0.

@@ -130,6 +130,11 @@ class Connection:
         return not self._backend.pauses_reading
 
     @property
+    def shared(self) -> bool:
+        """Whether exchanges of several requesters may be under way at once: it multiplexes, or pipelines."""
+        return self.multiplexes or self.config.pipelining > 0
+
+    @property
     def open_exchanges(self) -> int:
         """Exchanges under way."""
         return len(self._exchanges)
@@ -186,7 +191,7 @@ class Connection:
                 else:
                     upload = True
         except LocalProtocolError:
-            if exchange.number:
+            if exchange.number or backend.must_abort:
                 self._abandon(exchange.number)
             raise
         exchange.uploaded = not upload
@@ -198,6 +203,10 @@ class Connection:
     def holds(self, exchange: Exchange) -> bool:
         """Whether it is under way: at least one of its halves has not ended."""
         return exchange.number in self._exchanges
+
+    def in_line(self, exchange: Exchange) -> bool:
+        """Whether others have to be answered before it (pipelining)."""
+        return self._backend.pauses_reading and next(iter(self._exchanges.values()), exchange) is not exchange
 
     def send_window(self, exchange: Exchange) -> int:
         """Bytes of body that may be sent now."""
@@ -255,7 +264,13 @@ class Connection:
             return
         self._backend.cancel(number)
         if self._backend.must_abort:
-            self.abort("an exchange was abandoned before it was complete")
+            why = "an exchange was abandoned before it was complete"
+            if self._exchanges:  # those that were pipelined with it
+                error = TransportError(f"{self.label}: {why}", operation="read", by="us")
+                events = self._backend.receive_eof(error)
+                self._dispatch(events)
+                self._count_cut(events)
+            self.abort(why)
         else:
             self._transmit()
 
@@ -468,6 +483,8 @@ class Connection:
                 self._backend.cancel(exchange.number)
             if self._suspended:
                 self._go_on.set()  # what its reader has yet to take holds up nobody else
+            if self._exchanges and self._backend.pauses_reading:
+                next(iter(self._exchanges.values())).on_first_in_line()
 
     def _settle(self) -> None:
         """After exchanges ended: move on in life, or tell the owner of the room."""

@@ -22,7 +22,7 @@ import anyio.lowlevel
 
 from allswell._config import Timeouts
 from allswell._deadline import Deadline
-from allswell._errors import RemoteProtocolError, Timeout, TimeoutPhase, TransportError
+from allswell._errors import NotProcessed, RemoteProtocolError, Timeout, TimeoutPhase, TransportError
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -303,6 +303,12 @@ class Exchange:
 
     # For the connection's task: deliveries
 
+    def on_first_in_line(self) -> None:
+        """Those that were pipelined before it were answered: the read timeout begins."""
+        if self._read_at != math.inf:
+            self._read_at = _instant(self._timeouts.read, self._total_at)
+            self.connection.watch(self._read_at)
+
     def on_informational(self, head: ResponseHead) -> None:
         """A 1xx response came."""
         if len(self.informational) >= 64:
@@ -369,7 +375,10 @@ class Exchange:
         self._write_at = self._read_at = math.inf
         seconds = {"total": self._timeouts.total, "write": self._timeouts.write, "read": self._timeouts.read}[phase]
         did = {"total": "did not finish", "write": "took nothing of the request", "read": "sent nothing"}[phase]
-        self.fail(Timeout(f"{self.connection.label} {did} within {seconds:g} s", phase=phase))
+        error = Timeout(f"{self.connection.label} {did} within {seconds:g} s", phase=phase)
+        # Behind others in a pipeline it is not its own response that is late: it goes elsewhere.
+        elsewhere = phase == "read" and self.connection.in_line(self)
+        self.fail(NotProcessed(error, proven=False) if elsewhere else error)
         return math.inf
 
 

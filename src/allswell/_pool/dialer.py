@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx2
 
 from allswell._backends.http1 import Http1
+from allswell._backends.http1_pipeline import Http1Pipeline
 from allswell._backends.http2 import Http2
 from allswell._backends.http2_core import StreamLimit
 from allswell._backends.interface import Backend
@@ -36,7 +37,7 @@ from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._pool.alt_svc import AltSvc
-from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
+from allswell._pool.proxy_dialer import ProxyDialer, Send, carries_datagrams, top_of
 from allswell._pool.route import Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
@@ -84,7 +85,7 @@ class Dialer:
         if offer is None:
             stack, backend = await over_tcp()
         else:
-            over_quic = partial(self._dial_quic, route, offer, around)
+            over_quic = partial(self._dial_quic, route, offer, send, around)
             if self._config.http3 == "only":
                 stack, backend = await over_quic()
             else:
@@ -102,14 +103,12 @@ class Dialer:
         config = self._config
         here = route.host, route.port
         if config.http3 == "only":
-            if route.scheme != "https" or route.upgrades or route.proxies:
-                raise ConnectFailed(f"{route.origin}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
+            if route.scheme != "https" or route.upgrades or not carries_datagrams(route):
+                raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
             return here
         if not config.http3 or route.scheme != "https" or route.upgrades or config.uds is not None:
             return None
-        if route.proxies or route.proxy is not None:
-            return None
-        if self._alt_svc.broken(route.origin):
+        if not carries_datagrams(route) or self._alt_svc.broken(route.label):
             return None
         if route.origin in config.http3_origins:
             return here
@@ -117,7 +116,7 @@ class Dialer:
         return (offer.host, offer.port) if offer is not None else None
 
     async def _dial_quic(
-        self, route: Route, to: tuple[str, int], around: AroundConnect | None
+        self, route: Route, to: tuple[str, int], send: Send, around: AroundConnect | None
     ) -> tuple[Stack, Backend[Any]]:
         if self._quic is None:
             # Imported when it is first needed: QUIC's dependencies take longer to load than all else together.
@@ -125,11 +124,15 @@ class Dialer:
 
             self._quic = QuicDialer(self._config, self._ssl_context())
         try:
-            made = await self._quic.dial(route, to, around)
+            if route.proxies:
+                stack = await self._proxies.reach_datagrams(route._replace(host=to[0], port=to[1]), send, around)
+                made = await self._quic.dial_over(stack, route, around)
+            else:
+                made = await self._quic.dial(route, to, around)
         except ConnectFailed:
-            self._alt_svc.failed(route.origin)
+            self._alt_svc.failed(route.label)
             raise
-        self._alt_svc.worked(route.origin)
+        self._alt_svc.worked(route.label)
         return made
 
     def _discard(self, made: tuple[Stack, Backend[Any]]) -> None:
@@ -210,7 +213,10 @@ class Dialer:
             )
         if not config.http1 and not forwards:
             raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
-        return Http1(max_header_size=config.max_header_size, absolute_form=forwards)
+        size = config.max_header_size
+        if config.pipelining > 0 and not (route.upgrades or route.carries):
+            return Http1Pipeline(depth=config.pipelining, max_header_size=size, absolute_form=forwards)
+        return Http1(max_header_size=size, absolute_form=forwards)
 
     def _alpn(self, route: Route) -> list[str]:
         if route.upgrades and self._config.http1:
@@ -246,7 +252,8 @@ def _traced(
 ) -> Callable[[Filter, Callable[[], Awaitable[None]]], Awaitable[None]]:
     """Wraps each filter's connect in the trace events that httpx2 documents for it."""
     common = {"timeout": timeout, "socket_options": config.socket_options or None}
-    to_host = {"host": route.host, "port": route.port, "local_address": config.local_address, **common}
+    near = route.proxies[0] if route.proxies else route
+    to_host = {"host": near.host, "port": near.port, "local_address": config.local_address, **common}
     infos: dict[str, tuple[str, dict[str, Any]]] = {
         "tcp": (
             ("connect_tcp", to_host) if config.uds is None else ("connect_unix_socket", {"path": config.uds, **common})
@@ -260,7 +267,7 @@ def _traced(
     }
 
     async def connect(layer: Filter, step: Callable[[], Awaitable[None]]) -> None:
-        name, info = infos[layer.name]
+        name, info = infos.get(layer.name) or ("connect_via_proxy", {"layer": layer.name, "timeout": timeout})
         tracer.note(f"{name}.started", info)
         try:
             await step()

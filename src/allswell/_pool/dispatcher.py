@@ -6,6 +6,10 @@ otherwise it waits (`waiters.py`), and we dial for it when the limits allow. A w
 of its route has room first, dialled for it or not: the exchange is opened in its name, so that room is never reserved
 for a task that has yet to wake up. Dials belong to the pool, not to the request that caused them.
 
+Where requests are pipelined, a connection can have room *behind* other exchanges. It is used when no idle one is there,
+and before a new one is made, in turns; only for requests that may follow others, and never past someone who waits and
+may not: he would wait for ever for a connection to become idle.
+
 Connections are reused last-in first-out, so that those that are not needed grow idle and expire. Over the limits, the
 idle connection that was unused for longest ends (in the background, politely), whichever route it serves.
 """
@@ -69,11 +73,12 @@ class _Waiter:
 class _RouteState:
     """What the pool has on one route."""
 
-    __slots__ = ("available", "connections", "counts", "dials", "multiplexes", "route")
+    __slots__ = ("available", "behind", "connections", "counts", "dials", "multiplexes", "route")
 
     def __init__(self, route: Route) -> None:
         self.route = route
         self.available: dict[Connection, None] = {}  # with room; the last one was used last
+        self.behind: dict[Connection, None] = {}  # with room behind other exchanges only; the same order
         self.connections = 0  # those that count against the limits
         self.dials: dict[_Dial, None] = {}
         self.multiplexes: bool | None = None  # as the last connection turned out
@@ -129,6 +134,10 @@ class Dispatcher:
             if ready:
                 return self._open_on(state, connection, request, total_at)
             available.pop(connection, None)
+        if state.behind and request.may_follow:
+            chosen = next((each for each in state.behind if each.capacity() and _fit(each, since)), None)
+            if chosen is not None:
+                return self._open_on(state, chosen, request, total_at)
         return None
 
     def _open_on(self, state: _RouteState, connection: Connection, request: Request, total_at: float) -> Exchange:
@@ -143,7 +152,17 @@ class Dispatcher:
         self._idle.pop(connection, None)
         if not connection.capacity():
             state.available.pop(connection, None)
+            state.behind.pop(connection, None)
+        elif not connection.multiplexes:
+            self._keep(state, connection)
         return exchange
+
+    def _keep(self, state: _RouteState, connection: Connection) -> None:
+        """Where requests look for room, as the one that was used last."""
+        state.available.pop(connection, None)
+        state.behind.pop(connection, None)
+        behind = connection.open_exchanges and not connection.multiplexes
+        (state.behind if behind else state.available)[connection] = None
 
     async def wait(self, request: Request, total_at: float, since: float) -> Exchange:
         """Wait for a connection with room, and for it to be made if need be; the exchange opened there.
@@ -201,7 +220,7 @@ class Dispatcher:
         """Give the connection's room to those who wait on its route, first come first."""
         while connection.capacity():
             chosen = next((w for w in self._waiters.first(state.route) if _fit(connection, w.since)), None)
-            if chosen is None:
+            if chosen is None or (connection.open_exchanges and not _may_join(connection, chosen.request)):
                 return
             self._forget(state, chosen)
             try:
@@ -377,8 +396,7 @@ class Dispatcher:
         if self._waiters.waiting(state.route):
             self._serve(state, connection)
         if connection.capacity():
-            state.available.pop(connection, None)
-            state.available[connection] = None
+            self._keep(state, connection)
             if not connection.open_exchanges:
                 self._idle[connection] = None
                 if self._waiters.starved_longest() is not None:
@@ -415,6 +433,7 @@ class Dispatcher:
         state = self._homes.pop(connection, None)
         if state is not None:
             state.available.pop(connection, None)
+            state.behind.pop(connection, None)
             state.connections -= 1
             self._counted -= state.counts
         return state
@@ -486,6 +505,11 @@ class Dispatcher:
         with deadline.scope():
             while self.connections or any(state.dials for state in self._routes.values()):
                 await self._ended.wait()
+
+
+def _may_join(connection: Connection, request: Request) -> bool:
+    """Whether it may be sent while others are under way there."""
+    return connection.multiplexes or request.may_follow
 
 
 def _fit(connection: Connection, since: float) -> bool:

@@ -142,7 +142,7 @@ class ConnectionPool:
                 else:
                     # Its like would end just the same, so a new one. Many may have been lost at once: where they can
                     # share it, they do; but who is lost a second time gets one of his own, and that is the last.
-                    shared = exchange.connection.multiplexes and since == -math.inf
+                    shared = exchange.connection.shared and since == -math.inf
                     since = monotonic() if shared else math.inf
 
     def share(self) -> None:

@@ -83,6 +83,13 @@ class Request:
             return None
         return inline
 
+    @property
+    def may_follow(self) -> bool:
+        """Whether it may be pipelined behind others (RFC 9112 §9.3.2): idempotent, and sent in one go."""
+        if self.head.method not in IDEMPOTENT_METHODS or self.route.upgrades:
+            return False
+        return self.body is None or self.inline is not None
+
     def may_repeat(self, *, proven: bool) -> bool:
         """Whether it may be sent again: the peer provably did not process it, or processing it twice does no harm."""
         if self.body is not None and not self.body.replayable:

@@ -1,0 +1,146 @@
+"""The HTTP/1.1 backend with pipelining (RFC 9112 §9.3.2): requests that do not wait for the responses before theirs.
+
+Theory of operation. A pipeline is a line of :class:`Http1` engines, one for each exchange, in the order of their
+requests. Only the first is being answered; when its response is complete it leaves the line, and the bytes that came
+behind go to the next. The last one stays when it is done: it takes the next request, so that a connection on which
+nobody hurries does just what :class:`Http1` does.
+
+The wire gives an order and nothing else, so whatever ends one exchange early ends those behind it: the server's
+``Connection: close``, an end of the stream, a protocol error, or a requester who leaves. They fail with
+:class:`~allswell._errors.NotProcessed` and go again elsewhere; those *before* the one that was abandoned are still
+answered, and then the connection is aborted. Three rules keep that harmless: only idempotent methods follow and are
+followed; nothing follows a request that is not wholly sent, or that may end or change the connection (``Connection:
+close``, Upgrade, CONNECT); and nothing follows a connection's first request until its response is complete and the
+connection still open, so that a server that takes one request each time never sees a second one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from itertools import count
+
+from allswell._backends.http1 import Http1
+from allswell._backends.interface import Event, ExchangeFailed
+from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError
+from allswell._messages import IDEMPOTENT_METHODS, Headers, RequestHead
+
+
+class Http1Pipeline:
+    """One HTTP/1.1 connection with up to ``1 + depth`` exchanges under way.
+
+    :param depth: requests that may be sent behind one that is not answered yet.
+
+    The others are those of :class:`Http1`.
+    """
+
+    name = "h1"
+    http_version = "HTTP/1.1"
+    pauses_reading = True
+    says_goodbye = ""
+
+    def __init__(self, *, depth: int, max_header_size: int, absolute_form: bool = False) -> None:
+        self._depth = depth
+        self._engine = partial(Http1, max_header_size=max_header_size, absolute_form=absolute_form, numbers=count(1))
+        self._line = deque([self._engine()])  # never empty
+        self._output: list[bytes] = []
+        self._persists = False  # the first response is complete, and the connection still open
+        self._idempotent = True  # the last request's method
+
+    @property
+    def must_abort(self) -> bool:
+        return self._line[0].must_abort  # (one behind it that was abandoned waits for its turn)
+
+    @property
+    def spent(self) -> bool:
+        return any(engine.spent for engine in self._line)
+
+    # Requests
+
+    def capacity(self) -> int:
+        """As the interface says; while an exchange is open, it is for idempotent requests only."""
+        if self.spent:
+            return 0
+        last = self._line[-1]
+        if not last.exchange:
+            return 1 + self._depth * self._persists
+        if self._persists and self._idempotent and last.may_be_followed:
+            return 1 + self._depth - len(self._line)
+        return 0
+
+    def open(self, head: RequestHead, *, end: bool) -> int:
+        idempotent = head.method in IDEMPOTENT_METHODS
+        last = self._line[-1]
+        if not last.exchange:
+            number = last.open(head, end=end)
+        elif idempotent and self.capacity():
+            engine = self._engine()
+            number = engine.open(head, end=end)
+            last.followed = True
+            self._line.append(engine)
+        else:
+            raise NotProcessed(RemoteProtocolError("the pipeline takes no such request now"), proven=True)
+        self._idempotent = idempotent
+        self._output.append(self._line[-1].take_output())
+        return number
+
+    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+        # Only the last can have something to send.
+        last = self._line[-1]
+        last.send_body(exchange, data, end=end, trailers=trailers)
+        self._output.append(last.take_output())
+
+    def send_window(self, exchange: int) -> int:
+        return self._line[-1].send_window(exchange)
+
+    def consumed(self, exchange: int, credit: int) -> None:
+        """Nothing to tell the peer: reading on is what lets it send on."""
+
+    def cancel(self, exchange: int) -> None:
+        for engine in self._line:
+            engine.cancel(exchange)
+
+    def goodbye(self) -> None:
+        self._line[0].goodbye()
+
+    def ping(self) -> bool:
+        return False
+
+    def take_output(self) -> bytes:
+        data = b"".join(self._output)
+        self._output.clear()
+        return data
+
+    # Responses
+
+    def receive(self, data: memoryview) -> list[Event]:
+        line = self._line
+        first = line[0]
+        events = first.receive(data)
+        while not first.exchange and not first.spent:
+            self._persists = True
+            if len(line) == 1:
+                return events
+            line.popleft()
+            surplus, first = first.surplus, line[0]
+            if surplus and not first.must_abort:
+                events += first.receive(memoryview(surplus))
+        if first.must_abort:
+            events += self._unanswered(RemoteProtocolError("the connection ended before the response"), proven=False)
+        elif first.spent:
+            # RFC 9112 §9.6: who sends Connection: close must not process any further request (and should say no more).
+            cause = RemoteProtocolError("the server ended the connection with the response before")
+            events += self._unanswered(cause, proven=not first.surplus)
+        return events
+
+    def receive_eof(self, why: AllswellError | None) -> list[Event]:
+        cause = why or RemoteProtocolError("the server ended the connection without a response")
+        return self._line[0].receive_eof(why) + self._unanswered(cause, proven=False)
+
+    def _unanswered(self, cause: AllswellError, *, proven: bool) -> list[Event]:
+        """Those behind the first will not be answered here."""
+        failed: list[Event] = []
+        while len(self._line) > 1:
+            failed.append(ExchangeFailed(self._line.pop().exchange, NotProcessed(cause, proven=proven)))
+        failed.reverse()  # in the order in which they shall go again
+        return failed
