@@ -107,6 +107,32 @@ async def test_tunnels(kind: str, inner: str, hop: Hop, origin: ServerInfo) -> N
     assert_clean(pool, kind)
 
 
+@pytest.mark.parametrize("kind", ["socks5 dante", "socks5h dante"])
+async def test_http3_through_socks(kind: str, hop: Hop, origin: ServerInfo) -> None:
+    trusting = certificates().client_context()
+    async with ConnectionPool(ssl_context=trusting, proxies=(hop(kind),), http3="only") as pool:
+        for _ in range(3):
+            response = await pool.request("GET", origin.url)
+            assert await response.read() == HELLO
+            assert response.http_version == b"HTTP/3"
+        assert len(await (await pool.request("GET", f"{origin.url}/10mb")).read()) == TEN_MB
+    assert_clean(pool, kind)
+    assert pool.close_report is not None
+    [end] = pool.close_report.connections
+    assert [layer.layer for layer in end.layers] == ["h3", "quic", "socks5-udp", "udp", "socks5", "tcp"]
+
+
+async def test_http3_by_alt_svc_through_socks(hop: Hop, origin: ServerInfo) -> None:
+    trusting = certificates().client_context()
+    through = (hop("socks5h dante"),)
+    async with ConnectionPool(ssl_context=trusting, proxies=through, http2=False, http3=True) as pool:
+        versions = []
+        for _ in range(2):
+            response = await pool.request("GET", origin.url, headers=[(b"Connection", b"close")])
+            versions.append(response.http_version)
+    assert versions == [b"HTTP/1.1", b"HTTP/3"]
+
+
 # (HAProxy forgets, towards the proxy behind it, the scheme and authority of what HTTP/2 asked it to forward.)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "h2 haproxy"])
 async def test_plain_http(kind: str, hop: Hop, origin: ServerInfo) -> None:

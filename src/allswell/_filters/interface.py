@@ -9,12 +9,13 @@ cancellation can fall between two halves of a write.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from allswell._deadline import Deadline
-from allswell._errors import TransportError
+from allswell._errors import ConnectFailed, TransportError
 from allswell._report import LayerEnd
+from allswell._tasks import TaskHost
 
 Input = TypeVar("Input")
 
@@ -131,6 +132,85 @@ class ByteStream(Carrier[memoryview]):
 
     #: After its end: whether the stream was cut, i.e. ended without the layer's goodbye (TLS without close_notify).
     truncated: bool = False
+
+
+class Datagrams(Filter):
+    """A filter that carries datagrams to and from one address: UDP, or a relay of it through a proxy. QUIC sits on it.
+
+    :ivar address: the peer's, as :mod:`socket` has it; a relay's peer may have a name.
+    :ivar ecn: the ECN bits that are sent.
+    :ivar marks: the ECN bits of each datagram that :meth:`receive_nowait` returned last.
+    """
+
+    address: tuple[Any, ...]
+    ecn: int = 0
+    marks: list[int]
+
+    @abstractmethod
+    def receive_nowait(self) -> list[bytes] | None:
+        """The datagrams that have arrived, a batch of them at most; ``None`` when there are none.
+
+        :raises TransportError: when there is no peer any more.
+        """
+
+    @abstractmethod
+    def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
+        """See :meth:`Carrier.listen`."""
+
+    @abstractmethod
+    async def wait_readable(self) -> None:
+        """Wait for datagrams, or for an error to read.
+
+        :raises TransportError: when the layer is closed meanwhile.
+        """
+
+    @abstractmethod
+    def send(self, datagrams: Sequence[bytes]) -> None:
+        """Send these now, as far as it goes; keep the rest for :meth:`flush`. Never raises."""
+
+    @property
+    def lost(self) -> int:
+        """Datagrams that the system refused to take, and that count as lost on the way."""
+        return 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether a send has found the peer gone: the next read raises it."""
+        return False
+
+    @property
+    @abstractmethod
+    def unsent(self) -> int:
+        """Bytes that :meth:`send` could not hand over yet."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Hand over what is unsent, waiting as long as it takes.
+
+        :raises TransportError: when the layer is closed meanwhile.
+        """
+
+    def send_marked(self, ecn: int) -> bool:
+        """Send with these ECN bits from now on; whether that can be had, and marks be told."""
+        return False
+
+    def rebind(self, local_address: str | None = None) -> None:
+        """Go on from a new local port, or address (RFC 9000 §9).
+
+        :raises ConnectFailed: when that cannot be had; all stays as it was.
+        """
+        raise ConnectFailed(f"{self.name} cannot move to another address", phase="quic", by="us")
+
+    def beside(self, address: tuple[Any, ...]) -> Datagrams:
+        """The same to another address, connected.
+
+        :raises ConnectFailed: when that cannot be had.
+        """
+        raise ConnectFailed(f"{self.name} reaches one address only", phase="quic", by="us")
+
+    def change_places(self, other: Datagrams) -> None:
+        """Take the place of what :meth:`beside` gave, and give it ours."""
+        raise NotImplementedError
 
 
 class ReceiveBuffer:

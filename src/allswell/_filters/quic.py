@@ -34,11 +34,10 @@ from aioquic.tls import AlertDescription
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import Carrier
+from allswell._filters.interface import Carrier, Datagrams
 from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
 from allswell._filters.quic_ecn import ECT_0, NOT_ECT
 from allswell._filters.quic_settings import QuicSettings
-from allswell._filters.udp import UdpFilter
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
@@ -61,7 +60,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     name = "quic"
     connection: ClientConnection
 
-    def __init__(self, udp: UdpFilter, settings: QuicSettings) -> None:
+    def __init__(self, udp: Datagrams, settings: QuicSettings) -> None:
         self._udp = udp
         self._settings = settings
         self._host: TaskHost | None = None
@@ -77,7 +76,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._pings = 0
         self._answered: QuicEnd | None = None
         self._unreachable = False
-        self._aside: UdpFilter | None = None
+        self._aside: Datagrams | None = None
         self._keylog: IO[str] | None = None
         self._end: LayerEnd | None = None
 
@@ -359,7 +358,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self._aside.address == address:
             self._aside.send([datagram])
 
-    async def _mind_aside(self, aside: UdpFilter) -> None:
+    async def _mind_aside(self, aside: Datagrams) -> None:
         connection = self.connection
         with suppress(TransportError):
             while self._aside is aside:

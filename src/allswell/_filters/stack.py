@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from allswell._deadline import Deadline
 from allswell._filters.interface import Carrier, Filter
@@ -36,13 +36,15 @@ class Stack:
         """
         await self._connect(reversed(self._filters), around)
 
-    async def push(self, layer: Carrier[Any], around: AroundConnect | None = None) -> None:
+    async def push(self, layer: Filter, around: AroundConnect | None = None) -> None:
         """Put one more filter on top of those that are connected, and connect it. It was made with ``top`` below it.
+
+        (The last one must be one that a backend can sit on.)
 
         :raises ConnectFailed: as the filter says it; then all are aborted.
         """
         self._filters = (layer, *self._filters)
-        self.top = layer
+        self.top = cast(Carrier[Any], layer)
         await self._connect([layer], around)
 
     async def _connect(self, layers: Iterable[Filter], around: AroundConnect | None) -> None:

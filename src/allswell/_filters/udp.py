@@ -27,7 +27,7 @@ import anyio
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import Filter
+from allswell._filters.interface import Datagrams
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
@@ -51,7 +51,7 @@ _LOST_DATAGRAM = frozenset(
 )
 
 
-class UdpFilter(Filter):
+class UdpFilter(Datagrams):
     """Datagrams to and from one address.
 
     :param family: ``socket.AF_INET`` or ``AF_INET6``.
@@ -84,8 +84,7 @@ class UdpFilter(Filter):
         self._end: LayerEnd | None = None
         self._host: TaskHost | None = None
         self._listener: Callable[[], None] | None = None
-        #: Datagrams that the system refused to take, and that count as lost on the way.
-        self.lost = 0
+        self._lost = 0
 
     async def connect(self) -> None:
         self._use(self._open(self._local_address))
@@ -112,8 +111,9 @@ class UdpFilter(Filter):
         other._use(other._open(self._local_address))
         return other
 
-    def change_places(self, other: UdpFilter) -> None:
+    def change_places(self, other: Datagrams) -> None:
         """Go on with the other's socket and peer, and leave it ours; what is unsent is lost."""
+        assert isinstance(other, UdpFilter)
         listener, host = self._listener, self._host
         if listener is not None and host is not None:
             self.listen(host, None)
@@ -261,6 +261,10 @@ class UdpFilter(Filter):
             self._pump()
 
     @property
+    def lost(self) -> int:
+        return self._lost
+
+    @property
     def failed(self) -> bool:
         """Whether a send found the port unreachable: the next read raises it."""
         return self._refused is not None
@@ -313,7 +317,7 @@ class UdpFilter(Filter):
                     self._refused = error
                     queue.clear()
                     return
-                self.lost += run
+                self._lost += run
             for _ in range(run):
                 queue.popleft()
 

@@ -90,6 +90,8 @@ class Dialer:
                 stack, backend = await over_quic()
             else:
                 stack, backend = await staggered([over_quic, over_tcp], self._discard)
+                if stack.top.name != "quic" and not self._alt_svc.broken(route.origin):
+                    self._alt_svc.failed(route.origin)  # it has not failed yet, but TCP did all of its work meanwhile
         return Connection(
             host=self._host, label=route.label, stack=stack, backend=backend, owner=owner, config=self._config
         )

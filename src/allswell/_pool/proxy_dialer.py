@@ -16,7 +16,9 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from socket import SOCK_DGRAM
 
+import anyio
 import httpx2
 
 from allswell._config import PoolConfig, ProxyHop, Timeouts
@@ -27,10 +29,12 @@ from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnec
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.patience import Patience
 from allswell._filters.socks import Socks5Filter
+from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._filters.tunnel import TunnelFilter
+from allswell._filters.udp import UdpFilter
 from allswell._messages import Headers, RequestHead
 from allswell._pool.network_stream import ExchangeStream
 from allswell._pool.request import Request
@@ -109,6 +113,23 @@ class ProxyDialer:
         await stack.push(tunnel, around)
         return stack
 
+    async def reach_datagrams(self, route: Route, send: Send, around: AroundConnect | None) -> Stack:
+        """A connected stack whose datagrams arrive at the route's host and port: ``socks5-udp > udp > socks5 > tcp``.
+
+        :raises ConnectFailed: naming who failed.
+        """
+        config, hop = self._config, route.proxies[-1]
+        if hop.scheme == "socks5" and not is_address(route.host):
+            route = route._replace(host=await _first_address(route))
+        stack = await self.reach(route.to_proxy(), send, around)
+        control = Socks5Filter(top_of(stack), proxy=str(hop), host="0.0.0.0", port=0, auth=hop.auth, datagrams=True)
+        await stack.push(control, around)
+        relay = relay_address(control.bound, stack.extra("server_addr")[0])
+        udp = UdpFilter(*relay, local_address=config.local_address, socket_options=config.socket_options)
+        await stack.push(udp, around)
+        await stack.push(SocksDatagrams(udp, control, proxy=str(hop), host=route.host, port=route.port), around)
+        return stack
+
     async def _carried(self, route: Route, hop: ProxyHop, send: Send) -> ExchangeStream:
         target = _target(route)
         head = RequestHead(b"CONNECT", b"https", target, target, [(b"Host", target), *proxy_headers(hop)])
@@ -149,6 +170,22 @@ def top_of(stack: Stack) -> ByteStream:
     """The topmost filter of a stack that carries bytes."""
     assert isinstance(stack.top, ByteStream)
     return stack.top
+
+
+def carries_datagrams(route: Route) -> bool:
+    """Whether datagrams can go this way: direct, or through one SOCKS5 proxy."""
+    if route.proxy is not None or len(route.proxies) > 1:
+        return False
+    return all(hop.scheme in ("socks5", "socks5h") for hop in route.proxies)
+
+
+async def _first_address(route: Route) -> str:
+    """The first of the host's addresses; the name itself where we know none."""
+    try:
+        found = await anyio.getaddrinfo(route.host, route.port, type=SOCK_DGRAM)
+    except OSError:
+        return route.host
+    return str(found[0][4][0])
 
 
 def forwarded(request: Request) -> Request:

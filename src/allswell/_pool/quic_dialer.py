@@ -10,6 +10,7 @@ from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._filters.happy_eyeballs import Address, connect_any
+from allswell._filters.interface import Datagrams
 from allswell._filters.quic import QuicFilter
 from allswell._filters.quic_settings import QuicSettings, trust_of
 from allswell._filters.quic_tickets import MemoryStore, QuicStore
@@ -51,6 +52,16 @@ class QuicDialer:
 
         quic = await connect_any(*to, attempt, discard, local_address=config.local_address)
         return made[quic], Http3(quic.connection, max_header_size=config.max_header_size)
+
+    async def dial_over(self, stack: Stack, route: Route, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
+        """Connect over a stack that carries datagrams to the server.
+
+        :raises ConnectFailed: naming the peer and what went wrong.
+        """
+        assert isinstance(stack.top, Datagrams)
+        quic = QuicFilter(stack.top, self._settings(route))
+        await stack.push(quic, around)
+        return stack, Http3(quic.connection, max_header_size=self._config.max_header_size)
 
     def _settings(self, route: Route) -> QuicSettings:
         config, quic = self._config, self._config.quic
