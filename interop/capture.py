@@ -42,7 +42,7 @@ class Packet:
 
     :ivar type: ``"initial"``, ``"0rtt"``, ``"handshake"``, ``"1rtt"``, ``"retry"`` or ``"vn"``.
     :ivar size: bytes of its protected payload.
-    :ivar key_phase, number, frames: known where it could be decrypted (``frames`` is ``None`` where not).
+    :ivar key_phase, number, frames, connection: known where it could be decrypted (``frames`` is ``None`` where not).
     """
 
     datagram: Datagram
@@ -55,6 +55,7 @@ class Packet:
     key_phase: int = 0
     number: int = -1
     frames: list[Frame] | None = None
+    connection: _Connection | None = None
 
     @property
     def from_client(self) -> bool:
@@ -71,7 +72,7 @@ _TYPES = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class _Connection:
     """The keys of one connection, as they become known."""
 
@@ -225,7 +226,7 @@ class Capture:
             return
         if flipped:
             apply_key_phase(context, next_key_phase(context), trigger="capture")
-        packet.number = number
+        packet.number, packet.connection = number, connection
         packet.key_phase = header[0] >> 2 & 1 if packet.type == "1rtt" else 0
         connection.largest[space] = max(connection.largest.get(space, -1), number)
         packet.frames = list(_frames(payload))

@@ -73,7 +73,7 @@ def ended_well(capture: Capture) -> None:
                 side = "client" if from_client else "server"
                 at = packet.datagram.at
                 raise Difference(f"the {side} closed with error 0x{frame.value:x}, {at:.3f} s after the start")
-    closed = {packet.datagram.client for packet, _ in capture.frames(*_CLOSES, from_client=True)}
+    closed = {packet.connection for packet, _ in capture.frames(*_CLOSES, from_client=True)}
     if len(closed) != capture.handshakes():
         raise Difference(f"connections that the client closed: {len(closed)} of {capture.handshakes()}")
 

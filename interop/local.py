@@ -23,7 +23,7 @@ from pathlib import Path
 from interop.capture import Capture
 from interop.cases import CASES, QUICK, Difference, InteropCase, ended_well, goodput
 from interop.certificates import make_chain
-from interop.relay import Relay
+from interop.relay import Relay, sniffer
 from interop.servers import SERVERS, Server, Site, free_port
 
 HERE = Path(__file__).parent
@@ -87,10 +87,13 @@ def why_not(case: InteropCase, server: Server) -> str:
     """Why the server cannot play the case; empty where it can."""
     if case.mode not in server.modes:
         return f"{server.name} does not do this"
-    if case.alpn == "h3" and server.name == "":
-        return "no HTTP/3"
     if server.program() is None:
         return f"{server.name} is not installed"
+    if case.mode == "preferred" and server.announces_itself:
+        overhear = sniffer()
+        if overhear is None:
+            return "what does not pass the relay can only be seen by root"
+        overhear.close()
     return ""
 
 
@@ -100,8 +103,10 @@ def _play(case: InteropCase, server: Server, folder: Path) -> float | None:
     alpn = case.alpn or server.alpn
     port, second = free_port(case.host), free_port(case.host)
     site = Site(case.mode, alpn, case.host, port, second, folder / "www", folder / "certs", folder / "server")
-    with Relay([(case.host, port), (case.host, second)], case.scenario) as relay:
-        site = replace(site, preferred=relay.fronts[1][:2])
+    aside = case.mode == "preferred" and server.announces_itself
+    targets = [(case.host, port)] if aside else [(case.host, port), (case.host, second)]
+    with Relay(targets, case.scenario, beside=second if aside else None) as relay:
+        site = replace(site, preferred=(case.host, second) if aside else relay.fronts[1][:2])
         with server.run(site):
             code = _client(case, alpn, relay.fronts[0][1], names, folder)
     capture = Capture(relay.capture, folder / "keys.log")
@@ -170,12 +175,14 @@ def _compare(names: Sequence[str], folder: Path) -> None:
 
 
 def _explain(case: InteropCase, server: Server, folder: Path, reason: str) -> None:
+    qlogs = [str(path) for path in (folder / "client-qlog").iterdir()]
+    qlog = {0: "none was written", 1: "".join(qlogs)}.get(len(qlogs), f"{len(qlogs)} in {folder / 'client-qlog'}")
     text = (
         f"case:    {case.name} (TESTCASE={case.told})\n"
         f"server:  {server.name} (log: {folder / 'server' / 'server.log'})\n"
         f"differs: {reason}\n"
         f"client:  {folder / 'client.log'}\n"
-        f"qlog:    {', '.join(str(path) for path in (folder / 'client-qlog').iterdir()) or 'none was written'}\n"
+        f"qlog:    {qlog}\n"
         f"keys:    {folder / 'keys.log'}\n"
     )
     (folder / "failed.txt").write_text(text)

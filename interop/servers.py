@@ -67,6 +67,8 @@ class Server:
     :ivar modes: what it can play.
     :ivar program: finds it; ``None`` where it is not installed.
     :ivar command: how to start it.
+    :ivar announces_itself: the preferred address that it announces is one that it listens on, so the relay cannot stand
+        in for it: what goes there is only overheard.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Server:
     modes: frozenset[str]
     program: Callable[[], list[str] | None]
     command: Callable[[Site, list[str]], Command]
+    announces_itself: bool = False
 
     @contextmanager
     def run(self, site: Site) -> Iterator[None]:
@@ -98,11 +101,11 @@ class Server:
             _await_answer(process, site, log_path)
             yield
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()
             try:
                 process.wait(3)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # its own group: it was started in a session of its own
                 process.wait()
 
 
@@ -283,6 +286,7 @@ SERVERS = [
         PLAIN | {"retry", "0rtt", "ecn", "v2", "rebind", "preferred"},
         lambda: _peer("gtlsserver") or _installed("gtlsserver"),
         _gtlsserver,
+        announces_itself=True,
     ),
     Server("nginx", "hq-interop", PLAIN | {"retry"}, lambda: _peer("nginx"), _nginx),
     Server("haproxy", "hq-interop", PLAIN | {"retry"}, lambda: _peer("haproxy"), _haproxy),
