@@ -28,6 +28,8 @@ Address = tuple[Any, ...]
 
 #: What a datagram costs on a wire besides its payload: IPv4, UDP and PPP headers, as in the simulator.
 _HEADERS = 30
+#: And the largest payload that fits: the loopback would let a server probe for more than any real path has.
+_LARGEST = 1500 - 28
 #: linux/in.h, linux/in6.h.
 _IP_RECVTOS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 13, 66, 67
 #: linux/if_ether.h, linux/if_packet.h.
@@ -270,7 +272,7 @@ class Relay:
         self.capture.append(record)
         way = self._ways[0 if from_client else 1]
         spoilt = way.spoil(data)
-        if spoilt is None or self._dark(now):
+        if spoilt is None or len(data) > _LARGEST or self._dark(now):
             return
         due = way.leaves_at(len(data), now, self._scenario)
         if due is not None:

@@ -104,3 +104,11 @@ def test_marks_pass() -> None:
         _, ancillary, _, _ = server.recvmsg(100, 64)
     assert ancillary[0][2][0] & 3 == 2
     assert relay.capture[0].ecn == 2
+
+
+def test_what_does_not_fit_is_lost() -> None:
+    with _through(Scenario()) as (relay, client, server):
+        for size in (1473, 1472):
+            client.send(bytes(size))
+        assert len(server.recv(2000)) == 1472
+    assert relay.capture[0].arrived is None
