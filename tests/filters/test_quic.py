@@ -13,16 +13,21 @@ import anyio
 import pytest
 import trustme
 from aioquic.tls import Epoch
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.x509 import CertificateBuilder, ExtendedKeyUsage, load_pem_x509_certificates
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from allswell._backends.http3 import Http3
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, NotProcessed, TransportError
-from allswell._filters.quic_settings import VERSION_1, VERSION_2, trust_of
+from allswell._filters.quic_settings import VERSION_1, VERSION_2
 from allswell._filters.quic_tickets import MemoryStore
 from allswell._messages import RequestHead
 from allswell._report import Outcome
 from tests.backends.test_http3 import seen
-from tests.support.certificates import certificates, issue
+from tests.support.certificates import Certificates, certificates, issue
 from tests.support.quic_client import QuicClient, bare_quic, quic_client, quic_settings, read
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay, Weather
@@ -103,33 +108,59 @@ async def test_an_unknown_authority_is_refused() -> None:
     with QuicServer(files=issue(trustme.CA(), "localhost")) as server:
         with pytest.raises(ConnectFailed, match="bad_certificate"):
             await QuicClient(server.port).start()
-        async with quic_client(server.port, quic_settings(cafile=None, verify=False)) as client:
+        async with quic_client(server.port, quic_settings(trust=anybody())) as client:
             assert (await client.get("/hello"))[0].status == 200
+
+
+def for_clients_only() -> Certificates:
+    """A server that shows a certificate for clients (RFC 5280 §4.2.1.12), sound in all else."""
+    authority = trustme.CA()
+    files = issue(authority, "localhost")
+    [leaf] = load_pem_x509_certificates(files.chain.read_bytes())
+    builder = CertificateBuilder(leaf.issuer, leaf.subject, leaf.public_key(), leaf.serial_number + 1)
+    builder = builder.not_valid_before(leaf.not_valid_before_utc).not_valid_after(leaf.not_valid_after_utc)
+    for extension in leaf.extensions:
+        purposes = isinstance(extension.value, ExtendedKeyUsage)
+        value = ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]) if purposes else extension.value
+        builder = builder.add_extension(value, extension.critical)
+    key = load_pem_private_key(authority.private_key_pem.bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    files.chain.write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return files
 
 
 async def test_a_certificate_that_is_not_for_servers_is_refused() -> None:
-    files = certificates()
-    with QuicServer() as server:
-        server._configuration.load_cert_chain(files.client)
-        settings = quic_settings(check_hostname=False)
-        with pytest.raises(ConnectFailed):
-            await QuicClient(server.port, settings).start()
+    files = for_clients_only()
+    with QuicServer(files=files) as server, pytest.raises(ConnectFailed, match="purpose"):
+        await QuicClient(server.port, quic_settings(trust=files.client_context())).start()
 
 
-async def test_trust_as_an_ssl_context_has_it() -> None:
+async def test_a_context_that_does_not_check_names() -> None:
     context = certificates().client_context()
+    context.check_hostname = False
     with QuicServer() as server:
-        trust = trust_of(context)
-        assert trust["verify"]
-        async with quic_client(server.port, quic_settings(cafile=None, **trust)) as client:
+        async with quic_client(server.port, quic_settings(server_name="example.org", trust=context)) as client:
             assert (await client.get("/hello"))[0].status == 200
-        context.check_hostname = False
-        settings = quic_settings(server_name="example.org", **{"cafile": None, **trust_of(context)})
-        async with quic_client(server.port, settings) as client:
-            assert (await client.get("/hello"))[0].status == 200
-        context.verify_mode = ssl.CERT_NONE
-        assert not trust_of(context)["verify"]
-    assert trust_of(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).keys() >= {"cafile", "capath"}
+
+
+async def test_a_context_that_would_trust_a_stranger_is_not_believed() -> None:
+    """One whose judgement does not happen in the handshake: silence must not pass for trust."""
+
+    class Late(ssl.SSLContext):
+        def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+            return anybody().wrap_bio(*args, **options)
+
+    context = Late(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(str(certificates().ca))
+    with QuicServer() as server, pytest.raises(ConnectFailed, match="cannot judge"):
+        await QuicClient(server.port, quic_settings(trust=context)).start()
+
+
+def anybody() -> ssl.SSLContext:
+    """A context that trusts everybody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 async def test_client_certificate() -> None:

@@ -107,7 +107,8 @@ SOURCES = {
 @pytest.fixture
 def connection() -> ClientConnection:
     """A client that has sent its first flight."""
-    client = ClientConnection(QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name="localhost"))
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name="localhost")
+    client = ClientConnection(configuration, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     client.connect(("127.0.0.1", 443), 0.0)
     return client
 

@@ -187,13 +187,16 @@ async def test_left_by_an_exception_the_exchange_is_cut_and_the_rest_is_polite()
     class Oops(Exception):
         pass
 
+    async def leave(port: int) -> None:
+        async with trusting() as pool:
+            await pool.request("GET", url(port))
+            async with pool.stream("GET", url(port, "/slow")) as response:
+                assert await response.receive() == b"first, "
+                raise Oops
+
     with QuicServer({b"/slow": half}) as server, sockets_closed():
         with pytest.raises(Oops):
-            async with trusting() as pool:
-                await pool.request("GET", url(server.port))
-                async with pool.stream("GET", url(server.port, "/slow")) as response:
-                    assert await response.receive() == b"first, "
-                    raise Oops
+            await leave(server.port)
         await until(server, "close")
         assert goodbyes(server)[0][0] == "stop"
         assert goodbyes(server)[-2:] == POLITE

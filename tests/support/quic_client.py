@@ -31,7 +31,8 @@ PATIENT = Timeouts(connect=20, read=20, write=20, pool=20)
 
 def quic_settings(**changes: Any) -> QuicSettings:
     """Settings that trust the tests' CA."""
-    options: dict[str, Any] = {"server_name": "localhost", "server": "localhost", "cafile": str(certificates().ca)}
+    options: dict[str, Any] = {"server_name": "localhost", "server": "localhost"}
+    options["trust"] = certificates().client_context()
     return QuicSettings(**(options | changes))
 
 

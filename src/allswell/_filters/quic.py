@@ -91,7 +91,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         store, server = self._settings.store, self._settings.server
         self.connection = connection = ClientConnection(
             configuration,
-            check_hostname=self._settings.check_hostname,
+            trust=self._settings.trust,
             session_ticket_handler=None if store is None else lambda ticket: store.put_ticket(server, ticket),
             token_handler=None if store is None else lambda token: store.put_token(server, token),
         )

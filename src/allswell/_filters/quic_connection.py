@@ -87,13 +87,16 @@ class _Pacer(QuicPacketPacer):
 class ClientConnection(EcnConnection):
     """One client's QUIC connection; see the module for what it adds to aioquic's.
 
+    :param trust: judges the server's certificate; ``None``: aioquic does.
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar dirty: whether something was done that :meth:`datagrams_to_send` may have datagrams for.
     """
 
-    def __init__(self, configuration: QuicConfiguration, *, check_hostname: bool = True, **callbacks: Any) -> None:
+    def __init__(
+        self, configuration: QuicConfiguration, *, trust: ssl.SSLContext | None = None, **callbacks: Any
+    ) -> None:
         super().__init__(configuration=configuration, **callbacks)
-        self._check_hostname = check_hostname
+        self._trust = trust
         self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
         self._connection_freed = 0
         self._announced = False
@@ -350,30 +353,21 @@ class ClientConnection(EcnConnection):
 
     def _connect(self, now: float) -> None:
         super()._connect(now)
-        if self._configuration.verify_mode == ssl.CERT_NONE:
+        trust = self._trust
+        if trust is None:
             return
-        # Our check in place of aioquic's: after the signature, before anything is answered. See quic_trust.py.
+        # Its judgement in place of aioquic's: after the signature, before anything is answered. See quic_trust.py.
         self.tls._verify_mode = ssl.CERT_NONE
         signature = self.tls._client_handle_certificate_verify
 
         def handle(message: Buffer) -> None:
             signature(message)
-            self._check_certificate()
+            certificate, name = self.tls._peer_certificate, self._configuration.server_name
+            assert certificate is not None
+            assert name is not None
+            quic_trust.check(trust, name, [certificate, *self.tls._peer_certificate_chain])
 
         self.tls._client_handle_certificate_verify = handle  # type: ignore[method-assign, assignment]  # of this one context
-
-    def _check_certificate(self) -> None:
-        configuration = self._configuration
-        certificate = self.tls._peer_certificate
-        assert certificate is not None
-        quic_trust.check(
-            certificate,
-            self.tls._peer_certificate_chain,
-            name=configuration.server_name if self._check_hostname else None,
-            cadata=configuration.cadata,
-            cafile=configuration.cafile,
-            capath=configuration.capath,
-        )
 
     def _close_begin(self, is_initiator: bool, now: float) -> None:
         self._state_before_close = self._state

@@ -1,11 +1,10 @@
-"""The settings of a QUIC connection, and how those of an ``ssl.SSLContext`` become them."""
+"""The settings of a QUIC connection."""
 
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion
@@ -29,9 +28,7 @@ class QuicSettings:
     :ivar server_name: whom to expect: a host name (sent as SNI too) or an IP address.
     :ivar server: the server's key in ``store``: ``host:port``.
     :ivar alpn: application protocols to offer.
-    :ivar verify: whether the server's certificate is checked.
-    :ivar check_hostname: whether it must name ``server_name``.
-    :ivar cadata: trusted certificates, PEM; with ``cafile`` and ``capath`` all ``None``: those of certifi.
+    :ivar trust: judges the server's certificate, as it would on TCP. (It does not give away a client certificate.)
     :ivar certfile: our certificate and its chain, PEM; the key may be in the same file.
     :ivar versions: in order of preference.
     :ivar original_version: of the first flight; ``None``: the most preferred one. From another the server may go over
@@ -54,11 +51,7 @@ class QuicSettings:
     server_name: str
     server: str = ""
     alpn: tuple[str, ...] = ("h3",)
-    verify: bool = True
-    check_hostname: bool = True
-    cadata: bytes | None = field(default=None, repr=False)
-    cafile: str | None = None
-    capath: str | None = None
+    trust: ssl.SSLContext = field(default_factory=ssl.create_default_context)
     certfile: str | None = None
     keyfile: str | None = None
     key_password: str | None = field(default=None, repr=False)
@@ -88,10 +81,6 @@ class QuicSettings:
             is_client=True,
             alpn_protocols=list(self.alpn),
             server_name=self.server_name,
-            verify_mode=ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE,
-            cadata=self.cadata,
-            cafile=self.cafile,
-            capath=self.capath,
             supported_versions=list(self.versions),
             original_version=self.original_version,
             cipher_suites=None if self.cipher_suites is None else [CipherSuite(each) for each in self.cipher_suites],
@@ -109,23 +98,3 @@ class QuicSettings:
             configuration.certificate, *configuration.certificate_chain = load_pem_x509_certificates(pem)
             configuration.private_key = load_pem_private_key(key, password)
         return configuration
-
-
-def trust_of(context: ssl.SSLContext) -> dict[str, Any]:
-    """The settings that make QUIC trust whom this context trusts: keyword arguments of :class:`QuicSettings`.
-
-    A context does not give away the certificates of a directory (it reads them when it needs them), nor those of
-    the operating system's own store: where it has none to show, the system's default locations are used. Nor does it
-    give away a client certificate: pass the files to both. Revocation lists are not carried over.
-    """
-    trust: dict[str, Any] = {
-        "verify": context.verify_mode != ssl.CERT_NONE,
-        "check_hostname": context.check_hostname,
-    }
-    certificates = context.get_ca_certs(binary_form=True)
-    if certificates:
-        trust["cadata"] = "".join(ssl.DER_cert_to_PEM_cert(der) for der in certificates).encode("ascii")
-    else:
-        default = ssl.get_default_verify_paths()
-        trust["cafile"], trust["capath"] = default.cafile, default.capath
-    return trust

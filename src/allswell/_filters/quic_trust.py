@@ -1,89 +1,156 @@
-"""Checks a server's certificate as OpenSSL does for TLS over TCP: its chain, its name, its purpose.
+"""Has an ``ssl.SSLContext`` judge a server's certificate for QUIC, so that both transports trust exactly the same.
 
-aioquic's own check parses the trusted certificates again for every connection, one by one in Python's ``cryptography``
-(10 ms and more for the usual hundred, and an error for each that is not quite RFC 5280), and does not look at the
-purpose. Here OpenSSL parses them, once.
+Theory of operation. QUIC's handshake is aioquic's, and a context cannot be asked "would you trust this chain?"; nor
+does it give away what it trusts (a folder, the system's store), what it knows to be revoked, or its flags. But it can
+be put to the test: it is made the client of a TLS handshake in memory, whose server presents the chain in question,
+and goes no further. OpenSSL judges the chain when it has read the Certificate message (RFC 8446 §4.4.2.4), before the
+proof of possession that would follow; that proof was given in QUIC's own handshake. So name, chain, dates, purpose,
+revocation, key sizes and whatever else the context was told to look at are judged by the code that judges on TCP.
+
+Silence is the verdict "trusted", so whoever judges later, or elsewhere, would let everybody in (contexts of other TLS
+libraries; ``truststore`` on macOS and Windows). Hence each context first has to refuse a stranger; one that does not
+is believed in nothing.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from weakref import WeakSet
 
-import certifi
-from aioquic.tls import AlertBadCertificate
+from aioquic._buffer import Buffer
+from aioquic.tls import (
+    AlertBadCertificate,
+    CipherSuite,
+    Context,
+    Direction,
+    Epoch,
+    cipher_suite_hash,
+    hkdf_expand_label,
+)
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
-from OpenSSL import crypto
-from service_identity import CertificateError, VerificationError
-from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import Encoding
+
+_STRANGER = "stranger.invalid"
+#: Bytes of a key of AES-GCM (RFC 8446 §B.4).
+_KEY_SIZES = {CipherSuite.AES_128_GCM_SHA256: 16, CipherSuite.AES_256_GCM_SHA384: 32}
+_CERTIFICATE, _ENCRYPTED_EXTENSIONS = 11, 8
+_HANDSHAKE, _APPLICATION_DATA = b"\x16\x03\x03", b"\x17\x03\x03"
+#: Of the largest piece that one record carries (RFC 8446 §5.1).
+_RECORD = 16_000
+
+#: Contexts that were seen to refuse a stranger.
+_judges: WeakSet[ssl.SSLContext] = WeakSet()
 
 
-@lru_cache(maxsize=16)
-def _store(cadata: bytes | None, cafile: str | None, capath: str | None) -> crypto.X509Store:
-    store = crypto.X509Store()
-    if cadata is None and cafile is None and capath is None:
-        cafile = certifi.where()
-    if cafile is not None or capath is not None:
-        store.load_locations(cafile, capath)
-    if cadata is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cadata=cadata.decode("ascii"))
-        for der in context.get_ca_certs(binary_form=True):
-            store.add_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
-    return store
+def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> None:
+    """Have a context judge a server.
 
-
-def check(
-    certificate: x509.Certificate,
-    chain: list[x509.Certificate],
-    *,
-    name: str | None,
-    cadata: bytes | None,
-    cafile: str | None,
-    capath: str | None,
-) -> None:
-    """Whether to talk to a server.
-
-    :param name: the host name or IP address that the certificate must be for; ``None``: any.
-    :raises AlertBadCertificate: if not.
+    :param name: the host name or IP address that was to be reached.
+    :param chain: what the server presented, its own certificate first.
+    :raises AlertBadCertificate: when it is not to be trusted, or the context cannot tell.
     """
-    if name is not None:
+    if context.verify_mode == ssl.CERT_NONE:
+        return  # it trusts everybody, as on TCP
+    if context not in _judges:
+        if _judge(context, _STRANGER, [_stranger()]) is None:
+            raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
+        _judges.add(context)
+    verdict = _judge(context, name, chain)
+    if verdict is not None:
+        raise AlertBadCertificate(verdict)
+
+
+def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> str | None:
+    """What a context has against a server; ``None`` for nothing."""
+    to_client, from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    try:
+        client = context.wrap_bio(to_client, from_client, server_hostname=name)
         try:
-            if _is_address(name):
-                verify_certificate_ip_address(certificate, name)
-            else:
-                verify_certificate_hostname(certificate, name)
-        except (CertificateError, VerificationError, ValueError) as error:
-            raise AlertBadCertificate(f"the certificate is not for {name!r}") from error
-    if not _may_serve(certificate):
-        raise AlertBadCertificate("the certificate is not for a server")
-    context = crypto.X509StoreContext(
-        _store(cadata, cafile, capath),
-        crypto.X509.from_cryptography(certificate),
-        [crypto.X509.from_cryptography(each) for each in chain],
+            client.do_handshake()
+        except ssl.SSLWantReadError:
+            to_client.write(_first_flight(from_client.read(), chain))
+        client.do_handshake()
+    except ssl.SSLWantReadError:
+        return None  # it has read the certificates and goes on
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except (ssl.SSLError, ValueError) as error:
+        return str(error)
+    return "the handshake went on without its other half"
+
+
+def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> bytes:
+    """A server's records from ServerHello to Certificate (RFC 8446 §2, §5).
+
+    :raises AlertBadCertificate: when there is no TLS 1.3 to be had with this client.
+    """
+    server = Context(is_client=False, cipher_suites=list(_KEY_SIZES))
+    server.certificate, *server.certificate_chain = chain
+    server.certificate_private_key = _key()  # for the signature, which is not sent
+    secrets: list[tuple[CipherSuite, bytes]] = []
+
+    def on_key(direction: Direction, epoch: Epoch, suite: CipherSuite, secret: bytes) -> None:
+        if direction is Direction.ENCRYPT and epoch is Epoch.HANDSHAKE:
+            secrets.append((suite, secret))
+
+    server.update_traffic_key_cb = on_key
+    size = 4096 + sum(len(each.public_bytes(Encoding.DER)) + 16 for each in chain)
+    plain, encrypted, later = Buffer(capacity=4096), Buffer(capacity=size), Buffer(capacity=4096)
+    server.handle_message(client_hello[5:], {Epoch.INITIAL: plain, Epoch.HANDSHAKE: encrypted, Epoch.ONE_RTT: later})
+    [(suite, secret)] = secrets
+    return _record(_HANDSHAKE, plain.data) + _protect(suite, secret, _until_certificate(encrypted.data))
+
+
+def _until_certificate(messages: bytes) -> bytes:
+    """EncryptedExtensions and Certificate, without what follows them."""
+    position = 0
+    for wanted in (_ENCRYPTED_EXTENSIONS, _CERTIFICATE):
+        if messages[position] != wanted:
+            raise AlertBadCertificate("an unexpected handshake message")
+        position += 4 + int.from_bytes(messages[position + 1 : position + 4], "big")
+    return messages[:position]
+
+
+def _protect(suite: CipherSuite, secret: bytes, messages: bytes) -> bytes:
+    """Handshake messages in protected records (RFC 8446 §5.2, §5.3, §7.3)."""
+    algorithm = cipher_suite_hash(suite)
+    aead = AESGCM(hkdf_expand_label(algorithm, secret, b"key", b"", _KEY_SIZES[suite]))
+    iv = int.from_bytes(hkdf_expand_label(algorithm, secret, b"iv", b"", 12), "big")
+    records = []
+    for number, start in enumerate(range(0, len(messages), _RECORD)):
+        inner = messages[start : start + _RECORD] + _HANDSHAKE[:1]
+        head = _APPLICATION_DATA + (len(inner) + 16).to_bytes(2, "big")
+        records.append(head + aead.encrypt((iv ^ number).to_bytes(12, "big"), inner, head))
+    return b"".join(records)
+
+
+def _record(head: bytes, data: bytes) -> bytes:
+    return head + len(data).to_bytes(2, "big") + data
+
+
+@cache
+def _key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+@cache
+def _stranger() -> x509.Certificate:
+    """A certificate, sound in itself, that nobody can have a reason to trust."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _STRANGER)])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(_key().public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=365 * 20))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(_STRANGER)]), critical=False)
+        .sign(_key(), hashes.SHA256())
     )
-    try:
-        context.verify_certificate()
-    except crypto.X509StoreContextError as error:
-        raise AlertBadCertificate(str(error)) from error
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _may_serve(certificate: x509.Certificate) -> bool:
-    """Whether a certificate's purposes, if it names any, include TLS servers (RFC 5280 §4.2.1.12)."""
-    try:
-        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        return True
-    except ValueError:
-        return False  # extensions that cannot be parsed
-    return ExtendedKeyUsageOID.SERVER_AUTH in purposes

@@ -12,7 +12,7 @@ from allswell._config import PoolConfig
 from allswell._filters.happy_eyeballs import Address, connect_any
 from allswell._filters.interface import Datagrams
 from allswell._filters.quic import QuicFilter
-from allswell._filters.quic_settings import QuicSettings, trust_of
+from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.quic_tickets import MemoryStore, QuicStore
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
@@ -27,7 +27,7 @@ class QuicDialer:
 
     def __init__(self, config: PoolConfig, context: ssl.SSLContext) -> None:
         self._config = config
-        self._trust = trust_of(context)
+        self._context = context
         self._keylog: str | None = getattr(context, "keylog_filename", None)
         self._store: QuicStore = config.quic.store or MemoryStore()
 
@@ -68,6 +68,7 @@ class QuicDialer:
         return QuicSettings(
             server_name=route.server_name or route.host,
             server=f"{route.host}:{route.port}",
+            trust=self._context,
             certfile=quic.certfile,
             keyfile=quic.keyfile,
             key_password=quic.key_password,
@@ -81,5 +82,4 @@ class QuicDialer:
             early_data=quic.early_data,
             qlog_dir=quic.qlog_dir or os.environ.get("QLOGDIR") or None,
             keylog_file=self._keylog,
-            **self._trust,
         )
