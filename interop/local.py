@@ -24,7 +24,7 @@ from interop.capture import Capture
 from interop.cases import CASES, QUICK, Difference, InteropCase, ended_well, goodput
 from interop.certificates import make_chain
 from interop.relay import Relay, sniffer
-from interop.servers import SERVERS, Server, Site, free_port
+from interop.servers import PEERS, SERVERS, Server, Site, free_port
 
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"
@@ -89,6 +89,8 @@ def why_not(case: InteropCase, server: Server) -> str:
         return f"{server.name} does not do this"
     if server.program() is None:
         return f"{server.name} is not installed"
+    if case.mode in server.newer and not PEERS.exists():
+        return f"this {server.name} is too old: make peers"
     if case.mode == "preferred" and server.announces_itself:
         overhear = sniffer()
         if overhear is None:

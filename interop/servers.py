@@ -69,6 +69,7 @@ class Server:
     :ivar command: how to start it.
     :ivar announces_itself: the preferred address that it announces is one that it listens on, so the relay cannot stand
         in for it: what goes there is only overheard.
+    :ivar newer: modes for which it must be the version of ``make peers``.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Server:
     program: Callable[[], list[str] | None]
     command: Callable[[Site, list[str]], Command]
     announces_itself: bool = False
+    newer: frozenset[str] = frozenset()
 
     @contextmanager
     def run(self, site: Site) -> Iterator[None]:
@@ -287,6 +289,7 @@ SERVERS = [
         lambda: _peer("gtlsserver") or _installed("gtlsserver"),
         _gtlsserver,
         announces_itself=True,
+        newer=frozenset({"v2"}),  # which older ones know by the number of a draft
     ),
     Server("nginx", "hq-interop", PLAIN | {"retry"}, lambda: _peer("nginx"), _nginx),
     Server("haproxy", "hq-interop", PLAIN | {"retry"}, lambda: _peer("haproxy"), _haproxy),
