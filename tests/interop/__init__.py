@@ -1,0 +1,1 @@
+"""The interop endpoint, its matrix, and what the matrix is played on."""
