@@ -37,7 +37,7 @@ from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._pool.alt_svc import AltSvc
-from allswell._pool.proxy_dialer import ProxyDialer, Send, carries_datagrams, top_of
+from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
 from allswell._pool.route import Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
@@ -90,8 +90,8 @@ class Dialer:
                 stack, backend = await over_quic()
             else:
                 stack, backend = await staggered([over_quic, over_tcp], self._discard)
-                if stack.top.name != "quic" and not self._alt_svc.broken(route.origin):
-                    self._alt_svc.failed(route.origin)  # it has not failed yet, but TCP did all of its work meanwhile
+                if stack.top.name != "quic" and not self._alt_svc.broken(route.label):
+                    self._alt_svc.failed(route.label)  # it has not failed yet, but TCP did all of its work meanwhile
         return Connection(
             host=self._host, label=route.label, stack=stack, backend=backend, owner=owner, config=self._config
         )
@@ -104,13 +104,15 @@ class Dialer:
         """Where to try QUIC; ``None`` when not at all."""
         config = self._config
         here = route.host, route.port
+        if route.proxy is not None:
+            return None  # whatever may be spoken with origins
         if config.http3 == "only":
-            if route.scheme != "https" or route.upgrades or not carries_datagrams(route):
+            if route.scheme != "https" or route.upgrades or not self._proxies.carries_datagrams(route):
                 raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
             return here
         if not config.http3 or route.scheme != "https" or route.upgrades or config.uds is not None:
             return None
-        if not carries_datagrams(route) or self._alt_svc.broken(route.label):
+        if not self._proxies.carries_datagrams(route) or self._alt_svc.broken(route.label):
             return None
         if route.origin in config.http3_origins:
             return here

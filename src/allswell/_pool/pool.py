@@ -111,7 +111,7 @@ class ConnectionPool:
 
         :raises AllswellError: saying who failed and how.
         """
-        if request.route.proxies and self.config.http1:
+        if request.route.proxies and self.config.http1 and self.config.http3 != "only":
             request = forwarded(request)
         total = request.timeouts.total
         total_at = math.inf if total is None else monotonic() + total

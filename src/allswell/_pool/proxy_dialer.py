@@ -24,6 +24,7 @@ import httpx2
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, Timeout
+from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.happy_eyeballs import Address, connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, basic_auth, refused
 from allswell._filters.interface import ByteStream, ReceiveBuffer
@@ -39,7 +40,7 @@ from allswell._messages import Headers, RequestHead
 from allswell._pool.network_stream import ExchangeStream
 from allswell._pool.request import Request
 from allswell._pool.response import Response
-from allswell._pool.route import Route
+from allswell._pool.route import Route, authority
 
 Send = Callable[[Request], Awaitable[Response]]
 
@@ -114,11 +115,18 @@ class ProxyDialer:
         return stack
 
     async def reach_datagrams(self, route: Route, send: Send, around: AroundConnect | None) -> Stack:
-        """A connected stack whose datagrams arrive at the route's host and port: ``socks5-udp > udp > socks5 > tcp``.
+        """A connected stack whose datagrams arrive at the route's host and port.
+
+        ``socks5-udp > udp > socks5 > tcp``, or ``connect-udp > tunnel``.
 
         :raises ConnectFailed: naming who failed.
         """
         config, hop = self._config, route.proxies[-1]
+        if hop.scheme == "https":
+            stack = Stack(await self._carried(route, hop, send, datagrams=True))
+            relay_filter = ConnectUdpFilter(top_of(stack), proxy=str(hop), host=route.host, port=route.port)
+            await stack.push(relay_filter, around)
+            return stack
         if hop.scheme == "socks5" and not is_address(route.host):
             route = route._replace(host=await _first_address(route))
         stack = await self.reach(route.to_proxy(), send, around)
@@ -130,9 +138,23 @@ class ProxyDialer:
         await stack.push(SocksDatagrams(udp, control, proxy=str(hop), host=route.host, port=route.port), around)
         return stack
 
-    async def _carried(self, route: Route, hop: ProxyHop, send: Send) -> ExchangeStream:
+    def carries_datagrams(self, route: Route) -> bool:
+        """Whether datagrams may go this way: direct, through one SOCKS5 proxy, or where the last one speaks HTTP/2."""
+        if route.proxy is not None or not route.proxies:
+            return route.proxy is None
+        hop = route.proxies[-1]
+        return self._may_carry(hop) or (len(route.proxies) == 1 and hop.scheme in ("socks5", "socks5h"))
+
+    async def _carried(self, route: Route, hop: ProxyHop, send: Send, *, datagrams: bool = False) -> ExchangeStream:
         target = _target(route)
         head = RequestHead(b"CONNECT", b"https", target, target, [(b"Host", target), *proxy_headers(hop)])
+        if datagrams:
+            # RFC 9298 §3.4, with the template that proxies have when they tell of no other (§3).
+            head.authority = authority("https", hop.host, hop.port).encode("ascii")
+            host = route.host.replace(":", "%3A")
+            head.target = f"/.well-known/masque/udp/{host}/{route.port}/".encode("ascii")
+            head.headers = [*proxy_headers(hop), (b"capsule-protocol", b"?1")]
+            head.protocol = b"connect-udp"
         try:
             response = await send(Request(head, route.to_proxy(carries=True), timeouts=_NO_TIMEOUTS))
         except (ConnectFailed, Timeout):
@@ -170,13 +192,6 @@ def top_of(stack: Stack) -> ByteStream:
     """The topmost filter of a stack that carries bytes."""
     assert isinstance(stack.top, ByteStream)
     return stack.top
-
-
-def carries_datagrams(route: Route) -> bool:
-    """Whether datagrams can go this way: direct, or through one SOCKS5 proxy."""
-    if route.proxy is not None or len(route.proxies) > 1:
-        return False
-    return all(hop.scheme in ("socks5", "socks5h") for hop in route.proxies)
 
 
 async def _first_address(route: Route) -> str:

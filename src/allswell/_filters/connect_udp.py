@@ -1,0 +1,136 @@
+"""Datagrams through an HTTP proxy (CONNECT-UDP, RFC 9298), as capsules (RFC 9297 §3.2) on the stream that asked.
+
+On a stream nothing is lost and nothing is overtaken: QUIC's own recovery has nothing to do, and its congestion control
+sees one long queue. It works over every version of HTTP that can carry a tunnel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from allswell._deadline import Deadline
+from allswell._errors import TransportError
+from allswell._filters.interface import ByteStream, Datagrams
+from allswell._report import LayerEnd, Outcome
+from allswell._tasks import TaskHost
+
+_DATAGRAM = 0  # the capsule type (RFC 9297 §3.5) and the context id of plain UDP payloads (RFC 9298 §5)
+_LARGEST = 65527 + 8  # a UDP payload (RFC 9298 §5) behind its context id
+
+
+class ConnectUdpFilter(Datagrams):
+    """Datagrams to and from one host.
+
+    :param lower: the tunnel: what it carries are capsules.
+    :param proxy: what errors call the proxy.
+    """
+
+    name = "connect-udp"
+
+    def __init__(self, lower: ByteStream, *, proxy: str, host: str, port: int) -> None:
+        self.address = (host, port)
+        self.marks: list[int] = []
+        self._lower = lower
+        self._proxy = proxy
+        self._received = bytearray()
+        self._skip = 0  # bytes of a capsule that is not for us
+        self._end: LayerEnd | None = None
+
+    async def connect(self) -> None:
+        """Nothing to do: the proxy has agreed."""
+
+    # Receiving
+
+    def receive_nowait(self) -> list[bytes] | None:
+        while (data := self._lower.receive_nowait()) is not None:
+            if not len(data):
+                raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            self._received += data[skipped:]
+            datagrams = self._take()
+            if datagrams:
+                self.marks = [0] * len(datagrams)
+                return datagrams
+        return None
+
+    def _take(self) -> list[bytes]:
+        """The datagrams that are here whole."""
+        received, datagrams, start = self._received, list[bytes](), 0
+        while True:
+            kind, position = _varint(received, start)
+            size, position = _varint(received, position)
+            if position < 0:
+                break
+            end = position + size
+            if kind != _DATAGRAM:
+                if end > len(received):  # RFC 9297 §3.2: unknown capsules are skipped, however long
+                    self._skip = end - len(received)
+                    start = len(received)
+                    break
+            elif size > _LARGEST:
+                raise TransportError(
+                    f"the proxy {self._proxy} sent a datagram of {size} bytes", operation="read", by="peer"
+                )
+            elif end > len(received):
+                break
+            else:
+                context, position = _varint(received, position)
+                if context == _DATAGRAM and 0 < position <= end:
+                    datagrams.append(bytes(received[position:end]))
+            start = end
+        del received[:start]
+        return datagrams
+
+    def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
+        return self._lower.listen(function)
+
+    async def wait_readable(self) -> None:
+        await self._lower.wait_readable()
+
+    # Sending
+
+    def send(self, datagrams: Sequence[bytes]) -> None:
+        self._lower.transmit(b"".join(_capsule(datagram) for datagram in datagrams))
+
+    @property
+    def failed(self) -> bool:
+        return self._lower.dead
+
+    @property
+    def unsent(self) -> int:
+        return self._lower.unsent
+
+    async def flush(self) -> None:
+        await self._lower.flush()
+
+    # Ending
+
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        """Nothing is said: the relay ends with its tunnel."""
+        return self.abort()
+
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        if self._end is None:
+            self._end = LayerEnd(self.name, "", "", Outcome.CLEAN)
+        return self._end
+
+    def extra(self, name: str) -> Any:
+        return self._lower.extra(name)
+
+
+def _capsule(datagram: bytes) -> bytes:
+    size = 1 + len(datagram)
+    length = (size | 0x4000).to_bytes(2, "big") if size < 0x4000 else (size | 0x80000000).to_bytes(4, "big")
+    return b"\0" + length + b"\0" + datagram
+
+
+def _varint(data: bytearray, position: int) -> tuple[int, int]:
+    """A variable-length integer (RFC 9000 §16) and the position behind it, which is -1 when it is not whole."""
+    if not 0 <= position < len(data):
+        return 0, -1
+    size = 1 << (data[position] >> 6)
+    if position + size > len(data):
+        return 0, -1
+    return int.from_bytes(data[position : position + size], "big") & ((1 << (8 * size - 2)) - 1), position + size
