@@ -193,7 +193,8 @@ class Sender:
 
     def _without_upgrade(self, request: Request) -> bool:
         """Where HTTP/1.1 may not be spoken, a WebSocket runs on a stream; whether it is for one."""
-        if self.pool.config.http1 or not request.route.upgrades:
+        config = self.pool.config
+        if not request.route.upgrades or (config.http1 and config.http3 != "only"):
             return False
         head = as_extended_connect(request.head)
         if head is None:
