@@ -18,6 +18,7 @@ from allswell._errors import (
 from allswell._messages import ResponseHead
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.response import Attempt, Response
+from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
 from allswell._transport import AsyncTransport
 
@@ -32,12 +33,14 @@ __all__ = [
     "ConnectFailed",
     "ConnectionEnd",
     "ConnectionPool",
+    "ConnectionSnapshot",
     "ExchangeReset",
     "LayerEnd",
     "LocalProtocolError",
     "Outcome",
     "PoolClosed",
     "PoolConfig",
+    "PoolSnapshot",
     "ProtocolError",
     "ProxyHop",
     "ProxyRefused",
@@ -45,6 +48,7 @@ __all__ = [
     "RemoteProtocolError",
     "Response",
     "ResponseHead",
+    "RouteSnapshot",
     "Timeout",
     "Timeouts",
     "TransportError",

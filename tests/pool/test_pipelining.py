@@ -80,15 +80,18 @@ async def warmed(pool: ConnectionPool, url: str, line: Line) -> None:
 
 
 async def test_followed_on_one_connection_in_order() -> None:
-    line, answered = Line(), []
+    line = Line()
+    answered: list[int] = []
+    tell, told = anyio.create_memory_object_stream[None](7)
     with scripted_peer(line.script) as peer:
-        async with pool_for(max_connections=1) as pool:
+        async with pool_for(max_connections=1) as pool, tell, told:
             await warmed(pool, peer.url, line)
 
             async def get(number: int) -> None:
                 answer = await pool.request("GET", f"{peer.url}/{number}")
                 assert await answer.read() == b"/%d" % number
                 answered.append(number)
+                tell.send_nowait(None)
 
             async with anyio.create_task_group() as tasks:
                 for number in range(7):
@@ -97,9 +100,8 @@ async def test_followed_on_one_connection_in_order() -> None:
                 assert len(first) == 5  # the one at work and four behind it; two wait
                 for count in range(1, 8):
                     line.allow()
-                    with anyio.fail_after(5):
-                        while len(answered) < count:
-                            await anyio.sleep(0.001)
+                    await told.receive()
+                    assert len(answered) == count
         assert len(peer.connections) == 1
         assert [b"/%d" % number for number in answered][:5] == first
         assert pool.close_report is not None

@@ -33,6 +33,7 @@ from allswell._pool.dialer import Dialer
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
+from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 from allswell._pool.waiters import Waiters
 from allswell._report import ConnectionEnd
 from allswell._tasks import Alarm, Signal, TaskHost, weak_method
@@ -452,6 +453,20 @@ class Dispatcher:
     def _something_ended(self) -> None:
         ended, self._ended = self._ended, anyio.Event()
         ended.set()
+
+    def snapshot(self) -> tuple[RouteSnapshot, ...]:
+        """What there is now, by route."""
+        now = monotonic()
+        connections: dict[Route, list[ConnectionSnapshot]] = {route: [] for route in self._routes}
+        for connection, route in self.connections.items():
+            connections.setdefault(route, []).append(ConnectionSnapshot.of(connection, now))
+        found = []
+        for route, those in connections.items():
+            dials = len(self._routes[route].dials) if route in self._routes else 0
+            waiting = len(self._waiters.of(route))
+            if those or dials or waiting:
+                found.append(RouteSnapshot(route.label, tuple(those), dials, waiting))
+        return tuple(found)
 
     # Closing
 

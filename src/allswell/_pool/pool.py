@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import anyio
 import httpx2
@@ -31,6 +31,7 @@ from allswell._pool.proxy_dialer import forwarded
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Attempt, Response
 from allswell._pool.route import Destination, destination, parsed
+from allswell._pool.snapshot import PoolSnapshot
 from allswell._report import CloseReport
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES
@@ -59,6 +60,16 @@ class ConnectionPool:
     def closing(self) -> bool:
         """Whether it takes no more requests: it is closing, or closed."""
         return self._closing is not None
+
+    @property
+    def state(self) -> Literal["open", "closing", "closed"]:
+        """Where it is in its life."""
+        return "closed" if self.close_report is not None else "closing" if self.closing else "open"
+
+    def snapshot(self) -> PoolSnapshot:
+        """What it has at this instant, as data; ``str`` of it is a table. Its cost grows with what there is."""
+        routes = self._dispatcher.snapshot() if self._dispatcher is not None else ()
+        return PoolSnapshot(self.state, self._users, routes)
 
     # For callers
 
@@ -214,9 +225,8 @@ class ConnectionPool:
                 dispatcher.host.call_soon_threadsafe(partial(dispatcher.abort_all, "its pool was dropped open"))
 
     def __repr__(self) -> str:
-        state = "closed" if self.close_report else "closing" if self._closing else "open"
         connections = len(self._dispatcher.connections) if self._dispatcher is not None else 0
-        return f"<ConnectionPool, {state}, {connections} connections>"
+        return f"<ConnectionPool, {self.state}, {connections} connections>"
 
     # One request
 

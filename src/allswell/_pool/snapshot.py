@@ -1,0 +1,112 @@
+"""The state of a pool at one instant, as data and as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from allswell._connection.driver import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSnapshot:
+    """One connection.
+
+    :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
+    :ivar state: ``"open"``, ``"draining"``, ``"closing"``.
+    :ivar reason: why it is not open any more; else ``""``.
+    :ivar exchanges: under way.
+    :ivar capacity: exchanges that could be opened now.
+    :ivar opened: exchanges in its life.
+    :ivar age: seconds since it was made.
+    :ivar idle: seconds since its last exchange ended; ``None`` while one is under way.
+    """
+
+    http_version: str
+    state: str
+    reason: str
+    exchanges: int
+    capacity: int
+    opened: int
+    age: float
+    idle: float | None
+
+    @classmethod
+    def of(cls, connection: Connection, now: float) -> Self:
+        """Of this connection, at this instant of :func:`time.monotonic`."""
+        return cls(
+            http_version=connection.http_version,
+            state=connection.state.value,
+            reason=connection.reason,
+            exchanges=connection.open_exchanges,
+            capacity=connection.capacity(),
+            opened=connection.opened,
+            age=now - connection.made_at,
+            idle=None if connection.open_exchanges else now - connection.idle_since,
+        )
+
+    def __str__(self) -> str:
+        told = f"{self.exchanges} under way, room for {self.capacity}, {self.opened} in all, {self.age:.1f} s old"
+        idle = f", idle for {self.idle:.1f} s" if self.idle is not None else ""
+        return f"{self.http_version:<8}  {self.state:<8}  {told}{idle}" + (f" ({self.reason})" if self.reason else "")
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSnapshot:
+    """What the pool has on one route.
+
+    :ivar route: as errors and reports name it: ``"https://example.org"``, and the proxies on the way.
+    :ivar connections: those that are not closed, oldest first; those in their goodbyes included.
+    :ivar dials: connections being made.
+    :ivar waiting: requests that wait for room.
+    """
+
+    route: str
+    connections: tuple[ConnectionSnapshot, ...]
+    dials: int
+    waiting: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.route}: {len(self.connections)} connections, {self.dials} dials, {self.waiting} waiting"]
+        return "\n  ".join([*lines, *map(str, self.connections)])
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """A pool. ``str`` makes a table of it.
+
+    :ivar state: ``"open"``, ``"closing"`` or ``"closed"``.
+    :ivar users: clients that share it.
+    :ivar routes: those with a connection, a dial, or a request that waits.
+    """
+
+    state: str
+    users: int
+    routes: tuple[RouteSnapshot, ...]
+
+    @property
+    def connections(self) -> int:
+        """Connections in all that are not closed."""
+        return sum(len(route.connections) for route in self.routes)
+
+    @property
+    def exchanges(self) -> int:
+        """Exchanges under way."""
+        return sum(each.exchanges for route in self.routes for each in route.connections)
+
+    @property
+    def dials(self) -> int:
+        """Connections being made."""
+        return sum(route.dials for route in self.routes)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+        return sum(route.waiting for route in self.routes)
+
+    def __str__(self) -> str:
+        told = (
+            f"pool {self.state}, {self.users} users: {self.connections} connections, {self.exchanges} exchanges, "
+            f"{self.dials} dials, {self.waiting} waiting"
+        )
+        return "\n".join([told, *map(str, self.routes)])
