@@ -85,6 +85,7 @@ class _Connection:
     largest: dict[tuple[str, bool], int] = field(default_factory=dict)
     random: bytes | None = None
     suite: int | None = None
+    first_hello: bytes = b""
 
     def stream(self, kind: str, from_client: bool) -> bytes:
         """The CRYPTO stream of one level, from its start, as far as it is known without a gap."""
@@ -192,10 +193,11 @@ class Capture:
         return connection
 
     def _start_over(self, connection: _Connection, header: QuicHeader, retry: bool) -> None:
-        """After Retry and Version Negotiation the client says hello anew, and aioquic's with another random."""
+        """After Retry and Version Negotiation the client says hello anew; after the latter in other words."""
         if retry:
             connection.initial_dcid = header.source_cid
         connection.random = None
+        connection.first_hello = connection.stream("initial", True)
         connection.crypto.pop(("initial", True), None)
 
     def _any_server_cid_length(self) -> int:

@@ -125,6 +125,8 @@ def _retry(capture: Capture) -> None:
     with_token = [packet for packet in initials if packet.token in tokens]
     if not with_token:
         raise Difference("no Initial packet with the token of a Retry packet")
+    for connection in capture.connections:
+        _expect("ClientHello after Retry", connection.first_hello, connection.stream("initial", True))
     before = max((packet.number for packet in initials if not packet.token), default=-1)
     if with_token[0].number <= before:
         raise Difference(f"the packet numbers began anew after Retry: {with_token[0].number} after {before}")

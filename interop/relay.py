@@ -212,7 +212,7 @@ class Relay:
                 self._read_front(sock)
             elif sock in self._owners:
                 self._read_back(sock)
-            else:
+            elif sock is self._sniffer:
                 self._sniff(sock)
         now = monotonic()
         while self._due and self._due[0][0] <= now:

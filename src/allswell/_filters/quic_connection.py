@@ -352,7 +352,15 @@ class ClientConnection(EcnConnection):
             self._close_begin(is_initiator=False, now=now)
 
     def _connect(self, now: float) -> None:
+        before = (self.tls, self._cryptos, self._crypto_streams) if self._retry_count else None
         super()._connect(now)
+        if before is not None:
+            # RFC 9000 §17.2.5.3: after Retry the same ClientHello again; aioquic has just made another.
+            self.tls, cryptos, streams = before
+            self._cryptos[tls.Epoch.ZERO_RTT] = cryptos[tls.Epoch.ZERO_RTT]
+            hello = self._crypto_streams[tls.Epoch.INITIAL] = QuicStream()
+            hello.sender.write(bytes(streams[tls.Epoch.INITIAL].sender._buffer))
+            return
         trust = self._trust
         if trust is None:
             return
