@@ -482,3 +482,57 @@ def test_any_input_means_the_same_in_one_piece_and_byte_by_byte(
     assert [each for each in kinds(whole[0]) if each in outcome] == [
         each for each in kinds(single[0]) if each in outcome
     ]
+
+
+# Long bodies, the rest of which goes past h11
+
+
+def _long_exchange(pieces: list[bytes], method: bytes = b"GET") -> tuple[Http1, list[Event]]:
+    backend = Http1(max_header_size=10_000)
+    backend.open(RequestHead(method, b"http", b"a", b"/", [(b"Host", b"a")]), end=True)
+    return backend, [event for piece in pieces for event in backend.receive(memoryview(piece))]
+
+
+_LONG = bytes(range(256)) * 4096  # 1 MiB
+_LONG_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\n"
+
+
+@pytest.mark.parametrize("size", [1000, 65_536, 200_001, 2 * len(_LONG)])
+@pytest.mark.parametrize("close", [False, True])
+def test_a_long_body_in_pieces_of_any_size_is_whole_and_the_connection_goes_on_or_not(size: int, close: bool) -> None:
+    wire = _LONG_HEAD % (len(_LONG), b"Connection: close\r\n" if close else b"") + _LONG
+    backend, events = _long_exchange([wire[at : at + size] for at in range(0, len(wire), size)])
+    assert b"".join(event.data for event in events if isinstance(event, BodyReceived)) == _LONG
+    completed = [event for event in events if isinstance(event, ResponseCompleted)]
+    assert completed == [ResponseCompleted(1, [])]
+    assert any(isinstance(event, PeerLeaving) for event in events) == close
+    assert backend.capacity() == (0 if close else 1)
+    if not close:
+        assert backend.open(RequestHead(b"GET", b"http", b"a", b"/", [(b"Host", b"a")]), end=True) == 2
+        answer = backend.receive(memoryview(b"HTTP/1.1 204 No Content\r\n\r\n"))
+        assert [type(event) for event in answer] == [ResponseReceived, ResponseCompleted]
+        assert backend.capacity() == 1
+
+
+def test_bytes_behind_a_long_body_end_the_connection() -> None:
+    head = _LONG_HEAD % (len(_LONG), b"")
+    backend, events = _long_exchange([head, _LONG[:-1], _LONG[-1:] + b"HTTP/1.1 200 OK\r\n"])
+    assert ResponseCompleted(1, []) in events
+    assert backend.must_abort
+    assert backend.surplus == b"HTTP/1.1 200 OK\r\n"
+
+
+def test_a_long_body_cut_short_is_an_error_that_says_by_how_much() -> None:
+    backend, events = _long_exchange([_LONG_HEAD % (len(_LONG), b""), _LONG[:-100]])
+    assert not any(isinstance(event, ResponseCompleted) for event in events)
+    (failed,) = backend.receive_eof(None)
+    assert isinstance(failed, ExchangeFailed)
+    assert isinstance(failed.error, RemoteProtocolError)
+    assert "100 bytes too early" in str(failed.error)
+    assert backend.must_abort
+
+
+def test_a_long_length_without_a_body_is_no_body() -> None:
+    backend, events = _long_exchange([_LONG_HEAD % (len(_LONG), b"")], b"HEAD")
+    assert [type(event) for event in events] == [ResponseReceived, ResponseCompleted]
+    assert backend.capacity() == 1

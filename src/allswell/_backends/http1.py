@@ -5,6 +5,9 @@ stream means (which depends on how far the response had got), and carries the ra
 
 An HTTP/1.1 connection is reusable only when both halves of an exchange are complete and nothing lies behind the
 response. An abandoned exchange, or bytes that nobody asked for, end it: they would be read as the next response.
+
+h11 copies a body four times. So the rest of a long one whose length is known does not pass through it (``_rest``):
+it is only counted, and the next exchange gets an h11 connection that has not missed anything.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
 _WINDOW = 256 * 1024
 
+#: The rest of a body that is worth the trouble of going past h11.
+_LONG = 64 * 1024
+
 
 class Http1:
     """One HTTP/1.1 connection.
@@ -50,8 +56,8 @@ class Http1:
         self, *, max_header_size: int, absolute_form: bool = False, numbers: Iterator[int] | None = None
     ) -> None:
         self._absolute_form = absolute_form
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=max_header_size)
         self._max_header_size = max_header_size
+        self._h11 = self._engine()
         self._output: list[bytes] = []
         self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
@@ -59,8 +65,14 @@ class Http1:
         self._complete = False
         self._tunnel = False
         self._leaving = False
+        self._length: int | None = None  # of the response's body, where it is known, less what h11 gave us of it
+        self._rest = 0  # what of it does not go through h11
+        self._surplus = b""  # and what came behind it
         self.followed = False
         self.must_abort = False
+
+    def _engine(self) -> h11.Connection:
+        return h11.Connection(h11.CLIENT, max_incomplete_event_size=self._max_header_size)
 
     # Requests
 
@@ -86,6 +98,7 @@ class Http1:
             raise LocalProtocolError(f"cannot send this request: {error}") from error
         self._current = next(self._numbers)
         self._answered = self._complete = False
+        self._length, self._surplus = None, b""
         self._send(request)
         if end:
             self._send(h11.EndOfMessage())
@@ -154,7 +167,7 @@ class Http1:
     @property
     def surplus(self) -> bytes:
         """What came behind the response."""
-        return self._h11.trailing_data[0]
+        return self._surplus or self._h11.trailing_data[0]
 
     # Responses
 
@@ -169,9 +182,24 @@ class Http1:
             # While we still upload, more than one response: it would be read as the next request's.
             self.must_abort = True
             return []
+        if self._rest:
+            return self._receive_rest(data)
         self._answered = True
         self._h11.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
-        return self._events(len(data))
+        events = self._events(len(data))
+        if self._length is not None and self._length >= _LONG and self._current:
+            self._rest, self._length = self._length, None
+        return events
+
+    def _receive_rest(self, data: memoryview) -> list[Event]:
+        exchange, size = self._current, min(len(data), self._rest)
+        self._rest -= size
+        events: list[Event] = [BodyReceived(exchange, bytes(data[:size]), size)]
+        if not self._rest:
+            self._surplus = bytes(data[size:])
+            events.append(ResponseCompleted(exchange, []))
+            self._completed(events)
+        return events
 
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
         self._leaving = True
@@ -180,6 +208,8 @@ class Http1:
             return [PeerLeaving(why)]
         if self._tunnel and why is None:
             return [ResponseCompleted(exchange, [])]  # our half of it is still open
+        if self._rest and why is None:
+            why = RemoteProtocolError(f"the server broke HTTP/1.1: it ended the body {self._rest} bytes too early")
         if not self._tunnel and why is None and self._answered:
             self._h11.receive_data(b"")
             return self._events(0)
@@ -206,7 +236,10 @@ class Http1:
                     body.append(event.data)  # type: ignore[union-attr]  # narrowed by kind, which mypy does not follow
                     continue
                 if body:
-                    events.append(_body(exchange, body))
+                    piece = _body(exchange, body)
+                    if self._length is not None:
+                        self._length -= piece.credit
+                    events.append(piece)
                     body = []
                 if event is h11.NEED_DATA or event is h11.PAUSED or kind is h11.ConnectionClosed:
                     break
@@ -247,10 +280,18 @@ class Http1:
                 # RFC 9112 §6.3: "ought to be handled as an error", for it may be an attempt at response splitting.
                 raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")
             events.append(ResponseReceived(exchange, head))
+            if b"content-length" in names and self._h11.their_state is h11.SEND_BODY:
+                self._length = self._content_length(event)
             if self._h11.our_state is h11.SEND_BODY and (event.status_code >= 300 or self._closing(headers)):
                 # It has answered what it has not read yet: the rest of the request is wasted on it (RFC 9110 §9.3,
                 # RFC 9112 §9.6). Half a request is out, so the connection ends with this exchange.
                 events.append(UploadRefused(exchange))
+
+    def _content_length(self, event: h11.Response) -> int | None:
+        """The length of the body, where our half is over; else h11 has to see it all to keep the two in step."""
+        if self._h11.our_state not in (h11.DONE, h11.MUST_CLOSE):
+            return None
+        return next(int(value) for name, value in event.headers if name == b"content-length")
 
     @staticmethod
     def _closing(headers: Headers) -> bool:
@@ -258,7 +299,7 @@ class Http1:
 
     def _completed(self, events: list[Event]) -> None:
         self._complete = True
-        if not self.followed and self._h11.trailing_data[0]:
+        if not self.followed and self.surplus:
             # More than was asked for: the next response on this connection would be forged.
             self.must_abort = True
         if self._h11.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
@@ -273,6 +314,8 @@ class Http1:
             self._leaving = True
         elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
+        elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.SEND_BODY:
+            self._h11 = self._engine()  # the body went past this one
         else:
             self._leaving = True  # Connection: close, HTTP/1.0, or a body that ended with the stream
 
