@@ -68,7 +68,7 @@ class Dialer:
         self._manners: OrderedDict[Route, _Manners] = OrderedDict()
         self._alt_svc = AltSvc()
         self._quic: QuicDialer | None = None
-        self._proxies = ProxyDialer(config, self._buffer, self._tcp)
+        self._proxies = ProxyDialer(config, self._buffer, self._tcp, lambda route: self._manners_of(route).tls)
 
     async def dial(
         self, route: Route, owner: Owner, send: Send, tracer: Tracer | None, *, timeout: float | None = None
@@ -157,9 +157,8 @@ class Dialer:
             raise
 
     def _tls(self, route: Route, stack: Stack) -> TlsFilter:
-        patience = self._manners_of(route).tls
         if route.proxy is not None:
-            return self._proxies.tls(stack, route.proxy, self._alpn(route), patience)
+            return self._proxies.tls(stack, route, self._alpn(route))
         return TlsFilter(
             top_of(stack),
             peer=authority(route.scheme, route.host, route.port),
@@ -167,7 +166,7 @@ class Dialer:
             server_name=route.server_name or route.host,
             alpn=self._alpn(route),
             buffer=self._buffer,
-            patience=patience,
+            patience=self._manners_of(route).tls,
         )
 
     def may_multiplex(self, route: Route) -> bool:

@@ -54,12 +54,20 @@ class ProxyDialer:
     """Makes byte streams through proxies, for one pool.
 
     :param tcp: makes the TCP filter to a route's host (not connected yet).
+    :param patience: what is known of how a route's end answers close_notify.
     """
 
-    def __init__(self, config: PoolConfig, buffer: ReceiveBuffer, tcp: Callable[[Route], TcpFilter]) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        buffer: ReceiveBuffer,
+        tcp: Callable[[Route], TcpFilter],
+        patience: Callable[[Route], Patience],
+    ) -> None:
         self._config = config
         self._buffer = buffer
         self._tcp = tcp
+        self._patience = patience
         self._context: ssl.SSLContext | None = None
         self._http1_only: OrderedDict[ProxyHop, None] = OrderedDict()
 
@@ -99,7 +107,7 @@ class ProxyDialer:
     async def _tunnelled(self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None) -> Stack:
         stack = await self.reach(route.to_proxy(), send, around)
         if hop.scheme == "https":
-            await stack.push(self.tls(stack, hop, ["http/1.1"]), around)
+            await stack.push(self.tls(stack, route.to_proxy(), ["http/1.1"]), around)
         tunnel: TunnelFilter
         if hop.scheme in ("socks5", "socks5h"):
             tunnel = Socks5Filter(top_of(stack), proxy=str(hop), host=route.host, port=route.port, auth=hop.auth)
@@ -171,8 +179,10 @@ class ProxyDialer:
             raise refused(str(hop), response.status, response.reason, response.headers, body)
         return response.tunnel()
 
-    def tls(self, stack: Stack, hop: ProxyHop, alpn: list[str], patience: Patience | None = None) -> TlsFilter:
-        """TLS with a proxy, to be put on the stack that reaches it."""
+    def tls(self, stack: Stack, route: Route, alpn: list[str]) -> TlsFilter:
+        """TLS with the proxy that a route ends at, to be put on the stack that reaches it."""
+        hop = route.proxy
+        assert hop is not None
         if hop.ssl_context is None and self._context is None:
             self._context = httpx2.create_ssl_context()
         context = hop.ssl_context or self._context
@@ -184,7 +194,7 @@ class ProxyDialer:
             server_name=hop.host,
             alpn=alpn,
             buffer=self._buffer,
-            patience=patience,
+            patience=self._patience(route),
         )
 
 
