@@ -6,20 +6,27 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
+from allswell import AsyncClient, ConnectionPool
+from allswell._config import Timeouts
 from allswell._report import Outcome
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
 from tests.support.quic_client import quic_client, read
-from tests.support.servers import free_port
+from tests.support.servers import HELLO, TEN_MB, ServerInfo, free_port
 
 pytestmark = pytest.mark.anyio
+
+PATIENT = Timeouts(connect=20, read=20, write=20, pool=20)
 
 
 async def test_caddy() -> None:
@@ -34,6 +41,167 @@ async def test_caddy() -> None:
             end = await client.aclose()
             assert end.clean
             assert [layer.said for layer in end.layers] == ["GOAWAY", "CONNECTION_CLOSE(0x100)", ""]
+
+
+def trusting(**settings: Any) -> ConnectionPool:
+    """A pool that trusts these servers."""
+    return ConnectionPool(ssl_context=certificates().client_context(), **settings)
+
+
+@pytest.mark.parametrize("name", ["caddy", "hypercorn"])
+async def test_only_http3(servers: Callable[[str], ServerInfo], name: str) -> None:
+    server = servers(name)
+    async with trusting(http3="only") as pool:
+        response = await pool.request("GET", f"{server.url}/", timeouts=PATIENT)
+        assert (response.http_version, await response.read()) == (b"HTTP/3", HELLO)
+        if name == "caddy":  # the other one would take its time
+            assert len(await (await pool.request("GET", f"{server.url}/10mb", timeouts=PATIENT)).read()) == TEN_MB
+        async with anyio.create_task_group() as group:
+            for _ in range(200):
+                group.start_soon(_hello, pool, server.url)
+        report = await pool.aclose()
+    assert report.clean
+    assert [layer.said for layer in report.connections[0].layers] == ["GOAWAY", "CONNECTION_CLOSE(0x100)", ""]
+
+
+async def _hello(pool: ConnectionPool, url: str) -> None:
+    response = await pool.request("GET", f"{url}/", timeouts=PATIENT)
+    assert await response.read() == HELLO
+
+
+async def test_alt_svc_of_caddy(servers: Callable[[str], ServerInfo]) -> None:
+    """The first request goes over TCP and learns of HTTP/3; a new connection is QUIC's."""
+    server = servers("caddy")
+    versions = []
+    async with trusting(http3=True, keepalive_expiry=0.05) as pool:
+        for _ in range(2):
+            response = await pool.request("GET", f"{server.url}/", timeouts=PATIENT)
+            versions.append(response.http_version)
+            await anyio.sleep(0.2)  # the connection expires
+    assert versions == [b"HTTP/2", b"HTTP/3"]
+
+
+async def test_known_origin(servers: Callable[[str], ServerInfo]) -> None:
+    server = servers("caddy")
+    async with AsyncClient(
+        http3=True, http3_origins=[server.url], verify=certificates().client_context(), timeout=20
+    ) as client:
+        response = await client.get(server.url)
+        assert (response.http_version, response.content) == ("HTTP/3", HELLO)
+    assert client.close_report is not None
+    assert client.close_report.clean
+
+
+async def test_echo_both_ways_at_once(servers: Callable[[str], ServerInfo]) -> None:
+    server = servers("hypercorn")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for number in range(30):
+            yield b"%02d" % number * 25_000
+
+    async with trusting(http3="only") as pool:
+        response = await pool.request("POST", f"{server.url}/echo", content=pieces(), timeouts=PATIENT)
+        assert await response.read() == b"".join(b"%02d" % number * 25_000 for number in range(30))
+
+
+async def test_caddy_reloads_under_fifty_workers() -> None:
+    """Its listeners are replaced twice; no request fails."""
+    with caddy() as server:
+        done = 0
+        over = anyio.Event()
+        async with trusting(http3="only", max_connections=None) as pool:
+
+            async def worker() -> None:
+                nonlocal done
+                while not over.is_set():
+                    await _hello(pool, server.url)
+                    done += 1
+
+            async with anyio.create_task_group() as group:
+                for _ in range(50):
+                    group.start_soon(worker)
+                for target in (300, 600):
+                    with anyio.fail_after(30):
+                        while done < target:  # noqa: ASYNC110  the workers' doing
+                            await anyio.sleep(0.01)
+                    await anyio.to_thread.run_sync(server.reload)
+                after = done + 500
+                with anyio.fail_after(30):
+                    while done < after:  # noqa: ASYNC110  the workers' doing
+                        await anyio.sleep(0.01)
+                over.set()
+
+
+_MEMORY = """
+import sys, anyio, allswell, ssl
+
+def rss():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+async def download(pool, url):
+    await (await pool.request("GET", url + "/10mb")).read()
+    start = most = rss()
+    got = looked = 0
+    async with pool.stream("GET", url + "/huge") as response:
+        while piece := await response.receive():
+            got += len(piece)
+            if got - looked > 2_000_000:
+                looked = got
+                if got < 10_000_000:
+                    await anyio.sleep(0.3)  # the slow reader: the server is far ahead of it from here on
+                most = max(most, rss())
+    print(got, most - start)
+
+async def requests(pool, url):
+    async def some(count):
+        for _ in range(count):
+            await pool.request("GET", url + "/")
+    async def many(count):
+        async with anyio.create_task_group() as group:
+            for _ in range(40):
+                group.start_soon(some, count // 40)
+    await many(2000)
+    start = rss()
+    await many(8000)
+    print(len(pool._dispatcher.connections), rss() - start)
+
+async def main():
+    context = ssl.create_default_context(cafile=sys.argv[3])
+    async with allswell.ConnectionPool(http3="only", ssl_context=context) as pool:
+        await globals()[sys.argv[1]](pool, sys.argv[2])
+
+anyio.run(main, backend=sys.argv[4])
+"""
+
+
+def _memory(what: str, url: str, backend: str) -> tuple[int, int]:
+    command = [sys.executable, "-c", _MEMORY, what, url, str(certificates().ca), backend]
+    first, second = subprocess.run(command, check=True, capture_output=True, timeout=55).stdout.split()
+    return int(first), int(second)
+
+
+def _huge(server: ServerInfo, size: int) -> None:
+    """A file of zeros for it to serve (sparse: it takes no room)."""
+    with (server.log_file.parent / "www" / "huge").open("wb") as file:
+        file.truncate(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "backend"),
+    [(256 << 20, "asyncio"), (256 << 20, "trio"), pytest.param(1 << 30, "asyncio", marks=pytest.mark.slow)],
+)
+def test_a_slow_reader_of_a_large_body(servers: Callable[[str], ServerInfo], size: int, backend: str) -> None:
+    server = servers("caddy")
+    _huge(server, size)
+    got, grown = _memory("download", server.url, backend)
+    assert got == size
+    assert grown < 64 << 20
+
+
+def test_ten_thousand_requests_on_one_connection(servers: Callable[[str], ServerInfo]) -> None:
+    connections, grown = _memory("requests", servers("caddy").url, "asyncio")
+    assert connections == 1
+    assert grown < 4 << 20
 
 
 @pytest.fixture
