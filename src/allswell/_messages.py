@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from allswell._errors import LocalProtocolError
+
 Headers = list[tuple[bytes, bytes]]
 
 #: RFC 9110 §9.2.2: sending one of these twice means what sending it once does.
@@ -11,6 +13,17 @@ IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b
 
 #: RFC 9110 §9.2.1: these ask for nothing to change (the only ones that early data may carry).
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"QUERY"})
+
+
+def method_bytes(method: str) -> bytes:
+    """A method as it is sent.
+
+    :raises LocalProtocolError: for one that is not ASCII. (The rest of RFC 9110 §9.1 the backends check.)
+    """
+    try:
+        return method.encode("ascii")
+    except UnicodeEncodeError as error:
+        raise LocalProtocolError(f"{method!r} is no method: {error}") from error
 
 
 @dataclass(slots=True)

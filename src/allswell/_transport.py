@@ -23,7 +23,7 @@ from allswell._errors import (
     TransportError,
     UnsupportedProtocol,
 )
-from allswell._messages import RequestHead
+from allswell._messages import RequestHead, method_bytes
 from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.request import Body, Request
@@ -178,9 +178,9 @@ class Sender:
         self._left = False
 
     async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
-        ours = self._request(request)
-        translated = self._without_upgrade(ours)
         try:
+            ours = self._request(request)
+            translated = self._without_upgrade(ours)
             response = await self.pool.send(ours)
         except AllswellError as error:
             _raise_as(self._library, error)
@@ -218,7 +218,7 @@ class Sender:
         if any(name.lower() == b"upgrade" for name, _ in headers):
             route = route._replace(upgrades=True)
         head = RequestHead(
-            request.method.encode("ascii"),
+            method_bytes(request.method),
             route.scheme.encode("ascii"),
             to.authority,
             extensions.get("target", to.target),

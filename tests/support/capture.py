@@ -97,12 +97,16 @@ def parse(frame: bytes, port: int, at: float, host: str | None = None) -> Packet
 
 
 class Capture:
-    """The packets of one port so far. Use :func:`capture`."""
+    """The packets of one port so far. Use :func:`capture`.
+
+    TCP connections that began before it are left out: of what an earlier test left behind, the last RST may still come.
+    """
 
     def __init__(self, port: int, host: str | None) -> None:
         self.port = port
         self.host = host
         self._packets: list[Packet] = []
+        self._begun: set[int] = set()  # the client ports whose SYN was seen
         self._changed = threading.Condition()
         self._marks_sent = self._marks_seen = 0
         self._marker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -129,7 +133,10 @@ class Capture:
             packet = parse(frame, self.port, at, self.host)
             with self._changed:
                 if packet is not None:
-                    self._packets.append(packet)
+                    if "SYN" in packet.flags and packet.from_client:
+                        self._begun.add(packet.client)
+                    if packet.protocol != "tcp" or packet.client in self._begun:
+                        self._packets.append(packet)
                 elif parse(frame, self._mark_port, at) is not None:
                     self._marks_seen += 1
                 else:

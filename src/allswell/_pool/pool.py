@@ -24,7 +24,7 @@ from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._connection.exchange import Exchange, TrailerSource
 from allswell._deadline import Deadline
 from allswell._errors import NotProcessed, PoolClosed
-from allswell._messages import Headers, RequestHead
+from allswell._messages import Headers, RequestHead, method_bytes
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.proxy_dialer import forwarded
@@ -307,7 +307,7 @@ def _request(
             section.append((b"Content-Length", str(len(content)).encode("ascii")))
         else:
             section.append((b"Transfer-Encoding", b"chunked"))
-    head = RequestHead(method.encode("ascii"), to.route.scheme.encode("ascii"), to.authority, to.target, section)
+    head = RequestHead(method_bytes(method), to.route.scheme.encode("ascii"), to.authority, to.target, section)
     body = Body(content) if content is not None else None
     route = to.route._replace(proxies=proxies) if proxies else to.route
     if b"upgrade" in given:
