@@ -150,6 +150,11 @@ class Exchange:
         # after the caller did. (Who does not want the rest says so, and the upload has been stopped.)
         return b"" if self.complete and not self.uploading else None
 
+    @property
+    def unread(self) -> bool:
+        """Whether something of the response is left for the requester, who has not said that he wants no more."""
+        return self._error is None and not self.tunnel and (not self.complete or bool(self._chunks))
+
     async def readable(self) -> None:
         """Wait until :meth:`receive_nowait` is worth a call. Spurious returns are allowed."""
         if not self._chunks and self._error is None and not self.complete:

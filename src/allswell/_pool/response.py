@@ -73,6 +73,11 @@ class Response:
         self._tracer = tracer
         self._told = ""  # of the body, to the tracer
 
+    def __del__(self) -> None:
+        # Dropped without being closed: it must not hold its connection, or its share of one, for ever.
+        if self._exchange.unread:
+            self._exchange.connection.host.call_soon_threadsafe(self._exchange.abandon)
+
     def __repr__(self) -> str:
         return f"<Response {self.http_version.decode()} {self.status}>"
 
