@@ -12,6 +12,7 @@ from hpack import Encoder
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
 from allswell._backends.http2 import Http2
+from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW
 from allswell._backends.interface import BodyReceived, Event
 from allswell._messages import Headers, RequestHead
 
@@ -54,9 +55,12 @@ class Link:
         settings: dict[SettingCodes, int] | None = None,
         greet: bool = True,
         max_header_size: int = 65536,
-        **options: int,
+        initial_window: int = INITIAL_WINDOW,
+        connection_window: int = CONNECTION_WINDOW,
     ) -> None:
-        self.client = Http2(max_header_size=max_header_size, **options)
+        self.client = Http2(
+            max_header_size=max_header_size, initial_window=initial_window, connection_window=connection_window
+        )
         self.step = step
         self.server = H2Connection(
             H2Configuration(

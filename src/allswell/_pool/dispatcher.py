@@ -36,7 +36,7 @@ from allswell._pool.route import Route
 from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 from allswell._pool.waiters import Waiters
 from allswell._report import ConnectionEnd
-from allswell._tasks import Alarm, Signal, TaskHost, weak_method
+from allswell._tasks import Alarm, Signal, TaskHost, logger, weak_method
 
 #: How long an idle connection over the keep-alive limit is kept after all, in seconds.
 _SURPLUS_FOR = 0.5
@@ -447,7 +447,10 @@ class Dispatcher:
         elif end.reason == "the event loop ended":
             self.dropped += 1
         if self.config.on_connection_end is not None:
-            self.config.on_connection_end(end)
+            try:
+                self.config.on_connection_end(end)
+            except Exception:  # the caller's; whoever happened to cause this end must not pay for it
+                logger.exception("allswell: on_connection_end failed")
         self._something_ended()
 
     def _something_ended(self) -> None:
