@@ -301,7 +301,7 @@ async def test_what_still_arrives_is_answered_with_the_close() -> None:
                 relay.up.loss = 0.0
             arrived = len(relay.went_down) - heard
             answers = len(relay.went_up) - before - 3
-            assert arrived >= 8
+            assert arrived >= 4  # or this test shows nothing
             assert 2 <= answers <= arrived.bit_length()  # the 1st, 2nd, 4th, 8th …
     assert server.all("close") == [(0x1D, 0x100)]
 
