@@ -1,0 +1,111 @@
+"""What a request costs the pool with 1 and with 10,000 idle connections elsewhere: ``python -m tests.bench.pool_size``.
+
+The connections are pretended, so only the dispatcher is measured: it finds an idle connection, opens an exchange on it,
+and takes it back when the exchange is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic, perf_counter
+from typing import Any, cast
+
+from allswell._config import PoolConfig
+from allswell._connection.driver import Connection
+from allswell._connection.exchange import Exchange
+from allswell._connection.lifecycle import State
+from allswell._messages import RequestHead
+from allswell._pool.dialer import Dialer
+from allswell._pool.dispatcher import Dispatcher, _Dial, _RouteState
+from allswell._pool.request import Request
+from allswell._pool.response import Response
+from allswell._pool.route import Route
+from allswell._tasks import TaskHost
+
+
+class PretendedConnection:
+    """What a dispatcher asks of a connection; always HTTP/1.1, always answered at once by :meth:`finish`."""
+
+    multiplexes = False
+    shared = False
+    http_version = "HTTP/1.1"
+    label = "pretended"
+    state = State.OPEN
+    reason = ""
+
+    def __init__(self) -> None:
+        self.opened = self.open_exchanges = 0
+        self.made_at = self.idle_since = monotonic()
+
+    def capacity(self) -> int:
+        """See :class:`Connection`."""
+        return 1 - self.open_exchanges
+
+    def usable(self) -> bool:
+        """See :class:`Connection`."""
+        return not self.open_exchanges
+
+    def open(self, *_: Any, **__: Any) -> Exchange:
+        """See :class:`Connection`."""
+        self.opened += 1
+        self.open_exchanges = 1
+        return cast(Exchange, self)
+
+    def finish(self) -> None:
+        """The exchange is over."""
+        self.open_exchanges = 0
+
+    async def run(self) -> None:
+        """See :class:`Connection`."""
+
+
+class _Host:
+    def spawn(self, function: object, *args: object, name: str) -> None:
+        """Pretended connections need no task."""
+
+
+class _Sender:
+    async def send(self, request: Request) -> Response:
+        raise NotImplementedError(request)
+
+
+def warm_request(idle: int) -> Callable[[], None]:
+    """A function that makes one request on a warm route, with so many idle connections on other routes."""
+    config = PoolConfig(max_connections=None, max_keepalive_connections=None)
+    sender = _Sender()
+    dispatcher = Dispatcher(cast(TaskHost, _Host()), cast(Dialer, None), config, sender.send)
+    warm = Route("http", "warm.test", 80)
+    for route in [warm, *(Route("http", f"other{number}.test", 80) for number in range(idle))]:
+        adopt(dispatcher, route, PretendedConnection())
+    head = RequestHead(b"GET", b"http", b"warm.test", b"/", [(b"Host", b"warm.test")])
+    request = Request(head, warm)
+
+    def once(_keep: object = sender) -> None:
+        exchange = cast(Any, dispatcher.open_now(request, float("inf"), float("-inf")))
+        exchange.finish()
+        dispatcher.connection_available(exchange)
+
+    return once
+
+
+def adopt(dispatcher: Dispatcher, route: Route, connection: PretendedConnection) -> None:
+    """Give the dispatcher a connection as a dial does."""
+    state = dispatcher._routes[route] = _RouteState(route)
+    dispatcher._dial_succeeded(state, _Dial(1), cast(Connection, connection))
+
+
+def main() -> None:
+    """Print both."""
+    for idle in (1, 100, 10_000):
+        once = warm_request(idle)
+        best = float("inf")
+        for _ in range(30):
+            began = perf_counter()
+            for _ in range(1000):
+                once()
+            best = min(best, (perf_counter() - began) / 1000)
+        print(f"{idle:>6} idle connections elsewhere: {best * 1e6:.2f} µs a request in the dispatcher")
+
+
+if __name__ == "__main__":
+    main()
