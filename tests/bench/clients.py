@@ -1,19 +1,26 @@
 """The clients that are compared, each behind one shape: an async context that gives a function from URL to response.
 
 Each is set up as its documentation says for the job: one client for all requests, room for all that run at once, the
-throw-away CA trusted, one version of HTTP and no other. Every one reads the whole body.
+throw-away CA trusted, one version of HTTP and no other. Every one reads the whole body. With a body to send, it is
+a POST. (Only those that speak HTTP/3 are asked for that.)
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-#: From a URL to the version of HTTP that was spoken, in the client's own words, and the size of the body.
-Fetch = Callable[[str], Awaitable[tuple[Any, int]]]
+
+class Fetch(Protocol):
+    """From a URL to the version of HTTP that was spoken, in the client's own words, and the size of the body."""
+
+    def __call__(self, url: str, body: bytes | None = None) -> Awaitable[tuple[Any, int]]: ...
+
+
 Opened = AbstractAsyncContextManager[Fetch]
 
 #: The versions of HTTP, and the words that clients have for each.
@@ -60,8 +67,8 @@ async def allswell_pool(setting: Setting) -> AsyncIterator[Fetch]:
         ssl_context=_context(setting), max_keepalive_connections=limit, **_OURS[setting.version]
     ) as pool:
 
-        async def fetch(url: str) -> tuple[Any, int]:
-            response = await pool.request("GET", url)
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
+            response = await pool.request("GET" if body is None else "POST", url, content=body)
             return response.http_version, len(await response.read())
 
         yield fetch
@@ -77,8 +84,8 @@ async def allswell_client(setting: Setting) -> AsyncIterator[Fetch]:
     limits = httpx2.Limits(max_keepalive_connections=setting.concurrency)
     async with allswell.AsyncClient(verify=_context(setting), limits=limits, **_OURS[setting.version]) as client:
 
-        async def fetch(url: str) -> tuple[Any, int]:
-            response = await client.get(url)
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
+            response = await client.request("GET" if body is None else "POST", url, content=body)
             return response.http_version, len(response.content)
 
         yield fetch
@@ -93,7 +100,7 @@ async def httpx2(setting: Setting) -> AsyncIterator[Fetch]:
     http2 = setting.version == "h2"
     async with httpx2.AsyncClient(verify=_context(setting), limits=limits, http1=not http2, http2=http2) as client:
 
-        async def fetch(url: str) -> tuple[Any, int]:
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
             response = await client.get(url)
             return response.http_version, len(response.content)
 
@@ -110,7 +117,7 @@ async def httpcore2(setting: Setting) -> AsyncIterator[Fetch]:
         ssl_context=_context(setting), max_connections=100, http1=not http2, http2=http2
     ) as pool:
 
-        async def fetch(url: str) -> tuple[Any, int]:
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
             response = await pool.request("GET", url)
             return response.extensions["http_version"], len(response.content)
 
@@ -124,7 +131,7 @@ async def aiohttp(setting: Setting) -> AsyncIterator[Fetch]:
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_context(setting))) as session:
 
-        async def fetch(url: str) -> tuple[Any, int]:
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
             async with session.get(url) as response:
                 return tuple(response.version or ()), len(await response.read())
 
@@ -144,8 +151,11 @@ async def niquests(setting: Setting) -> AsyncIterator[Fetch]:
         pool_maxsize=setting.concurrency,
     ) as session:
 
-        async def fetch(url: str) -> tuple[Any, int]:
-            response = await session.get(url, verify=setting.ca)  # the session's own loses to the environment's
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
+            method = "GET" if body is None else "POST"
+            response = await session.request(
+                method, url, data=body, verify=setting.ca
+            )  # the session's own loses to the environment's
             return response.http_version, len(response.content or b"")
 
         yield fetch
@@ -161,8 +171,8 @@ async def curl_cffi(setting: Setting) -> AsyncIterator[Fetch]:
     verify: Any = setting.ca  # a path will do, though the type says otherwise
     async with curl_cffi.AsyncSession(max_clients=setting.concurrency, verify=verify, http_version=wanted) as session:
 
-        async def fetch(url: str) -> tuple[Any, int]:
-            response = await session.get(url)
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
+            response = await session.request("GET" if body is None else "POST", url, data=body)
             return response.http_version, len(response.content)
 
         yield fetch
@@ -179,9 +189,28 @@ async def pyreqwest(setting: Setting) -> AsyncIterator[Fetch]:
     builder = builder.http2_prior_knowledge() if setting.version == "h2" else builder.http1_only()
     async with builder.build() as client:
 
-        async def fetch(url: str) -> tuple[Any, int]:
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
             response = await client.get(url).build().send()
             return response.version, len(await response.bytes())
+
+        yield fetch
+
+
+@asynccontextmanager
+async def aioquic(setting: Setting) -> AsyncIterator[Fetch]:
+    """aioquic's own asyncio client, as its example has it: one connection, made by the first request."""
+    from tests.bench.aioquic_client import fetcher
+
+    async with AsyncExitStack() as stack:
+        opened: list[Fetch] = []
+
+        async def fetch(url: str, body: bytes | None = None) -> tuple[Any, int]:
+            if not opened:
+                to = urlsplit(url)
+                assert to.hostname is not None
+                assert to.port is not None
+                opened.append(await stack.enter_async_context(fetcher(to.hostname, to.port, setting.ca)))
+            return await opened[0](url, body)
 
         yield fetch
 
@@ -195,5 +224,6 @@ CLIENTS: dict[str, tuple[Callable[[Setting], Opened], frozenset[str]]] = {
     "aiohttp": (aiohttp, frozenset({"h1"})),
     "niquests": (niquests, frozenset({"h1", "h2", "h3"})),
     "curl_cffi": (curl_cffi, frozenset({"h1", "h2", "h3"})),
+    "aioquic": (aioquic, frozenset({"h3"})),
     "pyreqwest": (pyreqwest, frozenset({"h1", "h2"})),
 }

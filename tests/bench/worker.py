@@ -22,7 +22,7 @@ class Job:
     """What to run.
 
     :ivar loop: ``"asyncio"`` or ``"uvloop"``.
-    :ivar concurrency: small requests at once, or 0: download 10 MB, again and again.
+    :ivar concurrency: small requests at once, or 0: download 10 MB, again and again; -1: upload as much.
     """
 
     client: str
@@ -54,27 +54,30 @@ async def run(job: Job, warm_up: float = WARM_UP) -> Run:
     :raises RuntimeError: when the client does not speak the version that it was told to, or a body is not whole.
     """
     open_client, _ = CLIENTS[job.client]
-    url, size = (job.url + "/", 5) if job.concurrency else (job.url + "/10mb", TEN_MB)
+    url, size = (job.url + "/10mb", TEN_MB) if job.concurrency == 0 else (job.url + "/", 5)
+    body = bytes(TEN_MB) if job.concurrency < 0 else None
+    if body is not None:
+        url += "upload"
     async with open_client(Setting(job.version, job.ca, max(1, job.concurrency))) as fetch:
-        spoken, got = await fetch(url)
+        spoken, got = await fetch(url, body)
         if spoken not in VERSIONS[job.version]:
             raise RuntimeError(f"{job.client} was to speak {job.version}, and spoke {spoken!r}")
         if got != size:
             raise RuntimeError(f"{got} bytes came, not {size}")
-        await _fetch_for(warm_up, fetch, url, size, job.concurrency)
+        await _fetch_for(warm_up, fetch, url, body, size, job.concurrency)
         began, cpu = perf_counter(), _cpu()
-        requests = await _fetch_for(job.seconds, fetch, url, size, job.concurrency)
+        requests = await _fetch_for(job.seconds, fetch, url, body, size, job.concurrency)
         seconds, cpu = perf_counter() - began, _cpu() - cpu
     return Run(requests, seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-async def _fetch_for(seconds: float, fetch: Fetch, url: str, size: int, concurrency: int) -> int:
+async def _fetch_for(seconds: float, fetch: Fetch, url: str, body: bytes | None, size: int, concurrency: int) -> int:
     until = perf_counter() + seconds
 
     async def one_after_another() -> int:
         count = 0
         while perf_counter() < until:
-            _, got = await fetch(url)
+            _, got = await fetch(url, body)
             if got != size:
                 raise RuntimeError(f"{got} bytes came, not {size}")
             count += 1
