@@ -302,7 +302,8 @@ async def test_what_still_arrives_is_answered_with_the_close() -> None:
             arrived = len(relay.went_down) - heard
             answers = len(relay.went_up) - before - 3
             assert arrived >= 4  # or this test shows nothing
-            assert 2 <= answers <= arrived.bit_length()  # the 1st, 2nd, 4th, 8th …
+            # The 1st, 2nd, 4th, 8th … and up to two ACKs, of what came before the close was said.
+            assert 2 <= answers <= arrived.bit_length() + 2
     assert server.all("close") == [(0x1D, 0x100)]
 
 
