@@ -101,7 +101,6 @@ class AsyncClient(httpx2.AsyncClient):
         limits: httpx2.Limits | None = None,
     ) -> httpx2.AsyncBaseTransport:
         # The hook's twin, for each proxy. Proxies belong to the route: one pool serves them all, and direct requests.
-        pool = self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
         return AsyncTransport(
             verify,
             cert,
@@ -112,9 +111,14 @@ class AsyncClient(httpx2.AsyncClient):
             proxy,
             grace=self._grace,
             total_timeout=self._total_timeout,
-            pool=pool,
+            pool=self.pool,
             **self._versions,
         )
+
+    @property
+    def pool(self) -> ConnectionPool | None:
+        """Its connections: for :meth:`ConnectionPool.snapshot`, or to share. ``None`` on a transport that is not ours."""
+        return self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
 
     async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None
         """Close: say goodbye at every layer of every connection, wait for the answers, tell how it went.

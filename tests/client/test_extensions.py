@@ -12,6 +12,7 @@ import pytest
 import allswell
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.quic_server import QuicServer
 from tests.support.scripts import Ending, answers, end, response
 from tests.support.servers import ServerInfo
 
@@ -159,6 +160,32 @@ async def test_target_replaces_the_path() -> None:
             assert answer.text == "OPTIONS * HTTP/1.1"
             answer = await client.get(peer.url, extensions={"target": b"http://other.example/"})
             assert answer.text == "GET http://other.example/ HTTP/1.1"
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2", "HTTP/3"])
+async def test_what_opentelemetry_asks_for(version: str, origin: ServerInfo) -> None:
+    """docs/how-to/tracing.md names these as the sources of its attributes."""
+    with QuicServer() as quic:
+        url, http3 = (f"https://localhost:{quic.port}/hello", True) if version == "HTTP/3" else (f"{origin.url}/", False)
+        port = httpx2.URL(url).port
+        async with allswell.AsyncClient(
+            verify=certificates().client_context(),
+            http2=version == "HTTP/2",
+            http3="only" if http3 else False,
+        ) as client:
+            assert client.pool is not None
+            async with client.stream("GET", url) as response:
+                stream = response.extensions["network_stream"]
+                assert response.http_version == version
+                assert stream.get_extra_info("server_addr")[:2] in [("127.0.0.1", port), ("::1", port)]
+                if not http3:
+                    assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
+                assert response.extensions["attempts"] == []
+                [connection] = client.pool.snapshot().routes[0].connections
+                assert (connection.http_version, connection.exchanges, connection.idle) == (version, 1, None)
+                await response.aread()
+            [connection] = client.pool.snapshot().routes[0].connections
+            assert (connection.exchanges, connection.idle is None) == (0, False)
 
 
 async def test_attempts_are_told() -> None:
