@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from allswell._errors import ConnectFailed
-from allswell._filters.happy_eyeballs import Address, connect_any, connect_tcp, connect_unix
+from allswell._filters.happy_eyeballs import connect_any, connect_tcp, connect_unix
+from allswell._filters.lookups import Address
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +188,47 @@ async def test_local_address_and_options() -> None:
 async def test_unix_socket_that_is_not_there() -> None:
     with pytest.raises(ConnectFailed, match="Unix socket /nowhere/at/all: No such file"):
         await connect_unix("/nowhere/at/all")
+
+
+# Hints (RFC 9460 §7.3)
+
+
+async def hinted(world: World, *hints: str, local_address: str | None = None) -> str:
+    world.began = monotonic()
+    return await connect_any(
+        "name.example", 443, world._attempt, world.discarded.append, hints=hints, local_address=local_address
+    )
+
+
+async def test_hints_yield_to_the_resolver(world: World) -> None:
+    world.lookups = {socket.AF_INET: (0.02, V4[:1])}
+    world.hosts = {V4[0]: 0.0, V4[1]: 0.0}
+    assert await hinted(world, V4[1], V6[1]) == V4[0]
+    assert world.order() == [V4[0]]
+
+
+async def test_hints_stand_in_for_a_slow_resolver(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (5, V6[:1]), socket.AF_INET: (5, V4[:1])}
+    world.hosts = {V4[1]: 0.0, V6[1]: REFUSED}
+    assert await hinted(world, V4[1], V6[1]) == V4[1]
+    assert world.order() == [V6[1], V4[1]]
+    assert 0.04 < world.tried[0][1] < 0.2
+
+
+async def test_hints_stand_in_where_the_name_has_no_address(world: World) -> None:
+    world.hosts = {V4[1]: 0.0}
+    assert await hinted(world, V4[1]) == V4[1]
+    assert world.tried[0][1] < 0.1
+
+
+async def test_the_resolvers_word_replaces_hints_that_were_not_tried(world: World) -> None:
+    world.lookups = {socket.AF_INET6: (5, []), socket.AF_INET: (0.1, [V4[0], V4[2]])}
+    world.hosts = {V4[2]: 0.0, V4[1]: 0.0}
+    assert await hinted(world, V4[0], V4[1]) == V4[2]
+    assert world.order() == [V4[0], V4[2]]  # the first was tried as a hint, and once is enough
+
+
+async def test_hints_of_another_family_than_ours(world: World) -> None:
+    world.hosts = {V4[1]: 0.0}
+    assert await hinted(world, V6[1], V4[1], local_address="192.0.2.99") == V4[1]
+    assert world.order() == [V4[1]]

@@ -5,6 +5,9 @@ AAAA gets 50 ms more to be first after all. Addresses are tried alternating betw
 order within each (§4); an attempt starts when the one before has failed, or 250 ms after it began (§5). The first
 that connects wins; the others are closed. When nothing is left to try and nothing is under way, the error tells
 what each address said.
+
+Where DNS gave hints of the addresses (RFC 9460 §7.3), they stand in for what the resolver has not answered after 50 ms,
+or not at all; once it answers, its word counts.
 """
 
 from __future__ import annotations
@@ -21,19 +24,25 @@ import anyio
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed
+from allswell._filters.lookups import Address, Resolve, resolve
 
 #: RFC 8305 §8.
 RESOLUTION_DELAY = 0.05
 CONNECTION_ATTEMPT_DELAY = 0.25
 
-Address = tuple[socket.AddressFamily, Any]
 T = TypeVar("T")
 
 
 async def connect_tcp(
-    host: str, port: int, *, local_address: str | None = None, options: Sequence[SocketOption] = ()
+    host: str,
+    port: int,
+    *,
+    local_address: str | None = None,
+    options: Sequence[SocketOption] = (),
+    hints: Sequence[str] = (),
+    ask: Resolve = resolve,
 ) -> socket.socket:
-    """A connected, non-blocking TCP socket to one of the host's addresses.
+    """A connected, non-blocking TCP socket to one of the host's addresses. Parameters as for :func:`connect_any`.
 
     :raises ConnectFailed: naming the host, and every address that was tried with its error.
     """
@@ -41,7 +50,9 @@ async def connect_tcp(
     async def attempt(address: Address) -> socket.socket:
         return await _connect(*address, local_address, options)
 
-    return await connect_any(host, port, attempt, socket.socket.close, local_address=local_address)
+    return await connect_any(
+        host, port, attempt, socket.socket.close, local_address=local_address, hints=hints, ask=ask
+    )
 
 
 async def connect_any(
@@ -51,15 +62,19 @@ async def connect_any(
     discard: Callable[[T], object],
     *,
     local_address: str | None = None,
+    hints: Sequence[str] = (),
+    ask: Resolve = resolve,
 ) -> T:
     """What the first attempt that succeeds returns.
 
     :param attempt: connects to one address; raises ``OSError`` or :class:`ConnectFailed`; may be cancelled.
     :param discard: ends a connection that came second.
     :param local_address: where the attempts come from: only addresses of its family are tried.
+    :param hints: addresses to begin with while the resolver says nothing.
+    :param ask: the resolver.
     :raises ConnectFailed: naming the host, and every address that was tried with its error.
     """
-    race = _Race(host, port, attempt, discard, local_address)
+    race = _Race(host, port, attempt, discard, local_address, hints, ask)
     try:
         async with anyio.create_task_group() as tasks:
             await race.run(tasks)
@@ -84,9 +99,12 @@ async def connect_unix(path: str, *, options: Sequence[SocketOption] = ()) -> so
 async def staggered(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Callable[[T], object]) -> T:
     """What the first attempt that succeeds returns. Each begins when the one before failed, or 250 ms after it began.
 
+    :param attempts: at least one.
     :param discard: ends a connection that came second.
     :raises ConnectFailed: the last attempt's, with what the others said.
     """
+    if len(attempts) == 1:
+        return await attempts[0]()
     winner: list[T] = []
     errors: list[ConnectFailed] = []
     settled = [anyio.Event() for _ in attempts]
@@ -129,12 +147,17 @@ class _Race(Generic[T]):
         attempt: Callable[[Address], Awaitable[T]],
         discard: Callable[[T], object],
         local_address: str | None,
+        hints: Sequence[str],
+        ask: Resolve,
     ) -> None:
         self._host = host
         self._port = port
         self._connect = attempt
         self._discard = discard
         self._local_address = local_address
+        self._hints = hints
+        self._ask = ask
+        self._tried: set[Any] = set()
         self._news = anyio.Event()
         self._resolving = 0
         self._trying = 0
@@ -145,16 +168,19 @@ class _Race(Generic[T]):
         self._errors: list[tuple[str, OSError | ConnectFailed]] = []
 
     async def run(self, tasks: anyio.abc.TaskGroup) -> None:
-        families = self._families()
-        if not families:
-            self._take(socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
-        for family in families:
+        wanted = families(self._host, self._local_address)
+        if not wanted:
+            self._take(_literal(self._host, self._port))
+        for family in wanted:
             self._resolving += 1
             tasks.start_soon(self._resolve, family)
-        while self._resolving and self._resolving == len(families):
-            await self._wait(None)
-        if self._resolving and not self._found[socket.AF_INET6]:
+        patience = Deadline.after(RESOLUTION_DELAY if self._hints else None)
+        while self._resolving and self._resolving == len(wanted) and not patience.passed():
+            await self._wait(patience.left())
+        if self._resolving and not self._found[socket.AF_INET6] and not patience.passed():
             await self._wait(RESOLUTION_DELAY)
+        if not any(self._found.values()):
+            self._take_hints()
         while self._winner is None:
             address = self._next()
             if address is not None:
@@ -185,20 +211,17 @@ class _Race(Generic[T]):
         told = _words(cause) if cause else "it has no address of the local address's family"
         raise ConnectFailed(f"cannot resolve {self._host}: {told}", phase="dns") from cause
 
-    def _families(self) -> list[int]:
-        """What to ask the resolver for; nothing for an address literal."""
-        if _family(self._host) is not None:
-            return []
-        if self._local_address is not None and (family := _family(self._local_address)) is not None:
-            return [family]
-        if self._host.lower() == "localhost" or self._host.lower().endswith(".localhost"):
-            # RFC 6761 §6.3: the hosts file has it, perhaps in one family; the other is nothing to ask a server for.
-            return [socket.AF_UNSPEC]
-        return [socket.AF_INET6, socket.AF_INET]
+    def _take(self, found: Sequence[Address]) -> None:
+        """The resolver's answer: it takes the place of hints that have not been tried."""
+        for family in {family for family, _ in found}:
+            self._found[family] = [each for each in found if each[0] == family and each[1] not in self._tried]
 
-    def _take(self, found: Sequence[tuple[Any, ...]]) -> None:
-        for family, _, _, _, sockaddr in found:
-            self._found[family].append((family, sockaddr))
+    def _take_hints(self) -> None:
+        own = _family(self._local_address) if self._local_address is not None else None
+        for family in (socket.AF_INET6, socket.AF_INET):
+            if own in (None, family):
+                hints = [each for each in self._hints if _family(each) == family]
+                self._found[family] = [address for each in hints for address in _literal(each, self._port)]
 
     async def _wait(self, seconds: float | None) -> None:
         # Each wait is for the news since the last one: what comes in between sets the fresh event.
@@ -208,13 +231,9 @@ class _Race(Generic[T]):
 
     async def _resolve(self, family: int) -> None:
         try:
-            found = await anyio.getaddrinfo(
-                self._host, self._port, family=socket.AddressFamily(family), type=socket.SOCK_STREAM
-            )
-        except (OSError, UnicodeError) as error:
-            self._dns_errors.append(error if isinstance(error, OSError) else OSError(str(error)))
-        else:
-            self._take(found)
+            self._take(await self._ask(self._host, self._port, family))
+        except OSError as error:
+            self._dns_errors.append(error)
         self._resolving -= 1
         self._news.set()
 
@@ -222,7 +241,9 @@ class _Race(Generic[T]):
         for family in (self._prefer, socket.AF_INET if self._prefer == socket.AF_INET6 else socket.AF_INET6):
             if self._found[family]:
                 self._prefer = socket.AF_INET if family == socket.AF_INET6 else socket.AF_INET6
-                return self._found[family].pop(0)
+                address = self._found[family].pop(0)
+                self._tried.add(address[1])
+                return address
         return None
 
     async def _attempt(self, address: Address) -> None:
@@ -263,9 +284,26 @@ async def _connect(
     return sock
 
 
+def families(host: str, local_address: str | None) -> list[int]:
+    """What to ask the resolver for; nothing for an address literal."""
+    if _family(host) is not None:
+        return []
+    if local_address is not None and (family := _family(local_address)) is not None:
+        return [family]
+    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
+        # RFC 6761 §6.3: the hosts file has it, perhaps in one family; the other is nothing to ask a server for.
+        return [socket.AF_UNSPEC]
+    return [socket.AF_INET6, socket.AF_INET]
+
+
 def is_address(host: str) -> bool:
     """Whether it is an address literal rather than a name."""
     return _family(host) is not None
+
+
+def _literal(host: str, port: int) -> list[Address]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return [(each[0], each[4]) for each in found]
 
 
 def _family(host: str) -> int | None:

@@ -25,9 +25,10 @@ from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, Timeout
 from allswell._filters.connect_udp import ConnectUdpFilter
-from allswell._filters.happy_eyeballs import Address, connect_any, is_address
+from allswell._filters.happy_eyeballs import connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, basic_auth, refused
 from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.lookups import Address
 from allswell._filters.patience import Patience
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.socks_udp import SocksDatagrams, relay_address

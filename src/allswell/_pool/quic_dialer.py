@@ -9,8 +9,9 @@ from typing import Any
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
-from allswell._filters.happy_eyeballs import Address, connect_any
+from allswell._filters.happy_eyeballs import connect_any
 from allswell._filters.interface import Datagrams
+from allswell._filters.lookups import Address
 from allswell._filters.quic import QuicFilter
 from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.quic_tickets import MemoryStore, QuicStore
