@@ -43,6 +43,11 @@ class RequestHead:
     headers: Headers
     protocol: bytes | None = None
 
+    @property
+    def origin(self) -> str:
+        """``"https://example.org"``; the port only where it is not the default."""
+        return f"{self.scheme.decode('ascii', 'replace')}://{self.authority.decode('ascii', 'replace')}"
+
 
 @dataclass(slots=True)
 class ResponseHead:

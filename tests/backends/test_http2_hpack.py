@@ -7,7 +7,7 @@ from hpack import Decoder, Encoder, HeaderTuple, NeverIndexedHeaderTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allswell._backends.http2_frames import StreamError
+from allswell._backends.http2_errors import StreamError
 from allswell._backends.http2_hpack import FieldEncoder, SectionReader
 from allswell._messages import Headers
 from tests.backends.h2_peer import encode_frame

@@ -239,6 +239,7 @@ async def test_a_malformed_response_ends_its_exchange_only() -> None:
         (b"\x0d\x01\x00", 0x105),  # MAX_PUSH_ID, which is for clients to send
         (b"\x02\x00", 0x105),  # PRIORITY of HTTP/2
         (b"\x03\x01\x00", 0x108),  # CANCEL_PUSH
+        (b"\x0c\x02\x00\x01", 0x106),  # ORIGIN with an entry that is cut short
     ],
 )
 async def test_a_broken_control_stream_closes_the_connection_with_its_code(raw: bytes, code: int) -> None:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import allswell
-from allswell._connection import driver
+from allswell._connection import reader
 from allswell._filters.interface import ReceiveBuffer
 from allswell._pool import dialer
 from tests.support.certificates import certificates
@@ -38,7 +38,7 @@ async def test_nothing_is_left_in_tls_when_the_socket_is_empty(
 ) -> None:
     """A turn may end with whole records left in TLS's buffer, and the server has nothing more to send."""
     monkeypatch.setattr(dialer, "ReceiveBuffer", _Narrow)
-    monkeypatch.setattr(driver, "_READS_IN_A_ROW", in_a_row)
+    monkeypatch.setattr(reader, "_READS_IN_A_ROW", in_a_row)
     size = 1_500_000
     with scripted_peer(huge(size), tls=True) as peer:
         for _ in range(3):

@@ -11,7 +11,7 @@ import anyio
 from aioquic.quic.events import QuicEvent
 
 from allswell._backends.http3 import Http3
-from allswell._backends.interface import Backend
+from allswell._backends.interface import AlternativeOffered, Backend, OriginsNamed
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
@@ -50,6 +50,7 @@ class QuicClient:
         self.stack = Stack(self.quic, self.udp)
         self.end: ConnectionEnd | None = None
         self.left = False
+        self.announced: list[OriginsNamed | AlternativeOffered] = []
         self._ended = anyio.Event()
         self.connection: Connection
 
@@ -59,6 +60,10 @@ class QuicClient:
     def connection_leaving(self, connection: Connection) -> None:
         """Part of what an owner of connections is."""
         self.left = True
+
+    def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
+        """Part of what an owner of connections is."""
+        self.announced.append(news)
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """Part of what an owner of connections is."""

@@ -45,9 +45,11 @@ from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes
 
 from allswell._backends import http2_frames as wire
+from allswell._backends.announcements import ALTSVC, ORIGIN, announcement
 from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, StreamLimit, core_connection
+from allswell._backends.http2_errors import NOT_REPLAYABLE, PeerError, StreamError, error_name, reset_error
 from allswell._backends.http2_fields import RequestEncoder, RequestFields, encode_trailers
-from allswell._backends.http2_frames import FrameSplitter, PeerError, StreamError
+from allswell._backends.http2_frames import FrameSplitter
 from allswell._backends.http2_hpack import Section, SectionReader
 from allswell._backends.http2_stream import Stream, Window
 from allswell._backends.interface import (
@@ -63,17 +65,13 @@ from allswell._backends.interface import (
     SendWindowOpened,
     UploadRefused,
 )
-from allswell._errors import AllswellError, ExchangeReset, LocalProtocolError, NotProcessed, RemoteProtocolError
+from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError
 from allswell._messages import Headers, RequestHead
 
 _DEFAULT_WINDOW = 65535
 _LAST_ID = 2**31 - 1
 _MAX_QUIET = 10_000
 _MAX_REMEMBERED = 4096
-#: "What you did" rather than "what I do": on a new connection it would only happen again, so it permits no replay.
-_NOT_REPLAYABLE = frozenset(
-    (ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED)
-)
 _NO_EXTENDED_CONNECT = "the peer does not offer extended CONNECT (RFC 8441 §3)"
 
 
@@ -336,6 +334,8 @@ class Http2:
             self._receive_by_h2(wire.known_settings(frame) if kind == wire.SETTINGS else frame, events)
         else:
             self._count_quiet()  # PRIORITY is deprecated (§5.3.2), and unknown types are to be ignored (§5.5)
+            if kind in (ORIGIN, ALTSVC):
+                self._receive_announcement(kind, flags, id_, frame, events)
 
     def _receive_data(self, stream: Stream, flags: int, frame: memoryview, events: list[Event]) -> None:
         content = wire.payload(frame, flags) if flags & wire.PADDED else frame[9:]
@@ -428,7 +428,7 @@ class Http2:
         words = f" ({debug[:128].decode('ascii', 'replace')})" if debug else ""
 
         def told() -> AllswellError:
-            return RemoteProtocolError(f"the peer sent GOAWAY, {wire.error_name(code)}{words}")
+            return RemoteProtocolError(f"the peer sent GOAWAY, {error_name(code)}{words}")
 
         if self._refusal is None or code != ErrorCodes.NO_ERROR:
             self._refusal = told
@@ -436,7 +436,7 @@ class Http2:
         # §6.8: "Endpoints MUST NOT increase the value they send in the last stream identifier, since the peers might
         # already have retried unprocessed requests on another connection." We have, so a raised one changes nothing.
         self._last_allowed = min(self._last_allowed, last)
-        refused = told if code in _NOT_REPLAYABLE else lambda: NotProcessed(told(), proven=True)
+        refused = told if code in NOT_REPLAYABLE else lambda: NotProcessed(told(), proven=True)
         self._fail_held(refused, events)
         for stream in [stream for stream in self._streams.values() if stream.id > self._last_allowed]:
             self._reset_ids(stream.id)
@@ -445,6 +445,14 @@ class Http2:
                 events.append(UploadRefused(stream.id))
             else:
                 self._fail(stream, told() if stream.answered else refused(), events)
+
+    def _receive_announcement(self, kind: int, flags: int, id_: int, frame: memoryview, events: list[Event]) -> None:
+        try:
+            news = announcement(kind, flags, id_, bytes(frame[9:]), open_=id_ in self._streams)
+        except ValueError as error:
+            raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, f"the peer sent {error}") from error  # §4.2
+        if news is not None:
+            events.append(news)
 
     def _receive_by_h2(self, frame: bytes | memoryview, events: list[Event]) -> None:
         try:
@@ -487,22 +495,15 @@ class Http2:
 
     def _receive_reset(self, stream: Stream, event: StreamReset, events: list[Event]) -> None:
         code = event.error_code or 0
-        name = wire.error_name(code)
         if stream.done:
             self._forget(stream)
             events.append(UploadRefused(stream.id))  # a tunnel, half closed
-            return
-        error: AllswellError
-        if not event.remote_reset:
-            error = RemoteProtocolError(f"the peer broke HTTP/2 on this stream: {name}", reach="exchange")
-            self._reset_ids(stream.id)
-        elif code == ErrorCodes.HTTP_1_1_REQUIRED:
-            error = ExchangeReset("the peer wants HTTP/1.1 for this request (HTTP_1_1_REQUIRED)", code=code, by="peer")
+        elif event.remote_reset:
+            self._fail(stream, reset_error(code, answered=stream.answered), events)
         else:
-            error = ExchangeReset(f"the peer reset the stream: {name}", code=code, by="peer")
-            if code == ErrorCodes.REFUSED_STREAM and not stream.answered:
-                error = NotProcessed(error, proven=True)  # §8.7
-        self._fail(stream, error, events)
+            self._reset_ids(stream.id)
+            words = f"the peer broke HTTP/2 on this stream: {error_name(code)}"
+            self._fail(stream, RemoteProtocolError(words, reach="exchange"), events)
 
     # How exchanges end
 

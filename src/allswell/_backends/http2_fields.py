@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hpack import HeaderTuple, NeverIndexedHeaderTuple
 
-from allswell._backends.http2_frames import StreamError
+from allswell._backends.http2_errors import StreamError
 from allswell._errors import LocalProtocolError
 from allswell._messages import Headers, RequestHead
 

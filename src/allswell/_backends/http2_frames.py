@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from h2.errors import ErrorCodes
 
+from allswell._backends.http2_errors import PeerError
+
 # Frame types (RFC 9113 §6).
 DATA = 0x0
 HEADERS = 0x1
@@ -43,26 +45,6 @@ _TWO_WORDS = struct.Struct(">LL")
 
 #: One whole frame: its type, its flags, its stream, and all its octets from the frame header on.
 Frame = tuple[int, int, int, memoryview]
-
-
-class PeerError(Exception):
-    """The peer broke the protocol: a connection error (RFC 9113 §5.4.1). Never leaves the backend.
-
-    :ivar told: the GOAWAY that says so is in the output already.
-    """
-
-    def __init__(self, code: int, message: str, *, told: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.told = told
-
-
-class StreamError(Exception):
-    """A stream error (RFC 9113 §5.4.2), most often a malformed message (§8.1.1). Never leaves the backend."""
-
-    def __init__(self, message: str, code: int = ErrorCodes.PROTOCOL_ERROR) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class FrameSplitter:
@@ -181,11 +163,3 @@ def data_frames(stream: int, data: bytes, size: int, *, end: bool) -> list[bytes
         last = end and start + size >= len(data)
         pieces += (frame_header(len(chunk), DATA, END_STREAM if last else 0, stream), chunk)
     return pieces
-
-
-def error_name(code: int) -> str:
-    """An error code in the RFC's own word (RFC 9113 §7)."""
-    try:
-        return ErrorCodes(code).name
-    except ValueError:
-        return f"error 0x{code:x}"

@@ -12,16 +12,9 @@ from typing import Any, NamedTuple
 from h2.errors import ErrorCodes
 from hpack import Decoder, Encoder, HPACKError, OversizedHeaderListError
 
+from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._backends.http2_fields import check_received
-from allswell._backends.http2_frames import (
-    CONTINUATION,
-    END_HEADERS,
-    END_STREAM,
-    HAS_PRIORITY,
-    PeerError,
-    StreamError,
-    payload,
-)
+from allswell._backends.http2_frames import CONTINUATION, END_HEADERS, END_STREAM, HAS_PRIORITY, payload
 from allswell._messages import Headers
 
 # A header list too large for us costs its stream; one of this many times the limit, or in this many frames, costs the

@@ -5,8 +5,8 @@ from __future__ import annotations
 from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
+from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._backends.http2_fields import check_trailers, content_length, decode_response
-from allswell._backends.http2_frames import PeerError, StreamError
 from allswell._messages import Headers, ResponseHead
 
 _MAX_INFORMATIONAL = 100

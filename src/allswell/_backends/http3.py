@@ -31,8 +31,9 @@ from aioquic.quic.events import (
 from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, Encoder, EncoderStreamError, StreamBlocked
 
 from allswell._backends import http3_frames as h3
+from allswell._backends.announcements import ORIGIN, named_origins
 from allswell._backends.http3_exchange import Http3Exchange
-from allswell._backends.http3_frames import FrameReader, H3Error, Malformed
+from allswell._backends.http3_frames import ControlReader, FrameReader, H3Error, Malformed
 from allswell._backends.interface import (
     BodyReceived,
     CapacityChanged,
@@ -98,7 +99,7 @@ class Http3:
         self._decoder = Decoder(0, 0)
         self._encoder = Encoder()
         self._settings: dict[int, int] | None = None
-        self._control = FrameReader(h3.NOT_ON_CONTROL, _CONTROL_LIMIT)
+        self._control = ControlReader(_CONTROL_LIMIT)
         self._critical: dict[int, int] = {}  # the peer's control and QPACK streams, by their types
         self._untyped: dict[int, bytes] = {}  # the peer's other unidirectional streams: the beginnings of their types
         self._encoder_stream: int | None = None
@@ -516,6 +517,8 @@ class Http3:
                 raise H3Error(h3.H3_FRAME_UNEXPECTED, "SETTINGS came twice")  # RFC 9114 §7.2.4
             elif kind == h3.GOAWAY:
                 self._on_goaway(h3.one_varint(payload, "GOAWAY"))
+            elif kind == ORIGIN:
+                self._on_origin(payload)
             else:
                 raise H3Error(h3.H3_ID_ERROR, "CANCEL_PUSH for a push that was never allowed")  # RFC 9114 §7.2.3
 
@@ -539,6 +542,12 @@ class Http3:
         for stream_id in [stream_id for stream_id in self._exchanges if stream_id >= first_refused]:
             cause = TransportError("the server is leaving (GOAWAY)", operation="write", by="peer")
             self._fail(stream_id, NotProcessed(cause, proven=True), h3.H3_REQUEST_CANCELLED)
+
+    def _on_origin(self, payload: bytes) -> None:
+        try:
+            self._events.append(named_origins(payload))
+        except ValueError as error:
+            raise H3Error(h3.H3_FRAME_ERROR, str(error)) from error  # RFC 9114 §7.1
 
     # The end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from allswell._backends.announcements import ORIGIN
 from allswell._messages import Headers, RequestHead
 
 # Frame types (RFC 9114 §7.2)
@@ -190,7 +191,7 @@ class FrameReader:
             what, (total, position) = kind[0], length
             if what in self._forbidden:
                 raise H3Error(H3_FRAME_UNEXPECTED, f"a frame of type 0x{what:x} on the wrong stream")
-            if what not in self._WHOLE:
+            if what not in self._WHOLE or (total > self._limit and what == ORIGIN):  # (which may be ignored)
                 taken = min(total, size - position)
                 if what == DATA and taken:
                     frames.append((DATA, data[position : position + taken]))
@@ -206,6 +207,20 @@ class FrameReader:
                 frames.append((what, data[position : position + total]))
                 position += total
         return frames
+
+
+class ControlReader(FrameReader):
+    """The same for the peer's control stream, where ORIGIN means something too (RFC 9412 §2).
+
+    :param limit: bytes of the largest whole frame.
+    """
+
+    __slots__ = ()
+
+    _WHOLE = FrameReader._WHOLE | {ORIGIN}
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(NOT_ON_CONTROL, limit)
 
 
 def request_fields(headers: Iterable[tuple[bytes, bytes]], *, trailers: bool = False) -> Headers:

@@ -87,13 +87,19 @@ class SendWindowOpened:
     exchange: int | None
 
 
+class ConnectionEvent:
+    """What is about the connection, and no exchange of its own."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
-class CapacityChanged:
+class CapacityChanged(ConnectionEvent):
     """``capacity()`` may answer otherwise than before, for a reason other than an exchange's end."""
 
 
 @dataclass(slots=True)
-class PeerLeaving:
+class PeerLeaving(ConnectionEvent):
     """The peer takes no new exchanges on this connection; those under way that it did not name may finish.
 
     :ivar error: its reason, where it gave one other than NO_ERROR.
@@ -103,13 +109,39 @@ class PeerLeaving:
 
 
 @dataclass(slots=True)
-class ConnectionBroken:
+class ConnectionBroken(ConnectionEvent):
     """The peer broke the protocol, or its connection is lost: every exchange is over, the connection must be aborted.
 
     What the backend still wants to say (GOAWAY with the error code) is in its output.
     """
 
     error: AllswellError
+
+
+@dataclass(slots=True)
+class OriginsNamed(ConnectionEvent):
+    """The peer names origins that it is ready to serve here (ORIGIN: RFC 8336, RFC 9412).
+
+    Together with those that it named before, and the one that the connection was made for, they are its Origin Set.
+
+    :ivar origins: ``"https://example.org"``; of https only, in lower case, without the default port.
+    """
+
+    origins: list[str]
+
+
+@dataclass(slots=True)
+class AlternativeOffered(ConnectionEvent):
+    """The peer offers an alternative service for an origin (ALTSVC: RFC 7838 §4).
+
+    :ivar exchange: the one whose origin it is about; 0 where ``origin`` says it.
+    :ivar origin: as in :class:`OriginsNamed`.
+    :ivar field: as the Alt-Svc field has it.
+    """
+
+    exchange: int
+    origin: str
+    field: bytes
 
 
 Event = (
@@ -123,6 +155,8 @@ Event = (
     | CapacityChanged
     | PeerLeaving
     | ConnectionBroken
+    | OriginsNamed
+    | AlternativeOffered
 )
 
 

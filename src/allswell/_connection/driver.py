@@ -21,16 +21,16 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-import anyio.lowlevel
-
 from allswell._backends.interface import (
+    AlternativeOffered,
     Backend,
     BodyReceived,
-    CapacityChanged,
     ConnectionBroken,
+    ConnectionEvent,
     Event,
     ExchangeFailed,
     InformationalReceived,
+    OriginsNamed,
     PeerLeaving,
     ResponseCompleted,
     ResponseReceived,
@@ -41,6 +41,8 @@ from allswell._config import PoolConfig, Timeouts
 from allswell._connection.exchange import UNSENT_LIMIT, Exchange
 from allswell._connection.interface import Owner
 from allswell._connection.lifecycle import Lifecycle, State
+from allswell._connection.pulse import Pulse
+from allswell._connection.reader import Reader
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, RemoteProtocolError, TransportError
 from allswell._filters.stack import Stack
@@ -51,9 +53,6 @@ from allswell._tasks import Alarm, TaskHost
 #: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
 _PAUSE_AT = 256 * 1024
 _RESUME_AT = 64 * 1024
-
-#: Reads in a row without waiting, before other tasks get their turn.
-_READS_IN_A_ROW = 8
 
 
 class Connection:
@@ -87,15 +86,12 @@ class Connection:
         self._exchanges: dict[int, Exchange] = {}
         self._alarm = Alarm(host, self._on_alarm)
         self._idle_since = monotonic()
-        self._received = False  # since the alarm looked last
-        self._pinged_at: float | None = None
+        self._pulse = Pulse(config.ping_interval, config.ping_timeout)
         self._heard_goodbye = ""
-        self._reading = Deadline()
-        self._scope: anyio.CancelScope | None = None
         self._at_end = False  # of what the peer sends
-        self._suspended = False  # reading, until there is room for what is read
-        self._listening = False
-        self._go_on = host.signal()
+        self._reader = Reader(
+            host, self._top, take=self._receive_once, alive=self._reads, full=self._full, lost=self._lost
+        )
         self._writing = False
         self._flushed = host.signal()
         self._deadline: Deadline | None = None
@@ -235,8 +231,8 @@ class Connection:
         if not self._backend.pauses_reading:
             self._backend.consumed(exchange.number, credit)
             self._transmit()
-        elif self._suspended and exchange.buffered <= _RESUME_AT:
-            self._go_on.set()
+        elif exchange.buffered <= _RESUME_AT:
+            self._reader.resume()
 
     def stop_lingering(self, exchange: Exchange) -> None:
         """Wait no longer for the peer's end of a tunnel. A connection that goes on is rid of the stream by a reset.
@@ -316,7 +312,7 @@ class Connection:
             LayerEnd(self._backend.name, last_words, self._heard_goodbye, Outcome.ABORTED),
             *self._stack.abort(reset=not last_words),
         ]
-        self._stop_reading()
+        self._reader.stop()
         self._end(layers, began)
 
     # The task
@@ -326,52 +322,15 @@ class Connection:
         if self.config.ping_interval is not None:
             self.watch(monotonic() + self.config.ping_interval)
         try:
-            with self._reading.scope() as self._scope:
-                self._transmit()
-                await self._read()
-            self._scope = None
+            self._transmit()
+            await self._reader.run()
             if self._life.state is State.CLOSING:
                 await self._say_goodbye()
         finally:
             self.abort("the event loop ended")  # nothing, where it is closed already
 
-    async def _read(self) -> None:
-        """Read while the connection lives. Where the event loop calls us, this task only waits for its time to end."""
-        top = self._top
-        while self._life.state in (State.OPEN, State.DRAINING):
-            self._suspended = False
-            if self._read_some():
-                await anyio.lowlevel.checkpoint()
-            elif self._suspended:
-                await self._go_on.wait()
-            elif top.listen(self._on_readable):
-                self._listening = True
-                await self._go_on.wait()
-            else:
-                try:
-                    await top.wait_readable()
-                except TransportError as error:
-                    self._lost(error)
-
-    def _on_readable(self) -> None:
-        if self._read_some():
-            # The event loop tells what is in the socket, not what a filter holds: the task reads on, after others.
-            self._stop_listening()
-            self._go_on.set()
-
-    def _read_some(self) -> bool:
-        """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn.
-
-        :return: whether there may be more.
-        """
-        for _ in range(_READS_IN_A_ROW):
-            if not self._receive_once() or self._life.state not in (State.OPEN, State.DRAINING):
-                return False
-            if self._full():
-                self._suspended = True
-                self._stop_listening()
-                return False
-        return True
+    def _reads(self) -> bool:
+        return self._life.state in (State.OPEN, State.DRAINING)
 
     def _full(self) -> bool:
         if self._at_end:
@@ -380,31 +339,26 @@ class Connection:
             return True  # the peer does not read our answers: take nothing more that would have to be answered
         return self._backend.pauses_reading and any(e.buffered >= _PAUSE_AT for e in self._exchanges.values())
 
-    def _stop_listening(self) -> None:
-        if self._listening:
-            self._listening = False
-            self._top.listen(None)
-
     def _receive_once(self) -> bool:
-        """Take one batch of input, act on it and answer it; whether there was any."""
+        """Take one batch of input, act on it and answer it; whether there may be more."""
         try:
             data = self._top.receive_nowait()
         except TransportError as error:
             self._lost(error)
-            return True
+            return False
         if data is None:
             return False
         if not len(data):
             self._end_of_stream()
-            return True
-        self._received = True
-        self._dispatch(self._backend.receive(data))
-        self._transmit()
-        if self._backend.must_abort:
-            self.abort("the connection cannot be used any more")
         else:
-            self._settle()
-        return True
+            self._pulse.heard = True
+            self._dispatch(self._backend.receive(data))
+            self._transmit()
+            if self._backend.must_abort:
+                self.abort("the connection cannot be used any more")
+            else:
+                self._settle()
+        return self._reads()
 
     def _end_of_stream(self) -> None:
         truncated = getattr(self._top, "truncated", False)
@@ -435,7 +389,7 @@ class Connection:
         exchanges = self._exchanges
         for event in events:
             kind = type(event)
-            if isinstance(event, (PeerLeaving, ConnectionBroken, CapacityChanged)):
+            if isinstance(event, ConnectionEvent):
                 if kind is ConnectionBroken:
                     self._count_cut(events)
                 self._on_connection_event(event)
@@ -466,23 +420,34 @@ class Connection:
             else:
                 exchange.on_room()
 
-    def _on_connection_event(self, event: PeerLeaving | ConnectionBroken | CapacityChanged) -> None:
+    def _on_connection_event(self, event: ConnectionEvent) -> None:
         if isinstance(event, PeerLeaving):
             self._heard_goodbye = self._backend.says_goodbye
             self.close(str(event.error) if event.error is not None else "the server is leaving")
         elif isinstance(event, ConnectionBroken):
             self._transmit()  # GOAWAY with the error code
             self._abort(str(event.error), event.error, self._backend.says_goodbye)
+        elif isinstance(event, (OriginsNamed, AlternativeOffered)):
+            self._tell_announced(event)
         elif self.capacity():
             self._tell_available()
+
+    def _tell_announced(self, news: OriginsNamed | AlternativeOffered) -> None:
+        owner = self._owner()
+        if isinstance(news, AlternativeOffered) and news.exchange:
+            exchange = self._exchanges.get(news.exchange)
+            if exchange is None:
+                return  # nobody waits for it any more
+            news.origin = exchange.request.origin
+        if owner is not None:
+            owner.connection_announced(self, news)
 
     def _over(self, exchange: Exchange) -> None:
         """Both halves are over: the response is complete, and our side sent all, or was told not to."""
         if self._exchanges.pop(exchange.number, None) is not None:
             if exchange.cut_short:
                 self._backend.cancel(exchange.number)
-            if self._suspended:
-                self._go_on.set()  # what its reader has yet to take holds up nobody else
+            self._reader.resume()  # what has yet to be read of it holds up nobody else
             if self._exchanges and self._backend.pauses_reading:
                 next(iter(self._exchanges.values())).on_first_in_line()
 
@@ -491,7 +456,7 @@ class Connection:
         state = self._life.state
         if state is State.DRAINING:
             if not self._exchanges and self._life.move(State.CLOSING):
-                self._stop_reading()
+                self._reader.stop()
         elif state is State.OPEN and self._backend.capacity():
             if not self._exchanges:
                 self._idle_since = monotonic()
@@ -519,8 +484,7 @@ class Connection:
         finally:
             self._writing = False
             self._flushed.set()
-            if self._suspended:
-                self._go_on.set()
+            self._reader.resume()
             for exchange in self._exchanges.values():
                 exchange.on_room()
 
@@ -538,24 +502,18 @@ class Connection:
                     self.close(f"idle for {expiry:g} s")
                 else:
                     following = min(following, self._idle_since + expiry)
-        if self.config.ping_interval is not None:
-            following = min(following, self._check_life(now, self.config.ping_interval))
-        if self._life.state is not State.CLOSED:
+        following = min(following, self._pulse.look(now, self._ping))
+        if following == -math.inf:
+            waited = f"no sign of life within {self._pulse.timeout:g} s of a PING"
+            self._abort(waited, TransportError(f"{self.label}: {waited}", operation="read"))
+        elif self._life.state is not State.CLOSED:
             self.watch(following)
 
-    def _check_life(self, now: float, interval: float) -> float:
-        """After silence, ask for a sign of life; when to look again."""
-        if self._received:
-            self._received, self._pinged_at = False, None
-        elif self._pinged_at is None:
-            if self._life.state in (State.OPEN, State.DRAINING) and self._backend.ping():
-                self._pinged_at = now
-                self._transmit()
-        elif now >= self._pinged_at + self.config.ping_timeout:
-            waited = f"no sign of life within {self.config.ping_timeout:g} s of a PING"
-            self._abort(waited, TransportError(f"{self.label}: {waited}", operation="read"))
-            return math.inf
-        return now + interval if self._pinged_at is None else self._pinged_at + self.config.ping_timeout
+    def _ping(self) -> bool:
+        if not self._reads() or not self._backend.ping():
+            return False
+        self._transmit()
+        return True
 
     # Ending
 
@@ -606,11 +564,6 @@ class Connection:
         exchanges, self._exchanges = self._exchanges, {}
         for exchange in exchanges.values():
             exchange.on_error(error)
-
-    def _stop_reading(self) -> None:
-        self._stop_listening()
-        if self._scope is not None:
-            self._scope.cancel()
 
     def _tell_available(self) -> None:
         owner = self._owner()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from allswell._backends.interface import AlternativeOffered, OriginsNamed
 from allswell._report import ConnectionEnd
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ class Owner(Protocol):
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no new exchanges any more."""
+
+    def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
+        """The server says for which origins it is ready, or where else one of them is to be had."""
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """It is closed; this is how."""

@@ -24,6 +24,7 @@ from time import monotonic
 
 import anyio
 
+from allswell._backends.interface import AlternativeOffered, OriginsNamed
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
@@ -438,6 +439,12 @@ class Dispatcher:
             state.connections -= 1
             self._counted -= state.counts
         return state
+
+    def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
+        """The server says for which origins it is ready, or where else one of them is to be had."""
+        route = self.connections[connection]
+        if isinstance(news, AlternativeOffered) and news.origin == route.origin and route.proxy is None:
+            self.dialer.learn(route, news.field)
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """It is closed."""

@@ -1,0 +1,51 @@
+"""What goes wrong in HTTP/2, and what it means for a request: errors inside the backend, and the peer's error codes."""
+
+from __future__ import annotations
+
+from h2.errors import ErrorCodes
+
+from allswell._errors import AllswellError, ExchangeReset, NotProcessed
+
+#: "What you did" rather than "what I do": on a new connection it would only happen again, so it permits no replay.
+NOT_REPLAYABLE = frozenset((ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED))
+
+
+class PeerError(Exception):
+    """The peer broke the protocol: a connection error (RFC 9113 §5.4.1). Never leaves the backend.
+
+    :ivar told: the GOAWAY that says so is in the output already.
+    """
+
+    def __init__(self, code: int, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.told = told
+
+
+class StreamError(Exception):
+    """A stream error (RFC 9113 §5.4.2), most often a malformed message (§8.1.1). Never leaves the backend."""
+
+    def __init__(self, message: str, code: int = ErrorCodes.PROTOCOL_ERROR) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def error_name(code: int) -> str:
+    """An error code in the RFC's own word (RFC 9113 §7)."""
+    try:
+        return ErrorCodes(code).name
+    except ValueError:
+        return f"error 0x{code:x}"
+
+
+def reset_error(code: int, *, answered: bool) -> AllswellError:
+    """What the peer's RST_STREAM means for the exchange.
+
+    :param answered: the response's head has come.
+    """
+    if code == ErrorCodes.HTTP_1_1_REQUIRED:
+        return ExchangeReset("the peer wants HTTP/1.1 for this request (HTTP_1_1_REQUIRED)", code=code, by="peer")
+    error = ExchangeReset(f"the peer reset the stream: {error_name(code)}", code=code, by="peer")
+    if code == ErrorCodes.REFUSED_STREAM and not answered:
+        return NotProcessed(error, proven=True)  # RFC 9113 §8.7
+    return error

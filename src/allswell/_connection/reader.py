@@ -1,0 +1,112 @@
+"""When a connection reads: whenever something has arrived, as long as there is room for it, and not to others' cost.
+
+Where the event loop can call us when a socket is readable (asyncio), it does, and a response costs no switch to the
+connection's task: that only waits for its time to end. Elsewhere (trio) the task waits for the socket and reads. The
+task also reads on where a filter holds more than the socket would tell of. Reading is *suspended* while there is no
+room for what would come, until :meth:`Reader.resume`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio.lowlevel
+
+from allswell._deadline import Deadline
+from allswell._errors import TransportError
+from allswell._filters.interface import Carrier
+from allswell._tasks import TaskHost
+
+#: Reads in a row without waiting, before other tasks get their turn.
+_READS_IN_A_ROW = 8
+
+
+class Reader:
+    """Reads for one connection.
+
+    :param top: what is read, and waited for.
+    :param take: takes one batch and acts on it; whether there may be more to take.
+    :param alive: whether the connection still reads at all.
+    :param full: whether there is no room for more.
+    :param lost: told of a loss that was met while waiting.
+    """
+
+    def __init__(
+        self,
+        host: TaskHost,
+        top: Carrier[Any],
+        *,
+        take: Callable[[], bool],
+        alive: Callable[[], bool],
+        full: Callable[[], bool],
+        lost: Callable[[TransportError], None],
+    ) -> None:
+        self._top = top
+        self._take = take
+        self._alive = alive
+        self._full = full
+        self._lost = lost
+        self._scope: anyio.CancelScope | None = None
+        self._suspended = False
+        self._listening = False
+        self._go_on = host.signal()
+
+    async def run(self) -> None:
+        """Read while the connection is alive, and until :meth:`stop`."""
+        with Deadline().scope() as self._scope:
+            await self._read()
+        self._scope = None
+
+    async def _read(self) -> None:
+        top = self._top
+        while self._alive():
+            self._suspended = False
+            if self._read_some():
+                await anyio.lowlevel.checkpoint()
+            elif self._suspended:
+                await self._go_on.wait()
+            elif top.listen(self._on_readable):
+                self._listening = True
+                await self._go_on.wait()
+            else:
+                try:
+                    await top.wait_readable()
+                except TransportError as error:
+                    self._lost(error)
+
+    def _on_readable(self) -> None:
+        if self._read_some():
+            # The event loop tells what is in the socket, not what a filter holds: the task reads on, after others.
+            self._stop_listening()
+            self._go_on.set()
+
+    def _read_some(self) -> bool:
+        """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn.
+
+        :return: whether there may be more.
+        """
+        for _ in range(_READS_IN_A_ROW):
+            if not self._take():
+                return False
+            if self._full():
+                self._suspended = True
+                self._stop_listening()
+                return False
+        return True
+
+    def resume(self) -> None:
+        """There may be room again."""
+        if self._suspended:
+            self._go_on.set()
+
+    def stop(self) -> None:
+        """Read no more. (Synchronous: the task learns when it has its turn.)"""
+        self._stop_listening()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._top.listen(None)
