@@ -16,6 +16,7 @@ from allswell._errors import (
     UnsupportedProtocol,
 )
 from allswell._messages import ResponseHead
+from allswell._pool.alt_svc_store import Alternative, AltSvcFile, AltSvcMemory, AltSvcStore
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.response import Attempt, Response
 from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
@@ -26,6 +27,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AllswellError",
+    "AltSvcFile",
+    "AltSvcMemory",
+    "AltSvcStore",
+    "Alternative",
     "AsyncClient",
     "AsyncTransport",
     "Attempt",

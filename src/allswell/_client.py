@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ import anyio
 import httpx2
 
 from allswell._config import DEFAULT_GRACE, QuicConfig
+from allswell._pool.alt_svc_store import AltSvcStore
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport
 from allswell._transport import AsyncTransport
@@ -26,6 +27,9 @@ class AsyncClient(httpx2.AsyncClient):
     :param http2: may speak HTTP/2.
     :param http3: may speak HTTP/3, with origins that are known to; ``"only"``: nothing else.
     :param http3_origins: origins that are known to speak HTTP/3 (``"https://example.org"``); others say so by Alt-Svc.
+    :param alt_svc: where that is kept: an :class:`AltSvcFile`, or another ``AltSvcStore``; by default, in memory.
+    :param https_records: look for HTTPS records in DNS, too; see :class:`PoolConfig`. Takes ``allswell[dns]``.
+    :param nameservers: whom to ask for them, by address; those of the system by default.
     :param quic: settings of QUIC.
     :param pipelining: HTTP/1.1 requests that may be sent behind an unanswered one; see :class:`PoolConfig`.
     :param grace: seconds that closing may take, for all connections and layers together.
@@ -43,6 +47,9 @@ class AsyncClient(httpx2.AsyncClient):
         http2: bool = True,
         http3: bool | Literal["only"] = False,
         http3_origins: Collection[str] = (),
+        alt_svc: AltSvcStore | None = None,
+        https_records: bool = False,
+        nameservers: Sequence[str] = (),
         quic: QuicConfig | None = None,
         pipelining: int = 0,
         grace: float = DEFAULT_GRACE,
@@ -56,6 +63,9 @@ class AsyncClient(httpx2.AsyncClient):
         self._versions: dict[str, Any] = {
             "http3": http3,
             "http3_origins": frozenset(http3_origins),
+            "alt_svc": alt_svc,
+            "https_records": https_records,
+            "nameservers": tuple(nameservers),
             "quic": quic or QuicConfig(),
             "pipelining": pipelining,
         }

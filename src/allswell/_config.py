@@ -126,6 +126,9 @@ class PoolConfig:
     http2: bool = True
     http3: bool | Literal["only"] = False
     http3_origins: frozenset[str] = frozenset()
+    alt_svc: Any = None
+    https_records: bool = False
+    nameservers: Sequence[str] = ()
     quic: QuicConfig = QuicConfig()
     max_connections: int | None = 100
     max_connections_per_route: int | None = None

@@ -94,7 +94,7 @@ async def test_who_gives_up_takes_nothing_from_the_others(resolver: Resolver) ->
 async def test_a_network_that_changed_is_asked_again(resolver: Resolver) -> None:
     lookups = Lookups(current_host())
     await ask_many(lookups, 1, resolver)
-    lookups.forget()
+    lookups.finds.forget()
     await ask_many(lookups, 1, resolver)
     assert len(resolver.asked) == 2
 
@@ -110,8 +110,19 @@ async def test_what_is_under_way_is_called_off(resolver: Resolver) -> None:
 
         tasks.start_soon(ask)
         await anyio.wait_all_tasks_blocked()
-        await lookups.aclose()
+        lookups.finds.forget()
+        await lookups.finds.ended()
     assert resolver.called_off == 1
+
+
+async def test_the_first_address_is_enough(resolver: Resolver) -> None:
+    lookups = Lookups(current_host())
+    resolver.answers.set()
+    with anyio.fail_after(1):
+        await lookups.any_address("name.example", 443, [socket.AF_INET6, socket.AF_INET])
+        resolver.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        await lookups.any_address("nobody.example", 443, [socket.AF_INET6, socket.AF_INET])
+    assert [host for host, _ in resolver.asked] == ["name.example"] * 2 + ["nobody.example"] * 2
 
 
 async def test_what_is_remembered_is_bounded(resolver: Resolver) -> None:
@@ -119,4 +130,4 @@ async def test_what_is_remembered_is_bounded(resolver: Resolver) -> None:
     lookups = Lookups(current_host())
     for number in range(1000):
         await lookups.addresses(f"{number}.example", 443, socket.AF_INET)
-    assert len(lookups._asked) == 256
+    assert len(lookups.finds) == 256

@@ -12,7 +12,6 @@ import math
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +19,7 @@ import anyio
 
 from allswell._tasks import TaskHost
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 Address = tuple[socket.AddressFamily, Any]
@@ -32,21 +32,25 @@ _HOSTS = 256
 
 
 class Shared(Generic[T]):
-    """What one task finds, for as many as wait for it. The task belongs to no caller: it goes on when all have left."""
+    """What one task finds, for as many as wait for it. The task belongs to no caller: it goes on when all have left.
 
-    def __init__(self, host: TaskHost, find: Callable[[], Awaitable[T]], *, name: str) -> None:
+    :param find: returns what it found, and for how many seconds that serves.
+    :ivar found: what that was; ``None`` until then, and when nothing was.
+    """
+
+    def __init__(self, host: TaskHost, find: Callable[[], Awaitable[tuple[T, float]]], *, name: str) -> None:
+        self.found: T | None = None
+        self._until = math.inf
         self._over = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._found: list[T] = []
         self._error: Exception = OSError(errno.ECANCELED, "called off")
-        self.at = math.inf  # when it was found
         host.spawn(self._run, find, name=name)
 
-    async def _run(self, find: Callable[[], Awaitable[T]]) -> None:
+    async def _run(self, find: Callable[[], Awaitable[tuple[T, float]]]) -> None:
         try:
             with self._scope:
-                self._found.append(await find())
-                self.at = monotonic()
+                self.found, seconds = await find()
+                self._until = monotonic() + seconds
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
             self._error = error
         finally:
@@ -58,63 +62,101 @@ class Shared(Generic[T]):
         return self._over.is_set()
 
     @property
-    def failed(self) -> bool:
-        """Whether it is over, and nothing was found."""
-        return self.over and not self._found
+    def serves(self) -> bool:
+        """Whether it is under way, or has found what still counts."""
+        return not self.over or (self.found is not None and monotonic() < self._until)
+
+    async def ended(self) -> None:
+        """Wait until it is over."""
+        await self._over.wait()
 
     async def wait(self) -> T:
-        """What was found.
+        """Wait for what is found.
 
         :raises Exception: what ``find`` raised; ``OSError`` when it was called off.
         """
         await self._over.wait()
-        if not self._found:
+        if self.found is None:
             raise self._error
-        return self._found[0]
+        return self.found
 
-    async def aclose(self) -> None:
-        """Call it off: when this returns, its task is over. (Cancelled, it will be soon.)"""
+    def cancel(self) -> None:
+        """Call it off; nothing, when it is over."""
         self._scope.cancel()
-        await self._over.wait()
+
+
+class SharedFinds(Generic[K, T]):
+    """What was asked for, by key: each once, while it serves.
+
+    :param limit: how many are kept; those that were asked for first are forgotten (not while they are under way).
+    """
+
+    def __init__(self, host: TaskHost, limit: int) -> None:
+        self._host = host
+        self._limit = limit
+        self._asked: OrderedDict[K, Shared[T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def get(self, key: K, find: Callable[[], Awaitable[tuple[T, float]]], *, name: str) -> Shared[T]:
+        """What is being found, or was; by ``find`` where it has to be done.
+
+        :param name: of the task.
+        """
+        asked = self._asked.get(key)
+        if asked is None or not asked.serves:
+            asked = self._asked[key] = Shared(self._host, find, name=name)
+            self._asked.move_to_end(key)
+            if len(self._asked) > self._limit:
+                over = next((each for each, shared in self._asked.items() if shared.over), None)
+                if over is not None:
+                    del self._asked[over]
+        return asked
+
+    def forget(self) -> None:
+        """Forget what was found; call off what is under way."""
+        for key, shared in list(self._asked.items()):
+            shared.cancel()
+            if shared.over:
+                del self._asked[key]
+
+    async def ended(self) -> None:
+        """Wait until nothing is under way."""
+        for shared in list(self._asked.values()):
+            await shared.ended()
 
 
 class Lookups:
     """What one pool asks the system's resolver."""
 
     def __init__(self, host: TaskHost) -> None:
-        self._host = host
-        self._asked: OrderedDict[tuple[str, int, int], Shared[list[Address]]] = OrderedDict()
+        self.finds: SharedFinds[tuple[str, int, int], list[Address]] = SharedFinds(host, _HOSTS)
 
     async def addresses(self, host: str, port: int, family: int) -> Sequence[Address]:
         """The host's addresses in this family, in the resolver's order.
 
         :raises OSError: there are none, or the resolver cannot tell.
         """
-        key = host, port, family
-        asked = self._asked.get(key)
-        if asked is None or asked.failed or asked.at + _FRESH < monotonic():
-            find = partial(resolve, host, port, family)
-            asked = self._asked[key] = Shared(self._host, find, name=f"allswell resolves {host}")
-            self._asked.move_to_end(key)
-            if len(self._asked) > _HOSTS:
-                self._forget_one()
-        return await asked.wait()
 
-    def _forget_one(self) -> None:
-        """The oldest that is over: the others are still to be closed."""
-        over = next((key for key, asked in self._asked.items() if asked.over), None)
-        if over is not None:
-            del self._asked[over]
+        async def find() -> tuple[list[Address], float]:
+            return await resolve(host, port, family), _FRESH
 
-    def forget(self) -> None:
-        """The network has changed: what was found is nothing to go by. (Who waits gets what is being found.)"""
-        for asked in self._asked.values():
-            asked.at = -math.inf if asked.over else asked.at
+        return await self.finds.get((host, port, family), find, name=f"allswell resolves {host}").wait()
 
-    async def aclose(self) -> None:
-        """Call off what is under way."""
-        for asked in self._asked.values():
-            await asked.aclose()
+    async def any_address(self, host: str, port: int, families: Sequence[int]) -> None:
+        """Wait until addresses are known in one of the families, or it is known that they are in none."""
+        async with anyio.create_task_group() as tasks:
+
+            async def look(family: int) -> None:
+                try:
+                    await self.addresses(host, port, family)
+                except OSError:
+                    return  # who connects will ask again, and tell
+                tasks.cancel_scope.cancel()
+
+            for family in families:
+                tasks.start_soon(look, family)
 
 
 async def resolve(host: str, port: int, family: int) -> list[Address]:

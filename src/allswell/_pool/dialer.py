@@ -4,8 +4,9 @@ The stacks: ``tcp`` for http, ``tls > tcp`` or ``quic > udp`` for https, on top 
 (`proxy_dialer.py`). On TLS the backend follows from what ALPN chose
 (RFC 7301); on http it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) when HTTP/1.1 is not wanted.
 
-QUIC is tried where the origin is known to offer it, and TCP 250 ms later, or as soon as QUIC has failed; the first wins
-(draft-ietf-happy-happyeyeballs-v3). Where QUIC failed it is left alone for a while.
+QUIC is tried where the origin is known to offer it (`discovery.py`), and TCP 250 ms later, or as soon as QUIC has
+failed; the first wins (draft-ietf-happy-happyeyeballs-v3). Several endpoints of either race each other in the same way.
+Where QUIC failed it is left alone for a while; it has failed, too, where TCP did all of its work in the meantime.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.interface import Owner
-from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed
 from allswell._filters.happy_eyeballs import connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
@@ -36,9 +36,9 @@ from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
-from allswell._pool.alt_svc import AltSvc
+from allswell._pool.discovery import Discovery
 from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
-from allswell._pool.route import Route, authority
+from allswell._pool.route import Endpoint, Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
 
@@ -57,8 +57,19 @@ class _Manners(NamedTuple):
     streams: StreamLimit
 
 
+class _Made(NamedTuple):
+    """What an attempt made, and the attempts over QUIC that were under way when it began."""
+
+    stack: Stack
+    backend: Backend[Any]
+    ahead: tuple[Endpoint, ...]
+
+
 class Dialer:
-    """Makes connections for one pool."""
+    """Makes connections for one pool.
+
+    :ivar discovery: what is known of where to.
+    """
 
     def __init__(self, host: TaskHost, config: PoolConfig) -> None:
         self._host = host
@@ -66,85 +77,95 @@ class Dialer:
         self._buffer = ReceiveBuffer()
         self._context = config.ssl_context
         self._manners: OrderedDict[Route, _Manners] = OrderedDict()
-        self._alt_svc = AltSvc()
+        self.discovery = Discovery(host, config)
         self._quic: QuicDialer | None = None
         self._proxies = ProxyDialer(config, self._buffer, self._tcp, lambda route: self._manners_of(route).tls)
 
     async def dial(
-        self, route: Route, owner: Owner, send: Send, tracer: Tracer | None, *, timeout: float | None = None
+        self,
+        route: Route,
+        owner: Owner,
+        send: Send,
+        discard: Callable[[Connection], None],
+        tracer: Tracer | None,
+        *,
+        timeout: float | None = None,
     ) -> Connection:
         """A new connection; its task is not running yet.
 
         :param send: sends a request on another connection of the owner's: one for a tunnel that this one goes through.
+        :param discard: ends a connection that was made second.
         :param timeout: what the caller allows for it, for the tracer to tell.
         :raises ConnectFailed: naming the peer and what went wrong.
         """
         around = _traced(tracer, route, self._config, timeout, self._context) if tracer is not None else None
-        over_tcp = partial(self._dial_tcp, route, send, around)
-        offer = self._quic_offer(route)
-        if offer is None:
-            stack, backend = await over_tcp()
-        else:
-            over_quic = partial(self._dial_quic, route, offer, send, around)
-            if self._config.http3 == "only":
-                stack, backend = await over_quic()
-            else:
-                stack, backend = await staggered([over_quic, over_tcp], self._discard)
-                if stack.top.name != "quic" and not self._alt_svc.broken(route.label):
-                    self._alt_svc.failed(route.label)  # it has not failed yet, but TCP did all of its work meanwhile
-        return Connection(
-            host=self._host, label=route.label, stack=stack, backend=backend, owner=owner, config=self._config
-        )
+        discovery = self.discovery
+        ways = await discovery.find(route, datagrams=self._proxies.carries_datagrams(route))
+        trying: dict[Endpoint, None] = {}  # over QUIC: neither failed nor worked yet
 
-    def learn(self, route: Route, alt_svc: bytes) -> None:
-        """Take in the Alt-Svc field of a response (RFC 7838 §3)."""
-        self._alt_svc.learn(route.origin, route.host, alt_svc)
+        async def over_quic(endpoint: Endpoint) -> _Made:
+            ahead = tuple(trying)
+            trying[endpoint] = None
+            try:
+                stack, backend = await self._dial_quic(route, endpoint, send, around)
+            except ConnectFailed:
+                del trying[endpoint]
+                discovery.failed(route, endpoint)
+                raise
+            del trying[endpoint]
+            discovery.worked(route, endpoint)
+            return _Made(stack, backend, ahead)
 
-    def _quic_offer(self, route: Route) -> tuple[str, int] | None:
-        """Where to try QUIC; ``None`` when not at all."""
-        config = self._config
-        here = route.host, route.port
-        if route.proxy is not None:
-            return None  # whatever may be spoken with origins
-        if config.http3 == "only":
-            if route.scheme != "https" or route.upgrades or not self._proxies.carries_datagrams(route):
-                raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
-            return here
-        if not config.http3 or route.scheme != "https" or route.upgrades or config.uds is not None:
-            return None
-        if not self._proxies.carries_datagrams(route) or self._alt_svc.broken(route.label):
-            return None
-        if route.origin in config.http3_origins:
-            return here
-        offer = self._alt_svc.offer(route.origin)
-        return (offer.host, offer.port) if offer is not None else None
+        async def over_tcp(endpoint: Endpoint) -> _Made:
+            ahead = tuple(trying)
+            stack, backend = await self._dial_tcp(route, endpoint, send, around)
+            return _Made(stack, backend, ahead)
+
+        def connection(made: _Made) -> Connection:
+            return Connection(
+                host=self._host,
+                label=route.label,
+                stack=made.stack,
+                backend=made.backend,
+                owner=owner,
+                config=self._config,
+            )
+
+        def second(made: _Made) -> None:
+            discard(connection(made))
+
+        races = [
+            partial(staggered, [partial(attempt, endpoint) for endpoint in endpoints], second)
+            for attempt, endpoints in ((over_quic, ways.quic), (over_tcp, ways.tcp))
+            if endpoints
+        ]
+        made = await staggered(races, second)
+        for endpoint in made.ahead:
+            if endpoint in trying:
+                discovery.failed(route, endpoint)
+        return connection(made)
 
     async def _dial_quic(
-        self, route: Route, to: tuple[str, int], send: Send, around: AroundConnect | None
+        self, route: Route, to: Endpoint, send: Send, around: AroundConnect | None
     ) -> tuple[Stack, Backend[Any]]:
         if self._quic is None:
             # Imported when it is first needed: QUIC's dependencies take longer to load than all else together.
             from allswell._pool.quic_dialer import QuicDialer
 
-            self._quic = QuicDialer(self._config, self._ssl_context())
-        try:
-            if route.proxies:
-                stack = await self._proxies.reach_datagrams(route._replace(host=to[0], port=to[1]), send, around)
-                made = await self._quic.dial_over(stack, route, around)
-            else:
-                made = await self._quic.dial(route, to, around)
-        except ConnectFailed:
-            self._alt_svc.failed(route.label)
-            raise
-        self._alt_svc.worked(route.label)
-        return made
+            self._quic = QuicDialer(self._config, self._ssl_context(), self.discovery.lookups.addresses)
+        if route.proxies:
+            stack = await self._proxies.reach_datagrams(route._replace(host=to.host, port=to.port), send, around)
+            return await self._quic.dial_over(stack, route, around)
+        return await self._quic.dial(route, to, around)
 
-    def _discard(self, made: tuple[Stack, Backend[Any]]) -> None:
-        """It came second: end it politely, in the background."""
-        self._host.spawn(made[0].shutdown, Deadline.after(self._config.grace), name="allswell ends a second connection")
-
-    async def _dial_tcp(self, route: Route, send: Send, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
-        stack = await self._proxies.reach(route, send, around)
+    async def _dial_tcp(
+        self, route: Route, to: Endpoint, send: Send, around: AroundConnect | None
+    ) -> tuple[Stack, Backend[Any]]:
+        if route.proxies:
+            stack = await self._proxies.reach(route, send, around)
+        else:
+            stack = Stack(self._tcp(route, to))
+            await stack.connect(around)
         chosen: str | None = None
         if route.scheme == "https":
             tls = self._tls(route, stack)
@@ -185,8 +206,10 @@ class Dialer:
             lower, peer=server_name, context=context, server_name=server_name, alpn=(), buffer=self._buffer
         )
 
-    def _tcp(self, route: Route) -> TcpFilter:
+    def _tcp(self, route: Route, to: Endpoint | None = None) -> TcpFilter:
+        """To the route's host, or an endpoint of its."""
         config = self._config
+        host, port, hints = to or Endpoint(route.host, route.port)
         where = authority(route.scheme, route.host, route.port) if route.proxy is None else f"the proxy {route.proxy}"
 
         async def dial() -> socket.socket:
@@ -194,7 +217,12 @@ class Dialer:
                 if config.uds is not None:
                     return await connect_unix(config.uds, options=config.socket_options)
                 return await connect_tcp(
-                    route.host, route.port, local_address=config.local_address, options=config.socket_options
+                    host,
+                    port,
+                    local_address=config.local_address,
+                    options=config.socket_options,
+                    hints=hints,
+                    ask=self.discovery.lookups.addresses,
                 )
             except ConnectFailed as error:
                 if route.proxy is None:

@@ -20,6 +20,7 @@ import math
 import random
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 
 import anyio
@@ -320,7 +321,9 @@ class Dispatcher:
     async def _connect(self, route: Route, request: Request) -> Connection:
         seconds = request.timeouts.connect
         with Deadline.after(seconds).scope():
-            return await self.dialer.dial(route, self, self._send_through, request.tracer, timeout=seconds)
+            return await self.dialer.dial(
+                route, self, self._send_through, partial(self._discard, route), request.tracer, timeout=seconds
+            )
         raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
 
     async def _send_through(self, request: Request) -> Response:
@@ -340,9 +343,8 @@ class Dispatcher:
         state.multiplexes = connection.capacity() > 1
         state.connections += 1
         self._homes[connection] = state
-        self.connections[connection] = state.route
         self._counted += state.counts
-        self.host.spawn(connection.run, name=f"allswell {connection.http_version} to {connection.label}")
+        self._start(connection, state.route)
         if self._closing is not None:
             connection.close("the pool closes", self._closing)
             return
@@ -353,6 +355,15 @@ class Dispatcher:
             self._waiters.uncover(state.route, waiter)
             waiter.signal.set()
         self._make_room(state)
+
+    def _start(self, connection: Connection, route: Route) -> None:
+        self.connections[connection] = route
+        self.host.spawn(connection.run, name=f"allswell {connection.http_version} to {connection.label}")
+
+    def _discard(self, route: Route, connection: Connection) -> None:
+        """It came second in a race: it counts nowhere, and says its goodbyes."""
+        self._start(connection, route)
+        connection.close("another was made sooner", self._closing)
 
     def _room_came(self, state: _RouteState) -> None:
         """A place under the limits is free: the one who has waited longest, on whichever route, has it."""
@@ -444,7 +455,7 @@ class Dispatcher:
         """The server says for which origins it is ready, or where else one of them is to be had."""
         route = self.connections[connection]
         if isinstance(news, AlternativeOffered) and news.origin == route.origin and route.proxy is None:
-            self.dialer.learn(route, news.field)
+            self.dialer.discovery.learn(route, news.field)
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """It is closed."""

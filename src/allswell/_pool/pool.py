@@ -50,6 +50,11 @@ class ConnectionPool:
         self.config = replace(config or PoolConfig(), **settings)  # type: ignore[arg-type]  # checked by dataclass
         if not (self.config.http1 or self.config.http2 or self.config.http3 == "only"):
             raise ValueError("no version of HTTP is left: http1 and http2 are both off")
+        if self.config.https_records:
+            try:
+                import dns.asyncresolver  # noqa: F401
+            except ImportError as error:
+                raise ImportError("https_records needs the package dnspython: install allswell[dns]") from error
         self._dispatcher: Dispatcher | None = None  # made when an event loop runs
         self._users = 0
         self._closing: Deadline | None = None
@@ -143,6 +148,8 @@ class ConnectionPool:
                 attempts.append(Attempt(f"the server answered {response.status}", "declined", version))
                 if response.status == 421:
                     since = math.inf  # RFC 9110 §15.5.20: a connection that is only for this
+                    if version == "HTTP/3":
+                        dispatcher.dialer.discovery.alt_svc.forget(request.route.origin)  # RFC 7838 §6
             except NotProcessed as error:
                 attempts.append(Attempt(str(error.cause), "no" if error.proven else "perhaps", version))
                 given_up = monotonic() > give_up_at or (since == math.inf and not error.proven)
@@ -155,6 +162,15 @@ class ConnectionPool:
                     # share it, they do; but who is lost a second time gets one of his own, and that is the last.
                     shared = exchange.connection.shared and since == -math.inf
                     since = monotonic() if shared else math.inf
+
+    def network_changed(self) -> None:
+        """Say that the network is another one now: what was learnt on the old one is forgotten.
+
+        Addresses, HTTPS records, where HTTP/3 failed, and the alternatives of Alt-Svc that did not say ``persist``
+        (RFC 7838 §2.2). Connections are left alone: those that the old network carried find out by themselves.
+        """
+        if self._dispatcher is not None:
+            self._dispatcher.dialer.discovery.network_changed()
 
     def share(self) -> None:
         """Become a user of this pool. It closes when the last of its users has left."""
@@ -200,7 +216,10 @@ class ConnectionPool:
             dispatcher = self._dispatcher
             try:
                 if dispatcher is not None:
-                    await dispatcher.close(deadline, cut=cut)
+                    try:
+                        await dispatcher.close(deadline, cut=cut)
+                    finally:
+                        await dispatcher.dialer.discovery.aclose()
             finally:
                 ends = dispatcher.ends if dispatcher is not None else ()
                 self.close_report = CloseReport(tuple(ends), grace, monotonic() - began)
@@ -257,10 +276,8 @@ class ConnectionPool:
             await tracer.tell()
         assert self._dispatcher is not None
         dialer = self._dispatcher.dialer
-        if self.config.http3 is True and request.route.scheme == "https" and request.route.proxy is None:
-            for name, value in head.headers:
-                if name.lower() == b"alt-svc":
-                    dialer.learn(request.route, value)
+        if self.config.http3 is True:
+            dialer.discovery.heard(request.route, head)
         return Response(head, exchange, attempts, dialer.tls, tracer)
 
     def _dispatch(self) -> Dispatcher:

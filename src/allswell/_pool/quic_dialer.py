@@ -11,31 +11,33 @@ from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._filters.happy_eyeballs import connect_any
 from allswell._filters.interface import Datagrams
-from allswell._filters.lookups import Address
+from allswell._filters.lookups import Address, Resolve
 from allswell._filters.quic import QuicFilter
 from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.quic_tickets import MemoryStore, QuicStore
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
-from allswell._pool.route import Route
+from allswell._pool.route import Endpoint, Route
 
 
 class QuicDialer:
     """Makes HTTP/3 connections for one pool.
 
     :param context: whom to trust, as on TCP.
+    :param ask: the resolver.
     """
 
-    def __init__(self, config: PoolConfig, context: ssl.SSLContext) -> None:
+    def __init__(self, config: PoolConfig, context: ssl.SSLContext, ask: Resolve) -> None:
         self._config = config
+        self._ask = ask
         self._context = context
         self._keylog: str | None = getattr(context, "keylog_filename", None)
         self._store: QuicStore = config.quic.store or MemoryStore()
 
-    async def dial(self, route: Route, to: tuple[str, int], around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
+    async def dial(self, route: Route, to: Endpoint, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
         """Connect to the first of the host's addresses that answers.
 
-        :param to: host and port of the UDP service, which need not be the route's (RFC 7838 §2.1).
+        :param to: the UDP service, which need not be at the route's host and port (RFC 7838 §2.1).
         :raises ConnectFailed: naming the peer and what went wrong.
         """
         config = self._config
@@ -51,7 +53,15 @@ class QuicDialer:
         def discard(quic: QuicFilter) -> None:
             made[quic].abort()
 
-        quic = await connect_any(*to, attempt, discard, local_address=config.local_address)
+        quic = await connect_any(
+            to.host,
+            to.port,
+            attempt,
+            discard,
+            local_address=config.local_address,
+            hints=to.hints,
+            ask=self._ask,
+        )
         return made[quic], Http3(quic.connection, max_header_size=config.max_header_size)
 
     async def dial_over(self, stack: Stack, route: Route, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:

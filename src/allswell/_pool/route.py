@@ -58,6 +58,17 @@ class Route(NamedTuple):
         return Route(hop.scheme, hop.host, hop.port, proxies=tuple(before), proxy=hop, carries=carries)
 
 
+class Endpoint(NamedTuple):
+    """Where an origin's service is to be had: at the origin itself, or where Alt-Svc or DNS say.
+
+    :ivar hints: addresses to begin with while the host's are not known (RFC 9460 §7.3).
+    """
+
+    host: str
+    port: int
+    hints: tuple[str, ...] = ()
+
+
 class Destination(NamedTuple):
     """A URL, taken apart for a request."""
 

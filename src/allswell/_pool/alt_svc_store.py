@@ -1,0 +1,192 @@
+"""Where what Alt-Svc fields said is kept: in memory, or in a file that the next process (or curl) reads too."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic, time
+from typing import NamedTuple, Protocol
+
+import httpx2
+
+from allswell._pool.route import DEFAULT_PORTS, authority
+from allswell._tasks import logger
+
+#: How many origins are remembered; the least recently learnt are forgotten.
+_ORIGINS = 4096
+
+#: Bytes of a file that are read, and seconds between two writes.
+_SIZE = 4 << 20
+_PAUSE = 5.0
+
+
+class Alternative(NamedTuple):
+    """An alternative service that speaks HTTP/3 (RFC 7838 §2).
+
+    :ivar expires: in seconds of Unix time: it has to outlast the process, and the computer's sleep.
+    :ivar persist: whether it survives a change of the network (§3.1).
+    """
+
+    host: str
+    port: int
+    expires: float
+    persist: bool = False
+
+
+class AltSvcStore(Protocol):
+    """Where alternatives are kept. Keys are origins (``"https://example.org"``)."""
+
+    def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
+        """Keep these, in order of preference, in place of any others; none: forget the origin."""
+
+    def get(self, origin: str) -> Sequence[Alternative]:
+        """What was put; what has expired may be among it."""
+
+    def origins(self) -> Sequence[str]:
+        """Those that something is kept of."""
+
+    def flush(self) -> None:
+        """The pool closes: write down what has yet to be."""
+
+
+class AltSvcMemory:
+    """An :class:`AltSvcStore` that lives as long as the process.
+
+    :param origins: how many to remember.
+    """
+
+    def __init__(self, origins: int = _ORIGINS) -> None:
+        self._limit = origins
+        self._kept: OrderedDict[str, tuple[Alternative, ...]] = OrderedDict()
+
+    def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
+        self._kept.pop(origin, None)
+        if alternatives:
+            self._kept[origin] = tuple(alternatives)
+            if len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+
+    def get(self, origin: str) -> Sequence[Alternative]:
+        return self._kept.get(origin, ())
+
+    def origins(self) -> Sequence[str]:
+        return list(self._kept)
+
+    def flush(self) -> None:
+        pass  # there is nowhere to
+
+
+class AltSvcFile(AltSvcMemory):
+    """An :class:`AltSvcStore` in a file, in the format of curl's (https://curl.se/docs/alt-svc.html).
+
+    It is read when it is first needed, and replaced as a whole, at most every five seconds and when the pool closes.
+    What in it is no line of that format is skipped; where it cannot be read or written, the log says so and memory has
+    to do. Of two processes that write it the last has its way.
+
+    :param path: of the file; it need not exist, its folder must.
+    :param origins: how many to remember.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], origins: int = _ORIGINS) -> None:
+        super().__init__(origins)
+        self._path = Path(path)
+        self._loaded = False
+        self._dirty = False
+        self._write_at = 0.0
+
+    def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
+        self._load()
+        super().put(origin, alternatives)
+        self._dirty = True
+        if monotonic() >= self._write_at:
+            self.flush()
+
+    def get(self, origin: str) -> Sequence[Alternative]:
+        self._load()
+        return super().get(origin)
+
+    def origins(self) -> Sequence[str]:
+        self._load()
+        return super().origins()
+
+    def flush(self) -> None:
+        if not self._dirty:
+            return
+        self._dirty = False
+        self._write_at = monotonic() + _PAUSE
+        now = time()
+        text = "# The alt-svc cache of allswell, in curl's format: https://curl.se/docs/alt-svc.html\n"
+        text += "".join(
+            _line(origin, each) for origin in self._kept for each in self._kept[origin] if each.expires > now
+        )
+        try:
+            # Beside it, so that it can take its place in one step: nobody ever reads half of it.
+            number, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
+            try:
+                with open(number, "w", encoding="ascii") as file:
+                    file.write(text)
+                os.replace(name, self._path)
+            except BaseException:
+                os.unlink(name)
+                raise
+        except OSError as error:
+            logger.warning("allswell: cannot write the alt-svc cache %s: %s", self._path, error)
+            self._write_at = math.inf  # once more when the pool closes, but not every few seconds
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        try:
+            with self._path.open("rb") as file:
+                lines = file.read(_SIZE).decode("ascii", "replace").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            logger.warning("allswell: cannot read the alt-svc cache %s: %s", self._path, error)
+            return
+        found: dict[str, list[Alternative]] = {}
+        now = time()
+        for origin, alternative in _parsed(lines):
+            if alternative.expires > now:
+                found.setdefault(origin, []).append(alternative)
+        for origin, alternatives in found.items():
+            super().put(origin, alternatives)
+
+
+# A line: the origin's ALPN id, host and port; the alternative's; when it expires; persist; a priority that is always 0.
+_WHEN = "%Y%m%d %H:%M:%S"
+
+
+def _line(origin: str, to: Alternative) -> str:
+    url = httpx2.URL(origin)
+    host = url.raw_host.decode("ascii")
+    when = datetime.fromtimestamp(to.expires, UTC).strftime(_WHEN)
+    port = url.port or DEFAULT_PORTS[url.scheme]
+    return f'h2 {_bracketed(host)} {port} h3 {_bracketed(to.host)} {to.port} "{when}" {to.persist:d} 0\n'
+
+
+def _parsed(lines: Sequence[str]) -> Iterator[tuple[str, Alternative]]:
+    for line in lines:
+        try:
+            _, host, port, protocol, to, to_port, day, hour, persist, _ = line.split()
+            expires = datetime.strptime(f"{day} {hour}", f'"{_WHEN}"').replace(tzinfo=UTC).timestamp()
+            origin = f"https://{authority('https', _bare(host), int(port))}"
+            found = Alternative(_bare(to), int(to_port), expires, persist == "1")
+        except ValueError:
+            continue
+        if protocol == "h3" and 0 < found.port < 1 << 16 and found.host:
+            yield origin, found
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _bare(host: str) -> str:
+    return host.removeprefix("[").removesuffix("]")

@@ -1,0 +1,145 @@
+"""Where an origin's service is to be had, over QUIC and over TCP: what settings, Alt-Svc fields and DNS say about it.
+
+HTTP/3 is tried where the settings name the origin, then where its Alt-Svc fields (`alt_svc.py`) and then its HTTPS
+records (`https_records.py`) offer it, and not where it has just failed. TCP goes where the records say, and at last to
+the origin itself, which is all there is without any. Whoever answers there, its certificate must be the origin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from allswell._config import PoolConfig
+from allswell._errors import ConnectFailed
+from allswell._filters.happy_eyeballs import families
+from allswell._filters.lookups import Lookups
+from allswell._messages import ResponseHead
+from allswell._pool.alt_svc import AltSvc, BrokenMarks
+from allswell._pool.route import Endpoint, Route
+from allswell._tasks import TaskHost
+
+if TYPE_CHECKING:
+    from allswell._pool.https_records import HttpsRecords, Services
+
+#: Endpoints that one dial tries over QUIC.
+_AT_MOST = 4
+
+
+class Ways(NamedTuple):
+    """Endpoints to try, the first first."""
+
+    quic: Sequence[Endpoint]
+    tcp: Sequence[Endpoint]
+
+
+class Discovery:
+    """What one pool knows of its origins.
+
+    :ivar lookups: their addresses.
+    :ivar alt_svc: their Alt-Svc fields.
+    """
+
+    def __init__(self, host: TaskHost, config: PoolConfig) -> None:
+        self._config = config
+        self.lookups = Lookups(host)
+        self.alt_svc = AltSvc(config.alt_svc)
+        self._broken = BrokenMarks()
+        self._records: HttpsRecords | None = None
+        if config.https_records:
+            # Imported when it is wanted: it is an extra.
+            from allswell._pool.https_records import HttpsRecords
+
+            self._records = HttpsRecords(host, config.nameservers)
+
+    async def find(self, route: Route, *, datagrams: bool) -> Ways:
+        """The endpoints for a dial.
+
+        :param datagrams: whether they can go the route's way.
+        :raises ConnectFailed: only HTTP/3 may be spoken, and the route is not for it.
+        """
+        config = self._config
+        quic = route.scheme == "https" and route.proxy is None and not route.upgrades and datagrams
+        if config.http3 == "only" and not quic and route.proxy is None:
+            raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
+        services = await self._services(route)
+        here = Endpoint(route.host, route.port)
+        over_quic: Sequence[Endpoint] = ()
+        if config.http3 and quic:
+            offered = [service.endpoint for service in services if b"h3" in service.alpn]
+            if config.http3 == "only":
+                return Ways(_different([*offered, here])[:_AT_MOST], ())
+            if config.uds is None:
+                known = [here] if route.origin in config.http3_origins else []
+                offers = _different([*known, *self.alt_svc.alternatives(route.origin), *offered])
+                over_quic = [each for each in offers if not self._broken.broken(route.label, each)]
+        spoken = {b"http/1.1"} if config.http1 else set()
+        if config.http2 and not (route.upgrades and config.http1):
+            spoken.add(b"h2")
+        over_tcp = _different([*(each.endpoint for each in services if each.alpn & spoken), here])
+        return Ways(over_quic[:_AT_MOST], over_tcp)
+
+    async def _services(self, route: Route) -> Services:
+        """What DNS says. Not for the way through proxies, which resolve names themselves."""
+        elsewhere = route.proxies or route.proxy is not None or self._config.uds is not None
+        if self._records is None or route.scheme != "https" or elsewhere:
+            return ()
+        wanted = families(route.host, self._config.local_address)
+        addresses = partial(self.lookups.any_address, route.host, route.port, wanted)
+        return await self._records.find(route.host, route.port, addresses)
+
+    def heard(self, route: Route, head: ResponseHead) -> None:
+        """Take in what a response says of alternatives."""
+        fields: list[bytes] = []
+        age = 0.0
+        for name, value in head.headers:
+            lower = name.lower()
+            if lower == b"alt-svc":
+                fields.append(value)
+            elif lower == b"age" and value.isdigit():
+                age = float(value[:9])
+        if fields and head.status != 421:  # RFC 7838 §6
+            self.learn(route, b", ".join(fields), age)
+
+    def learn(self, route: Route, field: bytes, age: float = 0.0) -> None:
+        """Take in an Alt-Svc field: of a response (RFC 7838 §3), or of an ALTSVC frame (§4)."""
+        if self._config.http3 is True and route.scheme == "https" and route.proxy is None:
+            self.alt_svc.learn(route.origin, route.host, field, age)
+
+    def failed(self, route: Route, endpoint: Endpoint) -> None:
+        """QUIC to it failed."""
+        self._broken.failed(route.label, endpoint)
+
+    def worked(self, route: Route, endpoint: Endpoint) -> None:
+        """QUIC to it worked."""
+        self._broken.worked(route.label, endpoint)
+
+    def network_changed(self) -> None:
+        """Forget what was true of the network as it was."""
+        self._call_off()
+        self.alt_svc.network_changed()
+        self._broken.forget()
+
+    async def aclose(self) -> None:
+        """The pool closes: write down what was learnt, call off what is being asked."""
+        self.alt_svc.flush()
+        self._call_off()
+        await self.lookups.finds.ended()
+        if self._records is not None:
+            await self._records.finds.ended()
+
+    def _call_off(self) -> None:
+        self.lookups.finds.forget()
+        if self._records is not None:
+            self._records.network_changed()
+
+
+def _different(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Those that lead elsewhere than the ones before them; with the hints that any of them has."""
+    found: dict[tuple[str, int], Endpoint] = {}
+    for each in endpoints:
+        known = found.setdefault((each.host, each.port), each)
+        if each.hints and not known.hints:
+            found[each.host, each.port] = each
+    return list(found.values())

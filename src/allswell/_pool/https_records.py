@@ -1,0 +1,203 @@
+"""HTTPS records (RFC 9460): what DNS says about where an origin's service is to be had, and by which protocols.
+
+Theory of operation. One query for each origin, shared by all dials that want it; its answer is kept for as long as its
+TTL says, that there is none too. AliasMode leads on to another name, ServiceMode tells of services, in order of
+priority. Records are a help and never a condition (§3, "SVCB-optional"): whatever goes wrong, the answer is "none".
+
+A dial is held up by no more than the resolution delay of Happy Eyeballs v3: what it needs first are addresses, and
+those are looked up meanwhile. When they are there, the query has 50 ms more. A later answer serves the next dial.
+
+dnspython (extra ``dns``) speaks DNS, with the system's name servers or those of the settings; this module is imported
+only where records are wanted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import anyio
+import dns.asyncbackend
+import dns.asyncresolver
+import dns.exception
+import dns.message
+import dns.name
+import dns.nameserver
+import dns.rdatatype
+import dns.resolver
+from dns.rdtypes.svcbbase import ALPNParam, IPv4HintParam, IPv6HintParam, MandatoryParam, ParamKey, PortParam, SVCBBase
+
+from allswell._filters.happy_eyeballs import RESOLUTION_DELAY, is_address
+from allswell._filters.lookups import SharedFinds
+from allswell._pool.route import DEFAULT_PORTS, Endpoint
+from allswell._tasks import TaskHost, logger
+
+#: Names that servers know nothing of, or must not be asked for (RFC 6761 §6.3, §6.4; RFC 6762 §3; RFC 7686 §2).
+_SPECIAL = frozenset({"localhost", "local", "invalid", "onion"})
+
+#: Origins of which answers are kept; seconds that they are kept at most, and where there was none (RFC 9520 §3.2).
+_ORIGINS = 1024
+_AT_MOST, _NOTHING_AT_MOST, _FAILURE = 86400.0, 900.0, 30.0
+
+#: Seconds for each query, with all of its repetitions.
+_LIFETIME = 5.0
+
+#: Aliases that are followed (§2.4.2), services and hints of each family that are kept.
+_ALIASES, _SERVICES, _HINTS = 8, 4, 4
+
+#: What we know of; a record whose ``mandatory`` names anything else is not for us (§8). (ECH, for one.)
+_KNOWN = {ParamKey.ALPN, ParamKey.NO_DEFAULT_ALPN, ParamKey.PORT, ParamKey.IPV4HINT, ParamKey.IPV6HINT}
+
+#: The protocol that a service speaks unless it says ``no-default-alpn`` (§7.1.1, §9).
+_DEFAULT_ALPN = b"http/1.1"
+
+
+class Service(NamedTuple):
+    """A service of an origin's.
+
+    :ivar alpn: the protocols that it speaks: its SVCB ALPN set (§7.1.1).
+    """
+
+    endpoint: Endpoint
+    alpn: frozenset[bytes]
+
+
+Services = tuple[Service, ...]
+
+
+class HttpsRecords:
+    """What one pool asks DNS for.
+
+    :param nameservers: see ``PoolConfig``.
+    :raises ValueError: for what is no address of a name server.
+    """
+
+    def __init__(self, host: TaskHost, nameservers: Sequence[str]) -> None:
+        self.finds: SharedFinds[tuple[str, int], Services] = SharedFinds(host, _ORIGINS)
+        self._nameservers = [_nameserver(each) for each in nameservers]
+        self._resolver: dns.asyncresolver.Resolver | None = None
+
+    async def find(self, name: str, port: int, addresses: Callable[[], Awaitable[None]]) -> Services:
+        """The services of ``https://name:port``, best first, as far as DNS tells in time.
+
+        :param addresses: returns when the name's first addresses are known, or that there are none.
+        """
+        if is_address(name) or "." not in name or name.rpartition(".")[2].lower() in _SPECIAL:
+            return ()
+        find = partial(self._find, name, port)
+        asked = self.finds.get((name, port), find, name=f"allswell asks for the HTTPS records of {name}")
+        if not asked.over:
+            async with anyio.create_task_group() as tasks:
+
+                async def long_enough() -> None:
+                    await addresses()
+                    await anyio.sleep(RESOLUTION_DELAY)
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(long_enough)
+                await asked.ended()
+                tasks.cancel_scope.cancel()
+        return asked.found or ()
+
+    def network_changed(self) -> None:
+        """Other name servers may have other answers."""
+        self._resolver = None
+        self.finds.forget()
+
+    async def _find(self, name: str, port: int) -> tuple[Services, float]:
+        """Follow the records of an origin (§3); never raises."""
+        # §9.1: an origin at another port has names of its own.
+        query = name if port == DEFAULT_PORTS["https"] else f"_{port}._https.{name}"
+        target, seconds = "", _AT_MOST
+        services: Services = ()
+        try:
+            for _ in range(_ALIASES):
+                records, owner, ttl = await self._query(query)
+                seconds = min(seconds, ttl)
+                aliases = [each for each in records if each.priority == 0]
+                if not aliases:
+                    services = _services(records, owner, port)
+                    break
+                # §2.4.1: one alias makes the others count for nothing.
+                alias = random.choice(aliases).target
+                if alias == dns.name.root:
+                    break  # §2.5.1: "not available", but only an advice
+                target = query = _text(alias)
+        except (dns.exception.DNSException, OSError) as error:
+            logger.debug("allswell: no HTTPS record of %s: %r", query, error)
+            seconds = min(seconds, _FAILURE)
+        if target:
+            # §3: after the services, what the alias leads to without any.
+            services += (Service(Endpoint(target, port), frozenset({b"h2", _DEFAULT_ALPN})),)
+        return services, seconds
+
+    async def _query(self, name: str) -> tuple[list[SVCBBase], dns.name.Name, float]:
+        """The records of a name, the name that has them after all CNAMEs, and for how many seconds that is so.
+
+        :raises DNSException: the servers did not answer, or made no sense.
+        """
+        if self._resolver is None:
+            self._resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
+            if self._nameservers:
+                self._resolver.nameservers = self._nameservers
+            self._resolver.use_edns(0, 0, dns.message.DEFAULT_EDNS_PAYLOAD)
+        try:
+            answer = await self._resolver.resolve(
+                dns.name.from_text(name),
+                dns.rdatatype.HTTPS,
+                raise_on_no_answer=False,
+                lifetime=_LIFETIME,
+                backend=dns.asyncbackend.get_backend(dns.asyncbackend.sniff()),
+            )
+        except dns.resolver.NXDOMAIN as nobody:
+            (response, *_) = nobody.responses().values()  # type: ignore[no-untyped-call]  # dnspython's alone has no types
+            return [], dns.name.root, min(response.resolve_chaining().minimum_ttl, _NOTHING_AT_MOST)
+        chain = answer.chaining_result
+        if answer.rrset is None:
+            return [], answer.canonical_name, min(chain.minimum_ttl, _NOTHING_AT_MOST)
+        return list(answer.rrset), answer.canonical_name, chain.minimum_ttl
+
+
+def _services(records: Sequence[SVCBBase], owner: dns.name.Name, port: int) -> Services:
+    """Those that are for us, best first; at random among equals (§2.4.1)."""
+    usable = [each for each in records if _understood(each)]
+    usable.sort(key=lambda each: (each.priority, random.random()))
+    return tuple(_service(each, owner, port) for each in usable[:_SERVICES])
+
+
+def _understood(record: SVCBBase) -> bool:
+    mandatory = record.params.get(ParamKey.MANDATORY)
+    return not isinstance(mandatory, MandatoryParam) or set(mandatory.keys) <= _KNOWN
+
+
+def _service(record: SVCBBase, owner: dns.name.Name, port: int) -> Service:
+    parameters = record.params
+    alpn, other = parameters.get(ParamKey.ALPN), parameters.get(ParamKey.PORT)
+    speaks = set(alpn.ids) if isinstance(alpn, ALPNParam) else set()
+    if ParamKey.NO_DEFAULT_ALPN not in parameters:
+        speaks.add(_DEFAULT_ALPN)
+    hints: list[str] = []
+    for key, kind in ((ParamKey.IPV6HINT, IPv6HintParam), (ParamKey.IPV4HINT, IPv4HintParam)):
+        hint = parameters.get(key)
+        if isinstance(hint, kind):
+            hints += hint.addresses[:_HINTS]
+    # §2.5.2: "." is the name that has the record.
+    target = owner if record.target == dns.name.root else record.target
+    where = Endpoint(_text(target), other.port if isinstance(other, PortParam) else port, tuple(hints))
+    return Service(where, frozenset(speaks))
+
+
+def _text(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower()
+
+
+def _nameserver(address: str) -> dns.nameserver.Nameserver:
+    host, _, port = address.rpartition(":")
+    if not host or is_address(address):
+        host, port = address, "53"
+    host = host.removeprefix("[").removesuffix("]")
+    if not is_address(host) or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"{address!r} is not the address of a name server")
+    return dns.nameserver.Do53Nameserver(host, int(port))
