@@ -39,6 +39,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_events": None,
     "_handshake_complete": bool,
     "_handshake_confirmed": bool,
+    "_host_cids": list,
     "_local_ack_delay_exponent": int,
     "_local_max_data": Limit,
     "_local_max_streams_bidi": Limit,

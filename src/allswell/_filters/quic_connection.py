@@ -46,7 +46,8 @@ from allswell._filters.quic_ecn import EcnConnection
 
 #: RFC 9000 §10.3: a stateless reset is at least so long.
 _SHORTEST_RESET = 21
-_LONG_HEADER = 0x80
+#: RFC 9000 §17.3.1: the header form and the fixed bit.
+_HEADER_FORM, _SHORT_HEADER, _LONG_HEADER = 0xC0, 0x40, 0x80
 _RESERVED_BITS = 0x18
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
@@ -252,12 +253,12 @@ class ClientConnection(EcnConnection):
         if (
             self._handshake_confirmed
             and self._state is QuicConnectionState.CONNECTED
-            and data[1 : 1 + len(self.host_cid)] == self.host_cid
-            and not data[0] & _LONG_HEADER
             and self._quic_logger is None
             and addr == self._network_paths[0].addr
+            and (cid := self._addressee(data)) is not None
+            and data[0] & _HEADER_FORM == _SHORT_HEADER
         ):
-            self._receive_packet(data, now)
+            self._receive_packet(data, cid, now)
         elif self._is_stateless_reset(data):
             self._reset_by_peer(now)
         elif self._state is not QuicConnectionState.CLOSING:
@@ -270,7 +271,14 @@ class ClientConnection(EcnConnection):
             self._state, self._close_at = QuicConnectionState.CLOSING, close_at
             self._events.clear()
 
-    def _receive_packet(self, data: bytes, now: float) -> None:
+    def _addressee(self, data: bytes) -> bytes | None:
+        """Which of our connection ids a packet with a short header is for. (Peers may change at will.)"""
+        for each in self._host_cids:
+            if data.startswith(each.cid, 1):
+                return each.cid
+        return None
+
+    def _receive_packet(self, data: bytes, cid: bytes, now: float) -> None:
         """A 1-RTT packet of a connection in its prime: what downloads consist of.
 
         It does what ``receive_datagram`` would, without asking what cannot be: a client, past its handshake, on a
@@ -279,7 +287,7 @@ class ClientConnection(EcnConnection):
         space = self._spaces[tls.Epoch.ONE_RTT]
         try:
             header, payload, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(
-                data, 1 + len(self.host_cid), space.expected_packet_number
+                data, 1 + len(cid), space.expected_packet_number
             )
         except CryptoError:
             if self._is_stateless_reset(data):
@@ -296,9 +304,9 @@ class ClientConnection(EcnConnection):
             self._spin_bit = not get_spin_bit(header[0])
             self._spin_highest_pn = number
         context = self._context
-        if context is None or context.time != now or context.host_cid != self.host_cid:
+        if context is None or context.time != now or context.host_cid != cid:
             context = self._context = QuicReceiveContext(
-                tls.Epoch.ONE_RTT, self.host_cid, self._network_paths[0], None, now, None
+                tls.Epoch.ONE_RTT, cid, self._network_paths[0], None, now, None
             )
             self._idle = self._idle_timeout()
         try:
