@@ -127,7 +127,7 @@ class AsyncClient(httpx2.AsyncClient):
 
     @property
     def pool(self) -> ConnectionPool | None:
-        """Its connections: for :meth:`ConnectionPool.snapshot`, or to share. ``None`` where the transport is not ours."""
+        """Its connections, for ``pool.snapshot()`` or to share; ``None`` where the transport is not ours."""
         return self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
 
     async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None
