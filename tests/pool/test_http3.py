@@ -97,9 +97,7 @@ def goaway_warned(connection: ServedConnection, requests: Requests) -> None:
 
 def goaway_and_close(connection: ServedConnection, requests: Requests) -> None:
     connection.goaway(requests[0][0])
-    connection.quic._loss  # noqa: B018  (the flight with GOAWAY leaves before the close: see _once)
-    for datagram, address in connection.quic.datagrams_to_send(monotonic()):
-        connection.server._sock.sendto(datagram, address)
+    connection.flush()
     connection.quic.close(error_code=NO_ERROR)
 
 

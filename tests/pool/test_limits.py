@@ -6,11 +6,14 @@ import threading
 from time import monotonic
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import LocalProtocolError, Timeout
+from tests.support.certificates import certificates
+from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import answers, response
@@ -239,3 +242,57 @@ async def test_an_illegal_request_leaves_the_idle_connection_where_it_was() -> N
             with pytest.raises(LocalProtocolError):
                 await pool.request("GET", f"{peer.url}/", headers=[(b"X", b"a\r\nInjected: b")])
             assert await get(pool, f"{other.url}/3", pool_timeout=1) == b"/3"
+
+
+# The time to connect
+
+
+def slow_to_greet(*seconds: float) -> Script:
+    """An HTTP/2 server whose connections take so long over TLS's handshake, the last number for all others."""
+    serve = Http2Server()
+
+    def script(connection: PeerConnection) -> None:
+        connection.pause(seconds[min(connection.index, len(seconds) - 1)])
+        connection.handshake()
+        serve(connection)
+
+    return script
+
+
+async def test_who_has_less_time_leaves_the_dial_to_the_others() -> None:
+    with scripted_peer(slow_to_greet(0.4), tls=h2_tls(), handshake=False) as peer:
+        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
+
+            async def hurried() -> None:
+                began = monotonic()
+                with pytest.raises(Timeout, match=r"no connection within 0\.1 s") as caught:
+                    await pool.request("GET", peer.url, timeouts=Timeouts(connect=0.1))
+                assert caught.value.phase == "connect"
+                assert monotonic() - began < 0.35
+
+            async def patient() -> None:
+                assert (await pool.request("GET", f"{peer.url}/patient")).attempts == []
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(patient)
+                await anyio.to_thread.run_sync(peer.wait_accepted)
+                await hurried()
+        assert len(peer.connections) == 1
+
+
+async def test_a_dial_that_had_too_little_time_is_repeated_for_who_has_more() -> None:
+    """He came when it was under way already."""
+    with scripted_peer(slow_to_greet(0.5, 0), tls=h2_tls(), handshake=False) as peer:
+        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
+
+            async def hurried() -> None:
+                with pytest.raises(Timeout, match=r"no connection within 0\.2 s"):
+                    await pool.request("GET", peer.url, timeouts=Timeouts(connect=0.2))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hurried)
+                await anyio.to_thread.run_sync(peer.wait_accepted)
+                answer = await pool.request("GET", f"{peer.url}/patient")
+                assert await answer.read() == b"/patient"
+                assert answer.attempts == []
+        assert len(peer.connections) == 2

@@ -13,9 +13,11 @@ ECONNRESET in every other state (Linux, ``tcp_reset``).
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import ssl
 import struct
+import termios
 import threading
 import time
 from dataclasses import dataclass
@@ -353,6 +355,11 @@ class PeerConnection:
         """Close the socket as a plain server does: FIN, or RST if anything lies unread. Nothing is seen after it."""
         self._closed = True
         self.raw.close()
+
+    def await_acknowledged(self) -> None:
+        """Wait until the client's kernel has all that was sent. (A RST throws away what ours still holds back.)"""
+        while struct.unpack("i", fcntl.ioctl(self.raw, termios.TIOCOUTQ, bytes(4)))[0]:
+            self.pause(0.001)  # nothing wakes us for an acknowledgement: look again in a moment
 
     def reset(self) -> None:
         """TCP's RST, at once."""

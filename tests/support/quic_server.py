@@ -24,7 +24,14 @@ from aioquic.h3.connection import FrameType, H3Connection, encode_frame
 from aioquic.h3.events import DatagramReceived, DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionState, QuicReceiveContext
-from aioquic.quic.events import HandshakeCompleted, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
+from aioquic.quic.events import (
+    ConnectionTerminated,
+    HandshakeCompleted,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
+)
 from aioquic.quic.packet import QuicPacketType, encode_quic_retry, encode_quic_version_negotiation, pull_quic_header
 from aioquic.tls import SessionTicket
 
@@ -52,6 +59,8 @@ class ServedConnection:
     """One client's connection, inside the server's thread.
 
     :ivar silent: whether it sends nothing any more.
+    :ivar last_words: our CONNECTION_CLOSE.
+    :ivar afterwards: what :meth:`once_delivered` was given.
     """
 
     #: Ours: the first unidirectional one that a server opens.
@@ -62,6 +71,8 @@ class ServedConnection:
     address: Any
     h3: H3Connection | None = None
     silent: bool = False
+    last_words: bytes = b""
+    afterwards: Callable[[], None] | None = None
     requests: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
     bodies: dict[int, int] = field(default_factory=dict)
     control: bytes = b""
@@ -89,6 +100,28 @@ class ServedConnection:
     def goaway(self, first_refused: int) -> None:
         """GOAWAY (aioquic cannot)."""
         self.raw(self.control_stream, encode_frame(FrameType.GOAWAY, encode_uint_var(first_refused)))
+
+    def flush(self) -> None:
+        """Send now what was said so far. (It goes when the handler returns; a close throws away what has not gone.)"""
+        for datagram, address in self.quic.datagrams_to_send(monotonic()):
+            if self.quic._state is QuicConnectionState.CLOSING:
+                self.last_words = datagram
+            if not self.silent:
+                self.server._sock.sendto(datagram, address)
+
+    def once_delivered(self, action: Callable[[], None]) -> None:
+        """Do this when the client has acknowledged all that was said on its streams."""
+        self.afterwards = action
+
+    @property
+    def undelivered(self) -> list[int]:
+        """The client's streams on which something of ours is not acknowledged yet."""
+        senders = {number: stream.sender for number, stream in self.quic._streams.items() if not number & 3}
+        return [
+            number
+            for number, sender in senders.items()
+            if not sender.is_finished and (sender._buffer_stop or sender._reset_error_code is not None)
+        ]
 
 
 Handler = Callable[[ServedConnection, int, dict[bytes, bytes]], None]
@@ -127,6 +160,7 @@ class QuicServer:
         if versions is not None:
             self._configuration.supported_versions = versions
         self._configuration.load_cert_chain(files.chain, files.key)
+        self._live: list[ServedConnection] = []
         self._by_cid: dict[bytes, ServedConnection] = {}
         self._retried: dict[bytes, bytes] = {}
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -183,7 +217,7 @@ class QuicServer:
             self._failure = error
 
     def _once(self) -> None:
-        timers = [timer for each in self.connections if (timer := each.quic.get_timer()) is not None]
+        timers = [timer for each in self._live if (timer := each.quic.get_timer()) is not None]
         timeout = max(0.0, min(timers) - monotonic()) if timers else None
         ready, _, _ = select.select([self._sock, self._woken], [], [], timeout)
         if self._woken in ready:
@@ -198,14 +232,15 @@ class QuicServer:
                     break
                 self._receive(data, address)
         now = monotonic()
-        for each in self.connections:
+        for each in self._live[:]:
             timer = each.quic.get_timer()
             if timer is not None and now >= timer:
                 each.quic.handle_timer(now)
             self._events(each)
-            for datagram, address in each.quic.datagrams_to_send(now):
-                if not each.silent:
-                    self._sock.sendto(datagram, address)
+            if each.afterwards is not None and not each.undelivered:
+                action, each.afterwards = each.afterwards, None
+                action()
+            each.flush()
 
     def _receive(self, data: bytes, address: Any) -> None:
         try:
@@ -229,6 +264,8 @@ class QuicServer:
             connection = self._accept(header, address)
             if connection is None:
                 return
+        if connection.last_words and not connection.silent:
+            self._sock.sendto(connection.last_words, address)  # RFC 9000 §10.2.1 (aioquic is silent then)
         connection.quic.receive_datagram(data, address, monotonic())
         if self.answer_close and connection.quic._state is QuicConnectionState.DRAINING:
             self._answer(connection, address)
@@ -273,6 +310,7 @@ class QuicServer:
         self._by_cid[header.destination_cid] = connection
         self._by_cid[quic.host_cid] = connection
         self.connections.append(connection)
+        self._live.append(connection)
         if self._ask_client:
             self._initialize_asking(quic)
         return connection
@@ -295,6 +333,8 @@ class QuicServer:
 
     def _on_event(self, connection: ServedConnection, event: QuicEvent) -> None:
         quic, note = connection.quic, self.seen.append
+        if isinstance(event, ConnectionTerminated) and connection in self._live:
+            self._live.remove(connection)
         if isinstance(event, HandshakeCompleted):
             note(("handshake", event.session_resumed, event.early_data_accepted))
             if self._ask_client:

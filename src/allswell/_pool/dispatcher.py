@@ -4,7 +4,8 @@ Theory of operation. All decisions are synchronous, made where something changed
 dial ends, a connection leaves. A request that finds a connection with room opens its exchange there and then;
 otherwise it waits (`waiters.py`), and we dial for it when the limits allow. A waiter is served by whichever connection
 of its route has room first, dialled for it or not: the exchange is opened in its name, so that room is never reserved
-for a task that has yet to wake up. Dials belong to the pool, not to the request that caused them.
+for a task that has yet to wake up. Dials belong to the pool, not to the request that caused them: a dial has the time
+that its most patient waiter allows, and who has less (or is cancelled) leaves it to the others.
 
 Where requests are pipelined, a connection can have room *behind* other exchanges. It is used when no idle one is there,
 and before a new one is made, in turns; only for requests that may follow others, and never past someone who waits and
@@ -30,7 +31,7 @@ from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
-from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout
+from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout, TimeoutPhase
 from allswell._pool.dialer import Dialer
 from allswell._pool.request import Request
 from allswell._pool.response import Response
@@ -48,12 +49,13 @@ _SLACK = 0.1
 
 
 class _Dial:
-    """A connection in the making, and how many waiters it may serve."""
+    """A connection in the making, how many waiters it may serve, and how many seconds each try may take."""
 
-    __slots__ = ("covers", "deadline", "waiters")
+    __slots__ = ("covers", "deadline", "patience", "waiters")
 
     def __init__(self, covers: int) -> None:
         self.covers = covers
+        self.patience = 0.0
         self.waiters: dict[_Waiter, None] = {}
         self.deadline = Deadline()  # none, until the pool closes
 
@@ -61,10 +63,12 @@ class _Dial:
 class _Waiter:
     """A request that waits for room; served, it has an exchange, else an error."""
 
-    __slots__ = ("dial", "error", "exchange", "request", "signal", "since", "total_at")
+    __slots__ = ("covered_at", "dial", "error", "exchange", "patience", "request", "signal", "since", "total_at")
 
     def __init__(self, request: Request, total_at: float, signal: Signal, *, since: float) -> None:
         self.request = request
+        self.patience = math.inf if request.timeouts.connect is None else request.timeouts.connect
+        self.covered_at = math.inf  # since when it waits for its dial
         self.total_at = total_at
         self.signal = signal
         self.since = since  # see _fit
@@ -186,13 +190,13 @@ class Dispatcher:
         self._make_room(state)
         try:
             while waiter.exchange is None and waiter.error is None:
-                until = waiter.total_at if waiter.dial is not None else min(pool_at, waiter.total_at)
+                until, phase = self._until(waiter, pool_at)
                 with Deadline(until).scope() as scope:
                     await waiter.signal.wait()
                 if request.tracer is not None:
                     await request.tracer.tell()
                 if scope.cancelled_caught and waiter.exchange is None and waiter.error is None:
-                    self._time_out(waiter)
+                    waiter.error = _timed_out(request, phase)
         except BaseException:
             if waiter.exchange is not None:
                 waiter.exchange.abandon()
@@ -204,12 +208,15 @@ class Dispatcher:
             raise waiter.error
         return waiter.exchange
 
-    def _time_out(self, waiter: _Waiter) -> None:
-        origin, timeouts = waiter.request.route.label, waiter.request.timeouts
-        if waiter.total_at <= monotonic():
-            waiter.error = Timeout(f"{origin}: no connection within the total {timeouts.total:g} s", phase="total")
-        else:
-            waiter.error = Timeout(f"{origin}: no room in the pool within {timeouts.pool:g} s", phase="pool")
+    def _until(self, waiter: _Waiter, pool_at: float) -> tuple[float, TimeoutPhase]:
+        """How long it waits as things are, and what is then to blame."""
+        until = pool_at
+        if waiter.dial is not None:  # which ends in time by itself, unless others allow it more
+            impatient = waiter.patience < waiter.dial.patience
+            until = waiter.covered_at + waiter.patience * (1 + self.config.retries) if impatient else math.inf
+        if until >= waiter.total_at:
+            return waiter.total_at, "total"
+        return until, "connect" if waiter.dial is not None else "pool"
 
     def _forget(self, state: _RouteState, waiter: _Waiter) -> None:
         self._waiters.remove(state.route, waiter)
@@ -240,24 +247,25 @@ class Dispatcher:
         waiters = self._waiters
         if self._closing is not None:
             return
-        for dial in list(state.dials):
-            while len(dial.waiters) < dial.covers and (waiter := waiters.starved(state.route)) is not None:
-                self._cover(state, waiter, dial)
-        while waiters.starved(state.route) is not None and self._admit(state):
+        for dial in state.dials:
+            self._cover(state, dial)
+        while (first := waiters.starved(state.route)) is not None and self._admit(state):
             dial = _Dial(self._expected(state))
             state.dials[dial] = None
             self._counted += state.counts
-            first = waiters.starved(state.route)
-            assert first is not None
-            while len(dial.waiters) < dial.covers and (waiter := waiters.starved(state.route)) is not None:
-                self._cover(state, waiter, dial)
+            self._cover(state, dial)
+            dial.patience = max(waiter.patience for waiter in dial.waiters)
             self.host.spawn(self._dial, state, dial, first.request, name=f"allswell dials {state.route.origin}")
 
-    def _cover(self, state: _RouteState, waiter: _Waiter, dial: _Dial) -> None:
-        self._waiters.cover(state.route, waiter)
-        waiter.dial = dial
-        dial.waiters[waiter] = None
-        waiter.signal.set()
+    def _cover(self, state: _RouteState, dial: _Dial) -> None:
+        """Let starved waiters wait for this dial, as many as it may serve."""
+        now = monotonic()
+        while len(dial.waiters) < dial.covers and (waiter := self._waiters.starved(state.route)) is not None:
+            self._waiters.cover(state.route, waiter)
+            waiter.dial = dial
+            dial.waiters[waiter] = None
+            waiter.covered_at = now
+            waiter.signal.set()
 
     def _expected(self, state: _RouteState) -> int:
         multiplexes = state.multiplexes
@@ -300,7 +308,7 @@ class Dispatcher:
                     if attempt:
                         await anyio.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
                     try:
-                        connection = await self._connect(state.route, request)
+                        connection = await self._connect(state.route, request, dial.patience)
                         break
                     except (ConnectFailed, Timeout) as failure:
                         error = failure
@@ -318,8 +326,8 @@ class Dispatcher:
                 self._dial_succeeded(state, dial, connection)
             self._something_ended()
 
-    async def _connect(self, route: Route, request: Request) -> Connection:
-        seconds = request.timeouts.connect
+    async def _connect(self, route: Route, request: Request, patience: float) -> Connection:
+        seconds = None if patience == math.inf else patience
         with Deadline.after(seconds).scope():
             return await self.dialer.dial(
                 route, self, self._send_through, partial(self._discard, route), request.tracer, timeout=seconds
@@ -334,6 +342,9 @@ class Dispatcher:
 
     def _dial_failed(self, state: _RouteState, dial: _Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):
+            if isinstance(error, Timeout) and waiter.patience > dial.patience:
+                self._uncover(state, waiter)  # it came later, and has more time than this dial had
+                continue
             self._forget(state, waiter)
             waiter.error = error
             waiter.signal.set()
@@ -351,9 +362,7 @@ class Dispatcher:
         self.connection_available(connection)
         # Whom it could not serve (they were more than it turned out to have room for) waits for another.
         for waiter in list(dial.waiters):
-            waiter.dial = None
-            self._waiters.uncover(state.route, waiter)
-            waiter.signal.set()
+            self._uncover(state, waiter)
         self._make_room(state)
 
     def _start(self, connection: Connection, route: Route) -> None:
@@ -364,6 +373,12 @@ class Dispatcher:
         """It came second in a race: it counts nowhere, and says its goodbyes."""
         self._start(connection, route)
         connection.close("another was made sooner", self._closing)
+
+    def _uncover(self, state: _RouteState, waiter: _Waiter) -> None:
+        """Its dial is over, and did not serve it."""
+        waiter.dial = None
+        self._waiters.uncover(state.route, waiter)
+        waiter.signal.set()
 
     def _room_came(self, state: _RouteState) -> None:
         """A place under the limits is free: the one who has waited longest, on whichever route, has it."""
@@ -541,6 +556,17 @@ class Dispatcher:
         with deadline.scope():
             while self.connections or any(state.dials for state in self._routes.values()):
                 await self._ended.wait()
+
+
+def _timed_out(request: Request, phase: TimeoutPhase) -> Timeout:
+    timeouts = request.timeouts
+    if phase == "pool":
+        told = f"no room in the pool within {timeouts.pool:g} s"
+    elif phase == "connect":
+        told = f"no connection within {timeouts.connect:g} s"
+    else:
+        told = f"no connection within the total {timeouts.total:g} s"
+    return Timeout(f"{request.route.label}: {told}", phase=phase)
 
 
 def _may_join(connection: Connection, request: Request) -> bool:

@@ -156,7 +156,7 @@ class ConnectionPool:
                 if given_up or not request.may_repeat(proven=error.proven):
                     raise error.cause from error
                 if error.proven:
-                    await _jitter(len(attempts), error)
+                    await _jitter(len(attempts), give_up_at)
                 else:
                     # Its like would end just the same, so a new one. Many may have been lost at once: where they can
                     # share it, they do; but who is lost a second time gets one of his own, and that is the last.
@@ -299,10 +299,11 @@ def _declined(request: Request, response: Response) -> bool:
     return not any(attempt.processed == "declined" for attempt in response.attempts)
 
 
-async def _jitter(tries: int, error: NotProcessed) -> None:
-    """Where a peer keeps refusing: do not hurry back together with everybody else."""
+async def _jitter(tries: int, until: float) -> None:
+    """Where a peer keeps refusing: do not hurry back together with everybody else. (But not past this instant.)"""
     if tries > 1:
-        await anyio.sleep(random.uniform(0, min(1.0, 0.01 * 2 ** min(tries, 7))))
+        pause = random.uniform(0, min(1.0, 0.01 * 2 ** min(tries, 7)))
+        await anyio.sleep(max(0.0, min(pause, until - monotonic())))
 
 
 def _request(
