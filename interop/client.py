@@ -32,6 +32,7 @@ from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig, QuicConfig, Timeouts
 from allswell._errors import AllswellError, ConnectFailed
+from allswell._filters.lookups import resolve
 from allswell._filters.quic import QuicFilter
 from allswell._filters.quic_settings import VERSION_1, VERSION_2, QuicSettings
 from allswell._filters.quic_tickets import MemoryStore
@@ -40,6 +41,7 @@ from allswell._filters.udp import UdpFilter
 from allswell._pool.dialer import Dialer
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.quic_dialer import QuicDialer
+from allswell._pool.route import Endpoint as ServiceEndpoint
 from allswell._pool.route import Route
 from allswell._report import ConnectionEnd, Outcome
 from allswell._tasks import TaskHost
@@ -107,15 +109,15 @@ class _QuicDialer(QuicDialer):
     """Dials one address, once, with the case's settings."""
 
     def __init__(self, config: PoolConfig, context: ssl.SSLContext, case: Case) -> None:
-        super().__init__(config, context)
+        super().__init__(config, lambda route: context, resolve)
         self._case = case
         self.dialled: list[QuicFilter] = []
 
-    async def dial(self, route: Route, to: tuple[str, int], around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
+    async def dial(self, route: Route, to: ServiceEndpoint, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
         try:
-            (family, _, _, _, address), *_ = await anyio.getaddrinfo(*to, type=socket.SOCK_DGRAM)
+            (family, _, _, _, address), *_ = await anyio.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)
         except OSError as error:
-            raise ConnectFailed(f"cannot resolve {to[0]}: {error}", phase="dns") from error
+            raise ConnectFailed(f"cannot resolve {to.host}: {error}", phase="dns") from error
         udp = UdpFilter(family, address)
         quic = QuicFilter(udp, self._settings(route))
         stack = Stack(quic, udp)

@@ -72,6 +72,8 @@ class ProxyHop:
     :ivar headers: sent to the proxy, and only there: with each CONNECT, and with each request that it forwards.
     :ivar ssl_context: for TLS with an https proxy (the origin's TLS has the pool's own); ``None`` for the defaults.
     :ivar http2: may speak HTTP/2 with an https proxy: one connection then carries many tunnels.
+    :ivar http3: may speak HTTP/3 with an https proxy, which does the same, over UDP; QUIC races TCP, as to origins.
+        ``"only"``: HTTP/3 and nothing else.
     """
 
     scheme: Literal["http", "https", "socks5", "socks5h"]
@@ -81,6 +83,11 @@ class ProxyHop:
     headers: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
     ssl_context: ssl.SSLContext | None = None
     http2: bool = True
+    http3: bool | Literal["only"] = False
+
+    def __post_init__(self) -> None:
+        if self.http3 and self.scheme != "https":
+            raise ValueError(f"HTTP/3 is for https proxies, and {self} is none")
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -13,6 +13,7 @@ import pytest
 
 from allswell._errors import ExchangeReset, LocalProtocolError, NotProcessed, RemoteProtocolError
 from allswell._report import Outcome
+from tests.support.h3_proxy import Http3Proxy
 from tests.support.quic_client import quic_client, quic_settings, read
 from tests.support.quic_server import QuicServer, ServedConnection
 
@@ -298,6 +299,68 @@ async def test_connect_tunnel_and_extended_connect() -> None:
                 assert await exchange.receive() == expected
                 await exchange.send(b"to you")
                 exchange.abandon()
+
+
+async def test_http_datagrams_beside_a_stream() -> None:
+    """RFC 9297 §2.1: each in one packet; what is too large for that is dropped and holds up nothing."""
+
+    def echo(connection: ServedConnection, stream: int, fields: Fields) -> bool:
+        assert connection.h3 is not None
+        connection.h3.send_datagram(stream, b"\0early")
+        connection.h3.send_datagram(stream + 4, b"\0for nobody")
+        connection.head(stream, 200)
+        return True
+
+    with Http3Proxy(echo) as server:
+        async with quic_client(server.port, quic_settings(datagrams=True, max_datagram_size=1350)) as client:
+            exchange = client.open("origin:443", "CONNECT", upload=True)
+            assert (await exchange.response()).status == 200
+            room = client.connection.datagram_room(exchange)
+            assert 1350 - 50 < room < 1350
+            client.connection.send_datagrams(exchange, [b"\0one", bytes(room + 1), bytes(room), b"\0" * 3])
+            with anyio.fail_after(5):
+                while len(server.up) < 3:  # noqa: ASYNC110  the server lives in another thread
+                    await anyio.sleep(0.005)
+            assert [size for _, size in server.up] == [3, room - 1, 2]
+            assert exchange.take_datagrams() == [b"\0early"]
+            assert exchange.take_datagrams() == []
+            exchange.abandon()
+            assert client.connection.datagram_room(exchange) == 0
+            client.connection.send_datagrams(exchange, [b"\0too late"])
+
+
+async def test_datagrams_wait_where_the_network_is_slow_and_are_bounded_where_nobody_takes_them() -> None:
+    def flood(connection: ServedConnection, stream: int, fields: Fields) -> bool:
+        assert connection.h3 is not None
+        connection.head(stream, 200)
+        for number in range(3000):
+            connection.h3.send_datagram(stream, b"\0%d" % number)
+        return True
+
+    with Http3Proxy(flood) as server:
+        async with quic_client(server.port, quic_settings(datagrams=True, max_datagram_size=1350)) as client:
+            exchange = client.open("origin:443", "CONNECT", upload=True)
+            assert (await exchange.response()).status == 200
+            sent = 0
+            with anyio.fail_after(10):
+                while sent < 2000:
+                    if exchange.room() > 0:
+                        client.connection.send_datagrams(exchange, [bytes(1200)] * 10)
+                        sent += 10
+                        assert client.quic.connection.unsent_datagrams < 300_000
+                    else:
+                        await exchange.wait_room()
+                while len(server.up) < 2000:  # noqa: ASYNC110  the server lives in another thread
+                    await anyio.sleep(0.005)
+            assert len(exchange.take_datagrams()) <= 1024
+
+
+async def test_no_datagrams_where_the_peer_takes_none() -> None:
+    with Http3Proxy(datagrams=False) as server:
+        async with quic_client(server.port, quic_settings(datagrams=True)) as client:
+            exchange = client.open("/hello")
+            assert (await exchange.response()).status == 200
+            assert client.connection.datagram_room(exchange) == 0
 
 
 async def test_what_http_cannot_say() -> None:

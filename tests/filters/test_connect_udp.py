@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -95,6 +96,54 @@ async def test_what_breaks_it(data: bytes, words: str) -> None:
     with pytest.raises(TransportError, match=words) as caught:
         await heard(data, None, 1)
     assert "https://proxy.example:443" in str(caught.value)
+
+
+class Beside:
+    """HTTP datagrams beside a stream."""
+
+    def __init__(self, largest: int, *come: bytes) -> None:
+        self.largest_datagram = largest
+        self.come = list(come)
+        self.sent: list[bytes] = []
+
+    def send_datagrams(self, payloads: Sequence[bytes]) -> None:
+        self.sent += payloads
+
+    def take_datagrams(self) -> list[bytes]:
+        come, self.come = self.come, []
+        return come
+
+
+@pytest.mark.parametrize("largest", [0, 1200, 1201, 1300])
+async def test_beside_the_stream_where_quic_fits(largest: int) -> None:
+    """Capsules are understood all the same. Unknown contexts, and what has none, are dropped (RFC 9298 §4)."""
+
+    fits = largest >= 1201
+    heard: list[bytes] = []
+
+    def script(connection: PeerConnection) -> None:
+        connection.send(b"\x00\x03\x00hi")
+        heard.append(connection.read_exactly(6))
+
+    with scripted_peer(script) as peer:
+        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
+        beside = Beside(largest, b"\0one", b"\x02two", b"", b"\0")
+        top = ConnectUdpFilter(tcp, beside, proxy="https://proxy.example:443", host="origin.example", port=443)
+        stack = Stack(tcp)
+        await stack.connect()
+        await stack.push(top)
+        assert top.receive_nowait() == [b"one", b""]
+        assert top.marks == [0, 0]
+        with anyio.fail_after(5):
+            while (capsules := top.receive_nowait()) is None:
+                await top.wait_readable()
+        assert capsules == [b"hi"]
+        top.send([b"yo"])
+        assert beside.sent == ([b"\0yo"] if fits else [])
+        assert top.largest == (largest - 1 if fits else 65527)
+        tcp.abort(reset=False)
+        peer.wait_ended()
+        assert heard == [b"" if fits else b"\x00\x40\x03\x00yo"]
 
 
 # Requests

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import ssl
+from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_configuration": QuicConfiguration,
     "_crypto_streams": dict,
     "_cryptos": dict,
+    "_datagrams_pending": deque,
     "_events": None,
     "_handshake_complete": bool,
     "_handshake_confirmed": bool,
@@ -45,11 +47,13 @@ ATTRIBUTES: dict[str, Any] = {
     "_local_max_streams_bidi": Limit,
     "_local_max_streams_uni": Limit,
     "_loss": None,
+    "_max_datagram_size": int,
     "_network_paths": list,
     "_peer_cid": None,
     "_ping_pending": list,
     "_quic_logger": type(None),
     "_retry_count": int,
+    "_remote_max_datagram_frame_size": type(None),
     "_remote_max_streams_bidi": int,
     "_spaces": dict,
     "_spin_bit": bool,
@@ -95,6 +99,7 @@ SOURCES = {
         "space.ack_at = now + self._ack_delay",
     ],
     "datagrams_to_send": ["if self._state in END_STATES:", "if self._close_pending:", "self._close_begin("],
+    "_write_datagram_frame": ["frame_size = 1 + size_uint_var(length) + length"],
     "_close_end": ["self._events.append(self._close_event)"],
     "_write_ack_frame": [
         "ack_delay = now - space.largest_received_time",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from aioquic._buffer import Buffer
 from aioquic.buffer import encode_uint_var
@@ -169,12 +169,13 @@ class QuicServer:
         self._sock.bind(("127.0.0.1", 0))
         self.port: int = self._sock.getsockname()[1]
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._others: dict[socket.socket, Callable[[], None]] = {}  # what a subclass reads besides
         self._wake, self._woken = socket.socketpair()
         self._stop = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="quic server", daemon=True)
 
-    def __enter__(self) -> QuicServer:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -219,7 +220,9 @@ class QuicServer:
     def _once(self) -> None:
         timers = [timer for each in self._live if (timer := each.quic.get_timer()) is not None]
         timeout = max(0.0, min(timers) - monotonic()) if timers else None
-        ready, _, _ = select.select([self._sock, self._woken], [], [], timeout)
+        ready, _, _ = select.select([self._sock, self._woken, *self._others], [], [], timeout)
+        for other in [each for each in ready if each in self._others]:
+            self._others[other]()
         if self._woken in ready:
             self._woken.recv(100)
         while not self._jobs.empty():
@@ -340,7 +343,7 @@ class QuicServer:
             if self._ask_client:
                 note(("certificate", quic.tls._peer_certificate))
         if connection.h3 is None and quic._cryptos and self._configuration.alpn_protocols == ["h3"]:
-            connection.h3 = H3Connection(quic)
+            connection.h3 = self._speak(quic)
         if isinstance(event, StreamReset):
             note(("reset", event.stream_id, event.error_code))
         elif isinstance(event, StopSendingReceived):
@@ -353,6 +356,9 @@ class QuicServer:
         if connection.h3 is not None:
             for http in connection.h3.handle_event(event):
                 self._on_http(connection, http)
+
+    def _speak(self, quic: QuicConnection) -> H3Connection:
+        return H3Connection(quic)
 
     def _on_control(self, connection: ServedConnection, data: bytes) -> None:
         if not connection.control:

@@ -17,7 +17,7 @@ only 0-RTT (RFC 8470 §4), and an extended CONNECT until the server's settings s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from aioquic.quic.events import (
     ConnectionTerminated,
@@ -38,6 +38,7 @@ from allswell._backends.interface import (
     BodyReceived,
     CapacityChanged,
     ConnectionBroken,
+    DatagramReceived,
     Event,
     ExchangeFailed,
     InformationalReceived,
@@ -74,7 +75,6 @@ class Http3:
 
     :param quic: the connection; its handshake is complete, or 0-RTT is possible.
     :param max_header_size: bytes of a header section that are accepted, compressed and not.
-    :ivar on_datagram: called with the exchange and the payload of each HTTP datagram (RFC 9297 §2.1).
     """
 
     name = "h3"
@@ -84,7 +84,6 @@ class Http3:
 
     def __init__(self, quic: Multiplexer, *, max_header_size: int = 100 * 1024) -> None:
         self.says_goodbye = "GOAWAY"
-        self.on_datagram: Callable[[int, bytes], None] | None = None
         self._quic = quic
         self._limit = max_header_size
         self._exchanges: dict[int, Http3Exchange] = {}
@@ -182,21 +181,24 @@ class Http3:
         state = self._exchanges.get(exchange)
         if state is None or state.uploaded:
             return 0
-        window = _SEND_BUFFER - self._quic.unsent(exchange) - sum(len(data) for data, _, _ in state.waiting)
+        window = self._room(exchange) - sum(len(data) for data, _, _ in state.waiting)
         if window <= 0:
             state.starved = True
             self._starved.add(exchange)
             return 0
         return window
 
-    def send_datagram(self, exchange: int, payload: bytes) -> None:
-        """Send an HTTP datagram (RFC 9297 §2.1); it may be lost.
+    def _room(self, stream_id: int) -> int:
+        """Bytes that may yet be kept to be sent a first time. Datagrams wait in one line, so they count for all."""
+        return _SEND_BUFFER - self._quic.unsent(stream_id) - self._quic.unsent_datagrams
 
-        :raises LocalProtocolError: when the server does not accept them.
-        """
-        if not (self._settings or {}).get(h3.H3_DATAGRAM):
-            raise LocalProtocolError("the server does not accept HTTP datagrams")
-        if exchange in self._exchanges:
+    def datagram_room(self, exchange: int) -> int:
+        if exchange not in self._exchanges or not (self._settings or {}).get(h3.H3_DATAGRAM):
+            return 0
+        return max(0, self._quic.largest_datagram - len(h3.varint(exchange // 4)))
+
+    def send_datagram(self, exchange: int, payload: bytes) -> None:
+        if len(payload) <= self.datagram_room(exchange):
             self._quic.send_datagram_frame(h3.varint(exchange // 4) + payload)
 
     def _send_fields(self, stream_id: int, fields: Headers, end: bool) -> None:
@@ -341,7 +343,7 @@ class Http3:
             state = self._exchanges.get(stream_id)
             if state is None or state.uploaded:
                 self._starved.discard(stream_id)
-            elif state.held is None and _SEND_BUFFER - self._quic.unsent(stream_id) >= _SEND_RESUME:
+            elif state.held is None and self._room(stream_id) >= _SEND_RESUME:
                 self._starved.discard(stream_id)
                 self._events.append(SendWindowOpened(stream_id))
 
@@ -451,8 +453,8 @@ class Http3:
         if pulled is None or pulled[0] >= 1 << 60:
             raise H3Error(h3.H3_DATAGRAM_ERROR, "a datagram without its stream")  # RFC 9297 §2.1
         quarter, position = pulled
-        if self.on_datagram is not None and quarter * 4 in self._exchanges:
-            self.on_datagram(quarter * 4, data[position:])
+        if quarter * 4 in self._exchanges:
+            self._events.append(DatagramReceived(quarter * 4, data[position:]))
 
     # The peer's unidirectional streams
 

@@ -12,7 +12,7 @@ Exchanges are named by an ``int`` (the stream id in h2 and h3). Calls that name 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from allswell._errors import AllswellError
 from allswell._messages import Headers, RequestHead, ResponseHead
@@ -51,6 +51,14 @@ class BodyReceived:
     exchange: int
     data: bytes
     credit: int
+
+
+@dataclass(slots=True)
+class DatagramReceived:
+    """An HTTP datagram of this exchange came, outside of its stream (RFC 9297 §2.1)."""
+
+    exchange: int
+    payload: bytes
 
 
 @dataclass(slots=True)
@@ -148,6 +156,7 @@ Event = (
     InformationalReceived
     | ResponseReceived
     | BodyReceived
+    | DatagramReceived
     | ResponseCompleted
     | ExchangeFailed
     | UploadRefused
@@ -224,3 +233,14 @@ class Backend(Protocol[Input_contra]):
 
     def take_output(self) -> bytes:
         """What must be sent now; ``b""`` when there is nothing, or when a multiplexer has it already."""
+
+
+@runtime_checkable
+class DatagramBackend(Protocol):
+    """What a backend has besides, when HTTP datagrams can go outside of the streams (RFC 9297 §2.1): HTTP/3's."""
+
+    def datagram_room(self, exchange: int) -> int:
+        """Bytes of the largest that may be sent beside an exchange's stream; 0: none may."""
+
+    def send_datagram(self, exchange: int, payload: bytes) -> None:
+        """Send one. It may be lost; one that is larger than there is room for, or that nobody waits for, is."""

@@ -30,6 +30,8 @@ class Multiplexer(Protocol):
 
     :ivar stream_window: bytes of one stream that the peer may send ahead of :meth:`credit_stream`.
     :ivar datagrams: whether DATAGRAM frames are accepted.
+    :ivar largest_datagram: bytes of the largest DATAGRAM frame's payload that can be sent; 0: none can.
+    :ivar unsent_datagrams: about how many bytes of DATAGRAM frames were not sent yet.
     """
 
     stream_window: int
@@ -39,6 +41,10 @@ class Multiplexer(Protocol):
     def ended(self) -> End | None: ...
     @property
     def handshake_complete(self) -> bool: ...
+    @property
+    def largest_datagram(self) -> int: ...
+    @property
+    def unsent_datagrams(self) -> int: ...
     @property
     def max_streams(self) -> int: ...
     @property

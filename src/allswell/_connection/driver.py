@@ -19,7 +19,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from allswell._backends.interface import (
     AlternativeOffered,
@@ -27,6 +27,8 @@ from allswell._backends.interface import (
     BodyReceived,
     ConnectionBroken,
     ConnectionEvent,
+    DatagramBackend,
+    DatagramReceived,
     Event,
     ExchangeFailed,
     InformationalReceived,
@@ -226,6 +228,18 @@ class Connection:
                 self._over(exchange)
                 self._settle()
 
+    def datagram_room(self, exchange: Exchange) -> int:
+        """Bytes of the largest HTTP datagram that may go beside the exchange's stream; 0: none may."""
+        backend = self._backend
+        return backend.datagram_room(exchange.number) if isinstance(backend, DatagramBackend) else 0
+
+    def send_datagrams(self, exchange: Exchange, payloads: Sequence[bytes]) -> None:
+        """Send HTTP datagrams, where there is room for them. They may be lost."""
+        backend = cast(DatagramBackend, self._backend)
+        for payload in payloads:
+            backend.send_datagram(exchange.number, payload)
+        self._transmit()
+
     def consumed(self, exchange: Exchange, credit: int) -> None:
         """The application has read so much."""
         if not self._backend.pauses_reading:
@@ -412,6 +426,8 @@ class Connection:
                     self._over(exchange)
             elif isinstance(event, InformationalReceived):
                 exchange.on_informational(event.head)
+            elif isinstance(event, DatagramReceived):
+                exchange.on_datagram(event.payload)
             elif isinstance(event, ExchangeFailed):
                 del exchanges[exchange.number]
                 exchange.on_error(event.error)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: Bytes that a stack may hold unsent before uploads wait.
 UNSENT_LIMIT = 256 * 1024
 
+#: HTTP datagrams that may wait for who takes them.
+_DATAGRAMS = 1024
+
 #: Pieces sent in a row without waiting, before other tasks (the one that reads the response) get their turn.
 _SENDS_IN_A_ROW = 8
 
@@ -56,6 +59,7 @@ class Exchange:
     __slots__ = (
         "_chunks",
         "_continue",
+        "_datagrams",
         "_error",
         "_head",
         "_read_at",
@@ -100,6 +104,7 @@ class Exchange:
         self._total_at = total_at
         self._head: ResponseHead | None = None
         self._chunks: deque[tuple[bytes, int]] = deque()
+        self._datagrams: list[bytes] | None = None
         self._error: BaseException | None = None
         self._ready = host.signal()  # the requester's: something was delivered
         self._room = host.signal()  # the uploader's: more may be sent
@@ -157,8 +162,13 @@ class Exchange:
 
     async def readable(self) -> None:
         """Wait until :meth:`receive_nowait` is worth a call. Spurious returns are allowed."""
-        if not self._chunks and self._error is None and not self.complete:
+        if not self._chunks and self._error is None and not self.complete and not self._datagrams:
             await self._wait_ready()
+
+    def take_datagrams(self) -> list[bytes]:
+        """The HTTP datagrams that have come (RFC 9297 §2.1)."""
+        datagrams, self._datagrams = self._datagrams, None
+        return datagrams or []
 
     def abandon(self) -> None:
         """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
@@ -339,6 +349,14 @@ class Exchange:
         self._chunks.append((data, credit))
         self.buffered += len(data)
         self._ready.set()
+
+    def on_datagram(self, payload: bytes) -> None:
+        """An HTTP datagram came. When too many wait already it is lost, as on any network."""
+        if self._datagrams is None:
+            self._datagrams = []
+        if len(self._datagrams) < _DATAGRAMS:
+            self._datagrams.append(payload)
+            self._ready.set()
 
     def on_complete(self, trailers: Headers) -> None:
         """The response is complete."""

@@ -1,13 +1,18 @@
-"""Datagrams through an HTTP proxy (CONNECT-UDP, RFC 9298), as capsules (RFC 9297 §3.2) on the stream that asked.
+"""Datagrams through an HTTP proxy (CONNECT-UDP, RFC 9298).
 
-On a stream nothing is lost and nothing is overtaken: QUIC's own recovery has nothing to do, and its congestion control
-sees one long queue. It works over every version of HTTP that can carry a tunnel.
+Over HTTP/3 each goes as an HTTP datagram (RFC 9297 §2.1) beside the stream that asked, in one packet, lost where that
+is lost: QUIC inside QUIC then recovers by itself what it needs. One that does not fit the packet is dropped, silently:
+RFC 9298 §6.1 says not to send it as a capsule, lest whoever probes the path's MTU be told a lie.
+
+Where the proxy takes none, or they could not hold the 1200 bytes without which there is no QUIC (RFC 9000 §14), and
+over HTTP/2, they are capsules (RFC 9297 §3.2) on the stream. There nothing is lost and nothing is overtaken: QUIC's
+recovery has nothing to do, and its congestion control sees one long queue.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
@@ -17,20 +22,43 @@ from allswell._tasks import TaskHost
 
 _DATAGRAM = 0  # the capsule type (RFC 9297 §3.5) and the context id of plain UDP payloads (RFC 9298 §5)
 _LARGEST = 65527 + 8  # a UDP payload (RFC 9298 §5) behind its context id
+_SMALLEST = 1200 + 1
+
+
+class HttpDatagrams(Protocol):
+    """HTTP datagrams beside a stream (RFC 9297 §2.1). What was sent and has not gone counts as the stream's ``unsent``.
+
+    :ivar largest_datagram: bytes of the largest that can be sent; 0: none can.
+    """
+
+    largest_datagram: int
+
+    def send_datagrams(self, payloads: Sequence[bytes]) -> None:
+        """Send these; larger ones are dropped, others may be lost."""
+
+    def take_datagrams(self) -> list[bytes]:
+        """Those that have come."""
 
 
 class ConnectUdpFilter(Datagrams):
     """Datagrams to and from one host.
 
     :param lower: the tunnel: what it carries are capsules.
+    :param beside: the HTTP datagrams beside it, where there may be any.
     :param proxy: what errors call the proxy.
     """
 
     name = "connect-udp"
 
-    def __init__(self, lower: ByteStream, *, proxy: str, host: str, port: int) -> None:
+    def __init__(
+        self, lower: ByteStream, beside: HttpDatagrams | None = None, *, proxy: str, host: str, port: int
+    ) -> None:
         self.address = (host, port)
         self.marks: list[int] = []
+        self._beside = beside
+        self._apart = beside is not None and beside.largest_datagram >= _SMALLEST
+        if beside is not None and self._apart:
+            self.largest = beside.largest_datagram - 1
         self._lower = lower
         self._proxy = proxy
         self._received = bytearray()
@@ -43,6 +71,12 @@ class ConnectUdpFilter(Datagrams):
     # Receiving
 
     def receive_nowait(self) -> list[bytes] | None:
+        if self._beside is not None:
+            # An unknown context id: dropped (RFC 9298 §4).
+            datagrams = [each[1:] for each in self._beside.take_datagrams() if each[:1] == b"\0"]
+            if datagrams:
+                self.marks = [0] * len(datagrams)
+                return datagrams
         while (data := self._lower.receive_nowait()) is not None:
             if not len(data):
                 raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
@@ -92,7 +126,10 @@ class ConnectUdpFilter(Datagrams):
     # Sending
 
     def send(self, datagrams: Sequence[bytes]) -> None:
-        self._lower.transmit(b"".join(_capsule(datagram) for datagram in datagrams))
+        if self._beside is not None and self._apart:
+            self._beside.send_datagrams([b"\0" + datagram for datagram in datagrams])
+        else:
+            self._lower.transmit(b"".join(_capsule(datagram) for datagram in datagrams))
 
     @property
     def failed(self) -> bool:

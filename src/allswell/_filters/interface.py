@@ -140,11 +140,13 @@ class Datagrams(Filter):
     :ivar address: the peer's, as :mod:`socket` has it; a relay's peer may have a name.
     :ivar ecn: the ECN bits that are sent.
     :ivar marks: the ECN bits of each datagram that :meth:`receive_nowait` returned last.
+    :ivar largest: bytes of the largest datagram that it carries, for all it knows.
     """
 
     address: tuple[Any, ...]
     ecn: int = 0
     marks: list[int]
+    largest: int = 65527  # of UDP, without jumbograms
 
     @abstractmethod
     def receive_nowait(self) -> list[bytes] | None:

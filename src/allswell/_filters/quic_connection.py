@@ -49,6 +49,10 @@ _SHORTEST_RESET = 21
 #: RFC 9000 §17.3.1: the header form and the fixed bit.
 _HEADER_FORM, _SHORT_HEADER, _LONG_HEADER = 0xC0, 0x40, 0x80
 _RESERVED_BITS = 0x18
+#: Of a 1-RTT packet: its header, with the longest connection ID and aioquic's packet number, and the AEAD's tag.
+_PACKET_OVERHEAD = 1 + 20 + 2 + 16
+#: Of a DATAGRAM frame: its type and length.
+_DATAGRAM_OVERHEAD = 1 + 2
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
 
@@ -136,6 +140,20 @@ class ClientConnection(EcnConnection):
         if self.ended is not None:
             return 0
         return self._remote_max_streams_bidi - self.get_next_available_stream_id() // 4
+
+    @property
+    def largest_datagram(self) -> int:
+        """Bytes of the largest DATAGRAM frame's payload that the peer accepts (RFC 9221 §3) and a packet holds, or 0.
+
+        (aioquic would keep a larger one for ever, and all behind it.)
+        """
+        frame = min(self._remote_max_datagram_frame_size or 0, self._max_datagram_size - _PACKET_OVERHEAD)
+        return max(0, frame - _DATAGRAM_OVERHEAD)
+
+    @property
+    def unsent_datagrams(self) -> int:
+        """About how many bytes of DATAGRAM frames were not sent yet."""
+        return len(self._datagrams_pending) * self._max_datagram_size
 
     def unsent(self, stream_id: int) -> int:
         """Bytes of a stream that were not sent a first time yet."""

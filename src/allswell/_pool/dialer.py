@@ -3,6 +3,7 @@
 The stacks: ``tcp`` for http, ``tls > tcp`` or ``quic > udp`` for https, on top of whatever leads through proxies
 (`proxy_dialer.py`). On TLS the backend follows from what ALPN chose
 (RFC 7301); on http it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) when HTTP/1.1 is not wanted.
+A route that ends at a proxy is dialled in the same way, as its hop allows.
 
 QUIC is tried where the origin is known to offer it (`discovery.py`), and TCP 250 ms later, or as soon as QUIC has
 failed; the first wins (draft-ietf-happy-happyeyeballs-v3). Several endpoints of either race each other in the same way.
@@ -11,7 +12,6 @@ Where QUIC failed it is left alone for a while; it has failed, too, where TCP di
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 from collections import OrderedDict
@@ -35,7 +35,7 @@ from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
 from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
-from allswell._filters.tls import TlsFilter
+from allswell._filters.tls import TlsFilter, logging_keys
 from allswell._pool.discovery import Discovery
 from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
 from allswell._pool.route import Endpoint, Route, authority
@@ -152,7 +152,7 @@ class Dialer:
             # Imported when it is first needed: QUIC's dependencies take longer to load than all else together.
             from allswell._pool.quic_dialer import QuicDialer
 
-            self._quic = QuicDialer(self._config, self._ssl_context(), self.discovery.lookups.addresses)
+            self._quic = QuicDialer(self._config, self._trust, self.discovery.lookups.addresses)
         if route.proxies:
             stack = await self._proxies.reach_datagrams(route._replace(host=to.host, port=to.port), send, around)
             return await self._quic.dial_over(stack, route, around)
@@ -195,7 +195,7 @@ class Dialer:
         if route.upgrades and self._config.http1:
             return False
         if route.proxy is not None:
-            return "h2" in self._alpn(route)
+            return "h2" in self._alpn(route) or bool(route.proxy.http3)
         if self._config.http3 == "only":
             return True
         return self._config.http2 and (route.scheme == "https" or not self._config.http1)
@@ -259,10 +259,10 @@ class Dialer:
     def _ssl_context(self) -> ssl.SSLContext:
         if self._context is None:
             self._context = httpx2.create_ssl_context()
-        keylog = os.environ.get("SSLKEYLOGFILE")
-        if keylog and getattr(self._context, "keylog_filename", "") is None:
-            self._context.keylog_filename = keylog
-        return self._context
+        return logging_keys(self._context)
+
+    def _trust(self, route: Route) -> ssl.SSLContext:
+        return self._ssl_context() if route.proxy is None else self._proxies.context(route.proxy)
 
     def streams(self, route: Route) -> int:
         """How many exchanges a connection that multiplexes is likely to take."""

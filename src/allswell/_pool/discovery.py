@@ -3,6 +3,7 @@
 HTTP/3 is tried where the settings name the origin, then where its Alt-Svc fields (`alt_svc.py`) and then its HTTPS
 records (`https_records.py`) offer it, and not where it has just failed. TCP goes where the records say, and at last to
 the origin itself, which is all there is without any. Whoever answers there, its certificate must be the origin's.
+Of a proxy its own settings tell.
 """
 
 from __future__ import annotations
@@ -59,20 +60,22 @@ class Discovery:
         :param datagrams: whether they can go the route's way.
         :raises ConnectFailed: only HTTP/3 may be spoken, and the route is not for it.
         """
-        config = self._config
-        quic = route.scheme == "https" and route.proxy is None and not route.upgrades and datagrams
-        if config.http3 == "only" and not quic and route.proxy is None:
+        config, hop = self._config, route.proxy
+        http3 = config.http3 if hop is None else hop.http3
+        quic = route.scheme == "https" and not route.upgrades and datagrams
+        if http3 == "only" and not quic:
             raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
         services = await self._services(route)
         here = Endpoint(route.host, route.port)
         over_quic: Sequence[Endpoint] = ()
-        if config.http3 and quic:
+        if http3 and quic:
             offered = [service.endpoint for service in services if b"h3" in service.alpn]
-            if config.http3 == "only":
+            if http3 == "only":
                 return Ways(_different([*offered, here])[:_AT_MOST], ())
             if config.uds is None:
-                known = [here] if route.origin in config.http3_origins else []
-                offers = _different([*known, *self.alt_svc.alternatives(route.origin), *offered])
+                known = [here] if hop is not None or route.origin in config.http3_origins else []
+                alternatives = self.alt_svc.alternatives(route.origin) if hop is None else ()
+                offers = _different([*known, *alternatives, *offered])
                 over_quic = [each for each in offers if not self._broken.broken(route.label, each)]
         spoken = {b"http/1.1"} if config.http1 else set()
         if config.http2 and not (route.upgrades and config.http1):

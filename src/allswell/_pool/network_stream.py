@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Literal
 
@@ -21,14 +22,23 @@ from allswell._report import LayerEnd, Outcome
 StartTls = Callable[[ByteStream, ssl.SSLContext, str], ByteStream]
 
 
+#: How a tunnel's half ends, where it is not the whole connection. (QUIC's FIN is a bit of a STREAM frame.)
+_ENDS = {"HTTP/2": "END_STREAM", "HTTP/3": "FIN"}
+
+
 class ExchangeStream(ByteStream):
-    """The bytes of an exchange that has become a tunnel, as a stream that filters can sit on."""
+    """The bytes of an exchange that has become a tunnel, as a stream that filters can sit on.
+
+    It has HTTP datagrams beside it (``HttpDatagrams`` in `_filters/connect_udp.py`), where HTTP/3 carries it.
+    """
 
     name = "tunnel"
 
     def __init__(self, exchange: Exchange) -> None:
+        self.largest_datagram = exchange.connection.datagram_room(exchange)
         self._exchange = exchange
         self._outgoing = bytearray()
+        self._datagrams: deque[bytes] = deque()
         self._failed = False
         self._end: LayerEnd | None = None
 
@@ -55,12 +65,20 @@ class ExchangeStream(ByteStream):
     def dead(self) -> bool:
         return self._failed
 
+    def send_datagrams(self, payloads: Sequence[bytes]) -> None:
+        if not self._failed:
+            self._datagrams += payloads
+            self._pump()
+
+    def take_datagrams(self) -> list[bytes]:
+        return self._exchange.take_datagrams()
+
     @property
     def unsent(self) -> int:
-        return len(self._outgoing)
+        return len(self._outgoing) + sum(map(len, self._datagrams))
 
     async def flush(self) -> None:
-        while self._outgoing:
+        while self._outgoing or self._datagrams:
             await self._exchange.wait_room()
             self._pump()
         if self._failed:
@@ -70,8 +88,11 @@ class ExchangeStream(ByteStream):
 
     def _pump(self) -> None:
         """Send what there is room for."""
-        exchange, outgoing = self._exchange, self._outgoing
+        exchange, outgoing, datagrams = self._exchange, self._outgoing, self._datagrams
         try:
+            if datagrams and exchange.room():
+                exchange.connection.send_datagrams(exchange, datagrams)
+                datagrams.clear()
             while outgoing and (room := exchange.room()):
                 piece = bytes(outgoing[:room])
                 del outgoing[:room]
@@ -79,9 +100,10 @@ class ExchangeStream(ByteStream):
         except AllswellError:
             self._failed = True  # the reading side tells why, after the peer's last words
             outgoing.clear()
+            datagrams.clear()
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        """Over HTTP/2: END_STREAM, and wait for the peer's. (Over HTTP/1.1 the connection's own goodbyes follow.)"""
+        """End our half of the stream, and wait for the peer's. (Over HTTP/1.1 the connection's own goodbyes follow.)"""
         if self._end is not None:
             return self._end
         began = monotonic()
@@ -92,7 +114,7 @@ class ExchangeStream(ByteStream):
                 heard = await self._exchange.end_tunnel()
             except AllswellError:
                 self._failed = True
-        words = "END_STREAM" if self._exchange.connection.multiplexes else ""
+        words = _ENDS.get(self._exchange.connection.http_version, "")
         if self._failed:
             outcome = Outcome.ABORTED
         elif heard or not words:

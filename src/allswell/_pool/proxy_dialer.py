@@ -1,8 +1,8 @@
 """From a route to a byte stream to its host, through proxies: with `dialer.py` a place that composes filters.
 
 Each hop adds its layers to the stack that reaches it: ``http-connect > tcp`` for an http proxy, ``http-connect > tls >
-tcp`` for an https one, ``socks5 > tcp``; two hops, two such pieces. An https proxy may speak HTTP/2. Then the
-connection to it is one of the pool's own, under a route of its own (``Route.carries``), and a tunnel is one of its
+tcp`` for an https one, ``socks5 > tcp``; two hops, two such pieces. An https proxy may speak HTTP/2, or HTTP/3. Then
+the connection to it is one of the pool's own, under a route of its own (``Route.carries``), and a tunnel is one of its
 exchanges: the stack that is built on it begins with ``tunnel``. It lives as long as it has tunnels, and counts against
 no limit, for whoever waits for a tunnel holds a place already.
 
@@ -34,7 +34,7 @@ from allswell._filters.socks import Socks5Filter
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
-from allswell._filters.tls import TlsFilter
+from allswell._filters.tls import TlsFilter, logging_keys
 from allswell._filters.tunnel import TunnelFilter
 from allswell._filters.udp import UdpFilter
 from allswell._messages import Headers, RequestHead
@@ -103,7 +103,9 @@ class ProxyDialer:
             return await self._tunnelled(route, hop, send, around)  # the proxy may know more than we do
 
     def _may_carry(self, hop: ProxyHop) -> bool:
-        return hop.scheme == "https" and hop.http2 and self._config.http2 and hop not in self._http1_only
+        if hop.scheme != "https":
+            return False
+        return bool(hop.http3) or (hop.http2 and self._config.http2 and hop not in self._http1_only)
 
     async def _tunnelled(self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None) -> Stack:
         stack = await self.reach(route.to_proxy(), send, around)
@@ -132,9 +134,10 @@ class ProxyDialer:
         """
         config, hop = self._config, route.proxies[-1]
         if hop.scheme == "https":
-            stack = Stack(await self._carried(route, hop, send, datagrams=True))
-            relay_filter = ConnectUdpFilter(top_of(stack), proxy=str(hop), host=route.host, port=route.port)
-            await stack.push(relay_filter, around)
+            tunnel = await self._carried(route, hop, send, datagrams=True)
+            stack = Stack(tunnel)
+            over = ConnectUdpFilter(tunnel, tunnel, proxy=str(hop), host=route.host, port=route.port)
+            await stack.push(over, around)
             return stack
         if hop.scheme == "socks5" and not is_address(route.host):
             route = route._replace(host=await _first_address(route))
@@ -148,9 +151,9 @@ class ProxyDialer:
         return stack
 
     def carries_datagrams(self, route: Route) -> bool:
-        """Whether datagrams may go this way: direct, through one SOCKS5 proxy, or where the last one speaks HTTP/2."""
-        if route.proxy is not None or not route.proxies:
-            return route.proxy is None
+        """Whether datagrams may go this way: direct, through one SOCKS5 proxy, or a last one of HTTP/2 or HTTP/3."""
+        if not route.proxies:
+            return True
         hop = route.proxies[-1]
         return self._may_carry(hop) or (len(route.proxies) == 1 and hop.scheme in ("socks5", "socks5h"))
 
@@ -171,7 +174,7 @@ class ProxyDialer:
         except AllswellError as error:
             message = f"no tunnel through the proxy {hop}: {error}"
             raise ConnectFailed(message, phase="proxy", by=error.by) from error
-        if response.http_version != b"HTTP/2":
+        if response.http_version not in (b"HTTP/2", b"HTTP/3"):
             self._http1_only[hop] = None
             if len(self._http1_only) > _REMEMBERED:
                 self._http1_only.popitem(last=False)
@@ -180,18 +183,22 @@ class ProxyDialer:
             raise refused(str(hop), response.status, response.reason, response.headers, body)
         return response.tunnel()
 
-    def tls(self, stack: Stack, route: Route, alpn: list[str]) -> TlsFilter:
-        """TLS with the proxy that a route ends at, to be put on the stack that reaches it."""
-        hop = route.proxy
-        assert hop is not None
+    def context(self, hop: ProxyHop) -> ssl.SSLContext:
+        """Whom to trust as this proxy."""
         if hop.ssl_context is None and self._context is None:
             self._context = httpx2.create_ssl_context()
         context = hop.ssl_context or self._context
         assert context is not None
+        return logging_keys(context)
+
+    def tls(self, stack: Stack, route: Route, alpn: list[str]) -> TlsFilter:
+        """TLS with the proxy that a route ends at, to be put on the stack that reaches it."""
+        hop = route.proxy
+        assert hop is not None
         return TlsFilter(
             top_of(stack),
             peer=f"the proxy {hop}",
-            context=context,
+            context=self.context(hop),
             server_name=hop.host,
             alpn=alpn,
             buffer=self._buffer,

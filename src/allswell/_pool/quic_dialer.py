@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from allswell._backends.http3 import Http3
@@ -19,19 +21,24 @@ from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pool.route import Endpoint, Route
 
+#: Bytes of the largest UDP payload that every path carries which carries QUIC at all (RFC 9000 §14).
+_SMALLEST = 1200
+#: The same for a connection whose packets carry another's, or even another's that carries a third's: each level takes
+#: up to 50 bytes. Nearly all paths carry as much; over others the handshake fails, for its packets are as large.
+_CARRIER = 1350
+
 
 class QuicDialer:
     """Makes HTTP/3 connections for one pool.
 
-    :param context: whom to trust, as on TCP.
+    :param trust: whom to trust at a route's end, as on TCP.
     :param ask: the resolver.
     """
 
-    def __init__(self, config: PoolConfig, context: ssl.SSLContext, ask: Resolve) -> None:
+    def __init__(self, config: PoolConfig, trust: Callable[[Route], ssl.SSLContext], ask: Resolve) -> None:
         self._config = config
         self._ask = ask
-        self._context = context
-        self._keylog: str | None = getattr(context, "keylog_filename", None)
+        self._trust = trust
         self._store: QuicStore = config.quic.store or MemoryStore()
 
     async def dial(self, route: Route, to: Endpoint, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
@@ -70,27 +77,33 @@ class QuicDialer:
         :raises ConnectFailed: naming the peer and what went wrong.
         """
         assert isinstance(stack.top, Datagrams)
-        quic = QuicFilter(stack.top, self._settings(route))
+        settings = self._settings(route)
+        settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
+        quic = QuicFilter(stack.top, settings)
         await stack.push(quic, around)
         return stack, Http3(quic.connection, max_header_size=self._config.max_header_size)
 
     def _settings(self, route: Route) -> QuicSettings:
         config, quic = self._config, self._config.quic
+        trust = self._trust(route)
+        # A connection that carries tunnels: datagrams in its own, and it must outlive what says nothing for a while.
+        keepalive = quic.keepalive or (quic.idle_timeout / 2 if route.carries else None)
         return QuicSettings(
             server_name=route.server_name or route.host,
-            server=f"{route.host}:{route.port}",
-            trust=self._context,
+            server=f"{route.host}:{route.port}" if route.proxy is None else f"the proxy {route.proxy}",
+            trust=trust,
             certfile=quic.certfile,
             keyfile=quic.keyfile,
             key_password=quic.key_password,
             versions=quic.versions,
             idle_timeout=quic.idle_timeout,
-            keepalive=quic.keepalive,
+            keepalive=keepalive,
             stream_window=config.stream_window,
             connection_window=config.connection_window,
-            datagrams=quic.datagrams,
+            max_datagram_size=_CARRIER if route.carries else _SMALLEST,
+            datagrams=quic.datagrams or route.carries,
             store=self._store,
             early_data=quic.early_data,
             qlog_dir=quic.qlog_dir or os.environ.get("QLOGDIR") or None,
-            keylog_file=self._keylog,
+            keylog_file=getattr(trust, "keylog_filename", None),
         )
