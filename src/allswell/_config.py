@@ -105,6 +105,12 @@ class PoolConfig:
         an earlier response); QUIC then races TCP. ``"only"``: HTTP/3 and nothing else.
     :ivar http3_origins: origins (``"https://example.org"``) that speak HTTP/3, by prior knowledge.
     :ivar quic: settings of QUIC.
+    :ivar coalescing: an HTTP/2 or HTTP/3 connection may serve other https origins than the one it was made for, where
+        its verified certificate covers their names, and their names have the address that it is connected to
+        (RFC 9113 §9.1.1, RFC 9114 §3.3). Never through proxies, nor with ``sni_hostname``, IP addresses for hosts, or
+        certificates that are not verified. ``"origin"``: a server's ORIGIN frame is taken for the address
+        (RFC 8336 §2.4, and §4 for what that risks). Say ``False`` where servers tell clients apart by certificates of
+        theirs: a context does not tell whether it has one.
     :ivar max_connections: in all; ``None`` for no limit. Connections that are saying goodbye do not count.
     :ivar max_connections_per_route: to one origin.
     :ivar max_keepalive_connections: idle ones that are kept.
@@ -137,6 +143,7 @@ class PoolConfig:
     https_records: bool = False
     nameservers: Sequence[str] = ()
     quic: QuicConfig = QuicConfig()
+    coalescing: bool | Literal["origin"] = True
     max_connections: int | None = 100
     max_connections_per_route: int | None = None
     max_keepalive_connections: int | None = 20

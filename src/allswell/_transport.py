@@ -162,6 +162,7 @@ class Sender:
                 ssl_context=httpx2.create_ssl_context(verify, cert, trust_env),
                 http1=http1,
                 http2=http2,
+                coalescing=cert is None,
                 max_connections=limits.max_connections,
                 max_keepalive_connections=limits.max_keepalive_connections,
                 keepalive_expiry=limits.keepalive_expiry,

@@ -16,10 +16,11 @@ from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import State
 from allswell._messages import RequestHead
 from allswell._pool.dialer import Dialer
-from allswell._pool.dispatcher import Dispatcher, _Dial, _RouteState
+from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
+from allswell._pool.route_state import Dial, RouteState
 from allswell._tasks import TaskHost
 
 
@@ -90,8 +91,8 @@ def warm_request(idle: int) -> Callable[[], None]:
 
 def adopt(dispatcher: Dispatcher, route: Route, connection: PretendedConnection) -> None:
     """Give the dispatcher a connection as a dial does."""
-    state = dispatcher._routes[route] = _RouteState(route)
-    dispatcher._dial_succeeded(state, _Dial(1), cast(Connection, connection))
+    state = dispatcher._routes[route] = RouteState(route)
+    dispatcher._dial_succeeded(state, Dial(1, searches=False), cast(Connection, connection))
 
 
 def main() -> None:

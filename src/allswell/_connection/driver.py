@@ -168,6 +168,7 @@ class Connection:
         body: bytes | None,
         *,
         timeouts: Timeouts,
+        label: str = "",
         total_at: float = math.inf,
         upload: bool = False,
     ) -> Exchange:
@@ -175,11 +176,12 @@ class Connection:
 
         :param body: all of the body, small enough to go at once; ``None`` for no body. Where the peer's window is too
             small for it, it is not sent: ``uploaded`` of the exchange tells.
+        :param label: what errors call the origin, where the connection was made for another.
         :param upload: the body follows by :meth:`Exchange.start_upload`.
         :raises LocalProtocolError: when HTTP cannot say it.
         :raises NotProcessed: when the connection takes no more.
         """
-        exchange = Exchange(self, head, timeouts, total_at)
+        exchange = Exchange(self, head, label or self.label, timeouts, total_at)
         backend = self._backend
         try:
             number = exchange.number = backend.open(head, end=body is None and not upload)

@@ -50,6 +50,7 @@ class Exchange:
 
     :ivar number: the backend's name for it.
     :ivar connection: the one that carries it.
+    :ivar label: the origin, as errors name it; the connection may have been made for another.
     :ivar informational: the 1xx responses so far.
     :ivar trailers: the response's trailer section, once its body was read.
     :ivar tunnel: it has become a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
@@ -74,6 +75,7 @@ class Exchange:
         "connection",
         "cut_short",
         "informational",
+        "label",
         "lingers",
         "number",
         "request",
@@ -83,8 +85,11 @@ class Exchange:
         "uploading",
     )
 
-    def __init__(self, connection: Connection, request: RequestHead, timeouts: Timeouts, total_at: float) -> None:
+    def __init__(
+        self, connection: Connection, request: RequestHead, label: str, timeouts: Timeouts, total_at: float
+    ) -> None:
         host = connection.host
+        self.label = label
         self.connection = connection
         self.request = request
         self.number = 0
@@ -176,7 +181,7 @@ class Exchange:
             # Who reads on all the same must neither wait for ever nor take what he has for the whole.
             self.complete = False
             self._error = self._error or TransportError(
-                f"the response of {self.connection.label} was closed before its body was read",
+                f"the response of {self.label} was closed before its body was read",
                 operation="read",
                 by="us",
             )
@@ -211,7 +216,7 @@ class Exchange:
     def start_upload(self, body: AsyncIterable[bytes], trailers: TrailerSource = None) -> None:
         """Send the body from a task of its own. Its errors arrive where the response is waited for."""
         self.uploading = True
-        self.connection.host.spawn(self._upload, body, trailers, name=f"allswell upload to {self.connection.label}")
+        self.connection.host.spawn(self._upload, body, trailers, name=f"allswell upload to {self.label}")
 
     async def send(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send a piece of the request's body, waiting for room.
@@ -226,12 +231,12 @@ class Exchange:
                 raise self._error
             if self.uploaded:
                 if self.tunnel:
-                    raise TransportError(f"the tunnel to {self.connection.label} has ended", operation="write")
+                    raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
                 raise _UploadStopped
             if offset < len(data) and window <= 0:
                 if self.tunnel and self.complete:
                     # The peer ended its half, so nobody reads any more, who would notice if the rest ended too.
-                    raise TransportError(f"the tunnel to {self.connection.label} has ended", operation="write")
+                    raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
                 if not self.tunnel:
                     self._write_at = _instant(self._timeouts.write, self._total_at)
                     self.connection.watch(self._write_at)
@@ -253,7 +258,7 @@ class Exchange:
         if self._error is not None:
             raise self._error
         if self.uploaded:
-            raise TransportError(f"the tunnel to {self.connection.label} has ended", operation="write")
+            raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
         return self.connection.send_window(self)
 
     async def wait_room(self) -> None:
@@ -327,7 +332,7 @@ class Exchange:
     def on_informational(self, head: ResponseHead) -> None:
         """A 1xx response came."""
         if len(self.informational) >= 64:
-            self.fail(RemoteProtocolError(f"{self.connection.label} sent over 64 informational responses"))
+            self.fail(RemoteProtocolError(f"{self.label} sent over 64 informational responses"))
             return
         self.informational.append(head)
         self._continue = self._continue or head.status == 100
@@ -382,7 +387,7 @@ class Exchange:
 
     def hang_up(self) -> None:
         """A tunnel was closed from our side: whoever still waits for its bytes learns of it."""
-        self.on_error(TransportError(f"the tunnel to {self.connection.label} was closed", operation="read", by="us"))
+        self.on_error(TransportError(f"the tunnel to {self.label} was closed", operation="read", by="us"))
 
     def fail(self, error: BaseException) -> None:
         """End the exchange from our side, with this error."""
@@ -398,7 +403,7 @@ class Exchange:
         self._write_at = self._read_at = math.inf
         seconds = {"total": self._timeouts.total, "write": self._timeouts.write, "read": self._timeouts.read}[phase]
         did = {"total": "did not finish", "write": "took nothing of the request", "read": "sent nothing"}[phase]
-        error = Timeout(f"{self.connection.label} {did} within {seconds:g} s", phase=phase)
+        error = Timeout(f"{self.label} {did} within {seconds:g} s", phase=phase)
         # Behind others in a pipeline it is not its own response that is late: it goes elsewhere.
         elsewhere = phase == "read" and self.connection.in_line(self)
         self.fail(NotProcessed(error, proven=False) if elsewhere else error)

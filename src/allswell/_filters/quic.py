@@ -34,6 +34,7 @@ from aioquic.tls import AlertDescription
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
+from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import Carrier, Datagrams
 from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
 from allswell._filters.quic_ecn import ECT_0, NOT_ECT
@@ -506,4 +507,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     def extra(self, name: str) -> Any:
         if name == "quic":
             return self
+        if name == "certificate":
+            certificate = self.connection.verified_certificate
+            return PeerCertificate.of_quic(certificate) if certificate is not None else None
         return self._udp.extra(name)

@@ -39,9 +39,11 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, get_spin_bit, pull
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
+from cryptography.x509 import Certificate
 
 from allswell._errors import Party
 from allswell._filters import quic_trust
+from allswell._filters.certificates import strict
 from allswell._filters.quic_ecn import EcnConnection
 
 #: RFC 9000 §10.3: a stateless reset is at least so long.
@@ -116,6 +118,8 @@ class ClientConnection(EcnConnection):
         self.ended: QuicEnd | None = None
         #: The peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
         self.heard: QuicEnd | None = None
+        #: The server's, where its chain and name were verified. (A session that is resumed shows none.)
+        self.verified_certificate: Certificate | None = None
         self.dirty = True
 
     # What a backend needs
@@ -400,6 +404,8 @@ class ClientConnection(EcnConnection):
             assert certificate is not None
             assert name is not None
             quic_trust.check(trust, name, [certificate, *self.tls._peer_certificate_chain])
+            if strict(trust):
+                self.verified_certificate = certificate
 
         self.tls._client_handle_certificate_verify = handle  # type: ignore[method-assign, assignment]  # of this one context
 

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
+from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
@@ -245,6 +246,8 @@ class TlsFilter(ByteStream):
         return self._end
 
     def extra(self, name: str) -> Any:
+        if name == "certificate":
+            return PeerCertificate.of_tls(self._context, self._object) if self._object is not None else None
         return self._object if name == "ssl_object" else self._lower.extra(name)
 
 

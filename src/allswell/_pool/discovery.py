@@ -9,8 +9,11 @@ Of a proxy its own settings tell.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
 
 from allswell._config import PoolConfig
 from allswell._errors import ConnectFailed
@@ -82,6 +85,27 @@ class Discovery:
             spoken.add(b"h2")
         over_tcp = _different([*(each.endpoint for each in services if each.alpn & spoken), here])
         return Ways(over_quic[:_AT_MOST], over_tcp)
+
+    async def destinations(self, route: Route) -> dict[str, set[tuple[Any, ...]]]:
+        """Where a dial for a route without proxies would go: socket addresses, by the version of HTTP.
+
+        (The dial asks the same again, and has the answers at once.)
+        """
+        quic, tcp = await self.find(route, datagrams=True)
+        return {"HTTP/3": await self._addresses(quic), "HTTP/2": await self._addresses(tcp)}
+
+    async def _addresses(self, endpoints: Iterable[Endpoint]) -> set[tuple[Any, ...]]:
+        found: set[tuple[Any, ...]] = set()
+
+        async def look(host: str, port: int, family: int) -> None:
+            with suppress(OSError):  # who connects will ask again, and tell
+                found.update(address for _, address in await self.lookups.addresses(host, port, family))
+
+        async with anyio.create_task_group() as tasks:
+            for host, port, _ in endpoints:
+                for family in families(host, self._config.local_address):
+                    tasks.start_soon(look, host, port, family)
+        return found
 
     async def _services(self, route: Route) -> Services:
         """What DNS says. Not for the way through proxies, which resolve names themselves."""

@@ -11,6 +11,9 @@ Where requests are pipelined, a connection can have room *behind* other exchange
 and before a new one is made, in turns; only for requests that may follow others, and never past someone who waits and
 may not: he would wait for ever for a connection to become idle.
 
+A connection may serve other routes than the one that it was made for (`coalescing.py`). A dial looks for such a one
+first; until it has found none, it makes no connection, and counts against no limit.
+
 Connections are reused last-in first-out, so that those that are not needed grow idle and expire. Over the limits, the
 idle connection that was unused for longest ends (in the background, politely), whichever route it serves.
 """
@@ -32,64 +35,22 @@ from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout, TimeoutPhase
+from allswell._pool.coalescing import Coalescing
 from allswell._pool.dialer import Dialer
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
+from allswell._pool.route_state import Dial, RouteState, Waiter, fit, may_join
 from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 from allswell._pool.waiters import Waiters
 from allswell._report import ConnectionEnd
-from allswell._tasks import Alarm, Signal, TaskHost, logger, weak_method
+from allswell._tasks import Alarm, TaskHost, logger, weak_method
 
 #: How long an idle connection over the keep-alive limit is kept after all, in seconds.
 _SURPLUS_FOR = 0.5
 
 #: After the grace: time for tasks that were told to finish, in seconds. (They wait for nothing any more.)
 _SLACK = 0.1
-
-
-class _Dial:
-    """A connection in the making, how many waiters it may serve, and how many seconds each try may take."""
-
-    __slots__ = ("covers", "deadline", "patience", "waiters")
-
-    def __init__(self, covers: int) -> None:
-        self.covers = covers
-        self.patience = 0.0
-        self.waiters: dict[_Waiter, None] = {}
-        self.deadline = Deadline()  # none, until the pool closes
-
-
-class _Waiter:
-    """A request that waits for room; served, it has an exchange, else an error."""
-
-    __slots__ = ("covered_at", "dial", "error", "exchange", "patience", "request", "signal", "since", "total_at")
-
-    def __init__(self, request: Request, total_at: float, signal: Signal, *, since: float) -> None:
-        self.request = request
-        self.patience = math.inf if request.timeouts.connect is None else request.timeouts.connect
-        self.covered_at = math.inf  # since when it waits for its dial
-        self.total_at = total_at
-        self.signal = signal
-        self.since = since  # see _fit
-        self.dial: _Dial | None = None
-        self.exchange: Exchange | None = None
-        self.error: AllswellError | None = None
-
-
-class _RouteState:
-    """What the pool has on one route."""
-
-    __slots__ = ("available", "behind", "connections", "counts", "dials", "multiplexes", "route")
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        self.available: dict[Connection, None] = {}  # with room; the last one was used last
-        self.behind: dict[Connection, None] = {}  # with room behind other exchanges only; the same order
-        self.connections = 0  # those that count against the limits
-        self.dials: dict[_Dial, None] = {}
-        self.multiplexes: bool | None = None  # as the last connection turned out
-        self.counts = not route.carries  # against the limits
 
 
 class Dispatcher:
@@ -116,10 +77,12 @@ class Dispatcher:
         self.dropped = 0
         self.host = host
         self._send = weakref.WeakMethod(send)
-        self._routes: dict[Route, _RouteState] = {}
-        self._waiters: Waiters[_Waiter] = Waiters()
+        self._routes: dict[Route, RouteState] = {}
+        self._waiters: Waiters[Waiter] = Waiters()
         self._idle: dict[Connection, None] = {}  # the first has been idle for longest
-        self._homes: dict[Connection, _RouteState] = {}  # where each connection counts, while it does
+        #: The routes that each connection serves, while it counts: first the one that it was made for, where it does.
+        self._serves: dict[Connection, tuple[RouteState, ...]] = {}
+        self._coalescing = Coalescing(config, dialer)
         self._surplus: Alarm | None = None
         self._counted = 0  # connections and dials that count against the limit
         self._closing: Deadline | None = None
@@ -135,23 +98,24 @@ class Dispatcher:
         available = state.available
         while available:
             connection = next(reversed(available))
-            if not _fit(connection, since):
+            if not fit(connection, since):
                 return None
             ready = connection.capacity() if request.may_repeat(proven=False) else connection.usable()
             if ready:
                 return self._open_on(state, connection, request, total_at)
             available.pop(connection, None)
         if state.behind and request.may_follow:
-            chosen = next((each for each in state.behind if each.capacity() and _fit(each, since)), None)
+            chosen = next((each for each in state.behind if each.capacity() and fit(each, since)), None)
             if chosen is not None:
                 return self._open_on(state, chosen, request, total_at)
         return None
 
-    def _open_on(self, state: _RouteState, connection: Connection, request: Request, total_at: float) -> Exchange:
+    def _open_on(self, state: RouteState, connection: Connection, request: Request, total_at: float) -> Exchange:
         inline = request.inline
         exchange = connection.open(
             request.head,
             inline,
+            label=state.label,
             timeouts=request.timeouts,
             total_at=total_at,
             upload=request.body is not None and inline is None,
@@ -161,30 +125,23 @@ class Dispatcher:
             state.available.pop(connection, None)
             state.behind.pop(connection, None)
         elif not connection.multiplexes:
-            self._keep(state, connection)
+            state.keep(connection)
         return exchange
-
-    def _keep(self, state: _RouteState, connection: Connection) -> None:
-        """Where requests look for room, as the one that was used last."""
-        state.available.pop(connection, None)
-        state.behind.pop(connection, None)
-        behind = connection.open_exchanges and not connection.multiplexes
-        (state.behind if behind else state.available)[connection] = None
 
     async def wait(self, request: Request, total_at: float, since: float) -> Exchange:
         """Wait for a connection with room, and for it to be made if need be; the exchange opened there.
 
         :param total_at: the instant at which the request's total timeout passes.
-        :param since: as for :func:`_fit`.
+        :param since: as for :func:`fit`.
         :raises AllswellError: when there is none to be had.
         """
         if self._closing is not None:
             raise PoolClosed("the pool is closed")
-        waiter = _Waiter(request, total_at, self.host.signal(), since=since)
+        waiter = Waiter(request, total_at, self.host.signal(), since=since)
         route = request.route
         state = self._routes.get(route)
         if state is None:
-            state = self._routes[route] = _RouteState(route)
+            state = self._routes[route] = RouteState(route)
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
         self._waiters.add(route, waiter)
         self._make_room(state)
@@ -208,7 +165,7 @@ class Dispatcher:
             raise waiter.error
         return waiter.exchange
 
-    def _until(self, waiter: _Waiter, pool_at: float) -> tuple[float, TimeoutPhase]:
+    def _until(self, waiter: Waiter, pool_at: float) -> tuple[float, TimeoutPhase]:
         """How long it waits as things are, and what is then to blame."""
         until = pool_at
         if waiter.dial is not None:  # which ends in time by itself, unless others allow it more
@@ -218,7 +175,7 @@ class Dispatcher:
             return waiter.total_at, "total"
         return until, "connect" if waiter.dial is not None else "pool"
 
-    def _forget(self, state: _RouteState, waiter: _Waiter) -> None:
+    def _forget(self, state: RouteState, waiter: Waiter) -> None:
         self._waiters.remove(state.route, waiter)
         if waiter.dial is not None:
             waiter.dial.waiters.pop(waiter, None)
@@ -226,11 +183,11 @@ class Dispatcher:
 
     # Serving and dialling
 
-    def _serve(self, state: _RouteState, connection: Connection) -> None:
+    def _serve(self, state: RouteState, connection: Connection) -> None:
         """Give the connection's room to those who wait on its route, first come first."""
         while connection.capacity():
-            chosen = next((w for w in self._waiters.first(state.route) if _fit(connection, w.since)), None)
-            if chosen is None or (connection.open_exchanges and not _may_join(connection, chosen.request)):
+            chosen = next((w for w in self._waiters.first(state.route) if fit(connection, w.since)), None)
+            if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
                 return
             self._forget(state, chosen)
             try:
@@ -242,22 +199,26 @@ class Dispatcher:
                 chosen.error = error
             chosen.signal.set()
 
-    def _make_room(self, state: _RouteState) -> None:
+    def _make_room(self, state: RouteState) -> None:
         """Cover the route's starved waiters: by dials under way that may serve more, then by new ones."""
         waiters = self._waiters
         if self._closing is not None:
             return
         for dial in state.dials:
             self._cover(state, dial)
-        while (first := waiters.starved(state.route)) is not None and self._admit(state):
-            dial = _Dial(self._expected(state))
+        while (first := waiters.starved(state.route)) is not None:
+            searches = not first.searched and self._coalescing.promises(state.route)
+            if not searches and not self._admit(state):
+                break
+            dial = Dial(self._expected(state), searches=searches)
             state.dials[dial] = None
-            self._counted += state.counts
+            if not searches:
+                self._count(state, dial)
             self._cover(state, dial)
             dial.patience = max(waiter.patience for waiter in dial.waiters)
             self.host.spawn(self._dial, state, dial, first.request, name=f"allswell dials {state.route.origin}")
 
-    def _cover(self, state: _RouteState, dial: _Dial) -> None:
+    def _cover(self, state: RouteState, dial: Dial) -> None:
         """Let starved waiters wait for this dial, as many as it may serve."""
         now = monotonic()
         while len(dial.waiters) < dial.covers and (waiter := self._waiters.starved(state.route)) is not None:
@@ -267,21 +228,27 @@ class Dispatcher:
             waiter.covered_at = now
             waiter.signal.set()
 
-    def _expected(self, state: _RouteState) -> int:
+    def _count(self, state: RouteState, dial: Dial) -> None:
+        dial.counts = True
+        state.dialling += 1
+        self._counted += state.counts
+
+    def _expected(self, state: RouteState) -> int:
         multiplexes = state.multiplexes
         if multiplexes is None:
             multiplexes = self.dialer.may_multiplex(state.route)
         return self.dialer.streams(state.route) if multiplexes else 1
 
-    def _admit(self, state: _RouteState) -> bool:
+    def _admit(self, state: RouteState) -> bool:
         """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
         if not state.counts:
             return True
         limits = self.config
         per_route = limits.max_connections_per_route
-        if per_route is not None and state.connections + len(state.dials) >= per_route:
+        if per_route is not None and state.connections + state.dialling >= per_route:
             # One that is idle although somebody waits here will not do for him: he needs a fresh one.
-            idle = next((each for each in state.available if each in self._idle), None)
+            own = (each for each in state.available if each in self._idle and each not in state.borrowed)
+            idle = next(own, None)
             if idle is None:
                 return False
             self._evict(idle)
@@ -294,21 +261,23 @@ class Dispatcher:
 
     def _evict(self, connection: Connection) -> None:
         """End an idle connection; its place is the caller's to give, so it is taken from it first."""
-        state = self._detach(connection)
+        states = self._detach(connection)
         connection.close("its place was needed")
-        if state is not None:
+        for state in states:
             self._tidy(state)
 
-    async def _dial(self, state: _RouteState, dial: _Dial, request: Request) -> None:
+    async def _dial(self, state: RouteState, dial: Dial, request: Request) -> None:
         error: AllswellError | None = None
         connection: Connection | None = None
+        crowded = False
         try:
             with dial.deadline.scope() as closing:
                 for attempt in range(self.config.retries + 1):
                     if attempt:
                         await anyio.sleep(0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
                     try:
-                        connection = await self._connect(state.route, request, dial.patience)
+                        connection = await self._connect(state, dial, request)
+                        crowded = connection is None
                         break
                     except (ConnectFailed, Timeout) as failure:
                         error = failure
@@ -319,16 +288,30 @@ class Dispatcher:
             error.__cause__ = failure
         finally:
             del state.dials[dial]
-            self._counted -= state.counts
-            if connection is None:
-                self._dial_failed(state, dial, error or PoolClosed("the event loop ended"))
-            else:
+            if dial.counts:
+                state.dialling -= 1
+                self._counted -= state.counts
+            if connection is not None:
                 self._dial_succeeded(state, dial, connection)
+            elif crowded:
+                for waiter in list(dial.waiters):
+                    waiter.searched = True
+                    self._uncover(state, waiter)
+                self._tidy(state)
+            else:
+                self._dial_failed(state, dial, error or PoolClosed("the event loop ended"))
             self._something_ended()
 
-    async def _connect(self, route: Route, request: Request, patience: float) -> Connection:
-        seconds = None if patience == math.inf else patience
+    async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
+        """One of another route's connections, where there is one to be had; else a new one, if there is room for it."""
+        route, seconds = state.route, None if dial.patience == math.inf else dial.patience
         with Deadline.after(seconds).scope():
+            if dial.searches:
+                found = await self._coalescing.find(route)
+                dial.searches = False
+                if found is not None or not self._admit(state):
+                    return found
+                self._count(state, dial)
             return await self.dialer.dial(
                 route, self, self._send_through, partial(self._discard, route), request.tracer, timeout=seconds
             )
@@ -340,7 +323,7 @@ class Dispatcher:
             raise PoolClosed("the pool is gone")
         return await send(request)
 
-    def _dial_failed(self, state: _RouteState, dial: _Dial, error: AllswellError) -> None:
+    def _dial_failed(self, state: RouteState, dial: Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):
             if isinstance(error, Timeout) and waiter.patience > dial.patience:
                 self._uncover(state, waiter)  # it came later, and has more time than this dial had
@@ -350,15 +333,21 @@ class Dispatcher:
             waiter.signal.set()
         self._room_came(state)
 
-    def _dial_succeeded(self, state: _RouteState, dial: _Dial, connection: Connection) -> None:
-        state.multiplexes = connection.capacity() > 1
-        state.connections += 1
-        self._homes[connection] = state
-        self._counted += state.counts
-        self._start(connection, state.route)
-        if self._closing is not None:
-            connection.close("the pool closes", self._closing)
-            return
+    def _dial_succeeded(self, state: RouteState, dial: Dial, connection: Connection) -> None:
+        if connection in self._serves:
+            if connection not in state.borrowed:  # (two dials may have found it)
+                self._serves[connection] += (state,)
+                state.borrowed[connection] = None
+        else:
+            state.multiplexes = connection.capacity() > 1
+            state.connections += 1
+            self._serves[connection] = (state,)
+            self._counted += state.counts
+            self._start(connection, state.route)
+            if self._closing is not None:
+                connection.close("the pool closes", self._closing)
+                return
+            self._coalescing.add(connection, state.route)
         self.connection_available(connection)
         # Whom it could not serve (they were more than it turned out to have room for) waits for another.
         for waiter in list(dial.waiters):
@@ -374,13 +363,13 @@ class Dispatcher:
         self._start(connection, route)
         connection.close("another was made sooner", self._closing)
 
-    def _uncover(self, state: _RouteState, waiter: _Waiter) -> None:
+    def _uncover(self, state: RouteState, waiter: Waiter) -> None:
         """Its dial is over, and did not serve it."""
         waiter.dial = None
         self._waiters.uncover(state.route, waiter)
         waiter.signal.set()
 
-    def _room_came(self, state: _RouteState) -> None:
+    def _room_came(self, state: RouteState) -> None:
         """A place under the limits is free: the one who has waited longest, on whichever route, has it."""
         if self.config.max_connections is None:
             self._make_room(state)
@@ -392,7 +381,7 @@ class Dispatcher:
                     break
         self._tidy(state)
 
-    def _owed_elsewhere(self, state: _RouteState) -> bool:
+    def _owed_elsewhere(self, state: RouteState) -> bool:
         """Whether the place of a connection without exchanges belongs to another route.
 
         There someone has waited for longer than anyone here, and nothing is under way that could ever serve him.
@@ -402,33 +391,34 @@ class Dispatcher:
             return False
         assert isinstance(oldest, Route)
         other = self._routes[oldest]
-        return not (other.connections or other.dials) and self._counted >= self.config.max_connections
+        return not (other.connections or other.borrowed or other.dials) and self._counted >= self.config.max_connections
 
-    def _tidy(self, state: _RouteState) -> None:
-        if not (state.connections or state.dials or self._waiters.waiting(state.route)):
+    def _tidy(self, state: RouteState) -> None:
+        if not (state.connections or state.borrowed or state.dials or self._waiters.waiting(state.route)):
             self._routes.pop(state.route, None)
 
     # What connections tell (see _connection/interface.py)
 
     def connection_available(self, connection: Connection) -> None:
         """It has room: serve who waits, or keep it."""
-        state = self._homes.get(connection)
-        if state is None:
+        states = self._serves.get(connection)
+        if states is None:
             return
+        home = states[0]
         # (One that has carried nothing yet was made for who waits here, when it was his turn.)
-        if connection.opened and not connection.open_exchanges and self._owed_elsewhere(state):
-            self._detach(connection)
+        if connection.opened and not connection.open_exchanges and self._owed_elsewhere(home):
             connection.close("its place was needed")
-            self._room_came(state)
             return
-        if self._waiters.waiting(state.route):
-            self._serve(state, connection)
+        for state in states:
+            if self._waiters.waiting(state.route):
+                self._serve(state, connection)
         if connection.capacity():
-            self._keep(state, connection)
+            for state in states:
+                state.keep(connection)
             if not connection.open_exchanges:
                 self._idle[connection] = None
                 if self._waiters.starved_longest() is not None:
-                    self._room_came(state)  # for which it may have to end
+                    self._room_came(home)  # for which it may have to end
                 limit = self.config.max_keepalive_connections
                 if limit is not None and len(self._idle) > limit:
                     self._thin_out()
@@ -451,26 +441,48 @@ class Dispatcher:
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no more: it counts no more either, so another may take its place while it still drains."""
-        state = self._detach(connection)
-        if state is not None and self._closing is None:
-            self._room_came(state)
+        states = self._detach(connection)
+        if states and self._closing is None:
+            for state in states[1:]:
+                self._make_room(state)
+                self._tidy(state)
+            self._room_came(states[0])
 
-    def _detach(self, connection: Connection) -> _RouteState | None:
-        """Count it no more; the route's state, where it did count until now."""
+    def _detach(self, connection: Connection) -> tuple[RouteState, ...]:
+        """Count it no more; the routes that it served until now."""
         self._idle.pop(connection, None)
-        state = self._homes.pop(connection, None)
-        if state is not None:
-            state.available.pop(connection, None)
-            state.behind.pop(connection, None)
-            state.connections -= 1
-            self._counted -= state.counts
-        return state
+        self._coalescing.remove(connection)
+        states = self._serves.pop(connection, ())
+        for state in states:
+            state.drop(connection)
+        if states:
+            states[0].connections -= 1
+            self._counted -= states[0].counts
+        return states
 
     def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
         """The server says for which origins it is ready, or where else one of them is to be had."""
-        route = self.connections[connection]
-        if isinstance(news, AlternativeOffered) and news.origin == route.origin and route.proxy is None:
-            self.dialer.discovery.learn(route, news.field)
+        if isinstance(news, OriginsNamed):
+            for route in self._coalescing.name(connection, news.origins):
+                self._take_back(connection, route)
+            return
+        # RFC 7838 §4: what it is not authoritative for is nothing that it can speak of.
+        for route in (self.connections[connection], *self._coalescing.routes(connection)):
+            if route.origin == news.origin:
+                self.dialer.discovery.learn(route, news.field)
+
+    def misdirected(self, connection: Connection, route: Route) -> None:
+        """It answered 421 to a request on this route (RFC 9110 §15.5.20)."""
+        if self._coalescing.refuse(connection, route):
+            self._take_back(connection, route)
+
+    def _take_back(self, connection: Connection, route: Route) -> None:
+        """A connection of another route's must not serve this one any more."""
+        state = self._routes[route]
+        state.drop(connection)
+        self._serves[connection] = tuple(each for each in self._serves[connection] if each is not state)
+        self._make_room(state)
+        self._tidy(state)
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """It is closed."""
@@ -495,7 +507,8 @@ class Dispatcher:
         now = monotonic()
         connections: dict[Route, list[ConnectionSnapshot]] = {route: [] for route in self._routes}
         for connection, route in self.connections.items():
-            connections.setdefault(route, []).append(ConnectionSnapshot.of(connection, now))
+            serves = tuple(each.label for each in self._coalescing.routes(connection))
+            connections.setdefault(route, []).append(ConnectionSnapshot.of(connection, now, serves))
         found = []
         for route, those in connections.items():
             dials = len(self._routes[route].dials) if route in self._routes else 0
@@ -567,16 +580,3 @@ def _timed_out(request: Request, phase: TimeoutPhase) -> Timeout:
     else:
         told = f"no connection within the total {timeouts.total:g} s"
     return Timeout(f"{request.route.label}: {told}", phase=phase)
-
-
-def _may_join(connection: Connection, request: Request) -> bool:
-    """Whether it may be sent while others are under way there."""
-    return connection.multiplexes or request.may_follow
-
-
-def _fit(connection: Connection, since: float) -> bool:
-    """Whether it was made since then, or has carried nothing yet.
-
-    (``-inf``: any will do. ``inf``: only one that has carried nothing.)
-    """
-    return connection.made_at > since or not connection.opened

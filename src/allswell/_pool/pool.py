@@ -142,6 +142,8 @@ class ConnectionPool:
             version = exchange.connection.http_version
             try:
                 response = await self._respond(request, exchange, attempts)
+                if response.status == 421:
+                    dispatcher.misdirected(exchange.connection, request.route)
                 if not _declined(request, response):
                     return response
                 await response.aclose()

@@ -20,6 +20,7 @@ class ConnectionSnapshot:
     :ivar opened: exchanges in its life.
     :ivar age: seconds since it was made.
     :ivar idle: seconds since its last exchange ended; ``None`` while one is under way.
+    :ivar serves: the origins that it serves besides the one that it was made for.
     """
 
     http_version: str
@@ -30,9 +31,10 @@ class ConnectionSnapshot:
     opened: int
     age: float
     idle: float | None
+    serves: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, connection: Connection, now: float) -> Self:
+    def of(cls, connection: Connection, now: float, serves: tuple[str, ...] = ()) -> Self:
         """Of this connection, at this instant of :func:`time.monotonic`."""
         return cls(
             http_version=connection.http_version,
@@ -43,12 +45,15 @@ class ConnectionSnapshot:
             opened=connection.opened,
             age=now - connection.made_at,
             idle=None if connection.open_exchanges else now - connection.idle_since,
+            serves=serves,
         )
 
     def __str__(self) -> str:
         told = f"{self.exchanges} under way, room for {self.capacity}, {self.opened} in all, {self.age:.1f} s old"
         idle = f", idle for {self.idle:.1f} s" if self.idle is not None else ""
-        return f"{self.http_version:<8}  {self.state:<8}  {told}{idle}" + (f" ({self.reason})" if self.reason else "")
+        reason = f" ({self.reason})" if self.reason else ""
+        others = f"; also for {', '.join(self.serves)}" if self.serves else ""
+        return f"{self.http_version:<8}  {self.state:<8}  {told}{idle}{reason}{others}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class RouteSnapshot:
     """What the pool has on one route.
 
     :ivar route: as errors and reports name it: ``"https://example.org"``, and the proxies on the way.
-    :ivar connections: those that are not closed, oldest first; those in their goodbyes included.
+    :ivar connections: those that were made for it and are not closed, oldest first; those in their goodbyes included.
     :ivar dials: connections being made.
     :ivar waiting: requests that wait for room.
     """

@@ -1,0 +1,166 @@
+"""Connection coalescing: which connection may serve another origin too (RFC 9113 §9.1.1, RFC 9114 §3.3).
+
+Theory of operation. A connection may serve an origin besides the one that it was made for, if
+
+- both are https, reached directly, by names, at the same port, with nothing forced: no proxies, no Unix socket, no
+  ``sni_hostname``; nor a client certificate, as far as we can know;
+- it speaks HTTP/2; or HTTP/3, where a dial for the other origin would try HTTP/3 at the same endpoint;
+- its certificate was verified, and covers the other origin's host;
+- the address that it is connected to is one that the other origin's host has, looked up as for a dial;
+- the server has not said otherwise, by an ORIGIN frame that leaves the origin out (RFC 8336 §2.3), or by 421 to a
+  request (RFC 9110 §15.5.20), which is remembered for the two origins.
+
+RFC 8336 §2.4 lets clients take an ORIGIN frame for the address's match, and §4 says what they lose: who gets hold of a
+certificate need not be on the path any more. We have no means to doubt a certificate once it was verified, so that is
+for ``coalescing="origin"`` only.
+
+All this costs a request nothing that finds a connection on its route, and one that does not, two look-ups in a dict:
+connections are found by the names in their certificates. What the names seem to promise is then verified by
+service-identity. A lookup of addresses that comes to nothing serves the dial that follows.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from allswell._config import PoolConfig
+from allswell._connection.driver import Connection
+from allswell._filters.certificates import PeerCertificate
+from allswell._filters.happy_eyeballs import is_address
+from allswell._pool.dialer import Dialer
+from allswell._pool.route import Route
+
+#: Other origins that one connection serves, origins that one server may name, refusals that are remembered.
+_ROUTES, _NAMED, _REFUSALS = 256, 1024, 1024
+
+
+class _Reach:
+    """How far one connection reaches."""
+
+    __slots__ = ("address", "certificate", "home", "origin_set", "routes")
+
+    def __init__(self, home: Route, certificate: PeerCertificate, address: tuple[Any, ...]) -> None:
+        self.home = home
+        self.certificate = certificate
+        self.address = address
+        self.origin_set: set[str] | None = None  # once the server has named any (RFC 8336 §2.3)
+        self.routes: dict[str, Route] = {}  # besides its own, by their origins
+
+
+class Coalescing:
+    """The connections of one pool that may serve other origins too.
+
+    :param dialer: knows where a dial would go.
+    """
+
+    def __init__(self, config: PoolConfig, dialer: Dialer) -> None:
+        self._mode = config.coalescing if config.uds is None else False
+        self._quic_identity = config.quic.certfile is not None
+        self._dialer = dialer
+        self._reaches: dict[Connection, _Reach] = {}
+        self._by_name: dict[str, dict[Connection, None]] = {}
+        self._refused: OrderedDict[tuple[Route, Route], None] = OrderedDict()
+
+    def add(self, connection: Connection, route: Route) -> None:
+        """It was made, for this route."""
+        if not connection.multiplexes or not self._eligible(route):
+            return
+        if connection.http_version == "HTTP/3" and self._quic_identity:
+            return
+        certificate, address = connection.extra("certificate"), connection.extra("server_addr")
+        if certificate is None or address is None:
+            return
+        self._reaches[connection] = _Reach(route, certificate, address)
+        for name in certificate.names:
+            self._by_name.setdefault(name, {})[connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        """It takes no more requests."""
+        reach = self._reaches.pop(connection, None)
+        if reach is not None:
+            for name in dict.fromkeys(reach.certificate.names):
+                named = self._by_name[name]
+                del named[connection]
+                if not named:
+                    del self._by_name[name]
+
+    def routes(self, connection: Connection) -> list[Route]:
+        """Those that it serves besides its own."""
+        reach = self._reaches.get(connection)
+        return list(reach.routes.values()) if reach is not None else []
+
+    # Finding one
+
+    def promises(self, route: Route) -> bool:
+        """Whether some connection seems to reach so far, so that :meth:`find` is worth its while."""
+        return next(self._candidates(route), None) is not None
+
+    async def find(self, route: Route) -> Connection | None:
+        """A connection with room that may serve the route, and from now on counts as serving it."""
+        found = [each for each in self._candidates(route) if self._reaches[each].certificate.covers(_host(route))]
+        if self._mode == "origin":
+            for connection in found:
+                if self._reaches[connection].origin_set is not None:  # which has it, for it is a candidate
+                    return self._take(connection, route)
+        if not found:
+            return None
+        destinations = await self._dialer.discovery.destinations(route)
+        still = set(self._candidates(route))
+        for connection in found:
+            there = destinations.get(connection.http_version, ())
+            if connection in still and self._reaches[connection].address in there:
+                return self._take(connection, route)
+        return None
+
+    def _candidates(self, route: Route) -> Iterator[Connection]:
+        host = _host(route)
+        for name in (host, f"*.{host.partition('.')[2]}"):
+            for connection in self._by_name.get(name, ()):
+                reach = self._reaches[connection]
+                if (
+                    reach.home.port == route.port
+                    and len(reach.routes) < _ROUTES
+                    and (reach.home, route) not in self._refused
+                    and (reach.origin_set is None or route.origin in reach.origin_set)
+                    and connection.capacity()
+                    and self._eligible(route)
+                ):
+                    yield connection
+
+    def _take(self, connection: Connection, route: Route) -> Connection:
+        self._reaches[connection].routes[route.origin] = route
+        return connection
+
+    def _eligible(self, route: Route) -> bool:
+        plain = Route(route.scheme, route.host, route.port)  # nothing forced, and no proxies
+        return bool(self._mode) and route.scheme == "https" and route == plain and not is_address(route.host)
+
+    # What servers say
+
+    def name(self, connection: Connection, origins: list[str]) -> list[Route]:
+        """An ORIGIN frame came (RFC 8336 §2.3); the routes that it must not serve any more."""
+        reach = self._reaches.get(connection)
+        if reach is None:
+            return []
+        if reach.origin_set is None:
+            reach.origin_set = {reach.home.origin}
+        reach.origin_set.update(origins[: _NAMED - len(reach.origin_set)])
+        gone = [origin for origin in reach.routes if origin not in reach.origin_set]
+        return [reach.routes.pop(origin) for origin in gone]
+
+    def refuse(self, connection: Connection, route: Route) -> bool:
+        """It answered 421 (Misdirected Request); whether that was for a route that is not its own."""
+        reach = self._reaches.get(connection)
+        if reach is None or reach.routes.pop(route.origin, None) is None:
+            return False
+        self._refused[reach.home, route] = None
+        if len(self._refused) > _REFUSALS:
+            self._refused.popitem(last=False)
+        return True
+
+
+def _host(route: Route) -> str:
+    """As certificates have it."""
+    return route.host.rstrip(".").lower()

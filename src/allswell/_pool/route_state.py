@@ -1,0 +1,131 @@
+"""What the pool has on one route: connections with room, those being made, and who waits for them."""
+
+from __future__ import annotations
+
+import math
+
+from allswell._connection.driver import Connection
+from allswell._connection.exchange import Exchange
+from allswell._deadline import Deadline
+from allswell._errors import AllswellError
+from allswell._pool.request import Request
+from allswell._pool.route import Route
+from allswell._tasks import Signal
+
+
+class Dial:
+    """A connection in the making.
+
+    :ivar covers: how many waiters it may serve.
+    :ivar patience: seconds that each try may take.
+    :ivar searches: it looks for a connection of another route's first, and counts against no limit until it has.
+    :ivar counts: against the limits.
+    """
+
+    __slots__ = ("counts", "covers", "deadline", "patience", "searches", "waiters")
+
+    def __init__(self, covers: int, *, searches: bool) -> None:
+        self.covers = covers
+        self.searches = searches
+        self.counts = False
+        self.patience = 0.0
+        self.waiters: dict[Waiter, None] = {}
+        self.deadline = Deadline()  # none, until the pool closes
+
+
+class Waiter:
+    """A request that waits for room; served, it has an exchange, else an error.
+
+    :ivar patience: seconds that each try to connect may take.
+    :ivar covered_at: since when it waits for its dial.
+    :ivar searched: other routes' connections were looked at for it, to no avail.
+    """
+
+    __slots__ = (
+        "covered_at",
+        "dial",
+        "error",
+        "exchange",
+        "patience",
+        "request",
+        "searched",
+        "signal",
+        "since",
+        "total_at",
+    )
+
+    def __init__(self, request: Request, total_at: float, signal: Signal, *, since: float) -> None:
+        self.request = request
+        self.patience = math.inf if request.timeouts.connect is None else request.timeouts.connect
+        self.covered_at = math.inf
+        self.total_at = total_at
+        self.signal = signal
+        self.since = since  # see fit
+        self.searched = since > -math.inf  # who was lost or sent away already gets one of his own
+        self.dial: Dial | None = None
+        self.exchange: Exchange | None = None
+        self.error: AllswellError | None = None
+
+
+class RouteState:
+    """What the pool has on one route.
+
+    :ivar available: connections with room; the last one was used last.
+    :ivar behind: with room behind other exchanges only, in the same order.
+    :ivar connections: that were made for it, and count against the limits.
+    :ivar borrowed: that were made for other routes and serve this one too.
+    :ivar dialling: dials that count against the limits.
+    :ivar multiplexes: as the last connection turned out.
+    :ivar counts: whether connections of this route do, at all.
+    """
+
+    __slots__ = (
+        "available",
+        "behind",
+        "borrowed",
+        "connections",
+        "counts",
+        "dialling",
+        "dials",
+        "label",
+        "multiplexes",
+        "route",
+    )
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.label = route.label
+        self.available: dict[Connection, None] = {}
+        self.behind: dict[Connection, None] = {}
+        self.borrowed: dict[Connection, None] = {}
+        self.connections = 0
+        self.dialling = 0
+        self.dials: dict[Dial, None] = {}
+        self.multiplexes: bool | None = None
+        self.counts = not route.carries
+
+    def keep(self, connection: Connection) -> None:
+        """Where requests look for room, as the one that was used last."""
+        self.available.pop(connection, None)
+        self.behind.pop(connection, None)
+        behind = connection.open_exchanges and not connection.multiplexes
+        (self.behind if behind else self.available)[connection] = None
+
+    def drop(self, connection: Connection) -> None:
+        """It serves this route no more."""
+        self.available.pop(connection, None)
+        self.behind.pop(connection, None)
+        self.borrowed.pop(connection, None)
+
+
+def may_join(connection: Connection, request: Request) -> bool:
+    """Whether it may be sent while others are under way there."""
+    return connection.multiplexes or request.may_follow
+
+
+def fit(connection: Connection, since: float) -> bool:
+    """Whether it was made since then, or has carried nothing yet.
+
+    (``-inf``: any will do. ``inf``: only one that has carried nothing.)
+    """
+    return connection.made_at > since or not connection.opened
