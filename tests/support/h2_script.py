@@ -23,6 +23,7 @@ import ssl
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -102,6 +103,7 @@ class Talk:
         self._encoder, self._decoder = Encoder(), Decoder()
         self._data = bytearray()
         self._block = bytearray()
+        self._begun: deque[Request] = deque()  # those that read_request is still to give
         self._changed = threading.Condition()
 
     # What was seen
@@ -155,11 +157,11 @@ class Talk:
         return frame
 
     def read_request(self) -> Request | None:
-        """The next request's head; ``None`` at the client's end."""
-        while (frame := self.read()) is not None:
-            if isinstance(frame, HeadersFrame) and not self.requests[frame.stream_id].trailers:
-                return self.requests[frame.stream_id]
-        return None
+        """The next request's head; ``None`` at the client's end. (It may have come while a body was read.)"""
+        while not self._begun:
+            if self.read() is None:
+                return None
+        return self._begun.popleft()
 
     def read_body(self, request: Request) -> bytes:
         """Read on until the request is complete (or reset, or the client ended)."""
@@ -217,6 +219,7 @@ class Talk:
         if request is None:
             request = self.requests[frame.stream_id] = Request(frame.stream_id, fields)
             request.window = self.client_settings.get(INITIAL_WINDOW_SIZE, 65535)
+            self._begun.append(request)
         else:
             request.trailers = fields
         request.ended = "END_STREAM" in frame.flags

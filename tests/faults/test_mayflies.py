@@ -1,0 +1,141 @@
+"""Servers whose connections live for a few answers, and end in every way that their version knows: all are answered.
+
+After the last answer or in place of the next one; under ten workers and under a hundred requests at once. (HTTP/1.1
+that ends *after* an answer is in `tests/pool/test_pipelining.py` and `test_http1.py`.)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+
+from allswell import ConnectionPool
+from allswell._config import Timeouts
+from tests.support.certificates import certificates
+from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
+from tests.support.peer import ClientGoneError, scripted_peer
+from tests.support.quic_server import QuicServer, ServedConnection
+from tests.support.scripts import Ending, answers
+
+pytestmark = pytest.mark.anyio
+
+NO_ERROR = 0x100
+
+
+class Mayfly:
+    """Handlers that answer so many requests on each connection, then end it.
+
+    :param ending: ``"FIN"``, ``"RST"``, ``"GOAWAY"``, ``"CONNECTION_CLOSE"``.
+    :param instead: in place of the next answer, not with the last one.
+    """
+
+    def __init__(self, answers: int, ending: str, *, instead: bool) -> None:
+        self._answers, self._ending, self._instead = answers, ending, instead
+        self._answered: Counter[object] = Counter()
+        self._ended: set[object] = set()
+        self._lock = threading.Lock()
+
+    def http2(self, talk: Talk, request: Request) -> None:
+        """HTTP/2's."""
+        if (last := self._serve(talk, lambda: talk.answer(request))) is None:
+            return
+        if self._ending == "GOAWAY":
+            talk.goaway(request.stream if last else request.stream - 2)
+        elif self._ending == "FIN":
+            talk.end()
+        else:
+            talk.connection.await_acknowledged()
+            talk.connection.reset()
+            raise ClientGoneError
+
+    def http3(self, connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        """HTTP/3's. (On the loopback streams come in order.)"""
+        last = self._serve(connection, lambda: connection.respond(stream, 200, fields[b":path"]))
+        if last is None:
+            return
+        if self._ending == "GOAWAY":
+            connection.goaway(stream + 4 if last else stream)
+        else:
+            connection.once_delivered(lambda: connection.quic.close(NO_ERROR))
+
+    def _serve(self, connection: object, answer: Callable[[], None]) -> bool | None:
+        """Answer, unless the connection's time is over; whether this was its last answer, ``None`` to go on."""
+        with self._lock:
+            if connection in self._ended:
+                return None
+            last = self._answered[connection] + 1 == self._answers
+            over = self._answered[connection] == self._answers
+            self._answered[connection] += 1
+            if over or (last and not self._instead):
+                self._ended.add(connection)
+        if not over:
+            answer()
+        return last if connection in self._ended else None
+
+
+@contextmanager
+def mayfly(version: str, count: int, ending: str, *, instead: bool) -> Iterator[tuple[str, ConnectionPool]]:
+    """A server, and a pool for it."""
+    pool = ConnectionPool(
+        http3="only" if version == "h3" else False, http2=version == "h2", ssl_context=certificates().client_context()
+    )
+    server = Mayfly(count, ending, instead=instead)
+    if version == "h3":
+        with QuicServer({b"/r": server.http3}) as quic:
+            yield f"https://127.0.0.1:{quic.port}/r/", pool
+    elif version == "h2":
+        with scripted_peer(Http2Server(server.http2), tls=h2_tls()) as peer:
+            yield f"{peer.url}/r/", pool
+    else:
+        how = {"FIN": Ending.POLITE, "close()": Ending.CLOSE, "RST": Ending.RST}[ending]
+        with scripted_peer(answers(count, instead=instead, ending=how), tls=True) as peer:
+            yield f"{peer.url}/r/", pool
+
+
+WAYS = [
+    *(("h1", ending, True) for ending in ("FIN", "close()", "RST")),
+    *(("h2", ending, instead) for ending in ("FIN", "RST", "GOAWAY") for instead in (False, True)),
+    *(("h3", ending, instead) for ending in ("GOAWAY", "CONNECTION_CLOSE") for instead in (False, True)),
+]
+ways = pytest.mark.parametrize(
+    ("version", "ending", "instead"),
+    WAYS,
+    ids=[f"{version} {ending} {'instead' if instead else 'after'}" for version, ending, instead in WAYS],
+)
+
+
+async def fetch(pool: ConnectionPool, url: str, number: int, answered: list[int]) -> None:
+    response = await pool.request("GET", f"{url}{number}", timeouts=Timeouts(total=20))
+    assert await response.read() == f"/r/{number}".encode()
+    answered.append(number)
+
+
+@ways
+async def test_ten_workers_and_five_answers(version: str, ending: str, instead: bool) -> None:
+    answered: list[int] = []
+    left = list(range(100))
+
+    async def work(pool: ConnectionPool, url: str) -> None:
+        while left:
+            await fetch(pool, url, left.pop(), answered)
+
+    with mayfly(version, 5, ending, instead=instead) as (url, pool):
+        async with pool, anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(work, pool, url)
+    assert sorted(answered) == list(range(100))
+
+
+@ways
+async def test_a_hundred_at_once_and_ten_answers(version: str, ending: str, instead: bool) -> None:
+    answered: list[int] = []
+    with mayfly(version, 10, ending, instead=instead) as (url, pool):
+        async with pool, anyio.create_task_group() as tasks:
+            for number in range(100):
+                tasks.start_soon(fetch, pool, url, number, answered)
+    assert sorted(answered) == list(range(100))
