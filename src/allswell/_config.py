@@ -5,9 +5,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal
 
 from allswell._report import ConnectionEnd
+
+if TYPE_CHECKING:
+    import httpx2
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes] | tuple[int, int, None, int]
 
@@ -68,7 +72,8 @@ class ProxyHop:
     :ivar scheme: how to speak to it: ``"http"``, ``"https"`` (HTTP over TLS), ``"socks5"`` (which is given addresses,
         where we can resolve names) or ``"socks5h"`` (which is given names).
     :ivar host: a host name, or an IP address without brackets.
-    :ivar auth: user name and password: Basic for HTTP (RFC 7617), RFC 1929 for SOCKS.
+    :ivar auth: user name and password: Basic for HTTP (RFC 7617), RFC 1929 for SOCKS. Or, for HTTP, an ``Auth`` of
+        httpx2's, which remembers what it is asked: ``httpx2.DigestAuth`` (RFC 7616).
     :ivar headers: sent to the proxy, and only there: with each CONNECT, and with each request that it forwards.
     :ivar ssl_context: for TLS with an https proxy (the origin's TLS has the pool's own); ``None`` for the defaults.
     :ivar http2: may speak HTTP/2 with an https proxy: one connection then carries many tunnels.
@@ -79,7 +84,7 @@ class ProxyHop:
     scheme: Literal["http", "https", "socks5", "socks5h"]
     host: str
     port: int
-    auth: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    auth: tuple[bytes, bytes] | httpx2.Auth | None = field(default=None, repr=False)
     headers: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
     ssl_context: ssl.SSLContext | None = None
     http2: bool = True
@@ -88,6 +93,8 @@ class ProxyHop:
     def __post_init__(self) -> None:
         if self.http3 and self.scheme != "https":
             raise ValueError(f"HTTP/3 is for https proxies, and {self} is none")
+        if self.scheme in ("socks5", "socks5h") and not isinstance(self.auth, (tuple, NoneType)):
+            raise ValueError(f"SOCKS knows a name and a password only, which {self} is not given")
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -44,6 +44,12 @@ class RequestHead:
     protocol: bytes | None = None
 
     @property
+    def absolute_form(self) -> bytes:
+        """The target as a proxy is given it that forwards the request (RFC 9112 §3.2.2)."""
+        # §3.2.4: "*" becomes the URI without a path.
+        return b"%s://%s%s" % (self.scheme, self.authority, b"" if self.target == b"*" else self.target)
+
+    @property
     def origin(self) -> str:
         """``"https://example.org"``; the port only where it is not the default."""
         return f"{self.scheme.decode('ascii', 'replace')}://{self.authority.decode('ascii', 'replace')}"

@@ -88,10 +88,7 @@ class Http1:
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
         if head.protocol is not None:
             raise LocalProtocolError("HTTP/1.1 has no extended CONNECT (RFC 8441)")
-        target = head.target
-        if self._absolute_form and head.method != b"CONNECT":
-            # §3.2.4: "*" becomes the URI without a path.
-            target = b"%s://%s%s" % (head.scheme, head.authority, b"" if target == b"*" else target)
+        target = head.absolute_form if self._absolute_form and head.method != b"CONNECT" else head.target
         try:
             request = h11.Request(method=head.method, target=target, headers=_validated(tuple(head.headers)).headers)
         except h11.LocalProtocolError as error:

@@ -27,7 +27,7 @@ from allswell._errors import NotProcessed, PoolClosed
 from allswell._messages import Headers, RequestHead, method_bytes
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
-from allswell._pool.proxy_dialer import forwarded
+from allswell._pool.proxy_dialer import forward, forwards
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Attempt, Response
 from allswell._pool.route import Destination, destination, parsed
@@ -127,8 +127,8 @@ class ConnectionPool:
 
         :raises AllswellError: saying who failed and how.
         """
-        if request.route.proxies and self.config.http1 and self.config.http3 != "only":
-            request = forwarded(request)
+        if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
+            return await forward(request, self.send)
         total = request.timeouts.total
         total_at = math.inf if total is None else monotonic() + total
         attempts: list[Attempt] = []

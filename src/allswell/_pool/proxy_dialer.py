@@ -23,10 +23,10 @@ import httpx2
 
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
-from allswell._errors import AllswellError, ConnectFailed, Timeout
+from allswell._errors import AllswellError, ConnectFailed, ProxyRefused, Timeout
 from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.happy_eyeballs import connect_any, is_address
-from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, basic_auth, refused
+from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.lookups import Address
 from allswell._filters.patience import Patience
@@ -35,10 +35,10 @@ from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter, logging_keys
-from allswell._filters.tunnel import TunnelFilter
 from allswell._filters.udp import UdpFilter
-from allswell._messages import Headers, RequestHead
+from allswell._messages import RequestHead
 from allswell._pool.network_stream import ExchangeStream
+from allswell._pool.proxy_auth import ProxyAuth
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route, authority
@@ -108,22 +108,31 @@ class ProxyDialer:
         return bool(hop.http3) or (hop.http2 and self._config.http2 and hop not in self._http1_only)
 
     async def _tunnelled(self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None) -> Stack:
-        stack = await self.reach(route.to_proxy(), send, around)
-        if hop.scheme == "https":
-            await stack.push(self.tls(stack, route.to_proxy(), ["http/1.1"]), around)
-        tunnel: TunnelFilter
+        """A tunnel over a connection of its own."""
         if hop.scheme in ("socks5", "socks5h"):
-            tunnel = Socks5Filter(top_of(stack), proxy=str(hop), host=route.host, port=route.port, auth=hop.auth)
-        else:
-            tunnel = HttpConnectFilter(
-                top_of(stack),
-                proxy=str(hop),
-                target=_target(route),
-                headers=proxy_headers(hop),
-                max_head=self._config.max_header_size,
-            )
-        await stack.push(tunnel, around)
-        return stack
+            stack = await self.reach(route.to_proxy(), send, around)
+            await stack.push(_socks(stack, hop, route.host, route.port), around)
+            return stack
+        target = _target(route)
+        async with ProxyAuth(hop, b"CONNECT", target) as auth:
+            while True:
+                stack = await self.reach(route.to_proxy(), send, around)
+                if hop.scheme == "https":
+                    await stack.push(self.tls(stack, route.to_proxy(), ["http/1.1"]), around)
+                tunnel = HttpConnectFilter(
+                    top_of(stack),
+                    proxy=str(hop),
+                    target=target,
+                    headers=auth.headers,
+                    max_head=self._config.max_header_size,
+                )
+                try:
+                    await stack.push(tunnel, around)
+                except ProxyRefused as error:
+                    if not await auth.again(error.status, error.headers):
+                        raise
+                else:
+                    return stack
 
     async def reach_datagrams(self, route: Route, send: Send, around: AroundConnect | None) -> Stack:
         """A connected stack whose datagrams arrive at the route's host and port.
@@ -142,7 +151,7 @@ class ProxyDialer:
         if hop.scheme == "socks5" and not is_address(route.host):
             route = route._replace(host=await _first_address(route))
         stack = await self.reach(route.to_proxy(), send, around)
-        control = Socks5Filter(top_of(stack), proxy=str(hop), host="0.0.0.0", port=0, auth=hop.auth, datagrams=True)
+        control = _socks(stack, hop, "0.0.0.0", 0, datagrams=True)
         await stack.push(control, around)
         relay = relay_address(control.bound, stack.extra("server_addr")[0])
         udp = UdpFilter(*relay, local_address=config.local_address, socket_options=config.socket_options)
@@ -159,29 +168,33 @@ class ProxyDialer:
 
     async def _carried(self, route: Route, hop: ProxyHop, send: Send, *, datagrams: bool = False) -> ExchangeStream:
         target = _target(route)
-        head = RequestHead(b"CONNECT", b"https", target, target, [(b"Host", target), *proxy_headers(hop)])
+        head = RequestHead(b"CONNECT", b"https", target, target, [(b"Host", target)])
         if datagrams:
             # RFC 9298 §3.4, with the template that proxies have when they tell of no other (§3).
             head.authority = authority("https", hop.host, hop.port).encode("ascii")
             host = route.host.replace(":", "%3A")
             head.target = f"/.well-known/masque/udp/{host}/{route.port}/".encode("ascii")
-            head.headers = [*proxy_headers(hop), (b"capsule-protocol", b"?1")]
+            head.headers = [(b"capsule-protocol", b"?1")]
             head.protocol = b"connect-udp"
-        try:
-            response = await send(Request(head, route.to_proxy(carries=True), timeouts=_NO_TIMEOUTS))
-        except (ConnectFailed, Timeout):
-            raise
-        except AllswellError as error:
-            message = f"no tunnel through the proxy {hop}: {error}"
-            raise ConnectFailed(message, phase="proxy", by=error.by) from error
-        if response.http_version not in (b"HTTP/2", b"HTTP/3"):
-            self._http1_only[hop] = None
-            if len(self._http1_only) > _REMEMBERED:
-                self._http1_only.popitem(last=False)
-        if not 200 <= response.status < 300:
-            body = await _start_of(response)
-            raise refused(str(hop), response.status, response.reason, response.headers, body)
-        return response.tunnel()
+        async with ProxyAuth(hop, head.method, head.target) as auth:
+            while True:
+                ask = replace(head, headers=[*head.headers, *auth.headers])
+                try:
+                    response = await send(Request(ask, route.to_proxy(carries=True), timeouts=_NO_TIMEOUTS))
+                except (ConnectFailed, Timeout):
+                    raise
+                except AllswellError as error:
+                    message = f"no tunnel through the proxy {hop}: {error}"
+                    raise ConnectFailed(message, phase="proxy", by=error.by) from error
+                if response.http_version not in (b"HTTP/2", b"HTTP/3"):
+                    self._http1_only[hop] = None
+                    if len(self._http1_only) > _REMEMBERED:
+                        self._http1_only.popitem(last=False)
+                if 200 <= response.status < 300:
+                    return response.tunnel()
+                body = await _start_of(response)
+                if not await auth.again(response.status, response.headers):
+                    raise refused(str(hop), response.status, response.reason, response.headers, body)
 
     def context(self, hop: ProxyHop) -> ssl.SSLContext:
         """Whom to trust as this proxy."""
@@ -221,24 +234,32 @@ async def _first_address(route: Route) -> str:
     return str(found[0][4][0])
 
 
-def forwarded(request: Request) -> Request:
-    """The request as it goes to an HTTP proxy that forwards it (RFC 9112 §3.2.2); or as it is, for a tunnel.
+def forwards(request: Request) -> bool:
+    """Whether the request goes to an HTTP proxy that forwards it (RFC 9112 §3.2.2), rather than through a tunnel.
 
     What is not http goes through a tunnel; so do upgrades, which proxies do not forward (RFC 9110 §7.8), and CONNECT.
     """
-    route, head = request.route, request.head
-    hop = route.proxies[-1]
-    if route.scheme != "http" or hop.scheme not in ("http", "https") or route.upgrades or head.method == b"CONNECT":
-        return request
-    return replace(request, route=route.to_proxy(), head=replace(head, headers=[*head.headers, *proxy_headers(hop)]))
+    route = request.route
+    if route.scheme != "http" or route.upgrades or request.head.method == b"CONNECT":
+        return False
+    return route.proxy is None and route.proxies[-1].scheme in ("http", "https")
 
 
-def proxy_headers(hop: ProxyHop) -> Headers:
-    """What is sent to this proxy only."""
-    headers = list(hop.headers)
-    if hop.auth is not None and not any(name.lower() == b"proxy-authorization" for name, _ in headers):
-        headers.append((b"Proxy-Authorization", basic_auth(hop.auth)))
-    return headers
+async def forward(request: Request, send: Send) -> Response:
+    """Send a request to the proxy that forwards it; again, where that asks who we are and the body allows it."""
+    head, hop = request.head, request.route.proxies[-1]
+    request = replace(request, route=request.route.to_proxy())
+    async with ProxyAuth(hop, head.method, head.absolute_form) as auth:
+        while True:
+            response = await send(replace(request, head=replace(head, headers=[*head.headers, *auth.headers])))
+            if not request.may_repeat(proven=True) or not await auth.again(response.status, response.headers):
+                return response
+            await _start_of(response)
+
+
+def _socks(stack: Stack, hop: ProxyHop, host: str, port: int, *, datagrams: bool = False) -> Socks5Filter:
+    auth = hop.auth if isinstance(hop.auth, tuple) else None  # nor can it be anything else
+    return Socks5Filter(top_of(stack), proxy=str(hop), host=host, port=port, auth=auth, datagrams=datagrams)
 
 
 def _target(route: Route) -> bytes:

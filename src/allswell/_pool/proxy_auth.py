@@ -1,0 +1,104 @@
+"""Who we are, told to an HTTP proxy: by name and password (Basic), or as an ``Auth`` of httpx2's knows how (Digest).
+
+httpx2's flows are about origins. What a proxy asks and is told is the same in other words (RFC 9110 §11.7): 407 for
+401, Proxy-Authenticate for WWW-Authenticate, Proxy-Authorization for Authorization. So a flow is shown a request that
+stands in for ours, and the proxy's answers in an origin's words. What it remembers (Digest's nonce, and how often that
+was used, RFC 7616 §3.4) it keeps with itself, so for all requests through hops that have it: only the first is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+from allswell._config import ProxyHop
+from allswell._errors import ConnectFailed
+from allswell._filters.http_connect import basic_auth
+from allswell._messages import Headers
+
+
+class ProxyAuth:
+    """What is sent to a proxy with one request, and with the same again once it has asked for more. A context manager.
+
+    :param method: of the request.
+    :param target: its request-target, as the proxy sees it (Digest covers it: RFC 7616 §3.4.6).
+    :ivar headers: what to send now: the hop's own fields, and what tells who we are.
+    """
+
+    def __init__(self, hop: ProxyHop, method: bytes, target: bytes) -> None:
+        self._hop = hop
+        self._flow: AsyncGenerator[httpx2.Request, httpx2.Response] | None = None
+        self._request: httpx2.Request | None = None
+        if isinstance(hop.auth, httpx2.Auth):
+            request = httpx2.Request(method.decode("ascii"), "http://proxy")
+            request.url = _Target(target)
+            self._flow = hop.auth.async_auth_flow(request)
+
+    async def __aenter__(self) -> Self:
+        if self._flow is not None:
+            await self._step(anext(self._flow))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._flow is not None:
+            await self._flow.aclose()
+
+    @property
+    def headers(self) -> Headers:
+        fields = _always(self._hop)
+        said = self._request.headers.get("Authorization") if self._request is not None else None
+        if said is not None and not _says_who(fields):
+            fields.append((b"Proxy-Authorization", said.encode("ascii")))
+        return fields
+
+    async def again(self, status: int, headers: Headers) -> bool:
+        """Whether the request should be sent again, with ``headers`` as they are then.
+
+        :param status: of the proxy's answer.
+        :param headers: of the same.
+        :raises ConnectFailed: when what it asks cannot be answered.
+        """
+        if self._flow is None or status != 407:
+            return False
+        asked = [(b"WWW-Authenticate", value) for name, value in headers if name.lower() == b"proxy-authenticate"]
+        answer = httpx2.Response(401, headers=asked, content=b"", request=self._request)
+        return await self._step(self._flow.asend(answer))
+
+    async def _step(self, step: Awaitable[httpx2.Request]) -> bool:
+        try:
+            self._request = await step
+        except StopAsyncIteration:
+            return False
+        except (httpx2.ProtocolError, NotImplementedError, ValueError) as error:
+            message = f"cannot tell the proxy {self._hop} who we are in the way that it asks for: {error}"
+            raise ConnectFailed(message, phase="proxy", by="peer") from error
+        return True
+
+
+class _Target(httpx2.URL):
+    """A URL of which only the request-target is looked at, and that may be of any form (RFC 9112 §3.2)."""
+
+    def __init__(self, target: bytes) -> None:
+        super().__init__("http://proxy")
+        self._target = target
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._target
+
+
+def _always(hop: ProxyHop) -> Headers:
+    """What is sent to this proxy only, as far as it is always the same."""
+    headers = list(hop.headers)
+    if isinstance(hop.auth, tuple) and not _says_who(headers):
+        headers.append((b"Proxy-Authorization", basic_auth(hop.auth)))
+    return headers
+
+
+def _says_who(headers: Headers) -> bool:
+    return any(name.lower() == b"proxy-authorization" for name, _ in headers)
