@@ -1,10 +1,11 @@
-"""Real proxies: Apache (mod_proxy_connect; h1 and h2), tinyproxy, HAProxy before tinyproxy (h1 and h2), dante (SOCKS5).
+"""Real proxies: Apache (mod_proxy_connect; h1, h2), Squid, tinyproxy, HAProxy before it (h1, h2), dante (SOCKS5).
 
 Each runs on 127.0.0.1: without TLS on ``http_port``, with TLS on ``port``, where it has both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +18,25 @@ _MODULES = "/usr/lib/apache2/modules"
 
 
 @contextmanager
-def apache_proxy() -> Iterator[ServerInfo]:
-    """Apache httpd as a forward proxy."""
+def apache_proxy(digest: tuple[str, str] | None = None) -> Iterator[ServerInfo]:
+    """Apache httpd as a forward proxy.
+
+    :param digest: user and password that it wants, by Digest.
+    """
     program = needed("apache2")
     files = certificates()
-    names = ("mpm_event", "authz_core", "ssl", "http2", "proxy", "proxy_http", "proxy_connect")
+    names = ["mpm_event", "authz_core", "ssl", "http2", "proxy", "proxy_http", "proxy_connect"]
+    if digest is not None:
+        names += ["authn_core", "authn_file", "authz_user", "auth_digest"]
     modules = "\n".join(f"LoadModule {name}_module {_MODULES}/mod_{name}.so" for name in names)
     user = "User nobody\nGroup nogroup" if os.geteuid() == 0 else ""
     with setup() as made:
+        access = "Require all granted"
+        if digest is not None:
+            name, password = digest
+            secret = hashlib.md5(f"{name}:here:{password}".encode()).hexdigest()  # its only algorithm
+            users = made.write("users", f"{name}:here:{secret}\n")
+            access = f"AuthType Digest\nAuthName here\nAuthUserFile {users}\nRequire valid-user"
         config = made.write(
             "apache.conf",
             f"""
@@ -48,7 +60,7 @@ def apache_proxy() -> Iterator[ServerInfo]:
             ProxyRequests On
             AllowCONNECT 1-65535
             <Proxy "*">
-                Require all granted
+                {access}
             </Proxy>
             Listen 127.0.0.1:{made.port}
             Listen 127.0.0.1:{made.http_port}
@@ -61,6 +73,50 @@ def apache_proxy() -> Iterator[ServerInfo]:
         )
         command: list[str | Path] = [program, "-DFOREGROUND", "-f", config]
         with run("apache proxy", command, made, protocols=["http/1.1", "h2"]) as server:
+            yield server
+
+
+@contextmanager
+def squid(digest: tuple[str, str] | None = None) -> Iterator[ServerInfo]:
+    """Squid, which speaks HTTP/1.1 only.
+
+    :param digest: user and password that it wants, by Digest.
+    """
+    program = needed("squid")
+    files = certificates()
+    with setup() as made:
+        made.folder.chmod(0o777)  # it becomes somebody else, who reads its key too
+        key = made.write("key", files.key.read_text())
+        access = "http_access allow all"
+        if digest is not None:
+            users = made.write("users", "{}:{}\n".format(*digest))
+            access = f"""
+auth_param digest program /usr/lib/squid/digest_file_auth {users}
+auth_param digest realm here
+acl known proxy_auth REQUIRED
+http_access allow known
+"""
+        config = made.write(
+            "squid.conf",
+            f"""
+http_port 127.0.0.1:{made.http_port}
+https_port 127.0.0.1:{made.port} tls-cert={files.chain} tls-key={key}
+{access}
+pid_filename {made.folder}/pid
+coredump_dir {made.folder}
+cache_log /dev/null
+access_log none
+cache deny all
+cache_mem 1 MB
+memory_pools off
+netdb_filename none
+pinger_enable off
+visible_hostname localhost
+max_filedescriptors 1024
+shutdown_lifetime 0 seconds
+""",
+        )
+        with run("squid", [program, "-N", "-d", "1", "-f", config], made, protocols=["http/1.1"]) as server:
             yield server
 
 
