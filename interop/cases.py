@@ -290,6 +290,15 @@ CASES = [
     ),
     InteropCase("connectionmigration", "transfer", (2 * MB,), _migration, mode="preferred"),
     InteropCase("goodput", "transfer", (10 * MB,), _one_connection, measures=True),
+    InteropCase(
+        "crosstraffic",
+        "transfer",
+        (10 * MB,),
+        _one_connection,
+        replace(SIMULATOR, rival=True),
+        timeout=180,
+        measures=True,
+    ),
 ]
 
 #: Enough to see that the endpoint works; a few seconds with each server.

@@ -1,10 +1,10 @@
 """A path between client and server in user space: the simulator's scenarios, and a capture of what crossed.
 
 The simulator puts client and server on two ends of one link; here both are on the loopback, and a thread relays every
-datagram. A link has a bandwidth, a delay and a queue that overflows (``simple-p2p``); on the way a datagram can be lost
-or corrupted at random (``drop-rate``, ``corrupt-rate``; ``burst`` bounds how many in a row), or by its number
-(``droplist``), or because the path is dark (``blackhole``); and the relay can become another port or another address in
-the server's eyes (``rebind``). ECN marks pass through.
+datagram. A link has a bandwidth, a delay and a queue that overflows (``simple-p2p``), and perhaps a rival for all that;
+on the way a datagram can be lost or corrupted at random (``drop-rate``, ``corrupt-rate``; ``burst`` bounds how many in
+a row), or by its number (``droplist``), or because the path is dark (``blackhole``); and the relay can become another
+port or another address in the server's eyes (``rebind``). ECN marks pass through.
 
 Every datagram is recorded where it entered the link, as the capture on its sender's side would have it, with whether
 it came out at the other end: what is asserted is asserted on that (`capture.py`), not on what client or server say.
@@ -13,13 +13,15 @@ it came out at the other end: what is asserted is asserted on that (`capture.py`
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import select
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -35,6 +37,8 @@ _IP_RECVTOS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 13, 66, 67
 #: linux/if_ether.h, linux/if_packet.h.
 _ETH_P_IP, _PACKET_OUTGOING, _SOL_PACKET, _PACKET_VNET_HDR = 0x0800, 4, 263, 15
 _ETHERNET = 14
+#: Seconds after which a rival that hears nothing sends again (RFC 6298 §2.4).
+_RTO = 1.0
 #: linux/virtio_net.h: flags, type of segmentation, header length, segment size, checksum's start and offset.
 _VIRTIO_HEADER = struct.Struct("=BBHHHH")
 
@@ -63,6 +67,7 @@ class Scenario:
     :ivar dark: ``(on, off)``: so many seconds of light, then so many of darkness, and so on.
     :ivar rebind: ``(first, every)``: seconds until the client's side is seen from another port.
     :ivar rebind_address: and from another address.
+    :ivar rival: a TCP bulk transfer to the client shares the link.
     :ivar seed: of all chance.
     """
 
@@ -74,6 +79,7 @@ class Scenario:
     dark: tuple[float, float] | None = None
     rebind: tuple[float, float] | None = None
     rebind_address: bool = False
+    rival: bool = False
     seed: int = 1
 
 
@@ -138,12 +144,52 @@ class _Way:
         return self.free_at + scenario.delay
 
 
+class _Rival:
+    """A bulk transfer by TCP, as far as the link can tell: segments that take their turn, and Reno's window (RFC 5681).
+
+    A segment that finds the queue full is known at once to be lost, which a real one learns an RTT later.
+
+    :ivar sent: segments that the link took.
+    :ivar in_flight: those whose ACK is not here yet.
+    """
+
+    SEGMENT = 1500 - _HEADERS
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self._window = 10.0
+        self._threshold = math.inf
+        self.in_flight = 0
+        self._recovered_at = 0.0
+
+    def acknowledged(self) -> None:
+        """A segment arrived, and so did its ACK."""
+        self.in_flight -= 1
+        self._window += 1 if self._window < self._threshold else 1 / self._window
+
+    def send(self, way: _Way, now: float, scenario: Scenario) -> list[float]:
+        """Fill the window: when each segment's ACK will be here."""
+        acks: list[float] = []
+        while self.in_flight < int(self._window):
+            arrives = way.leaves_at(self.SEGMENT, now, scenario)
+            if arrives is None:
+                if now >= self._recovered_at:
+                    self._window = self._threshold = max(self._window / 2, 2.0)
+                    self._recovered_at = max(way.free_at, now) + 2 * scenario.delay
+                break
+            self.in_flight += 1
+            acks.append(arrives + scenario.delay)
+        self.sent += len(acks)
+        return acks
+
+
 class Relay:
     """The path: a context manager.
 
     :param targets: the server's addresses; each gets a front of ours in its stead, see :attr:`fronts`.
     :param beside: a UDP port of the loopback whose datagrams are recorded too, see :func:`sniffer`.
     :ivar capture: what entered the link, in order.
+    :ivar rival: who shares it, if anybody does.
     """
 
     def __init__(self, targets: Sequence[Address], scenario: Scenario, *, beside: int | None = None) -> None:
@@ -158,7 +204,9 @@ class Relay:
         self._backs: dict[tuple[socket.socket, Address], socket.socket] = {}
         self._owners: dict[socket.socket, tuple[socket.socket, Address]] = {}
         self._retired: list[socket.socket] = []
-        self._due: list[tuple[float, int, socket.socket, bytes, Address | None, Datagram]] = []
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._events = 0
+        self.rival = _Rival() if scenario.rival else None
         self._ways = [
             _Way(rules, random.Random(f"{scenario.seed} {name}"))
             for name, rules in (("up", scenario.to_server), ("down", scenario.to_client))
@@ -216,15 +264,34 @@ class Relay:
                 self._sniff(sock)
         now = monotonic()
         while self._due and self._due[0][0] <= now:
-            _, _, out, data, address, record = heapq.heappop(self._due)
-            record.arrived = now - self._began
-            _send(out, data, address, record.ecn)
+            heapq.heappop(self._due)[2]()
         return True
+
+    def _later(self, at: float, do: Callable[[], None]) -> None:
+        self._events += 1
+        heapq.heappush(self._due, (at, self._events, do))
+
+    def _arrive(self, out: socket.socket, data: bytes, address: Address | None, record: Datagram) -> None:
+        record.arrived = monotonic() - self._began
+        _send(out, data, address, record.ecn)
+
+    def _rival_sends(self, rival: _Rival) -> None:
+        now = monotonic()
+        for at in rival.send(self._ways[1], now, self._scenario):
+            self._later(at, partial(self._rival_hears, rival))
+        if not rival.in_flight:  # all were lost
+            self._later(now + _RTO, partial(self._rival_sends, rival))
+
+    def _rival_hears(self, rival: _Rival) -> None:
+        rival.acknowledged()
+        self._rival_sends(rival)
 
     def _read_front(self, front: socket.socket) -> None:
         for data, ecn, client in _received(front):
             if self._first is None:
                 self._first = monotonic()
+                if self.rival is not None:
+                    self._rival_sends(self.rival)
             back = self._backs.get((front, client))
             if back is None:
                 back = self._open_back(front, client)
@@ -276,7 +343,7 @@ class Relay:
             return
         due = way.leaves_at(len(data), now, self._scenario)
         if due is not None:
-            heapq.heappush(self._due, (due, len(self.capture), out, spoilt, address, record))
+            self._later(due, partial(self._arrive, out, spoilt, address, record))
 
     def _dark(self, now: float) -> bool:
         if self._scenario.dark is None or self._first is None:

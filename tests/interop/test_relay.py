@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from interop.relay import Datagram, Direction, Relay, Scenario
 
@@ -112,3 +113,21 @@ def test_what_does_not_fit_is_lost() -> None:
             client.send(bytes(size))
         assert len(server.recv(2000)) == 1472
     assert relay.capture[0].arrived is None
+
+
+def test_a_rival_takes_its_share_of_the_link() -> None:
+    """Alone, it fills the link; it leaves room for those who come between."""
+    scenario = Scenario(delay=0.01, bandwidth=1e6, rival=True)
+    with _through(scenario) as (relay, client, server):
+        client.send(b"begin")
+        _, address = server.recvfrom(100)
+        began = monotonic()
+        arrived = 0
+        while monotonic() < began + 1:
+            server.sendto(bytes(1000), address)
+            arrived += len(client.recv(2000)) == 1000
+    assert relay.rival is not None
+    seconds = monotonic() - began
+    shared = 8 * (1500 * relay.rival.sent + 1030 * arrived) / seconds
+    assert 0.4e6 < shared < 1.4e6  # (what is on its way counts, too)
+    assert relay.rival.sent > arrived > 3
