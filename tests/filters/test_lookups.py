@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -73,12 +74,16 @@ async def test_a_hundred_ask_once(resolver: Resolver) -> None:
     assert len(resolver.asked) == 3
 
 
-async def test_errors_are_for_who_waits_and_not_kept(resolver: Resolver) -> None:
+async def test_errors_are_for_who_waits_and_hardly_kept(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     lookups = Lookups(current_host())
     resolver.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     assert await ask_many(lookups, 5, resolver) == [resolver.error] * 5
     assert len(resolver.asked) == 1
     resolver.error = None
+    with pytest.raises(socket.gaierror):
+        await lookups.addresses("name.example", 443, socket.AF_INET)
+    later = monotonic() + 0.11  # before the first retry of a dial
+    monkeypatch.setattr("allswell._filters.lookups.monotonic", lambda: later)
     assert await lookups.addresses("name.example", 443, socket.AF_INET) == FOUND
 
 

@@ -1,4 +1,4 @@
-"""A throw-away CA and one leaf for localhost, 127.0.0.1 and ::1: as files for servers, as contexts for Python."""
+"""A throw-away CA and one leaf for localhost and name.example: as files for servers, as contexts for Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import trustme
 
-NAMES = ("localhost", "127.0.0.1", "::1")
+#: Also of an origin that is no real host: tests say themselves what it resolves to.
+NAMES = ("localhost", "127.0.0.1", "::1", "name.example")
 HTTP1 = ("http/1.1",)
 ANY_HTTP = ("h2", "http/1.1")
 

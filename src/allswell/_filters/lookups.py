@@ -2,7 +2,7 @@
 
 ``getaddrinfo`` takes a thread of the event loop's few for as long as it runs, so a hundred dials that ask on their own
 stand in line for threads. What is found serves for another second too: long enough for all the attempts of one dial
-(QUIC's, TCP's 250 ms later, a retry), too short to be a cache. Errors are not kept.
+(QUIC's, TCP's 250 ms later), too short to be a cache. An error serves for a tenth of that, so that a retry asks anew.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Address = tuple[socket.AddressFamily, Any]
 #: Finds the addresses of a host, for a port, in a family; raises ``OSError``.
 Resolve = Callable[[str, int, int], Awaitable[Sequence[Address]]]
 
-#: Seconds that an answer serves.
-_FRESH = 1.0
+#: Seconds that an answer serves, and an error.
+_FRESH, _ERROR_FRESH = 1.0, 0.1
 _HOSTS = 256
 
 
@@ -40,7 +40,7 @@ class Shared(Generic[T]):
 
     def __init__(self, host: TaskHost, find: Callable[[], Awaitable[tuple[T, float]]], *, name: str) -> None:
         self.found: T | None = None
-        self._until = math.inf
+        self._until = -math.inf
         self._over = anyio.Event()
         self._scope = anyio.CancelScope()
         self._error: Exception = OSError(errno.ECANCELED, "called off")
@@ -53,6 +53,7 @@ class Shared(Generic[T]):
                 self._until = monotonic() + seconds
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
             self._error = error
+            self._until = monotonic() + _ERROR_FRESH
         finally:
             self._over.set()
 
@@ -63,8 +64,8 @@ class Shared(Generic[T]):
 
     @property
     def serves(self) -> bool:
-        """Whether it is under way, or has found what still counts."""
-        return not self.over or (self.found is not None and monotonic() < self._until)
+        """Whether it is under way, or what came of it still counts."""
+        return not self.over or monotonic() < self._until
 
     async def ended(self) -> None:
         """Wait until it is over."""
