@@ -548,3 +548,38 @@ async def test_a_dial_that_is_given_up_leaves_nothing() -> None:
             assert scope.cancelled_caught
             report = await pool.aclose(0.5)
         assert report.seconds < 0.6
+
+
+# Room that comes back
+
+
+class _Stingy(QuicServer):
+    """Allows each connection so many streams, ever."""
+
+    def _accept(self, header: Any, address: Any) -> ServedConnection | None:
+        connection = super()._accept(header, address)
+        if connection is not None:
+            limit = connection.quic._local_max_streams_bidi
+            limit.value, limit.sent = 6, 6
+            connection.quic._write_connection_limits = lambda *_, **__: None  # type: ignore[method-assign]
+        return connection
+
+
+async def test_streams_that_are_never_granted_are_not_waited_for() -> None:
+    """While some of what was allowed is in use, more may be granted in a moment; it is not, so another one is made."""
+    held: list[tuple[ServedConnection, int]] = []
+    with _Stingy({b"/hold": lambda connection, stream, _: held.append((connection, stream))}) as server:
+        async with trusting() as pool:
+            for _ in range(5):
+                await pool.request("GET", url(server), timeouts=SOON)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pool.request, "GET", url(server, "/hold"))
+                with anyio.fail_after(5):
+                    while not held:  # noqa: ASYNC110  the server's doing
+                        await anyio.sleep(0.001)
+                began = monotonic()
+                assert (await pool.request("GET", url(server), timeouts=SOON)).attempts == []
+                assert 0.2 < monotonic() - began < 2
+                connection, stream = held[0]
+                server.call(lambda _: connection.respond(stream, 200, b"held"))
+            assert len(server.connections) == 2

@@ -146,6 +146,7 @@ class QuicServer:
         files: Certificates | None = None,
         ask_client: bool = False,
         answer_close: bool = False,
+        port: int = 0,
         **options: Any,
     ) -> None:
         files = files or certificates()
@@ -166,7 +167,7 @@ class QuicServer:
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._sock.setblocking(False)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self._sock.bind(("127.0.0.1", 0))
+        self._sock.bind(("127.0.0.1", port))
         self.port: int = self._sock.getsockname()[1]
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._others: dict[socket.socket, Callable[[], None]] = {}  # what a subclass reads besides

@@ -37,7 +37,9 @@ class UdpRelay:
     :ivar went_up: sizes of the datagrams that clients sent here, whatever became of them.
     """
 
-    def __init__(self, target: int, *, seed: int = 1, up: Weather | None = None, down: Weather | None = None) -> None:
+    def __init__(
+        self, target: int, *, seed: int = 1, up: Weather | None = None, down: Weather | None = None, port: int = 0
+    ) -> None:
         self.up = up or Weather()
         self.down = down or Weather()
         self.went_up: list[int] = []
@@ -46,7 +48,7 @@ class UdpRelay:
         self._random = random.Random(seed)
         self._dark_until = 0.0
         self._front = _socket()
-        self._front.bind(("127.0.0.1", 0))
+        self._front.bind(("127.0.0.1", port))
         self.port: int = self._front.getsockname()[1]
         self._backs: dict[tuple[str, int], socket.socket] = {}
         self._retired: list[socket.socket] = []

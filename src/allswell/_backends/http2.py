@@ -87,6 +87,7 @@ class Http2:
 
     name = "h2"
     http_version = "HTTP/2"
+    refilling = False
     pauses_reading = False
     says_goodbye = "GOAWAY"
     must_abort = False

@@ -91,7 +91,7 @@ class Http3:
         self._starved: set[int] = set()
         self._held: list[int] = []
         self._events: list[Event] = []
-        self._max_streams = quic.max_streams
+        self._max_streams = self._side_by_side = quic.max_streams
         self._leaving = False  # we said GOAWAY
         self._goaway: int | None = None  # the peer did
         self._over = False
@@ -283,6 +283,10 @@ class Http3:
 
     def capacity(self) -> int:
         return 0 if self.spent else self._quic.streams_left
+
+    @property
+    def refilling(self) -> bool:
+        return not self.spent and self.capacity() <= 0 and len(self._exchanges) < self._side_by_side
 
     @property
     def spent(self) -> bool:

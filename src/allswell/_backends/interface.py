@@ -213,6 +213,14 @@ class Backend(Protocol[Input_contra]):
         """Exchanges that may be opened now."""
 
     @property
+    def refilling(self) -> bool:
+        """Whether room, of which there is none just now, is about to come though nothing that is open ends.
+
+        So with HTTP/3: the peer's limit counts all streams that ever were (RFC 9000 §4.6), and it raises that once it
+        knows that some have ended.
+        """
+
+    @property
     def spent(self) -> bool:
         """Whether no exchange will ever be opened again (rather than none just now)."""
 

@@ -146,6 +146,11 @@ class Connection:
         """Exchanges that may be opened now."""
         return self._backend.capacity() if self._life.state is State.OPEN else 0
 
+    @property
+    def refilling(self) -> bool:
+        """Whether it has no room, but will in a moment."""
+        return self._life.state is State.OPEN and self._backend.refilling
+
     def extra(self, name: str) -> Any:
         """See :meth:`Filter.extra`."""
         return self._stack.extra(name)
@@ -391,8 +396,7 @@ class Connection:
 
     def _lost(self, error: TransportError) -> None:
         if self._life.state is not State.CLOSED:
-            events = self._backend.receive_eof(error)
-            self._dispatch(events)
+            self._dispatch(events := self._backend.receive_eof(error))
             self._count_cut(events)
             self.abort(str(error), error)
 

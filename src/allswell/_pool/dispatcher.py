@@ -84,6 +84,7 @@ class Dispatcher:
         self._serves: dict[Connection, tuple[RouteState, ...]] = {}
         self._coalescing = Coalescing(config, dialer)
         self._surplus: Alarm | None = None
+        self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at who waits for what exists
         self._counted = 0  # connections and dials that count against the limit
         self._closing: Deadline | None = None
         self._ended = anyio.Event()
@@ -122,8 +123,7 @@ class Dispatcher:
         )
         self._idle.pop(connection, None)
         if not connection.capacity():
-            state.available.pop(connection, None)
-            state.behind.pop(connection, None)
+            state.filled(connection)
         elif not connection.multiplexes:
             state.keep(connection)
         return exchange
@@ -207,6 +207,9 @@ class Dispatcher:
         for dial in state.dials:
             self._cover(state, dial)
         while (first := waiters.starved(state.route)) is not None:
+            if (at := state.worth_waiting(first)) is not None:
+                self._look_again.set(min(self._look_again.at, at))
+                break
             searches = not first.searched and self._coalescing.promises(state.route)
             if not searches and not self._admit(state):
                 break
@@ -217,6 +220,11 @@ class Dispatcher:
             self._cover(state, dial)
             dial.patience = max(waiter.patience for waiter in dial.waiters)
             self.host.spawn(self._dial, state, dial, first.request, name=f"allswell dials {state.route.origin}")
+
+    def _make_room_for_all(self) -> None:
+        for route in self._waiters.starved_routes():
+            assert isinstance(route, Route)
+            self._make_room(self._routes[route])
 
     def _cover(self, state: RouteState, dial: Dial) -> None:
         """Let starved waiters wait for this dial, as many as it may serve."""
@@ -529,6 +537,7 @@ class Dispatcher:
         self._closing = deadline
         if self._surplus is not None:
             self._surplus.stop()
+        self._look_again.stop()
         for waiter in self._waiters:
             waiter.error = PoolClosed("the pool was closed while the request waited for a connection")
             waiter.signal.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from time import monotonic
 
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
@@ -11,6 +12,9 @@ from allswell._errors import AllswellError
 from allswell._pool.request import Request
 from allswell._pool.route import Route
 from allswell._tasks import Signal
+
+#: How long a connection that is about to have room again is waited for, before another one is made: in seconds.
+REFILLED_WITHIN = 0.25
 
 
 class Dial:
@@ -73,6 +77,7 @@ class RouteState:
     :ivar available: connections with room; the last one was used last.
     :ivar behind: with room behind other exchanges only, in the same order.
     :ivar connections: that were made for it, and count against the limits.
+    :ivar refilled_by: those without room that are about to have some, and until when they are waited for.
     :ivar borrowed: that were made for other routes and serve this one too.
     :ivar dialling: dials that count against the limits.
     :ivar multiplexes: as the last connection turned out.
@@ -89,6 +94,7 @@ class RouteState:
         "dials",
         "label",
         "multiplexes",
+        "refilled_by",
         "route",
     )
 
@@ -97,6 +103,7 @@ class RouteState:
         self.label = route.label
         self.available: dict[Connection, None] = {}
         self.behind: dict[Connection, None] = {}
+        self.refilled_by: dict[Connection, float] = {}
         self.borrowed: dict[Connection, None] = {}
         self.connections = 0
         self.dialling = 0
@@ -108,13 +115,27 @@ class RouteState:
         """Where requests look for room, as the one that was used last."""
         self.available.pop(connection, None)
         self.behind.pop(connection, None)
+        self.refilled_by.pop(connection, None)
         behind = connection.open_exchanges and not connection.multiplexes
         (self.behind if behind else self.available)[connection] = None
+
+    def filled(self, connection: Connection) -> None:
+        """It has no room, for now."""
+        self.available.pop(connection, None)
+        self.behind.pop(connection, None)
+        if connection.refilling:
+            self.refilled_by[connection] = monotonic() + REFILLED_WITHIN
+
+    def worth_waiting(self, waiter: Waiter) -> float | None:
+        """Until when to wait for room on a connection that there is; ``None``: there will be none so soon."""
+        now = monotonic()
+        return min((at for each, at in self.refilled_by.items() if at > now and fit(each, waiter.since)), default=None)
 
     def drop(self, connection: Connection) -> None:
         """It serves this route no more."""
         self.available.pop(connection, None)
         self.behind.pop(connection, None)
+        self.refilled_by.pop(connection, None)
         self.borrowed.pop(connection, None)
 
 
