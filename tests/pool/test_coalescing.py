@@ -14,13 +14,15 @@ import anyio.to_thread
 import pytest
 import trustme
 
-from allswell import ConnectionPool, QuicConfig
+from allswell import AsyncTransport, ConnectionPool, QuicConfig
 from allswell._config import ProxyHop, Timeouts
-from allswell._errors import ConnectFailed, ExchangeReset, Timeout
+from allswell._errors import ConnectFailed, ExchangeReset, PoolClosed, Timeout
 from allswell._messages import RequestHead
+from allswell._pool import coalescing
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.request import Request as PoolRequest
 from allswell._pool.route import Route
+from allswell._pool.route_state import RouteState
 from tests.backends.test_announcements import altsvc, entries
 from tests.support.certificates import Certificates, issue
 from tests.support.h2_script import INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk
@@ -196,6 +198,102 @@ async def test_room_serves_all_its_origins_in_turn() -> None:
     assert sorted(server.served[3:]) == sorted(f"/{number}" for number in range(10))
 
 
+async def test_a_search_that_comes_to_nothing_at_the_limit(resolver: Names) -> None:
+    """Who has looked in vain waits for a place like everybody else, without looking again, and gets it."""
+    resolver.addresses["b.test"] = ["127.0.0.2"]
+    server = Http2Server(lambda talk, request: talk.answer(request, end=request.path != "/hang"))
+    with serving(server) as peer, serving(Http2Server(), host="127.0.0.2", port=peer.port) as other:
+        url = f"https://a.test:{peer.port}/hang"
+        async with trusting(max_connections=1) as pool, anyio.create_task_group() as tasks, pool.stream("GET", url):
+            for number in range(3):
+                tasks.start_soon(get, pool, "b.test", peer.port, f"/{number}")
+            with anyio.fail_after(5):
+                while pool.snapshot().waiting < 3 or pool.snapshot().dials:
+                    await anyio.lowlevel.checkpoint()
+            asked = resolver.asked["b.test"]
+            assert pool.snapshot().connections == 1
+            with pytest.raises(Timeout, match=r"b\.test.*no room"):
+                await pool.request("GET", f"https://b.test:{peer.port}/", timeouts=Timeouts(pool=0.05))
+            assert resolver.asked["b.test"] == asked
+    assert (len(peer.connections), len(other.connections)) == (1, 1)
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "closed", "timed out"])
+async def test_a_search_that_is_given_up(ending: str, resolver: Names) -> None:
+    with serving(Http2Server()) as peer:
+        async with trusting() as pool:
+            await get(pool, "a.test", peer.port)
+            event = resolver.held["b.test"] = anyio.Event()
+            url = f"https://b.test:{peer.port}/"
+            if ending == "cancelled":
+                with anyio.move_on_after(0.05) as scope:
+                    await pool.request("GET", url)
+                assert scope.cancelled_caught
+                event.set()  # what it began is for whoever comes next
+                assert await get(pool, "b.test", peer.port) == b"/"
+            elif ending == "closed":
+                async with anyio.create_task_group() as tasks:
+
+                    async def refused() -> None:
+                        with pytest.raises(PoolClosed):
+                            await pool.request("GET", url)
+
+                    tasks.start_soon(refused)
+                    while not pool.snapshot().dials:
+                        await anyio.lowlevel.checkpoint()
+                    report = await pool.aclose(1.0)
+                assert report.clean
+                assert report.seconds < 1.0
+            else:
+                with pytest.raises(Timeout, match=r"b\.test.*no connection within 0\.05 s"):
+                    await pool.request("GET", url, timeouts=Timeouts(connect=0.05))
+                event.set()
+                assert await get(pool, "b.test", peer.port) == b"/"
+            assert pool.snapshot().dials == 0
+    assert len(peer.connections) == 1
+
+
+async def test_so_many_origins_and_no_more(resolver: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a connection remembers is bounded; origins beyond that have connections of their own."""
+    monkeypatch.setattr(coalescing, "_ROUTES", 2)
+    with serving(Http2Server()) as peer:
+        async with trusting() as pool:
+            for host in ("a.test", "b.test", "x.wild.test", "b.test"):
+                await get(pool, host, peer.port)
+            assert len(peer.connections) == 1
+            resolver.addresses["z.wild.test"] = ["127.0.0.1"]
+            await get(pool, "z.wild.test", peer.port)
+    assert len(peer.connections) == 2
+
+
+async def test_searches_at_once_find_the_same(resolver: Names) -> None:
+    """A route whose last connection took one request at a time looks with several dials; the one found counts once."""
+    server = Http2Server()
+    with serving(server) as peer:
+        async with trusting() as pool:
+            await get(pool, "a.test", peer.port)
+            event = resolver.held["b.test"] = anyio.Event()
+            dispatcher = pool._dispatcher
+            assert dispatcher is not None
+            state = dispatcher._routes[Route("https", "b.test", peer.port)] = RouteState(
+                Route("https", "b.test", peer.port)
+            )
+            state.multiplexes = False
+            async with anyio.create_task_group() as tasks:
+                for number in range(3):
+                    tasks.start_soon(get, pool, "b.test", peer.port, f"/{number}")
+                with anyio.fail_after(5):
+                    while pool.snapshot().dials < 3:
+                        await anyio.lowlevel.checkpoint()
+                event.set()
+            [connection] = dispatcher._serves
+            assert [each.label for each in dispatcher._serves[connection]] == [
+                f"https://a.test:{peer.port}",
+                f"https://b.test:{peer.port}",
+            ]
+    assert len(peer.connections) == 1
+
+
 # When it ends
 
 
@@ -308,6 +406,12 @@ async def test_certificates_that_are_not_verified(checks: str) -> None:
             await get(pool, "a.test", server.port, "/hello")
             await get(pool, "b.test", server.port, "/hello")
         assert len(server.all("handshake")) == 2
+
+
+async def test_a_client_certificate() -> None:
+    assert AsyncTransport(two_names().client_context()).pool.config.coalescing is True
+    with pytest.warns(DeprecationWarning, match="cert"):
+        assert AsyncTransport(cert=str(two_names().client)).pool.config.coalescing is False
 
 
 async def test_a_client_certificate_over_quic() -> None:

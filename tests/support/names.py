@@ -18,6 +18,7 @@ class Names:
 
     :ivar addresses: of each name.
     :ivar asked: lookups of each name, in any family.
+    :ivar held: events that lookups of a name wait for.
     """
 
     def __init__(self, **addresses: str | list[str]) -> None:
@@ -25,6 +26,7 @@ class Names:
             name.replace("_", "."): [given] if isinstance(given, str) else given for name, given in addresses.items()
         }
         self.asked: Counter[str] = Counter()
+        self.held: dict[str, anyio.Event] = {}
         self._real = anyio.getaddrinfo
 
     async def _getaddrinfo(self, host: Any, port: Any, *, family: int = 0, **more: Any) -> list[Any]:
@@ -33,6 +35,8 @@ class Names:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         self.asked[host] += 1
         await anyio.lowlevel.checkpoint()
+        if host in self.held:
+            await self.held[host].wait()
         found: list[Any] = []
         for address in known:
             if family in (0, socket.AF_INET6 if ":" in address else socket.AF_INET):

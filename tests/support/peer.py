@@ -164,6 +164,7 @@ def scripted_peer(
     tls: ssl.SSLContext | bool = False,
     handshake: bool = True,
     host: str = "127.0.0.1",
+    port: int = 0,
     unix_path: Path | None = None,
     receive_buffer: int | None = None,
     send_buffer: int | None = None,
@@ -175,6 +176,7 @@ def scripted_peer(
     :param tls: ``True`` for the throw-away certificate and ALPN ``http/1.1``, or a context of your own
         (``certificates().server_context(version=…, alpn=…)``).
     :param handshake: ``False`` leaves TLS's handshake to the script (or undone).
+    :param port: one of the test's choice, where it is free; by default, any.
     :param unix_path: listen there instead of on ``host``.
     :param receive_buffer: SO_RCVBUF in bytes, set before the connection exists, so that TCP's window obeys it.
     :param send_buffer: SO_SNDBUF in bytes.
@@ -188,7 +190,7 @@ def scripted_peer(
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        listener.bind(str(unix_path) if unix_path else (host, 0))
+        listener.bind(str(unix_path) if unix_path else (host, port))
         listener.listen(backlog)
     except BaseException:
         listener.close()
