@@ -18,17 +18,18 @@ from allswell._filters.stack import Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.udp import UdpFilter
 from allswell._report import Outcome
+from allswell._tasks import current_host
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
-from tests.support.peer import ScriptedPeer, scripted_peer
-from tests.support.scripts import says
+from tests.support.peer import Script, ScriptedPeer, scripted_peer
+from tests.support.scripts import Ending, says
 
 pytestmark = pytest.mark.anyio
 
 
 @contextmanager
-def relay() -> Iterator[tuple[socket.socket, ScriptedPeer]]:
+def relay(script: Script | None = None) -> Iterator[tuple[socket.socket, ScriptedPeer]]:
     """A relay's socket, and the connection that it was asked for on."""
-    with socket.socket(type=socket.SOCK_DGRAM) as sock, scripted_peer(says(b"")) as control:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, scripted_peer(script or says(b"")) as control:
         sock.bind(("127.0.0.1", 0))
         sock.settimeout(5)
         yield sock, control
@@ -50,14 +51,6 @@ async def received(datagrams: SocksDatagrams) -> list[bytes]:
             await datagrams.wait_readable()
     assert len(datagrams.marks) == len(batch)
     return batch
-
-
-async def polled(datagrams: SocksDatagrams) -> None:
-    """Look for datagrams, as QUIC's timers do, until there is no relay any more."""
-    with anyio.fail_after(5):
-        while True:
-            datagrams.receive_nowait()
-            await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -97,18 +90,38 @@ async def test_each_datagram_has_a_header(host: str, address: bytes) -> None:
         assert control.connections[0].saw == ["FIN"]
 
 
-async def test_the_relay_ends_with_its_connection() -> None:
-    with relay() as (sock, control):
+@pytest.mark.parametrize("how", [Ending.FIN, Ending.RST])
+async def test_the_relay_ends_with_its_connection(how: Ending) -> None:
+    with relay(says(b"what nobody asked for", how)) as (sock, control):
         stack = await stack_to(sock, control)
         top = stack.top
         assert isinstance(top, SocksDatagrams)
         assert top.receive_nowait() is None
-        control.wait_accepted()
-        control.connections[0].fin()
+        top._control.transmit(b"the script's cue\r\n\r\n")
         with pytest.raises(TransportError, match=r"socks5://proxy\.example ended the relay"):
-            await polled(top)
+            await received(top)
+        await top.wait_readable()
         with pytest.raises(TransportError, match="ended the relay"):
             top.receive_nowait()
+        stack.abort()
+        control.wait_ended()
+
+
+async def test_who_listens_hears_of_the_end() -> None:
+    """Where the event loop calls us (asyncio); on trio there is nothing to listen with."""
+    with relay() as (sock, control):
+        stack = await stack_to(sock, control)
+        top = stack.top
+        assert isinstance(top, SocksDatagrams)
+        heard = anyio.Event()
+        if top.listen(current_host(), heard.set):
+            control.wait_accepted()
+            control.connections[0].fin()
+            with anyio.fail_after(5):
+                await heard.wait()
+            with pytest.raises(TransportError, match="ended the relay"):
+                top.receive_nowait()
+            top.listen(current_host(), None)
         stack.abort()
         control.wait_ended()
 

@@ -1,7 +1,8 @@
-"""How connections end through proxies that are spoken to by HTTP/3: the origin hears it, then the proxy, in one grace."""
+"""How connections end through HTTP/3 proxies: first the origin hears it, then the proxy. And HTTP/3 in SOCKS."""
 
 from __future__ import annotations
 
+import threading
 from time import monotonic
 from typing import Any
 
@@ -12,6 +13,7 @@ from allswell import CloseReport, ConnectionEnd, ConnectionPool, ProxyHop, QuicC
 from tests.support.certificates import certificates
 from tests.support.h3_proxy import Http3Proxy
 from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.proxies import socks_relay
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers, never_ends
 
@@ -245,3 +247,25 @@ async def test_a_cancelled_handshake_inside_leaves_nothing() -> None:
                 await pool.request("GET", origin.url)
         await origin.ended()
         assert "close_notify" not in origin.connections[0].saw
+
+
+async def test_an_idle_connection_ends_with_its_socks_relay() -> None:
+    """Nobody asks, nothing is sent: the end of the connection that the relay was asked for on is noticed."""
+    ends: list[ConnectionEnd] = []
+    over = threading.Event()
+    with scripted_peer(socks_relay(over)) as proxy, QuicServer() as origin:
+        hop = ProxyHop("socks5", proxy.host, proxy.port)
+        trust = certificates().client_context()
+        settings: dict[str, Any] = {"http3": "only", "keepalive_expiry": None, "on_connection_end": ends.append}
+        async with ConnectionPool(ssl_context=trust, proxies=(hop,), **settings) as pool:
+            response = await pool.request("GET", f"https://127.0.0.1:{origin.port}/hello")
+            assert await response.read() == b"hello"
+            assert ends == []
+            over.set()
+            with anyio.fail_after(5):
+                while not ends:  # noqa: ASYNC110  what is waited for happens in threads
+                    await anyio.sleep(0.01)
+            assert ends[0].reason == f"the proxy {hop} ended the relay"
+            assert pool.snapshot().routes == ()
+        assert origin.all("close") == []
+        await proxy.ended()

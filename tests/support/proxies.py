@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 from collections.abc import Callable
 
 from tests.support.peer import PeerConnection, Script
@@ -133,3 +134,33 @@ class SocksProxy:
             return
         connection.send(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x12\x34", pieces=self._pieces)
         relay(connection, origin)
+
+
+def socks_relay(over: threading.Event) -> Script:
+    """A script that speaks SOCKS5 and relays one client's datagrams (RFC 1928 §7), to IPv4 addresses.
+
+    :param over: once set, the connection that the relay was asked for on ends; its socket stays, and relays nothing.
+    """
+
+    def script(connection: PeerConnection) -> None:
+        connection.read_exactly(connection.read_exactly(2)[1])
+        connection.send(b"\x05\x00")
+        assert connection.read_exactly(10)[:4] == b"\x05\x03\x00\x01"
+        with socket.socket(type=socket.SOCK_DGRAM) as inside, socket.socket(type=socket.SOCK_DGRAM) as outside:
+            inside.bind(("127.0.0.1", 0))
+            outside.bind(("127.0.0.1", 0))
+            host, port = inside.getsockname()
+            connection.send(b"\x05\x00\x00\x01" + socket.inet_aton(host) + port.to_bytes(2, "big"))
+            client, header = ("", 0), b""
+            while not over.is_set():
+                ready = select.select([inside, outside], [], [], 0.02)[0]
+                if inside in ready:
+                    data, client = inside.recvfrom(65535)
+                    header = data[:10]
+                    outside.sendto(data[10:], (socket.inet_ntoa(data[4:8]), int.from_bytes(data[8:10], "big")))
+                if outside in ready:
+                    inside.sendto(header + outside.recv(65535), client)
+            connection.fin()
+            connection.read_until_end()
+
+    return script

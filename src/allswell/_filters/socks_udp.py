@@ -1,21 +1,25 @@
 """Datagrams through a SOCKS5 proxy (RFC 1928 §7): each with a header that says where it goes, or where it came from.
 
 The relay lives as long as the connection it was asked for on. That connection carries nothing more, so all there is to
-hear on it is its end, and that is looked for whenever datagrams are: no waiting is spent on it.
+hear on it is its end. A task of its own waits for that, and has whoever waits for datagrams look: nothing else would
+tell a connection that is idle that it is dead.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
+
+import anyio.lowlevel
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.interface import ByteStream, Datagrams
 from allswell._report import LayerEnd, Outcome
-from allswell._tasks import TaskHost
+from allswell._tasks import TaskHost, current_host
 
 _ADDRESS_SIZES = {1: 4, 4: 16}
 
@@ -38,6 +42,10 @@ class SocksDatagrams(Datagrams):
         self._proxy = proxy
         self._ready = False
         self._over = False
+        self._listener: Callable[[], None] | None = None
+        self._waiting: anyio.CancelScope | None = None
+        self._minding = anyio.CancelScope()
+        self._minded = anyio.Event()
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
@@ -53,13 +61,29 @@ class SocksDatagrams(Datagrams):
             target = bytes([3, len(name)]) + name
         self._header = b"\0\0\0" + target + port.to_bytes(2, "big")
         self._ready = True
+        current_host().spawn(self._mind_control, name=f"allswell minds a relay of {self._proxy}")
+
+    async def _mind_control(self) -> None:
+        try:
+            with self._minding:
+                with suppress(TransportError):  # a reset is an end like any other
+                    while (data := self._control.receive_nowait()) is None or len(data):
+                        await (self._control.wait_readable() if data is None else anyio.lowlevel.checkpoint())
+                self._over = True
+        finally:
+            self._minded.set()
+        if self._over and self._waiting is not None:
+            self._waiting.cancel()
+        elif self._over and self._listener is not None:
+            self._listener()
 
     # Receiving
 
     def receive_nowait(self) -> list[bytes] | None:
         received = self._lower.receive_nowait()
         if received is None:
-            self._check_control()
+            if self._over:
+                raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
             return None
         datagrams: list[bytes] = []
         marks = self.marks = []
@@ -70,21 +94,20 @@ class SocksDatagrams(Datagrams):
                 marks.append(mark)
         return datagrams or None
 
-    def _check_control(self) -> None:
-        if not self._over:
-            data = self._control.receive_nowait()
-            self._over = data is not None and not data
-        if self._over:
-            raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
-
     def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
         listening = self._lower.listen(host, function)
-        if listening or function is None:
-            self._control.listen(function)
+        self._listener = function if listening else None
         return listening
 
     async def wait_readable(self) -> None:
-        await self._lower.wait_readable()
+        if self._over:
+            return
+        # Not a deadline, but the way to be woken by _mind_control.
+        with anyio.CancelScope() as self._waiting:
+            try:
+                await self._lower.wait_readable()
+            finally:
+                self._waiting = None
 
     # Sending
 
@@ -111,9 +134,13 @@ class SocksDatagrams(Datagrams):
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         """Nothing is said: the relay ends with the connection that it was asked for on."""
+        if self._ready:
+            self._minding.cancel()
+            await self._minded.wait()  # it is that connection's turn to be waited for
         return self.abort()
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
+        self._minding.cancel()
         if self._end is None:
             self._end = LayerEnd(self.name, "", "", Outcome.CLEAN if self._ready else Outcome.SKIPPED)
         return self._end
