@@ -17,6 +17,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
@@ -30,7 +31,7 @@ from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.interface import Owner
 from allswell._errors import ConnectFailed
-from allswell._filters.happy_eyeballs import connect_tcp, connect_unix, staggered
+from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
 from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
@@ -58,11 +59,11 @@ class _Manners(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """What an attempt made, and the attempts over QUIC that were under way when it began."""
+    """What an attempt made, and when it began."""
 
     stack: Stack
     backend: Backend[Any]
-    ahead: tuple[Endpoint, ...]
+    began: float
 
 
 class Dialer:
@@ -101,11 +102,10 @@ class Dialer:
         around = _traced(tracer, route, self._config, timeout, self._context) if tracer is not None else None
         discovery = self.discovery
         ways = await discovery.find(route, datagrams=self._proxies.carries_datagrams(route))
-        trying: dict[Endpoint, None] = {}  # over QUIC: neither failed nor worked yet
+        trying: dict[Endpoint, float] = {}  # over QUIC: those that neither failed nor worked yet, and when they began
 
         async def over_quic(endpoint: Endpoint) -> _Made:
-            ahead = tuple(trying)
-            trying[endpoint] = None
+            began = trying[endpoint] = monotonic()
             try:
                 stack, backend = await self._dial_quic(route, endpoint, send, around)
             except ConnectFailed:
@@ -114,12 +114,12 @@ class Dialer:
                 raise
             del trying[endpoint]
             discovery.worked(route, endpoint)
-            return _Made(stack, backend, ahead)
+            return _Made(stack, backend, began)
 
         async def over_tcp(endpoint: Endpoint) -> _Made:
-            ahead = tuple(trying)
+            began = monotonic()
             stack, backend = await self._dial_tcp(route, endpoint, send, around)
-            return _Made(stack, backend, ahead)
+            return _Made(stack, backend, began)
 
         def connection(made: _Made) -> Connection:
             return Connection(
@@ -140,8 +140,8 @@ class Dialer:
             if endpoints
         ]
         made = await staggered(races, second)
-        for endpoint in made.ahead:
-            if endpoint in trying:
+        for endpoint, began in trying.items():
+            if began < made.began - CONNECTION_ATTEMPT_DELAY / 2:  # not one that began beside it
                 discovery.failed(route, endpoint)
         return connection(made)
 

@@ -1,0 +1,161 @@
+"""QUIC against TCP, and addresses against each other: what a black hole costs, what is broken then, who ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic, time
+from typing import Any
+
+import anyio
+import pytest
+
+from allswell import Alternative, AltSvcMemory, ConnectionEnd, ConnectionPool, Outcome
+from allswell._config import Timeouts
+from allswell._pool.dialer import Dialer
+from tests.support.certificates import certificates
+from tests.support.leaks import sockets_closed
+from tests.support.peer import scripted_peer
+from tests.support.quic_server import QuicServer
+from tests.support.scripts import answers
+from tests.support.udp_relay import UdpRelay, Weather
+
+pytestmark = pytest.mark.anyio
+
+SOON = Timeouts(connect=8, read=8, write=8, pool=8, total=8)
+
+#: Seconds between attempts, and what these tests allow for the rest.
+STAGGER, REST = 0.25, 0.35
+
+
+def pool_for(origin: str, *alternatives: tuple[str, int], **settings: Any) -> ConnectionPool:
+    """A pool that knows of these alternatives of the origin."""
+    store = AltSvcMemory()
+    store.put(origin, [Alternative(host, port, time() + 60) for host, port in alternatives])
+    return ConnectionPool(http3=True, alt_svc=store, ssl_context=certificates().client_context(), **settings)
+
+
+def on_tcp() -> Any:
+    return scripted_peer(answers(), tls=certificates().server_context())
+
+
+@contextmanager
+def udp_hole(family: socket.AddressFamily = socket.AF_INET, port: int = 0) -> Iterator[int]:
+    """A UDP port that never answers."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", port))
+        yield sock.getsockname()[1]
+
+
+@contextmanager
+def tcp_hole() -> Iterator[int]:
+    """A TCP port whose SYNs are dropped: its queue is full."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def both_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """name.example is ::1, and 127.0.0.1."""
+
+    async def getaddrinfo(host: str, port: int, *, family: int, type: int) -> list[Any]:
+        address = {socket.AF_INET6: ("::1", port, 0, 0), socket.AF_INET: ("127.0.0.1", port)}[
+            socket.AddressFamily(family)
+        ]
+        return [(family, type, 6, "", address)]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+
+
+async def request(pool: ConnectionPool, origin: str) -> tuple[bytes, float]:
+    """Which version it was, and how long it took."""
+    began = monotonic()
+    response = await pool.request("GET", f"{origin}/hello", timeouts=SOON)
+    assert response.status == 200
+    return response.http_version, monotonic() - began
+
+
+async def test_udp_that_is_dropped_costs_the_stagger(both_families: None) -> None:
+    """However many addresses and alternatives there are. What was tried in vain is broken; what had no time is not."""
+    with udp_hole() as hole, udp_hole(socket.AF_INET6, hole), udp_hole() as other, on_tcp() as tcp, sockets_closed():
+        origin = f"https://name.example:{tcp.port}"
+        async with pool_for(origin, ("name.example", hole), ("name.example", other), keepalive_expiry=0.01) as pool:
+            version, seconds = await request(pool, origin)
+            assert version == b"HTTP/1.1"
+            assert STAGGER - 0.01 < seconds < STAGGER + REST
+            discovery = pool._dispatcher.dialer.discovery  # type: ignore[union-attr]  # it has been used
+            assert [mark[2] for mark in discovery._broken._marks] == [hole]
+
+
+async def test_tcp_that_is_dropped_costs_nothing() -> None:
+    """QUIC is so slow that TCP has its try: it is not waited for."""
+    with (
+        sockets_closed(),
+        QuicServer() as server,
+        UdpRelay(server.port, up=Weather(delay=(0.16, 0.16)), down=Weather(delay=(0.16, 0.16))) as relay,
+        tcp_hole() as hole,
+    ):
+        origin = f"https://127.0.0.1:{hole}"
+        async with pool_for(origin, ("127.0.0.1", relay.port)) as pool:
+            version, seconds = await request(pool, origin)
+            assert version == b"HTTP/3"
+            assert 0.6 < seconds < 0.64 + REST  # two round trips
+            await pool.aclose(0.1)
+
+
+async def test_quic_alternates_between_the_families(both_families: None) -> None:
+    """IPv6 first; 250 ms later IPv4, and TCP (which is refused)."""
+    with QuicServer() as server, udp_hole(socket.AF_INET6, server.port), sockets_closed():
+        origin = f"https://name.example:{server.port}"
+        async with pool_for(origin, ("name.example", server.port)) as pool:
+            version, seconds = await request(pool, origin)
+            assert version == b"HTTP/3"
+            assert STAGGER - 0.01 < seconds < STAGGER + REST
+
+
+@pytest.fixture
+def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP takes its time, and is not called off: as if both had connected in the same turn of the event loop."""
+    dial = Dialer._dial_tcp
+
+    async def shielded(*args: Any) -> Any:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.15)
+            return await dial(*args)
+
+    monkeypatch.setattr(Dialer, "_dial_tcp", shielded)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_who_comes_second_ends_in_the_pools_sight(stubborn: None, closing: bool) -> None:
+    """Politely, told to the hook; and a pool that closes waits for it and reports it."""
+    ends: list[ConnectionEnd] = []
+    with (
+        sockets_closed(),
+        QuicServer() as server,
+        UdpRelay(server.port, up=Weather(delay=(0.14, 0.14)), down=Weather(delay=(0.14, 0.14))) as relay,
+        on_tcp() as tcp,
+    ):
+        origin = f"https://127.0.0.1:{tcp.port}"
+        async with pool_for(origin, ("127.0.0.1", relay.port), on_connection_end=ends.append) as pool:
+            version, _ = await request(pool, origin)
+            if not closing:
+                with anyio.fail_after(5):
+                    while not ends:  # noqa: ASYNC110  it ends in the background
+                        await anyio.sleep(0.01)
+            report = await pool.aclose()
+        assert version == b"HTTP/3"
+        await tcp.ended()
+        assert tcp.connections[0].saw == ["close_notify", "FIN"]
+        [second] = [end for end in ends if end.http_version == "HTTP/1.1"]
+        assert (second.reason, second.exchanges, second.route) == ("another was made sooner", 0, origin)
+        assert second.clean
+        assert [layer.outcome for layer in second.layers][1:] == [Outcome.CLEAN, Outcome.CLEAN]
+        assert len(ends) == 2
+        assert all(end in ends for end in report.connections)
