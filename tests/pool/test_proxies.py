@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from hyperframe.frame import ContinuationFrame, HeadersFrame
 
 import allswell
 from allswell import AsyncClient, CloseReport, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused, Timeout, Timeouts
@@ -275,6 +276,46 @@ async def test_refusals(kind: str, trusting: ssl.SSLContext) -> None:
         assert cause.body == b"who are you?"
         assert str(proxy.port) in str(cause)
         assert "lovelace" not in str(cause)
+
+
+@pytest.mark.parametrize("status", [302, 502])
+async def test_refusals_over_http2(status: int) -> None:
+    """A redirect is one: nobody is followed with a tunnel."""
+
+    def refuse(talk: Talk, request: Request) -> bool:
+        talk.answer(request, b"not so", status=status, fields=[("location", "https://elsewhere.example/")])
+        return True
+
+    script = Http2Proxy(refuse)
+    with scripted_peer(script, tls=h2_tls()) as proxy:
+        async with pool_through(hop_to(proxy)) as pool:
+            with pytest.raises(ProxyRefused, match=f"localhost:{proxy.port} refused the tunnel: {status}") as caught:
+                await pool.request("GET", "https://origin.example/")
+        assert (caught.value.status, caught.value.body) == (status, b"not so")
+        assert (b"location", b"https://elsewhere.example/") in caught.value.headers
+        assert script.tunnels == ["origin.example:443"]
+
+
+@pytest.mark.parametrize("how", ["garbage", "endless header", "silence, then its end"])
+async def test_nonsense_over_http2(how: str) -> None:
+    def babble(talk: Talk, request: Request) -> bool:
+        if how == "garbage":
+            talk.connection.send(b"HTTP/1.1 200 OK\r\n\r\n" * 20)
+        elif how == "endless header":
+            talk.send(HeadersFrame(request.stream, b"\x00\x01a\x7f\x81\x7f" + b"b" * 10_000))
+            for _ in range(30):
+                talk.send(ContinuationFrame(request.stream, b"b" * 16_000))
+        else:
+            talk.connection.send_close_notify()
+            talk.connection.fin()
+        return True
+
+    with scripted_peer(Http2Proxy(babble), tls=h2_tls()) as proxy:
+        async with pool_through(hop_to(proxy)) as pool:
+            with pytest.raises(ConnectFailed, match=f"the proxy https://localhost:{proxy.port}") as caught:
+                await pool.request("GET", "https://origin.example/")
+        assert caught.value.phase == "proxy"
+        assert not isinstance(caught.value, ProxyRefused)
 
 
 @pytest.mark.parametrize("kind", ["http", "https", "https-h2"])
