@@ -106,7 +106,7 @@ async def test_what_does_not_fit_is_lost_and_all_else_arrives() -> None:
             with pytest.raises(Timeout) as caught:
                 await pool.request("GET", url_of(origin), timeouts=Timeouts(connect=1))
             assert caught.value.phase == "connect"
-        async with pool_through(hop_to(proxy.port), http3=True, http3_origins=frozenset({"https://localhost"})) as pool:
+        async with pool_through(hop_to(proxy.port)) as pool:
             with scripted_peer(answers(), tls=True) as there:
                 assert await (await pool.request("GET", f"{there.url}/x")).read() == b"/x"
 
