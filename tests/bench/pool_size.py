@@ -29,6 +29,7 @@ class PretendedConnection:
 
     multiplexes = False
     shared = False
+    refilling = False
     http_version = "HTTP/1.1"
     label = "pretended"
     state = State.OPEN

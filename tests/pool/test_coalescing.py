@@ -143,6 +143,33 @@ async def test_a_burst_shares_it() -> None:
     assert len(server.served) == 51
 
 
+@pytest.mark.parametrize("http3", [False, "only"])
+async def test_a_thousand_requests_for_two_origins(http3: Any) -> None:
+    """Fifty at once; over HTTP/3 the server grants streams as others end, which both origins wait for."""
+
+    def echo(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        connection.respond(stream, 200, fields[b":path"])
+
+    server = Http2Server()
+    with QuicServer({b"/r": echo}, files=two_names()) as quic, serving(server) as tcp:
+        port = quic.port if http3 else tcp.port
+        async with trusting(http3=http3) as pool:
+            for host in ("a.test", "b.test"):
+                await get(pool, host, port, "/r")
+            numbers = iter(range(1000))
+
+            async def work() -> None:
+                for number in numbers:
+                    path = f"/r/{number}"
+                    assert await get(pool, "ab"[number % 2] + ".test", port, path) == path.encode()
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(50):
+                    tasks.start_soon(work)
+            assert pool.snapshot().connections == 1
+        assert len(quic.all("handshake")) + len(tcp.connections) == 1
+
+
 async def test_within_the_limits() -> None:
     """A connection that serves two origins counts once, and to find it needs no place."""
     server = Http2Server(lambda talk, request: talk.answer(request, end=request.path != "/hang"))

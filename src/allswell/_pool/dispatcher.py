@@ -104,7 +104,7 @@ class Dispatcher:
             ready = connection.capacity() if request.may_repeat(proven=False) else connection.usable()
             if ready:
                 return self._open_on(state, connection, request, total_at)
-            available.pop(connection, None)
+            state.filled(connection)  # by another route's requests; or it is about to leave
         if state.behind and request.may_follow:
             chosen = next((each for each in state.behind if each.capacity() and fit(each, since)), None)
             if chosen is not None:
