@@ -251,16 +251,20 @@ async def test_abandoned_in_a_line(which: int) -> None:
             await warmed(pool, peer.url, line)
             scopes: dict[int, anyio.CancelScope] = {}
             bodies: dict[int, bytes] = {}
+            abandoned = anyio.Event()
 
             async def get(number: int) -> None:
                 with anyio.CancelScope() as scopes[number]:
                     bodies[number] = await (await pool.request("GET", f"{peer.url}/{number}")).read()
+                if scopes[number].cancelled_caught:
+                    abandoned.set()
 
             async with anyio.create_task_group() as tasks:
                 for number in range(4):
                     tasks.start_soon(get, number)
                 sent = [int(each[1:]) for each in (await line.came(5))[1:]]
                 scopes[sent[which]].cancel()
+                await abandoned.wait()  # before any answer can come
                 line.allow(20)
             assert bodies == {number: b"/%d" % number for number in range(4) if number != sent[which]}
             # Those before it were answered where they were; those behind it went again.
