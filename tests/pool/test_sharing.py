@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 
 import anyio
@@ -116,6 +116,25 @@ async def _is_cancelled(client: AsyncClient, origin: Origin, steps: int = 7) -> 
         tasks.cancel_scope.cancel()
 
 
+async def _is_cancelled_while_it_uploads(client: AsyncClient, origin: Origin) -> None:
+    """The next piece never comes. (A server may have answered, and then none was asked for.)"""
+    begun = anyio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        begun.set()
+        yield b"piece"
+        await anyio.sleep_forever()
+
+    async def upload() -> None:
+        await client.post(f"{origin.url}cancelled", content=content())
+        begun.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(upload)
+        await begun.wait()
+        tasks.cancel_scope.cancel()
+
+
 async def _leaves(client: AsyncClient, origin: Origin) -> None:
     """In mid-response; what it left unread is never asked for."""
     response = await _begin(client, origin)
@@ -128,7 +147,14 @@ async def _is_dropped(client: AsyncClient, origin: Origin) -> None:
     await _begin(client, origin)
 
 
-WAYS = [_closes_the_response, _drops_the_response, _is_cancelled, _leaves, _is_dropped]
+WAYS = [
+    _closes_the_response,
+    _drops_the_response,
+    _is_cancelled,
+    _is_cancelled_while_it_uploads,
+    _leaves,
+    _is_dropped,
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
