@@ -18,7 +18,7 @@ from allswell import ConnectionPool
 from allswell._config import Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
-from tests.support.peer import ClientGoneError, scripted_peer
+from tests.support.peer import ClientGoneError, PeerConnection, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import Ending, answers
 
@@ -129,6 +129,25 @@ async def test_ten_workers_and_five_answers(version: str, ending: str, instead: 
             for _ in range(10):
                 tasks.start_soon(work, pool, url)
     assert sorted(answered) == list(range(100))
+
+
+async def test_those_who_need_connections_of_their_own_need_not_wait_in_turn() -> None:
+    """Who was lost twice is the first on his third connection. TLS takes a while, and theirs are made side by side."""
+    greets = Http2Server(Mayfly(1, "FIN", instead=True).http2)
+
+    def script(connection: PeerConnection) -> None:
+        connection.pause(0.2)
+        connection.handshake()
+        greets(connection)
+
+    answered: list[int] = []
+    with scripted_peer(script, tls=h2_tls(), handshake=False) as peer:
+        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
+            with anyio.fail_after(5):  # in turn it would be eight
+                async with anyio.create_task_group() as tasks:
+                    for number in range(40):
+                        tasks.start_soon(fetch, pool, f"{peer.url}/r/", number, answered)
+    assert sorted(answered) == list(range(40))
 
 
 @ways

@@ -229,10 +229,10 @@ class Dispatcher:
     def _cover(self, state: RouteState, dial: Dial) -> None:
         """Let starved waiters wait for this dial, as many as it may serve."""
         now = monotonic()
-        while len(dial.waiters) < dial.covers and (waiter := self._waiters.starved(state.route)) is not None:
+        while (waiter := self._waiters.starved(state.route)) is not None and dial.takes(waiter):
             self._waiters.cover(state.route, waiter)
             waiter.dial = dial
-            dial.waiters[waiter] = None
+            dial.cover(waiter)
             waiter.covered_at = now
             waiter.signal.set()
 

@@ -24,17 +24,29 @@ class Dial:
     :ivar patience: seconds that each try may take.
     :ivar searches: it looks for a connection of another route's first, and counts against no limit until it has.
     :ivar counts: against the limits.
+    :ivar owner: the waiter whom only a connection will do that has carried nothing; there can be one such.
     """
 
-    __slots__ = ("counts", "covers", "deadline", "patience", "searches", "waiters")
+    __slots__ = ("counts", "covers", "deadline", "owner", "patience", "searches", "waiters")
 
     def __init__(self, covers: int, *, searches: bool) -> None:
         self.covers = covers
         self.searches = searches
         self.counts = False
         self.patience = 0.0
+        self.owner: Waiter | None = None
         self.waiters: dict[Waiter, None] = {}
         self.deadline = Deadline()  # none, until the pool closes
+
+    def takes(self, waiter: Waiter) -> bool:
+        """Whether it may serve this one too."""
+        return len(self.waiters) < self.covers and (waiter.since < math.inf or self.owner not in self.waiters)
+
+    def cover(self, waiter: Waiter) -> None:
+        """This one waits for it from now on."""
+        self.waiters[waiter] = None
+        if waiter.since == math.inf:
+            self.owner = waiter
 
 
 class Waiter:
