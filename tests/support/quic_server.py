@@ -78,7 +78,10 @@ class ServedConnection:
     control: bytes = b""
 
     def respond(self, stream: int, status: int, body: bytes = b"", *fields: tuple[bytes, bytes]) -> None:
-        """A whole response."""
+        """A whole response; nothing, where the client has said STOP_SENDING."""
+        known = self.quic._streams.get(stream)
+        if known is not None and known.sender._reset_error_code is not None:
+            return
         self.head(stream, status, *fields, end=not body)
         if body:
             self.data(stream, body, end=True)
