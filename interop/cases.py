@@ -75,7 +75,10 @@ def ended_well(capture: Capture) -> None:
                 raise Difference(f"the {side} closed with error 0x{frame.value:x}, {at:.3f} s after the start")
     closed = {packet.connection for packet, _ in capture.frames(*_CLOSES, from_client=True)}
     if len(closed) != capture.handshakes():
-        raise Difference(f"connections that the client closed: {len(closed)} of {capture.handshakes()}")
+        left = [each.initial_dcid.hex() for each in capture.connections if each not in closed]
+        raise Difference(
+            f"connections that the client closed: {len(closed)} of {capture.handshakes()}; not {', '.join(left) or '?'}"
+        )
 
 
 def _one_connection(capture: Capture) -> None:
