@@ -69,7 +69,9 @@ METHODS = {
     "_close_end": ["self"],
     "_connect": ["self", "now"],
     "_handle_ack_frame": ["self", "context", "frame_type", "buf"],
+    "_get_or_create_stream": ["self", "frame_type", "stream_id"],
     "_handle_connection_close_frame": ["self", "context", "frame_type", "buf"],
+    "_handle_crypto_frame": ["self", "context", "frame_type", "buf"],
     "_handle_reset_stream_frame": ["self", "context", "frame_type", "buf"],
     "_idle_timeout": ["self"],
     "_on_ack_delivery": ["self", "delivery", "space", "highest_acked"],
@@ -147,6 +149,8 @@ def test_parts(connection: ClientConnection) -> None:
     stream.sender.write(b"abc")
     assert (stream.sender._buffer_stop, stream.sender.highest_offset) == (3, 0), _BROKE
     assert stream.receiver._final_size is None, _BROKE
+    assert len(stream.receiver._ranges) == 0, _BROKE
+    assert connection.tls._receive_buffer == b"", _BROKE
     assert stream.max_stream_data_local_sent == 10, _BROKE
     assert isinstance(connection._loss._pacer, QuicPacketPacer), _BROKE
     assert connection._loss._pacer.bucket_max == 0.0, _BROKE
@@ -185,6 +189,8 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
         "_buffer",
         "_buffer_stop",
         "_final_size",
+        "_ranges",
+        "_receive_buffer",
         "_client_handle_certificate_verify",
         "_peer_certificate",
         "_peer_certificate_chain",

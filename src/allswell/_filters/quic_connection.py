@@ -1,7 +1,7 @@
 """aioquic's connection as this client needs it: with credit, with ears while it closes, and with words for its end.
 
 Theory of operation. aioquic's ``QuicConnection`` is a complete sans-IO QUIC, but for a client that must be bounded and
-end well it lacks four things, and this subclass adds them by overriding as little as possible:
+end well it lacks five things, and this subclass adds them by overriding as little as possible:
 
 - **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without bound.
   Here windows grow only by what :meth:`credit` and :meth:`credit_stream` say was *consumed*. What never reaches anyone
@@ -11,6 +11,8 @@ end well it lacks four things, and this subclass adds them by overriding as litt
 - **The end, told at once.** aioquic tells of a peer's close when the draining period is over, three PTO late. Here
   :meth:`take_events` tells it with the batch that brought it, and :attr:`ended` says who ended it and why.
 - **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
+- **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps the pieces of a stream in a list that it walks for
+  each further one, and a handshake message of any length in a string that it copies for each.
 
 It uses aioquic's private names. Each is listed in ``tests/filters/test_quic_canary.py``, which breaks first.
 """
@@ -55,6 +57,11 @@ _RESERVED_BITS = 0x18
 _PACKET_OVERHEAD = 1 + 20 + 2 + 16
 #: Of a DATAGRAM frame: its type and length.
 _DATAGRAM_OVERHEAD = 1 + 2
+#: Pieces of a stream that may lie apart, waiting for what is between them: in the handshake, and besides one for so many
+#: bytes of a stream's window (three packets: no network loses every third).
+_GAPS, _BYTES_PER_GAP = 256, 4096
+#: Bytes of the longest handshake message, in the main a chain of certificates (OpenSSL: 100 KiB).
+_LONGEST_MESSAGE = 128 * 1024
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
 
@@ -109,6 +116,7 @@ class ClientConnection(EcnConnection):
         self._announced = False
         self._state_before_close = self._state
         self.stream_window = configuration.max_stream_data
+        self._most_gaps = _GAPS + self.stream_window // _BYTES_PER_GAP
         self.connection_window = configuration.max_data
         #: Whether DATAGRAM frames are accepted here (RFC 9221).
         self.datagrams = configuration.max_datagram_frame_size is not None
@@ -431,14 +439,29 @@ class ClientConnection(EcnConnection):
         if self.ended is None:
             self.ended = self.heard
 
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        pieces = len(self._crypto_streams[context.epoch].receiver._ranges)
+        if pieces > _GAPS or len(self.tls._receive_buffer) > _LONGEST_MESSAGE:
+            reason = "a handshake message that is too long, or in too many pieces"
+            raise QuicConnectionError(QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, reason)  # RFC 9000 §7.5
+        super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        stream = super()._get_or_create_stream(frame_type, stream_id)
+        if len(stream.receiver._ranges) > self._most_gaps:
+            raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, frame_type, "a stream in too many pieces")
+        return stream
+
     def _handle_reset_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
-        stream = self._streams.get(buf.pull_uint_var())
+        stream_id = buf.pull_uint_var()
         buf.seek(start)
-        over = stream is None or stream.receiver.is_finished
+        stream = self._streams.get(stream_id)
+        over = stream is not None and stream.receiver.is_finished
         super()._handle_reset_stream_frame(context, frame_type, buf)
-        if stream is not None and not over:
+        if not over:
             # Up to its final size it has used the connection's window, but nobody will consume the rest.
+            stream = self._streams[stream_id]  # which may be new: all that it carried before was lost
             self.credit(stream.receiver.highest_offset - stream.receiver.starting_offset())
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
