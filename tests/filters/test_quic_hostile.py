@@ -1,4 +1,4 @@
-"""Servers that break no rule of QUIC's, or only a little, and cost more than they should. No network: packets by hand."""
+"""Servers that hardly break QUIC's rules and cost more than they should. No network: their packets are made by hand."""
 
 from __future__ import annotations
 

@@ -51,7 +51,6 @@ from allswell._backends.interface import (
 from allswell._backends.multiplexer import Multiplexer, why_ended
 from allswell._errors import (
     AllswellError,
-    ExchangeReset,
     LocalProtocolError,
     NotProcessed,
     RemoteProtocolError,
@@ -356,6 +355,8 @@ class Http3:
     def _on_data(self, stream_id: int, state: Http3Exchange, data: bytes, end: bool) -> None:
         framing = len(data)
         try:
+            if state.held is not None:
+                raise Malformed("a response to a request that was not sent")
             for kind, payload in state.reader.feed(data):
                 if kind == h3.DATA:
                     self._on_body(stream_id, state, payload)
@@ -377,6 +378,8 @@ class Http3:
     def _on_body(self, stream_id: int, state: Http3Exchange, data: bytes) -> None:
         if not state.final or state.trailers is not None:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "DATA outside of a body")  # RFC 9114 §4.1
+        if not data:
+            return
         size = len(data)
         state.received += size
         if state.expected is not None and state.received > state.expected:
@@ -411,8 +414,9 @@ class Http3:
         state.final = True
         method = state.head.method
         state.tunnel = method == b"CONNECT" and status < 300
-        if not state.tunnel and method != b"HEAD" and status not in (204, 304):
-            state.expected = h3.content_length(fields)
+        if not state.tunnel:  # RFC 9110 §6.4.1: where there is no content, Content-Length is that of another response
+            none = method == b"HEAD" or status in (204, 304)
+            state.expected = 0 if none else h3.content_length(fields)
         self._events.append(ResponseReceived(stream_id, head, state.tunnel))
 
     def _on_end(self, stream_id: int, state: Http3Exchange) -> None:
@@ -434,7 +438,7 @@ class Http3:
         state = self._exchanges.get(stream_id)
         if state is not None:
             state.ended = True
-            self._fail(stream_id, _reset_error(code), h3.H3_REQUEST_CANCELLED)
+            self._fail(stream_id, state.reset_error(code), h3.H3_REQUEST_CANCELLED)
 
     def _on_stop_sending(self, stream_id: int, code: int) -> None:
         if stream_id in (self._control_stream, self._encoder_stream):
@@ -442,9 +446,9 @@ class Http3:
         state = self._exchanges.get(stream_id)
         if state is None:
             return
-        if code != h3.H3_NO_ERROR:
+        if h3.is_error(code) or state.held is not None:
             state.uploaded = True  # QUIC has reset our half by itself (RFC 9000 §3.5)
-            self._fail(stream_id, _reset_error(code), h3.H3_REQUEST_CANCELLED)
+            self._fail(stream_id, state.reset_error(code), h3.H3_REQUEST_CANCELLED)
         elif not state.uploaded:
             # RFC 9114 §4.1.1: the response does not need the rest of the request.
             state.uploaded = True
@@ -547,7 +551,7 @@ class Http3:
         self._goaway = first_refused
         for stream_id in [stream_id for stream_id in self._exchanges if stream_id >= first_refused]:
             cause = TransportError("the server is leaving (GOAWAY)", operation="write", by="peer")
-            self._fail(stream_id, NotProcessed(cause, proven=True), h3.H3_REQUEST_CANCELLED)
+            self._fail(stream_id, self._exchanges[stream_id].not_processed(cause), h3.H3_REQUEST_CANCELLED)
 
     def _on_origin(self, payload: bytes) -> None:
         try:
@@ -593,8 +597,3 @@ class Http3:
 
 #: Stands for the type of a stream that nobody knows: a reserved one (RFC 9114 §6.2.3), whatever follows it.
 _UNKNOWN = bytes.fromhex("c000000000000021")
-
-
-def _reset_error(code: int) -> AllswellError:
-    reset = ExchangeReset(f"the server reset the exchange (0x{code:x})", code=code, by="peer")
-    return NotProcessed(reset, proven=True) if code == h3.H3_REQUEST_REJECTED else reset

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from allswell._backends.http3_frames import FrameReader
+from allswell._backends.http3_frames import H3_REQUEST_REJECTED, FrameReader
+from allswell._errors import AllswellError, ExchangeReset, NotProcessed
 from allswell._messages import Headers, RequestHead
 
 
@@ -45,3 +46,12 @@ class Http3Exchange:
         self.received = 0
         self.freed = 0  # credit of this stream's, saved up
         self.starved = False  # somebody waits for its send window
+
+    def reset_error(self, code: int) -> AllswellError:
+        """What it means that the peer reset the stream, or wants no more of it, with this code."""
+        reset = ExchangeReset(f"the server reset the exchange (0x{code:x})", code=code, by="peer")
+        return self.not_processed(reset) if code == H3_REQUEST_REJECTED else reset
+
+    def not_processed(self, cause: AllswellError) -> AllswellError:
+        """What it means that the peer says so; once it has answered, nothing that it says makes that undone."""
+        return cause if self.final else NotProcessed(cause, proven=True)

@@ -42,6 +42,7 @@ H3_MESSAGE_ERROR = 0x10E
 QPACK_DECOMPRESSION_FAILED = 0x200
 QPACK_ENCODER_STREAM_ERROR = 0x201
 QPACK_DECODER_STREAM_ERROR = 0x202
+_ERRORS = frozenset({H3_DATAGRAM_ERROR, *range(0x101, 0x111), *range(0x200, 0x203)})
 
 #: RFC 9114 §4.2: fields that belong to one connection make a message malformed.
 CONNECTION_SPECIFIC = frozenset(
@@ -70,6 +71,11 @@ class Malformed(Exception):
     def __init__(self, reason: str, code: int = H3_MESSAGE_ERROR) -> None:
         super().__init__(reason)
         self.code = code
+
+
+def is_error(code: int) -> bool:
+    """Whether a code means one. Those that nobody knows are as good as H3_NO_ERROR (RFC 9114 §8)."""
+    return code in _ERRORS
 
 
 def varint(value: int) -> bytes:
@@ -193,7 +199,7 @@ class FrameReader:
                 raise H3Error(H3_FRAME_UNEXPECTED, f"a frame of type 0x{what:x} on the wrong stream")
             if what not in self._WHOLE or (total > self._limit and what == ORIGIN):  # (which may be ignored)
                 taken = min(total, size - position)
-                if what == DATA and taken:
+                if what == DATA and (taken or not total):
                     frames.append((DATA, data[position : position + taken]))
                 position += taken
                 self._left = total - taken

@@ -57,8 +57,8 @@ _RESERVED_BITS = 0x18
 _PACKET_OVERHEAD = 1 + 20 + 2 + 16
 #: Of a DATAGRAM frame: its type and length.
 _DATAGRAM_OVERHEAD = 1 + 2
-#: Pieces of a stream that may lie apart, waiting for what is between them: in the handshake, and besides one for so many
-#: bytes of a stream's window (three packets: no network loses every third).
+#: Pieces of a stream that may lie apart, waiting for what is between them: in the handshake; and besides, one for so
+#: many bytes of a stream's window (three packets: no network loses every third).
 _GAPS, _BYTES_PER_GAP = 256, 4096
 #: Bytes of the longest handshake message, in the main a chain of certificates (OpenSSL: 100 KiB).
 _LONGEST_MESSAGE = 128 * 1024

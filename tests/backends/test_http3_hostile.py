@@ -1,0 +1,212 @@
+"""HTTP/3 and servers that get things wrong, or worse, byte by byte: no network, and a QUIC that only takes notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from aioquic.quic.events import HandshakeCompleted, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
+from pylsqpack import Encoder
+
+from allswell._backends import http3_frames as h3
+from allswell._backends.http3 import Http3
+from allswell._backends.interface import (
+    BodyReceived,
+    ConnectionBroken,
+    Event,
+    ExchangeFailed,
+    PeerLeaving,
+    ResponseCompleted,
+    ResponseReceived,
+    UploadRefused,
+)
+from allswell._backends.multiplexer import End
+from allswell._errors import ExchangeReset, NotProcessed, RemoteProtocolError, TransportError
+from allswell._messages import Headers, RequestHead
+
+_CONTROL = 3
+
+
+class Quic:
+    """What a backend asks of QUIC.
+
+    :ivar did: in order: ``("reset", stream, code)``, ``("stop", stream, code)``, ``("close", code)``.
+    :ivar sent: bytes by stream.
+    """
+
+    stream_window = 1 << 20
+    datagrams = False
+    largest_datagram = 0
+    unsent_datagrams = 0
+    max_streams = 100
+    ended: End | None = None
+
+    def __init__(self, *, handshake_complete: bool) -> None:
+        self.handshake_complete = handshake_complete
+        self.did: list[tuple[Any, ...]] = []
+        self.sent: dict[int, bytes] = {}
+        self.credited = 0
+        self._next = {False: 0, True: 2}
+
+    @property
+    def streams_left(self) -> int:
+        """As the interface says, like all that follow."""
+        return self.max_streams - self._next[False] // 4
+
+    def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int:
+        """."""
+        return self._next[is_unidirectional]
+
+    def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        """."""
+        assert ("reset", stream_id) not in [entry[:2] for entry in self.did]
+        if stream_id not in self.sent:
+            self._next[bool(stream_id & 2)] += 4
+        self.sent[stream_id] = self.sent.get(stream_id, b"") + data
+
+    def send_datagram_frame(self, data: bytes) -> None:
+        """."""
+
+    def reset_stream(self, stream_id: int, error_code: int) -> None:
+        """."""
+        self.did.append(("reset", stream_id, error_code))
+
+    def stop_stream(self, stream_id: int, error_code: int) -> None:
+        """."""
+        self.did.append(("stop", stream_id, error_code))
+
+    def send_ping(self, uid: int) -> None:
+        """."""
+
+    def unsent(self, stream_id: int) -> int:
+        """."""
+        return 0
+
+    def credit(self, size: int) -> None:
+        """."""
+        self.credited += size
+
+    def credit_stream(self, stream_id: int, size: int) -> None:
+        """."""
+
+    def close(self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = "") -> None:
+        """."""
+        self.did.append(("close", error_code))
+
+
+class Link:
+    """A backend on such a QUIC, and what a server says."""
+
+    def __init__(self, *, greet: bool = True, handshake_complete: bool = True) -> None:
+        self.quic = Quic(handshake_complete=handshake_complete)
+        self.client = Http3(self.quic)
+        self._encoder = Encoder()
+        if greet:
+            assert self.say(_CONTROL, h3.varint(h3.CONTROL_STREAM) + h3.settings({})) == []
+
+    def open(self, method: bytes = b"GET", *, end: bool = True, protocol: bytes | None = None) -> int:
+        """A request."""
+        return self.client.open(RequestHead(method, b"https", b"example.org", b"/", [], protocol), end=end)
+
+    def hear(self, *events: QuicEvent) -> list[Event]:
+        """One batch."""
+        return self.client.receive(events)
+
+    def say(self, stream: int, data: bytes, *, end: bool = False) -> list[Event]:
+        """Bytes on a stream."""
+        return self.hear(StreamDataReceived(data=data, end_stream=end, stream_id=stream))
+
+    def head(self, stream: int, status: int = 200, fields: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+        """A HEADERS frame."""
+        section: Headers = [(b":status", b"%d" % status), *fields]
+        return h3.frame(h3.HEADERS, self._encoder.encode(stream, section)[1])
+
+
+def failure(events: list[Event]) -> Exception:
+    """The error of the one exchange that failed."""
+    [failed] = [event for event in events if isinstance(event, ExchangeFailed)]
+    return failed.error
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_an_answer_to_a_request_that_was_not_sent_fails_it_alone(end: bool) -> None:
+    link = Link(handshake_complete=False)
+    held, other = link.open(b"POST"), link.open()
+    assert link.quic.sent[held] == b""  # it waits for the handshake (RFC 8470 §4)
+    error = failure(link.say(held, link.head(held), end=end))
+    assert isinstance(error, RemoteProtocolError)
+    assert error.reach == "exchange"
+    link.quic.handshake_complete = True
+    assert link.hear(HandshakeCompleted(alpn_protocol="h3", early_data_accepted=True, session_resumed=True)) == []
+    assert link.quic.sent[held] == b""
+    events = link.say(other, link.head(other), end=True)
+    assert [type(event) for event in events] == [ResponseReceived, ResponseCompleted]
+
+
+@pytest.mark.parametrize("code", [h3.H3_NO_ERROR, h3.H3_REQUEST_CANCELLED])
+def test_a_request_that_is_refused_before_it_was_sent_is_not_sent(code: int) -> None:
+    link = Link(greet=False)
+    held = link.open(b"CONNECT", protocol=b"websocket", end=False)
+    events = link.hear(StopSendingReceived(error_code=code, stream_id=held))
+    assert isinstance(failure(events), ExchangeReset)
+    assert link.say(_CONTROL, b"\0" + h3.settings({h3.ENABLE_CONNECT_PROTOCOL: 1})) == []
+    assert link.quic.sent[held] == b""
+
+
+@pytest.mark.parametrize("code", [0, 0x21, 0x21 + 0x1F * 7, h3.H3_NO_ERROR])
+def test_codes_that_nobody_knows_are_no_errors(code: int) -> None:
+    """RFC 9114 §8; §8.1 has codes that are reserved to try this."""
+    link = Link()
+    exchange = link.open(b"POST", end=False)
+    events = link.hear(StopSendingReceived(error_code=code, stream_id=exchange))
+    assert events == [UploadRefused(exchange)]
+    events = link.say(exchange, link.head(exchange, 413) + h3.frame(h3.DATA, b"too much"), end=True)
+    assert [type(event) for event in events] == [ResponseReceived, BodyReceived, ResponseCompleted]
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", 200), (b"GET", 204), (b"GET", 304)])
+def test_content_where_there_can_be_none(method: bytes, status: int) -> None:
+    """RFC 9110 §6.4.1."""
+    link = Link()
+    exchange = link.open(method)
+    head = link.head(exchange, status, [(b"content-length", b"3")])
+    events = link.say(exchange, head + h3.frame(h3.DATA, b"abc"), end=True)
+    assert not [event for event in events if isinstance(event, (BodyReceived, ResponseCompleted))]
+    assert isinstance(failure(events), RemoteProtocolError)
+    other = link.open(method)
+    events = link.say(other, link.head(other, status, [(b"content-length", b"3")]), end=True)
+    assert [type(event) for event in events] == [ResponseReceived, ResponseCompleted]
+
+
+@pytest.mark.parametrize("way", ["reset", "goaway"])
+def test_what_was_answered_was_processed_whatever_is_said_later(way: str) -> None:
+    link = Link()
+    exchange, other = link.open(), link.open()
+    link.say(exchange, link.head(exchange) + h3.frame(h3.DATA, b"abc"))
+    if way == "reset":
+        events = link.hear(StreamReset(error_code=h3.H3_REQUEST_REJECTED, stream_id=exchange))
+        assert isinstance(failure(events), ExchangeReset)
+        events = link.hear(StreamReset(error_code=h3.H3_REQUEST_REJECTED, stream_id=other))
+        assert isinstance(failure(events), NotProcessed)
+    else:
+        events = link.say(_CONTROL, h3.frame(h3.GOAWAY, h3.varint(0)))
+        errors = [event.error for event in events if isinstance(event, ExchangeFailed)]
+        assert [type(error) for error in errors] == [TransportError, NotProcessed]
+        assert isinstance(events[0], PeerLeaving)
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_data_outside_of_a_body_breaks_the_connection(where: str, content: bytes) -> None:
+    """RFC 9114 §4.1, also when there is nothing in it."""
+    link = Link()
+    exchange = link.open()
+    start = b""
+    if where == "after":
+        trailers = h3.frame(h3.HEADERS, link._encoder.encode(exchange, [(b"checksum", b"1")])[1])
+        start = link.head(exchange) + h3.frame(h3.DATA, b"") + trailers
+    events = link.say(exchange, start + h3.frame(h3.DATA, content))
+    assert isinstance(events[-1], ConnectionBroken)
+    assert link.quic.did[-1] == ("close", h3.H3_FRAME_UNEXPECTED)
+    assert not [event for event in events if isinstance(event, BodyReceived)]
