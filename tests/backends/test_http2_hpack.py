@@ -103,3 +103,13 @@ def test_a_malformed_section_is_not_remembered() -> None:
         section = reader.receive_headers(1, 4, memoryview(encode_frame(1, 4, 1, block)))
         assert section is not None
         assert isinstance(section.error, StreamError)
+
+
+def test_a_block_that_changes_the_tables_size_is_not_remembered() -> None:
+    """RFC 7541 §6.3: with nothing in the table only its size tells that it changed."""
+    reader, plain = SectionReader(Decoder(), 100_000), Decoder()
+    small, large, added, indexed = b"\x20\x88", b"\x3f\xe1\x1f\x88", b"\x88\x40\x01x\x01y", b"\x88\xbe"
+    for block in (large, small, large, added, indexed):
+        section = reader.receive_headers(1, 4, memoryview(encode_frame(1, 4, 1, block)))
+        assert section is not None
+        assert section.fields == [tuple(field) for field in plain.decode(block, raw=True)]

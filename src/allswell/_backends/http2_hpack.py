@@ -129,15 +129,18 @@ class SectionReader:
         known = self._known.get(block)
         if known is not None:
             return Section(stream, end, known, None)
-        entries = self._decoder.header_table.dynamic_entries
-        newest, count = entries[0] if entries else None, len(entries)
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        newest, count, size = entries[0] if entries else None, len(entries), table.maxsize
         try:
             decoded = self._decoder.decode(block, raw=True)
         except OversizedHeaderListError as error:
             raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer's header list is too large") from error
         except (HPACKError, IndexError) as error:
             raise PeerError(ErrorCodes.COMPRESSION_ERROR, "the peer's header section is garbled") from error
-        changed = len(entries) != count or (entries[0] if entries else None) is not newest
+        changed = (
+            len(entries) != count or (entries[0] if entries else None) is not newest or table.maxsize != size
+        )
         if changed or len(self._known) >= _REMEMBERED_BLOCKS:
             self._known.clear()
         try:
