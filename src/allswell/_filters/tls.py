@@ -29,6 +29,8 @@ from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
 
 _RECORD = 16 * 1024
+#: Bytes of records without any content that are taken in one go; whoever sends more would keep us from everyone else.
+_BARREN = 4 * _RECORD
 
 
 class TlsFilter(ByteStream):
@@ -67,6 +69,7 @@ class TlsFilter(ByteStream):
         self._said = ""
         self._heard = ""
         self._failed = False
+        self._broken: TransportError | None = None
         self._end: LayerEnd | None = None
 
     @property
@@ -115,13 +118,16 @@ class TlsFilter(ByteStream):
     def receive_nowait(self) -> memoryview | None:
         if self._heard:
             return self._buffer[:0]
-        assert self._object is not None
-        total = 0
+        if self._broken is not None:
+            raise self._broken  # OpenSSL, asked again after the peer's fatal alert, takes it for a close_notify
+        total = taken = 0
         while True:
             total = self._decrypt(total)
             # Give the layer below one look only when there is nothing to give to the one above.
             if total or self._heard:
                 return self._buffer[:total]
+            if taken > _BARREN:  # session tickets, of which OpenSSL takes any number
+                raise self._break("records without content, and no end of them")
             data = self._lower.receive_nowait()
             if data is None:
                 return None
@@ -129,6 +135,7 @@ class TlsFilter(ByteStream):
                 self.truncated = True
                 self._heard = "EOF"
                 return data
+            taken += len(data)
             self._incoming.write(data)
 
     def _decrypt(self, total: int) -> int:
@@ -148,12 +155,18 @@ class TlsFilter(ByteStream):
         except ssl.SSLZeroReturnError:
             self._heard = "close_notify"
         except ssl.SSLError as error:
-            self._failed = True
             self._push()
+            broken = self._break(_words(error))
             if not total:
-                raise TransportError(f"{self._peer} broke TLS: {_words(error)}", operation="read", by="peer") from error
+                raise broken from error
         self._push()  # key updates and alerts are answers that OpenSSL writes while it reads
         return total
+
+    def _break(self, words: str) -> TransportError:
+        """The peer broke TLS: all further reads say so."""
+        self._failed = True
+        self._broken = TransportError(f"{self._peer} broke TLS: {words}", operation="read", by="peer")
+        return self._broken
 
     async def wait_readable(self) -> None:
         if not self._incoming.pending:

@@ -1,0 +1,138 @@
+"""TLS servers that get it wrong, or worse: OpenSSL on both sides, and what passes between them in our hands."""
+
+from __future__ import annotations
+
+import ssl
+from time import process_time
+
+import pytest
+
+from allswell._deadline import Deadline
+from allswell._errors import TransportError
+from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.tls import TlsFilter
+from allswell._report import LayerEnd, Outcome
+from tests.support.certificates import certificates
+
+pytestmark = pytest.mark.anyio
+_VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+class Wire(ByteStream):
+    """A server at the other end of nothing: what is written reaches it at once, what it answers can be read at once.
+
+    :ivar server: its TLS.
+    :ivar arriving: what will be read.
+    """
+
+    name = "wire"
+    unsent = 0
+
+    def __init__(self, context: ssl.SSLContext, *, piece: int = 256 * 1024) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.server = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.arriving = b""
+        self._piece = piece
+
+    def say(self, data: bytes = b"") -> None:
+        """The server's content, and what else it has to say."""
+        if data:
+            self.server.write(data)
+        self.arriving += self._outgoing.read()
+
+    def hear(self, data: bytes) -> None:
+        """Bytes reach the server, whatever they are."""
+        self._incoming.write(data)
+
+    async def connect(self) -> None:
+        """As the interface says, like all that follow."""
+
+    def receive_nowait(self) -> memoryview | None:
+        """."""
+        piece, self.arriving = self.arriving[: self._piece], self.arriving[self._piece :]
+        return memoryview(piece) if piece else None
+
+    async def wait_readable(self) -> None:
+        """."""
+        raise AssertionError("the server has said all that it has to say")
+
+    def transmit(self, data: bytes) -> None:
+        """."""
+        self.hear(data)
+        try:
+            self.server.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        self.say()
+
+    async def flush(self) -> None:
+        """."""
+
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        """."""
+        return self.abort()
+
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        """."""
+        return LayerEnd(self.name, "", "", Outcome.CLEAN)
+
+
+async def connected(wire: Wire) -> TlsFilter:
+    """The client's half."""
+    tls = TlsFilter(
+        wire,
+        peer="the peer",
+        context=certificates().client_context(),
+        server_name="localhost",
+        alpn=[],
+        buffer=ReceiveBuffer(),
+    )
+    await tls.connect()
+    return tls
+
+
+@pytest.mark.parametrize("behind", [b"", b"\x17\x03\x03\x00\x20" + b"?" * 32], ids=["nothing", "something"])
+@pytest.mark.parametrize("version", _VERSIONS)
+async def test_content_cut_by_a_fatal_alert_is_not_whole(version: ssl.TLSVersion, behind: bytes) -> None:
+    """Whoever can alter what passes can make the server say it, at any place of a body, and add a byte behind it."""
+    wire = Wire(certificates().server_context(version=version))
+    tls = await connected(wire)
+    wire.say(b"half of it")
+    wire.hear(b"\x17\x03\x03\x00\x20" + b"?" * 32)
+    with pytest.raises(ssl.SSLError):
+        wire.server.read(1)
+    wire.say()
+    wire.arriving += behind
+    data = tls.receive_nowait()
+    assert data is not None
+    assert bytes(data) == b"half of it"
+    for _ in range(3):
+        with pytest.raises(TransportError, match="alert"):
+            tls.receive_nowait()
+    end = await tls.shutdown(Deadline.after(1))
+    assert (end.said, end.heard, end.outcome) == ("", "", Outcome.ABORTED)
+
+
+async def test_tickets_without_end_do_not_keep_us_from_everyone_else() -> None:
+    context = certificates().server_context(version=ssl.TLSVersion.TLSv1_3)
+    context.num_tickets = 4000  # a megabyte of them, at once
+    wire = Wire(context, piece=16 * 1024)
+    tls = await connected(wire)
+    assert len(wire.arriving) > 500_000
+    began = process_time()
+    with pytest.raises(TransportError, match="without content"):
+        tls.receive_nowait()
+    assert process_time() - began < 2
+    assert len(wire.arriving) > 300_000
+
+
+async def test_some_tickets_are_fine() -> None:
+    context = certificates().server_context(version=ssl.TLSVersion.TLSv1_3)
+    context.num_tickets = 100
+    wire = Wire(context, piece=100)
+    tls = await connected(wire)
+    assert tls.receive_nowait() is None
+    wire.say(b"content")
+    data = tls.receive_nowait()
+    assert data is not None
+    assert bytes(data) == b"content"
