@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
+from allswell._errors import TransportError
 from allswell._report import ConnectionEnd, Outcome
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
@@ -148,3 +150,67 @@ async def test_numbers_of_the_report() -> None:
         assert end.layers[1].outcome is Outcome.CLEAN
         assert 0 < end.seconds < 1
         assert end.clean
+
+
+async def test_server_that_takes_no_more_until_we_take_what_it_echoes() -> None:
+    """What an upload has left over holds up no reading: the server would wait for us as we for it."""
+    piece, count = bytes(1_000_000), 4
+
+    def echo(connection: PeerConnection) -> None:
+        connection.read_head()
+        left = len(piece) * count
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % left)
+        while left:
+            data = connection.read_exactly(min(left, 65536))
+            left -= len(data)
+            connection.send(data)
+        connection.read_until_end()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield piece
+
+    small = [(socket.SOL_SOCKET, option, 65536) for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)]
+    with scripted_peer(echo, send_buffer=4096, receive_buffer=4096) as peer:
+        async with pool_for(socket_options=small) as pool:
+            headers = [(b"Content-Length", b"%d" % (len(piece) * count))]
+            with anyio.fail_after(10):
+                response = await pool.request("POST", peer.url, headers=headers, content=pieces())
+            assert await response.read() == piece * count
+
+
+def _refuses(connection: PeerConnection) -> None:
+    connection.read_head()
+    connection.send(response(b"no", status="413 Content Too Large"))
+    connection.stall()
+
+
+async def test_iterator_that_fails_at_its_end_is_told() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(100_000)
+        finally:
+            await anyio.sleep(0.05)
+            raise ValueError("the caller's own")
+
+    with scripted_peer(_refuses) as peer:
+        async with pool_for() as pool:
+            with anyio.fail_after(3), pytest.raises(ValueError, match="the caller's own"):
+                await pool.request("POST", peer.url, content=pieces())
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_iterator_that_waits_for_what_was_cancelled(anyio_backend: str) -> None:
+    """On asyncio that looks like the end of our own task; whoever waits for the response must learn of it."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"a"
+        waited_for = asyncio.get_running_loop().create_future()
+        waited_for.cancel()
+        await waited_for
+
+    with scripted_peer(answers()) as peer:
+        async with pool_for() as pool:
+            with anyio.fail_after(3), pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
+                await pool.request("POST", peer.url, content=pieces(), timeouts=Timeouts(None, None, None, None))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
 import anyio
 import pytest
 
 import allswell
+from allswell._backends.http1 import Http1
 from allswell._connection import reader
 from allswell._filters.interface import ReceiveBuffer
 from allswell._pool import dialer
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
-from tests.support.scripts import huge
+from tests.support.scripts import answers, huge
 
 pytestmark = pytest.mark.anyio
 
@@ -47,3 +49,21 @@ async def test_nothing_is_left_in_tls_when_the_socket_is_empty(
                     response = await pool.request("GET", peer.url)
                     assert len(await response.read()) == size
         await peer.ended()
+
+
+async def test_a_bug_of_ours_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the event loop calls us, and would only log it: nobody waits for what will never come."""
+
+    def receive(backend: Http1, data: Any) -> Any:
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr(Http1, "receive", receive)
+    with scripted_peer(answers()) as peer:
+        async with allswell.ConnectionPool() as pool:
+            with anyio.fail_after(2), pytest.raises(allswell.TransportError, match="a bug: RuntimeError"):
+                await pool.request("GET", peer.url)
+            assert pool.snapshot().connections == 0
+        await peer.ended()
+    assert "of ours" in caplog.text

@@ -6,7 +6,7 @@ change the connection only by synchronous calls (``open``, ``send_body``, ``cons
 ``abort``); there is no ``await`` between a check and its change, so there are no locks.
 
 Writing is tried at once, by whoever wants to write. What the socket does not take is kept by the stack and finished by
-a task of the connection's (``_finish_writing``), never by the requester's: its cancellation cannot leave half a frame.
+a task of the connection's (`writer.py`), never by the requester's: its cancellation cannot leave half a frame.
 
 When ``run`` stops reading, the connection is either CLOSING, and the same task now says the goodbyes from the top of
 the stack down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer
@@ -40,11 +40,12 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._config import PoolConfig, Timeouts
-from allswell._connection.exchange import UNSENT_LIMIT, Exchange
+from allswell._connection.exchange import Exchange
 from allswell._connection.interface import Owner
 from allswell._connection.lifecycle import Lifecycle, State
 from allswell._connection.pulse import Pulse
 from allswell._connection.reader import Reader
+from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, RemoteProtocolError, TransportError
 from allswell._filters.stack import Stack
@@ -94,8 +95,7 @@ class Connection:
         self._reader = Reader(
             host, self._top, take=self._receive_once, alive=self._reads, full=self._full, lost=self._lost
         )
-        self._writing = False
-        self._flushed = host.signal()
+        self._writer = Writer(host, self._top, name=f"allswell writes to {label}", room=self._written)
         self._deadline: Deadline | None = None
         self._epoch: float | None = None
         self._cut = 0  # exchanges that ended because the connection did
@@ -215,7 +215,7 @@ class Connection:
 
     def send_window(self, exchange: Exchange) -> int:
         """Bytes of body that may be sent now."""
-        if exchange.number not in self._exchanges or self._top.unsent > UNSENT_LIMIT or self._top.dead:
+        if exchange.number not in self._exchanges or self._writer.full:
             return 0
         return self._backend.send_window(exchange.number)
 
@@ -339,7 +339,7 @@ class Connection:
     # The task
 
     async def run(self) -> None:
-        """Drive it until it is closed. Never raises, save cancellation (of the whole event loop's)."""
+        """Drive it until it is closed. Raises nothing but cancellation (of the whole event loop's), and bugs."""
         if self.config.ping_interval is not None:
             self.watch(monotonic() + self.config.ping_interval)
         try:
@@ -347,6 +347,9 @@ class Connection:
             await self._reader.run()
             if self._life.state is State.CLOSING:
                 await self._say_goodbye()
+        except Exception as error:
+            self.abort(f"a bug: {error!r}")
+            raise
         finally:
             self.abort("the event loop ended")  # nothing, where it is closed already
 
@@ -354,10 +357,8 @@ class Connection:
         return self._life.state in (State.OPEN, State.DRAINING)
 
     def _full(self) -> bool:
-        if self._at_end:
+        if self._at_end or self._writer.owes:
             return True
-        if self._top.unsent > UNSENT_LIMIT and self._writing:
-            return True  # the peer does not read our answers: take nothing more that would have to be answered
         return self._backend.pauses_reading and any(e.buffered >= _PAUSE_AT for e in self._exchanges.values())
 
     def _receive_once(self) -> bool:
@@ -374,7 +375,7 @@ class Connection:
         else:
             self._pulse.heard = True
             self._dispatch(self._backend.receive(data))
-            self._transmit()
+            self._transmit(answers=True)
             if self._backend.must_abort:
                 self.abort("the connection cannot be used any more")
             else:
@@ -491,24 +492,15 @@ class Connection:
 
     # Writing
 
-    def _transmit(self) -> None:
-        top = self._top
-        top.transmit(self._backend.take_output())
-        if top.unsent and not self._writing and self._life.state is not State.CLOSED:
-            self._writing = True
-            self.host.spawn(self._finish_writing, name=f"allswell writes to {self.label}")
+    def _transmit(self, *, answers: bool = False) -> None:
+        data = self._backend.take_output()
+        if self._life.state is not State.CLOSED:
+            self._writer.write(data, answers=answers)
 
-    async def _finish_writing(self) -> None:
-        try:
-            await self._top.flush()
-        except TransportError:
-            pass  # the reading side meets the same loss, after the peer's last words: it tells the exchanges
-        finally:
-            self._writing = False
-            self._flushed.set()
-            self._reader.resume()
-            for exchange in self._exchanges.values():
-                exchange.on_room()
+    def _written(self) -> None:
+        self._reader.resume()
+        for exchange in self._exchanges.values():
+            exchange.on_room()
 
     # Time
 
@@ -544,10 +536,7 @@ class Connection:
         deadline = self._deadline = self._deadline or Deadline.after(self.config.grace)
         backend = self._backend
         said = "" if self._at_end else backend.says_goodbye  # to a peer that has ended there is nothing to say
-        with deadline.scope():
-            while self._writing:
-                await self._flushed.wait()
-        if self._writing:
+        if not await self._writer.finished(deadline):
             self.abort("the server took no more of what we sent")
             return
         backend.goodbye()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,6 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from allswell._connection.driver import Connection
-
-#: Bytes that a stack may hold unsent before uploads wait.
-UNSENT_LIMIT = 256 * 1024
 
 #: HTTP datagrams that may wait for who takes them.
 _DATAGRAMS = 1024
@@ -283,28 +280,36 @@ class Exchange:
     async def _upload(self, body: AsyncIterable[bytes], trailers: TrailerSource) -> None:
         pieces = aiter(body)
         try:
-            with Deadline().scope() as self._upload_scope:
-                if not self.uploaded:  # nobody stopped us before we began
-                    if any(name.lower() == b"expect" for name, _ in self.request.headers):
-                        await self._expect_continue()
-                    count = 0
-                    async for piece in pieces:
-                        await self.send(piece)
-                        count += 1
-                        if count % _SENDS_IN_A_ROW == 0:  # a source and a peer that never make us wait: others wait
-                            await anyio.lowlevel.checkpoint()
-                    await self.send(b"", end=True, trailers=trailers() if callable(trailers) else trailers)
+            try:
+                with Deadline().scope() as self._upload_scope:
+                    if not self.uploaded:  # nobody stopped us before we began
+                        await self._send_all(pieces, trailers)
+            finally:
+                self._upload_scope = None
+                if isinstance(pieces, AsyncGenerator):
+                    await pieces.aclose()
         except _UploadStopped:
             pass  # the exchange goes on without the rest
         except Exception as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
             self._error = self._error or error
             self.fail(error)
+        except BaseException:  # the iterator waited for what was cancelled; or the event loop ends
+            self.fail(TransportError(f"the upload to {self.label} was cancelled", operation="write", by="us"))
+            raise
         finally:
-            self._upload_scope = None
             self.uploading = False
-            if isinstance(pieces, AsyncGenerator):
-                await pieces.aclose()
             self._ready.set()  # the read timeout begins
+
+    async def _send_all(self, pieces: AsyncIterator[bytes], trailers: TrailerSource) -> None:
+        if any(name.lower() == b"expect" for name, _ in self.request.headers):
+            await self._expect_continue()
+        count = 0
+        async for piece in pieces:
+            await self.send(piece)
+            count += 1
+            if count % _SENDS_IN_A_ROW == 0:  # a source and a peer that never make us wait: others wait
+                await anyio.lowlevel.checkpoint()
+        await self.send(b"", end=True, trailers=trailers() if callable(trailers) else trailers)
 
     async def _expect_continue(self) -> None:
         """Wait for 100 (Continue), but not for ever (RFC 9110 §10.1.1)."""

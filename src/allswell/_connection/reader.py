@@ -50,6 +50,7 @@ class Reader:
         self._scope: anyio.CancelScope | None = None
         self._suspended = False
         self._listening = False
+        self._failure: Exception | None = None  # met while the event loop called us: the task's to raise
         self._go_on = host.signal()
 
     async def run(self) -> None:
@@ -69,6 +70,8 @@ class Reader:
             elif top.listen(self._on_readable):
                 self._listening = True
                 await self._go_on.wait()
+                if self._failure is not None:
+                    raise self._failure
             else:
                 try:
                     await top.wait_readable()
@@ -76,7 +79,11 @@ class Reader:
                     self._lost(error)
 
     def _on_readable(self) -> None:
-        if self._read_some():
+        try:
+            more = self._read_some()
+        except Exception as error:  # noqa: BLE001 - a bug: the connection must not go on as if nothing had been
+            self._failure, more = error, True
+        if more:
             # The event loop tells what is in the socket, not what a filter holds: the task reads on, after others.
             self._stop_listening()
             self._go_on.set()
