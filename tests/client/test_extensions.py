@@ -13,7 +13,7 @@ import allswell
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.quic_server import QuicServer
-from tests.support.scripts import Ending, answers, end, response
+from tests.support.scripts import Ending, answers, end, huge, response
 from tests.support.servers import ServerInfo
 
 pytestmark = pytest.mark.anyio
@@ -264,3 +264,17 @@ async def test_pool_timeout() -> None:
         ):
             with pytest.raises(httpx2.PoolTimeout):
                 await client.get(peer.url)
+
+
+@pytest.mark.parametrize("step", ["send_request_headers.started", "receive_response_headers.complete"])
+async def test_a_trace_that_fails_costs_no_connection(step: str) -> None:
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        if name == f"http11.{step}":
+            raise ValueError(name)
+
+    with scripted_peer(huge(5_000_000)) as peer:
+        limits = httpx2.Limits(max_connections=1)
+        async with allswell.AsyncClient(limits=limits, timeout=2) as client:
+            with pytest.raises(ValueError, match=step):
+                await client.get(peer.url, extensions={"trace": trace})
+            assert len((await client.get(peer.url)).content) == 5_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from time import monotonic
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -12,8 +13,9 @@ import pytest
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import LocalProtocolError, Timeout
+from allswell._pool import route_state
 from tests.support.certificates import certificates
-from tests.support.h2_script import Http2Server, h2_tls
+from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import answers, response
@@ -296,3 +298,101 @@ async def test_a_dial_that_had_too_little_time_is_repeated_for_who_has_more() ->
                 assert await answer.read() == b"/patient"
                 assert answer.attempts == []
         assert len(peer.connections) == 2
+
+
+async def test_a_dial_that_may_take_for_ever_does_not_outlive_its_last_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timeout of ours, and a server that says nothing: nobody else must wait for the same dial in vain."""
+    monkeypatch.setattr(route_state, "UNWANTED_FOR", 0.3)
+    serve = Http2Server()
+
+    def script(connection: PeerConnection) -> None:
+        if connection.index == 0:
+            connection.read_until_end()
+            return
+        connection.handshake()
+        serve(connection)
+
+    forever = Timeouts(None, None, None, None)
+    with scripted_peer(script, tls=h2_tls(), handshake=False) as peer:
+        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
+            async with anyio.create_task_group() as tasks:
+                first, second = anyio.CancelScope(), anyio.CancelScope()
+
+                async def waits(scope: anyio.CancelScope) -> None:
+                    with scope:
+                        await pool.request("GET", peer.url, timeouts=forever)
+
+                tasks.start_soon(waits, first)
+                tasks.start_soon(waits, second)
+                await anyio.to_thread.run_sync(peer.wait_accepted)
+                assert pool.snapshot().dials == 1
+                first.cancel()
+                await anyio.wait_all_tasks_blocked()
+                assert pool.snapshot().dials == 1  # somebody waits for it still; but nobody more will
+                with anyio.fail_after(3):
+                    await pool.request("GET", peer.url, timeouts=forever)
+            assert not second.cancelled_caught  # it was served too, by the other connection
+            assert await anyio.to_thread.run_sync(peer.connections[0].ended.wait, 3)
+            await anyio.wait_all_tasks_blocked()
+            assert pool.snapshot().dials == 0
+        assert len(peer.connections) == 2
+
+
+async def test_routes_that_came_to_nothing_are_forgotten() -> None:
+    gate = Gate()
+    with scripted_peer(gate.script) as peer:
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(get, pool, peer.url)
+            await gate.until_held(1)
+            for number in range(3):
+                with pytest.raises(Timeout):
+                    await get(pool, f"http://host{number}.example/", pool_timeout=0.01)
+            assert pool._dispatcher is not None
+            assert [route.host for route in pool._dispatcher._routes] == [peer.host]
+            gate.open()
+
+
+async def test_who_needs_a_fresh_connection_holds_up_nobody_else() -> None:
+    """It was misdirected, and there is no place for another connection; the one that there is has room."""
+
+    def handle(talk: Talk, request: Request) -> None:
+        if request.path == "/events":
+            talk.send(talk.headers(request.stream, [(":status", "200")]))
+        elif request.path == "/misdirected":
+            talk.send(talk.headers(request.stream, [(":status", "421")], end=True))
+        else:
+            talk.answer(request)
+
+    with scripted_peer(Http2Server(handle)) as peer:
+        async with ConnectionPool(http1=False, max_connections=1) as pool:
+            await get(pool, peer.url)
+            async with pool.stream("GET", f"{peer.url}/events"), anyio.create_task_group() as tasks:
+                tasks.start_soon(get, pool, f"{peer.url}/misdirected", None, 60.0)
+                with anyio.fail_after(3):
+                    while not pool.snapshot().waiting:  # noqa: ASYNC110
+                        await anyio.sleep(0.002)
+                assert await get(pool, f"{peer.url}/other", pool_timeout=1.0) == b"/other"
+                tasks.cancel_scope.cancel()
+
+
+async def test_who_waits_with_what_cannot_be_said_harms_nobody() -> None:
+    """Not even HTTP's own checks expect it. It is opened by the task that reads another's response."""
+    gate = Gate()
+    broken: Any = [("näme", "x")]
+    with scripted_peer(gate.script) as peer:
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+
+            async def asks() -> None:
+                with pytest.raises(UnicodeEncodeError):
+                    await pool.request("GET", peer.url, headers=broken)
+
+            done: list[str] = []
+            tasks.start_soon(get, pool, f"{peer.url}/1", done)
+            await gate.until_held(1)
+            tasks.start_soon(asks)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(get, pool, f"{peer.url}/2", done)
+            await anyio.wait_all_tasks_blocked()
+            gate.open(2)
+        assert len(done) == 2
+        assert len(peer.connections) == 1

@@ -144,6 +144,9 @@ class Dispatcher:
             state = self._routes[route] = RouteState(route)
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
         self._waiters.add(route, waiter)
+        for connection in list(state.available):  # who waits in front of it may need a fresh one
+            if connection.usable():
+                self._serve(state, connection)
         self._make_room(state)
         try:
             while waiter.exchange is None and waiter.error is None:
@@ -153,13 +156,14 @@ class Dispatcher:
                 if request.tracer is not None:
                     await request.tracer.tell()
                 if scope.cancelled_caught and waiter.exchange is None and waiter.error is None:
-                    waiter.error = _timed_out(request, phase)
+                    waiter.error = waiter.timed_out(phase)
         except BaseException:
             if waiter.exchange is not None:
                 waiter.exchange.abandon()
             raise
         finally:
             self._forget(state, waiter)
+            self._tidy(state)
         if waiter.exchange is None:
             assert waiter.error is not None
             raise waiter.error
@@ -178,7 +182,7 @@ class Dispatcher:
     def _forget(self, state: RouteState, waiter: Waiter) -> None:
         self._waiters.remove(state.route, waiter)
         if waiter.dial is not None:
-            waiter.dial.waiters.pop(waiter, None)
+            waiter.dial.lose(waiter)
             waiter.dial = None
 
     # Serving and dialling
@@ -195,7 +199,7 @@ class Dispatcher:
             except NotProcessed:
                 self._waiters.add(state.route, chosen)  # to its end: but it has no more room, so the loop is over
                 return
-            except AllswellError as error:
+            except Exception as error:  # noqa: BLE001 - whatever cannot be said is its requester's: not the connection's
                 chosen.error = error
             chosen.signal.set()
 
@@ -402,8 +406,9 @@ class Dispatcher:
         return not (other.connections or other.borrowed or other.dials) and self._counted >= self.config.max_connections
 
     def _tidy(self, state: RouteState) -> None:
-        if not (state.connections or state.borrowed or state.dials or self._waiters.waiting(state.route)):
-            self._routes.pop(state.route, None)
+        used = state.connections or state.borrowed or state.dials or self._waiters.waiting(state.route)
+        if not used and self._routes.get(state.route) is state:  # and not another, that was made since
+            del self._routes[state.route]
 
     # What connections tell (see _connection/interface.py)
 
@@ -578,14 +583,3 @@ class Dispatcher:
         with deadline.scope():
             while self.connections or any(state.dials for state in self._routes.values()):
                 await self._ended.wait()
-
-
-def _timed_out(request: Request, phase: TimeoutPhase) -> Timeout:
-    timeouts = request.timeouts
-    if phase == "pool":
-        told = f"no room in the pool within {timeouts.pool:g} s"
-    elif phase == "connect":
-        told = f"no connection within {timeouts.connect:g} s"
-    else:
-        told = f"no connection within the total {timeouts.total:g} s"
-    return Timeout(f"{request.route.label}: {told}", phase=phase)

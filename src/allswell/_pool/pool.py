@@ -164,6 +164,9 @@ class ConnectionPool:
                     # share it, they do; but who is lost a second time gets one of his own, and that is the last.
                     shared = exchange.connection.shared and since == -math.inf
                     since = monotonic() if shared else math.inf
+            except BaseException:
+                exchange.abandon()  # a hook of the caller's failed, or was cancelled: nobody else has it
+                raise
 
     def network_changed(self) -> None:
         """Say that the network is another one now: what was learnt on the old one is forgotten.

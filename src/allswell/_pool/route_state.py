@@ -8,13 +8,16 @@ from time import monotonic
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
-from allswell._errors import AllswellError
+from allswell._errors import Timeout, TimeoutPhase
 from allswell._pool.request import Request
 from allswell._pool.route import Route
 from allswell._tasks import Signal
 
 #: How long a connection that is about to have room again is waited for, before another one is made: in seconds.
 REFILLED_WITHIN = 0.25
+
+#: How long a dial that was allowed any time goes on when nobody waits for it any more: in seconds.
+UNWANTED_FOR = 5.0
 
 
 class Dial:
@@ -48,6 +51,15 @@ class Dial:
         if waiter.since == math.inf:
             self.owner = waiter
 
+    def lose(self, waiter: Waiter) -> None:
+        """This one does not wait for it any more."""
+        self.waiters.pop(waiter, None)
+        if self.patience == math.inf:
+            # Nothing else would ever end it, if the peer says nothing: it must not be what others wait for, too.
+            self.covers = 0
+            if not self.waiters:
+                self.deadline.tighten(monotonic() + UNWANTED_FOR)
+
 
 class Waiter:
     """A request that waits for room; served, it has an exchange, else an error.
@@ -80,7 +92,18 @@ class Waiter:
         self.searched = since > -math.inf  # who was lost or sent away already gets one of his own
         self.dial: Dial | None = None
         self.exchange: Exchange | None = None
-        self.error: AllswellError | None = None
+        self.error: Exception | None = None
+
+    def timed_out(self, phase: TimeoutPhase) -> Timeout:
+        """The error that says so."""
+        timeouts = self.request.timeouts
+        if phase == "pool":
+            told = f"no room in the pool within {timeouts.pool:g} s"
+        elif phase == "connect":
+            told = f"no connection within {timeouts.connect:g} s"
+        else:
+            told = f"no connection within the total {timeouts.total:g} s"
+        return Timeout(f"{self.request.route.label}: {told}", phase=phase)
 
 
 class RouteState:
