@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ from allswell._errors import LocalProtocolError, UnsupportedProtocol
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+#: Errors name URLs without it. (``repr`` of one that was parsed hides the password by itself.)
+_USER_INFO = re.compile("//[^/?#]*@")
 
 Proxy = str | httpx2.URL | httpx2.Proxy | ProxyHop
 #: One proxy, or a chain of them, the nearest first.
@@ -91,13 +95,13 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
     """
     scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
     if scheme not in ("http", "https"):
-        raise UnsupportedProtocol(f"cannot request {url}: its scheme is {url.scheme!r}, not http or https")
+        raise UnsupportedProtocol(f"cannot request {url!r}: its scheme is {url.scheme!r}, not http or https")
     host = url.raw_host.decode("ascii")
     if not host:
-        raise LocalProtocolError(f"cannot request {url}: it names no host")
+        raise LocalProtocolError(f"cannot request {url!r}: it names no host")
     port = DEFAULT_PORTS[scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
-        raise LocalProtocolError(f"cannot request {url}: there is no port {port}")
+        raise LocalProtocolError(f"cannot request {url!r}: there is no port {port}")
     route = Route(scheme, host, port, server_name)
     return Destination(route, authority(scheme, host, port).encode("ascii"), url.raw_path)
 
@@ -142,4 +146,5 @@ def parsed(url: str) -> Destination:
     try:
         return destination(httpx2.URL(url))
     except httpx2.InvalidURL as error:
-        raise LocalProtocolError(f"{url!r} is no URL: {error}") from error
+        shown = _USER_INFO.sub("//", url)
+        raise LocalProtocolError(f"{shown!r} is no URL: {error}") from error
