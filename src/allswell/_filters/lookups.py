@@ -67,6 +67,11 @@ class Shared(Generic[T]):
         """Whether it is under way, or what came of it still counts."""
         return not self.over or monotonic() < self._until
 
+    @property
+    def called_off(self) -> bool:
+        """Whether :meth:`cancel` ended it."""
+        return self._scope.cancelled_caught
+
     async def ended(self) -> None:
         """Wait until it is over."""
         await self._over.wait()
@@ -135,7 +140,7 @@ class Lookups:
         self.finds: SharedFinds[tuple[str, int, int], list[Address]] = SharedFinds(host, _HOSTS)
 
     async def addresses(self, host: str, port: int, family: int) -> Sequence[Address]:
-        """The host's addresses in this family, in the resolver's order.
+        """The host's addresses in this family, in the resolver's order. What is called off meanwhile is asked anew.
 
         :raises OSError: there are none, or the resolver cannot tell.
         """
@@ -143,7 +148,11 @@ class Lookups:
         async def find() -> tuple[list[Address], float]:
             return await resolve(host, port, family), _FRESH
 
-        return await self.finds.get((host, port, family), find, name=f"allswell resolves {host}").wait()
+        while True:
+            asked = self.finds.get((host, port, family), find, name=f"allswell resolves {host}")
+            await asked.ended()
+            if not asked.called_off:
+                return await asked.wait()
 
     async def any_address(self, host: str, port: int, families: Sequence[int]) -> None:
         """Wait until addresses are known in one of the families, or it is known that they are in none."""
