@@ -247,6 +247,17 @@ def test_a_content_length_without_content_is_fine_where_there_is_none(status: by
     assert [type(event) for event in events] == [ResponseReceived, ResponseCompleted]
 
 
+@pytest.mark.parametrize("flags", [(), ("END_STREAM",)])
+def test_there_are_no_header_sections_in_a_tunnel(flags: tuple[str, ...], step: int | None) -> None:
+    """RFC 9113 §8.5."""
+    link = Link(step=step)
+    exchange = link.request(get(method=b"CONNECT"), end=False)
+    events = link.frames(link.headers(exchange), data(exchange, b"x"), link.headers(exchange, [(b"a", b"b")], *flags))
+    assert [type(event) for event in events] == [ResponseReceived, BodyReceived, ExchangeFailed]
+    resets = [frame for frame in link.output_frames() if isinstance(frame, RstStreamFrame)]
+    assert [(frame.stream_id, frame.error_code) for frame in resets] == [(exchange, P)]
+
+
 def test_progress_pardons() -> None:
     link = Link()
     for _ in range(5):

@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import hypothesis
 import pytest
-from aioquic.quic.events import HandshakeCompleted, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
+from aioquic.quic.events import (
+    DatagramFrameReceived,
+    HandshakeCompleted,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 from pylsqpack import Encoder
 
 from allswell._backends import http3_frames as h3
@@ -33,6 +43,7 @@ class Quic:
 
     :ivar did: in order: ``("reset", stream, code)``, ``("stop", stream, code)``, ``("close", code)``.
     :ivar sent: bytes by stream.
+    :ivar stopped: streams that the peer wants no more of.
     """
 
     stream_window = 1 << 20
@@ -46,7 +57,7 @@ class Quic:
         self.handshake_complete = handshake_complete
         self.did: list[tuple[Any, ...]] = []
         self.sent: dict[int, bytes] = {}
-        self.credited = 0
+        self.stopped: set[int] = set()
         self._next = {False: 0, True: 2}
 
     @property
@@ -61,6 +72,8 @@ class Quic:
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
         """."""
         assert ("reset", stream_id) not in [entry[:2] for entry in self.did]
+        if stream_id in self.stopped:
+            return
         if stream_id not in self.sent:
             self._next[bool(stream_id & 2)] += 4
         self.sent[stream_id] = self.sent.get(stream_id, b"") + data
@@ -85,7 +98,6 @@ class Quic:
 
     def credit(self, size: int) -> None:
         """."""
-        self.credited += size
 
     def credit_stream(self, stream_id: int, size: int) -> None:
         """."""
@@ -111,6 +123,9 @@ class Link:
 
     def hear(self, *events: QuicEvent) -> list[Event]:
         """One batch."""
+        for event in events:
+            if isinstance(event, StopSendingReceived):  # QUIC resets our half before anybody hears of it
+                self.quic.stopped.add(event.stream_id)
         return self.client.receive(events)
 
     def say(self, stream: int, data: bytes, *, end: bool = False) -> list[Event]:
@@ -210,3 +225,85 @@ def test_data_outside_of_a_body_breaks_the_connection(where: str, content: bytes
     assert isinstance(events[-1], ConnectionBroken)
     assert link.quic.did[-1] == ("close", h3.H3_FRAME_UNEXPECTED)
     assert not [event for event in events if isinstance(event, BodyReceived)]
+
+
+@pytest.mark.parametrize("frame", [h3.frame(0x21, b""), h3.frame(0x21, b"?"), h3.frame(h3.DATA, b"")])
+def test_frames_to_no_purpose_are_counted(frame: bytes) -> None:
+    link = Link()
+    exchange = link.open()
+    link.say(exchange, link.head(exchange))
+    assert link.say(exchange, frame * 10_000) == []
+    assert len(link.say(exchange, h3.frame(h3.DATA, b"progress") + frame * 10_000)) == 1
+    events = link.say(exchange, frame)
+    assert isinstance(events[-1], ConnectionBroken)
+    assert link.quic.did[-1] == ("close", h3.H3_EXCESSIVE_LOAD)
+
+
+_STREAMS = st.sampled_from([0, 4, 8, 1, 3, 7, 11, 15])
+_SECTIONS = st.sampled_from(
+    [
+        [(b":status", b"200")],
+        [(b":status", b"200"), (b"content-length", b"3")],
+        [(b":status", b"103")],
+        [(b":status", b"425")],
+        [(b"checksum", b"1")],
+        [(b"Bad", b"1")],
+        [],
+    ]
+).map(lambda fields: h3.frame(h3.HEADERS, Encoder().encode(0, fields)[1]))
+_KINDS = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0xC, 0xD, 0x21, 0x40])
+_PIECES = st.one_of(
+    _SECTIONS,
+    st.sampled_from([h3.frame(h3.DATA, b"abc"), b"\0" + h3.settings({h3.ENABLE_CONNECT_PROTOCOL: 1}), b"\2", b"\3"]),
+    st.builds(h3.frame, _KINDS, st.binary(max_size=6)),
+    st.binary(max_size=6),
+)
+_CODES = st.sampled_from([0, 0x21, 0x100, 0x10B, 0x10C])
+_EVENTS = st.one_of(
+    st.builds(StreamDataReceived, data=_PIECES, end_stream=st.booleans(), stream_id=_STREAMS),
+    st.builds(StreamReset, error_code=_CODES, stream_id=_STREAMS),
+    st.builds(StopSendingReceived, error_code=_CODES, stream_id=st.sampled_from([0, 2, 4, 6, 8])),
+    st.builds(DatagramFrameReceived, data=st.binary(max_size=4)),
+    st.just(HandshakeCompleted(alpn_protocol="h3", early_data_accepted=True, session_resumed=True)),
+)
+
+
+@given(batches=st.lists(st.lists(_EVENTS, max_size=4), max_size=12), early=st.booleans())
+@hypothesis.settings(max_examples=400, deadline=None)
+def test_whatever_comes_raises_nothing_and_ends_every_exchange_once(
+    batches: list[list[QuicEvent]], early: bool
+) -> None:
+    link = Link(greet=False, handshake_complete=not early)
+    exchanges = [link.open(), link.open(b"POST"), link.open(b"CONNECT", protocol=b"websocket", end=False)]
+    finals: list[int] = []
+    ends: list[int] = []
+    over: set[int] = set()  # both halves of these streams: QUIC tells nothing more of them
+    for batch in batches:
+        if any(isinstance(event, HandshakeCompleted) for event in batch):
+            link.quic.handshake_complete = True
+        told = []
+        for event in batch:
+            stream = getattr(event, "stream_id", None)
+            if stream in over:
+                continue
+            if isinstance(event, StreamReset) or (isinstance(event, StreamDataReceived) and event.end_stream):
+                over.add(event.stream_id)
+            told.append(event)
+        for event in link.hear(*told):
+            if isinstance(event, ResponseReceived):
+                finals.append(event.exchange)
+                assert event.exchange not in ends
+            elif isinstance(event, BodyReceived):
+                assert event.exchange in finals
+                assert event.exchange not in ends
+                link.client.consumed(event.exchange, event.credit)
+            elif isinstance(event, ResponseCompleted):
+                assert event.exchange not in ends
+                ends.append(event.exchange)
+            elif isinstance(event, ExchangeFailed):  # also of an upload, after the response
+                ends.append(event.exchange)
+    for event in link.client.receive_eof(None):
+        assert isinstance(event, ExchangeFailed)
+        ends.append(event.exchange)
+    assert sorted(set(finals)) == sorted(finals)
+    assert sorted(set(ends)) == exchanges

@@ -150,6 +150,7 @@ def test_parts(connection: ClientConnection) -> None:
     assert (stream.sender._buffer_stop, stream.sender.highest_offset) == (3, 0), _BROKE
     assert stream.receiver._final_size is None, _BROKE
     assert len(stream.receiver._ranges) == 0, _BROKE
+    assert stream.sender._reset_error_code is None, _BROKE
     assert connection.tls._receive_buffer == b"", _BROKE
     assert stream.max_stream_data_local_sent == 10, _BROKE
     assert isinstance(connection._loss._pacer, QuicPacketPacer), _BROKE
@@ -190,6 +191,7 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
         "_buffer_stop",
         "_final_size",
         "_ranges",
+        "_reset_error_code",
         "_receive_buffer",
         "_client_handle_certificate_verify",
         "_peer_certificate",

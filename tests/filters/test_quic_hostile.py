@@ -8,6 +8,7 @@ import pytest
 from aioquic.buffer import encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import StopSendingReceived
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import Epoch
 
@@ -123,3 +124,16 @@ def test_a_stream_that_is_reset_before_anything_of_it_came_gives_its_window_back
     limit = pair.client._local_max_data
     assert limit.used == 400_000
     assert limit.value - limit.used > 70_000
+
+
+def test_what_is_written_between_stop_sending_and_the_news_of_it_is_dropped() -> None:
+    """RFC 9000 §3.5: QUIC has reset the stream already. aioquic raises RuntimeError for a write then."""
+    pair = Pair()
+    number = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(number, b"some")
+    pair.client.datagrams_to_send(pair.now)
+    pair.say(b"\x05" + encode_uint_var(number) + encode_uint_var(0x100))
+    pair.client.send_stream_data(number, b"more", True)
+    [event] = pair.client.take_events()
+    assert event == StopSendingReceived(error_code=0x100, stream_id=number)
+    assert pair.client.unsent(number) == 0

@@ -138,9 +138,7 @@ class SectionReader:
             raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer's header list is too large") from error
         except (HPACKError, IndexError) as error:
             raise PeerError(ErrorCodes.COMPRESSION_ERROR, "the peer's header section is garbled") from error
-        changed = (
-            len(entries) != count or (entries[0] if entries else None) is not newest or table.maxsize != size
-        )
+        changed = len(entries) != count or (entries[0] if entries else None) is not newest or table.maxsize != size
         if changed or len(self._known) >= _REMEMBERED_BLOCKS:
             self._known.clear()
         try:

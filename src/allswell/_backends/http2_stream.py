@@ -126,6 +126,8 @@ class Stream:
         """:raises StreamError: for a malformed trailer section."""
         if self.done:
             raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
+        if self.tunnel:
+            raise StreamError("a header section in a tunnel")  # RFC 9113 §8.5
         if not end:
             raise StreamError("a header section in the middle of a body")  # RFC 9113 §8.1
         check_trailers(fields)

@@ -56,6 +56,10 @@ _VISIBLE = re.compile(rb"[^\0-\x20\x7f]+")
 _STATUS = re.compile(rb"[1-9][0-9][0-9]")
 
 
+#: Frames of unknown types, or DATA without content, in a row on one stream.
+_MAX_EMPTY = 10_000
+
+
 class H3Error(Exception):
     """The peer broke HTTP/3 for the whole connection, which must be closed with this code (RFC 9114 §8)."""
 
@@ -151,7 +155,7 @@ class FrameReader:
     :param limit: bytes of the largest whole frame.
     """
 
-    __slots__ = ("_buffer", "_data", "_forbidden", "_left", "_limit")
+    __slots__ = ("_buffer", "_data", "_empty", "_forbidden", "_left", "_limit")
 
     _WHOLE = frozenset({HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID})
 
@@ -161,6 +165,7 @@ class FrameReader:
         self._buffer = b""  # the beginning of a frame
         self._left = 0  # bytes that are still to come of a frame that goes through or is dropped
         self._data = False  # which of the two
+        self._empty = 0  # frames that said nothing, since the last that did
 
     @property
     def between_frames(self) -> bool:
@@ -170,7 +175,7 @@ class FrameReader:
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """The frames, and pieces of DATA frames, that these bytes complete.
 
-        :raises H3Error: H3_FRAME_UNEXPECTED.
+        :raises H3Error: H3_FRAME_UNEXPECTED, H3_EXCESSIVE_LOAD.
         :raises Malformed: when a frame is too large.
         """
         frames: list[tuple[int, bytes]] = []
@@ -201,6 +206,9 @@ class FrameReader:
                 taken = min(total, size - position)
                 if what == DATA and (taken or not total):
                     frames.append((DATA, data[position : position + taken]))
+                self._empty = 0 if what == DATA and total else self._empty + 1
+                if self._empty > _MAX_EMPTY:  # RFC 9114 §10.5
+                    raise H3Error(H3_EXCESSIVE_LOAD, f"{_MAX_EMPTY} frames to no purpose")
                 position += taken
                 self._left = total - taken
                 self._data = what == DATA

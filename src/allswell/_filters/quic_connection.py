@@ -188,6 +188,9 @@ class ClientConnection(EcnConnection):
             self.dirty = True
 
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.sender._reset_error_code is not None:
+            return  # the peer's STOP_SENDING has come (RFC 9000 §3.5), and whoever writes is about to hear of it
         self.dirty = True
         super().send_stream_data(stream_id, data, end_stream)
 
