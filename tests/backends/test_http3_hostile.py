@@ -282,13 +282,12 @@ def test_whatever_comes_raises_nothing_and_ends_every_exchange_once(
         if any(isinstance(event, HandshakeCompleted) for event in batch):
             link.quic.handshake_complete = True
         told = []
-        for event in batch:
-            stream = getattr(event, "stream_id", None)
-            if stream in over:
+        for each in batch:
+            if getattr(each, "stream_id", None) in over:
                 continue
-            if isinstance(event, StreamReset) or (isinstance(event, StreamDataReceived) and event.end_stream):
-                over.add(event.stream_id)
-            told.append(event)
+            if isinstance(each, StreamReset) or (isinstance(each, StreamDataReceived) and each.end_stream):
+                over.add(each.stream_id)
+            told.append(each)
         for event in link.hear(*told):
             if isinstance(event, ResponseReceived):
                 finals.append(event.exchange)
