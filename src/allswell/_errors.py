@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from copy import copy
+from typing import Any, Literal, Self
 
 Party = Literal["us", "peer", "network"]
 Reach = Literal["exchange", "connection"]
@@ -26,6 +27,22 @@ class AllswellError(Exception):
             self.by = by
         if reach is not None:
             self.reach = reach
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For copies and pickles: what our constructors are given is more than ``args``.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+    def twin(self) -> Self:
+        """The same for one more who has to be told: wherever an error is raised, its traceback grows."""
+        twin = copy(self)
+        twin.__cause__ = self.__cause__
+        return twin
+
+
+def _rebuilt(kind: type[AllswellError], args: tuple[Any, ...], facts: dict[str, Any]) -> AllswellError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
 
 
 class ConnectFailed(AllswellError):

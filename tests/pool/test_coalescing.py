@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -678,3 +679,24 @@ async def test_alternatives_of_the_origins_that_it_serves() -> None:
                     versions[host] = (await pool.request("GET", url, timeouts=SOON)).http_version
                 assert versions == {"a.test": b"HTTP/2", "b.test": b"HTTP/3", "x.wild.test": b"HTTP/3"}
         assert len(quic.all("handshake")) == 1  # both are at that endpoint
+
+
+async def test_who_has_waited_longest_comes_first_whichever_origin() -> None:
+    """One connection, one stream at a time, and a queue for the first origin that does not end."""
+    answers_left = threading.Semaphore(2)
+
+    def handle(talk: Talk, request: Request) -> None:
+        assert answers_left.acquire(timeout=10)
+        talk.answer(request)
+
+    server = Http2Server(handle, settings={MAX_CONCURRENT_STREAMS: 1})
+    with serving(server) as peer:
+        async with trusting(max_connections=1) as pool:
+            await get(pool, "a.test", peer.port)
+            await get(pool, "b.test", peer.port)
+            async with anyio.create_task_group() as tasks:
+                for host, path in [("a.test", "/1"), ("a.test", "/2"), ("b.test", "/3"), ("a.test", "/4")]:
+                    tasks.start_soon(get, pool, host, peer.port, path)
+                    await anyio.wait_all_tasks_blocked()
+                answers_left.release(4)
+            assert server.served[2:] == ["/1", "/2", "/3", "/4"]

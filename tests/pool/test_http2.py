@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import anyio
@@ -635,3 +636,26 @@ async def test_a_hundred_streams_share_fairly() -> None:
         assert len(server.talks) == 1
         # Jain's index, when half of all has come: 1 when all have the same, 0.5 when half of them have all.
         assert shares[0] >= 0.75
+
+
+async def test_goodbye_that_came_behind_something_else_is_heard_before_a_post_is_sent() -> None:
+    """PING and close_notify arrived together, while the event loop was busy: the connection must not be used again."""
+    go, said = threading.Event(), threading.Event()
+
+    def handle(talk: Talk, request: Request) -> None:
+        talk.answer(request)
+        if request.path == "/1":
+            assert go.wait(5)
+            talk.ping()
+            talk.connection.send_close_notify()
+            said.set()
+
+    with scripted_peer(Http2Server(handle), tls=h2_tls()) as peer:
+        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
+            await pool.request("GET", f"{peer.url}/1", timeouts=SOON)
+            await anyio.wait_all_tasks_blocked()
+            go.set()
+            assert said.wait(5)  # blocks the event loop
+            time.sleep(0.05)  # until loopback has it here
+            response = await pool.request("POST", f"{peer.url}/2", content=b"once", timeouts=SOON)
+            assert (response.status, response.attempts) == (200, [])

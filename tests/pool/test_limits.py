@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+import traceback
 from time import monotonic
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
-from allswell._errors import LocalProtocolError, Timeout
+from allswell._errors import ConnectFailed, LocalProtocolError, Timeout
 from allswell._pool import route_state
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
@@ -396,3 +398,22 @@ async def test_who_waits_with_what_cannot_be_said_harms_nobody() -> None:
             gate.open(2)
         assert len(done) == 2
         assert len(peer.connections) == 1
+
+
+async def test_each_of_many_has_an_error_of_his_own() -> None:
+    """One dial failed them all. The traceback of an error that all raise would grow with their number."""
+    errors: list[ConnectFailed] = []
+    async with ConnectionPool() as pool, anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            with pytest.raises(ConnectFailed) as caught:
+                await pool.request("GET", "https://127.0.0.1:1/")
+            errors.append(caught.value)
+
+        for _ in range(50):
+            tasks.start_soon(ask)
+    assert len({id(error) for error in errors}) == 50
+    assert all(len(traceback.extract_tb(error.__traceback__)) < 10 for error in errors)
+    assert {(str(error), error.phase, error.by) for error in errors} == {(str(errors[0]), "tcp", "network")}
+    there = pickle.loads(pickle.dumps(errors[0]))
+    assert (type(there), str(there), there.phase) == (ConnectFailed, str(errors[0]), "tcp")

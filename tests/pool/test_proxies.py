@@ -427,3 +427,22 @@ async def test_mounts_share_nothing_but_the_report(trusting: ssl.SSLContext) -> 
         async with AsyncClient(mounts=mounts) as client:
             assert (await client.get(f"{origin.url}/a")).text == "/a"
         assert [end.route for end in report_of(client).connections] == [f"{origin.url} through {proxy.url}"]
+
+
+async def test_a_proxy_that_fell_silent_once_is_asked_again() -> None:
+    """The connection that carries tunnels is made without a timeout: who comes later does not wait for it in vain."""
+    speaks = Http2Proxy()
+
+    def script(connection: PeerConnection) -> None:
+        if connection.index == 0:
+            connection.read_until_end()
+            return
+        connection.handshake()
+        speaks(connection)
+
+    with scripted_peer(answers(), tls=True) as origin, scripted_peer(script, tls=h2_tls(), handshake=False) as proxy:
+        async with pool_through(hop_to(proxy)) as pool:
+            with pytest.raises(Timeout):
+                await pool.request("GET", origin.url, timeouts=Timeouts(connect=0.2))
+            assert (await pool.request("GET", origin.url, timeouts=Timeouts(connect=3))).status == 200
+        assert len(speaks.tunnels) == 1

@@ -162,7 +162,7 @@ class Connection:
         for good, but for requests that must not be sent twice it is worth a system call.
         """
         if self._life.state is State.OPEN and not self._exchanges:
-            self._receive_once()
+            self._reader.look()
         return self.capacity() > 0
 
     # What requesters do: synchronous, all of it
@@ -316,7 +316,7 @@ class Connection:
         """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
         self._cut += len(self._exchanges)
         for exchange in list(self._exchanges.values()):
-            exchange.fail(error)
+            exchange.fail(error.twin())
 
     def abort(self, reason: str, error: AllswellError | None = None) -> None:
         """End it now, without a word: no close_notify, TCP RST. Idempotent."""
@@ -574,7 +574,7 @@ class Connection:
     def _fail_all(self, error: AllswellError) -> None:
         exchanges, self._exchanges = self._exchanges, {}
         for exchange in exchanges.values():
-            exchange.on_error(error)
+            exchange.on_error(error.twin())
 
     def _tell_available(self) -> None:
         owner = self._owner()

@@ -67,7 +67,7 @@ class Reader:
                 await anyio.lowlevel.checkpoint()
             elif self._suspended:
                 await self._go_on.wait()
-            elif top.listen(self._on_readable):
+            elif top.listen(self.look):
                 self._listening = True
                 await self._go_on.wait()
                 if self._failure is not None:
@@ -78,7 +78,8 @@ class Reader:
                 except TransportError as error:
                     self._lost(error)
 
-    def _on_readable(self) -> None:
+    def look(self) -> None:
+        """Take what has arrived; the event loop calls this, and whoever cannot wait for it."""
         try:
             more = self._read_some()
         except Exception as error:  # noqa: BLE001 - a bug: the connection must not go on as if nothing had been

@@ -83,7 +83,7 @@ class Shared(Generic[T]):
         """
         await self._over.wait()
         if self.found is None:
-            raise self._error
+            raise self._error.with_traceback(None)  # it grows wherever it is raised, and they may be many
         return self.found
 
     def cancel(self) -> None:

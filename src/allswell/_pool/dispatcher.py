@@ -203,6 +203,10 @@ class Dispatcher:
                 chosen.error = error
             chosen.signal.set()
 
+    def _waited_since(self, state: RouteState) -> float:
+        first = next(self._waiters.first(state.route), None)
+        return first.came_at if first is not None else math.inf
+
     def _make_room(self, state: RouteState) -> None:
         """Cover the route's starved waiters: by dials under way that may serve more, then by new ones."""
         waiters = self._waiters
@@ -341,7 +345,7 @@ class Dispatcher:
                 self._uncover(state, waiter)  # it came later, and has more time than this dial had
                 continue
             self._forget(state, waiter)
-            waiter.error = error
+            waiter.error = error.twin()
             waiter.signal.set()
         self._room_came(state)
 
@@ -422,7 +426,7 @@ class Dispatcher:
         if connection.opened and not connection.open_exchanges and self._owed_elsewhere(home):
             connection.close("its place was needed")
             return
-        for state in states:
+        for state in states if len(states) == 1 else sorted(states, key=self._waited_since):
             if self._waiters.waiting(state.route):
                 self._serve(state, connection)
         if connection.capacity():

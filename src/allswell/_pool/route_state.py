@@ -64,12 +64,14 @@ class Dial:
 class Waiter:
     """A request that waits for room; served, it has an exchange, else an error.
 
+    :ivar came_at: since when it waits.
     :ivar patience: seconds that each try to connect may take.
     :ivar covered_at: since when it waits for its dial.
     :ivar searched: other routes' connections were looked at for it, to no avail.
     """
 
     __slots__ = (
+        "came_at",
         "covered_at",
         "dial",
         "error",
@@ -85,6 +87,7 @@ class Waiter:
     def __init__(self, request: Request, total_at: float, signal: Signal, *, since: float) -> None:
         self.request = request
         self.patience = math.inf if request.timeouts.connect is None else request.timeouts.connect
+        self.came_at = monotonic()
         self.covered_at = math.inf
         self.total_at = total_at
         self.signal = signal
