@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import anyio
@@ -648,6 +647,7 @@ async def test_goodbye_that_came_behind_something_else_is_heard_before_a_post_is
             assert go.wait(5)
             talk.ping()
             talk.connection.send_close_notify()
+            talk.connection.await_acknowledged()
             said.set()
 
     with scripted_peer(Http2Server(handle), tls=h2_tls()) as peer:
@@ -656,6 +656,5 @@ async def test_goodbye_that_came_behind_something_else_is_heard_before_a_post_is
             await anyio.wait_all_tasks_blocked()
             go.set()
             assert said.wait(5)  # blocks the event loop
-            time.sleep(0.05)  # until loopback has it here
             response = await pool.request("POST", f"{peer.url}/2", content=b"once", timeouts=SOON)
             assert (response.status, response.attempts) == (200, [])
