@@ -48,6 +48,7 @@ class Quic:
 
     stream_window = 1 << 20
     datagrams = False
+    silent = False
     largest_datagram = 0
     unsent_datagrams = 0
     max_streams = 100
@@ -64,6 +65,10 @@ class Quic:
     def streams_left(self) -> int:
         """As the interface says, like all that follow."""
         return self.max_streams - self._next[False] // 4
+
+    def heard_again(self) -> bool:
+        """."""
+        return False
 
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int:
         """."""

@@ -281,11 +281,12 @@ class Http3:
     # The connection
 
     def capacity(self) -> int:
-        return 0 if self.spent else self._quic.streams_left
+        return 0 if self.spent or self._quic.silent else self._quic.streams_left
 
     @property
     def refilling(self) -> bool:
-        return not self.spent and self.capacity() <= 0 and len(self._exchanges) < self._side_by_side
+        quiet = self.spent or self._quic.silent
+        return not quiet and self.capacity() <= 0 and len(self._exchanges) < self._side_by_side
 
     @property
     def spent(self) -> bool:
@@ -332,7 +333,7 @@ class Http3:
             self._break(error)
         if self._starved:
             self._feed_starved()
-        if self._quic.max_streams != self._max_streams:
+        if self._quic.heard_again() or self._quic.max_streams != self._max_streams:
             self._max_streams = self._quic.max_streams
             self._events.append(CapacityChanged())
         return self._take_events()

@@ -31,11 +31,13 @@ class Multiplexer(Protocol):
     :ivar stream_window: bytes of one stream that the peer may send ahead of :meth:`credit_stream`.
     :ivar datagrams: whether DATAGRAM frames are accepted.
     :ivar largest_datagram: bytes of the largest DATAGRAM frame's payload that can be sent; 0: none can.
+    :ivar silent: whether the peer has left several probes in a row unanswered.
     :ivar unsent_datagrams: about how many bytes of DATAGRAM frames were not sent yet.
     """
 
     stream_window: int
     datagrams: bool
+    silent: bool
 
     @property
     def ended(self) -> End | None: ...
@@ -49,6 +51,7 @@ class Multiplexer(Protocol):
     def max_streams(self) -> int: ...
     @property
     def streams_left(self) -> int: ...
+    def heard_again(self) -> bool: ...
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int: ...
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
         """Send, unless the peer has asked to stop: its STOP_SENDING may be an event that was not told yet."""

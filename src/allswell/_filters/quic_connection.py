@@ -62,6 +62,8 @@ _DATAGRAM_OVERHEAD = 1 + 2
 _GAPS, _BYTES_PER_GAP = 256, 4096
 #: Bytes of the longest handshake message, in the main a chain of certificates (OpenSSL: 100 KiB).
 _LONGEST_MESSAGE = 128 * 1024
+#: Of so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the one before), silence is made.
+_SILENT_PROBES = 3
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
 
@@ -104,6 +106,7 @@ class ClientConnection(EcnConnection):
     :param trust: judges the server's certificate; ``None``: aioquic does.
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar dirty: whether something was done that :meth:`datagrams_to_send` may have datagrams for.
+    :ivar silent: whether the peer has left several probes in a row unanswered.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class ClientConnection(EcnConnection):
         #: The server's, where its chain and name were verified. (A session that is resumed shows none.)
         self.verified_certificate: Certificate | None = None
         self.dirty = True
+        self.silent = False
 
     # What a backend needs
 
@@ -166,6 +170,11 @@ class ClientConnection(EcnConnection):
     def unsent_datagrams(self) -> int:
         """About how many bytes of DATAGRAM frames were not sent yet."""
         return len(self._datagrams_pending) * self._max_datagram_size
+
+    def heard_again(self) -> bool:
+        """Something came: whether the peer had been silent until then."""
+        before, self.silent = self.silent, False
+        return before
 
     def unsent(self, stream_id: int) -> int:
         """Bytes of a stream that were not sent a first time yet."""
@@ -371,6 +380,7 @@ class ClientConnection(EcnConnection):
     def handle_timer(self, now: float) -> None:
         self.dirty = True
         super().handle_timer(now)
+        self.silent = self._loss._pto_count >= _SILENT_PROBES
 
     def discard(self) -> None:
         """Forget the streams, and finish the qlog."""
