@@ -82,6 +82,16 @@ def test_request_on_the_wire() -> None:
     assert backend.take_output() == b""
 
 
+def test_never_two_framings() -> None:
+    """Of two servers in a row one might believe the one, and one the other (RFC 9112 §11.2)."""
+    backend = http1()
+    backend.open(head(b"POST", (b"content-length", b"3"), (b"Transfer-Encoding", b"chunked")), end=False)
+    backend.send_body(1, b"abc", end=True)
+    assert backend.take_output() == (
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    )
+
+
 def test_bodies_on_the_wire() -> None:
     backend = http1()
     number = backend.open(head(b"POST", (b"Content-Length", b"5")), end=False)

@@ -329,4 +329,8 @@ def _validated(headers: tuple[tuple[bytes, bytes], ...]) -> h11.Request:
 
     :raises h11.LocalProtocolError: for an illegal name or value, or contradictory framing.
     """
-    return h11.Request(method=b"GET", target=b"/", headers=list(headers))
+    fields = list(headers)
+    if any(name.lower() == b"transfer-encoding" for name, _ in fields):
+        # RFC 9112 §6.2: never both. (httpx2 adds the length where its caller chose chunks; who forwards has what came.)
+        fields = [field for field in fields if field[0].lower() != b"content-length"]
+    return h11.Request(method=b"GET", target=b"/", headers=fields)
