@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import process_time
+from typing import Any
 
+import hypothesis
 import pytest
 from aioquic.buffer import encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import StopSendingReceived
+from aioquic.quic.events import ConnectionIdIssued, ConnectionIdRetired, StopSendingReceived
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import Epoch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from allswell._filters.quic_connection import ClientConnection
 from tests.support.certificates import certificates
@@ -21,13 +26,13 @@ _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
 class Pair:
     """A client whose handshake is confirmed, and a server that says what it is told to."""
 
-    def __init__(self, window: int = 4 * 1024 * 1024) -> None:
+    def __init__(self, window: int = 4 * 1024 * 1024, client: type[ClientConnection] = ClientConnection) -> None:
         files = certificates()
         self.now = 0.0
         ours = QuicConfiguration(
             is_client=True, alpn_protocols=["x"], server_name="localhost", max_data=window, max_stream_data=window
         )
-        self.client = ClientConnection(ours, trust=files.client_context())
+        self.client = client(ours, trust=files.client_context())
         theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"])
         theirs.load_cert_chain(files.chain, files.key)
         self.server = QuicConnection(
@@ -43,13 +48,19 @@ class Pair:
         assert self.client._handshake_confirmed
         self.client.take_events()
 
-    def say(self, payload: bytes) -> None:
-        """These frames reach the client, in a packet."""
-        number = self.server._packet_number
-        self.server._packet_number += 1
-        header = b"\x41" + self.server._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
-        packet = self.server._cryptos[Epoch.ONE_RTT].encrypt_packet(header, payload, number)
-        self.client.receive_datagram(packet, _SERVER, self.now)
+    def say(self, payload: bytes, *, number: int | None = None, bits: int = 0, cid: bytes | None = None) -> None:
+        """These frames reach the client, in a packet.
+
+        :param bits: of the first byte, besides those that must be.
+        :param cid: to which of the client's connection ids.
+        """
+        if number is None:
+            number = self.server._packet_number
+            self.server._packet_number += 1
+        crypto = self.server._cryptos[Epoch.ONE_RTT]
+        first = 0x41 | crypto.key_phase << 2 | bits
+        header = bytes([first]) + (cid or self.server._peer_cid.cid) + (number & 0xFFFF).to_bytes(2, "big")
+        self.client.receive_datagram(crypto.encrypt_packet(header, payload, number), _SERVER, self.now)
 
     def request(self) -> int:
         """A stream of the client's, in use."""
@@ -137,3 +148,96 @@ def test_what_is_written_between_stop_sending_and_the_news_of_it_is_dropped() ->
     [event] = pair.client.take_events()
     assert event == StopSendingReceived(error_code=0x100, stream_id=number)
     assert pair.client.unsent(number) == 0
+
+
+def test_whatever_is_heard_while_we_close_raises_nothing() -> None:
+    pair = Pair()
+    pair.client.close(0x100)
+    assert len(pair.client.datagrams_to_send(pair.now)) == 1
+    pair.say(b"\x40\xff\0")  # a frame of an unknown type: aioquic would close for it
+    pair.say(stream(0, 1 << 40, b"x"))  # of a stream that never was
+    assert pair.client.heard is None
+    assert pair.client.datagrams_to_send(pair.now) == []
+    pair.say(b"\x1d\x41\x0c\0")
+    assert pair.client.heard is not None
+    assert pair.client.heard.code == 0x10C
+    assert pair.client.ended is not None
+    assert pair.client.ended.code == 0x100
+
+
+class LongWay(ClientConnection):
+    """Without our short way for packets in a connection's prime."""
+
+    def _addressee(self, data: bytes) -> bytes | None:
+        return None
+
+
+_FRAMES = st.sampled_from(
+    [
+        b"\x01\0\0",  # PING
+        b"\0\0\0",  # PADDING
+        b"\x10\x80\x20\0\0",  # MAX_DATA
+        b"\x1a12345678",  # PATH_CHALLENGE
+        b"\x18\x09\x01\x08abcdefgh" + b"t" * 16,  # NEW_CONNECTION_ID, which retires the first
+        b"\x19\x01",  # RETIRE_CONNECTION_ID
+        b"\x19\x40\x63",  # the same, of one that was never given out
+        b"\x1c\x07\0\0",  # CONNECTION_CLOSE
+        b"\x1d\x41\0\0",  # the application's
+        b"\x40\xff\0",  # a frame of an unknown type
+        b"\x08\x00x",  # STREAM
+        b"\x0e\x00\x03\x01y",
+        b"\x0f\x00\x04\x01z",
+        b"\x0a\x03\x02ab",
+        b"\x02\x02\0\0\x02",  # ACK
+        b"\x03\x02\0\0\x02\x01\0\0",  # ACK with the counts of ECN
+        b"\x02\x7f\xff\0\0\0",  # of what was never sent
+    ]
+)
+_PACKETS = st.tuples(
+    _FRAMES,
+    st.integers(-3, 6),  # its number, from the last one on
+    st.sampled_from([0, 0, 0, 0x20, 0x20, 0x08]),  # spin bit, a reserved bit
+    st.sampled_from([0, 0, 0, 1, 2]),  # which of our connection ids
+    st.sampled_from([0, 0, 1, 2, 3]),  # the mark of ECN
+    st.sampled_from(["", "", "", "", "garble", "update keys", "flush"]),
+)
+
+
+def _state(client: ClientConnection) -> Iterable[Any]:
+    space = client._spaces[Epoch.ONE_RTT]
+    events = client.take_events()
+    yield [
+        type(event) if isinstance(event, (ConnectionIdIssued, ConnectionIdRetired)) else repr(event) for event in events
+    ]  # (it is random)
+    yield client.ended, client.heard, client._state, client._close_pending, client._close_at
+    yield list(space.ack_queue), space.largest_received_packet, space.largest_received_time, space.ack_at
+    yield space.expected_packet_number, client._marks.get(space), client.marking
+    yield client._spin_bit, client._spin_highest_pn, client._ack_eliciting_sent_since_receipt
+    yield len(client._host_cids), client._peer_cid.sequence_number, client._local_max_data.used
+    yield client._cryptos[Epoch.ONE_RTT].key_phase, list(client._network_paths[0].remote_challenges)
+    yield [path.addr for path in client._network_paths], client.get_timer() is None
+
+
+@given(st.lists(_PACKETS, max_size=12))
+@hypothesis.settings(max_examples=150, deadline=None)
+def test_the_short_way_of_a_packet_leads_where_the_long_one_does(packets: list[tuple[Any, ...]]) -> None:
+    pairs = [Pair(), Pair(client=LongWay)]
+    numbers = {pair.request() for pair in pairs}
+    assert len(numbers) == 1
+    last = max(pair.server._packet_number for pair in pairs)
+    for frames, step, bits, which, mark, extra in packets:
+        number = max(0, last + step)
+        last = max(last, number)
+        for pair in pairs:
+            pair.now += 0.001
+            pair.client.mark = mark
+            if extra == "update keys":
+                pair.server._cryptos[Epoch.ONE_RTT].update_key()
+            cids = pair.client._host_cids
+            cid = cids[which % len(cids)].cid
+            if extra == "garble":
+                pair.client.receive_datagram(b"\x41" + cid + b"?" * 40, _SERVER, pair.now)
+            pair.say(frames, number=number, bits=bits, cid=cid)
+            if extra == "flush":
+                pair.client.datagrams_to_send(pair.now)
+        assert list(_state(pairs[0].client)) == list(_state(pairs[1].client))

@@ -30,6 +30,7 @@ from aioquic._crypto import CryptoError
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
+    END_STATES,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     NetworkAddress,
     QuicConnectionError,
@@ -227,6 +228,10 @@ class ClientConnection(EcnConnection):
     ) -> None:
         self.dirty = True
         super().close(error_code, frame_type, reason_phrase)
+        if self._state not in END_STATES:
+            self._close_pending = (
+                True  # or aioquic, which closes but once, would go on with what we hear while we close
+            )
         if self.ended is None:
             self.ended = QuicEnd("us", int(error_code), frame_type is None, reason_phrase)
 
@@ -310,7 +315,7 @@ class ClientConnection(EcnConnection):
             close_at = self._close_at
             self._state = self._state_before_close
             super().receive_datagram(data, addr, now)
-            self._state, self._close_at = QuicConnectionState.CLOSING, close_at
+            self._state, self._close_at, self._close_pending = QuicConnectionState.CLOSING, close_at, False
             self._events.clear()
 
     def _addressee(self, data: bytes) -> bytes | None:
