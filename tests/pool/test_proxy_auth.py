@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from allswell import AsyncClient, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused
+from allswell import AsyncClient, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused, Timeout, Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Request, Talk, h2_tls
@@ -277,3 +277,27 @@ async def test_basic_by_httpx2() -> None:
 def test_socks_knows_no_digest() -> None:
     with pytest.raises(ValueError, match="SOCKS knows a name and a password only"):
         ProxyHop("socks5", "a", 1, httpx2.DigestAuth("ada", SECRET))
+
+
+async def test_the_total_timeout_is_for_both_tries() -> None:
+    """The refusal takes most of the time; what is left is not enough for the rest."""
+    digest = Digest()
+    proxy = h1_proxy(digest)
+
+    def slow(connection: PeerConnection) -> None:
+        read_head = connection.read_head
+
+        def late() -> bytes:
+            head = read_head()
+            connection.pause(0.4)
+            return head
+
+        connection.read_head = late  # type: ignore[method-assign]
+        proxy(connection)
+
+    with scripted_peer(slow) as peer:
+        async with pool_through(hop_to("http", peer.port)) as pool:
+            with pytest.raises(Timeout) as caught:
+                await pool.request("GET", "http://origin.example/", timeouts=Timeouts(total=0.6))
+            assert caught.value.phase == "total"
+    assert digest.refused == 1

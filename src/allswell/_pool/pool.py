@@ -127,10 +127,12 @@ class ConnectionPool:
 
         :raises AllswellError: saying who failed and how.
         """
+        total = request.timeouts.total
+        if total is not None and request.total_at == math.inf:
+            request.total_at = monotonic() + total
         if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
             return await forward(request, self.send)
-        total = request.timeouts.total
-        total_at = math.inf if total is None else monotonic() + total
+        total_at = request.total_at
         attempts: list[Attempt] = []
         since = -math.inf
         give_up_at = total_at if total is not None else monotonic() + _REPLAY_FOR

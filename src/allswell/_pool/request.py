@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
@@ -63,6 +64,7 @@ class Request:
 
     :ivar trailers: the request's trailer section, or what makes it once the body was sent.
     :ivar on_informational: awaited with each 1xx response.
+    :ivar total_at: the instant at which its total timeout passes; set when it is first sent.
     """
 
     head: RequestHead
@@ -72,6 +74,7 @@ class Request:
     trailers: TrailerSource = None
     on_informational: InformationalHook | None = None
     tracer: Tracer | None = None
+    total_at: float = math.inf
 
     @property
     def inline(self) -> bytes | None:
