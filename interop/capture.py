@@ -78,6 +78,7 @@ class _Connection:
 
     initial_dcid: bytes
     client_cid: bytes
+    version: int | None
     server_cid_length: int = 0
     initial: dict[tuple[int, bytes], tuple[CryptoPair, CryptoPair]] = field(default_factory=dict)
     secrets: dict[tuple[str, bool], CryptoContext] = field(default_factory=dict)
@@ -187,13 +188,15 @@ class Capture:
         """The connection of a client's Initial packet: a new one, unless it goes on."""
         if known is not None and known.client_cid == header.source_cid:
             return known
-        connection = _Connection(header.destination_cid, header.source_cid)
+        connection = _Connection(header.destination_cid, header.source_cid, header.version)
         self.connections.append(connection)
         self._by_client[datagram.client] = connection
         return connection
 
     def _start_over(self, connection: _Connection, header: QuicHeader, retry: bool) -> None:
         """After Retry and Version Negotiation the client says hello anew; after the latter in other words."""
+        if not retry and connection.version in header.supported_versions:
+            return  # RFC 9000 §6.2: ignored; it answers an Initial packet whose version was corrupted on the way
         if retry:
             connection.initial_dcid = header.source_cid
         connection.random = None

@@ -1,0 +1,35 @@
+"""What is read from the relay's capture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aioquic.quic.packet import encode_quic_version_negotiation
+from interop.capture import Capture
+from interop.cases import Difference, ended_well
+from interop.relay import Relay, Scenario
+
+from tests.support.quic_client import quic_client, quic_settings
+from tests.support.quic_server import QuicServer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_version_negotiation_packet_that_the_client_ignores(tmp_path: Path) -> None:
+    """An Initial packet whose version is corrupted on the way is answered by one; all goes on as it was."""
+    keylog = tmp_path / "keys.log"
+    with QuicServer() as server, Relay([("127.0.0.1", server.port)], Scenario()) as relay:
+        async with quic_client(relay.fronts[0][1], quic_settings(keylog_file=str(keylog))) as client:
+            await client.get("/hello")
+            await client.aclose()
+    datagrams = relay.capture
+    ended_well(Capture(datagrams, keylog))
+    at = next(index for index, each in enumerate(datagrams) if not each.from_client)
+    vn = encode_quic_version_negotiation(source_cid=b"server", destination_cid=b"client", supported_versions=[1])
+    answered = [*datagrams[: at + 1], replace(datagrams[at], data=vn), *datagrams[at + 1 :]]
+    ended_well(Capture(answered, keylog))
+    without_close = [each for each in answered if not each.from_client or each.at < datagrams[-1].at / 2]
+    with pytest.raises(Difference, match="connections that the client closed: 0 of 1"):
+        ended_well(Capture(without_close[: at + 2], keylog))
