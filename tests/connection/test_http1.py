@@ -181,6 +181,7 @@ async def test_server_that_takes_no_more_until_we_take_what_it_echoes() -> None:
 
 def _refuses(connection: PeerConnection) -> None:
     connection.read_head()
+    connection.read_exactly(1)  # the body has begun
     connection.send(response(b"no", status="413 Content Too Large"))
     connection.stall()
 

@@ -95,7 +95,9 @@ class SocksProxy:
         self._pieces = pieces
 
     def __call__(self, connection: PeerConnection) -> None:
-        version, count = connection.read_exactly(2)
+        if not (head := connection.read_exactly(2)):
+            return  # the client had second thoughts
+        version, count = head
         methods = connection.read_exactly(count)
         wanted = 2 if self._user else 0
         assert version == 5
