@@ -71,8 +71,7 @@ async def curl_cffi_client(proxy: str) -> AsyncIterator[Fetch]:
     from curl_cffi.requests import AsyncSession
 
     ca = str(certificates().ca)
-    # (A path is what curl takes; the annotation says bool.)
-    async with AsyncSession(verify=ca, proxy=proxy, http_version=CurlHttpVersion.V1_1) as session:  # type: ignore[arg-type]
+    async with AsyncSession(verify=ca, proxy=proxy, http_version=CurlHttpVersion.V1_1) as session:
 
         async def fetch(url: str, close: bool) -> int:
             return len((await session.get(url, headers=_CLOSE if close else None)).content)
