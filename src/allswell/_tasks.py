@@ -23,6 +23,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
+from inspect import CORO_CLOSED, getcoroutinestate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,6 +52,10 @@ class Timer(Protocol):
 
 class TaskHost(Protocol):
     """The event loop that runs us, as far as we need it."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the loop has ended: nothing can run there any more."""
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
         """Run a task that belongs to no caller. Its exceptions are logged, never raised."""
@@ -169,6 +174,10 @@ class _AsyncioHost:
             return  # then anyio takes it for granted
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
+    @property
+    def over(self) -> bool:
+        return self._loop.is_closed()
+
     def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
         coroutine = _contained(function, args, name)
         task = self._loop.create_task(coroutine, name=name, context=self._context.copy())
@@ -224,12 +233,18 @@ class _AsyncioSignal:
 
 
 class _TrioHost:
-    __slots__ = ("_token",)
+    __slots__ = ("_root", "_token")
 
     def __init__(self) -> None:
         import trio
 
         self._token = trio.lowlevel.current_trio_token()
+        self._root = trio.lowlevel.current_root_task()
+
+    @property
+    def over(self) -> bool:
+        assert self._root is not None
+        return getcoroutinestate(self._root.coro) == CORO_CLOSED
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
         import trio

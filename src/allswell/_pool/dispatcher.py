@@ -87,6 +87,7 @@ class Dispatcher:
         self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at who waits for what exists
         self._counted = 0  # connections and dials that count against the limit
         self._closing: Deadline | None = None
+        self._over = False
         self._ended = anyio.Event()
 
     # For requests
@@ -210,7 +211,7 @@ class Dispatcher:
     def _make_room(self, state: RouteState) -> None:
         """Cover the route's starved waiters: by dials under way that may serve more, then by new ones."""
         waiters = self._waiters
-        if self._closing is not None:
+        if self._closing is not None or self._over:
             return
         for dial in state.dials:
             self._cover(state, dial)
@@ -302,6 +303,9 @@ class Dispatcher:
         except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: who waits must learn
             error = ConnectFailed(f"cannot connect to {state.route.label}: {failure!r}", phase="tcp", by="us")
             error.__cause__ = failure
+        except BaseException:
+            self._over = True  # the event loop ends: no more can be made
+            raise
         finally:
             del state.dials[dial]
             if dial.counts:

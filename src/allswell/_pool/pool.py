@@ -43,7 +43,8 @@ _REPLAY_FOR = 60.0
 class ConnectionPool:
     """HTTP connections, and requests over them. Give it settings, or keywords for a :class:`PoolConfig`.
 
-    Use it in ``async with``, or call :meth:`aclose` when done. It belongs to one event loop.
+    Use it in ``async with``, or call :meth:`aclose` when done. It belongs to one event loop at a time: used in another
+    when that has ended, it begins anew there.
     """
 
     def __init__(self, config: PoolConfig | None = None, **settings: object) -> None:
@@ -222,7 +223,7 @@ class ConnectionPool:
             deadline = self._closing = Deadline.after(grace)
             dispatcher = self._dispatcher
             try:
-                if dispatcher is not None:
+                if dispatcher is not None and not dispatcher.host.over:
                     try:
                         await dispatcher.close(deadline, cut=cut)
                     finally:
@@ -290,10 +291,14 @@ class ConnectionPool:
     def _dispatch(self) -> Dispatcher:
         if self._closing is not None:
             raise PoolClosed("the pool is closed")
-        if self._dispatcher is None:
+        dispatcher = self._dispatcher
+        if dispatcher is None or dispatcher.host.over:
             host = current_host()
             self._dispatcher = Dispatcher(host, self._make_dialer(host), self.config, self.send)
-        return self._dispatcher
+            if dispatcher is not None:  # what ended with its event loop was not closed
+                self._dispatcher.dropped = len(dispatcher.connections) + dispatcher.dropped
+            return self._dispatcher
+        return dispatcher
 
     def _make_dialer(self, host: TaskHost) -> Dialer:
         return Dialer(host, self.config)

@@ -1,0 +1,102 @@
+"""A pool that outlives its event loop: no error that names no cause, and in the next loop it begins anew."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from allswell import AsyncClient, ConnectionEnd, ConnectionPool
+from tests.support.leaks import sockets_closed
+from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.scripts import answers
+
+pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+def run(backend: str, function: Callable[[], Awaitable[Any]]) -> Any:
+    """In an event loop of its own, closed afterwards."""
+    return anyio.run(function, backend=backend)
+
+
+def test_a_client_in_one_loop_after_another(backend: str) -> None:
+    ends: list[ConnectionEnd] = []
+    pool = ConnectionPool(on_connection_end=ends.append)
+    client = AsyncClient(pool=pool)
+    with scripted_peer(answers()) as peer:
+
+        async def get() -> str:
+            return (await client.get(f"{peer.url}/here")).text
+
+        with sockets_closed():
+            assert [run(backend, get) for _ in range(3)] == ["/here"] * 3
+            assert [end.reason for end in ends] == ["the event loop ended"] * 3
+
+            async def last() -> None:
+                assert await get() == "/here"
+                report = await client.aclose()
+                assert len(report.connections) == 1
+                assert report.clean
+
+            run(backend, last)
+
+
+def test_closed_in_another_loop(backend: str) -> None:
+    pool = ConnectionPool()
+    with scripted_peer(answers()) as peer:
+
+        async def get() -> None:
+            await pool.request("GET", peer.url)
+
+        async def close() -> None:
+            assert (await pool.aclose()).connections == ()  # there is nobody any more to say goodbye to
+
+        run(backend, get)
+        run(backend, close)
+
+
+def test_dropped_in_another_loop_it_warns(backend: str) -> None:
+    with scripted_peer(answers()) as peer:
+
+        def use() -> None:
+            pool = ConnectionPool()
+
+            async def get() -> None:
+                await pool.request("GET", peer.url)
+
+            run(backend, get)
+            run(backend, get)
+
+        with pytest.warns(ResourceWarning, match="2 connections were left open"):  # noqa: PT031 - both of it
+            use()
+            gc.collect()
+
+
+def test_a_loop_that_ends_while_requests_wait(backend: str) -> None:
+    """They and the dials are cut with it: no task is begun that nobody will ever run."""
+
+    def silent(connection: PeerConnection) -> None:
+        connection.read_until_end()
+
+    with scripted_peer(silent, tls=True) as peer, sockets_closed():
+        pool = ConnectionPool(max_connections=1)
+
+        async def leave() -> None:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(pool.request, "GET", peer.url)
+                with anyio.fail_after(5):
+                    while not pool.snapshot().dials:
+                        await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            run(backend, leave)
+            gc.collect()
+        assert [str(each.message) for each in warned] == []
+        assert pool.snapshot().dials == 0
