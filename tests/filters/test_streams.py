@@ -262,7 +262,7 @@ async def test_no_time_left_says_all_and_waits_for_nothing(over: Over) -> None:
     async with over(script) as made:
         began = monotonic()
         ends = await made.stack.shutdown(Deadline.after(0))
-        assert monotonic() - began < 0.05
+        assert monotonic() - began < 0.5
         assert [end.said for end in ends] == over.goodbye
         await made.peer.ended()
         assert made.peer.connections[0].saw == over.goodbye

@@ -177,7 +177,7 @@ async def test_no_grace_says_all_and_waits_for_nothing(tls: bool) -> None:
         await pool.request("GET", f"{peer.url}/")
         began = monotonic()
         report = await pool.aclose(0)
-        assert monotonic() - began < 0.1
+        assert monotonic() - began < 0.5
         await peer.ended()
         assert peer.connections[0].saw == (["close_notify", "FIN"] if tls else ["FIN"])
         assert [layer.outcome for layer in report.connections[0].layers[1:]] == [Outcome.TIMED_OUT] * (2 if tls else 1)
@@ -289,7 +289,7 @@ async def test_in_flight_long_one_ends_with_a_typed_error() -> None:
 
 
 async def test_those_who_wait_fail_at_once() -> None:
-    with scripted_peer(answers(delay=0.5)) as peer:
+    with scripted_peer(answers(delay=1.0)) as peer:
         pool = pool_for(max_connections=1)
         told: list[float] = []
 
@@ -307,7 +307,7 @@ async def test_those_who_wait_fail_at_once() -> None:
             began = monotonic()
             report = await pool.aclose()
         assert len(told) == 2
-        assert all(at - began < 0.1 for at in told)
+        assert all(at - began < 0.3 for at in told)
         assert report.clean
         assert len(peer.connections[0].requests) == 1
 

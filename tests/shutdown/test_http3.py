@@ -59,9 +59,10 @@ async def test_idle_connection() -> None:
             assert (await pool.request("GET", url(relay.port))).http_version == b"HTTP/3"
             assert goodbyes(server) == []
             report = await pool.aclose()
-            sent = len(relay.went_up)
         await until(server, "close")
         assert goodbyes(server) == POLITE
+        sent = len(relay.went_up)
+        await anyio.sleep(0.1)
         assert len(relay.went_up) == sent  # and not a datagram after that
     assert report.clean
     assert report.seconds < 0.3
@@ -78,10 +79,10 @@ async def test_a_server_that_answers_nothing_costs_three_probe_timeouts() -> Non
     with QuicServer() as server, UdpRelay(server.port) as relay:
         async with trusting() as pool:
             await pool.request("GET", url(relay.port))
-            before = len(relay.went_up)
             report = await pool.aclose(5)
         assert goodbyes(server) == POLITE
-        assert 3 <= len(relay.went_up) - before <= 7  # GOAWAY, PING, and the close: at once, after one PTO, after two
+        # At once, after one PTO, after two; perhaps to what was on its way when the server fell silent.
+        assert relay.went_up.count(relay.went_up[-1]) in (3, 4, 5)
     assert report.clean
     assert report.seconds < 0.6
 

@@ -124,6 +124,7 @@ async def test_the_silent_cost_at_most_the_grace(silent: str, inner: str, grace:
         await saw(proxy, "close")
         assert proxy.all("close") == [(0x1D, 0x100)]
         if inner == "h3":
+            await saw(quic_origin, "close")
             assert quic_origin.all("close") == [(0x1D, 0x100)]
         else:
             tcp_origin.release()

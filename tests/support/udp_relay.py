@@ -34,7 +34,7 @@ class UdpRelay:
 
     :ivar port: where clients send to.
     :ivar up: the weather on the way to the server; ``down``: back.
-    :ivar went_up: sizes of the datagrams that clients sent here, whatever became of them.
+    :ivar went_up: the datagrams that clients sent here, whatever became of them; ``went_down``: back.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class UdpRelay:
     ) -> None:
         self.up = up or Weather()
         self.down = down or Weather()
-        self.went_up: list[int] = []
-        self.went_down: list[int] = []
+        self.went_up: list[bytes] = []
+        self.went_down: list[bytes] = []
         self._target = ("127.0.0.1", target)
         self._random = random.Random(seed)
         self._dark_until = 0.0
@@ -108,7 +108,7 @@ class UdpRelay:
                 data, client = self._front.recvfrom(65535)
             except BlockingIOError:
                 return
-            self.went_up.append(len(data))
+            self.went_up.append(data)
             back = self._backs.get(client)
             if back is None:
                 back = self._backs[client] = _socket()
@@ -120,7 +120,7 @@ class UdpRelay:
                 data = back.recv(65535)
             except (BlockingIOError, ConnectionRefusedError):
                 return
-            self.went_down.append(len(data))
+            self.went_down.append(data)
             self._pass_on(self._front, data, client, self.down)
 
     def _pass_on(self, sock: socket.socket, data: bytes, address: tuple[str, int], weather: Weather) -> None:
