@@ -118,7 +118,8 @@ class PoolConfig:
         certificates that are not verified. ``"origin"``: a server's ORIGIN frame is taken for the address
         (RFC 8336 §2.4, and §4 for what that risks). Say ``False`` where servers tell clients apart by certificates of
         theirs: a context does not tell whether it has one.
-    :ivar max_connections: in all; ``None`` for no limit. Connections that are saying goodbye do not count.
+    :ivar max_connections: in all; ``None`` for no limit. Connections that take no new exchanges (they drain, or
+        say goodbye) do not count.
     :ivar max_connections_per_route: to one origin.
     :ivar max_keepalive_connections: idle ones that are kept.
     :ivar keepalive_expiry: seconds that one is kept idle; ``None`` for as long as the peer lets us.

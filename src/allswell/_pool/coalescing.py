@@ -121,6 +121,7 @@ class Coalescing:
                 reach = self._reaches[connection]
                 if (
                     reach.home.port == route.port
+                    and reach.home != route
                     and len(reach.routes) < _ROUTES
                     and (reach.home, route) not in self._refused
                     and (reach.origin_set is None or route.origin in reach.origin_set)
