@@ -83,7 +83,7 @@ def warm_request(idle: int) -> Callable[[], None]:
     request = Request(head, warm)
 
     def once(_keep: object = sender) -> None:
-        exchange = cast(Any, dispatcher.open_now(request, float("inf"), float("-inf")))
+        exchange = cast(Any, dispatcher.open_now(request, float("-inf")))
         exchange.finish()
         dispatcher.connection_available(exchange)
 

@@ -92,7 +92,7 @@ class Dispatcher:
 
     # For requests
 
-    def open_now(self, request: Request, total_at: float, since: float) -> Exchange | None:
+    def open_now(self, request: Request, since: float) -> Exchange | None:
         """Open the exchange at once, where a connection has room and nobody has waited for it longer."""
         state = self._routes.get(request.route)
         if state is None or self._closing is not None or self._waiters.waiting(request.route):
@@ -104,22 +104,22 @@ class Dispatcher:
                 return None
             ready = connection.capacity() if request.may_repeat(proven=False) else connection.usable()
             if ready:
-                return self._open_on(state, connection, request, total_at)
+                return self._open_on(state, connection, request)
             state.filled(connection)  # by another route's requests; or it is about to leave
         if state.behind and request.may_follow:
             chosen = next((each for each in state.behind if each.capacity() and fit(each, since)), None)
             if chosen is not None:
-                return self._open_on(state, chosen, request, total_at)
+                return self._open_on(state, chosen, request)
         return None
 
-    def _open_on(self, state: RouteState, connection: Connection, request: Request, total_at: float) -> Exchange:
+    def _open_on(self, state: RouteState, connection: Connection, request: Request) -> Exchange:
         inline = request.inline
         exchange = connection.open(
             request.head,
             inline,
             label=state.label,
             timeouts=request.timeouts,
-            total_at=total_at,
+            total_at=request.total_at,
             upload=request.body is not None and inline is None,
         )
         self._idle.pop(connection, None)
@@ -129,16 +129,15 @@ class Dispatcher:
             state.keep(connection)
         return exchange
 
-    async def wait(self, request: Request, total_at: float, since: float) -> Exchange:
+    async def wait(self, request: Request, since: float) -> Exchange:
         """Wait for a connection with room, and for it to be made if need be; the exchange opened there.
 
-        :param total_at: the instant at which the request's total timeout passes.
         :param since: as for :func:`fit`.
         :raises AllswellError: when there is none to be had.
         """
         if self._closing is not None:
             raise PoolClosed("the pool is closed")
-        waiter = Waiter(request, total_at, self.host.signal(), since=since)
+        waiter = Waiter(request, self.host.signal(), since=since)
         route = request.route
         state = self._routes.get(route)
         if state is None:
@@ -176,8 +175,8 @@ class Dispatcher:
         if waiter.dial is not None:  # which ends in time by itself, unless others allow it more
             impatient = waiter.patience < waiter.dial.patience
             until = waiter.covered_at + waiter.patience * (1 + self.config.retries) if impatient else math.inf
-        if until >= waiter.total_at:
-            return waiter.total_at, "total"
+        if until >= waiter.request.total_at:
+            return waiter.request.total_at, "total"
         return until, "connect" if waiter.dial is not None else "pool"
 
     def _forget(self, state: RouteState, waiter: Waiter) -> None:
@@ -196,7 +195,7 @@ class Dispatcher:
                 return
             self._forget(state, chosen)
             try:
-                chosen.exchange = self._open_on(state, connection, chosen.request, chosen.total_at)
+                chosen.exchange = self._open_on(state, connection, chosen.request)
             except NotProcessed:
                 self._waiters.add(state.route, chosen)  # to its end: but it has no more room, so the loop is over
                 return

@@ -133,15 +133,14 @@ class ConnectionPool:
             request.total_at = monotonic() + total
         if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
             return await forward(request, self.send)
-        total_at = request.total_at
         attempts: list[Attempt] = []
         since = -math.inf
-        give_up_at = total_at if total is not None else monotonic() + _REPLAY_FOR
+        give_up_at = request.total_at if total is not None else monotonic() + _REPLAY_FOR
         dispatcher = self._dispatch()
         while True:
-            exchange = dispatcher.open_now(request, total_at, since)
+            exchange = dispatcher.open_now(request, since)
             if exchange is None:
-                exchange = await dispatcher.wait(request, total_at, since)
+                exchange = await dispatcher.wait(request, since)
             version = exchange.connection.http_version
             try:
                 response = await self._respond(request, exchange, attempts)

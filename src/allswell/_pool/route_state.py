@@ -81,15 +81,13 @@ class Waiter:
         "searched",
         "signal",
         "since",
-        "total_at",
     )
 
-    def __init__(self, request: Request, total_at: float, signal: Signal, *, since: float) -> None:
+    def __init__(self, request: Request, signal: Signal, *, since: float) -> None:
         self.request = request
         self.patience = math.inf if request.timeouts.connect is None else request.timeouts.connect
         self.came_at = monotonic()
         self.covered_at = math.inf
-        self.total_at = total_at
         self.signal = signal
         self.since = since  # see fit
         self.searched = since > -math.inf  # who was lost or sent away already gets one of his own
