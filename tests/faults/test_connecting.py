@@ -7,8 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
@@ -23,6 +21,7 @@ from allswell._config import Timeouts
 from allswell._errors import AllswellError, ConnectFailed, LocalProtocolError, PoolClosed, RemoteProtocolError, Timeout
 from tests.support import certificates as certs
 from tests.support.certificates import certificates
+from tests.support.holes import tcp_hole
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers, half_response, response, says, silent
 
@@ -88,21 +87,8 @@ async def test_refused_socket_option() -> None:
             await pool.request("GET", "http://127.0.0.1:9/")
 
 
-@contextmanager
-def half_open() -> Iterator[int]:
-    """A port whose accept queue is full: the kernel answers no SYN."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        with socket.socket() as first, socket.socket() as second:
-            for each in (first, second):
-                each.setblocking(False)
-                each.connect_ex(listener.getsockname())
-            yield listener.getsockname()[1]
-
-
 async def test_half_open() -> None:
-    with half_open() as port:
+    with tcp_hole() as port:
         error = await fails(
             Timeout, f"http://127.0.0.1:{port}/", r"no connection within 0\.3 s", timeouts=Timeouts(connect=0.3)
         )
@@ -117,7 +103,7 @@ async def test_handshake_that_is_never_answered() -> None:
 
 
 async def test_total_covers_connecting() -> None:
-    with half_open() as port:
+    with tcp_hole() as port:
         error = await fails(
             Timeout, f"http://127.0.0.1:{port}/", r"within the total 0\.3 s", timeouts=Timeouts(total=0.3)
         )

@@ -229,6 +229,28 @@ async def test_too_early_is_not_processed() -> None:
             assert (await client.get("/early"))[0].status == 425
 
 
+# Silence
+
+
+async def test_who_is_heard_is_not_silent_whatever_he_acknowledges() -> None:
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            connection = client.quic.connection
+            assert await client.quic.delivered(Deadline.after(5))
+
+            def probe() -> bool:
+                connection._loss._pto_count += 1
+                connection.handle_timer(monotonic())
+                return connection.silent
+
+            assert [probe() for _ in range(3)] == [False, False, True]
+            assert connection.heard_again()  # by a datagram that acknowledged nothing: the count goes on
+            assert [probe() for _ in range(3)] == [False, False, True]
+            connection._loss._pto_count = 0  # an acknowledgement
+            assert connection.heard_again()
+            assert [probe() for _ in range(3)] == [False, False, True]
+
+
 # Ending, as the peer saw it
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
 
 import pytest
@@ -14,6 +11,7 @@ from allswell._config import Timeouts
 from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY
 from tests.support.capture import capture, needs_capture
 from tests.support.certificates import certificates
+from tests.support.holes import UdpHole, tcp_hole
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers
@@ -36,37 +34,16 @@ async def first_response(origin: str) -> tuple[bytes, float]:
         return response.http_version, monotonic() - began
 
 
-@contextmanager
-def swallowed_tcp() -> Iterator[int]:
-    """A port where a listener's queue is full: the kernel answers no SYN."""
-    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for each in (first, second):
-            each.setblocking(False)
-            each.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
-@contextmanager
-def swallowing_udp(port: int) -> Iterator[socket.socket]:
-    """A socket that nobody reads."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", port))
-        sock.setblocking(False)
-        yield sock
-
-
 async def test_udp_is_swallowed() -> None:
-    with scripted_peer(answers(), tls=certificates().server_context()) as peer, swallowing_udp(peer.port) as hole:
+    with scripted_peer(answers(), tls=certificates().server_context()) as peer, UdpHole(peer.port) as hole:
         version, seconds = await first_response(f"https://127.0.0.1:{peer.port}")
         assert version == b"HTTP/1.1"
         assert seconds < CONNECTION_ATTEMPT_DELAY + SLACK
-        assert len(hole.recv(65535)) >= 1200  # QUIC was tried (RFC 9000 §14.1)
+        assert len(hole.swallowed()[0]) >= 1200  # QUIC was tried (RFC 9000 §14.1)
 
 
 async def test_tcp_is_swallowed() -> None:
-    with swallowed_tcp() as port, QuicServer(port=port) as server:
+    with tcp_hole() as port, QuicServer(port=port) as server:
         version, seconds = await first_response(f"https://127.0.0.1:{server.port}")
         assert version == b"HTTP/3"
         assert seconds < CONNECTION_ATTEMPT_DELAY + SLACK
@@ -76,7 +53,7 @@ async def test_tcp_is_swallowed() -> None:
 async def test_tcp_is_swallowed_and_quic_is_slow() -> None:
     """Its handshake takes longer than the stagger, so TCP is tried in vain, and QUIC still comes."""
     slow = Weather(delay=(0.2, 0.2))
-    with swallowed_tcp() as port, QuicServer() as server, UdpRelay(server.port, up=slow, down=slow, port=port) as relay:
+    with tcp_hole() as port, QuicServer() as server, UdpRelay(server.port, up=slow, down=slow, port=port) as relay:
         with capture(relay.port, "127.0.0.1") as seen:
             version, seconds = await first_response(f"https://127.0.0.1:{relay.port}")
             seen.sync()

@@ -15,6 +15,7 @@ from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.h3_proxy import Http3Proxy
+from tests.support.holes import UdpHole
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import scripted_peer
 from tests.support.proxies import connect_proxy
@@ -192,17 +193,14 @@ async def test_a_proxy_without_udp_is_reached_by_tcp_and_remembered() -> None:
         scripted_peer(script, tls=h2_tls()) as proxy,
         scripted_peer(answers(), tls=True) as one,
         scripted_peer(answers(), tls=True) as two,
-        socket.socket(type=socket.SOCK_DGRAM) as hole,
+        UdpHole(proxy.port) as hole,
     ):
-        hole.bind(("127.0.0.1", proxy.port))
-        hole.setblocking(False)
         async with pool_through(hop_to(proxy.port, http3=True), keepalive_expiry=0.1) as pool:
             assert (await pool.request("GET", one.url)).status == 200
-            tried = drained(hole)
-            assert tried > 0
+            assert hole.swallowed()
             await proxy.ended()  # idle
             assert (await pool.request("GET", two.url)).status == 200
-            assert drained(hole) == 0
+            assert hole.swallowed() == []
         assert len(proxy.connections) == 2
         assert len(script.tunnels) == 2
 
@@ -215,23 +213,11 @@ async def test_quic_wins_where_it_is() -> None:
 
 
 async def test_it_is_off_unless_asked_for() -> None:
-    with scripted_peer(Http2Proxy(), tls=h2_tls()) as proxy, socket.socket(type=socket.SOCK_DGRAM) as hole:
-        hole.bind(("127.0.0.1", proxy.port))
-        hole.setblocking(False)
+    with scripted_peer(Http2Proxy(), tls=h2_tls()) as proxy, UdpHole(proxy.port) as hole:
         with scripted_peer(answers(), tls=True) as origin:
             async with pool_through(hop_to(proxy.port, http3=False), http3=True) as pool:
                 assert (await pool.request("GET", origin.url)).status == 200
-        assert drained(hole) == 0
-
-
-def drained(sock: socket.socket) -> int:
-    count = 0
-    while True:
-        try:
-            sock.recv(65535)
-        except BlockingIOError:
-            return count
-        count += 1
+        assert hole.swallowed() == []
 
 
 # Failures

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic, time
 from typing import Any
 
@@ -15,6 +13,7 @@ from allswell import Alternative, AltSvcMemory, ConnectionEnd, ConnectionPool, O
 from allswell._config import Timeouts
 from allswell._pool.dialer import Dialer
 from tests.support.certificates import certificates
+from tests.support.holes import UdpHole, tcp_hole
 from tests.support.leaks import sockets_closed
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer
@@ -40,26 +39,6 @@ def on_tcp() -> Any:
     return scripted_peer(answers(), tls=certificates().server_context())
 
 
-@contextmanager
-def udp_hole(family: socket.AddressFamily = socket.AF_INET, port: int = 0) -> Iterator[int]:
-    """A UDP port that never answers."""
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", port))
-        yield sock.getsockname()[1]
-
-
-@contextmanager
-def tcp_hole() -> Iterator[int]:
-    """A TCP port whose SYNs are dropped: its queue is full."""
-    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for each in (first, second):
-            each.setblocking(False)
-            each.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
 @pytest.fixture
 def both_families(monkeypatch: pytest.MonkeyPatch) -> None:
     """name.example is ::1, and 127.0.0.1."""
@@ -83,14 +62,22 @@ async def request(pool: ConnectionPool, origin: str) -> tuple[bytes, float]:
 
 async def test_udp_that_is_dropped_costs_the_stagger(both_families: None) -> None:
     """However many addresses and alternatives there are. What was tried in vain is broken; what had no time is not."""
-    with udp_hole() as hole, udp_hole(socket.AF_INET6, hole), udp_hole() as other, on_tcp() as tcp, sockets_closed():
+    with (
+        UdpHole() as hole,
+        UdpHole(hole.port, socket.AF_INET6),
+        UdpHole() as other,
+        on_tcp() as tcp,
+        sockets_closed(),
+    ):
         origin = f"https://name.example:{tcp.port}"
-        async with pool_for(origin, ("name.example", hole), ("name.example", other), keepalive_expiry=0.01) as pool:
+        async with pool_for(
+            origin, ("name.example", hole.port), ("name.example", other.port), keepalive_expiry=0.01
+        ) as pool:
             version, seconds = await request(pool, origin)
             assert version == b"HTTP/1.1"
             assert STAGGER - 0.01 < seconds < STAGGER + REST
             discovery = pool._dispatcher.dialer.discovery  # type: ignore[union-attr]  # it has been used
-            assert [mark[2] for mark in discovery._broken._marks] == [hole]
+            assert [mark[2] for mark in discovery._broken._marks] == [hole.port]
 
 
 async def test_tcp_that_is_dropped_costs_nothing() -> None:
@@ -111,7 +98,7 @@ async def test_tcp_that_is_dropped_costs_nothing() -> None:
 
 async def test_quic_alternates_between_the_families(both_families: None) -> None:
     """IPv6 first; 250 ms later IPv4, and TCP (which is refused)."""
-    with QuicServer() as server, udp_hole(socket.AF_INET6, server.port), sockets_closed():
+    with QuicServer() as server, UdpHole(server.port, socket.AF_INET6), sockets_closed():
         origin = f"https://name.example:{server.port}"
         async with pool_for(origin, ("name.example", server.port)) as pool:
             version, seconds = await request(pool, origin)

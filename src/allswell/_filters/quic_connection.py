@@ -118,6 +118,7 @@ class ClientConnection(EcnConnection):
         self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
         self._connection_freed = 0
         self._announced = False
+        self._probes_when_heard = 0
         self._state_before_close = self._state
         self.stream_window = configuration.max_stream_data
         self._most_gaps = _GAPS + self.stream_window // _BYTES_PER_GAP
@@ -174,6 +175,7 @@ class ClientConnection(EcnConnection):
 
     def heard_again(self) -> bool:
         """Something came: whether the peer had been silent until then."""
+        self._probes_when_heard = self._loss._pto_count  # not 0: what came need not acknowledge anything
         before, self.silent = self.silent, False
         return before
 
@@ -385,7 +387,9 @@ class ClientConnection(EcnConnection):
     def handle_timer(self, now: float) -> None:
         self.dirty = True
         super().handle_timer(now)
-        self.silent = self._loss._pto_count >= _SILENT_PROBES
+        probes = self._loss._pto_count
+        self._probes_when_heard = min(self._probes_when_heard, probes)
+        self.silent = probes - self._probes_when_heard >= _SILENT_PROBES
 
     def discard(self) -> None:
         """Forget the streams, and finish the qlog."""
