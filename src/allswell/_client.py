@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -160,19 +161,17 @@ class AsyncClient(httpx2.AsyncClient):
         if self.close_report is not None:
             return
         ours = [each for each in (self._transport, *self._mounts.values()) if isinstance(each, AsyncTransport)]
-        reports: list[CloseReport] = []
-
-        async def close(each: AsyncTransport) -> None:
-            reports.append(await each.aclose(timeout, cut=cut))
-
+        pools = {each.pool: None for each in ours}
         try:
             if len(ours) == 1:
-                await close(ours[0])
+                await ours[0].aclose(timeout, cut=cut)
             else:
                 async with anyio.create_task_group() as tasks:
                     for each in ours:
-                        tasks.start_soon(close, each)
+                        tasks.start_soon(partial(each.aclose, timeout, cut=cut))
         finally:
+            # Not what aclose() returned: cancelled, it returns nothing, and what it aborted is to be told all the same.
+            reports = [pool.close_report for pool in pools if pool.close_report is not None]
             self.close_report = CloseReport(
                 tuple(end for report in reports for end in report.connections),
                 self._grace if timeout is None else timeout,

@@ -38,6 +38,15 @@ class AllswellError(Exception):
         twin.__cause__ = self.__cause__
         return twin
 
+    def named(self, origin: str) -> Self:
+        """The same with a name in its message: backends know none, and say "the server" or "the peer"."""
+        named = self.twin()
+        message, *rest = self.args
+        for nobody in ("the server ", "the peer "):
+            if message.startswith(nobody):
+                named.args = (f"{origin} {message.removeprefix(nobody)}", *rest)
+        return named
+
 
 def _rebuilt(kind: type[AllswellError], args: tuple[Any, ...], facts: dict[str, Any]) -> AllswellError:
     error = kind.__new__(kind, *args)
@@ -157,3 +166,9 @@ class NotProcessed(AllswellError):
         super().__init__(str(cause), by=cause.by, reach=cause.reach)
         self.cause = cause
         self.proven = proven
+
+    def named(self, origin: str) -> Self:
+        """See above; of its cause too."""
+        named = super().named(origin)
+        named.cause = self.cause.named(origin)
+        return named

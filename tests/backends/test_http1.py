@@ -378,6 +378,7 @@ BAD = {
     "not HTTP": b"\x15\x03\x01\x00\x02\x02\x28",
     "HTTP/0.9": b"hello\r\n\r\n",
     "HTTP/2": b"HTTP/2 200 OK\r\n\r\n",
+    "HTTP/2.0": b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
     "no status": b"HTTP/1.1\r\n\r\n",
     "status of four digits": b"HTTP/1.1 2000 OK\r\n\r\n",
     "status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
@@ -420,6 +421,17 @@ def test_bad_input(wire: bytes, size: int) -> None:
     assert error.by == "peer"
     assert backend.must_abort
     assert backend.capacity() == 0
+
+
+@sizes
+@pytest.mark.parametrize(
+    "greeting", [b"SSH-2.0-OpenSSH_9\r\n", b"220 mail ESMTP\r\n", b"HTTP/2.0 200", b"\x15\x03\x01\x00"]
+)
+def test_who_speaks_no_http1_is_known_at_once(greeting: bytes, size: int) -> None:
+    """Not only when it ends the connection, or we lose patience: it may wait for us to go on."""
+    backend = opened()
+    assert "broke HTTP/1.1: its answer begins with b'" in str(failure(feed(backend, greeting, size)))
+    assert backend.must_abort
 
 
 def test_conflicting_framing() -> None:

@@ -84,6 +84,24 @@ async def test_two_aclose_at_once_wait_for_the_same_end() -> None:
         assert [len(report.connections) for report in reports] == [1, 1]
 
 
+async def test_closing_that_is_cancelled_is_reported_all_the_same() -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        connection.stall()  # and never answer the FIN
+
+    with scripted_peer(script) as peer:
+        client = allswell.AsyncClient(proxy=None, mounts={"http://elsewhere.example": allswell.AsyncTransport()})
+        await client.get(peer.url)
+        with anyio.move_on_after(0.1) as scope:
+            await client.aclose()
+        assert scope.cancelled_caught
+        assert client.close_report is not None
+        assert [end.route for end in client.close_report.connections] == [peer.url]
+        assert not client.close_report.clean
+        assert await client.aclose() is client.close_report
+
+
 @pytest.mark.parametrize("how", ["leaves", "leaves in mid-response", "is cancelled", "is dropped"])
 async def test_clients_that_share_a_pool(how: str) -> None:
     """One client goes in one of many ways; the other's response goes on, and the last one closes the pool."""

@@ -382,3 +382,23 @@ async def test_failing_body_reaches_the_caller() -> None:
             with pytest.raises(ZeroDivisionError):
                 await pool.request("POST", f"{peer.url}/", content=content())
             assert await get(pool, f"{peer.url}/after") == b"/after"
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        (says(b"SSH-2.0-OpenSSH_9\r\n"), "broke HTTP/1.1: its answer begins with b'SSH-2.0'"),
+        (says(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), "broke HTTP/1.1: bad Content-Length"),
+        (says(b"", Ending.POLITE), "ended the connection without a response"),
+    ],
+)
+async def test_an_error_names_who_and_what(script: Script, what: str) -> None:
+    with scripted_peer(script) as peer:
+        async with pool_for() as pool:
+            with anyio.fail_after(2), pytest.raises(RemoteProtocolError) as caught:
+                await get(pool, f"{peer.url}/x")
+        assert str(caught.value) == f"{peer.url} {what}"
+        assert caught.value.by == "peer"

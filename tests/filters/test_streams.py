@@ -371,6 +371,24 @@ async def test_writing_to_a_peer_that_is_gone_is_found_by_reading(over: Over) ->
             await read(made.top)
 
 
+async def test_reset_while_the_rest_is_written(over: Over) -> None:
+    """The loss is met by the write itself, with bytes queued behind it."""
+
+    def script(connection: PeerConnection) -> None:
+        connection.recv()
+        connection.pause(0.05)
+        connection.reset()
+
+    async with over(script, receive_buffer=4096) as made:
+        for _ in range(3):
+            made.top.transmit(BYTES)
+        assert made.top.unsent > 0
+        with anyio.fail_after(10), pytest.raises(TransportError, match="reset the connection"):
+            await made.top.flush()
+        assert made.top.dead
+        assert made.top.unsent == 0
+
+
 async def test_facts(over: Over) -> None:
     async with over(echo) as made:
         assert made.top.extra("server_addr") == ("127.0.0.1", made.peer.port)

@@ -34,6 +34,9 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
 _WINDOW = 256 * 1024
 
+#: Of every response (RFC 9112 §2.3, §4). Who begins otherwise (SSH, mail, TLS) speaks no HTTP, or not HTTP/1.
+_BEGINNING = b"HTTP/1."
+
 #: The rest of a body that is worth the trouble of going past h11.
 _LONG = 64 * 1024
 
@@ -62,7 +65,7 @@ class Http1:
         self._output: list[bytes] = []
         self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
-        self._answered = False
+        self._begun = b""  # the first bytes of the response
         self._complete = False
         self._tunnel = False
         self._leaving = False
@@ -95,7 +98,7 @@ class Http1:
         except h11.LocalProtocolError as error:
             raise LocalProtocolError(f"cannot send this request: {error}") from error
         self._current = next(self._numbers)
-        self._answered = self._complete = False
+        self._begun, self._complete = b"", False
         self._length, self._surplus = None, b""
         self._send(request)
         if end:
@@ -182,7 +185,10 @@ class Http1:
             return []
         if self._rest:
             return self._receive_rest(data)
-        self._answered = True
+        if len(self._begun) < len(_BEGINNING):
+            self._begun += data[: len(_BEGINNING) - len(self._begun)]
+            if not _BEGINNING.startswith(self._begun):  # h11 would wait for the end of a head that never comes
+                return self._broken(f"its answer begins with {self._begun!r}")
         self._h11.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
         events = self._events(len(data))
         if self._length is not None and self._length >= _LONG and self._current:
@@ -208,13 +214,13 @@ class Http1:
             return [ResponseCompleted(exchange, [])]  # our half of it is still open
         if self._rest and why is None:
             why = RemoteProtocolError(f"the server broke HTTP/1.1: it ended the body {self._rest} bytes too early")
-        if not self._tunnel and why is None and self._answered:
+        if not self._tunnel and why is None and self._begun:
             self._h11.receive_data(b"")
             return self._events(0)
         self.must_abort = True
         self._current = 0
         cause = why or RemoteProtocolError("the server ended the connection without a response")
-        if not self._answered and exchange > 1:
+        if not self._begun and exchange > 1:
             # RFC 9112 §9.3.1: it may have closed the idle connection before it saw the request. Or it may not.
             return [ExchangeFailed(exchange, NotProcessed(cause, proven=False))]
         if self._complete:
@@ -252,10 +258,13 @@ class Http1:
         except h11.RemoteProtocolError as error:
             if body:
                 events.append(_body(exchange, body))
-            self.must_abort = True
-            self._current = 0
-            events.append(ExchangeFailed(exchange, RemoteProtocolError(f"the server broke HTTP/1.1: {error}")))
+            events += self._broken(str(error))
         return events
+
+    def _broken(self, how: str) -> list[Event]:
+        exchange, self._current = self._current, 0
+        self.must_abort = True
+        return [ExchangeFailed(exchange, RemoteProtocolError(f"the server broke HTTP/1.1: {how}"))]
 
     def _head(self, event: h11.InformationalResponse | h11.Response, size: int, events: list[Event]) -> None:
         headers = event.headers.raw_items()

@@ -316,7 +316,7 @@ class Connection:
         """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
         self._cut += len(self._exchanges)
         for exchange in list(self._exchanges.values()):
-            exchange.fail(error.twin())
+            exchange.fail(error)
 
     def abort(self, reason: str, error: AllswellError | None = None) -> None:
         """End it now, without a word: no close_notify, TCP RST. Idempotent."""
@@ -574,7 +574,7 @@ class Connection:
     def _fail_all(self, error: AllswellError) -> None:
         exchanges, self._exchanges = self._exchanges, {}
         for exchange in exchanges.values():
-            exchange.on_error(error.twin())
+            exchange.on_error(error)
 
     def _tell_available(self) -> None:
         owner = self._owner()

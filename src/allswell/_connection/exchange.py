@@ -22,7 +22,7 @@ import anyio.lowlevel
 
 from allswell._config import Timeouts
 from allswell._deadline import Deadline
-from allswell._errors import NotProcessed, RemoteProtocolError, Timeout, TimeoutPhase, TransportError
+from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError, Timeout, TimeoutPhase, TransportError
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -386,7 +386,7 @@ class Exchange:
     def on_error(self, error: BaseException) -> None:
         """The exchange is over. Pieces that came before are still read first."""
         if self._error is None and not self.complete:
-            self._error = error
+            self._error = error.named(self.label) if isinstance(error, AllswellError) else error
         self._stop_upload()
         self._ready.set()
 

@@ -200,7 +200,7 @@ class _Race(Generic[T]):
     def result(self) -> T:
         if self._winner is not None:
             return self._winner
-        where = f"{self._host}:{self._port}"
+        where = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
         if self._errors:
             last = self._errors[-1][1]
             if isinstance(last, ConnectFailed):

@@ -128,13 +128,13 @@ class TcpFilter(ByteStream):
             while self._queue:
                 piece = self._queue[0]
                 sent = self._send(piece)
+                if self._write_error is not None:
+                    break  # and the queue is empty
                 self._unsent -= sent
                 if sent < len(piece):
                     self._queue[0] = piece[sent:]
                     break
                 self._queue.popleft()
-            if self._write_error is not None:
-                break
         if self._write_error is not None:
             raise self._lost("write", self._write_error) from self._write_error
 
