@@ -121,8 +121,8 @@ class PoolConfig:
     :ivar max_connections: in all; ``None`` for no limit. Connections that take no new exchanges (they drain, or
         say goodbye) do not count.
     :ivar max_connections_per_route: to one origin.
-    :ivar max_keepalive_connections: idle ones that are kept.
-    :ivar keepalive_expiry: seconds that one is kept idle; ``None`` for as long as the peer lets us.
+    :ivar max_keepalive_connections: idle ones that are kept; 0: none.
+    :ivar keepalive_expiry: seconds that one is kept idle; 0: not at all; ``None`` for as long as the peer lets us.
     :ivar grace: seconds that a close may take.
     :ivar retries: further tries to connect after the first failed, with back-off.
     :ivar proxies: what all connections go through, the nearest first.

@@ -218,11 +218,14 @@ class Sender:
         route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
         if any(name.lower() == b"upgrade" for name, _ in headers):
             route = route._replace(upgrades=True)
+        target = extensions.get("target", to.target)
+        if isinstance(target, str):  # httpx2 takes either
+            target = target.encode("ascii")
         head = RequestHead(
             method_bytes(request.method),
             route.scheme.encode("ascii"),
             to.authority,
-            extensions.get("target", to.target),
+            target,
             headers,
             extensions.get("protocol"),
         )

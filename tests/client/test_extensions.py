@@ -162,6 +162,14 @@ async def test_target_replaces_the_path() -> None:
             assert answer.text == "GET http://other.example/ HTTP/1.1"
 
 
+async def test_target_is_bytes_or_text(trusting: ssl.SSLContext, origin: ServerInfo) -> None:
+    for http2 in (False, True):
+        async with allswell.AsyncClient(verify=trusting, http2=http2) as client:
+            for target in (b"/anything?a", "/anything?a"):
+                answer = await client.get(origin.url, extensions={"target": target})
+                assert answer.json()["query"] == "a"
+
+
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2", "HTTP/3"])
 async def test_what_opentelemetry_asks_for(version: str, origin: ServerInfo) -> None:
     """docs/how-to/tracing.md names these as the sources of its attributes."""

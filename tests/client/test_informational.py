@@ -269,6 +269,22 @@ async def test_bytes_with_trailers_are_sent_chunked_by_choice() -> None:
             )
 
 
+async def test_illegal_trailers_are_the_callers_error() -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.read_head()
+        connection.read_until_end()
+
+    with scripted_peer(script) as peer:
+        async with allswell.AsyncClient(timeout=5) as client:
+            with pytest.raises(httpx2.LocalProtocolError, match="cannot send these trailers"):
+                await client.post(
+                    peer.url,
+                    content=b"hi",
+                    headers={"Transfer-Encoding": "chunked"},
+                    extensions={"trailers": [(b"X-T", b"1\r\nX-Forged: 2")]},
+                )
+
+
 async def test_close_delimited_bodies() -> None:
     from tests.support.certificates import certificates
 

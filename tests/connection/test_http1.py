@@ -179,6 +179,35 @@ async def test_server_that_takes_no_more_until_we_take_what_it_echoes() -> None:
             assert await response.read() == piece * count
 
 
+async def test_buffer_that_its_owner_fills_anew() -> None:
+    """What the socket did not take yet is what was in it when it was given."""
+    came = b""
+
+    def script(connection: PeerConnection) -> None:
+        nonlocal came
+        connection.read_head()
+        connection.stall()  # until all of it waits on our side
+        came = connection.read_exactly(size)
+        connection.send(response(b""))
+
+    async def pieces() -> AsyncIterator[Any]:
+        buffer = bytearray(size // 2)
+        for fill in (1, 2):
+            buffer[:] = bytes([fill]) * len(buffer)
+            yield buffer
+        buffer[:] = bytes(len(buffer))
+        peer.release()
+
+    size = 128 * 1024
+    small = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
+    with scripted_peer(script, receive_buffer=4096) as peer:
+        async with pool_for(socket_options=small) as pool:
+            with anyio.fail_after(10):
+                headers = [(b"Content-Length", b"%d" % size)]
+                await pool.request("POST", peer.url, headers=headers, content=pieces())
+    assert came == bytes([1]) * (size // 2) + bytes([2]) * (size // 2)
+
+
 def _refuses(connection: PeerConnection) -> None:
     connection.read_head()
     connection.read_exactly(1)  # the body has begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
@@ -62,6 +63,24 @@ async def test_streamed_body_with_trailers() -> None:
     [request] = server.requests
     assert request.trailers == {"digest": "abc"}
     assert "transfer-encoding" not in request.headers
+
+
+async def test_piece_that_is_not_bytes_fails_its_own_request_only() -> None:
+    async def pieces(last: object) -> AsyncIterator[Any]:
+        yield b"12"
+        yield last
+
+    with scripted_peer(Http2Server(size_of)) as peer:
+        async with h2c() as pool:
+            for wrong in ("34", 34, None):
+                with pytest.raises(TypeError, match="bytes-like"):
+                    await pool.request("POST", peer.url, content=pieces(wrong), timeouts=SOON)
+            for good in (bytearray(b"34"), memoryview(b"34")):
+                response = await pool.request("POST", peer.url, content=pieces(good), timeouts=SOON)
+                assert await response.read() == b"4"
+        assert len(peer.connections) == 1
+        assert pool.close_report is not None
+        assert pool.close_report.clean
 
 
 async def test_early_refusal_is_the_answer() -> None:

@@ -210,13 +210,14 @@ async def test_keepalive_count() -> None:
             assert len(peer.connections) == 5
 
 
-async def test_no_keepalive_at_all() -> None:
+@pytest.mark.parametrize("none", [{"max_keepalive_connections": 0}, {"keepalive_expiry": 0.0}], ids=str)
+async def test_no_keepalive_at_all(none: dict[str, Any]) -> None:
+    """No connection is idle, not for the instant between two requests either."""
     with scripted_peer(answers()) as peer:
-        async with ConnectionPool(max_keepalive_connections=0) as pool:
+        async with ConnectionPool(**none) as pool:
             for _ in range(3):
                 await get(pool, f"{peer.url}/")
-                await peer.ended()
-            assert [connection.saw for connection in peer.connections] == [["FIN"]] * 3
+        assert [connection.saw for connection in peer.connections] == [["FIN"]] * 3
 
 
 async def test_keepalive_expiry() -> None:

@@ -117,7 +117,11 @@ class Http1:
         if data:
             self._send(h11.Data(data=data))
         if end:
-            self._send(h11.EndOfMessage(headers=trailers or []))
+            try:
+                ending = h11.EndOfMessage(headers=trailers or [])
+            except h11.LocalProtocolError as error:
+                raise LocalProtocolError(f"cannot send these trailers: {error}") from error
+            self._send(ending)
             if self._complete:
                 self._finish()
 

@@ -80,6 +80,7 @@ class Dispatcher:
         self._routes: dict[Route, RouteState] = {}
         self._waiters: Waiters[Waiter] = Waiters()
         self._idle: dict[Connection, None] = {}  # the first has been idle for longest
+        self._keep = 0 if config.keepalive_expiry == 0 else config.max_keepalive_connections  # how many of them
         #: The routes that each connection serves, while it counts: first the one that it was made for, where it does.
         self._serves: dict[Connection, tuple[RouteState, ...]] = {}
         self._coalescing = Coalescing(config, dialer)
@@ -439,23 +440,24 @@ class Dispatcher:
                 self._idle[connection] = None
                 if self._waiters.starved_longest() is not None:
                     self._room_came(home)  # for which it may have to end
-                limit = self.config.max_keepalive_connections
-                if limit is not None and len(self._idle) > limit:
+                if self._keep is not None and len(self._idle) > self._keep:
                     self._thin_out()
 
     def _thin_out(self) -> None:
         """End idle connections over the keep-alive limit, oldest first: those that nobody wanted for a moment.
 
-        (When fifty answers come at once, fifty connections are idle until the fifty requesters have had their turn.)
+        (When fifty answers come at once, fifty connections are idle until the fifty requesters have had their turn.
+        Who asks for none to be kept has none kept.)
         """
-        limit = self.config.max_keepalive_connections or 0
+        limit = self._keep or 0
+        after_all = _SURPLUS_FOR if limit else 0.0
         now = monotonic()
         while len(self._idle) > limit:
             oldest = next(iter(self._idle))
-            if oldest.idle_since + _SURPLUS_FOR > now:
+            if oldest.idle_since + after_all > now:
                 if self._surplus is None:
                     self._surplus = Alarm(self.host, weak_method(self._thin_out))
-                self._surplus.set(min(self._surplus.at, oldest.idle_since + _SURPLUS_FOR))
+                self._surplus.set(min(self._surplus.at, oldest.idle_since + after_all))
                 return
             oldest.close(f"more than {limit} idle connections")
 

@@ -42,7 +42,10 @@ class Body:
         return not (self._touched and isinstance(self._source, AsyncIterator))
 
     async def pieces(self) -> AsyncGenerator[bytes]:
-        """Piece by piece, from the start."""
+        """Piece by piece, from the start.
+
+        :raises TypeError: when the source gives what is not like bytes.
+        """
         source = self._source
         if isinstance(source, bytes):
             for start in range(0, len(source), _PIECE):
@@ -52,7 +55,8 @@ class Body:
         pieces = aiter(source)
         try:
             async for piece in pieces:
-                yield piece
+                # (What is only like bytes is its owner's, who may fill it anew while we still send.)
+                yield piece if type(piece) is bytes else bytes(memoryview(piece))
         finally:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
