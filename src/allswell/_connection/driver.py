@@ -88,8 +88,8 @@ class Connection:
         self._life = Lifecycle()
         self._exchanges: dict[int, Exchange] = {}
         self._alarm = Alarm(host, self._on_alarm)
-        self._idle_since = monotonic()
-        self._pulse = Pulse(config.ping_interval, config.ping_timeout)
+        self._idle_since = self.made_at
+        self._pulse = Pulse(config.ping_interval, config.ping_timeout, self.made_at)
         self._heard_goodbye = ""
         self._at_end = False  # of what the peer sends
         self._reader = Reader(
@@ -139,7 +139,7 @@ class Connection:
 
     @property
     def idle_since(self) -> float:
-        """When the last exchange ended (meaningful when none is open)."""
+        """When the last exchange ended, or it was made; ``inf`` while one is open."""
         return self._idle_since
 
     def capacity(self) -> int:
@@ -201,6 +201,7 @@ class Connection:
             raise
         exchange.uploaded = not upload
         self._exchanges[number] = exchange
+        self._idle_since = math.inf
         self.opened += 1
         self._transmit()
         return exchange
@@ -342,6 +343,7 @@ class Connection:
         """Drive it until it is closed. Raises nothing but cancellation (of the whole event loop's), and bugs."""
         if self.config.ping_interval is not None:
             self.watch(monotonic() + self.config.ping_interval)
+        self._watch_idle()
         try:
             self._transmit()
             await self._reader.run()
@@ -373,7 +375,7 @@ class Connection:
         if not len(data):
             self._end_of_stream()
         else:
-            self._pulse.heard = True
+            self._pulse.heard_at = monotonic()
             self._dispatch(self._backend.receive(data))
             self._transmit(answers=True)
             if self._backend.must_abort:
@@ -480,15 +482,21 @@ class Connection:
         if state is State.DRAINING:
             if not self._exchanges and self._life.move(State.CLOSING):
                 self._reader.stop()
-        elif state is State.OPEN and self._backend.capacity():
-            if not self._exchanges:
+        elif state is State.OPEN:
+            if self._backend.spent:
+                # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
+                self.close("it can carry no more requests")
+            elif self._exchanges:
+                if self._backend.capacity():
+                    self._tell_available()
+            elif self._idle_since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
                 self._idle_since = monotonic()
-                if self.config.keepalive_expiry is not None:
-                    self.watch(self._idle_since + self.config.keepalive_expiry)
-            self._tell_available()
-        elif state is State.OPEN and self._backend.spent:
-            # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
-            self.close("it can carry no more requests")
+                self._watch_idle()
+                self._tell_available()
+
+    def _watch_idle(self) -> None:
+        if self.config.keepalive_expiry is not None:
+            self.watch(self._idle_since + self.config.keepalive_expiry)
 
     # Writing
 
@@ -511,7 +519,7 @@ class Connection:
             following = min(following, exchange.expire(now))
         if self._life.state is State.OPEN:
             expiry = self.config.keepalive_expiry
-            if expiry is not None and not self._exchanges:
+            if expiry is not None:  # (inf while an exchange is open)
                 if now >= self._idle_since + expiry:
                     self.close(f"idle for {expiry:g} s")
                 else:

@@ -15,7 +15,7 @@ class Owner(Protocol):
     """The owner of connections. Called synchronously, from whichever task made the change; must not raise."""
 
     def connection_available(self, connection: Connection) -> None:
-        """It is open and has capacity: an exchange ended, or the peer allows more."""
+        """It is open, and has capacity or is idle: an exchange ended, or the peer allows more."""
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no new exchanges any more."""

@@ -11,16 +11,16 @@ class Pulse:
 
     :param interval: seconds of it after which the peer is asked; ``None``: it never is.
     :param timeout: seconds that the answer may take.
-    :ivar heard: something has come; whoever reads sets it.
+    :ivar heard_at: when something came last, or the connection was made; whoever reads sets it.
     """
 
-    __slots__ = ("_asked_at", "_interval", "heard", "timeout")
+    __slots__ = ("_asked_at", "_interval", "heard_at", "timeout")
 
-    def __init__(self, interval: float | None, timeout: float) -> None:
+    def __init__(self, interval: float | None, timeout: float, now: float) -> None:
         self._interval = interval
-        self._asked_at: float | None = None
+        self._asked_at = -math.inf
         self.timeout = timeout
-        self.heard = False
+        self.heard_at = now
 
     def look(self, now: float, ask: Callable[[], bool]) -> float:
         """Ask, if it is time to; when to look again. ``-inf``: the peer is gone.
@@ -29,11 +29,13 @@ class Pulse:
         """
         if self._interval is None:
             return math.inf
-        if self.heard:
-            self.heard, self._asked_at = False, None
-        elif self._asked_at is None:
-            if ask():
-                self._asked_at = now
-        elif now >= self._asked_at + self.timeout:
-            return -math.inf
-        return now + self._interval if self._asked_at is None else self._asked_at + self.timeout
+        if self.heard_at < self._asked_at:
+            until = self._asked_at + self.timeout
+            return until if now < until else -math.inf
+        due = self.heard_at + self._interval
+        if now < due:
+            return due
+        if not ask():
+            return now + self._interval
+        self._asked_at = now
+        return now + min(self._interval, self.timeout)  # the next silence may end before this one's time is up

@@ -257,7 +257,11 @@ class Dispatcher:
         return self.dialer.streams(state.route) if multiplexes else 1
 
     def _admit(self, state: RouteState) -> bool:
-        """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
+        """Whether the limits allow one more connection on this route, if need be in the place of an idle one.
+
+        (Not of one that serves this route and is idle for want of room: its peer allows no exchange, for now, and would
+        hardly allow a new connection any.)
+        """
         if not state.counts:
             return True
         limits = self.config
@@ -270,7 +274,7 @@ class Dispatcher:
                 return False
             self._evict(idle)
         while limits.max_connections is not None and self._counted >= limits.max_connections:
-            oldest = next(iter(self._idle), None)
+            oldest = next((each for each in self._idle if each.capacity() or state not in self._serves[each]), None)
             if oldest is None:
                 return False
             self._evict(oldest)
@@ -421,7 +425,7 @@ class Dispatcher:
     # What connections tell (see _connection/interface.py)
 
     def connection_available(self, connection: Connection) -> None:
-        """It has room: serve who waits, or keep it."""
+        """It has room, or is idle: serve who waits, or keep it."""
         states = self._serves.get(connection)
         if states is None:
             return
@@ -436,12 +440,12 @@ class Dispatcher:
         if connection.capacity():
             for state in states:
                 state.keep(connection)
-            if not connection.open_exchanges:
-                self._idle[connection] = None
-                if self._waiters.starved_longest() is not None:
-                    self._room_came(home)  # for which it may have to end
-                if self._keep is not None and len(self._idle) > self._keep:
-                    self._thin_out()
+        if not connection.open_exchanges:  # whether or not it has room
+            self._idle[connection] = None
+            if self._waiters.starved_longest() is not None:
+                self._room_came(home)  # for which it may have to end
+            if self._keep is not None and len(self._idle) > self._keep:
+                self._thin_out()
 
     def _thin_out(self) -> None:
         """End idle connections over the keep-alive limit, oldest first: those that nobody wanted for a moment.
