@@ -326,7 +326,7 @@ async def test_what_still_arrives_is_answered_with_the_close() -> None:
             arrived = len(relay.went_down) - heard
             answers = relay.went_up.count(relay.went_up[-1]) - 3
             assert arrived >= 4  # or this test shows nothing
-            assert 2 <= answers <= arrived.bit_length()  # the 1st, 2nd, 4th, 8th …
+            assert 1 <= answers <= arrived.bit_length()  # the 1st, 2nd, 4th, 8th …; one to those that come together
     assert server.all("close") == [(0x1D, 0x100)]
 
 

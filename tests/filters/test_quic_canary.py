@@ -49,6 +49,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_loss": None,
     "_max_datagram_size": int,
     "_network_paths": list,
+    "_packet_number": int,
     "_peer_cid": None,
     "_ping_pending": list,
     "_quic_logger": type(None),
@@ -61,6 +62,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_state": QuicConnectionState,
     "_streams": dict,
     "_streams_queue": list,
+    "_version": int,
 }
 
 #: Methods that are overridden or called, and their parameters.
@@ -69,6 +71,7 @@ METHODS = {
     "_close_end": ["self"],
     "_connect": ["self", "now"],
     "_handle_ack_frame": ["self", "context", "frame_type", "buf"],
+    "_flush_builder": ["self", "builder", "network_path", "peer_cid", "now"],
     "_get_or_create_stream": ["self", "frame_type", "stream_id"],
     "_handle_connection_close_frame": ["self", "context", "frame_type", "buf"],
     "_handle_crypto_frame": ["self", "context", "frame_type", "buf"],
@@ -155,6 +158,8 @@ def test_parts(connection: ClientConnection) -> None:
     assert stream.max_stream_data_local_sent == 10, _BROKE
     assert isinstance(connection._loss._pacer, QuicPacketPacer), _BROKE
     assert connection._loss._pacer.bucket_max == 0.0, _BROKE
+    assert connection._loss._pacer._max_datagram_size == 1200, _BROKE
+    assert connection._loss._cc._max_datagram_size == 1200, _BROKE  # type: ignore[attr-defined]  # that is what is asked
     assert connection._loss.get_probe_timeout() > 0, _BROKE
     assert (connection._loss._pto_count, connection._loss._rtt_latest) == (0, 0.0), _BROKE
     assert connection._loss._cc.ssthresh is None, _BROKE
@@ -199,7 +204,7 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
         "_verify_mode",
     }
     inherited = {name for name in dir(QuicConnection(configuration=QuicConfiguration())) if name.startswith("_")}
-    for module in ("quic_connection.py", "quic_ecn.py", "quic.py"):
+    for module in ("quic_connection.py", "quic_ecn.py", "quic_path_mtu.py", "quic.py"):
         source = re.sub(r"(?m)^from .*$", "", (Path(ours.__file__).parent / module).read_text())
         used = set(re.findall(r"\.(_[a-z][a-z_]*)\b", source))
         assert (used & inherited) - listed == set()

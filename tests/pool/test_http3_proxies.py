@@ -89,7 +89,8 @@ async def test_http3_inside_http3(datagrams: bool) -> None:
         assert stacks(pool) == [["h3", "quic", "connect-udp", "tunnel"], ["h3", "quic", "udp"]]
         assert proxy.targets == [f"/.well-known/masque/udp/127.0.0.1/{origin.port}/"]
         assert {how for how, _ in proxy.up} == {"datagram" if datagrams else "capsule"}
-        assert max(size for _, size in proxy.up) == 1200
+        # Capsules bear any size: what the path from the proxy to the origin carries is found out.
+        assert max(size for _, size in proxy.up) == (1200 if datagrams else 1452)
 
 
 async def test_datagrams_too_small_for_quic_are_not_used() -> None:

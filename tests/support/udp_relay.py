@@ -20,6 +20,7 @@ class Weather:
     """What happens to the datagrams of one direction; the numbers are probabilities.
 
     :ivar delay: seconds, drawn evenly from this range.
+    :ivar mtu: larger UDP payloads are lost.
     """
 
     loss: float = 0.0
@@ -27,6 +28,7 @@ class Weather:
     corrupt: float = 0.0
     reorder: float = 0.0
     delay: tuple[float, float] = (0.0, 0.0)
+    mtu: int = 65527
 
 
 class UdpRelay:
@@ -125,7 +127,7 @@ class UdpRelay:
 
     def _pass_on(self, sock: socket.socket, data: bytes, address: tuple[str, int], weather: Weather) -> None:
         chance = self._random.random
-        if monotonic() < self._dark_until or chance() < weather.loss:
+        if monotonic() < self._dark_until or chance() < weather.loss or len(data) > weather.mtu:
             return
         if chance() < weather.corrupt:
             place = self._random.randrange(len(data))

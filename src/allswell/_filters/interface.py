@@ -172,7 +172,7 @@ class Datagrams(Filter):
 
     @property
     def lost(self) -> int:
-        """Datagrams that the system refused to take, and that count as lost on the way."""
+        """Datagrams that the system knew no way for, and that count as lost on it."""
         return 0
 
     @property

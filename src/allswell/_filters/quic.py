@@ -96,6 +96,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             session_ticket_handler=None if store is None else lambda ticket: store.put_ticket(server, ticket),
             token_handler=None if store is None else lambda token: store.put_token(server, token),
         )
+        connection.largest_payload = self._udp.largest
         connection.marking = self._settings.ecn and self._udp.send_marked(ECT_0)
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
@@ -377,6 +378,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         aside = self._aside
         if aside is not None and self.connection.get_peer_address() == aside.address and self._host is not None:
             self._udp.change_places(aside)
+            self.connection.path_changed()
             self._ping()
             self._host.call_later(_CLOSING_PROBES * self.connection.probe_timeout, self._leave_aside)
 
@@ -396,6 +398,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self.connection.migration_allowed:
             raise ConnectFailed("the peer does not allow migration", phase="quic", by="peer")
         self._udp.rebind(local_address)
+        self.connection.path_changed()
         self.connection.change_connection_id()
         self._ping()
         self._send()

@@ -47,7 +47,7 @@ from cryptography.x509 import Certificate
 from allswell._errors import Party
 from allswell._filters import quic_trust
 from allswell._filters.certificates import strict
-from allswell._filters.quic_ecn import EcnConnection
+from allswell._filters.quic_path_mtu import PathMtuConnection
 
 #: RFC 9000 §10.3: a stateless reset is at least so long.
 _SHORTEST_RESET = 21
@@ -101,7 +101,7 @@ class _Pacer(QuicPacketPacer):
         self.bucket_max = max(self.bucket_max, _PACER_BURST)
 
 
-class ClientConnection(EcnConnection):
+class ClientConnection(PathMtuConnection):
     """One client's QUIC connection; see the module for what it adds to aioquic's.
 
     :param trust: judges the server's certificate; ``None``: aioquic does.
@@ -163,15 +163,15 @@ class ClientConnection(EcnConnection):
     def largest_datagram(self) -> int:
         """Bytes of the largest DATAGRAM frame's payload that the peer accepts (RFC 9221 §3) and a packet holds, or 0.
 
-        (aioquic would keep a larger one for ever, and all behind it.)
+        (aioquic would keep a larger one for ever, and all behind it: what the path carries now it may not carry then.)
         """
-        frame = min(self._remote_max_datagram_frame_size or 0, self._max_datagram_size - _PACKET_OVERHEAD)
+        frame = min(self._remote_max_datagram_frame_size or 0, self.base_size - _PACKET_OVERHEAD)
         return max(0, frame - _DATAGRAM_OVERHEAD)
 
     @property
     def unsent_datagrams(self) -> int:
         """About how many bytes of DATAGRAM frames were not sent yet."""
-        return len(self._datagrams_pending) * self._max_datagram_size
+        return len(self._datagrams_pending) * self.base_size
 
     def heard_again(self) -> bool:
         """Something came: whether the peer had been silent until then."""

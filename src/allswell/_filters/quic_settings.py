@@ -39,7 +39,7 @@ class QuicSettings:
     :ivar keepalive: seconds of silence after which to send a PING, so that it never comes to that; ``None``: never.
     :ivar stream_window: bytes of one stream that may be on their way to, or unread by, the application.
     :ivar connection_window: the same for all streams together.
-    :ivar max_datagram_size: bytes of the largest datagram that is sent. There is no path-MTU discovery.
+    :ivar max_datagram_size: bytes of the largest datagram that is sent before the path has shown to carry larger ones.
     :ivar ecn: whether packets are marked ECT(0), as long as the path and the peer turn out to bear it.
     :ivar datagrams: whether DATAGRAM frames are accepted (RFC 9221).
     :ivar store: where session tickets and tokens are kept for the next connection; ``None``: nowhere.

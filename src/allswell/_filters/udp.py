@@ -317,7 +317,7 @@ class UdpFilter(Datagrams):
                     self._refused = error
                     queue.clear()
                     return
-                self._lost += run
+                self._lost += run * (error.errno != errno.EMSGSIZE)  # too large: that is no news of the way
             for _ in range(run):
                 queue.popleft()
 
