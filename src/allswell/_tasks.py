@@ -54,6 +54,10 @@ class TaskHost(Protocol):
     """The event loop that runs us, as far as we need it."""
 
     @property
+    def current(self) -> bool:
+        """Whether it is the event loop that runs now, in this thread."""
+
+    @property
     def over(self) -> bool:
         """Whether the loop has ended: nothing can run there any more."""
 
@@ -175,6 +179,10 @@ class _AsyncioHost:
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
     @property
+    def current(self) -> bool:
+        return asyncio._get_running_loop() is self._loop  # (public, but for its name: it is in ``__all__``)
+
+    @property
     def over(self) -> bool:
         return self._loop.is_closed()
 
@@ -240,6 +248,12 @@ class _TrioHost:
 
         self._token = trio.lowlevel.current_trio_token()
         self._root = trio.lowlevel.current_root_task()
+
+    @property
+    def current(self) -> bool:
+        import trio
+
+        return trio.lowlevel.in_trio_run() and trio.lowlevel.current_root_task() is self._root
 
     @property
     def over(self) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from allswell import AsyncClient, ConnectionEnd, ConnectionPool
 from tests.support.leaks import sockets_closed
 from tests.support.peer import PeerConnection, scripted_peer
-from tests.support.scripts import answers
+from tests.support.scripts import answers, target
 
 pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -100,3 +104,69 @@ def test_a_loop_that_ends_while_requests_wait(backend: str) -> None:
             gc.collect()
         assert [str(each.message) for each in warned] == []
         assert pool.snapshot().dials == 0
+
+
+def test_used_in_another_loop_before_its_own_has_ended(backend: str) -> None:
+    with scripted_peer(answers()) as peer:
+
+        async def main() -> None:
+            async with ConnectionPool() as pool:
+                await pool.request("GET", peer.url)
+
+                async def elsewhere() -> None:
+                    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                        await pool.request("GET", peer.url)
+                    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                        await pool.aclose()
+
+                with anyio.fail_after(10):
+                    await anyio.to_thread.run_sync(run, backend, elsewhere)
+                    assert await (await pool.request("GET", f"{peer.url}/on")).read() == b"/on"
+            assert pool.close_report is not None
+            assert pool.close_report.clean
+
+        run(backend, main)
+        assert len(peer.connections) == 1
+
+
+FORKING = """
+import gc, os, sys, threading
+import allswell, anyio
+
+backend, url = sys.argv[1:]
+pool = allswell.ConnectionPool()
+
+async def get(path):
+    return await (await pool.request("GET", url + path)).read()
+
+def child():
+    gc.collect()  # to collect what it has of its parent's would end that
+    assert anyio.run(get, "/child", backend=backend) == b"/child"
+    gc.collect()
+    os._exit(7)
+
+async def main():
+    await get("/parent")
+    forked = os.fork()
+    if not forked:
+        threading.Thread(target=child).start()
+        threading.Event().wait()
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 7
+    with anyio.fail_after(5):
+        assert await get("/again") == b"/again"
+    assert (await pool.aclose()).clean
+
+anyio.run(main, backend=backend)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_a_forked_process_begins_anew_and_disturbs_nobody(backend: str) -> None:
+    with scripted_peer(answers()) as peer:
+        command = [sys.executable, "-c", FORKING, backend, peer.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 0, done.stderr
+        peer.wait_ended(connections=2)
+        asked = [[target(request) for request in connection.requests] for connection in peer.connections]
+        assert asked == [[b"/parent", b"/again"], [b"/child"]]
+        assert peer.connections[0].saw == ["FIN"]

@@ -7,8 +7,10 @@ and when the peer did not process it, another (:class:`~allswell._errors.NotProc
 from __future__ import annotations
 
 import math
+import os
 import random
 import warnings
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -39,12 +41,18 @@ from allswell._trace import PREFIXES
 #: Without a total timeout: how long a request that the peer provably did not process is tried again, in seconds.
 _REPLAY_FOR = 60.0
 
+_POOLS: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
+
+#: What a forked process has of its parent's pools. It is neither used, for two would speak on one connection, nor ever
+#: collected, for what ends a connection (and an event loop's interest in it) would end the parent's.
+_INHERITED: list[Dispatcher] = []
+
 
 class ConnectionPool:
     """HTTP connections, and requests over them. Give it settings, or keywords for a :class:`PoolConfig`.
 
     Use it in ``async with``, or call :meth:`aclose` when done. It belongs to one event loop at a time: used in another
-    when that has ended, it begins anew there.
+    when that has ended, or in a forked process, it begins anew there; used in another before, it raises RuntimeError.
     """
 
     def __init__(self, config: PoolConfig | None = None, **settings: object) -> None:
@@ -57,6 +65,7 @@ class ConnectionPool:
             except ImportError as error:
                 raise ImportError("https_records needs the package dnspython: install allswell[dns]") from error
         self._dispatcher: Dispatcher | None = None  # made when an event loop runs
+        _POOLS.add(self)
         self._users = 0
         self._closing: Deadline | None = None
         self._closed = anyio.Event()
@@ -218,11 +227,11 @@ class ConnectionPool:
         """
         grace = self.config.grace if timeout is None else timeout
         if self._closing is None:
+            dispatcher = self._own()
             began = monotonic()
             deadline = self._closing = Deadline.after(grace)
-            dispatcher = self._dispatcher
             try:
-                if dispatcher is not None and not dispatcher.host.over:
+                if dispatcher is not None:
                     try:
                         await dispatcher.close(deadline, cut=cut)
                     finally:
@@ -290,14 +299,25 @@ class ConnectionPool:
     def _dispatch(self) -> Dispatcher:
         if self._closing is not None:
             raise PoolClosed("the pool is closed")
-        dispatcher = self._dispatcher
-        if dispatcher is None or dispatcher.host.over:
-            host = current_host()
-            self._dispatcher = Dispatcher(host, self._make_dialer(host), self.config, self.send)
-            if dispatcher is not None:  # what ended with its event loop was not closed
-                self._dispatcher.dropped = len(dispatcher.connections) + dispatcher.dropped
-            return self._dispatcher
+        dispatcher = self._own()
+        if dispatcher is None:
+            host, before = current_host(), self._dispatcher
+            dispatcher = self._dispatcher = Dispatcher(host, self._make_dialer(host), self.config, self.send)
+            if before is not None:  # what ended with its event loop was not closed
+                dispatcher.dropped = len(before.connections) + before.dropped
         return dispatcher
+
+    def _own(self) -> Dispatcher | None:
+        """The dispatcher, where its event loop is the one that runs now; ``None`` where there is none, or no more.
+
+        :raises RuntimeError: when it is another's, that has not ended.
+        """
+        dispatcher = self._dispatcher
+        if dispatcher is None or dispatcher.host.current:
+            return dispatcher
+        if dispatcher.host.over:
+            return None
+        raise RuntimeError(f"{self!r} belongs to another event loop, which has not ended: each needs a pool of its own")
 
     def _make_dialer(self, host: TaskHost) -> Dialer:
         return Dialer(host, self.config)
@@ -342,3 +362,14 @@ def _request(
     if b"upgrade" in given:
         route = route._replace(upgrades=True)
     return Request(head, route, body, timeouts or Timeouts(), trailers)
+
+
+def _forked() -> None:
+    for pool in list(_POOLS):
+        if pool._dispatcher is not None:
+            _INHERITED.append(pool._dispatcher)
+            pool._dispatcher = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
