@@ -18,7 +18,7 @@ import socket
 import ssl
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,7 @@ class Endpoint:
             max_connections=1,  # what waits, waits for room on it: handshakes are counted
             keepalive_expiry=None,
             grace=GRACE,
+            retries=1,  # a Version Negotiation packet is protected by nothing: one that was corrupted ends the attempt
             # Small enough that the larger files need the windows to move, large enough for their bandwidth.
             stream_window=512 * 1024,
             connection_window=1024 * 1024,
@@ -246,6 +247,14 @@ def _without_error(end: ConnectionEnd) -> bool:
     heard = {layer.heard for layer in end.layers if layer.heard.startswith("CONNECTION_CLOSE")}
     aborted = any(layer.outcome is Outcome.ABORTED for layer in end.layers)
     return not end.cut and not aborted and heard <= {"CONNECTION_CLOSE(0x0)", "CONNECTION_CLOSE(0x100)"}
+
+
+def _each(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _each(error)
+        else:
+            yield error
 
 
 def main(environment: Mapping[str, str]) -> int:
@@ -265,6 +274,9 @@ def main(environment: Mapping[str, str]) -> int:
         clean = anyio.run(endpoint.run, urls, backend=environment.get("BACKEND", "asyncio"))
     except* (AllswellError, OSError, RuntimeError) as errors:
         traceback.print_exception(errors)
+        first, *others = _each(errors)
+        # The last line: what somebody who looks at the end of the log sees.
+        print(f"{type(first).__name__}: {first}" + (f" (and {len(others)} more)" if others else ""))
         clean = False
     return 0 if clean else 1
 
