@@ -151,6 +151,75 @@ async def test_a_datagram_that_is_too_large_is_dropped_and_no_news_of_the_way(pe
     udp.abort()
 
 
+class _Obstructed:
+    """A socket whose sends fail with one error, so many times; and of those before, one is told to a read."""
+
+    def __init__(self, real: socket.socket, error: int, times: int) -> None:
+        self._real = real
+        self._error = error
+        self.times = times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def _fail(self) -> None:
+        if self.times:
+            self.times -= 1
+            raise OSError(self._error, "told by the network")
+
+    def send(self, data: bytes) -> int:
+        self._fail()
+        return self._real.send(data)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        self._fail()
+        return self._real.sendmsg(*arguments)
+
+    def recvmsg(self, *arguments: Any) -> Any:
+        self._fail()
+        return self._real.recvmsg(*arguments)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_an_error_of_an_earlier_datagram_costs_none(peer: socket.socket, count: int) -> None:
+    """A router's ICMP: the kernel tells it to the next send, which sends nothing."""
+    udp = await connected(peer)
+    assert udp._sock is not None
+    real = udp._sock
+    udp._sock = _Obstructed(real, errno.EHOSTUNREACH, 1)  # type: ignore[assignment]  # stands in for such a kernel
+    sent = [bytes([index]) * 10 for index in range(count)]
+    udp.send(sent)
+    assert [peer.recv(100) for _ in sent] == sent
+    assert udp.lost == 0
+    assert udp.obstacle is None
+    udp._sock = real
+    udp.abort()
+
+
+async def test_obstacles_are_remembered(peer: socket.socket) -> None:
+    """Of what is sent, and of what ICMP tells a reader: but not that the MTU is small (RFC 9000 §14.2.1)."""
+    udp = await connected(peer)
+    assert udp._sock is not None
+    real, udp._gso = udp._sock, False
+    for error, reading, expected in (
+        (errno.ENETUNREACH, False, errno.ENETUNREACH),
+        (errno.EMSGSIZE, False, errno.EMSGSIZE),
+        (errno.ENOBUFS, False, None),
+        (errno.EHOSTUNREACH, True, errno.EHOSTUNREACH),
+        (errno.EMSGSIZE, True, None),
+    ):
+        udp.obstacle = None
+        udp._sock = _Obstructed(real, error, 1 if reading else 2)  # type: ignore[assignment]  # stands in for such a kernel
+        if reading:
+            assert udp.receive_nowait() is None
+        else:
+            udp.send([b"x"])
+        assert (udp.obstacle.errno if udp.obstacle is not None else None) == expected
+    assert udp.lost == 2
+    udp._sock = real
+    udp.abort()
+
+
 async def test_rebinding_changes_the_port_and_wakes_the_reader(peer: socket.socket) -> None:
     udp = await connected(peer)
     before = udp.extra("client_addr")

@@ -27,6 +27,7 @@ from tests.support.leaks import sockets_closed
 from tests.support.peer import ScriptedPeer, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
+from tests.support.udp_relay import UdpRelay
 
 pytestmark = pytest.mark.anyio
 
@@ -326,6 +327,12 @@ async def test_keepalive_keeps_it() -> None:
 # Tickets and early data
 
 
+async def _has_ended(server: QuicServer) -> None:
+    with anyio.fail_after(5):
+        while not server.all("close"):  # noqa: ASYNC110  it expires
+            await anyio.sleep(0.01)
+
+
 async def test_resumption_and_early_data() -> None:
     """The second connection is resumed; a safe request goes with its first flight, others wait for the handshake."""
     with QuicServer() as server:
@@ -344,9 +351,7 @@ async def test_post_is_never_early_data() -> None:
     with QuicServer() as server:
         async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
             await pool.request("GET", url(server))
-            with anyio.fail_after(5):
-                while not server.all("close"):  # noqa: ASYNC110  it expires
-                    await anyio.sleep(0.01)
+            await _has_ended(server)
             server.seen.clear()
             await pool.request("POST", url(server, "/echo"), content=b"1", timeouts=SOON)
             words = [entry[0] for entry in server.seen]
@@ -358,9 +363,7 @@ async def test_early_data_that_is_rejected_costs_nothing(method: str) -> None:
     with QuicServer() as server:
         async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
             await pool.request("GET", url(server))
-            with anyio.fail_after(5):
-                while not server.all("close"):  # noqa: ASYNC110  it expires
-                    await anyio.sleep(0.01)
+            await _has_ended(server)
             server.tickets.clear()
             content = b"12" if method == "POST" else None
             path = "/echo" if method == "POST" else "/hello"
@@ -380,12 +383,55 @@ async def test_too_early_goes_again() -> None:
     with QuicServer({b"/early": early}) as server:
         async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
             await pool.request("GET", url(server))
-            with anyio.fail_after(5):
-                while not server.all("close"):  # noqa: ASYNC110  it expires
-                    await anyio.sleep(0.01)
+            await _has_ended(server)
             response = await pool.request("GET", url(server, "/early"), timeouts=SOON)
             assert (response.status, len(response.attempts)) == (200, 1)
             assert response.attempts[0].processed == "no"
+
+
+async def test_early_data_without_an_answer_leads_to_tcp() -> None:
+    """0-RTT wins the race with TCP before anything is known; where UDP goes nowhere any more, that was too soon."""
+    quic = QuicConfig(early_data=True)
+    tls = certificates().server_context()
+    with (
+        scripted_peer(answers(), tls=tls) as peer,
+        QuicServer() as server,
+        UdpRelay(server.port, port=peer.port) as relay,
+    ):
+        origin = f"https://127.0.0.1:{relay.port}"
+        async with trusting(True, http3_origins=frozenset({origin}), quic=quic, keepalive_expiry=0.05) as pool:
+            assert (await pool.request("GET", f"{origin}/hello")).http_version == b"HTTP/3"
+            await _has_ended(server)
+            relay.black_out(60)
+            for method in ("GET", "DELETE"):
+                response = await pool.request(method, f"{origin}/hello", timeouts=SOON)
+                assert response.http_version == b"HTTP/1.1"
+                why = [attempt.why for attempt in response.attempts]
+                assert why == [f"no answer to early data from 127.0.0.1:{relay.port}"] * (method == "GET")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_early_data_without_an_answer_goes_again_after_a_handshake(method: str) -> None:
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+            address = f"https://127.0.0.1:{relay.port}"
+            await pool.request("GET", f"{address}/hello")
+            await _has_ended(server)
+            server.seen.clear()
+            relay.black_out(1.8)  # three probes are over after 1.4 s
+            content = b"12" if method == "POST" else None
+            response = await pool.request(method, f"{address}/echo", content=content, timeouts=SOON)
+            assert response.status == 200
+            processed = "perhaps" if method == "GET" else "no"
+            assert [attempt.processed for attempt in response.attempts] == [processed]
+            await response.aclose()
+            assert [early for _, early in server.all("handshake")] == [False]
+            await _has_ended(server)
+            await pool.request("GET", f"{address}/hello", timeouts=SOON)
+            with anyio.fail_after(5):
+                while len(server.all("handshake")) < 2:  # noqa: ASYNC110  it may be later than the response
+                    await anyio.sleep(0.01)
+            assert server.all("handshake")[-1] == (True, True)  # trusted again
 
 
 # Certificates: the same errors as on TCP

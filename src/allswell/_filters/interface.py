@@ -141,12 +141,14 @@ class Datagrams(Filter):
     :ivar ecn: the ECN bits that are sent.
     :ivar marks: the ECN bits of each datagram that :meth:`receive_nowait` returned last.
     :ivar largest: bytes of the largest datagram that it carries, for all it knows.
+    :ivar obstacle: the last error that was taken for the loss of a datagram, such as "no route to host".
     """
 
     address: tuple[Any, ...]
     ecn: int = 0
     marks: list[int]
     largest: int = 65527  # of UDP, without jumbograms
+    obstacle: OSError | None = None
 
     @abstractmethod
     def receive_nowait(self) -> list[bytes] | None:

@@ -9,14 +9,15 @@ the timers and sends, there and then, in a callback of the event loop: no task i
 is woken only when it has something to learn (the connection is over, or the socket is full and must be waited for).
 
 How it ends (RFC 9000 §10.2). :meth:`QuicFilter.shutdown` sends CONNECTION_CLOSE and enters the closing period, of three
-PTO at most. The packet may be lost and is never acknowledged, so it is sent again at every PTO, and in answer to what
-still arrives, to the 1st, 2nd, 4th, 8th … datagram. The period ends early with the peer's own CONNECTION_CLOSE, its
-stateless reset, or an unreachable port: then it knows. When the peer closes first, it is answered with one
-CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever comes.
+PTO at most. The packet may be lost and is never acknowledged, so it is sent again at every PTO, the last included, and
+in answer to what still arrives, to the 1st, 2nd, 4th, 8th … datagram. The period ends early with the peer's own
+CONNECTION_CLOSE, its stateless reset, or an unreachable port: then it knows. When the peer closes first, it is answered
+with one CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever comes.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -77,6 +78,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._pings = 0
         self._answered: QuicEnd | None = None
         self._unreachable = False
+        self._early = False
         self._aside: Datagrams | None = None
         self._keylog: IO[str] | None = None
         self._end: LayerEnd | None = None
@@ -104,10 +106,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._heard_at = self._news_at = monotonic()
         connection.connect(self._udp.address, self._heard_at)
         self._send()
-        if self._settings.early_data and connection.early_data_ready:
-            return
+        self._early = self._settings.early_data and connection.early_data_ready
         try:
-            while not connection.handshake_complete:
+            while True:
+                if self._udp.obstacle is not None and not self._kept:
+                    raise self._obstructed(self._udp.obstacle)
+                if self._early or connection.handshake_complete:
+                    return
                 await self._wait()
                 self._kept += self._receive() or ()
                 self._send()
@@ -131,6 +136,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._keylog = Path(settings.keylog_file).open("a")  # noqa: SIM115  # closed by _finish
             configuration.secrets_log_file = self._keylog
         return configuration
+
+    def _obstructed(self, obstacle: OSError) -> TransportError:
+        """Where nothing was heard but that there is no way, it is not waited for. (Nor does TCP.)"""
+        words = obstacle.strerror
+        if obstacle.errno == errno.EMSGSIZE:
+            words = f"datagrams of {self._settings.max_datagram_size} bytes are too large for this network"
+        return TransportError(f"{self._udp.address[0]}: {words}", operation="write")
 
     def _failed(self, end: QuicEnd) -> ConnectFailed:
         message, phase = str(end), "quic"
@@ -168,6 +180,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._rest()
             raise
         if datagrams is None:
+            if self._early and connection.silent and not connection.handshake_complete:
+                # A handshake that is waited for ends with the time to connect. This one is not, and it was no success.
+                if self._settings.unanswered is not None:
+                    self._settings.unanswered()
+                raise TransportError(f"no answer to early data from {self._settings.server}", operation="read")
             return connection.take_events() or None
         now = self._heard_at = monotonic()
         address = self._udp.address
@@ -305,7 +322,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             # There is no way any more from this address: the network has changed under us. Try from another.
             with suppress(ConnectFailed):
                 self.migrate()
-        if connection.ended is not None or self._udp.unsent:
+        if connection.ended is not None or self._udp.unsent or not connection.handshake_complete:
             self._wake()
 
     def _ping(self) -> int:
@@ -449,6 +466,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                     again += interval
                     continue
                 if now >= end:
+                    if not cut_short:
+                        udp.send(goodbye)  # whose answer nobody waits for
                     return not cut_short
                 with Deadline(min(again, end)).scope():
                     await udp.flush()

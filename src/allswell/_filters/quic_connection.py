@@ -37,7 +37,7 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
-from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived
+from aioquic.quic.events import ConnectionIdIssued, ConnectionTerminated, QuicEvent, StreamDataReceived
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, get_spin_bit, pull_quic_transport_parameters
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpace
@@ -276,7 +276,8 @@ class ClientConnection(PathMtuConnection):
                             break
                         following = queue[0]
                     event.data = b"".join(pieces)
-            events.append(event)
+            if type(event) is not ConnectionIdIssued:  # (of ours, told whenever it is sent: nothing has come)
+                events.append(event)
         if self.ended is not None and not self._announced:
             self._announced = True
             end = self.ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class QuicSettings:
     :ivar datagrams: whether DATAGRAM frames are accepted (RFC 9221).
     :ivar store: where session tickets and tokens are kept for the next connection; ``None``: nowhere.
     :ivar early_data: whether 0-RTT may be used: what it carries can be replayed by an attacker (RFC 9001 §9.2).
+    :ivar unanswered: called when several probes after it there was no answer to 0-RTT at all, and the connection ends.
     :ivar qlog_dir: a directory to write a qlog file into when the connection is over.
     :ivar keylog_file: a file to append the TLS secrets to (the format of ``SSLKEYLOGFILE``).
     """
@@ -68,6 +70,7 @@ class QuicSettings:
     datagrams: bool = False
     store: QuicStore | None = None
     early_data: bool = False
+    unanswered: Callable[[], object] | None = None
     qlog_dir: str | None = None
     keylog_file: str | None = None
 

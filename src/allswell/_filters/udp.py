@@ -6,8 +6,10 @@ elsewhere, and where a network interface refuses, it is one call each, and nobod
 
 The socket is connected, so ICMP errors are heard: ``ECONNREFUSED`` (port unreachable) says that the peer is gone, and
 becomes an error. The others (no route, interface down) are hints that any router may send, and are taken for the
-loss of a datagram, which the layer above repairs; so are ``ENOBUFS`` and ``EMSGSIZE``. A socket that is merely full
-(``EAGAIN``) loses nothing: what did not fit is kept and sent by :meth:`UdpFilter.flush`.
+loss of a datagram, which the layer above repairs; so are ``ENOBUFS`` and ``EMSGSIZE``. The last is remembered, for
+those who hear nothing else (``obstacle``). What comes by ICMP is told to the next call, whichever that is; where it
+was to send something, it has sent nothing, and is made again. A socket that is merely full (``EAGAIN``) loses nothing:
+what did not fit is kept and sent by :meth:`UdpFilter.flush`.
 """
 
 from __future__ import annotations
@@ -221,7 +223,9 @@ class UdpFilter(Datagrams):
                     self._refused = error
                     break
                 raise self._unreachable(error) from error
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:  # RFC 9000 §14.2.1: QUIC takes nobody's word for so small an MTU
+                    self.obstacle = error
                 continue  # a hint about the route: see above
             datagrams.append(data)
             marks.append(mark)
@@ -292,6 +296,7 @@ class UdpFilter(Datagrams):
         """Send from the queue until it is empty or the socket is full."""
         assert self._sock is not None
         sock, queue = self._sock, self._queue
+        again = False
         while queue:
             run = self._run() if self._gso and len(queue) > 1 else 1
             try:
@@ -310,6 +315,9 @@ class UdpFilter(Datagrams):
                 queue.clear()
                 return
             except OSError as error:
+                if not again:
+                    again = True  # for it may be an earlier datagram's error
+                    continue
                 if run > 1 and error.errno in (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP):
                     self._gso = False  # the interface cannot: one by one from now on
                     continue
@@ -317,7 +325,10 @@ class UdpFilter(Datagrams):
                     self._refused = error
                     queue.clear()
                     return
+                if error.errno != errno.ENOBUFS:
+                    self.obstacle = error
                 self._lost += run * (error.errno != errno.EMSGSIZE)  # too large: that is no news of the way
+            again = False
             for _ in range(run):
                 queue.popleft()
 

@@ -6,6 +6,7 @@ import os
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from allswell._backends.http3 import Http3
@@ -40,6 +41,8 @@ class QuicDialer:
         self._ask = ask
         self._trust = trust
         self._store: QuicStore = config.quic.store or MemoryStore()
+        #: Servers that left 0-RTT without an answer. It wins every race, so they shake hands first until one succeeds.
+        self._unanswered: set[str] = set()
 
     async def dial(self, route: Route, to: Endpoint, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
         """Connect to the first of the host's addresses that answers.
@@ -69,7 +72,7 @@ class QuicDialer:
             hints=to.hints,
             ask=self._ask,
         )
-        return made[quic], Http3(quic.connection, max_header_size=config.max_header_size)
+        return made[quic], self._backend(quic, route)
 
     async def dial_over(self, stack: Stack, route: Route, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
         """Connect over a stack that carries datagrams to the server.
@@ -81,16 +84,22 @@ class QuicDialer:
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
         quic = QuicFilter(stack.top, settings)
         await stack.push(quic, around)
-        return stack, Http3(quic.connection, max_header_size=self._config.max_header_size)
+        return stack, self._backend(quic, route)
+
+    def _backend(self, quic: QuicFilter, route: Route) -> Http3:
+        if quic.connection.handshake_complete:
+            self._unanswered.discard(_server(route))
+        return Http3(quic.connection, max_header_size=self._config.max_header_size)
 
     def _settings(self, route: Route) -> QuicSettings:
         config, quic = self._config, self._config.quic
         trust = self._trust(route)
+        server = _server(route)
         # A connection that carries tunnels: datagrams in its own, and it must outlive what says nothing for a while.
         keepalive = quic.keepalive or (quic.idle_timeout / 2 if route.carries else None)
         return QuicSettings(
             server_name=route.server_name or route.host,
-            server=f"{route.host}:{route.port}" if route.proxy is None else f"the proxy {route.proxy}",
+            server=server,
             trust=trust,
             certfile=quic.certfile,
             keyfile=quic.keyfile,
@@ -103,7 +112,12 @@ class QuicDialer:
             max_datagram_size=_CARRIER if route.carries else _SMALLEST,
             datagrams=quic.datagrams or route.carries,
             store=self._store,
-            early_data=quic.early_data,
+            early_data=quic.early_data and server not in self._unanswered,
+            unanswered=partial(self._unanswered.add, server),
             qlog_dir=quic.qlog_dir or os.environ.get("QLOGDIR") or None,
             keylog_file=getattr(trust, "keylog_filename", None),
         )
+
+
+def _server(route: Route) -> str:
+    return f"{route.host}:{route.port}" if route.proxy is None else f"the proxy {route.proxy}"
