@@ -23,6 +23,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from inspect import CORO_CLOSED, getcoroutinestate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,7 +89,8 @@ def current_host() -> TaskHost:
     if "trio" in sys.modules:
         import trio
 
-        if trio.lowlevel.in_trio_run() and trio.lowlevel.in_trio_task():
+        with suppress(RuntimeError):  # (There is a predicate, which a trio that is older than ours does not have.)
+            trio.lowlevel.current_task()
             return _TrioHost()
     try:
         return _AsyncioHost(asyncio.get_running_loop())
