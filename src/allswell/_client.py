@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 import anyio
 import httpx2
@@ -14,11 +14,32 @@ import httpx2
 from allswell._config import DEFAULT_GRACE, QuicConfig
 from allswell._pool.alt_svc_store import AltSvcStore
 from allswell._pool.pool import ConnectionPool
+from allswell._pool.route import Proxies
 from allswell._report import CloseReport
 from allswell._transport import AsyncTransport
 
 if TYPE_CHECKING:
-    from httpx2._types import CertTypes
+    from httpx2._types import AuthTypes, CertTypes, CookieTypes, HeaderTypes, QueryParamTypes, TimeoutTypes
+
+
+class ClientSettings(TypedDict, total=False):
+    """The parameters of ``httpx2.AsyncClient`` that :class:`AsyncClient` hands on as they are."""
+
+    auth: AuthTypes | None
+    params: QueryParamTypes | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    verify: ssl.SSLContext | str | bool
+    cert: CertTypes | None
+    proxy: Proxies
+    timeout: TimeoutTypes
+    follow_redirects: bool
+    limits: httpx2.Limits
+    max_redirects: int
+    event_hooks: Mapping[str, list[Callable[..., Any]]] | None
+    base_url: httpx2.URL | str
+    trust_env: bool
+    default_encoding: str | Callable[[bytes], str | None]
 
 
 class AsyncClient(httpx2.AsyncClient):
@@ -37,7 +58,7 @@ class AsyncClient(httpx2.AsyncClient):
     :param total_timeout: seconds that each request may take, from its start until its response was read.
     :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves, and the settings
         of connections (``verify``, ``http1``, ``limits``, …) are its own.
-    :param settings: the other parameters of ``httpx2.AsyncClient``.
+    :param settings: the other parameters of ``httpx2.AsyncClient``; ``proxy`` may be a list, the nearest first.
     :ivar close_report: how everything ended, once the client is closed.
     """
 
@@ -58,7 +79,7 @@ class AsyncClient(httpx2.AsyncClient):
         pool: ConnectionPool | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         mounts: Mapping[str, httpx2.AsyncBaseTransport | None] | None = None,
-        **settings: Any,
+        **settings: Unpack[ClientSettings],
     ) -> None:
         self.close_report: CloseReport | None = None
         self._versions: dict[str, Any] = {
@@ -73,7 +94,8 @@ class AsyncClient(httpx2.AsyncClient):
         self._grace = grace
         self._total_timeout = total_timeout
         self._pool = pool
-        super().__init__(http1=http1, http2=http2, transport=transport, mounts=mounts, **settings)
+        handed_on = cast(dict[str, Any], settings)  # a chain of proxies: httpx2 takes it and gives it to our hook
+        super().__init__(http1=http1, http2=http2, transport=transport, mounts=mounts, **handed_on)
 
     def _init_transport(
         self,

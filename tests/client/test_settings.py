@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
 import ssl
 from pathlib import Path
@@ -10,11 +11,18 @@ import httpx2
 import pytest
 
 import allswell
+from allswell._client import ClientSettings
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers, response
 
 pytestmark = pytest.mark.anyio
+
+
+async def test_no_parameter_of_httpx2s_client_is_missing() -> None:
+    theirs = inspect.signature(httpx2.AsyncClient).parameters.keys()
+    ours = inspect.signature(allswell.AsyncClient).parameters.keys()
+    assert theirs - ours == ClientSettings.__annotations__.keys()
 
 
 async def test_unix_domain_sockets(tmp_path: Path) -> None:
@@ -59,7 +67,8 @@ async def test_keylog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = certificates().client_context()
     with scripted_peer(answers(), tls=True) as peer:
         monkeypatch.setenv("SSLKEYLOGFILE", str(log))
-        for count, verify in enumerate((given, False), 1):
+        contexts: tuple[ssl.SSLContext | bool, ...] = (given, False)
+        for count, verify in enumerate(contexts, 1):
             async with allswell.AsyncClient(verify=verify) as client:
                 await client.get(peer.url)
             assert log.read_text().count("CLIENT_TRAFFIC_SECRET_0") == count
