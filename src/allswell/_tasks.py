@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("allswell")
 
+_BUSY = "another task waits for the same: only one may read a response (or write to a stream) at a time"
+
 
 class Signal(Protocol):
     """Wakes the one task that waits for it. Set before the wait, it is not lost: the wait returns at once."""
@@ -41,7 +43,10 @@ class Signal(Protocol):
         """Wake the waiter, or let the next wait pass."""
 
     async def wait(self) -> None:
-        """Wait until set, then clear. Only one task may wait at a time."""
+        """Wait until set, then clear.
+
+        :raises RuntimeError: when another task waits already.
+        """
 
 
 class Timer(Protocol):
@@ -233,7 +238,8 @@ class _AsyncioSignal:
 
     async def wait(self) -> None:
         if not self._set:
-            assert self._future is None, "two tasks wait for one signal"
+            if self._future is not None:
+                raise RuntimeError(_BUSY)
             self._future = self._loop.create_future()
             try:
                 await self._future
@@ -309,7 +315,8 @@ class _TrioSignal:
         import trio
 
         if not self._set:
-            assert self._task is None, "two tasks wait for one signal"
+            if self._task is not None:
+                raise RuntimeError(_BUSY)
             self._task = trio.lowlevel.current_task()
 
             def abandoned(_: Any) -> trio.lowlevel.Abort:

@@ -434,6 +434,12 @@ def test_who_speaks_no_http1_is_known_at_once(greeting: bytes, size: int) -> Non
     assert backend.must_abort
 
 
+def test_a_head_without_end_is_told_by_its_limit() -> None:
+    backend = opened()
+    error = failure(feed(backend, BAD["endless header"], 1000))
+    assert "more than 65536 bytes" in str(error)
+
+
 def test_conflicting_framing() -> None:
     """RFC 9112 §6.3: it may be an attempt at response splitting."""
     wire = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n"

@@ -402,3 +402,26 @@ async def test_an_error_names_who_and_what(script: Script, what: str) -> None:
                 await get(pool, f"{peer.url}/x")
         assert str(caught.value) == f"{peer.url} {what}"
         assert caught.value.by == "peer"
+
+
+async def test_two_readers_of_one_response() -> None:
+    """Not an assertion (which -O takes away, and then the first would wait for ever)."""
+
+    def script(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        connection.read_until_end()
+
+    errors: list[BaseException] = []
+    with scripted_peer(script) as peer:
+        async with pool_for() as pool, pool.stream("GET", peer.url) as streamed, anyio.create_task_group() as tasks:
+
+            async def receive() -> None:
+                try:
+                    await streamed.receive()
+                except (RuntimeError, TransportError) as error:
+                    errors.append(error)
+
+            tasks.start_soon(receive)
+            tasks.start_soon(receive)
+    assert [type(each) for each in errors] == [RuntimeError, TransportError]

@@ -255,8 +255,9 @@ async def test_an_http2_proxy_that_dies_takes_its_tunnels_along() -> None:
     ):
         pool = pool_through(proxy, http2=True, on_connection_end=ends.append)
         await pool.request("GET", origin.url)
-        with pytest.raises(ConnectFailed, match="no tunnel through the proxy"):
+        with pytest.raises(ConnectFailed, match="no tunnel through the proxy") as caught:
             await pool.request("GET", "https://origin.example/")
+        assert str(caught.value).count(proxy.url) == 1
         await until(lambda: len(ends) == 2)
         assert await (await pool.request("GET", f"{origin.url}/again")).read() == b"/again"
         assert len(proxy.connections) == 2

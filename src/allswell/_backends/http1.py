@@ -262,7 +262,10 @@ class Http1:
         except h11.RemoteProtocolError as error:
             if body:
                 events.append(_body(exchange, body))
-            events += self._broken(str(error))
+            too_long = error.error_status_hint == 431  # (h11 speaks of its receive buffer then)
+            events += self._broken(
+                f"a head, or a line, of more than {self._max_header_size} bytes" if too_long else str(error)
+            )
         return events
 
     def _broken(self, how: str) -> list[Event]:

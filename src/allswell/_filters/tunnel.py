@@ -11,6 +11,11 @@ from allswell._filters.interface import ByteStream
 from allswell._report import LayerEnd, Outcome
 
 
+def no_tunnel(proxy: str, why: str) -> str:
+    """What failed, in words. (Errors from below name the proxy, too.)"""
+    return f"no tunnel through the proxy {proxy}: {why.replace(f'the proxy {proxy} ', 'it ')}"
+
+
 class TunnelFilter(ByteStream):
     """A tunnel over a connection to a proxy. The subclasses open it.
 
@@ -35,7 +40,7 @@ class TunnelFilter(ByteStream):
         return len(data) > 0
 
     def _failed(self, what: str) -> ConnectFailed:
-        return ConnectFailed(f"no tunnel through the proxy {self._proxy}: {what}", phase="proxy", by="peer")
+        return ConnectFailed(no_tunnel(self._proxy, what), phase="proxy", by="peer")
 
     # Passing on
 

@@ -35,6 +35,7 @@ from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter, logging_keys
+from allswell._filters.tunnel import no_tunnel
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
 from allswell._pool.network_stream import ExchangeStream
@@ -184,8 +185,7 @@ class ProxyDialer:
                 except (ConnectFailed, Timeout):
                     raise
                 except AllswellError as error:
-                    message = f"no tunnel through the proxy {hop}: {error}"
-                    raise ConnectFailed(message, phase="proxy", by=error.by) from error
+                    raise ConnectFailed(no_tunnel(str(hop), str(error)), phase="proxy", by=error.by) from error
                 if response.http_version not in (b"HTTP/2", b"HTTP/3"):
                     self._http1_only[hop] = None
                     if len(self._http1_only) > _REMEMBERED:
