@@ -271,3 +271,13 @@ def test_private_names_of_httpx2() -> None:
         request = library.Request("POST", "http://x.example", content=pieces())
         assert type(request.stream) is library._content.AsyncIteratorByteStream
         assert issubclass(library.ByteStream, library.AsyncByteStream)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_beside_a_trio_that_is_too_old(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpcore2 imports whatever trio is installed; on asyncio it does not matter which."""
+    monkeypatch.delattr("trio.lowlevel.in_trio_run")
+    monkeypatch.delattr("trio.lowlevel.in_trio_task")
+    with scripted_peer(answers()) as peer:
+        async with allswell.AsyncClient() as client:
+            assert (await client.get(f"{peer.url}/here")).text == "/here"

@@ -170,16 +170,3 @@ def test_a_forked_process_begins_anew_and_disturbs_nobody(backend: str) -> None:
         asked = [[target(request) for request in connection.requests] for connection in peer.connections]
         assert asked == [[b"/parent", b"/again"], [b"/child"]]
         assert peer.connections[0].saw == ["FIN"]
-
-
-def test_beside_a_trio_that_lacks_the_predicate(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """httpcore2 imports whatever trio is installed, also where it is too old to be used."""
-    monkeypatch.delattr("trio.lowlevel.in_trio_run")
-    monkeypatch.delattr("trio.lowlevel.in_trio_task")
-
-    async def get() -> str:
-        async with AsyncClient() as client:
-            return (await client.get(f"{peer.url}/here")).text
-
-    with scripted_peer(answers()) as peer:
-        assert run(backend, get) == "/here"
