@@ -283,8 +283,10 @@ async def version_of(pool: ConnectionPool, port: int = 443, path: str = "/hello"
     return response.http_version
 
 
-async def test_the_first_request_is_http3(dns: DnsServer, names: Names) -> None:
-    """Nothing listens where the origin is; the certificate is the origin's all the same."""
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+async def test_the_first_request_is_http3(dns: DnsServer, names: Names, delay: float) -> None:
+    """Nothing listens where the origin is, so a late answer is waited for; the certificate is the origin's."""
+    dns.delay = delay
     with QuicServer() as server, sockets_closed():
         dns.zone = f"name.example. 60 HTTPS 1 other.example. alpn=h3 port={server.port}"
         async with trusting(dns) as pool:

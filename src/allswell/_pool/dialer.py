@@ -37,7 +37,7 @@ from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter, logging_keys
-from allswell._pool.discovery import Discovery
+from allswell._pool.discovery import Discovery, Ways
 from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
 from allswell._pool.route import Endpoint, Route, authority
 from allswell._tasks import TaskHost
@@ -101,7 +101,7 @@ class Dialer:
         """
         around = _traced(tracer, route, self._config, timeout, self._context) if tracer is not None else None
         discovery = self.discovery
-        ways = await discovery.find(route, datagrams=self._proxies.carries_datagrams(route))
+        find = partial(discovery.find, route, datagrams=self._proxies.carries_datagrams(route))
         trying: dict[Endpoint, float] = {}  # over QUIC: those that neither failed nor worked yet, and when they began
 
         async def over_quic(endpoint: Endpoint) -> _Made:
@@ -134,12 +134,22 @@ class Dialer:
         def second(made: _Made) -> None:
             discard(connection(made))
 
-        races = [
-            partial(staggered, [partial(attempt, endpoint) for endpoint in endpoints], second)
-            for attempt, endpoints in ((over_quic, ways.quic), (over_tcp, ways.tcp))
-            if endpoints
-        ]
-        made = await staggered(races, second)
+        async def race(ways: Ways) -> _Made:
+            races = [
+                partial(staggered, [partial(attempt, endpoint) for endpoint in endpoints], second)
+                for attempt, endpoints in ((over_quic, ways.quic), (over_tcp, ways.tcp))
+                if endpoints
+            ]
+            return await staggered(races, second)
+
+        ways = await find()
+        try:
+            made = await race(ways)
+        except ConnectFailed:
+            more = (await find(patient=True)).besides(ways)  # DNS may have been late
+            if not any(more):
+                raise
+            made = await race(more)
         for endpoint, began in trying.items():
             if began < made.began - CONNECTION_ATTEMPT_DELAY / 2:  # not one that began beside it
                 discovery.failed(route, endpoint)

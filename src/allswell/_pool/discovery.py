@@ -37,6 +37,11 @@ class Ways(NamedTuple):
     quic: Sequence[Endpoint]
     tcp: Sequence[Endpoint]
 
+    def besides(self, tried: Ways) -> Ways:
+        """Those that were not tried yet."""
+        ways = [[each for each in ours if each not in theirs] for ours, theirs in zip(self, tried, strict=True)]
+        return Ways(*ways)
+
 
 class Discovery:
     """What one pool knows of its origins.
@@ -57,10 +62,11 @@ class Discovery:
 
             self._records = HttpsRecords(host, config.nameservers)
 
-    async def find(self, route: Route, *, datagrams: bool) -> Ways:
+    async def find(self, route: Route, *, datagrams: bool, patient: bool = False) -> Ways:
         """The endpoints for a dial.
 
         :param datagrams: whether they can go the route's way.
+        :param patient: wait for DNS as long as it takes.
         :raises ConnectFailed: only HTTP/3 may be spoken, and the route is not for it.
         """
         config, hop = self._config, route.proxy
@@ -68,7 +74,7 @@ class Discovery:
         quic = route.scheme == "https" and not route.upgrades and datagrams
         if http3 == "only" and not quic:
             raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
-        services = await self._services(route)
+        services = await self._services(route, patient)
         here = Endpoint(route.host, route.port)
         over_quic: Sequence[Endpoint] = ()
         if http3 and quic:
@@ -107,14 +113,14 @@ class Discovery:
                     tasks.start_soon(look, host, port, family)
         return found
 
-    async def _services(self, route: Route) -> Services:
+    async def _services(self, route: Route, patient: bool) -> Services:
         """What DNS says. Not for the way through proxies, which resolve names themselves."""
         elsewhere = route.proxies or route.proxy is not None or self._config.uds is not None
         if self._records is None or route.scheme != "https" or elsewhere:
             return ()
         wanted = families(route.host, self._config.local_address)
         addresses = partial(self.lookups.any_address, route.host, route.port, wanted)
-        return await self._records.find(route.host, route.port, addresses)
+        return await self._records.find(route.host, route.port, None if patient else addresses)
 
     def heard(self, route: Route, head: ResponseHead) -> None:
         """Take in what a response says of alternatives."""

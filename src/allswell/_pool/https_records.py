@@ -79,16 +79,19 @@ class HttpsRecords:
         self._nameservers = [_nameserver(each) for each in nameservers]
         self._resolver: dns.asyncresolver.Resolver | None = None
 
-    async def find(self, name: str, port: int, addresses: Callable[[], Awaitable[None]]) -> Services:
+    async def find(self, name: str, port: int, addresses: Callable[[], Awaitable[None]] | None) -> Services:
         """The services of ``https://name:port``, best first, as far as DNS tells in time.
 
-        :param addresses: returns when the name's first addresses are known, or that there are none.
+        :param addresses: returns when the name's first addresses are known, or that there are none: there is not much
+            time from then on. ``None``: there is all the time that DNS takes.
         """
         if is_address(name) or "." not in name or name.rpartition(".")[2].lower() in _SPECIAL:
             return ()
         find = partial(self._find, name, port)
         asked = self.finds.get((name, port), find, name=f"allswell asks for the HTTPS records of {name}")
-        if not asked.over:
+        if addresses is None:
+            await asked.ended()
+        elif not asked.over:
             async with anyio.create_task_group() as tasks:
 
                 async def long_enough() -> None:
