@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
@@ -174,6 +174,19 @@ BROKEN: dict[str, Reply] = {
     "compression into itself": with_rdata(b"\x00\x01\xc0\x0c"[:3] + b"\xff"),
     "one bad among good": with_rdata(b"\x00\x01\x00" + b"\x00\x01\x00\x03\x02h3", b"\x00"),
 }
+
+
+async def test_an_event_loop_that_dnspython_cannot_use(dns: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wants a newer trio than anyio does, say: an error at once, not records that are never found."""
+
+    def get_backend(name: str) -> NoReturn:
+        raise ImportError(f"{name} not found or too old")
+
+    monkeypatch.setattr("dns.asyncbackend.get_backend", get_backend)
+    pool = trusting(dns)
+    with pytest.raises(ImportError, match="too old"):
+        await pool.request("GET", "https://name.example/")
+    await pool.aclose()
 
 
 @pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN)

@@ -72,12 +72,14 @@ class HttpsRecords:
 
     :param nameservers: see ``PoolConfig``.
     :raises ValueError: for what is no address of a name server.
+    :raises ImportError: when dnspython cannot use this event loop's library as it is installed.
     """
 
     def __init__(self, host: TaskHost, nameservers: Sequence[str]) -> None:
         self.finds: SharedFinds[tuple[str, int], Services] = SharedFinds(host, _ORIGINS)
         self._nameservers = [_nameserver(each) for each in nameservers]
         self._resolver: dns.asyncresolver.Resolver | None = None
+        self._backend = dns.asyncbackend.get_backend(dns.asyncbackend.sniff())
 
     async def find(self, name: str, port: int, addresses: Callable[[], Awaitable[None]] | None) -> Services:
         """The services of ``https://name:port``, best first, as far as DNS tells in time.
@@ -152,7 +154,7 @@ class HttpsRecords:
                 dns.rdatatype.HTTPS,
                 raise_on_no_answer=False,
                 lifetime=_LIFETIME,
-                backend=dns.asyncbackend.get_backend(dns.asyncbackend.sniff()),
+                backend=self._backend,
             )
         except dns.resolver.NXDOMAIN as nobody:
             (response, *_) = nobody.responses().values()  # type: ignore[no-untyped-call]  # dnspython's alone has no types
