@@ -14,11 +14,12 @@ from a server that does not speak HTTP/0.9; ``BACKEND=trio`` names the event loo
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import ssl
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,23 @@ def _without_error(end: ConnectionEnd) -> bool:
     return not end.cut and not aborted and heard <= {"CONNECTION_CLOSE(0x0)", "CONNECTION_CLOSE(0x100)"}
 
 
+async def _unless_terminated(run: Awaitable[bool]) -> bool:
+    """What it returns; ``False`` when SIGTERM comes first. (The time is over: what there is of qlogs is written.)"""
+    clean = False
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+                async for _ in signals:
+                    print("terminated before it was done")
+                    tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        clean = await run
+        tasks.cancel_scope.cancel()
+    return clean
+
+
 def _each(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in errors.exceptions:
         if isinstance(error, BaseExceptionGroup):
@@ -271,7 +289,8 @@ def main(environment: Mapping[str, str]) -> int:
     )
     try:
         urls = environment.get("REQUESTS", "").split()
-        clean = anyio.run(endpoint.run, urls, backend=environment.get("BACKEND", "asyncio"))
+        backend = environment.get("BACKEND", "asyncio")
+        clean = anyio.run(lambda: _unless_terminated(endpoint.run(urls)), backend=backend)
     except* (AllswellError, OSError, RuntimeError) as errors:
         traceback.print_exception(errors)
         first, *others = _each(errors)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -70,11 +71,8 @@ def run(case: InteropCase, server: Server, folder: Path) -> Result:
     kbps = None
     try:
         kbps = _play(case, server, folder)
-    except (Difference, RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-        reason = f"the client was not done within {case.timeout:g} s"
-        if not isinstance(error, subprocess.TimeoutExpired):
-            reason = str(error)
-        outcome = "failed"
+    except (Difference, RuntimeError, OSError) as error:
+        reason, outcome = str(error).strip(), "failed"
         _explain(case, server, folder, reason)
     else:
         reason, outcome = "", "succeeded"
@@ -111,6 +109,13 @@ def _play(case: InteropCase, server: Server, folder: Path) -> float | None:
         site = replace(site, preferred=(case.host, second) if aside else relay.fronts[1][:2])
         with server.run(site):
             code = _client(case, alpn, relay.fronts[0][1], names, folder)
+    if code is None:
+        got = sum(path.stat().st_size for path in (folder / "downloads").iterdir())
+        through = [datagram.from_client for datagram in relay.capture if datagram.arrived is not None]
+        raise Difference(
+            f"the client was not done within {case.timeout:g} s: it had {got} of {sum(case.sizes)} bytes; "
+            f"{through.count(True)} datagrams had reached the server, {through.count(False)} the client"
+        )
     capture = Capture(relay.capture, folder / "keys.log")
     _expect_code(code, folder)
     _compare(names, folder)
@@ -119,7 +124,8 @@ def _play(case: InteropCase, server: Server, folder: Path) -> float | None:
     return goodput(capture, sum(case.sizes)) if case.measures else None
 
 
-def _client(case: InteropCase, alpn: str, port: int, names: Sequence[str], folder: Path) -> int:
+def _client(case: InteropCase, alpn: str, port: int, names: Sequence[str], folder: Path) -> int | None:
+    """Its exit code; ``None`` when it was not done in time."""
     host = f"[{case.host}]" if ":" in case.host else case.host
     environment = os.environ | {
         "ROLE": "client",
@@ -140,6 +146,11 @@ def _client(case: InteropCase, alpn: str, port: int, names: Sequence[str], folde
         )
         try:
             return process.wait(case.timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(3)  # for its qlogs
+            return None
         finally:
             process.kill()
             process.wait()

@@ -142,7 +142,9 @@ def _await_answer(process: subprocess.Popen[bytes], site: Site, log: Path) -> No
                 time.sleep(0.02)  # between two questions; nothing tells us when a stranger starts to listen
             else:
                 return
-    raise RuntimeError(f"it does not answer (exit {process.poll()}):\n{log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(
+        f"the server does not answer (exit {process.poll()}):\n{log.read_text(errors='replace')[-2000:]}"
+    )
 
 
 # One by one

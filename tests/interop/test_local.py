@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -72,6 +73,20 @@ def test_is_no_server() -> None:
     assert _endpoint(ROLE="server", TESTCASE="handshake").returncode == 127
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_client_whose_time_is_over_leaves_its_qlog(backend: str, tmp_path: Path) -> None:
+    for each in ("www", "downloads", "certs", "client-qlog", "server"):
+        (tmp_path / each).mkdir()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute, pytest.MonkeyPatch.context() as patch:
+        mute.bind(("127.0.0.1", 0))
+        patch.setenv("BACKEND", backend)
+        case = replace(_BY_NAME["handshake"], timeout=1.5)
+        assert local._client(case, "h3", mute.getsockname()[1], ["file"], tmp_path) is None
+    [qlog] = (tmp_path / "client-qlog").iterdir()
+    assert "packet_sent" in qlog.read_text()
+    assert "terminated" in (tmp_path / "client.log").read_text()
+
+
 def test_no_server_is_a_failure(tmp_path: Path) -> None:
     url = "https://127.0.0.1:1/file"
     ended = _endpoint(TESTCASE="handshake", REQUESTS=url, DOWNLOADS=str(tmp_path), CERTS=str(tmp_path))
@@ -96,7 +111,7 @@ def _wants_two(capture: Capture) -> None:
     [
         ({"check": _never}, "the moon was full"),
         ({"check": _wants_two}, "handshakes: 1"),
-        ({"timeout": 0.05}, "the client was not done within 0.05 s"),
+        ({"timeout": 0.05}, "the client was not done within 0.05 s: it had 0 of 1024 bytes"),
         ({"told": "unheard-of"}, "the client's exit code is 127"),
     ],
     ids=["condition", "handshakes", "time", "exit code"],
