@@ -175,10 +175,13 @@ class Sender:
             **settings,
         )
         self.pool.share()
+        self._owns = pool is None
         self._proxies = proxy_hops(proxy) or self.pool.config.proxies
         self._left = False
 
     async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
+        if self._left:
+            self._return()
         try:
             ours = self._request(request)
             translated = self._without_upgrade(ours)
@@ -259,6 +262,14 @@ class Sender:
         self._left = True
         return await self.pool.leave(timeout, cut=cut)
 
+    def _return(self) -> None:
+        """Begin anew after the end: clients that share a transport, one after another, each close it."""
+        if self.pool.state == "closed" and self._owns:
+            self.pool = ConnectionPool(self.pool.config)
+        if not self.pool.closing:
+            self.pool.share()
+            self._left = False
+
     def __del__(self) -> None:
         if not getattr(self, "_left", True):
             self.pool.forget()
@@ -277,6 +288,9 @@ class Sender:
 
 class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
     """A transport for ``httpx2.AsyncClient``, in place of ``httpx2.AsyncHTTPTransport`` and with its parameters.
+
+    Closed, it begins anew with the next request, as httpx2's does: clients may share it, one after another. For clients
+    at the same time there is ``pool``.
 
     :param proxy: a proxy, or a chain of them, the nearest first.
     :param grace: seconds that closing may take, in all.

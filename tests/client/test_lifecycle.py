@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import httpx
@@ -137,6 +138,64 @@ async def test_clients_that_share_a_pool(how: str) -> None:
         assert pool.close_report is report or pool.close_report == report
     with pytest.raises(allswell.PoolClosed):
         await pool.request("GET", peer.url)
+
+
+@pytest.mark.parametrize("http", ["httpx2", "httpx", "allswell"])
+async def test_clients_that_share_a_transport_one_after_another(http: str) -> None:
+    """Each closes it; with the next request it begins anew, as httpx2's own does."""
+    under_httpx = allswell.httpx.AsyncTransport()
+    transport = allswell.AsyncTransport()
+
+    def client() -> Any:
+        if http == "httpx":
+            return httpx.AsyncClient(transport=under_httpx)
+        return (allswell if http == "allswell" else httpx2).AsyncClient(transport=transport)
+
+    with scripted_peer(answers()) as peer:
+        async with client() as outer:
+            for count in range(1, 4):
+                async with client() as inner:
+                    assert (await inner.get(f"{peer.url}/in")).text == "/in"
+                await peer.ended(count)
+            assert (await outer.get(f"{peer.url}/out")).text == "/out"
+        await peer.ended(4)
+        assert [connection.saw for connection in peer.connections] == [["FIN"]] * 4
+
+
+async def test_a_transport_that_is_closing_takes_nothing() -> None:
+    def script(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
+        connection.stall()
+        connection.send(b"cde")
+
+    with scripted_peer(script) as peer:
+        transport = allswell.AsyncTransport()
+        async with (
+            httpx2.AsyncClient(transport=transport) as client,
+            client.stream("GET", peer.url) as response,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(transport.aclose)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(httpx2.CloseError, match="the pool is closed"):
+                await client.get(peer.url)
+            peer.release()
+            assert await response.aread() == b"abcde"
+        assert len(peer.connections) == 1
+
+
+async def test_a_transport_does_not_open_anothers_pool_again() -> None:
+    with scripted_peer(answers()) as peer:
+        async with allswell.ConnectionPool() as pool:
+            transport = allswell.AsyncTransport(pool=pool)
+            for _ in range(2):
+                async with httpx2.AsyncClient(transport=transport) as client:
+                    assert (await client.get(peer.url)).status_code == 200
+            assert len(peer.connections) == 1
+        async with httpx2.AsyncClient(transport=transport) as client:
+            with pytest.raises(httpx2.CloseError, match="the pool is closed"):
+                await client.get(peer.url)
 
 
 async def test_dropped_open_warns() -> None:
