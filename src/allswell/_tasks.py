@@ -24,6 +24,7 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from inspect import CORO_CLOSED, getcoroutinestate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -171,11 +172,13 @@ async def _contained(function: Callable[..., Awaitable[object]], args: tuple[Any
 
 
 class _AsyncioHost:
-    __slots__ = ("_context", "_loop", "_tasks")
+    __slots__ = ("_context", "_forgets", "_loop", "_tasks", "_watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+        self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # asyncio's own watch until they are told to stop
+        self._watched: dict[socket.socket, object] = {}  # where it forgets: by what we learn of it
         # An empty context: a connection must not keep the context variables of whoever opened it. Empty but for
         # one, by which anyio knows in a callback, where there is no task to ask, which event loop this is.
         self._context = contextvars.Context()
@@ -210,13 +213,30 @@ class _AsyncioHost:
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         try:
+            self._watched.pop(sock, None)
             if function is None:
                 self._loop.remove_reader(sock)
             else:
-                self._loop.add_reader(sock, self._context.run, function)
+                call = partial(self._context.run, function)
+                self._loop.add_reader(sock, call)
+                if self._forgets:
+                    self._watched[sock] = weakref.ref(call, partial(self._forgotten, sock, function))
         except NotImplementedError:
             return False  # Windows' proactor loop
         return True
+
+    def _forgotten(self, sock: socket.socket, function: Callable[[], None], reference: object) -> None:
+        """uvloop has let go of what it was to call, and nobody told it to: the socket had an error.
+
+        It calls once more then, and watches no longer. But one call may read what came before the error, and not that.
+        """
+        if self._watched.get(sock) is reference and not self._loop.is_closed():
+            self._loop.call_soon(self._remember, sock, function, reference, context=self._context)
+
+    def _remember(self, sock: socket.socket, function: Callable[[], None], reference: object) -> None:
+        if self._watched.get(sock) is reference:
+            self._loop.remove_reader(sock)  # what is left of the old watch would refuse the new one
+            self.watch_readable(sock, function)
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
         if not self._loop.is_closed():
