@@ -70,6 +70,19 @@ async def test_http_is_forwarded_in_absolute_form() -> None:
         assert b"Host: two.example:81\r\n" in connection.requests[1]
 
 
+async def test_a_forwarded_request_says_each_field_once() -> None:
+    """As under httpx2: what the request says itself stands for what the hop would say."""
+    with scripted_peer(answers()) as proxy:
+        hop = httpx2.Proxy(proxy.url, auth=("ada", "secret"), headers={"X-Team": "red", "User-Agent": "hop"})
+        async with AsyncClient(proxy=hop) as client:
+            own = {"x-team": "blue", "Proxy-Authorization": "mine"}
+            await client.get("http://one.example/", headers=own)
+        names = [line.split(b":")[0].lower() for line in proxy.connections[0].requests[0].split(b"\r\n")[1:-2]]
+        assert len(set(names)) == len(names)
+        assert b"x-team: blue\r\n" in proxy.connections[0].requests[0]
+        assert b"Proxy-Authorization: mine\r\n" in proxy.connections[0].requests[0]
+
+
 async def test_a_407_for_a_forwarded_request_is_a_response(trusting: ssl.SSLContext) -> None:
     with scripted_peer(says(response(b"who?", status="407 Who"))) as proxy:
         async with AsyncClient(proxy=proxy.url) as client:

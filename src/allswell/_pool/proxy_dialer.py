@@ -249,9 +249,11 @@ async def forward(request: Request, send: Send) -> Response:
     """Send a request to the proxy that forwards it; again, where that asks who we are and the body allows it."""
     head, hop = request.head, request.route.proxies[-1]
     request = replace(request, route=request.route.to_proxy())
+    said = {name.lower() for name, _ in head.headers}  # by the request itself, which comes before what all have
     async with ProxyAuth(hop, head.method, head.absolute_form) as auth:
         while True:
-            response = await send(replace(request, head=replace(head, headers=[*head.headers, *auth.headers])))
+            more = [field for field in auth.headers if field[0].lower() not in said]
+            response = await send(replace(request, head=replace(head, headers=[*head.headers, *more])))
             if not request.may_repeat(proven=True) or not await auth.again(response.status, response.headers):
                 return response
             await _start_of(response)
