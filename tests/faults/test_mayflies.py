@@ -20,7 +20,7 @@ from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
 from tests.support.peer import ClientGoneError, PeerConnection, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
-from tests.support.scripts import Ending, answers
+from tests.support.scripts import Ending, answers, response, target
 
 pytestmark = pytest.mark.anyio
 
@@ -158,3 +158,35 @@ async def test_a_hundred_at_once_and_ten_answers(version: str, ending: str, inst
             for number in range(100):
                 tasks.start_soon(fetch, pool, url, number, answered)
     assert sorted(answered) == list(range(100))
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_who_waits_does_not_go_on_a_connection_that_has_ended_behind_its_answer(tls: bool) -> None:
+    """A POST that was sent there would be lost: nobody could tell that it was not processed."""
+    ended = threading.Event()
+
+    def ends(connection: PeerConnection) -> None:
+        if not (request := connection.read_request()):
+            return
+        connection.stall()
+        connection.send(response(target(request)))
+        connection.send_close_notify()
+        connection.fin()
+        ended.set()
+
+    async def post(number: int) -> None:
+        answer = await pool.request("POST", f"{peer.url}/{number}", content=b"x", timeouts=Timeouts(total=5))
+        assert await answer.read() == b"/%d" % number
+        assert answer.attempts == []
+
+    with scripted_peer(ends, tls=tls) as peer:
+        context = certificates().client_context()
+        async with ConnectionPool(max_connections=1, ssl_context=context) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(post, 1)
+            tasks.start_soon(post, 2)
+            with anyio.fail_after(5):
+                while not (pool.snapshot().exchanges == pool.snapshot().waiting == 1):  # noqa: ASYNC110  to be seen only
+                    await anyio.sleep(0.005)
+            peer.release()
+            ended.wait(5)  # blocking the event loop: it will find the answer and the end together
+        assert len(peer.connections) == 2

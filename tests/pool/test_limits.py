@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 import traceback
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
-from allswell._errors import ConnectFailed, LocalProtocolError, Timeout
+from allswell._connection.driver import Connection
+from allswell._errors import ConnectFailed, LocalProtocolError, RemoteProtocolError, Timeout, TransportError
 from allswell._pool import route_state
+from allswell._pool.dialer import Dialer
 from tests.support.certificates import certificates
-from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
+from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk, h2_tls
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import answers, response
@@ -418,3 +421,62 @@ async def test_each_of_many_has_an_error_of_his_own() -> None:
     assert {(str(error), error.phase, error.by) for error in errors} == {(str(errors[0]), "tcp", "network")}
     there = pickle.loads(pickle.dumps(errors[0]))
     assert (type(there), str(there), there.phase) == (ConnectFailed, str(errors[0]), "tcp")
+
+
+async def test_who_waits_is_served_once_though_more_room_is_heard_of_just_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server allows more streams when the connection is looked at, before a POST goes on it."""
+    looking, told = threading.Event(), threading.Event()
+    usable = Connection.usable
+
+    def late(connection: Connection) -> bool:
+        looking.set()
+        assert told.wait(5)
+        return usable(connection)
+
+    def allows(talk: Talk, request: Request) -> None:
+        first = len(server.served) == 2
+        if first:
+            assert go_on.wait(5)
+        talk.answer(request)
+        if first:
+            assert looking.wait(5)
+            talk.settings(max_concurrent_streams=7)
+            told.set()
+
+    go_on = threading.Event()
+    server = Http2Server(allows, settings={MAX_CONCURRENT_STREAMS: 1}, complete=True)
+    with scripted_peer(server) as peer:
+        async with ConnectionPool(http1=False, max_connections=1) as pool, anyio.create_task_group() as tasks:
+            await pool.request("GET", f"{peer.url}/0")  # the limit is known
+            for path in ("/1", "/2"):
+                tasks.start_soon(partial(pool.request, "POST", peer.url + path, content=b"x"))
+            await anyio.wait_all_tasks_blocked()
+            assert pool.snapshot().waiting == 1
+            monkeypatch.setattr(Connection, "usable", late)
+            go_on.set()
+    assert sorted(server.served) == ["/0", "/1", "/2"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_server_that_ends_before_any_request_is_not_asked_again(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is there when the connection is handed to who waits for it."""
+    ended = threading.Event()
+    dial = Dialer._dial_tcp
+
+    async def late(*args: Any) -> Any:
+        made = await dial(*args)
+        assert ended.wait(5)
+        return made
+
+    def ends(connection: PeerConnection) -> None:
+        connection.fin()
+        ended.set()
+
+    monkeypatch.setattr(Dialer, "_dial_tcp", late)
+    with scripted_peer(ends) as peer:
+        async with ConnectionPool() as pool:
+            with pytest.raises((RemoteProtocolError, TransportError)):
+                await pool.request(method, peer.url)
+    assert len(peer.connections) == 1

@@ -93,7 +93,7 @@ class Connection:
         self._heard_goodbye = ""
         self._at_end = False  # of what the peer sends
         self._reader = Reader(
-            host, self._top, take=self._receive_once, alive=self._reads, full=self._full, lost=self._lost
+            host, self._top, take=self._receive, alive=self._reads, full=self._full, done=self._settle, lost=self._lost
         )
         self._writer = Writer(host, self._top, name=f"allswell writes to {label}", room=self._written)
         self._deadline: Deadline | None = None
@@ -363,7 +363,7 @@ class Connection:
             return True
         return self._backend.pauses_reading and any(e.buffered >= _PAUSE_AT for e in self._exchanges.values())
 
-    def _receive_once(self) -> bool:
+    def _receive(self) -> bool:
         """Take one batch of input, act on it and answer it; whether there may be more."""
         try:
             data = self._top.receive_nowait()
@@ -380,7 +380,7 @@ class Connection:
             self._transmit(answers=True)
             if self._backend.must_abort:
                 self.abort("the connection cannot be used any more")
-            else:
+            elif self._life.state is State.DRAINING:
                 self._settle()
         return self._reads()
 

@@ -29,6 +29,8 @@ class Reader:
     :param take: takes one batch and acts on it; whether there may be more to take.
     :param alive: whether the connection still reads at all.
     :param full: whether there is no room for more.
+    :param done: told when all that has come was taken, or enough of it. (The peer's end may be right behind a
+        response, and whoever is next on that connection had better know.)
     :param lost: told of a loss that was met while waiting.
     """
 
@@ -40,12 +42,14 @@ class Reader:
         take: Callable[[], bool],
         alive: Callable[[], bool],
         full: Callable[[], bool],
+        done: Callable[[], None],
         lost: Callable[[TransportError], None],
     ) -> None:
         self._top = top
         self._take = take
         self._alive = alive
         self._full = full
+        self._done = done
         self._lost = lost
         self._scope: anyio.CancelScope | None = None
         self._suspended = False
@@ -94,6 +98,11 @@ class Reader:
 
         :return: whether there may be more.
         """
+        more = self._take_some()
+        self._done()
+        return more
+
+    def _take_some(self) -> bool:
         for _ in range(_READS_IN_A_ROW):
             if not self._take():
                 return False

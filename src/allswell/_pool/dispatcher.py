@@ -190,10 +190,14 @@ class Dispatcher:
 
     def _serve(self, state: RouteState, connection: Connection) -> None:
         """Give the connection's room to those who wait on its route, first come first."""
+        looked = False
         while connection.capacity():
             chosen = next((w for w in self._waiters.first(state.route) if fit(connection, w.since)), None)
             if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
                 return
+            if connection.opened and not looked and not chosen.request.may_repeat(proven=False):
+                looked = connection.usable()  # which may find its end behind a response, or serve whoever waits
+                continue
             self._forget(state, chosen)
             try:
                 chosen.exchange = self._open_on(state, connection, chosen.request)
@@ -257,11 +261,7 @@ class Dispatcher:
         return self.dialer.streams(state.route) if multiplexes else 1
 
     def _admit(self, state: RouteState) -> bool:
-        """Whether the limits allow one more connection on this route, if need be in the place of an idle one.
-
-        (Not of one that serves this route and is idle for want of room: its peer allows no exchange, for now, and would
-        hardly allow a new connection any.)
-        """
+        """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
         if not state.counts:
             return True
         limits = self.config
@@ -274,6 +274,7 @@ class Dispatcher:
                 return False
             self._evict(idle)
         while limits.max_connections is not None and self._counted >= limits.max_connections:
+            # Not one of this route's that is idle for want of room: its peer would allow a new one no more.
             oldest = next((each for each in self._idle if each.capacity() or state not in self._serves[each]), None)
             if oldest is None:
                 return False
@@ -440,7 +441,7 @@ class Dispatcher:
         if connection.capacity():
             for state in states:
                 state.keep(connection)
-        if not connection.open_exchanges:  # whether or not it has room
+        if not connection.open_exchanges and connection in self._serves:  # whether or not it has room
             self._idle[connection] = None
             if self._waiters.starved_longest() is not None:
                 self._room_came(home)  # for which it may have to end
