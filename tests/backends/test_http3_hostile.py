@@ -66,10 +66,6 @@ class Quic:
         """As the interface says, like all that follow."""
         return self.max_streams - self._next[False] // 4
 
-    def heard_again(self) -> bool:
-        """."""
-        return False
-
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int:
         """."""
         return self._next[is_unidirectional]

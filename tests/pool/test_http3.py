@@ -286,34 +286,6 @@ async def test_where_only_the_server_has_forgotten() -> None:
             assert monotonic() - began < 0.3
 
 
-async def test_a_server_that_has_fallen_silent_gets_no_new_requests() -> None:
-    """It may have lost all it knew, or the path is gone: after three probes without an answer others go elsewhere."""
-    with QuicServer() as server:
-        async with trusting() as pool:
-            await pool.request("GET", url(server), timeouts=SOON)
-            served = server.connections[0]
-            served.silent = True
-            [[connection]] = [route.connections for route in pool.snapshot().routes]
-            assert connection.capacity > 0
-            async with anyio.create_task_group() as tasks:
-                answers: list[bytes] = []
-
-                async def ask() -> None:
-                    response = await pool.request("GET", url(server, "/bytes/10"), timeouts=SOON)
-                    answers.append(await response.read())
-
-                tasks.start_soon(ask)
-                with anyio.fail_after(5):
-                    while pool.snapshot().routes[0].connections[0].capacity:  # noqa: ASYNC110 - nothing tells of it
-                        await anyio.sleep(0.01)
-                assert (await pool.request("GET", url(server), timeouts=SOON)).status == 200
-                assert len(server.connections) == 2
-                assert answers == []
-                served.silent = False  # the path is back: whoever waited has his answer, and others may come
-            assert answers == [b"x" * 10]
-            assert pool.snapshot().routes[0].connections[0].capacity > 0
-
-
 async def test_keepalive_keeps_it() -> None:
     with QuicServer() as server:
         quic = QuicConfig(idle_timeout=0.5, keepalive=0.15)

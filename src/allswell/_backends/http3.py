@@ -46,6 +46,7 @@ from allswell._backends.interface import (
     ResponseCompleted,
     ResponseReceived,
     SendWindowOpened,
+    SilenceChanged,
     UploadRefused,
 )
 from allswell._backends.multiplexer import Multiplexer, why_ended
@@ -59,8 +60,7 @@ from allswell._errors import (
 from allswell._messages import SAFE_METHODS, Headers, RequestHead, ResponseHead
 
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
-_SEND_BUFFER = 256 * 1024
-_SEND_RESUME = 64 * 1024
+_SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
 #: What the encoder may keep of our requests' fields, where the peer allows as much.
 _ENCODER_TABLE = 4096
 #: Bytes of the largest frame on a control stream.
@@ -91,6 +91,7 @@ class Http3:
         self._held: list[int] = []
         self._events: list[Event] = []
         self._max_streams = self._side_by_side = quic.max_streams
+        self._silent = False
         self._leaving = False  # we said GOAWAY
         self._goaway: int | None = None  # the peer did
         self._over = False
@@ -101,9 +102,7 @@ class Http3:
         self._critical: dict[int, int] = {}  # the peer's control and QPACK streams, by their types
         self._untyped: dict[int, bytes] = {}  # the peer's other unidirectional streams: the beginnings of their types
         self._encoder_stream: int | None = None
-        ours = {h3.MAX_FIELD_SECTION_SIZE: max_header_size}
-        if quic.datagrams:
-            ours[h3.H3_DATAGRAM] = 1
+        ours = {h3.MAX_FIELD_SECTION_SIZE: max_header_size} | ({h3.H3_DATAGRAM: 1} if quic.datagrams else {})
         self._control_stream = quic.get_next_available_stream_id(is_unidirectional=True)
         quic.send_stream_data(self._control_stream, h3.varint(h3.CONTROL_STREAM) + h3.settings(ours))
         # There are no pushes without MAX_PUSH_ID (RFC 9114 §7.2.7), and no decoder stream without a dynamic table.
@@ -113,9 +112,8 @@ class Http3:
     def open(self, head: RequestHead, *, end: bool) -> int:
         quic = self._quic
         if self.capacity() <= 0:
-            raise NotProcessed(
-                TransportError("the connection takes no more requests", operation="write", by="peer"), proven=True
-            )
+            full = TransportError("the connection takes no more requests", operation="write", by="peer")
+            raise NotProcessed(full, proven=True)
         try:
             fields = h3.request_section(head)
             owed = h3.content_length(head.headers)
@@ -182,7 +180,6 @@ class Http3:
             return 0
         window = self._room(exchange) - sum(len(data) for data, _, _ in state.waiting)
         if window <= 0:
-            state.starved = True
             self._starved.add(exchange)
             return 0
         return window
@@ -202,11 +199,12 @@ class Http3:
 
     def _send_fields(self, stream_id: int, fields: Headers, end: bool) -> None:
         instructions, section = self._encoder.encode(stream_id, fields)
-        if instructions:
-            self._instruct(instructions)
+        self._instruct(instructions)
         self._quic.send_stream_data(stream_id, h3.frame(h3.HEADERS, section), end)
 
     def _instruct(self, instructions: bytes) -> None:
+        if not instructions:
+            return
         if self._encoder_stream is None:
             self._encoder_stream = self._quic.get_next_available_stream_id(is_unidirectional=True)
             instructions = h3.varint(h3.ENCODER_STREAM) + instructions
@@ -214,8 +212,7 @@ class Http3:
 
     def _release(self, stream_id: int, state: Http3Exchange) -> None:
         """Send a request that was held."""
-        fields, state.held = state.held, None
-        assert fields is not None
+        fields, state.held = state.held or [], None
         self._held.remove(stream_id)
         self._send_fields(stream_id, fields, state.uploaded and not state.waiting)
         for data, end, trailers in state.waiting:
@@ -333,7 +330,10 @@ class Http3:
             self._break(error)
         if self._starved:
             self._feed_starved()
-        if self._quic.heard_again() or self._quic.max_streams != self._max_streams:
+        if self._quic.silent != self._silent:
+            self._silent = not self._silent
+            self._events.append(SilenceChanged(self._silent))
+        if self._quic.max_streams != self._max_streams:
             self._max_streams = self._quic.max_streams
             self._events.append(CapacityChanged())
         return self._take_events()
@@ -537,8 +537,7 @@ class Http3:
         self._settings = settings
         table = min(settings.get(h3.QPACK_MAX_TABLE_CAPACITY, 0), _ENCODER_TABLE)
         instructions = self._encoder.apply_settings(table, settings.get(h3.QPACK_BLOCKED_STREAMS, 0))
-        if instructions:
-            self._instruct(instructions)
+        self._instruct(instructions)
         self._release_held()
 
     def _on_goaway(self, first_refused: int) -> None:

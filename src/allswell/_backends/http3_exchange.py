@@ -20,7 +20,6 @@ class Http3Exchange:
         "owed",
         "reader",
         "received",
-        "starved",
         "touched",
         "trailers",
         "tunnel",
@@ -45,7 +44,6 @@ class Http3Exchange:
         self.expected: int | None = None  # the response's Content-Length
         self.received = 0
         self.freed = 0  # credit of this stream's, saved up
-        self.starved = False  # somebody waits for its send window
 
     def reset_error(self, code: int) -> AllswellError:
         """What it means that the peer reset the stream, or wants no more of it, with this code."""

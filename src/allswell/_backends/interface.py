@@ -107,6 +107,16 @@ class CapacityChanged(ConnectionEvent):
 
 
 @dataclass(slots=True)
+class SilenceChanged(ConnectionEvent):
+    """The peer leaves what asks for an answer without one, or was heard again. ``capacity()`` changes with it.
+
+    (Of a connection whose transport knows. TCP keeps to itself what it sends again.)
+    """
+
+    silent: bool
+
+
+@dataclass(slots=True)
 class PeerLeaving(ConnectionEvent):
     """The peer takes no new exchanges on this connection; those under way that it did not name may finish.
 
@@ -162,6 +172,7 @@ Event = (
     | UploadRefused
     | SendWindowOpened
     | CapacityChanged
+    | SilenceChanged
     | PeerLeaving
     | ConnectionBroken
     | OriginsNamed

@@ -37,6 +37,7 @@ from allswell._backends.interface import (
     ResponseCompleted,
     ResponseReceived,
     SendWindowOpened,
+    SilenceChanged,
     UploadRefused,
 )
 from allswell._config import PoolConfig, Timeouts
@@ -54,14 +55,14 @@ from allswell._report import ConnectionEnd, LayerEnd, Outcome
 from allswell._tasks import Alarm, TaskHost
 
 #: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
-_PAUSE_AT = 256 * 1024
-_RESUME_AT = 64 * 1024
+_PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
 
 
 class Connection:
     """One HTTP connection, of any version.
 
     :param label: the origin, as errors and reports name it: ``"https://example.org"``.
+    :ivar silent: whether the peer is known to have fallen silent.
     :ivar opened: exchanges opened in its life.
     :ivar made_at: when it was made, as :func:`time.monotonic` tells.
     """
@@ -79,6 +80,7 @@ class Connection:
         self.host = host
         self.label = label
         self.config = config
+        self.silent = False
         self.opened = 0
         self.made_at = monotonic()
         self._stack = stack
@@ -285,8 +287,7 @@ class Connection:
             why = "an exchange was abandoned before it was complete"
             if self._exchanges:  # those that were pipelined with it
                 error = TransportError(f"{self.label}: {why}", operation="read", by="us")
-                events = self._backend.receive_eof(error)
-                self._dispatch(events)
+                self._dispatch(events := self._backend.receive_eof(error))
                 self._count_cut(events)
             self.abort(why)
         else:
@@ -330,10 +331,8 @@ class Connection:
         self._tell_leaving()
         self._cut += len(self._exchanges)
         self._fail_all(error)
-        layers = [
-            LayerEnd(self._backend.name, last_words, self._heard_goodbye, Outcome.ABORTED),
-            *self._stack.abort(reset=not last_words),
-        ]
+        end = LayerEnd(self._backend.name, last_words, self._heard_goodbye, Outcome.ABORTED)
+        layers = [end, *self._stack.abort(reset=not last_words)]
         self._reader.stop()
         self._end(layers, began)
 
@@ -375,8 +374,9 @@ class Connection:
         if not len(data):
             self._end_of_stream()
         else:
-            self._pulse.heard_at = monotonic()
             self._dispatch(self._backend.receive(data))
+            if not self.silent:
+                self._pulse.heard_at = monotonic()
             self._transmit(answers=True)
             if self._backend.must_abort:
                 self.abort("the connection cannot be used any more")
@@ -387,8 +387,7 @@ class Connection:
     def _end_of_stream(self) -> None:
         truncated = getattr(self._top, "truncated", False)
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
-        events = self._backend.receive_eof(why)
-        self._dispatch(events)
+        self._dispatch(events := self._backend.receive_eof(why))
         cut = self._count_cut(events) or not all(each.tunnel and each.complete for each in self._exchanges.values())
         if cut or self._backend.must_abort:
             self.abort("the server ended the connection in the middle of an exchange", why)
@@ -454,8 +453,13 @@ class Connection:
             self._abort(str(event.error), event.error, self._backend.says_goodbye)
         elif isinstance(event, (OriginsNamed, AlternativeOffered)):
             self._tell_announced(event)
-        elif self.capacity():
-            self._tell_available()
+        else:
+            if isinstance(event, SilenceChanged):
+                self.silent = event.silent
+                for exchange in self._exchanges.values():
+                    exchange.on_silence(event.silent)
+            if self.capacity():
+                self._tell_available()
 
     def _tell_announced(self, news: OriginsNamed | AlternativeOffered) -> None:
         owner = self._owner()
@@ -513,8 +517,7 @@ class Connection:
     # Time
 
     def _on_alarm(self) -> None:
-        now = monotonic()
-        following = math.inf
+        now, following = monotonic(), math.inf
         for exchange in list(self._exchanges.values()):
             following = min(following, exchange.expire(now))
         if self._life.state is State.OPEN:

@@ -38,6 +38,10 @@ TrailerSource = Headers | Callable[[], Headers] | None
 InformationalHook = Callable[[ResponseHead], Awaitable[None]]
 
 
+class FallenSilent(Exception):
+    """The peer answers nothing any more, not even on QUIC's own level. It may yet."""
+
+
 class _UploadStopped(Exception):
     """The rest of the body is not wanted any more."""
 
@@ -63,6 +67,7 @@ class Exchange:
         "_read_at",
         "_ready",
         "_room",
+        "_silence",
         "_timeouts",
         "_total_at",
         "_upload_scope",
@@ -113,6 +118,7 @@ class Exchange:
         self._read_at = math.inf
         self._write_at = math.inf
         self._continue = False
+        self._silence = False
         self._upload_scope: anyio.CancelScope | None = None
 
     # For the requester: the response
@@ -122,6 +128,7 @@ class Exchange:
 
         :param on_informational: awaited with each 1xx response (RFC 9110 §15.2), in order, as it comes.
         :raises NotProcessed: when the peer did not process the request.
+        :raises FallenSilent: when the peer has; the exchange goes on, and this can be called again.
         :raises AllswellError: when there will be no response.
         """
         seen = 0
@@ -133,6 +140,19 @@ class Exchange:
                 return self._head
             if self._error is not None:
                 raise self._error
+            if self._silence:
+                self._silence = False
+                raise FallenSilent
+            await self._wait_ready()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the final response's head has come."""
+        return self._head is not None
+
+    async def settled(self) -> None:
+        """Wait until it has, or never will, or the peer that had fallen silent is heard again."""
+        while self._head is None and self._error is None and self.connection.silent:
             await self._wait_ready()
 
     async def receive(self) -> bytes:
@@ -389,6 +409,12 @@ class Exchange:
             self._error = error.named(self.label) if isinstance(error, AllswellError) else error
         self._stop_upload()
         self._ready.set()
+
+    def on_silence(self, silent: bool) -> None:
+        """The peer has fallen silent, or was heard again."""
+        if self._head is None:
+            self._silence = silent
+            self._ready.set()
 
     def hang_up(self) -> None:
         """A tunnel was closed from our side: whoever still waits for its bytes learns of it."""

@@ -185,11 +185,16 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 if self._settings.unanswered is not None:
                     self._settings.unanswered()
                 raise TransportError(f"no answer to early data from {self._settings.server}", operation="read")
-            return connection.take_events() or None
+            events = connection.take_events()
+            if connection.silence_is_news:
+                connection.tell_silence()
+                events.append(PROGRESS)
+            return events or None
         now = self._heard_at = monotonic()
         address = self._udp.address
         for datagram, connection.mark in zip(datagrams, self._udp.marks, strict=True):
             connection.receive_datagram(datagram, address, now)
+        connection.was_heard()
         self._follow()
         events = connection.take_events()
         if connection.ended is not None:
@@ -322,7 +327,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             # There is no way any more from this address: the network has changed under us. Try from another.
             with suppress(ConnectFailed):
                 self.migrate()
-        if connection.ended is not None or self._udp.unsent or not connection.handshake_complete:
+        untold = connection.ended is not None or connection.silence_is_news or not connection.handshake_complete
+        if untold or self._udp.unsent:
             self._wake()
 
     def _ping(self) -> int:

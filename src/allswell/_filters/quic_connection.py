@@ -119,6 +119,7 @@ class ClientConnection(PathMtuConnection):
         self._connection_freed = 0
         self._announced = False
         self._probes_when_heard = 0
+        self._silence_told = False
         self._state_before_close = self._state
         self.stream_window = configuration.max_stream_data
         self._most_gaps = _GAPS + self.stream_window // _BYTES_PER_GAP
@@ -173,11 +174,19 @@ class ClientConnection(PathMtuConnection):
         """About how many bytes of DATAGRAM frames were not sent yet."""
         return len(self._datagrams_pending) * self.base_size
 
-    def heard_again(self) -> bool:
-        """Something came: whether the peer had been silent until then."""
+    def was_heard(self) -> None:
+        """Something came: the peer is not silent."""
         self._probes_when_heard = self._loss._pto_count  # not 0: what came need not acknowledge anything
-        before, self.silent = self.silent, False
-        return before
+        self.silent = self._silence_told = False
+
+    @property
+    def silence_is_news(self) -> bool:
+        """Whether it has fallen silent, and :meth:`tell_silence` was not called since."""
+        return self.silent and not self._silence_told
+
+    def tell_silence(self) -> None:
+        """Whoever is concerned looks at ``silent`` now."""
+        self._silence_told = True
 
     def unsent(self, stream_id: int) -> int:
         """Bytes of a stream that were not sent a first time yet."""

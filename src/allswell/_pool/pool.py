@@ -23,9 +23,9 @@ import anyio
 import httpx2
 
 from allswell._config import PoolConfig, ProxyHop, Timeouts
-from allswell._connection.exchange import Exchange, TrailerSource
+from allswell._connection.exchange import Exchange, FallenSilent, TrailerSource
 from allswell._deadline import Deadline
-from allswell._errors import NotProcessed, PoolClosed
+from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._messages import Headers, RequestHead, method_bytes
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
@@ -40,6 +40,9 @@ from allswell._trace import PREFIXES
 
 #: Without a total timeout: how long a request that the peer provably did not process is tried again, in seconds.
 _REPLAY_FOR = 60.0
+
+#: A server that has fallen silent has so many seconds more before its requests go elsewhere: it may only be busy.
+_SILENT_FOR = 0.5
 
 _POOLS: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 
@@ -146,10 +149,10 @@ class ConnectionPool:
         since = -math.inf
         give_up_at = request.total_at if total is not None else monotonic() + _REPLAY_FOR
         dispatcher = self._dispatch()
+        exchange: Exchange | None = None
         while True:
-            exchange = dispatcher.open_now(request, since)
             if exchange is None:
-                exchange = await dispatcher.wait(request, since)
+                exchange = dispatcher.open_now(request, since) or await dispatcher.wait(request, since)
             version = exchange.connection.http_version
             try:
                 response = await self._respond(request, exchange, attempts)
@@ -163,6 +166,9 @@ class ConnectionPool:
                     since = math.inf  # RFC 9110 §15.5.20: a connection that is only for this
                     if version == "HTTP/3":
                         dispatcher.dialer.discovery.alt_svc.forget(request.route.origin)  # RFC 7838 §6
+            except FallenSilent:
+                exchange = await self._past_silence(request, exchange, dispatcher, attempts)
+                continue
             except NotProcessed as error:
                 attempts.append(Attempt(str(error.cause), "no" if error.proven else "perhaps", version))
                 given_up = monotonic() > give_up_at or (since == math.inf and not error.proven)
@@ -178,6 +184,7 @@ class ConnectionPool:
             except BaseException:
                 exchange.abandon()  # a hook of the caller's failed, or was cancelled: nobody else has it
                 raise
+            exchange = None
 
     def network_changed(self) -> None:
         """Say that the network is another one now: what was learnt on the old one is forgotten.
@@ -265,9 +272,54 @@ class ConnectionPool:
 
     # One request
 
+    async def _past_silence(
+        self, request: Request, silent: Exchange, dispatcher: Dispatcher, attempts: list[Attempt]
+    ) -> Exchange:
+        """Where to wait on: there, if the server is heard again, or elsewhere, if a connection can be had sooner.
+
+        (Restarted, a server knows nothing of its QUIC connections, and may have lost the key to say so. But if it is
+        the path that is gone, there is none elsewhere either, and nothing is lost.)
+        """
+        if not request.may_repeat(proven=False):
+            return silent
+        since = monotonic()
+        found: list[Exchange] = []
+        failed: list[Exception] = []
+
+        async def elsewhere() -> None:
+            try:
+                await anyio.sleep(_SILENT_FOR)
+                found.append(await dispatcher.wait(request, since))
+            except AllswellError:
+                return  # the silent one remains
+            except Exception as error:  # noqa: BLE001 - a hook's; raised below, not in a group
+                failed.append(error)
+            tasks.cancel_scope.cancel()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(elsewhere)
+                await silent.settled()
+                tasks.cancel_scope.cancel()
+            for error in failed:
+                raise error
+        except BaseException:
+            for each in (silent, *found):
+                each.abandon()
+            raise
+        if not found:
+            return silent
+        [other] = found
+        if silent.answered:
+            other.abandon()
+            return silent
+        silent.abandon()
+        attempts.append(Attempt("the server has fallen silent", "perhaps", silent.connection.http_version))
+        return other
+
     async def _respond(self, request: Request, exchange: Exchange, attempts: list[Attempt]) -> Response:
         tracer = request.tracer
-        if request.body is not None and not exchange.uploaded:
+        if request.body is not None and not exchange.uploaded and not exchange.uploading:
             exchange.start_upload(request.body.pieces(), request.trailers)
         if tracer is None:
             head = await exchange.response(request.on_informational)

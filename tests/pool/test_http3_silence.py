@@ -1,0 +1,106 @@
+"""Servers that fall silent under HTTP/3: restarted without a word, or behind a path that is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from allswell import ConnectionPool
+from allswell._config import Timeouts
+from tests.support.certificates import certificates
+from tests.support.quic_server import QuicServer
+from tests.support.udp_relay import UdpRelay
+
+pytestmark = pytest.mark.anyio
+
+SOON = Timeouts(connect=8, read=8, write=8, pool=8, total=8)
+
+
+def trusting(**settings: Any) -> ConnectionPool:
+    return ConnectionPool(http3="only", ssl_context=certificates().client_context(), **settings)
+
+
+def url(port: int, path: str = "/hello") -> str:
+    return f"https://127.0.0.1:{port}{path}"
+
+
+async def test_a_server_that_has_fallen_silent_gets_no_new_requests() -> None:
+    """It may have lost all it knew, or the path is gone: after three probes without an answer others go elsewhere."""
+    with QuicServer() as server:
+        async with trusting() as pool:
+            await pool.request("GET", url(server.port), timeouts=SOON)
+            served = server.connections[0]
+            served.silent = True
+            [[connection]] = [route.connections for route in pool.snapshot().routes]
+            assert connection.capacity > 0
+            async with anyio.create_task_group() as tasks:
+                answers: list[bytes] = []
+
+                async def ask() -> None:
+                    response = await pool.request("POST", url(server.port, "/echo"), content=b"once", timeouts=SOON)
+                    assert response.attempts == []
+                    answers.append(await response.read())
+
+                tasks.start_soon(ask)
+                with anyio.fail_after(5):
+                    while pool.snapshot().routes[0].connections[0].capacity:  # noqa: ASYNC110 - nothing tells of it
+                        await anyio.sleep(0.01)
+                assert (await pool.request("GET", url(server.port), timeouts=SOON)).status == 200
+                assert len(server.connections) == 2
+                assert answers == []
+                served.silent = False  # the path is back: whoever waited has his answer, and others may come
+            assert answers == [b"4"]
+            assert pool.snapshot().routes[0].connections[0].capacity > 0
+
+
+@pytest.mark.parametrize("content", [None, b"small", bytes(400_000)])
+async def test_what_a_silent_server_left_unanswered_goes_elsewhere(content: bytes | None) -> None:
+    """As when it was restarted, and lost its state and the key to say so. Not what must not be done twice."""
+    with QuicServer() as server:
+        async with trusting() as pool:
+            await pool.request("GET", url(server.port), timeouts=SOON)
+            server.connections[0].silent = True
+            bodies: list[bytes] = []
+
+            async def ask() -> None:
+                response = await pool.request("PUT", url(server.port, "/echo"), content=content, timeouts=SOON)
+                assert [(each.why, each.processed) for each in response.attempts] == [
+                    ("the server has fallen silent", "perhaps")
+                ]
+                bodies.append(await response.read())
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(ask)
+            assert bodies == [str(len(content or b"")).encode()] * 5
+            assert len(server.connections) == 2
+            report = await pool.aclose()
+        assert sorted(end.exchanges for end in report.connections) == [5, 6]
+
+
+async def test_in_a_black_out_there_is_nothing_elsewhere() -> None:
+    """Longer than it takes to give up there: the request waits, and is answered when the path is back."""
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with trusting() as pool:
+            await pool.request("GET", url(relay.port), timeouts=SOON)
+            relay.black_out(2.5)
+            patient = Timeouts(connect=0.5, read=8, write=8, pool=8)
+            response = await pool.request("GET", url(relay.port), timeouts=patient)
+            assert (await response.read(), response.attempts) == (b"hello", [])
+            assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.4, 0.6, 0.8, 1.0])
+async def test_cancelled_while_the_server_is_silent(seconds: float) -> None:
+    with QuicServer() as server:
+        async with trusting() as pool:
+            await pool.request("GET", url(server.port), timeouts=SOON)
+            server.connections[0].silent = True
+            with anyio.move_on_after(seconds):
+                await pool.request("GET", url(server.port), timeouts=SOON)
+            assert (await pool.request("GET", url(server.port), timeouts=SOON)).status == 200
+            states = pool.snapshot().routes[0]
+            assert sum(each.exchanges for each in states.connections) == 0
+            assert states.waiting == 0
