@@ -40,6 +40,10 @@ _BEGINNING = b"HTTP/1."
 #: The rest of a body that is worth the trouble of going past h11.
 _LONG = 64 * 1024
 
+#: Of requests without a body; and what h11 calls our half when it is over.
+_END = h11.EndOfMessage()
+_SENT = (h11.DONE, h11.MUST_CLOSE)
+
 
 class Http1:
     """One HTTP/1.1 connection.
@@ -102,7 +106,7 @@ class Http1:
         self._length, self._surplus = None, b""
         self._send(request)
         if end:
-            self._send(h11.EndOfMessage())
+            self._send(_END)
         return self._current
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
@@ -289,23 +293,24 @@ class Http1:
         elif isinstance(event, h11.InformationalResponse):
             events.append(InformationalReceived(exchange, head))
         else:
-            names = {name for name, _ in event.headers}  # (h11 gives them in lower case)
-            if b"transfer-encoding" in names and b"content-length" in names:
+            length, encoded = None, False
+            for name, value in headers:
+                lower = name.lower()
+                if lower == b"content-length":
+                    length = int(value)  # (h11 has seen to it that it is one)
+                elif lower == b"transfer-encoding":
+                    encoded = True
+            if encoded and length is not None:
                 # RFC 9112 §6.3: "ought to be handled as an error", for it may be an attempt at response splitting.
                 raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")
             events.append(ResponseReceived(exchange, head))
-            if b"content-length" in names and self._h11.their_state is h11.SEND_BODY:
-                self._length = self._content_length(event)
-            if self._h11.our_state is h11.SEND_BODY and (event.status_code >= 300 or self._closing(headers)):
+            ours = self._h11.our_state
+            if length is not None and ours in _SENT and self._h11.their_state is h11.SEND_BODY:
+                self._length = length  # (else h11 has to see it all, to keep the two halves in step)
+            if ours is h11.SEND_BODY and (event.status_code >= 300 or self._closing(headers)):
                 # It has answered what it has not read yet: the rest of the request is wasted on it (RFC 9110 §9.3,
                 # RFC 9112 §9.6). Half a request is out, so the connection ends with this exchange.
                 events.append(UploadRefused(exchange))
-
-    def _content_length(self, event: h11.Response) -> int | None:
-        """The length of the body, where our half is over; else h11 has to see it all to keep the two in step."""
-        if self._h11.our_state not in (h11.DONE, h11.MUST_CLOSE):
-            return None
-        return next(int(value) for name, value in event.headers if name == b"content-length")
 
     @staticmethod
     def _closing(headers: Headers) -> bool:
