@@ -371,7 +371,8 @@ class Exchange:
         if tunnel:
             self.tunnel = True
             self.uploaded = False
-        self._room.set()
+        if not self.uploaded:
+            self._room.set()
         self._ready.set()
 
     def on_body(self, data: bytes, credit: int) -> None:

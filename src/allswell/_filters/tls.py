@@ -61,6 +61,7 @@ class TlsFilter(ByteStream):
         self._server_name = server_name
         self._alpn = list(alpn)
         self._buffer = buffer.plain
+        self._more = True  # to decrypt, besides what has just come
         self._patience = patience or Patience()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -122,10 +123,11 @@ class TlsFilter(ByteStream):
             raise self._broken  # OpenSSL, asked again after the peer's fatal alert, takes it for a close_notify
         total = taken = 0
         while True:
-            total = self._decrypt(total)
-            # Give the layer below one look only when there is nothing to give to the one above.
-            if total or self._heard:
-                return self._buffer[:total]
+            if self._more or self._incoming.pending:
+                total = self._decrypt(total)
+                # Give the layer below one look only when there is nothing to give to the one above.
+                if total or self._heard:
+                    return self._buffer[:total]
             if taken > _BARREN:  # session tickets, of which OpenSSL takes any number
                 raise self._break("records without content, and no end of them")
             data = self._lower.receive_nowait()
@@ -159,6 +161,7 @@ class TlsFilter(ByteStream):
             broken = self._break(_words(error))
             if not total:
                 raise broken from error
+        self._more = total > room
         self._push()  # key updates and alerts are answers that OpenSSL writes while it reads
         return total
 
