@@ -61,14 +61,16 @@ async def test_leaving_by_exception_closes_what_is_idle() -> None:
     assert client.close_report is not None
 
 
-async def test_two_aclose_at_once_wait_for_the_same_end() -> None:
-    def script(connection: PeerConnection) -> None:
-        connection.read_request()
-        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
-        connection.stall()
-        connection.send(b"cde")
+def pauses_within(connection: PeerConnection) -> None:
+    """The beginning of a response, and the rest when it is let go."""
+    connection.read_request()
+    connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
+    connection.stall()
+    connection.send(b"cde")
 
-    with scripted_peer(script) as peer:
+
+async def test_two_aclose_at_once_wait_for_the_same_end() -> None:
+    with scripted_peer(pauses_within) as peer:
         client = allswell.AsyncClient()
         reports: list[allswell.CloseReport] = []
 
@@ -163,13 +165,7 @@ async def test_clients_that_share_a_transport_one_after_another(http: str) -> No
 
 
 async def test_a_transport_that_is_closing_takes_nothing() -> None:
-    def script(connection: PeerConnection) -> None:
-        connection.read_request()
-        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
-        connection.stall()
-        connection.send(b"cde")
-
-    with scripted_peer(script) as peer:
+    with scripted_peer(pauses_within) as peer:
         transport = allswell.AsyncTransport()
         async with (
             httpx2.AsyncClient(transport=transport) as client,

@@ -212,7 +212,8 @@ class Http3:
 
     def _release(self, stream_id: int, state: Http3Exchange) -> None:
         """Send a request that was held."""
-        fields, state.held = state.held or [], None
+        fields, state.held = state.held, None
+        assert fields is not None
         self._held.remove(stream_id)
         self._send_fields(stream_id, fields, state.uploaded and not state.waiting)
         for data, end, trailers in state.waiting:

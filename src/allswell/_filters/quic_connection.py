@@ -501,6 +501,8 @@ class ClientConnection(PathMtuConnection):
         super()._parse_transport_parameters(data, from_session_ticket)
         parameters = pull_quic_transport_parameters(Buffer(data=data))
         self.migration_allowed = not parameters.disable_active_migration
+        if parameters.max_udp_payload_size is not None:
+            self.largest_payload = min(self.largest_payload, parameters.max_udp_payload_size)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         for limit in (self._local_max_data, self._local_max_streams_bidi, self._local_max_streams_uni):

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aioquic._buffer import Buffer
 from aioquic.quic.connection import NetworkAddress, QuicConnectionState
-from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_quic_transport_parameters
+from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
@@ -35,7 +34,7 @@ class PathMtuConnection(EcnConnection):
     """aioquic's connection, with path MTU discovery.
 
     :ivar base_size: bytes of the datagrams with which it begins.
-    :ivar largest_payload: bytes of the largest datagram that whatever carries them takes, and the peer accepts.
+    :ivar largest_payload: bytes of the largest datagram to ask for: what carries them takes it, and the peer accepts it.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -104,9 +103,3 @@ class PathMtuConnection(EcnConnection):
         super().handle_timer(now)
         if self._max_datagram_size > self.base_size and self._loss._pto_count >= _SUSPICIOUS_PROBES:
             self.path_changed()
-
-    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
-        super()._parse_transport_parameters(data, from_session_ticket)
-        accepted = pull_quic_transport_parameters(Buffer(data=data)).max_udp_payload_size
-        if accepted is not None:
-            self.largest_payload = min(self.largest_payload, accepted)

@@ -301,8 +301,8 @@ class ConnectionPool:
                 tasks.start_soon(elsewhere)
                 await silent.settled()
                 tasks.cancel_scope.cancel()
-            for error in failed:
-                raise error
+            if failed:
+                raise failed[0]
         except BaseException:
             for each in (silent, *found):
                 each.abandon()
