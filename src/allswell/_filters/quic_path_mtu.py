@@ -34,7 +34,7 @@ class PathMtuConnection(EcnConnection):
     """aioquic's connection, with path MTU discovery.
 
     :ivar base_size: bytes of the datagrams with which it begins.
-    :ivar largest_payload: bytes of the largest datagram to ask for: what carries them takes it, and the peer accepts it.
+    :ivar largest_payload: bytes of the largest datagram to ask for: what carries it and the peer take no more.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
