@@ -54,6 +54,13 @@ def _rebuilt(kind: type[AllswellError], args: tuple[Any, ...], facts: dict[str, 
     return error
 
 
+def first_of(error: Exception) -> Exception:
+    """The first error in an exception group, which is what a task group makes of one; any other as it is."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class ConnectFailed(AllswellError):
     """No connection could be made.
 

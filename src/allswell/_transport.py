@@ -219,6 +219,9 @@ class Sender:
         )
         headers = request.headers.raw
         route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
+        if "%" in route.host:  # a zone, which httpx2 puts into Host (RFC 6874 §4)
+            netloc = request.url.netloc
+            headers = [(name, to.authority if value == netloc else value) for name, value in headers]
         if any(name.lower() == b"upgrade" for name, _ in headers):
             route = route._replace(upgrades=True)
         target = extensions.get("target", to.target)

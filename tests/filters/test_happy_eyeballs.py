@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -10,7 +13,7 @@ import anyio
 import pytest
 
 from allswell._errors import ConnectFailed
-from allswell._filters.happy_eyeballs import connect_any, connect_tcp, connect_unix
+from allswell._filters.happy_eyeballs import ATTEMPTS, connect_any, connect_tcp, connect_unix
 from allswell._filters.lookups import Address
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +121,25 @@ async def test_none_connects_tells_each_address(world: World) -> None:
     assert caught.value.phase == "tcp"
 
 
+async def test_thousands_of_addresses_are_not_all_tried(world: World) -> None:
+    """Sixteen of each family, however late one of them comes, and however often the resolver names an address."""
+    v6 = [f"2001:db8::{number:x}" for number in range(4000)]
+    v4 = [f"192.0.{number // 250}.{number % 250}" for number in range(4000)]
+    world.lookups = {socket.AF_INET6: (0, v6[:1] * 20 + v6), socket.AF_INET: (0.2, v4)}
+    world.hosts = dict.fromkeys(v6 + v4, REFUSED)
+    with pytest.raises(ConnectFailed, match="its other addresses were not tried"):
+        await world.connect()
+    assert world.order() == v6[:ATTEMPTS] + v4[:ATTEMPTS]
+
+
+async def test_both_families_have_their_share(world: World) -> None:
+    v6 = [f"2001:db8::{number:x}" for number in range(4000)]
+    world.lookups = {socket.AF_INET6: (0, v6), socket.AF_INET: (0, V4)}
+    world.hosts = {**dict.fromkeys(v6 + V4, REFUSED), V4[2]: 0.0}
+    assert await world.connect() == V4[2]
+    assert len(world.tried) == 6
+
+
 async def test_no_such_name(world: World) -> None:
     with pytest.raises(ConnectFailed, match=r"cannot resolve name\.example: Name or service not known") as caught:
         await world.connect()
@@ -183,6 +205,60 @@ async def test_local_address_and_options() -> None:
         with sock:
             assert sock.getsockname()[0] == "127.0.0.2"
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has it")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_local_address_leaves_the_choice_of_a_port_to_connect(host: str) -> None:
+    """Otherwise no two connections from one address share a port, and there are 28,000."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with (
+        socket.create_server((host, 0), family=family) as server,
+        await connect_tcp(host, server.getsockname()[1], local_address=host) as sock,
+    ):
+        assert sock.getsockopt(socket.IPPROTO_IP, 24) == 1  # IP_BIND_ADDRESS_NO_PORT
+
+
+async def test_zone_that_names_no_interface() -> None:
+    with pytest.raises(ConnectFailed, match=r"^cannot resolve ::1%nope: ") as caught:
+        await connect_tcp("::1%nope", 80)
+    assert caught.value.phase == "dns"
+
+
+async def test_full_backlog_of_a_unix_socket(tmp_path: Path) -> None:
+    """Linux then says EAGAIN: nothing has begun, and nothing tells when to try again."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+        server.setblocking(False)
+        made: list[socket.socket] = []
+
+        async def connect() -> None:
+            sock = await connect_unix(path)
+            assert sock.getpeername() == path
+            made.append(sock)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(connect)
+            while len(made) < 20:
+                with suppress(BlockingIOError):
+                    server.accept()[0].close()
+                await anyio.sleep(0.001)
+    for sock in made:
+        sock.close()
+
+
+async def test_full_backlog_and_no_time() -> None:
+    """Who is called off leaves nothing behind. (An abstract name: nothing to delete.)"""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("\0allswell-full")
+        server.listen(0)
+        path = "\0allswell-full"
+        with await connect_unix(path), anyio.move_on_after(0.05) as scope:
+            await connect_unix(path)
+        assert scope.cancelled_caught
 
 
 async def test_unix_socket_that_is_not_there() -> None:

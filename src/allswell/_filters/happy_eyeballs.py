@@ -4,7 +4,8 @@ Theory of operation. AAAA and A are asked for side by side (§3). Attempts begin
 AAAA gets 50 ms more to be first after all. Addresses are tried alternating between the families, in the resolver's
 order within each (§4); an attempt starts when the one before has failed, or 250 ms after it began (§5). The first
 that connects wins; the others are closed. When nothing is left to try and nothing is under way, the error tells
-what each address said.
+what each address said. At most 16 addresses of each family are tried: whoever answers for a name could otherwise have
+us connect to thousands.
 
 Where DNS gave hints of the addresses (RFC 9460 §7.3), they stand in for what the resolver has not answered after 50 ms,
 or not at all; once it answers, its word counts.
@@ -15,7 +16,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +33,15 @@ from allswell._filters.lookups import Address, Resolve, resolve
 #: RFC 8305 §8.
 RESOLUTION_DELAY = 0.05
 CONNECTION_ATTEMPT_DELAY = 0.25
+#: Addresses of one family that are tried.
+ATTEMPTS = 16
+
+#: Of ``connect``: it has begun. (On Linux EWOULDBLOCK is EAGAIN: nothing has begun. On Windows the two differ.)
+_UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK} - {errno.EAGAIN}
+#: Seconds until a Unix socket whose backlog was full is tried again: at first, and at most.
+_BACKLOG_DELAY, _BACKLOG_DELAY_MAX = 0.001, 0.064
+#: From linux/in.h; the socket module names it since Python 3.12.
+_IP_BIND_ADDRESS_NO_PORT = 24
 
 T = TypeVar("T")
 
@@ -158,6 +171,7 @@ class _Race(Generic[T]):
         self._hints = hints
         self._ask = ask
         self._tried: set[Any] = set()
+        self._tries: Counter[int] = Counter()
         self._news = anyio.Event()
         self._resolving = 0
         self._trying = 0
@@ -170,7 +184,10 @@ class _Race(Generic[T]):
     async def run(self, tasks: anyio.abc.TaskGroup) -> None:
         wanted = families(self._host, self._local_address)
         if not wanted:
-            self._take(_literal(self._host, self._port))
+            try:
+                self._take(_literal(self._host, self._port))
+            except OSError as error:  # its zone names no interface
+                self._dns_errors.append(error)
         for family in wanted:
             self._resolving += 1
             tasks.start_soon(self._resolve, family)
@@ -206,6 +223,8 @@ class _Race(Generic[T]):
             if isinstance(last, ConnectFailed):
                 raise last  # it names the peer and what it did; so did those of the other addresses
             told = "; ".join(f"{address}: {_words(error)}" for address, error in self._errors)
+            if any(self._found.values()):
+                told += "; its other addresses were not tried"
             raise ConnectFailed(f"cannot connect to {where}: {told}", phase="tcp") from last
         cause = self._dns_errors[-1] if self._dns_errors else None
         told = _words(cause) if cause else "it has no address of the local address's family"
@@ -214,7 +233,8 @@ class _Race(Generic[T]):
     def _take(self, found: Sequence[Address]) -> None:
         """The resolver's answer: it takes the place of hints that have not been tried."""
         for family in {family for family, _ in found}:
-            self._found[family] = [each for each in found if each[0] == family and each[1] not in self._tried]
+            fresh = (each for each in found if each[0] == family and each[1] not in self._tried)
+            self._found[family] = list(dict.fromkeys(fresh))
 
     def _take_hints(self) -> None:
         own = _family(self._local_address) if self._local_address is not None else None
@@ -239,7 +259,8 @@ class _Race(Generic[T]):
 
     def _next(self) -> Address | None:
         for family in (self._prefer, socket.AF_INET if self._prefer == socket.AF_INET6 else socket.AF_INET6):
-            if self._found[family]:
+            if self._found[family] and self._tries[family] < ATTEMPTS:
+                self._tries[family] += 1
                 self._prefer = socket.AF_INET if family == socket.AF_INET6 else socket.AF_INET6
                 address = self._found[family].pop(0)
                 self._tried.add(address[1])
@@ -263,17 +284,27 @@ class _Race(Generic[T]):
 async def _connect(
     family: int, sockaddr: Any, local_address: str | None, options: Sequence[SocketOption]
 ) -> socket.socket:
+    internet = family in (socket.AF_INET, socket.AF_INET6)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        if family != socket.AF_UNIX:
+        if internet:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in options:
             sock.setsockopt(*option)
         if local_address is not None:
+            if sys.platform == "linux":
+                # The port is chosen by connect, which knows both ends: connections to other servers may share it.
+                with suppress(OSError):  # kernels before 4.2
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((local_address, 0))
         code = sock.connect_ex(sockaddr)
-        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+        delay = _BACKLOG_DELAY
+        while code == errno.EAGAIN and not internet:  # the backlog is full, and nothing tells when it no longer is
+            await anyio.sleep(delay)
+            delay = min(2 * delay, _BACKLOG_DELAY_MAX)
+            code = sock.connect_ex(sockaddr)
+        if code in _UNDER_WAY:
             await anyio.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
@@ -302,8 +333,13 @@ def is_address(host: str) -> bool:
 
 
 def _literal(host: str, port: int) -> list[Address]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    return [(each[0], each[4]) for each in found]
+    address, _, zone = host.partition("%")
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    if not zone:
+        return [(each[0], each[4]) for each in found]
+    # (getaddrinfo knows the zones of link-local addresses, and by number those of others.)
+    scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    return [(each[0], (*each[4][:3], scope)) for each in found]
 
 
 def _family(host: str) -> int | None:

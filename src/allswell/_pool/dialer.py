@@ -194,7 +194,7 @@ class Dialer:
             top_of(stack),
             peer=authority(route.scheme, route.host, route.port),
             context=self._ssl_context(),
-            server_name=route.server_name or route.host,
+            server_name=route.tls_name,
             alpn=self._alpn(route),
             buffer=self._buffer,
             patience=self._manners_of(route).tls,
@@ -300,10 +300,10 @@ def _traced(
             ("connect_tcp", to_host) if config.uds is None else ("connect_unix_socket", {"path": config.uds, **common})
         ),
         "udp": ("connect_udp", to_host),
-        "quic": ("connect_quic", {"server_hostname": route.server_name or route.host, "timeout": timeout}),
+        "quic": ("connect_quic", {"server_hostname": route.tls_name, "timeout": timeout}),
         "tls": (
             "start_tls",
-            {"ssl_context": context, "server_hostname": route.server_name or route.host, "timeout": timeout},
+            {"ssl_context": context, "server_hostname": route.tls_name, "timeout": timeout},
         ),
     }
 

@@ -34,7 +34,7 @@ from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
-from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout, TimeoutPhase
+from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout, TimeoutPhase, first_of
 from allswell._pool.coalescing import Coalescing
 from allswell._pool.dialer import Dialer
 from allswell._pool.request import Request
@@ -306,7 +306,8 @@ class Dispatcher:
             if closing.cancelled_caught:
                 error = PoolClosed("the pool was closed while the request waited for a connection")
         except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: who waits must learn
-            error = ConnectFailed(f"cannot connect to {state.route.label}: {failure!r}", phase="tcp", by="us")
+            told = first_of(failure)
+            error = ConnectFailed(f"cannot connect to {state.route.label}: {told!r}", phase="tcp", by="us")
             error.__cause__ = failure
         except BaseException:
             self._over = True  # the event loop ends: no more can be made

@@ -42,7 +42,7 @@ from allswell._pool.network_stream import ExchangeStream
 from allswell._pool.proxy_auth import ProxyAuth
 from allswell._pool.request import Request
 from allswell._pool.response import Response
-from allswell._pool.route import Route, authority
+from allswell._pool.route import Route, authority, without_zone
 
 Send = Callable[[Request], Awaitable[Response]]
 
@@ -172,8 +172,8 @@ class ProxyDialer:
         head = RequestHead(b"CONNECT", b"https", target, target, [(b"Host", target)])
         if datagrams:
             # RFC 9298 §3.4, with the template that proxies have when they tell of no other (§3).
-            head.authority = authority("https", hop.host, hop.port).encode("ascii")
-            host = route.host.replace(":", "%3A")
+            head.authority = authority("https", without_zone(hop.host), hop.port).encode("ascii")
+            host = without_zone(route.host).replace(":", "%3A")
             head.target = f"/.well-known/masque/udp/{host}/{route.port}/".encode("ascii")
             head.headers = [(b"capsule-protocol", b"?1")]
             head.protocol = b"connect-udp"
@@ -212,7 +212,7 @@ class ProxyDialer:
             top_of(stack),
             peer=f"the proxy {hop}",
             context=self.context(hop),
-            server_name=hop.host,
+            server_name=route.tls_name,
             alpn=alpn,
             buffer=self._buffer,
             patience=self._patience(route),
@@ -266,8 +266,8 @@ def _socks(stack: Stack, hop: ProxyHop, host: str, port: int, *, datagrams: bool
 
 def _target(route: Route) -> bytes:
     """RFC 9110 §7.2, §9.3.6: always with its port."""
-    host = f"[{route.host}]" if ":" in route.host else route.host
-    return f"{host}:{route.port}".encode("ascii")
+    host = without_zone(route.host)
+    return (f"[{host}]:{route.port}" if ":" in host else f"{host}:{route.port}").encode("ascii")
 
 
 async def _start_of(response: Response) -> bytes:

@@ -98,7 +98,7 @@ class QuicDialer:
         # A connection that carries tunnels: datagrams in its own, and it must outlive what says nothing for a while.
         keepalive = quic.keepalive or (quic.idle_timeout / 2 if route.carries else None)
         return QuicSettings(
-            server_name=route.server_name or route.host,
+            server_name=route.tls_name,
             server=server,
             trust=trust,
             certfile=quic.certfile,

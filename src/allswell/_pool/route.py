@@ -15,6 +15,9 @@ from allswell._errors import LocalProtocolError, UnsupportedProtocol
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
+#: RFC 6874 §2; a bare "%" is how people write it.
+_ZONED = re.compile(r"(?P<address>[0-9A-Fa-f:.]+)%(?:25)?(?P<zone>[A-Za-z0-9._~-]+)")
+
 #: Errors name URLs without it. (``repr`` of one that was parsed hides the password by itself.)
 _USER_INFO = re.compile("//[^/?#]*@")
 
@@ -27,7 +30,7 @@ class Route(NamedTuple):
     """An origin (RFC 9110 §4.3.1), and what a connection to it depends on besides.
 
     :ivar scheme: ``"http"`` or ``"https"``.
-    :ivar host: a host name, or an IP address without brackets.
+    :ivar host: a host name, or an IP address without brackets; of IPv6, perhaps with a zone (``fe80::1%eth0``).
     :ivar server_name: for TLS, where it is not the host.
     :ivar upgrades: it may carry only HTTP/1.1, for that alone has the Upgrade header (RFC 9110 §7.8).
     :ivar proxies: what it goes through, the nearest first.
@@ -49,6 +52,11 @@ class Route(NamedTuple):
     def origin(self) -> str:
         """``"https://example.org"``; the port only where it is not the default."""
         return f"{self.scheme}://{authority(self.scheme, self.host, self.port)}"
+
+    @property
+    def tls_name(self) -> str:
+        """The name that the certificate must be for."""
+        return self.server_name or without_zone(self.host)
 
     @property
     def label(self) -> str:
@@ -87,23 +95,45 @@ def authority(scheme: str, host: str, port: int) -> str:
     return bracketed if port == DEFAULT_PORTS.get(scheme) else f"{bracketed}:{port}"
 
 
+def without_zone(host: str) -> str:
+    """The host as others are told of it: a zone means something on this machine only (RFC 6874 §4)."""
+    return host.partition("%")[0] if ":" in host else host
+
+
+def _host(url: httpx2.URL) -> str:
+    """The URL's host, as routes have it.
+
+    :raises ValueError: for an IPv6 zone that is none.
+    """
+    host = url.raw_host.decode("ascii")
+    if ":" not in host or "%" not in host:
+        return host
+    zoned = _ZONED.fullmatch(host)
+    if zoned is None:
+        raise ValueError(f"{host!r} is no IPv6 address with a zone")
+    return f"{zoned['address']}%{zoned['zone']}"
+
+
 def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
     """Where a request to this URL goes.
 
     :raises UnsupportedProtocol: for a URL that is not http or https.
-    :raises LocalProtocolError: for one that names no host.
+    :raises LocalProtocolError: for one that names no host, or no port.
     """
     scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
     if scheme not in ("http", "https"):
         raise UnsupportedProtocol(f"cannot request {url!r}: its scheme is {url.scheme!r}, not http or https")
-    host = url.raw_host.decode("ascii")
+    try:
+        host = _host(url)
+    except ValueError as error:
+        raise LocalProtocolError(f"cannot request {url!r}: {error}") from error
     if not host:
         raise LocalProtocolError(f"cannot request {url!r}: it names no host")
     port = DEFAULT_PORTS[scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
         raise LocalProtocolError(f"cannot request {url!r}: there is no port {port}")
     route = Route(scheme, host, port, server_name)
-    return Destination(route, authority(scheme, host, port).encode("ascii"), url.raw_path)
+    return Destination(route, authority(scheme, without_zone(host), port).encode("ascii"), url.raw_path)
 
 
 def proxy_hops(proxies: Proxies) -> tuple[ProxyHop, ...]:
@@ -124,7 +154,7 @@ def _hop(proxy: Any) -> ProxyHop:
     if isinstance(proxy, (str, httpx2.URL)):
         proxy = httpx2.Proxy(proxy)
     url = proxy.url
-    host = url.raw_host.decode("ascii")
+    host = _host(url)
     if url.scheme not in _PROXY_PORTS or not host:
         raise ValueError(f"{url} is not the URL of a proxy that we can speak to")
     return ProxyHop(
