@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any, BinaryIO, TextIO
 
 import anyio
@@ -19,6 +18,7 @@ import httpx2
 
 from allswell import __version__
 from allswell._client import AsyncClient
+from allswell._clock import monotonic
 from allswell._config import DEFAULT_GRACE
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
 
 import anyio
+
+from allswell._clock import monotonic
 
 
 class Deadline:

@@ -26,8 +26,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from inspect import CORO_CLOSED, getcoroutinestate
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
+
+from allswell._clock import monotonic
 
 if TYPE_CHECKING:
     import trio

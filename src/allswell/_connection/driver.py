@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any, cast
 
 from allswell._backends.interface import (
@@ -40,6 +39,7 @@ from allswell._backends.interface import (
     SilenceChanged,
     UploadRefused,
 )
+from allswell._clock import monotonic
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.exchange import Exchange
 from allswell._connection.interface import Owner

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio.lowlevel
 
+from allswell._clock import monotonic
 from allswell._config import Timeouts
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError, Timeout, TimeoutPhase, TransportError

@@ -12,11 +12,11 @@ import math
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import anyio
 
+from allswell._clock import monotonic
 from allswell._tasks import TaskHost
 
 K = TypeVar("K")

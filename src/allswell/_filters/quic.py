@@ -22,7 +22,6 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 from typing import IO, Any
 
 import anyio
@@ -33,6 +32,7 @@ from aioquic.quic.logger import QuicFileLogger
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import AlertDescription
 
+from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate

@@ -12,11 +12,11 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import Any, Literal
 
 import anyio
 
+from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
 from allswell._filters.interface import ByteStream, ReceiveBuffer

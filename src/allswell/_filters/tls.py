@@ -18,9 +18,9 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any, cast
 
+from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate

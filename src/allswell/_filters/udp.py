@@ -21,11 +21,11 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any
 
 import anyio
 
+from allswell._clock import monotonic
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError

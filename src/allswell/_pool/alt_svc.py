@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from time import monotonic, time
+from time import time
 
+from allswell._clock import monotonic
 from allswell._pool.alt_svc_store import Alternative, AltSvcMemory, AltSvcStore
 from allswell._pool.route import Endpoint
 

@@ -9,11 +9,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic, time
+from time import time
 from typing import NamedTuple, Protocol
 
 import httpx2
 
+from allswell._clock import monotonic
 from allswell._pool.route import DEFAULT_PORTS, authority
 from allswell._tasks import logger
 

@@ -17,7 +17,6 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
@@ -27,6 +26,7 @@ from allswell._backends.http1_pipeline import Http1Pipeline
 from allswell._backends.http2 import Http2
 from allswell._backends.http2_core import StreamLimit
 from allswell._backends.interface import Backend
+from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.interface import Owner

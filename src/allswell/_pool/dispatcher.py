@@ -25,11 +25,11 @@ import random
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
-from time import monotonic
 
 import anyio
 
 from allswell._backends.interface import AlternativeOffered, OriginsNamed
+from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any, Literal
 
+from allswell._clock import monotonic
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, Timeout, TransportError

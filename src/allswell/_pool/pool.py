@@ -15,13 +15,13 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from time import monotonic
 from types import TracebackType
 from typing import Literal, Self
 
 import anyio
 import httpx2
 
+from allswell._clock import monotonic
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._connection.exchange import Exchange, FallenSilent, TrailerSource
 from allswell._deadline import Deadline

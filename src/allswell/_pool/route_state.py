@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from time import monotonic
 
+from allswell._clock import monotonic
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
