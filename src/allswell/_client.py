@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
@@ -16,7 +16,7 @@ from allswell._pool.alt_svc_store import AltSvcStore
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.route import Proxies
 from allswell._report import CloseReport
-from allswell._transport import AsyncTransport
+from allswell._transport import AsyncTransport, Closing
 
 if TYPE_CHECKING:
     from httpx2._types import AuthTypes, CertTypes, CookieTypes, HeaderTypes, QueryParamTypes, TimeoutTypes
@@ -82,6 +82,8 @@ class AsyncClient(httpx2.AsyncClient):
         **settings: Unpack[ClientSettings],
     ) -> None:
         self.close_report: CloseReport | None = None
+        self._closing: Closing | None = None
+        self._closed = anyio.Event()
         self._versions: dict[str, Any] = {
             "http3": http3,
             "http3_origins": frozenset(http3_origins),
@@ -160,10 +162,7 @@ class AsyncClient(httpx2.AsyncClient):
 
         :param timeout: the grace in seconds, in place of the client's own; 0 to say everything and wait for nothing.
         """
-        try:
-            await self._close(timeout, cut=False)
-        finally:
-            await super().aclose()
+        await self._close(super().aclose, timeout, cut=False)
         assert self.close_report is not None
         return self.close_report
 
@@ -173,29 +172,33 @@ class AsyncClient(httpx2.AsyncClient):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        try:
-            await self._close(None, cut=exc_type is not None)
-        finally:
-            await super().__aexit__(exc_type, exc_value, traceback)
+        rest = partial(super().__aexit__, exc_type, exc_value, traceback)
+        await self._close(rest, None, cut=exc_type is not None)
 
-    async def _close(self, timeout: float | None, *, cut: bool) -> None:
-        """Close our transports side by side. (httpx2 closes the others, one by one.)"""
+    async def _close(self, rest: Callable[[], Awaitable[None]], timeout: float | None, *, cut: bool) -> None:
+        """Close our transports side by side, then what httpx2 closes one by one: the others, which may wrap ours."""
         if self.close_report is not None:
-            return
+            await rest()
+        elif self._closing is not None:
+            await self._close_ours(timeout, cut=cut)
+            await self._closed.wait()
+        else:
+            closing = self._closing = Closing(timeout, cut=cut)
+            try:
+                with closing.under_way():
+                    try:
+                        await self._close_ours(timeout, cut=cut)
+                    finally:
+                        await rest()
+            finally:
+                self.close_report = closing.report(self._grace)
+                self._closed.set()
+
+    async def _close_ours(self, timeout: float | None, *, cut: bool) -> None:
         ours = [each for each in (self._transport, *self._mounts.values()) if isinstance(each, AsyncTransport)]
-        pools = {each.pool: None for each in ours}
-        try:
-            if len(ours) == 1:
-                await ours[0].aclose(timeout, cut=cut)
-            else:
-                async with anyio.create_task_group() as tasks:
-                    for each in ours:
-                        tasks.start_soon(partial(each.aclose, timeout, cut=cut))
-        finally:
-            # Not what aclose() returned: cancelled, it returns nothing, and what it aborted is to be told all the same.
-            reports = [pool.close_report for pool in pools if pool.close_report is not None]
-            self.close_report = CloseReport(
-                tuple(end for report in reports for end in report.connections),
-                self._grace if timeout is None else timeout,
-                max((report.seconds for report in reports), default=0.0),
-            )
+        if len(ours) == 1:
+            await ours[0].aclose(timeout, cut=cut)
+        else:
+            async with anyio.create_task_group() as tasks:
+                for each in ours:
+                    tasks.start_soon(partial(each.aclose, timeout, cut=cut))

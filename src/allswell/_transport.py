@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
@@ -128,6 +129,52 @@ class ResponseStream(httpx2.AsyncByteStream):
     async def aclose(self) -> None:
         """See :meth:`Response.aclose`."""
         await self._response.aclose()
+
+
+class Closing:
+    """A client's closing, as our transports take part in it, however deep others have wrapped them.
+
+    A wrapper (a cache, retries, tracing) closes what it wraps, in the client's context or one copied from it. There our
+    transport finds how much time it has, and says which pool it leaves.
+
+    :param timeout: as for :meth:`ConnectionPool.aclose`.
+    :param cut: do not wait for exchanges in flight.
+    """
+
+    _current: ContextVar[Closing | None] = ContextVar("allswell closing", default=None)
+
+    def __init__(self, timeout: float | None, *, cut: bool) -> None:
+        self.timeout = timeout
+        self.cut = cut
+        self._pools: dict[ConnectionPool, None] = {}
+
+    @classmethod
+    def joined(cls, pool: ConnectionPool, timeout: float | None, cut: bool) -> tuple[float | None, bool]:
+        """Say that this pool is left; the timeout and the cut to leave it with."""
+        closing = cls._current.get()
+        if closing is None:
+            return timeout, cut
+        closing._pools[pool] = None
+        return closing.timeout if timeout is None else timeout, cut or closing.cut
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """What closes inside takes part in it."""
+        token = self._current.set(self)
+        try:
+            yield
+        finally:
+            self._current.reset(token)
+
+    def report(self, grace: float) -> CloseReport:
+        """How the pools ended that did end (others may go on using theirs)."""
+        # Not what leaving them returned: cancelled, it returns nothing, and what it said is to be told all the same.
+        reports = [pool.close_report for pool in self._pools if pool.close_report is not None]
+        return CloseReport(
+            tuple(end for report in reports for end in report.connections),
+            grace if self.timeout is None else self.timeout,
+            max((report.seconds for report in reports), default=0.0),
+        )
 
 
 class Sender:
@@ -260,6 +307,7 @@ class Sender:
 
     async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
         """Leave the pool; the last to leave closes it: see :meth:`ConnectionPool.leave`."""
+        timeout, cut = Closing.joined(self.pool, timeout, cut)
         if self._left:
             return await self.pool.aclose(timeout) if self.pool.closing else CloseReport()
         self._left = True

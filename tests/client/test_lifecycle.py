@@ -228,6 +228,75 @@ async def test_other_transports_and_mounts() -> None:
     assert client.close_report == allswell.CloseReport((), 2.0, 0.0)
 
 
+class Wrapper(httpx2.AsyncBaseTransport):
+    """As transports that cache, try again or trace: it hands on, and closes what it wraps, perhaps in another task."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, *, elsewhere: bool = False) -> None:
+        self._hidden, self._elsewhere = inner, elsewhere
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._hidden.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        if self._elsewhere:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._hidden.aclose)
+        else:
+            await self._hidden.aclose()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("leaves", ["by with", "by aclose"])
+async def test_a_wrapped_transport_reports_its_end(leaves: str, elsewhere: bool) -> None:
+    """As the client's transport, and as a mount: one report of all."""
+    with scripted_peer(answers()) as one, scripted_peer(answers()) as two:
+        client = allswell.AsyncClient(
+            transport=Wrapper(Wrapper(allswell.AsyncTransport()), elsewhere=elsewhere),
+            mounts={two.url: Wrapper(allswell.AsyncTransport(), elsewhere=elsewhere)},
+        )
+        if leaves == "by with":
+            async with client:
+                assert (await client.get(one.url)).status_code == (await client.get(two.url)).status_code == 200
+        else:
+            assert (await client.get(one.url)).status_code == (await client.get(two.url)).status_code == 200
+            await client.aclose()
+        await one.ended()
+        await two.ended()
+        report = client.close_report
+        assert report is not None
+        assert {end.route for end in report.connections} == {one.url, two.url}
+        assert report.clean
+
+
+async def test_a_wrapped_transport_has_the_clients_time() -> None:
+    """What the client is told of a response in flight is told to the pool, however deep: it is not waited for."""
+    with scripted_peer(pauses_within) as peer:
+        client = allswell.AsyncClient(transport=Wrapper(allswell.AsyncTransport()))
+        async with client.stream("GET", peer.url):
+            report = await client.aclose(timeout=0)
+        assert [(end.route, end.cut) for end in report.connections] == [(peer.url, 1)]
+        assert report.grace == 0
+        assert report.seconds < 1  # and not the pool's own grace of 2 s
+
+
+async def test_two_aclose_of_a_wrapped_transport_report_the_same() -> None:
+    with scripted_peer(pauses_within) as peer:
+        client = allswell.AsyncClient(transport=Wrapper(allswell.AsyncTransport()))
+        reports: list[allswell.CloseReport] = []
+
+        async def close() -> None:
+            reports.append(await client.aclose())
+
+        async with client.stream("GET", peer.url) as response, anyio.create_task_group() as tasks:
+            tasks.start_soon(close)
+            tasks.start_soon(close)
+            await anyio.wait_all_tasks_blocked()
+            assert reports == []
+            peer.release()
+            assert await response.aread() == b"abcde"
+        assert [len(report.connections) for report in reports] == [1, 1]
+
+
 async def test_under_httpx(trusting: ssl.SSLContext) -> None:
     with scripted_peer(answers(), tls=True) as peer:
         transport = allswell.httpx.AsyncTransport(verify=trusting)
