@@ -47,6 +47,15 @@ class AllswellError(Exception):
                 named.args = (f"{origin} {message.removeprefix(nobody)}", *rest)
         return named
 
+    def after(self, words: str) -> Self:
+        """The same with what its maker had said before: ``"said GOAWAY"``; as it is, where that is in the message."""
+        message, *rest = self.args
+        if words in message:
+            return self
+        later = self.twin()
+        later.args = (f"{message} (before that, it {words})", *rest)
+        return later
+
 
 def _rebuilt(kind: type[AllswellError], args: tuple[Any, ...], facts: dict[str, Any]) -> AllswellError:
     error = kind.__new__(kind, *args)
@@ -179,3 +188,9 @@ class NotProcessed(AllswellError):
         named = super().named(origin)
         named.cause = self.cause.named(origin)
         return named
+
+    def after(self, words: str) -> Self:
+        """See above; of its cause too."""
+        later = copy(super().after(words))
+        later.cause = self.cause.after(words)
+        return later

@@ -64,6 +64,7 @@ class Connection:
     :param label: the origin, as errors and reports name it: ``"https://example.org"``.
     :ivar silent: whether the peer is known to have fallen silent.
     :ivar opened: exchanges opened in its life.
+    :ivar parting_words: how the peer said that it leaves, and why: ``"sent GOAWAY, ENHANCE_YOUR_CALM"``.
     :ivar made_at: when it was made, as :func:`time.monotonic` tells.
     """
 
@@ -93,6 +94,7 @@ class Connection:
         self._idle_since = self.made_at
         self._pulse = Pulse(config.ping_interval, config.ping_timeout, self.made_at)
         self._heard_goodbye = ""
+        self.parting_words = ""
         self._at_end = False  # of what the peer sends
         self._reader = Reader(
             host, self._top, take=self._receive, alive=self._reads, full=self._full, done=self._settle, lost=self._lost
@@ -447,6 +449,10 @@ class Connection:
     def _on_connection_event(self, event: ConnectionEvent) -> None:
         if isinstance(event, PeerLeaving):
             self._heard_goodbye = self._backend.says_goodbye
+            if event.error is not None:
+                self.parting_words = str(event.error).removeprefix("the peer ")
+            elif not self.parting_words and self._heard_goodbye:
+                self.parting_words = f"sent {self._heard_goodbye}"
             self.close(str(event.error) if event.error is not None else "the server is leaving")
         elif isinstance(event, ConnectionBroken):
             self._transmit()  # GOAWAY with the error code

@@ -407,9 +407,18 @@ class Exchange:
     def on_error(self, error: BaseException) -> None:
         """The exchange is over. Pieces that came before are still read first."""
         if self._error is None and not self.complete:
-            self._error = error.named(self.label) if isinstance(error, AllswellError) else error
+            self._error = self._told(error) if isinstance(error, AllswellError) else error
         self._stop_upload()
         self._ready.set()
+
+    def _told(self, error: AllswellError) -> AllswellError:
+        """As the requester is told of it: by name, and with what the peer had said before of why it leaves.
+
+        A server that has said GOAWAY with an error may well fall silent, or reset: then that was the reason.
+        """
+        parting = self.connection.parting_words
+        error = error.named(self.label)
+        return error.after(parting) if parting and error.by != "us" else error
 
     def on_silence(self, silent: bool) -> None:
         """The peer has fallen silent, or was heard again."""
