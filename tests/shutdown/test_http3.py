@@ -81,7 +81,7 @@ async def test_a_server_that_answers_nothing_costs_three_probe_timeouts() -> Non
             await pool.request("GET", url(relay.port))
             report = await pool.aclose(5)
         assert goodbyes(server) == POLITE
-        # At once, after one PTO, after two; perhaps to what was on its way when the server fell silent.
+        # Three copies; perhaps to what was on its way when the server fell silent.
         assert relay.went_up.count(relay.went_up[-1]) in (3, 4, 5)
     assert report.clean
     assert report.seconds < 0.6

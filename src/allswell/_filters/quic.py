@@ -9,8 +9,9 @@ the timers and sends, there and then, in a callback of the event loop: no task i
 is woken only when it has something to learn (the connection is over, or the socket is full and must be waited for).
 
 How it ends (RFC 9000 §10.2). :meth:`QuicFilter.shutdown` sends CONNECTION_CLOSE and enters the closing period, of three
-PTO at most. The packet may be lost and is never acknowledged, so it is sent again at every PTO, the last included, and
-in answer to what still arrives, to the 1st, 2nd, 4th, 8th … datagram. The period ends early with the peer's own
+PTO at most. The packet may be lost and is never acknowledged, so it goes three times within the first PTO. A later copy
+could reach a peer that has left its own draining period, and draw a stateless reset: from then on it is sent only in
+answer to what still arrives, to the 1st, 2nd, 4th, 8th … datagram. The period ends early with the peer's own
 CONNECTION_CLOSE, its stateless reset, or an unreachable port: then it knows. When the peer closes first, it is answered
 with one CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever comes.
 """
@@ -46,6 +47,8 @@ from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 #: RFC 9114 §8.1. An aborted transfer must not look like a completed one, so abort() says this and never NO_ERROR.
 H3_REQUEST_CANCELLED = 0x10C
 _CLOSING_PROBES = 3
+#: Copies of our CONNECTION_CLOSE, spread over the first PTO of the closing period.
+_GOODBYES = 3
 #: Seconds without news of a response that is waited for, before the path is tried with a PING; doubled each time. A NAT
 #: that forgot us lets nothing in until something goes out, and whoever only receives sends nothing.
 _SILENCE = 0.5
@@ -463,19 +466,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         end = min(end, deadline.at)
         goodbye = [datagram for datagram, _ in connection.datagrams_to_send(now)]
         udp.send(goodbye)
-        again, arrived, answer_at = now + interval, 0, 1
+        copies = [now + interval * number / _GOODBYES for number in range(1, _GOODBYES)]
+        arrived, answer_at = 0, 1
         try:
             while connection.heard is None:
                 now = monotonic()
-                if again <= now and again < end:  # also when the event loop woke us late
+                if copies and copies[0] <= now and copies[0] < end:  # also when the event loop woke us late
                     udp.send(goodbye)
-                    again += interval
+                    del copies[0]
                     continue
                 if now >= end:
-                    if not cut_short:
-                        udp.send(goodbye)  # whose answer nobody waits for
                     return not cut_short
-                with Deadline(min(again, end)).scope():
+                with Deadline(min([*copies[:1], end])).scope():
                     await udp.flush()
                     await udp.wait_readable()
                 for datagram in udp.receive_nowait() or ():

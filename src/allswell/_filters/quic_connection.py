@@ -1,7 +1,7 @@
 """aioquic's connection as this client needs it: with credit, with ears while it closes, and with words for its end.
 
 Theory of operation. aioquic's ``QuicConnection`` is a complete sans-IO QUIC, but for a client that must be bounded and
-end well it lacks five things, and this subclass adds them by overriding as little as possible:
+end well it lacks six things, and this subclass adds them by overriding as little as possible:
 
 - **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without bound.
   Here windows grow only by what :meth:`credit` and :meth:`credit_stream` say was *consumed*. What never reaches anyone
@@ -11,6 +11,8 @@ end well it lacks five things, and this subclass adds them by overriding as litt
 - **The end, told at once.** aioquic tells of a peer's close when the draining period is over, three PTO late. Here
   :meth:`take_events` tells it with the batch that brought it, and :attr:`ended` says who ended it and why.
 - **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
+- **A handshake that gets through.** After a probe timeout aioquic sends one datagram, and it sends no ACK twice. Until
+  the handshake is confirmed we send two, each with all that is not acknowledged, and with the ACKs.
 - **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps the pieces of a stream in a list that it walks for
   each further one, and a handshake message of any length in a string that it copies for each.
 
@@ -119,6 +121,7 @@ class ClientConnection(PathMtuConnection):
         self._connection_freed = 0
         self._announced = False
         self._probes_when_heard = 0
+        self._second_probe = False
         self._silence_told = False
         self._state_before_close = self._state
         self.stream_window = configuration.max_stream_data
@@ -305,7 +308,14 @@ class ClientConnection(PathMtuConnection):
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         self.dirty = False
-        return super().datagrams_to_send(now)
+        datagrams = super().datagrams_to_send(now)
+        if self._second_probe:
+            self._second_probe = False
+            if len(datagrams) < 2 and not self._close_pending and self._state not in END_STATES:
+                self._loss.reschedule_data(now=now)  # all of it again, for either may be the one that is lost
+                self._repeat_acknowledgements(now)
+                datagrams += super().datagrams_to_send(now)
+        return datagrams
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         self.dirty = True
@@ -396,10 +406,22 @@ class ClientConnection(PathMtuConnection):
 
     def handle_timer(self, now: float) -> None:
         self.dirty = True
+        before = self._loss._pto_count
         super().handle_timer(now)
         probes = self._loss._pto_count
+        if probes > before and not self._handshake_confirmed:
+            # RFC 9002 §6.2.4 allows two datagrams for each probe timeout: the next one is twice as far away.
+            self._second_probe = True
+            self._repeat_acknowledgements(now)
         self._probes_when_heard = min(self._probes_when_heard, probes)
         self.silent = probes - self._probes_when_heard >= _SILENT_PROBES
+
+    def _repeat_acknowledgements(self, now: float) -> None:
+        """With a probe of the handshake: the peer's silence may mean that it waits for what was lost (§13.2.1)."""
+        for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
+            space = self._spaces[epoch]
+            if len(space.ack_queue) and not space.discarded:
+                space.ack_at = now
 
     def discard(self) -> None:
         """Forget the streams, and finish the qlog."""

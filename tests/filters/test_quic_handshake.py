@@ -1,0 +1,131 @@
+"""A handshake of which the network loses some: what a client sends again. No network: time is made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.tls import Epoch
+
+from allswell._filters.quic_connection import ClientConnection
+from tests.support.certificates import certificates
+
+_CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
+
+
+class Shaking:
+    """A client that begins to shake hands with a server; each datagram is passed on by hand."""
+
+    def __init__(self, **options: Any) -> None:
+        files = certificates()
+        self.now = 0.0
+        ours = QuicConfiguration(is_client=True, alpn_protocols=["x"], server_name="localhost")
+        self.client = ClientConnection(ours, trust=files.client_context())
+        theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"], **options)
+        theirs.load_cert_chain(files.chain, files.key)
+        assert theirs.certificate is not None
+        theirs.certificate_chain = 3 * [theirs.certificate]  # so that its first flight is several datagrams
+        self.server = QuicConnection(
+            configuration=theirs, original_destination_connection_id=self.client.original_destination_connection_id
+        )
+        self.client.connect(_SERVER, self.now)
+
+    def from_client(self) -> list[bytes]:
+        return [datagram for datagram, _ in self.client.datagrams_to_send(self.now)]
+
+    def from_server(self) -> list[bytes]:
+        return [datagram for datagram, _ in self.server.datagrams_to_send(self.now)]
+
+    def up(self, datagrams: list[bytes]) -> None:
+        for datagram in datagrams:
+            self.server.receive_datagram(datagram, _CLIENT, self.now)
+
+    def down(self, datagrams: list[bytes]) -> None:
+        for datagram in datagrams:
+            self.client.receive_datagram(datagram, _SERVER, self.now)
+
+    def probes(self) -> list[bytes]:
+        """What the client sends when its next probe timeout is over."""
+        probes = self.client._loss._pto_count
+        while self.client._loss._pto_count == probes:
+            timer = self.client.get_timer()
+            assert timer is not None
+            self.now = timer
+            self.client.handle_timer(self.now)
+            datagrams = self.from_client()
+        return datagrams
+
+    def finish(self) -> None:
+        for _ in range(12):
+            self.now += 0.5
+            for each in (self.client, self.server):
+                timer = each.get_timer()
+                if timer is not None and timer <= self.now:
+                    each.handle_timer(self.now)
+            self.up(self.from_client())
+            self.down(self.from_server())
+        assert self.client._handshake_confirmed
+        assert self.server._handshake_complete
+
+
+@pytest.mark.parametrize("arrives", [0, 1])
+def test_each_of_two_probes_is_enough_to_begin(arrives: int) -> None:
+    """RFC 9002 §6.2.4. A server that never heard of us takes nothing but a ClientHello (RFC 9000 §17.2.2)."""
+    pair = Shaking()
+    pair.from_client()
+    probes = pair.probes()
+    assert [len(each) for each in probes] == [1200, 1200]
+    pair.up(probes[arrives : arrives + 1])
+    assert pair.server._close_event is None
+    pair.down(pair.from_server())
+    pair.finish()
+
+
+def test_the_probes_of_the_whole_handshake_are_two() -> None:
+    """Also when nothing but a PING is left to be said: then a server that may send no more is given credit by both."""
+    pair = Shaking()
+    pair.up(pair.from_client())
+    pair.down(pair.from_server()[:1])
+    pair.up(pair.from_client())
+    for _ in range(3):
+        assert len(pair.probes()) == 2
+    pair.down(pair.from_server())
+    pair.finish()
+    assert pair.client._loss._pto_count == 0
+
+
+@pytest.mark.parametrize("arrives", [0, 1])
+def test_probes_of_the_handshake_repeat_what_was_acknowledged(arrives: int) -> None:
+    """The first ACK was lost. The server waits for it, not we: nothing else would ever make us say it again."""
+    pair = Shaking()
+    pair.up(pair.from_client())
+    first, *more = pair.from_server()
+    assert more  # or all would have come
+    pair.down([first])
+    pair.from_client()  # lost, with its ACKs
+    waiting = {epoch: len(pair.server._spaces[epoch].sent_packets) for epoch in (Epoch.INITIAL, Epoch.HANDSHAKE)}
+    assert waiting[Epoch.HANDSHAKE]
+    pair.up(pair.probes()[arrives : arrives + 1])
+    assert len(pair.server._spaces[Epoch.HANDSHAKE].sent_packets) < waiting[Epoch.HANDSHAKE]
+    pair.finish()
+
+
+def test_one_probe_is_enough_once_the_handshake_is_confirmed() -> None:
+    pair = Shaking()
+    pair.finish()
+    pair.client.send_ping(1)
+    assert len(pair.from_client()) == 1
+    assert len(pair.probes()) == 1
+
+
+def test_a_close_is_said_once_where_a_probe_was_due() -> None:
+    pair = Shaking()
+    pair.up(pair.from_client())
+    pair.down(pair.from_server())
+    timer = pair.client.get_timer()
+    assert timer is not None
+    pair.client.handle_timer(timer + 10)
+    pair.client.close(0x100)
+    assert len(pair.from_client()) == 1
