@@ -30,9 +30,9 @@ connection's too, but it is as large as that of 128 streams, so that a hundred s
 What a stream has received and nobody consumed is its ``unread``; when the stream fails or is cancelled, that goes back
 to the connection at once. ``_unread`` is the same for streams that are complete, but not read to the end.
 
-**Hostile peers.** Whatever makes no progress (PING, SETTINGS, empty DATA, 1xx, frames for dead streams, unknown types)
-is counted; progress on any exchange, or anything we send for one, starts the count anew. 10 000 without any are an
-attack (ENHANCE_YOUR_CALM).
+**Hostile peers.** Whatever makes no progress (PING, SETTINGS, empty DATA, frames for dead streams, unknown types) is
+counted; progress on any exchange, or anything we send for one, starts the count anew. 10 000 without any are an attack
+(ENHANCE_YOUR_CALM). 1xx responses are the exchange's to bound (`_connection/informational.py`).
 """
 
 from __future__ import annotations
@@ -416,7 +416,6 @@ class Http2:
             self._fail_malformed(stream, error, events)
             return
         if not stream.answered:
-            self._count_quiet()
             events.append(InformationalReceived(id_, head))
             return
         self._quiet = 0

@@ -9,7 +9,6 @@ from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._backends.http2_fields import check_trailers, content_length, decode_response
 from allswell._messages import Headers, ResponseHead
 
-_MAX_INFORMATIONAL = 100
 _WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
 
 
@@ -62,7 +61,6 @@ class Stream:
         "h2",
         "head_request",
         "id",
-        "informational",
         "left",
         "sent_end",
         "to_send",
@@ -84,7 +82,6 @@ class Stream:
         self.head_request = method == b"HEAD"
         self.answered = False
         self.tunnel = False
-        self.informational = 0
         self.left: int | None = None
         self.done = False
 
@@ -92,11 +89,8 @@ class Stream:
         """:raises StreamError: for a malformed head."""
         status, headers = decode_response(fields)
         if status < 200:
-            self.informational += 1
             if end:
                 raise StreamError("an informational response that ends its stream")  # RFC 9113 §8.1
-            if self.informational > _MAX_INFORMATIONAL:
-                raise StreamError("an endless row of informational responses", ErrorCodes.ENHANCE_YOUR_CALM)
             return ResponseHead(status, headers, b"HTTP/2")
         if self.connect and status < 300:
             self.tunnel = True  # RFC 9110 §9.3.6: a Content-Length there means nothing

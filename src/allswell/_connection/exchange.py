@@ -21,6 +21,7 @@ import anyio.lowlevel
 
 from allswell._clock import monotonic
 from allswell._config import Timeouts
+from allswell._connection.informational import Informational
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError, Timeout, TimeoutPhase, TransportError
 from allswell._messages import Headers, RequestHead, ResponseHead
@@ -52,7 +53,7 @@ class Exchange:
     :ivar number: the backend's name for it.
     :ivar connection: the one that carries it.
     :ivar label: the origin, as errors name it; the connection may have been made for another.
-    :ivar informational: the 1xx responses so far.
+    :ivar informational: the 1xx responses so far (of many, the newest).
     :ivar trailers: the response's trailer section, once its body was read.
     :ivar tunnel: it has become a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
     :ivar complete: the response is complete (though perhaps not yet read).
@@ -64,6 +65,7 @@ class Exchange:
         "_datagrams",
         "_error",
         "_head",
+        "_informational",
         "_read_at",
         "_ready",
         "_room",
@@ -96,6 +98,7 @@ class Exchange:
         self.request = request
         self.number = 0
         self.informational: list[ResponseHead] = []
+        self._informational: Informational | None = None
         self.trailers: Headers = []
         self.tunnel = False
         #: Of a tunnel whose end we have sent: somebody still waits for the peer's.
@@ -131,11 +134,9 @@ class Exchange:
         :raises FallenSilent: when the peer has; the exchange goes on, and this can be called again.
         :raises AllswellError: when there will be no response.
         """
-        seen = 0
         while True:
-            while on_informational is not None and seen < len(self.informational):
-                seen += 1
-                await self._guarded(on_informational(self.informational[seen - 1]))
+            if self._informational is not None:
+                await self._tell(self._informational, on_informational)
             if self._head is not None:
                 return self._head
             if self._error is not None:
@@ -144,6 +145,13 @@ class Exchange:
                 self._silence = False
                 raise FallenSilent
             await self._wait_ready()
+
+    async def _tell(self, informational: Informational, hook: InformationalHook | None) -> None:
+        if hook is None:
+            informational.no_hook()
+            return
+        while (head := informational.take()) is not None:
+            await self._guarded(hook(head))
 
     @property
     def answered(self) -> bool:
@@ -356,10 +364,11 @@ class Exchange:
 
     def on_informational(self, head: ResponseHead) -> None:
         """A 1xx response came."""
-        if len(self.informational) >= 64:
-            self.fail(RemoteProtocolError(f"{self.label} sent over 64 informational responses"))
+        if self._informational is None:
+            self._informational = Informational(self.informational)
+        if not self._informational.add(head):
+            self.fail(RemoteProtocolError(f"{self.label} sent more informational responses than are read"))
             return
-        self.informational.append(head)
         self._continue = self._continue or head.status == 100
         self._room.set()
         self._ready.set()
