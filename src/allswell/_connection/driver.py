@@ -96,6 +96,7 @@ class Connection:
         self._heard_goodbye = ""
         self.parting_words = ""
         self._at_end = False  # of what the peer sends
+        self._looking = False
         self._reader = Reader(
             host, self._top, take=self._receive, alive=self._reads, full=self._full, done=self._settle, lost=self._lost
         )
@@ -162,11 +163,21 @@ class Connection:
     def usable(self) -> bool:
         """Whether it can still take a request, after one more look at the socket.
 
-        A server may have closed an idle connection without the event loop having told us yet. That race cannot be won
-        for good, but for requests that must not be sent twice it is worth a system call.
+        A server may have closed an idle connection, or said something without being asked, and the event loop has not
+        told us yet. That race cannot be won for good. But a request that must not be sent twice is worth a system call,
+        and so is any that goes where responses have no name but their order (HTTP/1.1): what lies in the socket before
+        it is sent cannot be its response, and ends the connection. That holds behind other exchanges, too (pipelining);
+        as long as reading is suspended there nobody can tell, so nothing follows.
         """
-        if self._life.state is State.OPEN and not self._exchanges:
-            self._reader.look()
+        busy = bool(self._exchanges)
+        if self._life.state is State.OPEN and not self._looking and (self._backend.pauses_reading or not busy):
+            if busy and self._full():
+                return False
+            self._looking = True  # whom it tells of room then need not look again
+            try:
+                self._reader.look()
+            finally:
+                self._looking = False
         return self.capacity() > 0
 
     # What requesters do: synchronous, all of it

@@ -103,14 +103,14 @@ class Dispatcher:
             connection = next(reversed(available))
             if not fit(connection, since):
                 return None
-            ready = connection.capacity() if request.may_repeat(proven=False) else connection.usable()
-            if ready:
+            if connection.usable() if _looks(connection, request) else connection.capacity():
                 return self._open_on(state, connection, request)
             state.filled(connection)  # by another route's requests; or it is about to leave
         if state.behind and request.may_follow:
-            chosen = next((each for each in state.behind if each.capacity() and fit(each, since)), None)
-            if chosen is not None:
-                return self._open_on(state, chosen, request)
+            for connection in [each for each in state.behind if fit(each, since)]:
+                if connection.usable():
+                    return self._open_on(state, connection, request)
+                state.filled(connection)
         return None
 
     def _open_on(self, state: RouteState, connection: Connection, request: Request) -> Exchange:
@@ -146,8 +146,7 @@ class Dispatcher:
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
         self._waiters.add(route, waiter)
         for connection in list(state.available):  # who waits in front of it may need a fresh one
-            if connection.usable():
-                self._serve(state, connection)
+            self._serve(state, connection)
         self._make_room(state)
         try:
             while waiter.exchange is None and waiter.error is None:
@@ -195,8 +194,10 @@ class Dispatcher:
             chosen = next((w for w in self._waiters.first(state.route) if fit(connection, w.since)), None)
             if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
                 return
-            if connection.opened and not looked and not chosen.request.may_repeat(proven=False):
-                looked = connection.usable()  # which may find its end behind a response, or serve whoever waits
+            if connection.opened and not looked and _looks(connection, chosen.request):
+                if not connection.usable():  # it may find its end behind a response
+                    return
+                looked = True  # and it may have served whoever waits
                 continue
             self._forget(state, chosen)
             try:
@@ -598,3 +599,8 @@ class Dispatcher:
         with deadline.scope():
             while self.connections or any(state.dials for state in self._routes.values()):
                 await self._ended.wait()
+
+
+def _looks(connection: Connection, request: Request) -> bool:
+    """Whether the socket is looked at before the request goes out there: see :meth:`Connection.usable`."""
+    return not connection.multiplexes or not request.may_repeat(proven=False)

@@ -158,14 +158,15 @@ class ConnectionPool:
                 response = await self._respond(request, exchange, attempts)
                 if response.status == 421:
                     dispatcher.misdirected(exchange.connection, request.route)
-                if not _declined(request, response):
+                why = _unserved(request, response)
+                if why is None:
                     return response
                 await response.aclose()
-                attempts.append(Attempt(f"the server answered {response.status}", "declined", version))
-                if response.status == 421:
-                    since = math.inf  # RFC 9110 §15.5.20: a connection that is only for this
-                    if version == "HTTP/3":
-                        dispatcher.dialer.discovery.alt_svc.forget(request.route.origin)  # RFC 7838 §6
+                attempts.append(Attempt(f"the server answered {response.status}", why, version))
+                if response.status != 425:
+                    since = math.inf  # RFC 9110 §15.5.9, §15.5.20: a connection that is only for this
+                if response.status == 421 and version == "HTTP/3":
+                    dispatcher.dialer.discovery.alt_svc.forget(request.route.origin)  # RFC 7838 §6
             except FallenSilent:
                 exchange = await self._past_silence(request, exchange, dispatcher, attempts)
                 continue
@@ -375,11 +376,24 @@ class ConnectionPool:
         return Dialer(host, self.config)
 
 
-def _declined(request: Request, response: Response) -> bool:
-    """Whether the server wants this request on another connection, or later (RFC 8470 §5.2), for the first time."""
-    if response.status not in (421, 425) or not request.may_repeat(proven=True):
-        return False
-    return not any(attempt.processed == "declined" for attempt in response.attempts)
+def _unserved(request: Request, response: Response) -> Literal["no", "declined"] | None:
+    """Whether a response only says that the request should be sent again, and what its server did with it until then.
+
+    It wants it on another connection (421) or later (425: RFC 8470 §5.2), for the first time. Or its patience with an
+    idle connection of HTTP/1.1 was over just when that was used again: a 408 says that it "did not receive a complete
+    request message" (RFC 9110 §15.5.9), and that it closes.
+    """
+    status = response.status
+    if status not in (408, 421, 425) or not request.may_repeat(proven=True):
+        return None
+    if status == 408:
+        crossed = response.http_version in (b"HTTP/1.1", b"HTTP/1.0") and response.stream_id > 1
+        return "no" if crossed and _closes(response.headers) else None
+    return None if any(attempt.processed == "declined" for attempt in response.attempts) else "declined"
+
+
+def _closes(headers: Headers) -> bool:
+    return any(name.lower() == b"connection" and b"close" in value.lower() for name, value in headers)
 
 
 async def _jitter(tries: int, until: float) -> None:
