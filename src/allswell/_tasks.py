@@ -69,8 +69,17 @@ class TaskHost(Protocol):
     def over(self) -> bool:
         """Whether the loop has ended: nothing can run there any more."""
 
-    def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
-        """Run a task that belongs to no caller. Its exceptions are logged, never raised."""
+    def spawn(
+        self,
+        function: Callable[..., Awaitable[object]],
+        *args: Any,
+        name: str,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Run a task that belongs to no caller. Its exceptions are logged, never raised.
+
+        :param context: the context variables that it sees; by default none, for it outlives whoever caused it.
+        """
 
     def signal(self) -> Signal:
         """A new, unset signal."""
@@ -197,9 +206,17 @@ class _AsyncioHost:
     def over(self) -> bool:
         return self._loop.is_closed()
 
-    def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
+    def spawn(
+        self,
+        function: Callable[..., Awaitable[object]],
+        *args: Any,
+        name: str,
+        context: contextvars.Context | None = None,
+    ) -> None:
         coroutine = _contained(function, args, name)
-        task = self._loop.create_task(coroutine, name=name, context=self._context.copy())
+        task = self._loop.create_task(
+            coroutine, name=name, context=self._context.copy() if context is None else context
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -289,10 +306,17 @@ class _TrioHost:
         assert self._root is not None
         return getcoroutinestate(self._root.coro) == CORO_CLOSED
 
-    def spawn(self, function: Callable[..., Awaitable[object]], *args: Any, name: str) -> None:
+    def spawn(
+        self,
+        function: Callable[..., Awaitable[object]],
+        *args: Any,
+        name: str,
+        context: contextvars.Context | None = None,
+    ) -> None:
         import trio
 
-        trio.lowlevel.spawn_system_task(_contained, function, args, name, name=name, context=contextvars.Context())
+        context = contextvars.Context() if context is None else context
+        trio.lowlevel.spawn_system_task(_contained, function, args, name, name=name, context=context)
 
     def signal(self) -> Signal:
         return _TrioSignal()

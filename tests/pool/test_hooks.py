@@ -34,3 +34,14 @@ async def test_a_hook_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) 
                 assert (await pool.request("GET", peer.url)).status == 200
         assert pool.close_report is not None
     assert "on_connection_end failed" in caplog.text
+
+
+async def test_a_hook_that_wants_the_program_to_end_ends_no_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+    def leaving(end: ConnectionEnd) -> None:
+        raise SystemExit
+
+    with scripted_peer(answers(1, announce=True)) as peer, caplog.at_level(logging.ERROR, "allswell"):
+        async with ConnectionPool(http2=False, on_connection_end=leaving) as pool:
+            for _ in range(3):
+                assert (await pool.request("GET", peer.url)).status == 200
+    assert "on_connection_end failed" in caplog.text

@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
+import anyio
 import anyio.lowlevel
 
 from allswell._clock import monotonic
@@ -239,9 +241,13 @@ class Exchange:
     # For the requester: the request's body
 
     def start_upload(self, body: AsyncIterable[bytes], trailers: TrailerSource = None) -> None:
-        """Send the body from a task of its own. Its errors arrive where the response is waited for."""
+        """Send the body from a task of its own, which sees the caller's context variables.
+
+        Whatever the caller's iterator raises is raised where the response is waited for.
+        """
         self.uploading = True
-        self.connection.host.spawn(self._upload, body, trailers, name=f"allswell upload to {self.label}")
+        name = f"allswell upload to {self.label}"
+        self.connection.host.spawn(self._upload, body, trailers, name=name, context=copy_context())
 
     async def send(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send a piece of the request's body, waiting for room.
@@ -318,12 +324,13 @@ class Exchange:
                     await pieces.aclose()
         except _UploadStopped:
             pass  # the exchange goes on without the rest
-        except Exception as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
-            self._error = self._error or error
-            self.fail(error)
-        except BaseException:  # the iterator waited for what was cancelled; or the event loop ends
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            # The iterator waited for what was cancelled; or the event loop ends.
             self.fail(TransportError(f"the upload to {self.label} was cancelled", operation="write", by="us"))
             raise
+        except BaseException as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
+            self._error = self._error or error
+            self.fail(error)
         finally:
             self.uploading = False
             self._ready.set()  # the read timeout begins

@@ -8,8 +8,8 @@ a heartbeat is not.
 from __future__ import annotations
 
 from collections import deque
-from time import monotonic
 
+from allswell._clock import monotonic
 from allswell._messages import ResponseHead
 
 #: Bytes that may lie unread.

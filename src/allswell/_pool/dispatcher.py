@@ -523,7 +523,7 @@ class Dispatcher:
         if self.config.on_connection_end is not None:
             try:
                 self.config.on_connection_end(end)
-            except Exception:  # noqa: BLE001 - the caller's; whoever happened to cause this end must not pay for it
+            except BaseException:  # noqa: BLE001 - the caller's; whoever happened to cause this end must not pay for it
                 logger.exception("allswell: on_connection_end failed")
         self._something_ended()
 

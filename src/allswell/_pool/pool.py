@@ -285,7 +285,7 @@ class ConnectionPool:
             return silent
         since = monotonic()
         found: list[Exchange] = []
-        failed: list[Exception] = []
+        failed: list[BaseException] = []
 
         async def elsewhere() -> None:
             try:
@@ -293,7 +293,9 @@ class ConnectionPool:
                 found.append(await dispatcher.wait(request, since))
             except AllswellError:
                 return  # the silent one remains
-            except Exception as error:  # noqa: BLE001 - a hook's; raised below, not in a group
+            except (anyio.get_cancelled_exc_class(), GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - a hook's; raised below, not in a group
                 failed.append(error)
             tasks.cancel_scope.cancel()
 
