@@ -20,6 +20,7 @@ from allswell import __version__
 from allswell._client import AsyncClient
 from allswell._clock import monotonic
 from allswell._config import DEFAULT_GRACE
+from allswell._errors import printable
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
 
@@ -31,6 +32,10 @@ _VERSIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 Line = Callable[[str, str], None]
+
+
+class _BinaryBody(Exception):
+    """A body that no terminal can show."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +106,7 @@ async def _run(asked: argparse.Namespace, bodies: BinaryIO) -> int:
         for url in asked.urls:
             try:
                 code = await _fetch(client, url if "://" in url else f"https://{url}", asked, bodies, out, err)
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            except (httpx2.HTTPError, httpx2.InvalidURL, _BinaryBody) as error:
                 err(f"allswell: {url}: {error}", "bold red")
                 status = 1
             else:
@@ -149,6 +154,8 @@ async def _fetch(
             out("", "")
         sys.stdout.flush()
         async for piece in response.aiter_bytes():
+            if b"\0" in piece and bodies.isatty():
+                raise _BinaryBody("the body is binary, and not for a terminal: -o FILE saves it")
             bodies.write(piece)
         bodies.flush()
         if not asked.silent:
@@ -166,7 +173,15 @@ def _colour(response: httpx2.Response) -> str:
 
 
 def _writer(file: TextIO) -> Line:
-    """Writes lines: in colour on a terminal where rich is installed (extra ``cli``), plain otherwise."""
+    """Writes lines: in colour on a terminal where rich is installed (extra ``cli``), plain otherwise.
+
+    A server has its say in most of them: a status line, fields, errors. None of it acts on the terminal.
+    """
+    write = _plain_or_rich(file)
+    return lambda text, style: write("\n".join(map(printable, text.replace("\t", " ").split("\n"))), style)
+
+
+def _plain_or_rich(file: TextIO) -> Line:
     if file.isatty():
         try:
             from rich.console import Console

@@ -1,4 +1,9 @@
-"""Every error allswell raises: who caused it, and how far it reaches."""
+"""Every error allswell raises: who caused it, and how far it reaches; and what others said, made fit to be told in one.
+
+A server chooses the words of its GOAWAY, of its CONNECTION_CLOSE, of a status line. They may hold what moves a
+terminal's cursor or begins a new line of a log, and be as long as the server likes. Whoever tells of them passes them
+through :func:`shown`, and the root of all errors sees to it once more.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,24 @@ Party = Literal["us", "peer", "network"]
 Reach = Literal["exchange", "connection"]
 Phase = Literal["dns", "tcp", "tls", "proxy", "quic"]
 TimeoutPhase = Literal["connect", "read", "write", "pool", "total"]
+
+#: Characters of a peer's words that are shown, and of a whole message.
+_WORDS, _MESSAGE = 200, 4000
+
+
+def shown(said: bytes | str, limit: int = _WORDS) -> str:
+    """What somebody else said, in one line of at most so many characters, none of which acts on a terminal."""
+    text = said if isinstance(said, str) else said[: 4 * limit].decode("utf-8", "replace")
+    if len(text) > limit or not text.isprintable():
+        text = printable(" ".join(text[: 4 * limit].split()))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """The same with a replacement for each character that is not to be seen: of C0, C1, or one that turns the text."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 class AllswellError(Exception):
@@ -22,7 +45,7 @@ class AllswellError(Exception):
     reach: Reach = "exchange"
 
     def __init__(self, message: str, *, by: Party | None = None, reach: Reach | None = None) -> None:
-        super().__init__(message)
+        super().__init__(shown(message, _MESSAGE))
         if by is not None:
             self.by = by
         if reach is not None:
@@ -39,12 +62,16 @@ class AllswellError(Exception):
         return twin
 
     def named(self, origin: str) -> Self:
-        """The same with a name in its message: backends know none, and say "the server" or "the peer"."""
+        """The same with a name in its message: backends know none, and say "the server" or "the peer", or nobody."""
         named = self.twin()
         message, *rest = self.args
         for nobody in ("the server ", "the peer "):
             if message.startswith(nobody):
                 named.args = (f"{origin} {message.removeprefix(nobody)}", *rest)
+                return named
+        whom = origin.partition(" through ")[0].partition("://")[2]
+        if whom not in message and "the proxy " not in message:
+            named.args = (f"{origin}: {message}", *rest)
         return named
 
     def after(self, words: str) -> Self:

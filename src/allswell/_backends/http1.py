@@ -28,7 +28,7 @@ from allswell._backends.interface import (
     ResponseReceived,
     UploadRefused,
 )
-from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError
+from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
@@ -36,6 +36,8 @@ _WINDOW = 256 * 1024
 
 #: Of every response (RFC 9112 §2.3, §4). Who begins otherwise (SSH, mail, TLS) speaks no HTTP, or not HTTP/1.
 _BEGINNING = b"HTTP/1."
+#: Reason phrases are told in errors and on terminals, by whoever reads the response: no control characters (RFC 9112 §4).
+_SHOWN = bytes(0x3F if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
 
 #: The rest of a body that is worth the trouble of going past h11.
 _LONG = 64 * 1024
@@ -268,7 +270,7 @@ class Http1:
                 events.append(_body(exchange, body))
             too_long = error.error_status_hint == 431  # (h11 speaks of its receive buffer then)
             events += self._broken(
-                f"a head, or a line, of more than {self._max_header_size} bytes" if too_long else str(error)
+                f"a head, or a line, of more than {self._max_header_size} bytes" if too_long else shown(str(error))
             )
         return events
 
@@ -282,7 +284,7 @@ class Http1:
         # h11 bounds heads that are incomplete; one that arrived whole must have been in a read larger than the bound.
         if size > self._max_header_size and sum(len(n) + len(v) for n, v in headers) > self._max_header_size:
             raise h11.RemoteProtocolError(f"a head of more than {self._max_header_size} bytes")
-        head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason)
+        head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason.translate(_SHOWN))
         exchange = self._current
         if self._h11.their_state is h11.SWITCHED_PROTOCOL:
             self._tunnel = True

@@ -65,7 +65,7 @@ from allswell._backends.interface import (
     SendWindowOpened,
     UploadRefused,
 )
-from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError
+from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
 from allswell._messages import Headers, RequestHead
 
 _DEFAULT_WINDOW = 65535
@@ -425,7 +425,7 @@ class Http2:
 
     def _receive_goaway(self, id_: int, frame: memoryview, events: list[Event]) -> None:
         last, code, debug = wire.goaway(frame, id_)
-        words = f" ({debug[:128].decode('ascii', 'replace')})" if debug else ""
+        words = f" ({shown(debug)})" if debug else ""
 
         def told() -> AllswellError:
             return RemoteProtocolError(f"the peer sent GOAWAY, {error_name(code)}{words}")

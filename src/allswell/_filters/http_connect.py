@@ -11,7 +11,7 @@ import re
 from base64 import b64encode
 
 from allswell._deadline import Deadline
-from allswell._errors import ConnectFailed, ProxyRefused, TransportError
+from allswell._errors import ConnectFailed, ProxyRefused, TransportError, shown
 from allswell._filters.interface import ByteStream
 from allswell._filters.tunnel import TunnelFilter
 from allswell._messages import Headers
@@ -32,10 +32,8 @@ def basic_auth(auth: tuple[bytes, bytes]) -> bytes:
 
 def refused(proxy: str, status: int, reason: bytes, headers: Headers, body: bytes) -> ProxyRefused:
     """The error for an answer that is not 2xx, in words."""
-    words = f"{status} {reason.decode('latin-1')}".strip()
-    shown = " ".join(body.decode("utf-8", "replace").split())
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in shown)
-    message = f"the proxy {proxy} refused the tunnel: {words}" + (f" ({shown[:200]})" if shown else "")
+    words, begins = f"{status} {shown(reason)}".strip(), shown(body)
+    message = f"the proxy {proxy} refused the tunnel: {words}" + (f" ({begins})" if begins else "")
     return ProxyRefused(message, status=status, headers=headers, body=body[:BODY_SHOWN])
 
 

@@ -22,6 +22,7 @@ It uses aioquic's private names. Each is listed in ``tests/filters/test_quic_can
 from __future__ import annotations
 
 import hmac
+import logging
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,22 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpa
 from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
-from allswell._errors import Party
+from allswell._errors import Party, printable, shown
 from allswell._filters import quic_trust
 from allswell._filters.certificates import strict
 from allswell._filters.quic_path_mtu import PathMtuConnection
+
+
+def _printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
+# aioquic's log has what the peer said in it. And where a program has not set up logging at all, its warnings are not
+# for standard error: they are told as errors here.
+_log = logging.getLogger("quic")
+_log.addFilter(_printable)
+_log.addHandler(logging.NullHandler())
 
 #: RFC 9000 §10.3: a stateless reset is at least so long.
 _SHORTEST_RESET = 21
@@ -489,7 +502,7 @@ class ClientConnection(PathMtuConnection):
         super()._handle_connection_close_frame(context, frame_type, buf)
         reason = self._close_event.reason_phrase if self._close_event is not None else ""
         if self.heard is None:
-            self.heard = QuicEnd("peer", code, frame_type == QuicFrameType.APPLICATION_CLOSE, reason)
+            self.heard = QuicEnd("peer", code, frame_type == QuicFrameType.APPLICATION_CLOSE, shown(reason))
         if self.ended is None:
             self.ended = self.heard
 

@@ -69,7 +69,7 @@ class Socks5Filter(TunnelFilter):
             reply = await self._ask(engine, self._command())
         except TransportError as error:
             raise self._failed(str(error)) from error
-        except ProtocolError as error:
+        except (ProtocolError, UnicodeDecodeError) as error:  # (socksio decodes names strictly)
             raise self._failed("it does not speak SOCKS5") from error
         assert isinstance(reply, socks5.SOCKS5Reply)
         self.bound = reply.addr, reply.port

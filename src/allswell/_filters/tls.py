@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
-from allswell._errors import ConnectFailed, TransportError
+from allswell._errors import ConnectFailed, TransportError, shown
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.patience import Patience
@@ -95,7 +95,7 @@ class TlsFilter(ByteStream):
             self._push()
         except ssl.CertificateError as error:
             self._push()  # the alert that says what we did not like
-            told = getattr(error, "verify_message", "") or str(error)
+            told = shown(getattr(error, "verify_message", "") or str(error))
             message = f"the certificate of {self._peer} is not trusted: {told}"
             raise ConnectFailed(message, phase="tls", by="peer") from error
         except ssl.SSLError as error:

@@ -137,7 +137,7 @@ class Dispatcher:
         :raises AllswellError: when there is none to be had.
         """
         if self._closing is not None:
-            raise PoolClosed("the pool is closed")
+            raise PoolClosed(f"{request.route.label}: the pool is closed")
         waiter = Waiter(request, self.host.signal(), since=since)
         route = request.route
         state = self._routes.get(route)
@@ -305,7 +305,9 @@ class Dispatcher:
                     except (ConnectFailed, Timeout) as failure:
                         error = failure
             if closing.cancelled_caught:
-                error = PoolClosed("the pool was closed while the request waited for a connection")
+                error = PoolClosed(
+                    f"{state.route.label}: the pool was closed while the request waited for a connection"
+                )
         except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: who waits must learn
             told = first_of(failure)
             error = ConnectFailed(f"cannot connect to {state.route.label}: {told!r}", phase="tcp", by="us")
@@ -326,7 +328,7 @@ class Dispatcher:
                     self._uncover(state, waiter)
                 self._tidy(state)
             else:
-                self._dial_failed(state, dial, error or PoolClosed("the event loop ended"))
+                self._dial_failed(state, dial, error or PoolClosed(f"{state.route.label}: the event loop ended"))
             self._something_ended()
 
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
@@ -347,7 +349,7 @@ class Dispatcher:
     async def _send_through(self, request: Request) -> Response:
         send = self._send()
         if send is None:
-            raise PoolClosed("the pool is gone")
+            raise PoolClosed(f"{request.route.label}: the pool is gone")
         return await send(request)
 
     def _dial_failed(self, state: RouteState, dial: Dial, error: AllswellError) -> None:
@@ -560,7 +562,9 @@ class Dispatcher:
             self._surplus.stop()
         self._look_again.stop()
         for waiter in self._waiters:
-            waiter.error = PoolClosed("the pool was closed while the request waited for a connection")
+            waiter.error = PoolClosed(
+                f"{waiter.request.route.label}: the pool was closed while the request waited for a connection"
+            )
             waiter.signal.set()
         for state in list(self._routes.values()):
             for dial in list(state.dials):
