@@ -36,7 +36,7 @@ _WINDOW = 256 * 1024
 
 #: Of every response (RFC 9112 §2.3, §4). Who begins otherwise (SSH, mail, TLS) speaks no HTTP, or not HTTP/1.
 _BEGINNING = b"HTTP/1."
-#: Reason phrases are told in errors and on terminals, by whoever reads the response: no control characters (RFC 9112 §4).
+#: Reason phrases are told in errors and on terminals: no control characters (RFC 9112 §4).
 _SHOWN = bytes(0x3F if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
 
 #: The rest of a body that is worth the trouble of going past h11.

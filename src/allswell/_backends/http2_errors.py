@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from h2.errors import ErrorCodes
 
-from allswell._errors import AllswellError, ExchangeReset, NotProcessed
+from allswell._errors import AllswellError, ExchangeReset, NotProcessed, shown
 
 #: "What you did" rather than "what I do": on a new connection it would only happen again, so it permits no replay.
 NOT_REPLAYABLE = frozenset((ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED))
@@ -17,7 +17,7 @@ class PeerError(Exception):
     """
 
     def __init__(self, code: int, message: str, *, told: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.code = code
         self.told = told
 
@@ -26,7 +26,7 @@ class StreamError(Exception):
     """A stream error (RFC 9113 §5.4.2), most often a malformed message (§8.1.1). Never leaves the backend."""
 
     def __init__(self, message: str, code: int = ErrorCodes.PROTOCOL_ERROR) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.code = code
 
 

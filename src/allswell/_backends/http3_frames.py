@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from allswell._backends.announcements import ORIGIN
+from allswell._errors import shown
 from allswell._messages import Headers, RequestHead
 
 # Frame types (RFC 9114 §7.2)
@@ -64,16 +65,16 @@ class H3Error(Exception):
     """The peer broke HTTP/3 for the whole connection, which must be closed with this code (RFC 9114 §8)."""
 
     def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
+        self.reason = shown(reason)  # some of it is the peer's
+        super().__init__(self.reason)
         self.code = code
-        self.reason = reason
 
 
 class Malformed(Exception):
     """The peer broke one message: its stream is ended with this code (RFC 9114 §4.1.2)."""
 
     def __init__(self, reason: str, code: int = H3_MESSAGE_ERROR) -> None:
-        super().__init__(reason)
+        super().__init__(shown(reason))
         self.code = code
 
 
