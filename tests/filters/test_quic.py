@@ -262,6 +262,110 @@ async def test_early_data_that_is_rejected_is_sent_again() -> None:
     assert len(server.all("request")) == 3
 
 
+async def acknowledged(client: QuicClient) -> None:
+    """Wait until the server has acknowledged all."""
+    while not client.quic.connection.all_acknowledged:  # noqa: ASYNC110  # no news of it is told
+        await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+async def test_early_data_and_then_retry(size: int) -> None:
+    """RFC 9000 §17.2.5.3: nothing of it was processed, so all of it goes again, also what waits for the handshake."""
+    store = MemoryStore()
+    with QuicServer(retry=True) as server:
+        async with quic_client(server.port, quic_settings(store=store)) as client:
+            await client.get("/hello")
+            await client.aclose()
+        async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
+            connection = client.quic.connection
+            assert not connection.handshake_complete
+            post = client.open("/echo", "POST", body=b"p" * (size + 1))
+            early = client.open("/echo", "GET", body=b"g" * size)
+            cancelled = client.open("/hello")
+            cancelled.abandon()
+            with anyio.fail_after(10):
+                assert await read(early) == str(size).encode()
+                assert await read(post) == str(size + 1).encode()
+                assert (await client.get("/hello"))[1] == b"hello"
+                await acknowledged(client)
+            assert connection._loss.bytes_in_flight == 0
+            assert connection._remote_max_data_used == server.call(lambda each: each.quic._local_max_data.used)
+            await client.aclose()
+    assert server.all("handshake")[-1] == (True, True)
+    assert len(server.connections) == 2
+
+
+async def test_early_data_and_then_version_negotiation() -> None:
+    """RFC 9369 §5: the ticket is of one version only. The requests go on, without it."""
+    store = MemoryStore()
+    with QuicServer(versions=[VERSION_1]) as server:
+        async with quic_client(server.port, quic_settings(store=store)) as client:
+            await client.get("/hello")
+            await client.aclose()
+        server._configuration.supported_versions = [VERSION_2]
+        async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
+            assert not client.quic.connection.handshake_complete
+            post = client.open("/echo", "POST", body=b"p" * 50_000)
+            early = client.open("/echo", "GET", body=b"g" * 50_000)
+            with anyio.fail_after(10):
+                assert (await read(early), await read(post)) == (b"50000", b"50000")
+                await acknowledged(client)
+            assert client.quic.connection._loss.bytes_in_flight == 0
+            await client.aclose()
+    assert server.all("handshake")[-1] == (False, False)
+    assert server.all("initial")[-1] == (VERSION_2, False)
+
+
+@pytest.mark.parametrize("rejected", [True, False])
+async def test_limits_that_changed_since_the_ticket(rejected: bool) -> None:
+    """RFC 9000 §7.4.1: the server's own parameters hold from the handshake on; what was remembered held until then.
+
+    Lower ones must not be broken, and of higher ones a server may expect that we use them: it gives no more credit.
+    """
+    store = MemoryStore()
+    before, after = (100_000, 20_000) if rejected else (20_000, 100_000)
+    with QuicServer(max_data=before, max_stream_data=before // 2) as server:
+        async with quic_client(server.port, quic_settings(store=store)) as client:
+            await client.get("/hello")
+            await client.aclose()
+        if rejected:
+            server.tickets.clear()
+        server._configuration.max_data, server._configuration.max_stream_data = after, after // 2
+        async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
+            early = [client.open("/echo", "GET", body=b"g" * 45_000) for _ in range(2)]
+            with anyio.fail_after(10):
+                assert [await read(each) for each in early] == [b"45000"] * 2
+                await acknowledged(client)
+            connection = client.quic.connection
+            assert connection._remote_max_data_used == server.call(lambda each: each.quic._local_max_data.used)
+            await client.aclose()
+    assert server.all("handshake")[-1] == (not rejected, not rejected)
+
+
+async def test_fewer_streams_than_the_ticket_promised() -> None:
+    store = MemoryStore()
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(store=store)) as client:
+            await client.get("/hello")
+            await client.aclose()
+        server.tickets.clear()
+        initialize = QuicConnection._initialize
+
+        def fewer(self: QuicConnection, peer_cid: bytes) -> None:
+            if not self._is_client:
+                self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 2
+            initialize(self, peer_cid)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(QuicConnection, "_initialize", fewer)
+            async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
+                early = [client.open("/hello") for _ in range(7)]
+                with anyio.fail_after(10):
+                    assert [await read(each) for each in early] == [b"hello"] * 7
+                await client.aclose()
+    assert server.all("handshake")[-1] == (False, False)
+
+
 async def test_too_early_is_not_processed() -> None:
     def early(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
         connection.respond(stream, 425)

@@ -51,18 +51,27 @@ ATTRIBUTES: dict[str, Any] = {
     "_network_paths": list,
     "_packet_number": int,
     "_peer_cid": None,
+    "_peer_token": bytes,
     "_ping_pending": list,
     "_quic_logger": type(None),
     "_retry_count": int,
+    "_remote_max_data_used": int,
     "_remote_max_datagram_frame_size": type(None),
+    "_remote_max_stream_data_bidi_remote": int,
+    "_remote_max_stream_data_uni": int,
     "_remote_max_streams_bidi": int,
+    "_remote_max_streams_uni": int,
     "_spaces": dict,
     "_spin_bit": bool,
     "_spin_highest_pn": int,
     "_state": QuicConnectionState,
     "_streams": dict,
+    "_streams_blocked_bidi": list,
+    "_streams_blocked_pending": bool,
+    "_streams_blocked_uni": list,
     "_streams_queue": list,
     "_version": int,
+    "_version_negotiated_incompatible": bool,
 }
 
 #: Methods that are overridden or called, and their parameters.
@@ -81,6 +90,7 @@ METHODS = {
     "_on_connection_limit_delivery": ["self", "delivery", "limit"],
     "_on_max_stream_data_delivery": ["self", "delivery", "stream"],
     "_parse_transport_parameters": ["self", "data", "from_session_ticket"],
+    "_receive_version_negotiation_packet": ["self", "header", "now"],
     "_payload_received": ["self", "context", "plain", "crypto_frame_required"],
     "_write_ack_frame": ["self", "builder", "space", "now"],
     "_write_connection_limits": ["self", "builder", "space"],
@@ -114,6 +124,10 @@ SOURCES = {
     "_write_connection_limits": ["max_data.value *= 2", "limit.sent - limit.used >= limit.value - limit.sent"],
     "_write_stream_limits": ["stream.max_stream_data_local *= 2"],
     "_handle_connection_close_frame": ["if self._close_event is None:"],
+    "_receive_retry_packet": ["self._retry_count += 1", "self._connect(now=now)"],
+    "_receive_version_negotiation_packet": ["self._version_negotiated_incompatible = True", "self._connect(now=now)"],
+    "_handle_crypto_frame": ["self._unblock_streams(is_unidirectional=False)"],
+    "_write_application": ["stream.sender.highest_offset", "- self._remote_max_data_used"],
 }
 
 
@@ -163,6 +177,9 @@ def test_parts(connection: ClientConnection) -> None:
     assert connection._loss.get_probe_timeout() > 0, _BROKE
     assert (connection._loss._pto_count, connection._loss._rtt_latest) == (0, 0.0), _BROKE
     assert connection._loss._cc.ssthresh is None, _BROKE
+    lost = inspect.signature(connection._loss._on_packets_lost)
+    assert list(lost.parameters) == ["congestion_event", "now", "packets", "persistent_congestion", "space"], _BROKE
+    assert list(inspect.signature(connection._loss.reschedule_data).parameters) == ["now", "speed_up_handshake"], _BROKE
     assert connection._spaces[tls.Epoch.ONE_RTT].ack_eliciting_in_flight == 0, _BROKE
     assert not connection._peer_cid.stateless_reset_token, _BROKE
     assert connection.tls._verify_mode == ssl.CERT_NONE, _BROKE
@@ -189,6 +206,7 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
     listed = set(ATTRIBUTES) | set(METHODS)
     of_parts = {
         "_cc",
+        "_on_packets_lost",
         "_pacer",
         "_pto_count",
         "_rtt_latest",

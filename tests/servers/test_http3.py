@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -19,10 +20,11 @@ import pytest
 
 from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
+from allswell._filters.quic_tickets import MemoryStore
 from allswell._report import Outcome
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
-from tests.support.quic_client import quic_client, read
+from tests.support.quic_client import quic_client, quic_settings, read
 from tests.support.servers import HELLO, TEN_MB, ServerInfo, free_port
 
 pytestmark = pytest.mark.anyio
@@ -205,8 +207,8 @@ def test_ten_thousand_requests_on_one_connection(servers: Callable[[str], Server
 
 
 @pytest.fixture
-def ngtcp2(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """gtlsserver on a free port; its log tells what it saw."""
+def ngtcp2(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, Path]]:
+    """gtlsserver on a free port, with options if the test has some; its log tells what it saw."""
     program = shutil.which("gtlsserver") or shutil.which("gtlsserver", path="/usr/sbin")
     if program is None:
         pytest.skip("gtlsserver is not installed")
@@ -216,6 +218,7 @@ def ngtcp2(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     (tmp_path / "www" / "large").write_bytes(b"x" * 3_000_000)
     port, log = free_port(), tmp_path / "log"
     command = [program, "127.0.0.1", str(port), str(files.key), str(files.chain), "-d", str(tmp_path / "www")]
+    command += getattr(request, "param", [])
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -254,3 +257,27 @@ async def test_ngtcp2_sees_goaway_and_then_the_close(ngtcp2: tuple[int, Path]) -
         while "CONNECTION_CLOSE" not in (text := log.read_text(errors="replace")):  # noqa: ASYNC110  # another process
             await anyio.sleep(0.05)
     assert re.search(r"rx.*CONNECTION_CLOSE\(0x1d\).*error_code=.*\(0x100\)", text)
+
+
+class Forgetful(MemoryStore):
+    """Tickets only: a server that validates addresses answers each connection with Retry."""
+
+    def put_token(self, server: str, token: bytes) -> None:
+        """Forget it."""
+
+
+@pytest.mark.parametrize("ngtcp2", [["--validate-addr"]], indirect=True)
+async def test_ngtcp2_answers_early_data_with_retry(ngtcp2: tuple[int, Path]) -> None:
+    port, log = ngtcp2
+    settings = quic_settings(store=Forgetful())
+    async with quic_client(port, settings) as client:
+        assert (await client.get("/ten"))[1] == b"0123456789"
+        await client.aclose()
+    async with quic_client(port, replace(settings, early_data=True)) as client:
+        assert not client.quic.connection.handshake_complete
+        early = [client.open("/ten") for _ in range(20)]
+        with anyio.fail_after(10):
+            assert [await read(each) for each in early] == [b"0123456789"] * 20
+        assert client.quic.connection.tls.early_data_accepted
+        await client.aclose()
+    assert log.read_text(errors="replace").count("Sending Retry packet") >= 2  # one at least for each connection

@@ -1,7 +1,7 @@
 """aioquic's connection as this client needs it: with credit, with ears while it closes, and with words for its end.
 
 Theory of operation. aioquic's ``QuicConnection`` is a complete sans-IO QUIC, but for a client that must be bounded and
-end well it lacks six things, and this subclass adds them by overriding as little as possible:
+end well it lacks seven things, and this subclass adds them by overriding as little as possible:
 
 - **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without bound.
   Here windows grow only by what :meth:`credit` and :meth:`credit_stream` say was *consumed*. What never reaches anyone
@@ -13,6 +13,8 @@ end well it lacks six things, and this subclass adds them by overriding as littl
 - **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
 - **A handshake that gets through.** After a probe timeout aioquic sends one datagram, and it sends no ACK twice. Until
   the handshake is confirmed we send two, each with all that is not acknowledged, and with the ACKs.
+- **0-RTT that was for nothing** (Retry, Version Negotiation, a ticket that is not accepted) is sent again at once. For
+  aioquic it stays sent, and the limits that were remembered with the ticket stay in force.
 - **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps the pieces of a stream in a list that it walks for
   each further one, and a handshake message of any length in a string that it copies for each.
 
@@ -41,7 +43,13 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.events import ConnectionIdIssued, ConnectionTerminated, QuicEvent, StreamDataReceived
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, get_spin_bit, pull_quic_transport_parameters
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicHeader,
+    get_spin_bit,
+    pull_quic_transport_parameters,
+)
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -69,6 +77,8 @@ _SHORTEST_RESET = 21
 #: RFC 9000 §17.3.1: the header form and the fixed bit.
 _HEADER_FORM, _SHORT_HEADER, _LONG_HEADER = 0xC0, 0x40, 0x80
 _RESERVED_BITS = 0x18
+#: RFC 9000 §2.1: the two low bits of a stream's number.
+_KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
 #: Of a 1-RTT packet: its header, with the longest connection ID and aioquic's packet number, and the AEAD's tag.
 _PACKET_OVERHEAD = 1 + 20 + 2 + 16
 #: Of a DATAGRAM frame: its type and length.
@@ -134,6 +144,8 @@ class ClientConnection(PathMtuConnection):
         self._connection_freed = 0
         self._announced = False
         self._probes_when_heard = 0
+        #: Whether there may have been 0-RTT, and limits that were remembered with the ticket.
+        self._early = False
         self._second_probe = False
         self._silence_told = False
         self._state_before_close = self._state
@@ -457,7 +469,12 @@ class ClientConnection(PathMtuConnection):
             self._close_begin(is_initiator=False, now=now)
 
     def _connect(self, now: float) -> None:
+        self._early = self._early or self._configuration.session_ticket is not None
+        self._send_anew(list(self._spaces.values()), now)
         before = (self.tls, self._cryptos, self._crypto_streams) if self._retry_count else None
+        if self._version_negotiated_incompatible and not self._retry_count:
+            # RFC 9369 §5: both are of one version only. (What was sent with 0-RTT goes when the handshake is complete.)
+            self._configuration.session_ticket, self._peer_token = None, b""
         super()._connect(now)
         if before is not None:
             # RFC 9000 §17.2.5.3: after Retry the same ClientHello again; aioquic has just made another.
@@ -483,6 +500,39 @@ class ClientConnection(PathMtuConnection):
                 self.verified_certificate = certificate
 
         self.tls._client_handle_certificate_verify = handle  # type: ignore[method-assign, assignment]  # of this one context
+
+    def _send_anew(self, spaces: list[QuicPacketSpace], now: float) -> None:
+        """Nothing of what was sent in these spaces was processed, or will be (RFC 9002 §6.3, §6.4).
+
+        Of streams, that is all that was sent so far. What is sent again counts as sent a first time.
+        """
+        for space in spaces:
+            packets = list(space.sent_packets.values())
+            self._loss._on_packets_lost(congestion_event=False, now=now, packets=packets, space=space)
+        self._loss._pto_count = self._remote_max_data_used = 0
+        for stream in self._streams.values():
+            stream.sender.highest_offset = 0
+
+    def _receive_version_negotiation_packet(self, header: QuicHeader, now: float) -> None:
+        if not self._retry_count:  # RFC 9000 §6.2: or another packet was processed
+            super()._receive_version_negotiation_packet(header, now)
+
+    def _early_data_is_over(self, now: float) -> None:
+        """The handshake is complete: the server's own transport parameters hold, not those remembered (§7.4.1)."""
+        if not self.tls.early_data_accepted:
+            self._send_anew([self._spaces[tls.Epoch.ONE_RTT]], now)
+        bidi, uni = self._streams_blocked_bidi, self._streams_blocked_uni
+        for kind, window, most, blocked in (
+            (_OURS_BOTH_WAYS, self._remote_max_stream_data_bidi_remote, self._remote_max_streams_bidi, bidi),
+            (_OURS_ONE_WAY, self._remote_max_stream_data_uni, self._remote_max_streams_uni, uni),
+        ):
+            blocked.clear()
+            for number, stream in sorted(self._streams.items()):
+                if number & _KIND == kind:
+                    stream.max_stream_data_remote = window
+                    stream.is_blocked = number // 4 >= most
+                    blocked += [stream] * stream.is_blocked
+        self._streams_blocked_pending = bool(bidi or uni)
 
     def _close_begin(self, is_initiator: bool, now: float) -> None:
         self._state_before_close = self._state
@@ -511,7 +561,10 @@ class ClientConnection(PathMtuConnection):
         if pieces > _GAPS or len(self.tls._receive_buffer) > _LONGEST_MESSAGE:
             reason = "a handshake message that is too long, or in too many pieces"
             raise QuicConnectionError(QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, reason)  # RFC 9000 §7.5
+        before = self._handshake_complete
         super()._handle_crypto_frame(context, frame_type, buf)
+        if self._handshake_complete and not before and self._early:
+            self._early_data_is_over(context.time)
 
     def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
         stream = super()._get_or_create_stream(frame_type, stream_id)
