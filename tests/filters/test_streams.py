@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
@@ -22,6 +24,7 @@ from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._report import Outcome
 from tests.support.certificates import certificates
+from tests.support.leaks import await_client_states
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
 
 pytestmark = pytest.mark.anyio
@@ -286,18 +289,93 @@ async def test_tightened_while_it_waits(over: Over) -> None:
         assert made.peer.connections[0].saw == over.goodbye
 
 
-async def test_cancelled_shutdown_aborts(over: Over) -> None:
+async def test_cancelled_shutdown_has_said_all(over: Over) -> None:
+    """Whichever layer's answer it waited for, the goodbyes of those below are said."""
+
     def script(connection: PeerConnection) -> None:
         connection.answers_close_notify = False
         connection.read_until_end()
         connection.stall()
 
     async with over(script) as made:
-        with anyio.move_on_after(0.1) as scope:
-            await made.stack.shutdown(Deadline.after(20))
-        assert scope.cancelled_caught
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(made.stack.shutdown, Deadline.after(20))
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
         assert made.top.extra("socket") is None
         await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+        assert [(end.said, end.outcome) for end in made.stack.abort()] == [
+            (said, Outcome.TIMED_OUT) for said in over.goodbye
+        ]
+
+
+async def test_goodbyes_without_a_wait(over: Over) -> None:
+    """All in one synchronous step; the answers can be heard later."""
+    async with over(echo) as made:
+        made.top.transmit(b"before")
+        made.stack.say_goodbye()
+        made.stack.say_goodbye()
+        made.top.transmit(b"after")
+        await made.peer.ended()
+        connection = made.peer.connections[0]
+        assert connection.saw == over.goodbye
+        assert connection.received == len(b"before")
+        ends = await made.stack.shutdown(Deadline.after(5))
+        assert [(end.said, end.heard, end.outcome) for end in ends] == [
+            (said, said, Outcome.CLEAN) for said in over.goodbye
+        ]
+
+
+async def test_goodbyes_without_a_wait_and_no_answer_heard(over: Over) -> None:
+    """The answers lie unread when it is closed: no RST, and what was said is told."""
+    async with over(echo) as made:
+        await read_nothing_more(made)
+        made.stack.say_goodbye()
+        await_client_states(made.peer.port, {"TIME_WAIT"})  # the peer's FIN has come
+        ends = made.stack.abort()
+        await made.peer.ended()
+        assert made.peer.connections[0].saw == over.goodbye
+        assert [end.said for end in ends] == over.goodbye
+
+
+async def read_nothing_more(made: Made) -> None:
+    """Have the peer answer once; what it says behind that (tickets) is left where it is."""
+    made.top.transmit(b"x")
+    assert await read(made.top, 1) == b"x"
+
+
+@contextmanager
+def held_by_a_child(sock: socket.socket) -> Iterator[None]:
+    """Another process has the socket, too, as one that was forked has all of its parent's."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdout.write('here'); sys.stdout.flush(); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[sock.fileno()],
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.read(4) == b"here"
+        yield  # leaving closes its standard input, so it ends
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere RST goes with the last holder of a socket")
+@pytest.mark.parametrize("how", ["shutdown", "say_goodbye", "abort by RST", "abort by FIN"])
+async def test_what_is_said_does_not_wait_for_a_child_that_has_the_socket(over: Over, how: str) -> None:
+    async with over(echo) as made:
+        await read_nothing_more(made)
+        with held_by_a_child(made.top.extra("socket")):
+            if how == "shutdown":
+                ends = await made.stack.shutdown(Deadline.after(5))
+            elif how == "say_goodbye":
+                made.stack.say_goodbye()
+                ends = made.stack.abort()
+            else:
+                ends = made.stack.abort(reset=how == "abort by RST")
+            await made.peer.ended()
+            assert made.peer.connections[0].saw == [end.said for end in ends if end.said]
+        assert ends[-1].said == ("RST" if how == "abort by RST" else "FIN")
 
 
 async def test_aborted_while_shutting_down(over: Over) -> None:

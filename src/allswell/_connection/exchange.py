@@ -296,14 +296,18 @@ class Exchange:
         """Wait until :meth:`room` is worth another call."""
         await self._room.wait()
 
+    def end_our_half(self) -> None:
+        """End our half of a tunnel."""
+        self.lingers = True
+        if not self.uploaded:
+            self.connection.send_body(self, b"", end=True, trailers=None)
+
     async def end_tunnel(self) -> bool:
         """End our half of a tunnel, then drop what comes until the peer has ended its own; whether it has.
 
         In HTTP/1.1 a tunnel is the connection: there is no end of it to wait for before the layers below say goodbye.
         """
-        self.lingers = True
-        if not self.uploaded:
-            self.connection.send_body(self, b"", end=True, trailers=None)
+        self.end_our_half()
         while self.connection.holds(self):
             while self.receive_nowait():
                 pass

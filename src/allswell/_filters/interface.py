@@ -35,6 +35,13 @@ class Filter(ABC):
         :raises ConnectFailed: naming the peer and what it did.
         """
 
+    def say_goodbye(self) -> None:
+        """Say this layer's goodbye now, as far as that goes, and wait for nothing. Idempotent; never raises.
+
+        The layer goes on hearing: :meth:`shutdown` then waits for the answer only.
+        """
+        return  # of a layer that has no goodbye of its own
+
     @abstractmethod
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         """Say goodbye and wait for the answer until the deadline, using the layer below, never ending it.
@@ -46,6 +53,8 @@ class Filter(ABC):
     @abstractmethod
     def abort(self, *, reset: bool = True) -> LayerEnd:
         """End this layer now, without a word that the peer could take for a completed transfer. Idempotent.
+
+        After :meth:`say_goodbye` it is the end of the wait for the answer: what was said stays said.
 
         :param reset: TCP ends with RST; without, with FIN: last words (an HTTP/2 GOAWAY with its error code) may be
             on their way, and RST would overtake them.

@@ -84,6 +84,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._early = False
         self._aside: Datagrams | None = None
         self._keylog: IO[str] | None = None
+        self._goodbye: list[bytes] = []  # the datagrams of our CONNECTION_CLOSE, once it was said
         self._end: LayerEnd | None = None
 
     # Connecting
@@ -437,26 +438,31 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     # Ending
 
+    def say_goodbye(self) -> None:
+        if not self._alive or self.connection.ended is not None:
+            return  # nothing was said yet, or all is said
+        self._send()  # what is queued would be dropped by close()
+        self._rest()
+        self.connection.close(self._settings.no_error)
+        self._goodbye = [datagram for datagram, _ in self.connection.datagrams_to_send(monotonic())]
+        self._udp.send(self._goodbye)
+        self._wake()  # whoever waits for acknowledgements waits no longer
+
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         if self._end is not None:
             return self._end
-        if not self._alive or self.connection.ended is not None:
-            return self.abort()  # nothing was said yet, or all is said
         began = monotonic()
-        connection = self.connection
-        try:
+        if self._alive and self.connection.ended is None:
             with deadline.scope(), suppress(TransportError):
-                self._send()  # what is queued would be dropped by close()
+                self._send()
                 await self.flush()
-            self._rest()
-            connection.close(self._settings.no_error)
-            waited = await self._closing(deadline)
-        except BaseException:
-            self._finish(Outcome.ABORTED, began)
-            raise
-        return self._finish(Outcome.CLEAN if waited else Outcome.TIMED_OUT, began)
+            self.say_goodbye()
+        if not self._goodbye:
+            return self.abort()
+        waited = await self._closing(self._goodbye, deadline)
+        return self._end or self._finish(Outcome.CLEAN if waited else Outcome.TIMED_OUT, began)
 
-    async def _closing(self, deadline: Deadline) -> bool:
+    async def _closing(self, goodbye: list[bytes], deadline: Deadline) -> bool:
         """The closing period (RFC 9000 §10.2.1); whether it was over before the deadline."""
         connection, udp = self.connection, self._udp
         now = monotonic()
@@ -464,8 +470,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         end = now + _CLOSING_PROBES * interval
         cut_short = deadline.at < end
         end = min(end, deadline.at)
-        goodbye = [datagram for datagram, _ in connection.datagrams_to_send(now)]
-        udp.send(goodbye)
         copies = [now + interval * number / _GOODBYES for number in range(1, _GOODBYES)]
         arrived, answer_at = 0, 1
         try:
@@ -498,6 +502,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._end = LayerEnd(self.name, "", "", Outcome.SKIPPED)
             return self._end
         connection = self.connection
+        if self._goodbye:
+            return self._finish(Outcome.CLEAN if connection.heard is not None else Outcome.TIMED_OUT, monotonic())
         self._rest()
         if not self._unreachable:
             if connection.ended is None:

@@ -58,19 +58,34 @@ class Stack:
             self.abort()
             raise
 
+    def say_goodbye(self) -> None:
+        """Have every filter say its goodbye now, from the top down, and wait for nothing. (They go on hearing.)"""
+        for layer in self._filters:
+            layer.say_goodbye()
+
     async def shutdown(self, deadline: Deadline) -> list[LayerEnd]:
         """End every filter, from the top down, each with its own goodbye, all within the deadline.
 
-        A layer whose peer is silent may use half of what is left, so that those below it, whose peers may be others,
-        have their turn; the last may use all. When cancelled, what is left is aborted at once.
+        Cancelled, it says at once all that is left to be said.
         """
-        ends: list[LayerEnd] = []
         try:
-            for layer in self._filters:
-                last = layer is self._filters[-1]
-                ends.append(await layer.shutdown(deadline if last else deadline.sooner(deadline.left() / 2)))
+            return await self.hear_out(deadline)
+        except BaseException:
+            self.say_goodbye()
+            raise
         finally:
             self.abort()
+
+    async def hear_out(self, deadline: Deadline) -> list[LayerEnd]:
+        """The same, but that after a cancellation it can be called again, until :meth:`abort` ends it.
+
+        A layer whose peer is silent may use half of what is left, so that those below it, whose peers may be others,
+        have their turn; the last may use all.
+        """
+        ends: list[LayerEnd] = []
+        for layer in self._filters:
+            last = layer is self._filters[-1]
+            ends.append(await layer.shutdown(deadline if last else deadline.sooner(deadline.left() / 2)))
         return ends
 
     def abort(self, *, reset: bool = True) -> list[LayerEnd]:

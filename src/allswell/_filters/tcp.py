@@ -4,14 +4,19 @@
 session tickets are such input: a client that closes right after its response resets. Hence the order of
 :meth:`TcpFilter.shutdown`: FIN (``shutdown(SHUT_WR)``), then read and drop what still comes until the peer's FIN,
 only then ``close()`` (RFC 9293 §3.6, RFC 9112 §9.6).
+
+A forked process may hold the socket too. What is said must not wait until it lets go: FIN is sent by ``shutdown()`` and
+never left to ``close()``, and RST is sent at once where the system can (:func:`_reset_now`).
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
@@ -25,6 +30,8 @@ from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, current_host
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, 0 s: RST
+#: Reads of what has come, at most, before close().
+_DRAINS = 16
 
 
 class TcpFilter(ByteStream):
@@ -56,6 +63,8 @@ class TcpFilter(ByteStream):
         self._unsent = 0
         self._emptied = False
         self._heard = ""
+        self._said = ""
+        self._peer_first = False
         self._write_error: OSError | None = None
         self._end: LayerEnd | None = None
 
@@ -102,7 +111,7 @@ class TcpFilter(ByteStream):
     # Writing
 
     def transmit(self, data: bytes) -> None:
-        if self._write_error is not None or self._sock is None or not data:
+        if self._write_error is not None or self._sock is None or self._said or not data:
             return
         sent = 0
         if not self._queue:
@@ -153,6 +162,20 @@ class TcpFilter(ByteStream):
 
     # Ending
 
+    def say_goodbye(self) -> None:
+        # With part of what we owe still here, a FIN would make it look complete.
+        if self._sock is not None and not self._said and not self._unsent and self._write_error is None:
+            self._say_fin(self._sock)
+
+    def _say_fin(self, sock: socket.socket) -> None:
+        # Not left to close(), which says nothing while a process that was forked from ours holds the socket too.
+        self._peer_first = self._heard == "FIN"
+        try:
+            sock.shutdown(socket.SHUT_WR)
+            self._said = "FIN"
+        except OSError:
+            self._heard = self._heard or "RST"  # there is nobody to be polite to
+
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         if self._end is not None:
             return self._end
@@ -160,46 +183,61 @@ class TcpFilter(ByteStream):
             self._end = LayerEnd(self.name, "", "", Outcome.SKIPPED)
             return self._end
         began = monotonic()
-        peer_first = self._heard == "FIN"
-        said = ""
         try:
             if await self.delivered(deadline):
-                self._sock.shutdown(socket.SHUT_WR)
-                said = "FIN"
-                self._discard()
+                self.say_goodbye()
                 with deadline.sooner(self._patience.seconds).scope():
                     while not self._heard:
-                        await self.wait_readable()
                         self._discard()
-        except (OSError, TransportError):
-            # A reset or another loss, or unsent bytes that the peer never took: there is nobody to be polite to.
+                        if not self._heard:
+                            await self.wait_readable()
+        except TransportError:
+            # A reset or another loss, or unsent bytes that the peer never took.
             self._heard = self._heard or "RST"
         if self._end is not None:
             return self._end  # aborted while we waited
         seconds = monotonic() - began
-        if said == "FIN" and self._heard == "FIN":
+        if self._said and self._heard == "FIN":
             self._patience.answered()
-            outcome = Outcome.PEER_FIRST if peer_first else Outcome.CLEAN
-            return self._close(LayerEnd(self.name, said, self._heard, outcome, seconds))
-        if self._heard == "RST":
-            return self._close(LayerEnd(self.name, said, self._heard, Outcome.ABORTED, seconds))
-        if said:
+        elif self._said and not self._heard:
             self._patience.unanswered(seconds)
-            return self._close(LayerEnd(self.name, said, self._heard, Outcome.TIMED_OUT, seconds))
+        if self._said or self._heard == "RST":
+            return self._ended(seconds)
         # Part of what we owed is still here: a FIN now would make it look complete.
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        return self._close(LayerEnd(self.name, "RST", self._heard, Outcome.TIMED_OUT, seconds))
+        return self._close(LayerEnd(self.name, self._reset(self._sock), self._heard, Outcome.TIMED_OUT, seconds))
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is not None:
             return self._end
-        if self._sock is None:
+        sock = self._sock
+        if sock is None:
             self._end = LayerEnd(self.name, "", "", Outcome.SKIPPED)
             return self._end
-        said = "" if self._heard == "RST" or self._write_error is not None else "RST" if reset else "FIN"
-        if reset:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        return self._close(LayerEnd(self.name, said, self._heard, Outcome.ABORTED))
+        if self._said:
+            return self._ended(0.0)
+        if self._heard != "RST" and self._write_error is None:
+            if reset:
+                self._said = self._reset(sock)
+            else:
+                self._say_fin(sock)
+        return self._close(LayerEnd(self.name, self._said, self._heard, Outcome.ABORTED))
+
+    def _ended(self, seconds: float) -> LayerEnd:
+        """Close it after our FIN, or the peer's RST."""
+        self._drain()
+        if self._heard == "RST":
+            outcome = Outcome.ABORTED
+        elif self._heard:
+            outcome = Outcome.PEER_FIRST if self._peer_first else Outcome.CLEAN
+        else:
+            outcome = Outcome.TIMED_OUT
+        return self._close(LayerEnd(self.name, self._said, self._heard, outcome, seconds))
+
+    def _reset(self, sock: socket.socket) -> str:
+        """End it by RST; what was said."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        _reset_now(sock)
+        return "RST"
 
     def extra(self, name: str) -> Any:
         sock = self._sock
@@ -215,6 +253,17 @@ class TcpFilter(ByteStream):
         """Read once and drop it. (A loop until nothing is left could be held here by a peer that never stops.)"""
         self._emptied = False
         self.receive_nowait()
+
+    def _drain(self) -> None:
+        """Read what has come, for close() would answer it by RST: all of it, save from a peer that never stops."""
+        try:
+            for _ in range(_DRAINS):
+                self._emptied = False
+                data = self.receive_nowait()
+                if data is None or not len(data):
+                    break
+        except TransportError:
+            pass  # it was reset: nothing is left to read, and nobody to be disturbed
 
     def _close(self, end: LayerEnd) -> LayerEnd:
         assert self._sock is not None
@@ -240,3 +289,16 @@ class TcpFilter(ByteStream):
             self._heard = "RST"
             return TransportError(f"{self._peer} reset the connection", operation=operation, by="peer")
         return TransportError(f"lost the connection to {self._peer}: {error}", operation=operation)
+
+
+def _reset_now(sock: socket.socket) -> None:
+    """Have the kernel send RST at once, where it can be told to: on Linux, by connect(2) to no address family.
+
+    close() sends it too (SO_LINGER), but only for the last descriptor of the socket, and a process that was forked
+    from ours may hold one for as long as it lives. (The socket module has no such address: hence the C library.)
+    """
+    if sys.platform == "linux" and sock.family != socket.AF_UNIX:
+        with suppress(ImportError, OSError):  # a Python without ctypes, or without a C library to be called
+            import ctypes
+
+            ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16)

@@ -69,6 +69,7 @@ class TlsFilter(ByteStream):
         self._ready = False
         self._said = ""
         self._heard = ""
+        self._peer_first = False
         self._failed = False
         self._broken: TransportError | None = None
         self._end: LayerEnd | None = None
@@ -212,41 +213,11 @@ class TlsFilter(ByteStream):
 
     # Ending
 
-    async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        if self._end is not None:
-            return self._end
-        if not self._ready or self._failed:
-            return self.abort(reset=False)
-        began = monotonic()
-        peer_first = bool(self._heard)
-        lost = False
-        try:
-            self._say_goodbye()
-            patient = deadline.sooner(self._patience.seconds)
-            if await self._lower.delivered(patient):
-                with patient.scope():
-                    while not self._heard:
-                        self.receive_nowait()  # and drop it: our side has ended
-                        if not self._heard:
-                            await self.wait_readable()
-        except TransportError:
-            lost = True  # a reset, or garbage, while we said goodbye
-        waited = monotonic() - began
-        if self._heard == "close_notify":
-            self._patience.answered()
-        elif not self._heard and not lost:
-            self._patience.unanswered(waited)
-        if lost:
-            outcome = Outcome.ABORTED
-        elif peer_first:
-            outcome = Outcome.PEER_FIRST
-        else:
-            outcome = Outcome.CLEAN if self._heard else Outcome.TIMED_OUT
-        self._end = LayerEnd(self.name, self._said, self._heard, outcome, waited)
-        return self._end
-
-    def _say_goodbye(self) -> None:
+    def say_goodbye(self) -> None:
+        if not self._ready or self._failed or self._said:
+            return
         assert self._object is not None
+        self._peer_first = bool(self._heard)
         self._said = "close_notify"
         try:
             self._object.unwrap()
@@ -255,10 +226,44 @@ class TlsFilter(ByteStream):
             pass  # ours is written; theirs is still to come (SSLWantReadError), perhaps behind data to be dropped
         self._push()
 
+    async def shutdown(self, deadline: Deadline) -> LayerEnd:
+        if self._end is not None:
+            return self._end
+        self.say_goodbye()
+        if not self._said:
+            return self.abort(reset=False)
+        began = monotonic()
+        try:
+            patient = deadline.sooner(self._patience.seconds)
+            if await self._lower.delivered(patient):
+                with patient.scope():
+                    while not self._heard:
+                        self.receive_nowait()  # and drop it: our side has ended
+                        if not self._heard:
+                            await self.wait_readable()
+        except TransportError:
+            self._failed = True  # a reset, or garbage, while we said goodbye
+        waited = monotonic() - began
+        if self._heard == "close_notify":
+            self._patience.answered()
+        elif not self._heard and not self._failed:
+            self._patience.unanswered(waited)
+        return self._ended(waited)
+
     def abort(self, *, reset: bool = True) -> LayerEnd:
+        return self._ended(0.0)
+
+    def _ended(self, seconds: float) -> LayerEnd:
         if self._end is None:
-            outcome = Outcome.ABORTED if self._ready else Outcome.SKIPPED
-            self._end = LayerEnd(self.name, "", self._heard, outcome)
+            if not self._ready:
+                outcome = Outcome.SKIPPED
+            elif not self._said or self._failed:
+                outcome = Outcome.ABORTED
+            elif self._heard:
+                outcome = Outcome.PEER_FIRST if self._peer_first else Outcome.CLEAN
+            else:
+                outcome = Outcome.TIMED_OUT
+            self._end = LayerEnd(self.name, self._said, self._heard, outcome, seconds)
         return self._end
 
     def extra(self, name: str) -> Any:

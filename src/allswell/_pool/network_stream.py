@@ -40,6 +40,7 @@ class ExchangeStream(ByteStream):
         self._outgoing = bytearray()
         self._datagrams: deque[bytes] = deque()
         self._failed = False
+        self._heard = False  # the peer's end of the stream
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
@@ -102,34 +103,46 @@ class ExchangeStream(ByteStream):
             outgoing.clear()
             datagrams.clear()
 
+    def say_goodbye(self) -> None:
+        """End our half of the stream."""
+        if self._end is None and not self._failed and not self.unsent:
+            self._exchange.end_our_half()
+
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         """End our half of the stream, and wait for the peer's. (Over HTTP/1.1 the connection's own goodbyes follow.)"""
         if self._end is not None:
             return self._end
         began = monotonic()
-        heard = False
         with deadline.scope():
             try:
                 await self.flush()
-                heard = await self._exchange.end_tunnel()
+                self._heard = await self._exchange.end_tunnel()
             except AllswellError:
                 self._failed = True
-        words = _ENDS.get(self._exchange.connection.http_version, "")
+        return self._end or self._ended(monotonic() - began)
+
+    def abort(self, *, reset: bool = True) -> LayerEnd:
+        if self._end is not None:
+            return self._end
+        if self._exchange.lingers and not self._failed:
+            self._heard = self._exchange.complete
+            return self._ended(0.0)
+        self._exchange.abandon()
+        self._end = LayerEnd(self.name, "", "", Outcome.ABORTED)
+        return self._end
+
+    def _ended(self, seconds: float) -> LayerEnd:
+        exchange, heard = self._exchange, self._heard
+        words = _ENDS.get(exchange.connection.http_version, "")
         if self._failed:
             outcome = Outcome.ABORTED
         elif heard or not words:
             outcome = Outcome.CLEAN
         else:
             outcome = Outcome.TIMED_OUT
-            self._exchange.connection.stop_lingering(self._exchange)
-        said = words if self._exchange.uploaded and not self._failed else ""
-        self._end = LayerEnd(self.name, said, words if heard else "", outcome, monotonic() - began)
-        return self._end
-
-    def abort(self, *, reset: bool = True) -> LayerEnd:
-        if self._end is None:
-            self._exchange.abandon()
-            self._end = LayerEnd(self.name, "", "", Outcome.ABORTED)
+            exchange.connection.stop_lingering(exchange)
+        said = words if exchange.uploaded and not self._failed else ""
+        self._end = LayerEnd(self.name, said, words if heard else "", outcome, seconds)
         return self._end
 
     def _lost(self, operation: Literal["read", "write"], error: AllswellError) -> TransportError:
