@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
@@ -27,7 +29,7 @@ from allswell._errors import (
 from allswell._messages import RequestHead, method_bytes
 from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
-from allswell._pool.request import Body, Request
+from allswell._pool.request import Body, Request, starts_anew
 from allswell._pool.response import Response
 from allswell._pool.route import Proxies, destination, proxy_hops
 from allswell._pool.websocket import as_extended_connect, as_upgraded
@@ -47,6 +49,21 @@ _ERRORS: Sequence[tuple[type[AllswellError], str]] = (
     (PoolClosed, "CloseError"),
 )
 _TIMEOUTS = {"connect": "ConnectTimeout", "read": "ReadTimeout", "write": "WriteTimeout", "pool": "PoolTimeout"}
+
+
+#: Bodies that were begun and cannot start anew, by the library's streams.
+_SPENT: weakref.WeakSet[object] = weakref.WeakSet()
+
+
+def _rewinds(field: object) -> bool:
+    """Whether a field of a form can be sent once more, whole: its file, if it has one, is rewound for that."""
+    file = getattr(field, "file", b"")
+    if isinstance(file, (str, bytes)):
+        return True
+    try:
+        return hasattr(file, "seek") and file.seekable() is True
+    except (AttributeError, ValueError):  # it does not tell; or it was closed
+        return False
 
 
 def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
@@ -282,18 +299,7 @@ class Sender:
             headers,
             extensions.get("protocol"),
         )
-        stream = request.stream
-        body: Body | None = None
-        if isinstance(stream, self._library.ByteStream):
-            content = b"".join(stream)
-            if content or any(name.lower() == b"content-length" for name, _ in headers):
-                body = Body(content)
-        elif isinstance(stream, self._library._content.AsyncIteratorByteStream):
-            # httpx2's wrapper of whatever the caller iterates over: a generator, a file, something that starts anew?
-            # It does not tell, so what was taken from it counts as gone.
-            body = Body(aiter(stream))
-        else:
-            body = Body(cast(AsyncIterable[bytes], stream))
+        body = self._body(request)
         trace = extensions.get("trace")
         return Request(
             head,
@@ -304,6 +310,31 @@ class Sender:
             extensions.get("informational"),
             Tracer(trace) if trace is not None else None,
         )
+
+    def _body(self, request: httpx2.Request) -> Body | None:
+        """The request's body; ``None`` where it has none.
+
+        :raises StreamConsumed: the client sends it once more (a redirect with 307 or 308, a flow of its ``auth``), and
+            its rest only is left. (The library raises it for generators, and sends the rest of all others.)
+        """
+        library, stream = self._library, cast(Any, request.stream)
+        if isinstance(stream, library.ByteStream):
+            content = b"".join(stream)
+            if content or any(name.lower() == b"content-length" for name, _ in request.headers.raw):
+                return Body(content)
+            return None
+        if isinstance(stream, library._content.AsyncIteratorByteStream):
+            source = stream._stream  # whatever the caller iterates over, under the library's wrapper
+            if starts_anew(source) and not isinstance(source, library.AsyncByteStream):
+                return Body(source)
+            anew = False
+        elif isinstance(stream, library._multipart.MultipartStream):
+            anew = all(map(_rewinds, stream.fields))
+        else:
+            return Body(stream, anew=False)  # the caller's own, which may be made of anything
+        if stream in _SPENT:
+            raise library.StreamConsumed
+        return Body(stream, anew=anew, begun=partial(_SPENT.add, stream))
 
     async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
         """Leave the pool; the last to leave closes it: see :meth:`ConnectionPool.leave`."""

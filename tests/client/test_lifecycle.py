@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -394,6 +395,11 @@ def test_private_names_of_httpx2() -> None:
     for library in (httpx2, httpx):
         request = library.Request("POST", "http://x.example", content=pieces())
         assert type(request.stream) is library._content.AsyncIteratorByteStream
+        assert isinstance(request.stream._stream, AsyncIterator)
+        form = library.Request("POST", "http://x.example", data={"a": "b"}, files={"f": io.BytesIO(b"x")}).stream
+        assert type(form) is library._multipart.MultipartStream
+        assert [hasattr(field, "file") for field in form.fields] == [False, True]
+        assert issubclass(library.StreamConsumed, Exception)
         assert issubclass(library.ByteStream, library.AsyncByteStream)
 
 

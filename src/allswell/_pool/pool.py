@@ -313,7 +313,7 @@ class ConnectionPool:
         if not found:
             return silent
         [other] = found
-        if silent.answered:
+        if silent.answered or not request.may_repeat(proven=False):  # its body was begun in the meantime
             other.abandon()
             return silent
         silent.abandon()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from allswell._config import Timeouts
@@ -18,17 +18,38 @@ INLINE_BODY = 64 * 1024
 _PIECE = 256 * 1024
 
 
+#: What can be read from has these. It goes on where it is, however often it is iterated over: ``anyio.AsyncFile``,
+#: ``aiohttp.StreamReader``, a response of ours.
+_READS = ("read", "aread", "receive")
+
+
+def starts_anew(source: object) -> bool:
+    """Whether each iteration gives all: so with bytes, and with what makes an iterator and cannot be read from."""
+    if isinstance(source, bytes):
+        return True
+    return not isinstance(source, AsyncIterator) and not any(hasattr(source, name) for name in _READS)
+
+
 class Body:
     """A request's body, of which it is known whether it can be sent once more.
 
-    Bytes can; an async iterable can when each ``aiter`` of it starts anew; a generator only while nothing was taken.
+    :param anew: whether each iteration gives all of it, where :func:`starts_anew` cannot know.
+    :param begun: called before the first piece is taken, where the rest cannot start anew.
     """
 
-    __slots__ = ("_source", "_touched")
+    __slots__ = ("_anew", "_begun", "_iterator", "_source")
 
-    def __init__(self, source: bytes | AsyncIterable[bytes]) -> None:
+    def __init__(
+        self,
+        source: bytes | AsyncIterable[bytes],
+        *,
+        anew: bool | None = None,
+        begun: Callable[[], object] | None = None,
+    ) -> None:
         self._source = source
-        self._touched = False
+        self._anew = starts_anew(source) if anew is None else anew
+        self._begun = begun
+        self._iterator: AsyncIterator[bytes] | None = None  # the last one
 
     @property
     def inline(self) -> bytes | None:
@@ -38,8 +59,10 @@ class Body:
 
     @property
     def replayable(self) -> bool:
-        """Whether it can be sent once more."""
-        return not (self._touched and isinstance(self._source, AsyncIterator))
+        """Whether it can be sent (once more), whole: nothing was taken from it yet, or it starts anew each time."""
+        if self._iterator is None or isinstance(self._source, bytes):
+            return True
+        return self._anew and aiter(self._source) is not self._iterator
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """Piece by piece, from the start.
@@ -51,8 +74,9 @@ class Body:
             for start in range(0, len(source), _PIECE):
                 yield source[start : start + _PIECE]
             return
-        self._touched = True
-        pieces = aiter(source)
+        if self._begun is not None and not self._anew:
+            self._begun()
+        self._iterator = pieces = aiter(source)
         try:
             async for piece in pieces:
                 # (What is only like bytes is its owner's, who may fill it anew while we still send.)
