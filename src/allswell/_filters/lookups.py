@@ -43,6 +43,7 @@ class Shared(Generic[T]):
         self._until = -math.inf
         self._over = anyio.Event()
         self._scope = anyio.CancelScope()
+        self._finished = False
         self._error: Exception = OSError(errno.ECANCELED, "called off")
         host.spawn(self._run, find, name=name)
 
@@ -51,9 +52,11 @@ class Shared(Generic[T]):
             with self._scope:
                 self.found, seconds = await find()
                 self._until = monotonic() + seconds
+                self._finished = True
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
             self._error = error
             self._until = monotonic() + _ERROR_FRESH
+            self._finished = True
         finally:
             self._over.set()
 
@@ -69,8 +72,8 @@ class Shared(Generic[T]):
 
     @property
     def called_off(self) -> bool:
-        """Whether :meth:`cancel` ended it."""
-        return self._scope.cancelled_caught
+        """Whether it was cancelled: by :meth:`cancel`, or with all other tasks of the event loop."""
+        return self.over and not self._finished
 
     async def ended(self) -> None:
         """Wait until it is over."""

@@ -88,7 +88,6 @@ class Dispatcher:
         self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at who waits for what exists
         self._counted = 0  # connections and dials that count against the limit
         self._closing: Deadline | None = None
-        self._over = False
         self._ended = anyio.Event()
 
     # For requests
@@ -147,9 +146,10 @@ class Dispatcher:
         self._waiters.add(route, waiter)
         for connection in list(state.available):  # who waits in front of it may need a fresh one
             self._serve(state, connection)
-        self._make_room(state)
         try:
             while waiter.exchange is None and waiter.error is None:
+                if waiter.dial is None:
+                    self._make_room(state)  # again, where its dial was cancelled: who asks proves that the loop runs
                 until, phase = self._until(waiter, pool_at)
                 with Deadline(until).scope() as scope:
                     await waiter.signal.wait()
@@ -216,7 +216,7 @@ class Dispatcher:
     def _make_room(self, state: RouteState) -> None:
         """Cover the route's starved waiters: by dials under way that may serve more, then by new ones."""
         waiters = self._waiters
-        if self._closing is not None or self._over:
+        if self._closing is not None:
             return
         for dial in state.dials:
             self._cover(state, dial)
@@ -292,7 +292,7 @@ class Dispatcher:
     async def _dial(self, state: RouteState, dial: Dial, request: Request) -> None:
         error: AllswellError | None = None
         connection: Connection | None = None
-        crowded = False
+        crowded = cancelled = False
         try:
             with dial.deadline.scope() as closing:
                 for attempt in range(self.config.retries + 1):
@@ -313,7 +313,7 @@ class Dispatcher:
             error = ConnectFailed(f"cannot connect to {state.route.label}: {told!r}", phase="tcp", by="us")
             error.__cause__ = failure
         except BaseException:
-            self._over = True  # the event loop ends: no more can be made
+            cancelled = True
             raise
         finally:
             del state.dials[dial]
@@ -327,8 +327,11 @@ class Dispatcher:
                     waiter.searched = True
                     self._uncover(state, waiter)
                 self._tidy(state)
+            elif cancelled:
+                self._dial_cancelled(state, dial)
             else:
-                self._dial_failed(state, dial, error or PoolClosed(f"{state.route.label}: the event loop ended"))
+                assert error is not None
+                self._dial_failed(state, dial, error)
             self._something_ended()
 
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
@@ -361,6 +364,19 @@ class Dispatcher:
             waiter.error = error.twin()
             waiter.signal.set()
         self._room_came(state)
+
+    def _dial_cancelled(self, state: RouteState, dial: Dial) -> None:
+        """Its task was cancelled: the event loop ends, or somebody cancels all tasks of a loop that goes on.
+
+        Nothing can be begun from here, for nobody might ever run it. Those who wait are woken. Whoever is not cancelled
+        as well asks again, and so proves that the loop runs.
+        """
+        for waiter in list(dial.waiters):
+            self._uncover(state, waiter)
+        for waiter in self._waiters:
+            if waiter.dial is None:  # on other routes, too: there is a place under the limits
+                waiter.signal.set()
+        self._tidy(state)
 
     def _dial_succeeded(self, state: RouteState, dial: Dial, connection: Connection) -> None:
         if connection in self._serves:

@@ -1,0 +1,137 @@
+"""Somebody cancels all other tasks of the event loop, ours among them, and goes on: so does the pool.
+
+(Test tools, notebooks and shutdown code do that on asyncio. On trio nobody can but the end of the run.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial, wraps
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from allswell import ConnectionPool
+from allswell._config import Timeouts
+from tests.support.certificates import certificates
+from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.scripts import answers
+
+SOON = Timeouts(connect=8, read=8, write=8, pool=8)
+
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def in_its_own_loop(test: Test) -> Callable[..., None]:
+    """On asyncio and uvloop, in the loop's main task: the test runner's own would be cancelled with all others."""
+
+    @pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
+    @wraps(test)
+    def run(uvloop: bool, **arguments: Any) -> None:
+        options = {"use_uvloop": uvloop}
+        anyio.run(partial(test, **arguments), backend="asyncio", backend_options=options)
+
+    signature = inspect.signature(test)
+    first = inspect.Parameter("uvloop", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    made: Any = run
+    made.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # pytest reads it
+    return cast(Callable[..., None], made)
+
+
+def pool_for(**settings: Any) -> ConnectionPool:
+    return ConnectionPool(ssl_context=certificates().client_context(), **settings)
+
+
+def cancel_all_but(*spared: asyncio.Task[Any]) -> None:
+    me = asyncio.current_task()
+    for task in asyncio.all_tasks():
+        if task is not me and task not in spared:
+            task.cancel()
+
+
+@asynccontextmanager
+async def begun(request: Coroutine[Any, Any, Any], until: Callable[[], object]) -> AsyncIterator[asyncio.Task[Any]]:
+    """A task that has come so far."""
+    task = asyncio.create_task(request)
+    with anyio.fail_after(5):
+        while not until():  # noqa: ASYNC110  the peer's doing
+            await anyio.sleep(0.001)
+    yield task
+    if not task.done():
+        task.cancel()
+    await asyncio.wait([task])
+
+
+def late(connection: PeerConnection) -> None:
+    """The first connection has no handshake; every other one is served."""
+    if connection.index == 0:
+        connection.read_until_end()
+        return
+    connection.handshake()
+    answers()(connection)
+
+
+@pytest.mark.parametrize("spared", [True, False])
+@in_its_own_loop
+async def test_during_a_dial(spared: bool) -> None:
+    """Whoever is not cancelled gets another dial; whoever comes next is served."""
+    with scripted_peer(late, tls=certificates().server_context(), handshake=False) as peer:
+        async with pool_for() as pool:
+            request = pool.request("GET", f"{peer.url}/waits", timeouts=SOON)
+            async with begun(request, lambda: peer.connections) as waits:
+                cancel_all_but(*[waits] * spared)
+                answer = await pool.request("GET", f"{peer.url}/next", timeouts=SOON)
+                assert await answer.read() == b"/next"
+                if spared:
+                    assert await (await waits).read() == b"/waits"
+            assert waits.cancelled() is not spared
+            assert pool.snapshot().waiting == 0
+        assert pool.close_report is not None
+        assert pool.close_report.clean, str(pool.close_report)
+
+
+@in_its_own_loop
+async def test_during_a_dial_that_holds_the_only_place() -> None:
+    """Who waits on another route for the place that comes free is served too."""
+    with (
+        scripted_peer(late, tls=certificates().server_context(), handshake=False) as silent,
+        scripted_peer(answers()) as other,
+    ):
+        async with pool_for(max_connections=1) as pool:
+            dials = pool.request("GET", silent.url, timeouts=SOON)
+            starves = pool.request("GET", f"{other.url}/starved", timeouts=SOON)
+            async with (
+                begun(dials, lambda: silent.connections),
+                begun(starves, lambda: pool.snapshot().waiting == 2) as starved,
+            ):
+                cancel_all_but(starved)
+                with anyio.fail_after(5):
+                    assert await (await starved).read() == b"/starved"
+
+
+@in_its_own_loop
+async def test_again_and_again() -> None:
+    """Each time the dial is cancelled, another one is made, until one is left alone."""
+
+    def script(connection: PeerConnection) -> None:
+        if connection.index < 4:
+            connection.read_until_end()
+            return
+        connection.handshake()
+        answers()(connection)
+
+    with scripted_peer(script, tls=certificates().server_context(), handshake=False) as peer:
+        async with pool_for() as pool:
+            request = pool.request("GET", f"{peer.url}/waits", timeouts=SOON)
+            async with begun(request, lambda: peer.connections) as waits:
+                for count in range(1, 5):
+                    with anyio.fail_after(5):
+                        while len(peer.connections) < count:  # noqa: ASYNC110  the peer's doing
+                            await anyio.sleep(0.001)
+                    cancel_all_but(waits)
+                assert await (await waits).read() == b"/waits"
