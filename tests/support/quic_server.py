@@ -136,6 +136,7 @@ class QuicServer:
     :param routes: what to do when the head of a request for a path (without its query) is there.
     :param retry: whether clients must prove their address first (RFC 9000 §8.1.2).
     :param versions: supported; a client that offers none of them gets Version Negotiation.
+    :ivar on_body: called when a request's body is complete.
     :ivar answer_close: whether it answers a CONNECTION_CLOSE with its own.
     """
 
@@ -157,6 +158,7 @@ class QuicServer:
         self.routes: dict[bytes, Handler] = {b"/hello": _hello, b"/bytes": _bytes, b"/echo": _wait, **(routes or {})}
         self.tickets: dict[bytes, SessionTicket] = {}
         self.answer_close = answer_close
+        self.on_body: Callable[[], None] = lambda: None
         self.connections: list[ServedConnection] = []
         self._ask_client = ask_client
         self._retry = retry
@@ -403,6 +405,7 @@ class QuicServer:
             fields = connection.requests.pop(stream)
             if size or fields[b":path"] == b"/echo":
                 self.seen.append(("body", stream, size))
+                self.on_body()
             if fields.get(b":path") == b"/echo":
                 connection.respond(stream, 200, str(size).encode())
 

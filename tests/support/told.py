@@ -33,18 +33,22 @@ VERSIONS: tuple[Version, ...] = ("h1", "h2", "h3")
 class Told:
     """What can be said on the newest request.
 
-    :ivar asked: how many requests' heads have come.
+    :ivar asked: counts the requests whose heads have come.
+    :ivar uploaded: counts those whose bodies have come, of the ones that have any.
+    :ivar go_on: what it waits for with ``stalls``, before it reads a request's body.
     """
 
-    def __init__(self, version: Version) -> None:
+    def __init__(self, version: Version, *, stalls: bool) -> None:
         self.version = version
+        self.go_on = threading.Event()
+        if not stalls:
+            self.go_on.set()
         self.url = ""
         self.asked = threading.Semaphore(0)
+        self.uploaded = threading.Semaphore(0)
         self.head: Callable[[], None]
         self.data: Callable[[bytes], None]
         self.end: Callable[[], None]
-        #: Take what the client sends (it does not read while it stalls).
-        self.read_on = threading.Event()
 
     def pool(self, **settings: Any) -> ConnectionPool:
         """A pool that speaks the version with it."""
@@ -63,8 +67,12 @@ class Told:
             connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
 
         self.head, self.data, self.end = head, data, lambda: data(b"")
-        while connection.read_head():
+        while request := connection.read_head():
             self.asked.release()
+            self.go_on.wait(10)
+            if request.startswith(b"POST"):
+                connection.read_body(request)
+                self.uploaded.release()
 
     def _h2(self, talk: Talk, request: Request) -> None:
         def data(piece: bytes, *flags: str) -> None:
@@ -73,6 +81,10 @@ class Told:
         self.head = lambda: talk.send(talk.headers(request.stream, [(":status", "200")]))
         self.data, self.end = data, lambda: data(b"", "END_STREAM")
         self.asked.release()
+        self.go_on.wait(10)
+        if request.headers[":method"] == "POST":
+            talk.read_body(request)
+            self.uploaded.release()
 
     def _h3(self, server: QuicServer) -> Callable[[ServedConnection, int, dict[bytes, bytes]], None]:
         def handle(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
@@ -87,17 +99,20 @@ class Told:
             self.data = lambda piece: say(lambda: connection.data(stream, piece))
             self.end = lambda: say(lambda: connection.data(stream, b"", end=True))
             self.asked.release()
+            self.go_on.wait(10)
+            if fields[b":method"] == b"POST":
+                server.on_body = self.uploaded.release
 
         return handle
 
 
 @contextmanager
-def told(version: Version, **options: Any) -> Iterator[Told]:
+def told(version: Version, *, stalls: bool = False) -> Iterator[Told]:
     """An origin that is told what to say.
 
-    :param options: of :func:`scripted_peer`.
+    :param stalls: it reads no body of a request before it is told to go on.
     """
-    origin = Told(version)
+    origin = Told(version, stalls=stalls)
     if version == "h3":
         routes: dict[bytes, Any] = {}
         with QuicServer(routes) as server:
@@ -105,10 +120,10 @@ def told(version: Version, **options: Any) -> Iterator[Told]:
             origin.url = f"https://127.0.0.1:{server.port}/"
             yield origin
     elif version == "h2":
-        with scripted_peer(Http2Server(origin._h2), tls=h2_tls(), **options) as peer:
+        with scripted_peer(Http2Server(origin._h2), tls=h2_tls(), receive_buffer=64 * 1024) as peer:
             origin.url = peer.url
             yield origin
     else:
-        with scripted_peer(origin._h1, tls=True, **options) as peer:
+        with scripted_peer(origin._h1, tls=True, receive_buffer=64 * 1024) as peer:
             origin.url = peer.url
             yield origin

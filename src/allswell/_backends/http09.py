@@ -60,6 +60,9 @@ class Http09:
     def send_window(self, exchange: int) -> int:
         return 0
 
+    def unsent(self, exchange: int) -> int:
+        return 0
+
     def consumed(self, exchange: int, credit: int) -> None:
         credit = min(credit, self._unread.get(exchange, 0))
         self._unread[exchange] = self._unread.get(exchange, 0) - credit

@@ -134,6 +134,9 @@ class Http1:
     def send_window(self, exchange: int) -> int:
         return _WINDOW if exchange == self._current else 0
 
+    def unsent(self, exchange: int) -> int:
+        return 0
+
     def consumed(self, exchange: int, credit: int) -> None:
         """Nothing to tell the peer: reading on is what lets it send on."""
 

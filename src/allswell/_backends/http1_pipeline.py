@@ -94,6 +94,9 @@ class Http1Pipeline:
     def send_window(self, exchange: int) -> int:
         return self._line[-1].send_window(exchange)
 
+    def unsent(self, exchange: int) -> int:
+        return 0
+
     def consumed(self, exchange: int, credit: int) -> None:
         """Nothing to tell the peer: reading on is what lets it send on."""
 

@@ -218,6 +218,9 @@ class Http2:
         self._held.pop(exchange, None)
         self._give_back(self._unread.pop(exchange, 0))
 
+    def unsent(self, exchange: int) -> int:
+        return 0
+
     def consumed(self, exchange: int, credit: int) -> None:
         stream = self._streams.get(exchange)
         if stream is None:

@@ -178,11 +178,15 @@ class Http3:
         state = self._exchanges.get(exchange)
         if state is None or state.uploaded:
             return 0
-        window = self._room(exchange) - sum(len(data) for data, _, _ in state.waiting)
+        window = self._room(exchange) - _waiting(state)
         if window <= 0:
             self._starved.add(exchange)
             return 0
         return window
+
+    def unsent(self, exchange: int) -> int:
+        state = self._exchanges.get(exchange)
+        return 0 if state is None else self._quic.unsent(exchange) + _waiting(state)
 
     def _room(self, stream_id: int) -> int:
         """Bytes that may yet be kept to be sent a first time. Datagrams wait in one line, so they count for all."""
@@ -598,3 +602,7 @@ class Http3:
 
 #: Stands for the type of a stream that nobody knows: a reserved one (RFC 9114 §6.2.3), whatever follows it.
 _UNKNOWN = bytes.fromhex("c000000000000021")
+
+
+def _waiting(state: Http3Exchange) -> int:
+    return sum(len(data) for data, _, _ in state.waiting)

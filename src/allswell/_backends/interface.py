@@ -214,6 +214,9 @@ class Backend(Protocol[Input_contra]):
     def send_window(self, exchange: int) -> int:
         """Bytes of body that this exchange will take now (0: wait for :class:`SendWindowOpened`)."""
 
+    def unsent(self, exchange: int) -> int:
+        """Bytes of body that were accepted and that are kept here until the peer lets them go."""
+
     def consumed(self, exchange: int, credit: int) -> None:
         """The application has read (or dropped) a piece of body: give the peer its credit back."""
 

@@ -218,6 +218,8 @@ class Connection:
         self._exchanges[number] = exchange
         self._idle_since = math.inf
         self.opened += 1
+        if total_at != math.inf:
+            self.watch(total_at)
         self._transmit()
         return exchange
 
@@ -228,6 +230,10 @@ class Connection:
     def in_line(self, exchange: Exchange) -> bool:
         """Whether others have to be answered before it (pipelining)."""
         return self._backend.pauses_reading and next(iter(self._exchanges.values()), exchange) is not exchange
+
+    def unsent(self, exchange: Exchange) -> int:
+        """Bytes that keep the exchange from sending more: of its own, and of all that was written before."""
+        return self._top.unsent + self._backend.unsent(exchange.number)
 
     def send_window(self, exchange: Exchange) -> int:
         """Bytes of body that may be sent now."""
@@ -533,10 +539,24 @@ class Connection:
 
     # Time
 
+    def catch_up(self) -> bool:
+        """Take what has come, and send what can go, though the event loop had no time to have us do so.
+
+        :return: whether that was all that has come.
+        """
+        unsent = self._top.unsent
+        self._top.catch_up()
+        if self._top.unsent < unsent:
+            self._written()
+        return not self._reads() or self._reader.catch_up()
+
     def _on_alarm(self) -> None:
+        seen_all = self.catch_up()
+        if self._ended:
+            return
         now, following = monotonic(), math.inf
         for exchange in list(self._exchanges.values()):
-            following = min(following, exchange.expire(now))
+            following = min(following, exchange.expire(now, seen_all=seen_all))
         if self._life.state is State.OPEN:
             expiry = self.config.keepalive_expiry
             if expiry is not None:  # (inf while an exchange is open)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: HTTP datagrams that may wait for who takes them.
 _DATAGRAMS = 1024
 
+#: Seconds until what has come is looked at again, where a turn did not suffice to see it all.
+_LOOK_AGAIN = 0.01
+
 #: Pieces sent in a row without waiting, before other tasks (the one that reads the response) get their turn.
 _SENDS_IN_A_ROW = 8
 
@@ -74,6 +77,7 @@ class Exchange:
         "_silence",
         "_timeouts",
         "_total_at",
+        "_unsent",
         "_upload_scope",
         "_write_at",
         "buffered",
@@ -122,6 +126,7 @@ class Exchange:
         self._room = host.signal()  # the uploader's: more may be sent
         self._read_at = math.inf
         self._write_at = math.inf
+        self._unsent = 0  # when the wait for room began
         self._continue = False
         self._silence = False
         self._upload_scope: anyio.CancelScope | None = None
@@ -223,11 +228,9 @@ class Exchange:
             await self._ready.wait()  # raw bytes: how long to wait, and what then, is up to the caller
             return
         # While we upload, silence is the peer listening: the read timeout begins when it has heard all.
-        if self.uploading:
-            self._read_at = self._total_at
-        else:
-            self._read_at = _instant(self._timeouts.read, self._total_at)
-        self.connection.watch(self._read_at)
+        if not self.uploading and self._timeouts.read is not None:
+            self._read_at = monotonic() + self._timeouts.read
+            self.connection.watch(self._read_at)
         await self._guarded(self._ready.wait())
         self._read_at = math.inf
 
@@ -268,8 +271,9 @@ class Exchange:
                 if self.tunnel and self.complete:
                     # The peer ended its half, so nobody reads any more, who would notice if the rest ended too.
                     raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
-                if not self.tunnel:
-                    self._write_at = _instant(self._timeouts.write, self._total_at)
+                if not self.tunnel and self._timeouts.write is not None:
+                    self._unsent = self.connection.unsent(self)
+                    self._write_at = monotonic() + self._timeouts.write
                     self.connection.watch(self._write_at)
                 await self._room.wait()
                 self._write_at = math.inf
@@ -370,7 +374,8 @@ class Exchange:
     def on_first_in_line(self) -> None:
         """Those that were pipelined before it were answered: the read timeout begins."""
         if self._read_at != math.inf:
-            self._read_at = _instant(self._timeouts.read, self._total_at)
+            assert self._timeouts.read is not None
+            self._read_at = monotonic() + self._timeouts.read
             self.connection.watch(self._read_at)
 
     def on_informational(self, head: ResponseHead) -> None:
@@ -380,6 +385,7 @@ class Exchange:
         if not self._informational.add(head):
             self.fail(RemoteProtocolError(f"{self.label} sent more informational responses than are read"))
             return
+        self._read_at = math.inf
         self._continue = self._continue or head.status == 100
         self._room.set()
         self._ready.set()
@@ -387,6 +393,7 @@ class Exchange:
     def on_response(self, head: ResponseHead, *, tunnel: bool) -> None:
         """The final response's head came."""
         self._head = head
+        self._read_at = math.inf  # what was waited for has come, though who waits may have its turn much later
         self._continue = True
         if tunnel:
             self.tunnel = True
@@ -399,6 +406,7 @@ class Exchange:
         """A piece of the response's body came."""
         self._chunks.append((data, credit))
         self.buffered += len(data)
+        self._read_at = math.inf
         self._ready.set()
 
     def on_datagram(self, payload: bytes) -> None:
@@ -412,11 +420,13 @@ class Exchange:
     def on_complete(self, trailers: Headers) -> None:
         """The response is complete."""
         self.complete = True
+        self._read_at = math.inf
         self.trailers = trailers
         self._ready.set()
 
     def on_room(self) -> None:
         """More may be sent."""
+        self._write_at = math.inf
         self._room.set()
 
     def on_upload_refused(self) -> None:
@@ -455,13 +465,33 @@ class Exchange:
         self.on_error(error)
         self.connection.abandon(self)
 
-    def expire(self, now: float) -> float:
-        """Fail when a deadline has passed; else when the next one is (``inf``: none is running)."""
-        at = min(self._read_at, self._write_at)
+    def expire(self, now: float, *, seen_all: bool) -> float:
+        """Fail when a deadline has passed; else when the next one is (``inf``: none is running).
+
+        :param seen_all: all that has come so far was taken.
+        """
+        total_at = math.inf if self.tunnel else self._total_at
+        at = min(self._read_at, self._write_at, total_at)
         if at > now:
             return at
-        phase: TimeoutPhase = "total" if self._total_at <= now else "write" if at == self._write_at else "read"
+        phase: TimeoutPhase = "total" if total_at <= now else "write" if at == self._write_at else "read"
+        if phase == "write" and self.connection.unsent(self) < self._unsent:
+            # It took some of what waits to be sent, though there is no room yet for more.
+            assert self._timeouts.write is not None
+            self._unsent = self.connection.unsent(self)
+            self._write_at = now + self._timeouts.write
+            return min(self._read_at, self._write_at, total_at)
+        if phase == "read" and not seen_all:
+            # What is waited for may be behind what others are sent. The time that this may take is bounded, too.
+            assert self._timeouts.read is not None
+            if now < self._read_at + self._timeouts.read:
+                return now + _LOOK_AGAIN
         self._write_at = self._read_at = math.inf
+        if self.complete:
+            # Only our upload goes on, and time is up for it.
+            self._stop_upload()
+            self.connection.abandon(self)
+            return math.inf
         seconds = {"total": self._timeouts.total, "write": self._timeouts.write, "read": self._timeouts.read}[phase]
         did = {"total": "did not finish", "write": "took nothing of the request", "read": "sent nothing"}[phase]
         error = Timeout(f"{self.label} {did} within {seconds:g} s", phase=phase)
@@ -469,7 +499,3 @@ class Exchange:
         elsewhere = phase == "read" and self.connection.in_line(self)
         self.fail(NotProcessed(error, proven=False) if elsewhere else error)
         return math.inf
-
-
-def _instant(seconds: float | None, limit: float) -> float:
-    return limit if seconds is None else min(limit, monotonic() + seconds)

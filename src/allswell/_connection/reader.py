@@ -54,6 +54,7 @@ class Reader:
         self._scope: anyio.CancelScope | None = None
         self._suspended = False
         self._listening = False
+        self._behind = False  # there may be more than the last turn took
         self._failure: Exception | None = None  # met while the event loop called us: the task's to raise
         self._go_on = host.signal()
 
@@ -93,14 +94,20 @@ class Reader:
             self._stop_listening()
             self._go_on.set()
 
+    def catch_up(self) -> bool:
+        """Take what has arrived, where there is room for it; whether that was all."""
+        if not self._suspended:
+            self.look()
+        return not self._behind
+
     def _read_some(self) -> bool:
         """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn.
 
         :return: whether there may be more.
         """
-        more = self._take_some()
+        self._behind = self._take_some()
         self._done()
-        return more
+        return self._behind
 
     def _take_some(self) -> bool:
         for _ in range(_READS_IN_A_ROW):

@@ -60,6 +60,14 @@ class Filter(ABC):
             on their way, and RST would overtake them.
         """
 
+    @abstractmethod
+    def catch_up(self) -> None:
+        """Do what the event loop has not come to: read what a tunnel's connection has received, send what is unsent.
+
+        Called before something fails for want of time: the program may have held the event loop for longer than that.
+        Never raises.
+        """
+
     def extra(self, name: str) -> Any:
         """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"server_addr"``, …), or ``None``."""
         return None

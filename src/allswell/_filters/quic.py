@@ -52,6 +52,8 @@ _GOODBYES = 3
 #: Seconds without news of a response that is waited for, before the path is tried with a PING; doubled each time. A NAT
 #: that forgot us lets nothing in until something goes out, and whoever only receives sends nothing.
 _SILENCE = 0.5
+#: Seconds by which a timer is served late when the program has held the event loop.
+_LATE = 0.005
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
@@ -307,6 +309,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             if self._alive:
                 self._send()
 
+    def catch_up(self) -> None:
+        self._udp.catch_up()
+
     def _ring(self) -> None:
         """The alarm: serve the timers of QUIC, and the keep-alive."""
         if not self._alive:
@@ -314,6 +319,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         connection = self.connection
         now = monotonic()
         timer = connection.get_timer()
+        if timer is not None and now >= timer + _LATE:
+            self._look()
+            timer = connection.get_timer()
         if timer is not None and now >= timer:
             connection.handle_timer(now)
         keepalive = self._settings.keepalive
@@ -333,6 +341,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 self.migrate()
         untold = connection.ended is not None or connection.silence_is_news or not connection.handshake_complete
         if untold or self._udp.unsent:
+            self._wake()
+
+    def _look(self) -> None:
+        """Take what has come while the program held the event loop, before a timer says that nothing has."""
+        self._udp.catch_up()
+        try:
+            events = self._receive()
+        except TransportError:
+            self._wake()  # to be told it by the next read
+            return
+        if events is not None:
+            self._kept += events
             self._wake()
 
     def _ping(self) -> int:

@@ -134,18 +134,22 @@ class TcpFilter(ByteStream):
                 await anyio.wait_writable(self._socket("write"))
             except (anyio.ClosedResourceError, OSError) as error:
                 raise self._lost("write", error) from error
-            while self._queue:
-                piece = self._queue[0]
-                sent = self._send(piece)
-                if self._write_error is not None:
-                    break  # and the queue is empty
-                self._unsent -= sent
-                if sent < len(piece):
-                    self._queue[0] = piece[sent:]
-                    break
-                self._queue.popleft()
+            self.catch_up()
         if self._write_error is not None:
             raise self._lost("write", self._write_error) from self._write_error
+
+    def catch_up(self) -> None:
+        """Send from the queue until it is empty or the socket is full."""
+        while self._queue:
+            piece = self._queue[0]
+            sent = self._send(piece)
+            if self._write_error is not None:
+                break  # and the queue is empty
+            self._unsent -= sent
+            if sent < len(piece):
+                self._queue[0] = piece[sent:]
+                break
+            self._queue.popleft()
 
     def _send(self, data: bytes | memoryview) -> int:
         assert self._sock is not None

@@ -207,6 +207,9 @@ class TlsFilter(ByteStream):
     async def flush(self) -> None:
         await self._lower.flush()
 
+    def catch_up(self) -> None:
+        self._lower.catch_up()
+
     def _push(self) -> None:
         if self._outgoing.pending:
             self._lower.transmit(self._outgoing.read())

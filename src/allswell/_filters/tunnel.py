@@ -77,6 +77,9 @@ class TunnelFilter(ByteStream):
     async def flush(self) -> None:
         await self._lower.flush()
 
+    def catch_up(self) -> None:
+        self._lower.catch_up()
+
     # Ending
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:

@@ -292,6 +292,10 @@ class UdpFilter(Datagrams):
                 raise TransportError("the UDP socket was closed here", operation="write", by="us") from error
             self._pump()
 
+    def catch_up(self) -> None:
+        if self._sock is not None:
+            self._pump()
+
     def _pump(self) -> None:
         """Send from the queue until it is empty or the socket is full."""
         assert self._sock is not None

@@ -87,6 +87,11 @@ class ExchangeStream(ByteStream):
                 f"the tunnel to {self._exchange.connection.label} has ended", operation="write", by="network"
             )
 
+    def catch_up(self) -> None:
+        self._exchange.connection.catch_up()
+        if self._outgoing or self._datagrams:
+            self._pump()
+
     def _pump(self) -> None:
         """Send what there is room for."""
         exchange, outgoing, datagrams = self._exchange, self._outgoing, self._datagrams
