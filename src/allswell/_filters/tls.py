@@ -5,6 +5,10 @@ comes out of the other. So a write never blocks here: it is encrypted whole, at 
 the socket does not take. (Clients that let OpenSSL write to the socket must repeat a write that did not fit with the
 very same bytes; curl lost connections by repeating it with another request's.)
 
+A TLS 1.2 server may renegotiate (RFC 5246 §7.4.1.1), most often to ask for a client certificate when it has seen the
+request's path. OpenSSL does that while it reads, and takes nothing to encrypt until it is over: what is written in the
+meantime is held here, in order. HTTP/2 forbids it (RFC 9113 §9.2.1).
+
 Ending (RFC 8446 §6.1, RFC 5246 §7.2.1): each side says close_notify before it ends its stream. Ours is sent by
 ``unwrap()``; after it OpenSSL can still read, and the peer's close_notify, which reads as 0 bytes before ours was
 written, raises ``SSLZeroReturnError`` after. A stream that ends without the peer's close_notify is ``truncated``: only
@@ -17,8 +21,11 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+
+import anyio
 
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
@@ -31,6 +38,8 @@ from allswell._report import LayerEnd, Outcome
 _RECORD = 16 * 1024
 #: Bytes of records without any content that are taken in one go; whoever sends more would keep us from everyone else.
 _BARREN = 4 * _RECORD
+#: RFC 5246 §6.2.1: the type of a handshake message's record.
+_HANDSHAKE = 22
 
 
 class TlsFilter(ByteStream):
@@ -67,6 +76,10 @@ class TlsFilter(ByteStream):
         self._outgoing = ssl.MemoryBIO()
         self._object: ssl.SSLObject | None = None
         self._ready = False
+        self._forbids_renegotiation = False
+        self._held: deque[bytes] = deque()  # to be encrypted, once a renegotiation is over
+        self._held_size = 0
+        self._let_go = anyio.Event()
         self._said = ""
         self._heard = ""
         self._peer_first = False
@@ -107,6 +120,7 @@ class TlsFilter(ByteStream):
         except ValueError as error:
             raise ConnectFailed(f"{self._server_name!r} is no name for TLS: {error}", phase="tls", by="us") from error
         self._ready = True
+        self._forbids_renegotiation = self.alpn_protocol == "h2" and self._object.version() == "TLSv1.2"
 
     async def _feed(self) -> None:
         while (data := self._lower.receive_nowait()) is None:
@@ -163,12 +177,22 @@ class TlsFilter(ByteStream):
             if not total:
                 raise broken from error
         self._more = total > room
-        self._push()  # key updates and alerts are answers that OpenSSL writes while it reads
+        if self._outgoing.pending:
+            # Key updates, alerts and handshakes are answers that OpenSSL writes while it reads.
+            answer = self._outgoing.read()
+            if self._forbids_renegotiation and answer[0] == _HANDSHAKE:
+                broken = self._break("renegotiation, which HTTP/2 forbids (RFC 9113 §9.2.1)")
+                if not total:
+                    raise broken
+                return total
+            self._lower.transmit(answer)
+        if self._held:
+            self._encrypt_held()
         return total
 
     def _break(self, words: str) -> TransportError:
         """The peer broke TLS: all further reads say so."""
-        self._failed = True
+        self._fail()
         self._broken = TransportError(f"{self._peer} broke TLS: {words}", operation="read", by="peer")
         return self._broken
 
@@ -191,10 +215,38 @@ class TlsFilter(ByteStream):
         # what comes after it (nghttpd and HAProxy do).
         if not data or self._said or self._failed or self._object is None:
             return
+        if self._held or not self._encrypt(data):
+            self._held.append(data)
+            self._held_size += len(data)
+
+    def _encrypt(self, data: bytes) -> bool:
+        """Whether it is dealt with: OpenSSL has taken it, or takes nothing any more."""
+        assert self._object is not None
         try:
             self._object.write(data)
+        except ssl.SSLWantReadError:
+            return False  # all of it: this is found before anything is encrypted
         except ssl.SSLError:
-            self._failed = True  # whatever broke it is told by the next read
+            self._fail()  # whatever broke it is told by the next read
+        return True
+
+    def _encrypt_held(self) -> None:
+        while self._held and not self._failed and self._encrypt(self._held[0]):
+            if self._held:
+                self._held_size -= len(self._held.popleft())
+        self._push()
+        if not self._held:
+            self._let_go.set()
+
+    def _fail(self) -> None:
+        """OpenSSL takes nothing any more."""
+        self._failed = True
+        self._drop_held()
+
+    def _drop_held(self) -> None:
+        self._held.clear()
+        self._held_size = 0
+        self._let_go.set()
 
     @property
     def dead(self) -> bool:
@@ -202,10 +254,14 @@ class TlsFilter(ByteStream):
 
     @property
     def unsent(self) -> int:
-        return self._lower.unsent
+        return self._lower.unsent + self._held_size
 
     async def flush(self) -> None:
         await self._lower.flush()
+        while self._held:  # until the reading side has been through the handshake
+            self._let_go = anyio.Event()
+            await self._let_go.wait()
+            await self._lower.flush()
 
     def catch_up(self) -> None:
         self._lower.catch_up()
@@ -226,7 +282,10 @@ class TlsFilter(ByteStream):
             self._object.unwrap()
             self._heard = self._heard or "close_notify"
         except ssl.SSLError:
-            pass  # ours is written; theirs is still to come (SSLWantReadError), perhaps behind data to be dropped
+            # Ours is written; theirs is still to come (SSLWantReadError), perhaps behind data to be dropped. (In the
+            # middle of a renegotiation OpenSSL writes none.)
+            if not self._outgoing.pending:
+                self._said = ""
         self._push()
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
@@ -254,6 +313,7 @@ class TlsFilter(ByteStream):
         return self._ended(waited)
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
+        self._drop_held()
         return self._ended(0.0)
 
     def _ended(self, seconds: float) -> LayerEnd:
