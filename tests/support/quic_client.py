@@ -14,7 +14,7 @@ from allswell._backends.http3 import Http3
 from allswell._backends.interface import AlternativeOffered, Backend, OriginsNamed
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.driver import Connection
-from allswell._connection.exchange import Exchange
+from allswell._connection.exchange import Exchange, FallenSilent
 from allswell._deadline import Deadline
 from allswell._filters.quic import QuicFilter
 from allswell._filters.quic_connection import ClientConnection
@@ -102,8 +102,11 @@ class QuicClient:
     async def get(self, path: str = "/", **request: Any) -> tuple[ResponseHead, bytes]:
         """A whole exchange."""
         exchange = self.open(path, **request)
-        head = await exchange.response()
-        return head, await read(exchange)
+        while True:
+            try:
+                return await exchange.response(), await read(exchange)
+            except FallenSilent:  # a network that loses much: the pool would wait on, too
+                await exchange.settled()
 
     async def aclose(self, grace: float = 5.0) -> ConnectionEnd:
         """Close politely; how it ended."""

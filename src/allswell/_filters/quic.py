@@ -49,8 +49,9 @@ H3_REQUEST_CANCELLED = 0x10C
 _CLOSING_PROBES = 3
 #: Copies of our CONNECTION_CLOSE, spread over the first PTO of the closing period.
 _GOODBYES = 3
-#: Seconds without news of a response that is waited for, before the path is tried with a PING; doubled each time. A NAT
-#: that forgot us lets nothing in until something goes out, and whoever only receives sends nothing.
+#: Seconds without news of a response that is waited for, before the path is tried with a PING. The next one waits twice
+#: as long, but never longer than half of the idle timeout. A NAT that forgot us lets nothing in until something goes
+#: out, and whoever only receives sends nothing.
 _SILENCE = 0.5
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
@@ -75,7 +76,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._listener: Callable[[], None] | None = None
         self._alive = False
         self._heard_at = 0.0
-        self._news_at = 0.0
+        self._quiet_since = 0.0  # the last news, or the last PING that asked for some
         self._silence = _SILENCE
         self._kept: list[QuicEvent] = []
         self._turn = False
@@ -109,7 +110,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
         self._alive = True
-        self._heard_at = self._news_at = monotonic()
+        self._heard_at = self._quiet_since = monotonic()
         connection.connect(self._udp.address, self._heard_at)
         self._send()
         self._early = self._settings.early_data and connection.early_data_ready
@@ -206,7 +207,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if connection.ended is not None:
             self._ended(now)
         if events:
-            self._news_at, self._silence = now, _SILENCE
+            self._quiet_since, self._silence = now, _SILENCE
             return events
         return [PROGRESS]
 
@@ -258,6 +259,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self._alive or not self.connection.dirty or (self._turn and self.connection.handshake_complete):
             return  # (0-RTT is worth nothing once the handshake is over: that does not wait)
         assert self._host is not None
+        if self._silence == math.inf:  # nothing was waited for, but this may be a request
+            self._quiet_since, self._silence = monotonic(), _SILENCE
         if not self._turn:
             self._turn = True
             self._host.call_soon(self._end_turn)
@@ -290,9 +293,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if timer is None:
             timer = math.inf
         if connection.ended is None:
-            timer = min(timer, self._news_at + self._silence)
-            if self._settings.keepalive is not None:
-                timer = min(timer, self._heard_at + self._settings.keepalive)
+            timer = min(timer, self._quiet_since + self._silence, self._heard_at + self._keepalive)
         self._alarm.set(timer)
 
     @property
@@ -324,13 +325,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             timer = connection.get_timer()
         if timer is not None and now >= timer:
             connection.handle_timer(now)
-        keepalive = self._settings.keepalive
-        if now >= self._news_at + self._silence:
-            waited_for = connection.handshake_complete and connection.awaits_response
-            self._silence = 2 * self._silence if waited_for else math.inf
-            if waited_for:
+        if now >= self._quiet_since + self._silence:
+            if connection.handshake_complete and connection.awaits_response:
+                self._quiet_since, self._silence = now, min(2 * self._silence, connection.idle_timeout / 2)
                 self._ping()
-        if keepalive is not None and now >= self._heard_at + keepalive and connection.ended is None:
+            else:
+                self._silence = math.inf
+        if now >= self._heard_at + self._keepalive and connection.ended is None:
             self._heard_at = now
             self._ping()
         lost = self._udp.lost
@@ -354,6 +355,12 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if events is not None:
             self._kept += events
             self._wake()
+
+    @property
+    def _keepalive(self) -> float:
+        """Seconds of silence after which a PING goes; the peer may forget the connection sooner than we would."""
+        keepalive = self._settings.keepalive
+        return math.inf if keepalive is None else min(keepalive, self.connection.idle_timeout / 2)
 
     def _ping(self) -> int:
         self._pings += 1

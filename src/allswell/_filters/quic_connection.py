@@ -42,7 +42,13 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
-from aioquic.quic.events import ConnectionIdIssued, ConnectionTerminated, QuicEvent, StreamDataReceived
+from aioquic.quic.events import (
+    ConnectionIdIssued,
+    ConnectionTerminated,
+    PingAcknowledged,
+    QuicEvent,
+    StreamDataReceived,
+)
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -90,6 +96,8 @@ _GAPS, _BYTES_PER_GAP = 256, 4096
 _LONGEST_MESSAGE = 128 * 1024
 #: Of so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the one before), silence is made.
 _SILENT_PROBES = 3
+#: Nothing has come with these: a connection ID of ours is told of whenever it is sent, and a PING asked for its ACK.
+_NO_NEWS = frozenset({ConnectionIdIssued, PingAcknowledged})
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
 
@@ -156,7 +164,8 @@ class ClientConnection(PathMtuConnection):
         self.datagrams = configuration.max_datagram_frame_size is not None
         self.migration_allowed = True
         self._context: QuicReceiveContext | None = None
-        self._idle = configuration.idle_timeout
+        #: Seconds of silence after which the connection is forgotten: the smaller of both sides' (RFC 9000 §10.1).
+        self.idle_timeout = configuration.idle_timeout
         self.ended: QuicEnd | None = None
         #: The peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
         self.heard: QuicEnd | None = None
@@ -313,7 +322,7 @@ class ClientConnection(PathMtuConnection):
                             break
                         following = queue[0]
                     event.data = b"".join(pieces)
-            if type(event) is not ConnectionIdIssued:  # (of ours, told whenever it is sent: nothing has come)
+            if type(event) not in _NO_NEWS:
                 events.append(event)
         if self.ended is not None and not self._announced:
             self._announced = True
@@ -402,7 +411,7 @@ class ClientConnection(PathMtuConnection):
             context = self._context = QuicReceiveContext(
                 tls.Epoch.ONE_RTT, cid, self._network_paths[0], None, now, None
             )
-            self._idle = self._idle_timeout()
+            self.idle_timeout = self._idle_timeout()
         try:
             is_ack_eliciting, _ = self._payload_received(context, payload)
         except QuicConnectionError as error:
@@ -410,7 +419,7 @@ class ClientConnection(PathMtuConnection):
             return
         if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
             return
-        self._close_at = now + self._idle
+        self._close_at = now + self.idle_timeout
         self._ack_eliciting_sent_since_receipt = False
         if number > space.largest_received_packet:
             space.largest_received_packet = number
@@ -587,6 +596,7 @@ class ClientConnection(PathMtuConnection):
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         super()._parse_transport_parameters(data, from_session_ticket)
+        self.idle_timeout = self._idle_timeout()
         parameters = pull_quic_transport_parameters(Buffer(data=data))
         self.migration_allowed = not parameters.disable_active_migration
         if parameters.max_udp_payload_size is not None:
