@@ -21,6 +21,7 @@ from allswell._client import AsyncClient
 from allswell._clock import monotonic
 from allswell._config import DEFAULT_GRACE
 from allswell._errors import printable
+from allswell._fields import shown_url
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
 
@@ -103,11 +104,17 @@ async def _run(asked: argparse.Namespace, bodies: BinaryIO) -> int:
     ends: list[ConnectionEnd] = []
     status = 0
     async with _client(asked, ends) as client:
-        for url in asked.urls:
+        for given in asked.urls:
+            url = given if "://" in given else f"https://{given}"
             try:
-                code = await _fetch(client, url if "://" in url else f"https://{url}", asked, bodies, out, err)
-            except (httpx2.HTTPError, httpx2.InvalidURL, _BinaryBody) as error:
-                err(f"allswell: {url}: {error}", "bold red")
+                code = await _fetch(client, url, asked, bodies, out, err)
+            except httpx2.InvalidURL as error:
+                # What httpx2 says of it may quote a password, where that has a slash in it.
+                why = "no URL" if "@" in url else error
+                err(f"allswell: {shown_url(url, parsed=False)}: {why}", "bold red")
+                status = 1
+            except (httpx2.HTTPError, _BinaryBody) as error:
+                err(f"allswell: {shown_url(url)}: {error}", "bold red")
                 status = 1
             else:
                 if asked.fail and code >= 400:

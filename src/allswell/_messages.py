@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from allswell._errors import LocalProtocolError
-
 Headers = list[tuple[bytes, bytes]]
 
 #: RFC 9110 §9.2.2: sending one of these twice means what sending it once does.
@@ -13,17 +11,6 @@ IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b
 
 #: RFC 9110 §9.2.1: these ask for nothing to change (the only ones that early data may carry).
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"QUERY"})
-
-
-def method_bytes(method: str) -> bytes:
-    """A method as it is sent.
-
-    :raises LocalProtocolError: for one that is not ASCII. (The rest of RFC 9110 §9.1 the backends check.)
-    """
-    try:
-        return method.encode("ascii")
-    except UnicodeEncodeError as error:
-        raise LocalProtocolError(f"{method!r} is no method: {error}") from error
 
 
 @dataclass(slots=True)
@@ -42,12 +29,6 @@ class RequestHead:
     target: bytes
     headers: Headers
     protocol: bytes | None = None
-
-    @property
-    def absolute_form(self) -> bytes:
-        """The target as a proxy is given it that forwards the request (RFC 9112 §3.2.2)."""
-        # §3.2.4: "*" becomes the URI without a path.
-        return b"%s://%s%s" % (self.scheme, self.authority, b"" if self.target == b"*" else self.target)
 
     @property
     def origin(self) -> str:

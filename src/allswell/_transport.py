@@ -26,7 +26,8 @@ from allswell._errors import (
     TransportError,
     UnsupportedProtocol,
 )
-from allswell._messages import RequestHead, method_bytes
+from allswell._fields import as_bytes
+from allswell._messages import RequestHead
 from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.request import Body, Request, starts_anew
@@ -283,21 +284,16 @@ class Sender:
         )
         headers = request.headers.raw
         route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
-        if "%" in route.host:  # a zone, which httpx2 puts into Host (RFC 6874 §4)
-            netloc = request.url.netloc
-            headers = [(name, to.authority if value == netloc else value) for name, value in headers]
         if any(name.lower() == b"upgrade" for name, _ in headers):
             route = route._replace(upgrades=True)
-        target = extensions.get("target", to.target)
-        if isinstance(target, str):  # httpx2 takes either
-            target = target.encode("ascii")
+        target, protocol = extensions.get("target", to.target), extensions.get("protocol")
         head = RequestHead(
-            method_bytes(request.method),
+            as_bytes(request.method, "method"),
             route.scheme.encode("ascii"),
             to.authority,
-            target,
+            as_bytes(target, "target"),
             headers,
-            extensions.get("protocol"),
+            None if protocol is None else as_bytes(protocol, "protocol"),
         )
         body = self._body(request)
         trace = extensions.get("trace")

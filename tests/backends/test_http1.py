@@ -118,12 +118,14 @@ def test_bodies_on_the_wire() -> None:
         [(b"Content-Length", b"5"), (b"Content-Length", b"6")],
         [(b"Content-Length", b"-1")],
         [(b"Content-Length", b"5, 6")],
+        [(b"Content-Length", b"5")],
+        [(b"Transfer-Encoding", b"gzip, chunked")],
         [(b"Host", b"b")],
     ],
 )
 def test_illegal_headers_are_refused_and_the_connection_lives(headers: Headers) -> None:
     backend = http1()
-    with pytest.raises(LocalProtocolError, match="cannot send this request"):
+    with pytest.raises(LocalProtocolError):
         backend.open(head(b"GET", *headers), end=True)
     assert backend.take_output() == b""
     assert not backend.must_abort

@@ -15,11 +15,11 @@ from hyperframe.frame import (
     HeadersFrame,
     PingFrame,
     RstStreamFrame,
+    SettingsFrame,
     WindowUpdateFrame,
 )
 
 from allswell._backends.http2 import Http2
-from allswell._backends.http2_fields import RequestEncoder
 from allswell._backends.interface import (
     Backend,
     BodyReceived,
@@ -34,7 +34,7 @@ from allswell._backends.interface import (
 )
 from allswell._errors import ExchangeReset, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
 from allswell._messages import RequestHead, ResponseHead
-from tests.backends.h2_peer import OK, Link, data, get, rst, settings
+from tests.backends.h2_peer import OK, Link, data, encode_frame, get, rst, settings
 
 HEAD = ResponseHead(200, [(b"server", b"pretend")], b"HTTP/2")
 
@@ -177,14 +177,6 @@ def test_connection_specific_fields_are_left_out() -> None:
     ]
 
 
-def test_secrets_are_never_indexed() -> None:
-    head = get(headers=[(b"Authorization", b"Basic x"), (b"Cookie", b"a=b"), (b"Accept", b"*/*")])
-    indexable = {field[0]: getattr(field, "indexable", True) for field in RequestEncoder().encode(head).fields}
-    assert not indexable[b"authorization"]
-    assert not indexable[b"cookie"]
-    assert indexable[b"accept"]
-
-
 @pytest.mark.parametrize(
     "head",
     [
@@ -212,6 +204,35 @@ def test_what_cannot_be_said_changes_nothing(head: RequestHead) -> None:
     assert exchange == 1
     link.server.send_headers(exchange, OK, end_stream=True)
     assert link.to_client()[-1] == ResponseCompleted(exchange, [])
+
+
+@pytest.mark.parametrize(
+    ("frames", "updates"),
+    [([[100, 100]], b"\x3f\x45"), ([[0, 4096]], b"\x20\x3f\xe1\x1f"), ([[100], [100]], b"\x3f\x45"), ([[8192]], b"")],
+)
+def test_every_size_of_hpacks_table_that_the_peer_names_is_obeyed(
+    frames: list[list[int]], updates: bytes, step: int | None
+) -> None:
+    """RFC 7541 §4.2, RFC 9113 §4.3.1, §6.5.3: also where one frame names several."""
+    link = Link(step=step)
+    link.request(get(headers=[(b"x-a", b"1")]))
+    for sizes in frames:
+        body = b"".join(b"\0\1" + size.to_bytes(4, "big") for size in sizes)
+        assert link.deliver(encode_frame(4, 0, 0, body)) == []
+    link.client.open(get(), end=True)
+    *acknowledged, headers = link.output_frames()
+    assert [(type(frame), set(frame.flags)) for frame in acknowledged] == [(SettingsFrame, {"ACK"})] * len(frames)
+    assert isinstance(headers, HeadersFrame)
+    assert headers.data.startswith(updates + b"\x82")
+
+
+def test_a_head_larger_than_the_peer_takes_is_not_sent() -> None:
+    """RFC 9113 §6.5.2."""
+    link = Link(settings={SettingCodes.MAX_HEADER_LIST_SIZE: 1000})
+    with pytest.raises(LocalProtocolError, match="1000 bytes"):
+        link.client.open(get(headers=[(b"x", b"y" * 1000)]), end=True)
+    assert link.client.take_output() == b""
+    assert link.request() == 1
 
 
 def test_absolute_form_and_asterisk() -> None:

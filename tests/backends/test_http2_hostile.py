@@ -103,6 +103,7 @@ BROKEN: dict[str, tuple[Callable[[Link], bytes], bytes, ErrorCodes]] = {
     "a SETTINGS flood": (nothing, encode_frame(4, 0, 0, b"") * 10_001, CALM),
     "a WINDOW_UPDATE flood": (nothing, encode_frame(8, 0, 0, b"\0\0\0\1") * 10_001, CALM),
     "an unknown type's flood": (nothing, encode_frame(0xEE, 0, 7, b"?") * 10_001, CALM),
+    "PRIORITY on stream 0": (nothing, encode_frame(2, 0, 0, b"\0\0\0\0\0"), P),
     "a PRIORITY flood": (nothing, encode_frame(2, 0, 7, b"\0\0\0\0\0") * 10_001, CALM),
     "an RST_STREAM flood": (cancelled, encode_frame(3, 0, 1, b"\0\0\0\0") * 10_001, CALM),
     "an empty DATA flood": (answered, encode_frame(0, 0, 1, b"") * 10_001, CALM),
@@ -189,7 +190,9 @@ MALFORMED: dict[str, Callable[[Link], list[Event]]] = {
     "a colon in a name": lambda link: link.frames(link.headers(1, [*OK, (b"a:b", b"x")])),
     "a line break in a value": lambda link: link.frames(link.headers(1, [*OK, (b"a", b"x\r\ny")])),
     "a NUL in a value": lambda link: link.frames(link.headers(1, [*OK, (b"a", b"x\0")])),
-    "white space around a value": lambda link: link.frames(link.headers(1, [*OK, (b"a", b"x ")])),
+    "a vertical tab in a value": lambda link: link.frames(link.headers(1, [*OK, (b"a", b"x\vy")])),
+    "a name that is no token": lambda link: link.frames(link.headers(1, [*OK, (b"a(b", b"x")])),
+    "te": lambda link: link.frames(link.headers(1, [*OK, (b"te", b"trailers")])),
     "a connection-specific field": lambda link: link.frames(link.headers(1, [*OK, (b"connection", b"x")])),
     "a negative content-length": lambda link: link.frames(link.headers(1, [*OK, (b"content-length", b"-1")])),
     "two content-lengths": lambda link: link.frames(
@@ -235,6 +238,32 @@ def test_a_malformed_message_ends_its_stream_alone(case: str, step: int | None) 
     ]
 
 
+@pytest.mark.parametrize("size", [0, 4, 6])
+def test_priority_of_a_wrong_length_ends_its_stream_alone(size: int, step: int | None) -> None:
+    """RFC 9113 §6.3. Of a stream that is not open nothing is left to end."""
+    link = Link(step=step)
+    exchange, sibling = link.request(), link.request()
+    [failed] = link.deliver(encode_frame(2, 0, exchange, b"\0" * size))
+    assert isinstance(failed, ExchangeFailed)
+    assert (failed.exchange, failed.error.reach) == (exchange, "exchange")
+    assert link.deliver(encode_frame(2, 0, exchange, b"\0" * size) + encode_frame(2, 0, 99, b"\0" * size)) == []
+    [reset] = link.output_frames()
+    assert isinstance(reset, RstStreamFrame)
+    assert (reset.stream_id, reset.error_code) == (exchange, S)
+    assert isinstance(link.frames(link.headers(sibling, OK, "END_STREAM"))[-1], ResponseCompleted)
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+def test_the_reserved_bit_of_a_window_update_is_ignored(stream: int, step: int | None) -> None:
+    """RFC 9113 §6.9."""
+    link = Link(step=step)
+    exchange = link.request(get(method=b"POST", headers=[]), end=False)
+    before = link.client.send_window(exchange)
+    link.deliver(encode_frame(8, 0, 1 - stream, b"\0\0\x10\0") + encode_frame(8, 0, stream, b"\x80\0\x10\0"))
+    assert link.client.send_window(exchange) == before + 0x1000
+    assert link.output_frames() == []
+
+
 @pytest.mark.parametrize("status", [b"204", b"304"])
 def test_a_content_length_without_content_is_fine_where_there_is_none(status: bytes, step: int | None) -> None:
     link = Link(step=step)
@@ -250,7 +279,7 @@ def test_a_content_length_without_content_is_fine_where_there_is_none(status: by
 def test_there_are_no_header_sections_in_a_tunnel(flags: tuple[str, ...], step: int | None) -> None:
     """RFC 9113 §8.5."""
     link = Link(step=step)
-    exchange = link.request(get(method=b"CONNECT"), end=False)
+    exchange = link.request(get(b"origin:443", method=b"CONNECT"), end=False)
     events = link.frames(link.headers(exchange), data(exchange, b"x"), link.headers(exchange, [(b"a", b"b")], *flags))
     assert [type(event) for event in events] == [ResponseReceived, BodyReceived, ExchangeFailed]
     resets = [frame for frame in link.output_frames() if isinstance(frame, RstStreamFrame)]

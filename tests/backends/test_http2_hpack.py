@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from hpack import Decoder, Encoder, HeaderTuple, NeverIndexedHeaderTuple
+from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,48 +14,130 @@ from allswell._backends.http2_hpack import FieldEncoder, SectionReader
 from allswell._messages import Headers
 from tests.backends.h2_peer import encode_frame
 
-NAMES = st.sampled_from([b":path", b"accept", b"user-agent", b"x-a", b"x-b", b"cookie"])
-VALUES = st.one_of(st.sampled_from([b"", b"/", b"1", b"v" * 300]), st.binary(max_size=3).map(bytes.hex).map(str.encode))
-FIELD = st.one_of(st.builds(HeaderTuple, NAMES, VALUES), st.builds(NeverIndexedHeaderTuple, NAMES, VALUES))
-BLOCKS = st.lists(st.tuples(st.lists(FIELD, max_size=8), st.none() | st.integers(0, 400)), min_size=1, max_size=12)
+NAMES = st.sampled_from([b":path", b"accept", b"user-agent", b"x-a", b"x-b", b"cookie", b"range"])
+VALUES = st.one_of(
+    st.sampled_from([b"", b"/", b"1", b"v" * 300]),
+    st.binary(max_size=3).map(bytes.hex).map(str.encode),
+)
+FIELD = st.tuples(NAMES, VALUES)
+LONG_FIELD = st.tuples(NAMES | st.just(b"x-" + b"n" * 1100), VALUES | st.sampled_from([b"w" * 1500, b"z" * 5000]))
+SIZES = st.lists(st.integers(0, 400) | st.just(4096), max_size=3)
 
 
-@given(BLOCKS)
+def blocks_of(field: st.SearchStrategy[tuple[bytes, bytes]]) -> st.SearchStrategy[list[tuple[Headers, list[int]]]]:
+    """Sections, and the sizes of the table before each."""
+    return st.lists(st.tuples(st.lists(field, max_size=8), SIZES), min_size=1, max_size=12)
+
+
+@given(blocks_of(LONG_FIELD))
 @settings(max_examples=300, deadline=None)
-def test_the_encoder_says_what_a_decoder_understands(blocks: list[tuple[list[HeaderTuple], int | None]]) -> None:
-    encoder, plain, decoder = FieldEncoder(), Encoder(), Decoder()
-    for fields, resize in blocks:
+def test_the_encoder_says_what_a_decoder_understands(blocks: list[tuple[Headers, list[int]]]) -> None:
+    encoder, decoder = FieldEncoder(), Decoder()
+    for fields, sizes in blocks:
+        for size in sizes:
+            encoder.header_table_size = size
+            decoder.max_allowed_table_size = size
         for _ in range(2):
-            if resize is not None:
-                encoder.header_table_size = resize
-                plain.header_table_size = resize
-            block = encoder.encode(fields)
-            assert block == plain.encode(fields)
-            assert list(decoder.decode(block, raw=True)) == [tuple(field) for field in fields]
+            assert list(decoder.decode(encoder.encode(fields), raw=True)) == fields
+            assert encoder.header_table.dynamic_entries == decoder.header_table.dynamic_entries
 
 
-@given(BLOCKS)
+@pytest.mark.parametrize(
+    ("sizes", "updates"),
+    [
+        ([100], b"\x3f\x45"),
+        ([100, 100], b"\x3f\x45"),
+        ([0, 4096], b"\x20\x3f\xe1\x1f"),
+        ([0, 100, 50, 4096], b"\x20\x3f\xe1\x1f"),
+        ([200, 100, 150], b"\x3f\x45\x3f\x77"),
+        ([4096], b""),
+        ([4096, 4096], b""),
+    ],
+)
+def test_what_the_table_shrank_to_between_two_sections_is_said(sizes: list[int], updates: bytes) -> None:
+    """RFC 7541 §4.2: the smallest size, then the last."""
+    encoder = FieldEncoder()
+    encoder.encode([(b"x-a", b"1")])
+    for size in sizes:
+        encoder.header_table_size = size
+    assert encoder.encode([(b":method", b"GET")]) == updates + b"\x82"
+    assert encoder.encode([(b":method", b"GET")]) == b"\x82"  # and once
+
+
+@given(blocks_of(FIELD))
 @settings(max_examples=300, deadline=None)
-def test_the_reader_understands_what_was_said(blocks: list[tuple[list[HeaderTuple], int | None]]) -> None:
+def test_the_reader_understands_what_was_said(blocks: list[tuple[Headers, list[int]]]) -> None:
     encoder, reader = Encoder(), SectionReader(Decoder(), 100_000)
-    for fields, resize in blocks:
-        if resize is not None:
-            encoder.header_table_size = resize
+    for fields, sizes in blocks:
+        for size in sizes[:1]:
+            encoder.header_table_size = size
         for _ in range(3):
             frame = memoryview(encode_frame(1, 4, 1, encoder.encode(fields)))
             section = reader.receive_headers(1, 4, frame)
             assert section is not None
-            assert section.fields == [tuple(field) for field in fields]
+            assert section.fields == fields
             assert section.error is None
 
 
 def test_secrets_are_never_indexed_also_when_remembered() -> None:
     encoder = FieldEncoder()
-    secret = NeverIndexedHeaderTuple(b"authorization", b"Basic x")
-    first, second = encoder.encode([secret]), encoder.encode([secret])
-    assert first == second
-    assert first[0] & 0xF0 == 0x10  # RFC 7541 §6.2.3
+    for name, value in [(b"authorization", b"Basic x"), (b"cookie", b"a=" + b"b" * 30), (b":path", b"/?key=1")]:
+        first, second = encoder.encode([(name, value)]), encoder.encode([(name, value)])
+        assert first == second
+        assert first[0] & 0xF0 == 0x10  # RFC 7541 §6.2.3
     assert not encoder.header_table.dynamic_entries
+
+
+def test_long_values_go_as_they_are() -> None:
+    """Huffman's code in Python takes a second for 64 KB."""
+    for name, size in [(b"cookie", 64_000), (b"authorization", 3_000), (b"x-long", 1_500), (b"x-long", 20_000)]:
+        encoder, value = FieldEncoder(), b"0" * size  # (which Huffman's code would make shorter)
+        block = encoder.encode([(name, value)])
+        assert value in block
+        assert list(Decoder().decode(encoder.encode([(b"x-a", b"1")]) and block, raw=True)) == [(name, value)]
+
+
+def test_what_does_not_fit_the_table_does_not_empty_it() -> None:
+    """RFC 7541 §4.4: an entry larger than the table would."""
+    encoder = FieldEncoder()
+    encoder.encode([(b"x-a", b"1")])
+    encoder.encode([(b"x-large", b"v" * 5000)])
+    assert list(encoder.header_table.dynamic_entries) == [(b"x-a", b"1")]
+
+
+def test_a_field_that_is_another_each_time_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace's id, a signature: in the table it would push the others out, and out of the memory."""
+    encoder, decoder = FieldEncoder(), Decoder()
+    coded: list[bytes] = []
+    huffman = encoder.huffman_coder.encode
+
+    def encode(text: bytes) -> bytes:
+        coded.append(text)
+        return huffman(text)
+
+    monkeypatch.setattr(encoder.huffman_coder, "encode", encode)
+    searched: list[bytes] = []
+    search = encoder.header_table.search
+
+    def searching(name: bytes, value: bytes) -> Any:
+        searched.append(name)
+        return search(name, value)
+
+    monkeypatch.setattr(encoder.header_table, "search", searching)
+    same = [(b"user-agent", b"me"), (b"x-token", b"t" * 900), (b"authorization", b"s" * 900)]
+    for number in range(1000):
+        fields = [*same, (b"traceparent", b"00-%032d-01" % number)]
+        if number == 10:
+            searched.clear()
+            coded.clear()
+            entries = list(encoder.header_table.dynamic_entries)
+        assert list(decoder.decode(encoder.encode(fields), raw=True)) == fields
+    assert list(encoder.header_table.dynamic_entries) == entries
+    # Once more where the memory, which is bounded, is full of what came only once.
+    assert searched.count(b"user-agent") + searched.count(b"x-token") == 0
+    assert sum(text.startswith(b"s") for text in coded) <= 1000 // 200
+    assert b"t" * 900 not in coded
+    assert b"traceparent" not in coded
 
 
 def test_what_repeats_is_decoded_once_and_forgotten_when_the_table_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +170,9 @@ def test_what_repeats_is_decoded_once_and_forgotten_when_the_table_changes(monke
 def test_the_memories_are_bounded() -> None:
     encoder = FieldEncoder()
     for number in range(1000):
-        encoder.encode([NeverIndexedHeaderTuple(b"x", b"%d" % number)])
-    assert len(encoder._known_secrets) <= 256
+        encoder.encode([(b"cookie", b"%d" % number), (b"x-%d" % number, b"y" * 8), (b"x-a", b"%d" % number)])
+        encoder.encode([(b"x-%d" % number, b"y" * 8)])
+    assert max(len(memory) for memory in (encoder._literals, encoder._indexes, encoder._entered)) <= 256
     reader = SectionReader(Decoder(), 100_000)
     plain = Encoder()
     for number in range(1000):

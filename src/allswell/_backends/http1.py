@@ -13,7 +13,6 @@ it is only counted, and the next exchange gets an h11 connection that has not mi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import count
 
 import h11
@@ -29,6 +28,7 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
+from allswell._fields import HeaderSection, RequestSections, options, request_trailers
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
@@ -47,12 +47,24 @@ _END = h11.EndOfMessage()
 _SENT = (h11.DONE, h11.MUST_CLOSE)
 
 
+def _form(section: HeaderSection) -> h11.Request:
+    """Any request with this header section, which h11 has checked too. (That costs 10 µs, so it is remembered.)"""
+    return h11.Request(method=b"GET", target=b"/", headers=section.fields)
+
+
+class Requests(RequestSections[h11.Request]):
+    """The header sections that one connection's requests had."""
+
+    def __init__(self) -> None:
+        super().__init__(_form)
+
+
 class Http1:
     """One HTTP/1.1 connection.
 
-    :param max_header_size: bytes of a response's head that are accepted.
-    :param absolute_form: the peer is a proxy, and forwards requests (RFC 9112 §3.2.2).
+    :param max_header_size: bytes of a response's head that are accepted, and of a trailer section.
     :param numbers: the exchanges' numbers, from 1 for a connection's first; shared by those that are pipelined.
+    :param requests: shared likewise.
     :ivar followed: another request was sent behind this one: what lies behind the response is that one's.
     """
 
@@ -63,14 +75,16 @@ class Http1:
     says_goodbye = ""
 
     def __init__(
-        self, *, max_header_size: int, absolute_form: bool = False, numbers: Iterator[int] | None = None
+        self, *, max_header_size: int, numbers: Iterator[int] | None = None, requests: Requests | None = None
     ) -> None:
-        self._absolute_form = absolute_form
         self._max_header_size = max_header_size
+        self._requests = requests or Requests()
         self._h11 = self._engine()
         self._output: list[bytes] = []
         self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
+        self._chunked = False  # the request's content is
+        self._unparsed = 0  # bytes given to h11 that may belong to the section that it reads, or a few more
         self._begun = b""  # the first bytes of the response
         self._complete = False
         self._tunnel = False
@@ -98,13 +112,13 @@ class Http1:
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
         if head.protocol is not None:
             raise LocalProtocolError("HTTP/1.1 has no extended CONNECT (RFC 8441)")
-        target = head.absolute_form if self._absolute_form and head.method != b"CONNECT" else head.target
-        try:
-            request = h11.Request(method=head.method, target=target, headers=_validated(tuple(head.headers)).headers)
-        except h11.LocalProtocolError as error:
-            raise LocalProtocolError(f"cannot send this request: {error}") from error
+        section = self._requests.section(head, end=end)
+        # RFC 9112 §3.2.3: to CONNECT, the target is the authority. §3.2.2: to a proxy, a whole URI.
+        target = section.absolute_form if section.absolute else section.target or section.authority
+        request = h11.Request(method=head.method, target=target, headers=section.fields.headers)
+        self._chunked = section.chunked
         self._current = next(self._numbers)
-        self._begun, self._complete = b"", False
+        self._begun, self._complete, self._unparsed = b"", False, 0
         self._length, self._surplus = None, b""
         self._send(request)
         if end:
@@ -120,14 +134,13 @@ class Http1:
             if end:
                 self._finish()
             return
+        last = request_trailers(trailers) if trailers else []
+        if last and not self._chunked:
+            raise LocalProtocolError("in HTTP/1.1 trailers follow chunked content only (RFC 9112 §7.1.2)")
         if data:
             self._send(h11.Data(data=data))
         if end:
-            try:
-                ending = h11.EndOfMessage(headers=trailers or [])
-            except h11.LocalProtocolError as error:
-                raise LocalProtocolError(f"cannot send these trailers: {error}") from error
-            self._send(ending)
+            self._send(h11.EndOfMessage(headers=last) if last else _END)
             if self._complete:
                 self._finish()
 
@@ -203,7 +216,10 @@ class Http1:
             if not _BEGINNING.startswith(self._begun):  # h11 would wait for the end of a head that never comes
                 return self._broken(f"its answer begins with {self._begun!r}")
         self._h11.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
-        events = self._events(len(data))
+        self._unparsed += len(data)
+        events = self._events()
+        if events:
+            self._unparsed = len(data)  # what h11 still has came with the last event
         if self._length is not None and self._length >= _LONG and self._current:
             self._rest, self._length = self._length, None
         return events
@@ -229,7 +245,7 @@ class Http1:
             why = RemoteProtocolError(f"the server broke HTTP/1.1: it ended the body {self._rest} bytes too early")
         if not self._tunnel and why is None and self._begun:
             self._h11.receive_data(b"")
-            return self._events(0)
+            return self._events()
         self.must_abort = True
         self._current = 0
         cause = why or RemoteProtocolError("the server ended the connection without a response")
@@ -240,7 +256,7 @@ class Http1:
             return []  # the response is whole; only our upload was cut
         return [ExchangeFailed(exchange, cause)]
 
-    def _events(self, size: int) -> list[Event]:
+    def _events(self) -> list[Event]:
         events: list[Event] = []
         body: list[bytearray] = []
         exchange = self._current
@@ -261,11 +277,11 @@ class Http1:
                 if event is h11.NEED_DATA or event is h11.PAUSED or kind is h11.ConnectionClosed:
                     break
                 if isinstance(event, h11.EndOfMessage):
-                    events.append(ResponseCompleted(exchange, event.headers.raw_items()))
+                    events.append(ResponseCompleted(exchange, self._section(event)))
                     self._completed(events)
                     break
                 assert isinstance(event, (h11.InformationalResponse, h11.Response))
-                self._head(event, size, events)
+                self._head(event, events)
                 if self._tunnel:
                     break
         except h11.RemoteProtocolError as error:
@@ -282,11 +298,16 @@ class Http1:
         self.must_abort = True
         return [ExchangeFailed(exchange, RemoteProtocolError(f"the server broke HTTP/1.1: {how}"))]
 
-    def _head(self, event: h11.InformationalResponse | h11.Response, size: int, events: list[Event]) -> None:
+    def _section(self, event: h11.InformationalResponse | h11.Response | h11.EndOfMessage) -> Headers:
+        """A header or trailer section. (h11 bounds those that are incomplete, not what completes one.)"""
         headers = event.headers.raw_items()
-        # h11 bounds heads that are incomplete; one that arrived whole must have been in a read larger than the bound.
-        if size > self._max_header_size and sum(len(n) + len(v) for n, v in headers) > self._max_header_size:
-            raise h11.RemoteProtocolError(f"a head of more than {self._max_header_size} bytes")
+        limit = self._max_header_size
+        if self._unparsed > limit and sum(len(name) + len(value) + 4 for name, value in headers) > limit:
+            raise h11.RemoteProtocolError(f"a header section of more than {limit} bytes")
+        return headers
+
+    def _head(self, event: h11.InformationalResponse | h11.Response, events: list[Event]) -> None:
+        headers = self._section(event)
         head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason.translate(_SHOWN))
         exchange = self._current
         if self._h11.their_state is h11.SWITCHED_PROTOCOL:
@@ -312,14 +333,10 @@ class Http1:
             ours = self._h11.our_state
             if length is not None and ours in _SENT and self._h11.their_state is h11.SEND_BODY:
                 self._length = length  # (else h11 has to see it all, to keep the two halves in step)
-            if ours is h11.SEND_BODY and (event.status_code >= 300 or self._closing(headers)):
+            if ours is h11.SEND_BODY and (event.status_code >= 300 or b"close" in options(headers, b"connection")):
                 # It has answered what it has not read yet: the rest of the request is wasted on it (RFC 9110 §9.3,
                 # RFC 9112 §9.6). Half a request is out, so the connection ends with this exchange.
                 events.append(UploadRefused(exchange))
-
-    @staticmethod
-    def _closing(headers: Headers) -> bool:
-        return any(name.lower() == b"connection" and b"close" in value.lower() for name, value in headers)
 
     def _completed(self, events: list[Event]) -> None:
         self._complete = True
@@ -347,16 +364,3 @@ class Http1:
 def _body(exchange: int, pieces: list[bytearray]) -> BodyReceived:
     data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
     return BodyReceived(exchange, data, len(data))
-
-
-@lru_cache(maxsize=256)
-def _validated(headers: tuple[tuple[bytes, bytes], ...]) -> h11.Request:
-    """Any request with this header section, checked. (Most requests of a client share theirs; checking costs 10 µs.)
-
-    :raises h11.LocalProtocolError: for an illegal name or value, or contradictory framing.
-    """
-    fields = list(headers)
-    if any(name.lower() == b"transfer-encoding" for name, _ in fields):
-        # RFC 9112 §6.2: never both. (httpx2 adds the length where its caller chose chunks; who forwards has what came.)
-        fields = [field for field in fields if field[0].lower() != b"content-length"]
-    return h11.Request(method=b"GET", target=b"/", headers=fields)

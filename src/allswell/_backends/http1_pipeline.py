@@ -20,7 +20,7 @@ from collections import deque
 from functools import partial
 from itertools import count
 
-from allswell._backends.http1 import Http1
+from allswell._backends.http1 import Http1, Requests
 from allswell._backends.interface import Event, ExchangeFailed
 from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError
 from allswell._messages import IDEMPOTENT_METHODS, Headers, RequestHead
@@ -40,9 +40,9 @@ class Http1Pipeline:
     pauses_reading = True
     says_goodbye = ""
 
-    def __init__(self, *, depth: int, max_header_size: int, absolute_form: bool = False) -> None:
+    def __init__(self, *, depth: int, max_header_size: int) -> None:
         self._depth = depth
-        self._engine = partial(Http1, max_header_size=max_header_size, absolute_form=absolute_form, numbers=count(1))
+        self._engine = partial(Http1, max_header_size=max_header_size, numbers=count(1), requests=Requests())
         self._line = deque([self._engine()])  # never empty
         self._output: list[bytes] = []
         self._persists = False  # the first response is complete, and the connection still open

@@ -48,7 +48,6 @@ from allswell._backends import http2_frames as wire
 from allswell._backends.announcements import ALTSVC, ORIGIN, announcement
 from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, StreamLimit, core_connection
 from allswell._backends.http2_errors import NOT_REPLAYABLE, PeerError, StreamError, error_name, reset_error
-from allswell._backends.http2_fields import RequestEncoder, RequestFields, encode_trailers
 from allswell._backends.http2_frames import FrameSplitter
 from allswell._backends.http2_hpack import Section, SectionReader
 from allswell._backends.http2_stream import Stream, Window
@@ -66,6 +65,7 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
+from allswell._fields import HeaderSection, RequestSection, RequestSections, request_trailers, section_size
 from allswell._messages import Headers, RequestHead
 
 _DEFAULT_WINDOW = 65535
@@ -102,7 +102,7 @@ class Http2:
     ) -> None:
         self._initial_window = initial_window
         self._splitter = FrameSplitter()
-        self._requests = RequestEncoder()
+        self._requests = RequestSections(HeaderSection.sent_on)
         self._streams: dict[int, Stream] = {}
         self._unread: dict[int, int] = {}
         self._reset: dict[int, None] = {}
@@ -114,7 +114,8 @@ class Http2:
         self._assumed = assumed or StreamLimit()
         self._limit = self._assumed.value
         self._greeted = False  # the peer's first SETTINGS have come
-        self._held: dict[int, tuple[RequestHead, bool]] = {}
+        self._section_limit: int | None = None  # what the peer takes (SETTINGS_MAX_HEADER_LIST_SIZE)
+        self._held: dict[int, tuple[RequestSection[Headers], bool]] = {}
         self._last_allowed = _LAST_ID
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
         self._over = False  # our GOAWAY is written, or the input has ended: h2 is not called any more
@@ -135,28 +136,36 @@ class Http2:
         if self.capacity() <= 0:
             cause = RemoteProtocolError("the connection takes no more streams")
             raise NotProcessed(cause, proven=True)
-        request = self._requests.encode(head)
-        if head.protocol is not None and self._greeted and not self._h2.remote_settings.enable_connect_protocol:
-            raise LocalProtocolError(_NO_EXTENDED_CONNECT)
-        if end and request.content_length:
-            raise LocalProtocolError(f"Content-Length announces {request.content_length} bytes, and there is no body")
+        request = self._requests.section(head, end=end)
+        hold = self._held or (head.protocol is not None and not self._greeted)
+        if not hold and (error := self._unsendable(request)) is not None:
+            raise error
         end = end and head.method != b"CONNECT"  # what ends there is the tunnel
         id_ = self._next_id
         self._next_id += 2
-        if self._held or (head.protocol is not None and not self._greeted):
-            self._held[id_] = head, end
+        if hold:
+            self._held[id_] = request, end
         else:
-            self._send_head(id_, head, request, end)
+            self._send_head(id_, request, end)
         return id_
 
-    def _send_head(self, id_: int, head: RequestHead, request: RequestFields, end: bool) -> None:
-        self._h2.send_headers(id_, request.fields, end_stream=end)
+    def _unsendable(self, request: RequestSection[Headers]) -> LocalProtocolError | None:
+        """Why the peer's SETTINGS, as far as they have come, do not allow it."""
+        if request.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
+            return LocalProtocolError(_NO_EXTENDED_CONNECT)
+        limit = self._section_limit
+        if limit is not None and section_size(request.pseudo_fields) + section_size(request.fields) > limit:
+            return LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9113 §6.5.2
+        return None
+
+    def _send_head(self, id_: int, request: RequestSection[Headers], end: bool) -> None:
+        self._h2.send_headers(id_, request.pseudo_fields + request.fields, end_stream=end)
         self._quiet = 0
         self._streams[id_] = Stream(
             id_,
             self._h2.streams[id_],
             window=Window(self._initial_window),
-            method=head.method,
+            method=request.method,
             to_send=request.content_length,
             end=end,
         )
@@ -164,14 +173,15 @@ class Http2:
     def _release_held(self, events: list[Event]) -> None:
         """The peer has greeted: say what waited for it."""
         held, self._held = self._held, {}
-        for id_, (head, end) in held.items():
-            if head.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
-                events.append(ExchangeFailed(id_, LocalProtocolError(_NO_EXTENDED_CONNECT)))
+        for id_, (request, end) in held.items():
+            error = self._unsendable(request)
+            if error is not None:
+                events.append(ExchangeFailed(id_, error))
             elif len(self._streams) >= self._limit:
                 cause = RemoteProtocolError("the connection takes no more streams")
                 events.append(ExchangeFailed(id_, NotProcessed(cause, proven=True)))
             else:
-                self._send_head(id_, head, self._requests.encode(head), end)
+                self._send_head(id_, request, end)
                 events.append(SendWindowOpened(id_))
 
     def _fail_held(self, error: Callable[[], AllswellError], events: list[Event]) -> None:
@@ -193,7 +203,7 @@ class Http2:
             raise LocalProtocolError("more body than the window allows")
         if stream.to_send is not None and (size > stream.to_send or (end and size < stream.to_send)):
             raise LocalProtocolError("the body is not as long as its Content-Length")
-        fields = encode_trailers(trailers) if end and trailers else []
+        fields = [(name.lower(), value) for name, value in request_trailers(trailers)] if end and trailers else []
         self._quiet = 0
         if stream.to_send is not None:
             stream.to_send -= size
@@ -331,15 +341,32 @@ class Http2:
         elif kind == wire.PUSH_PROMISE:
             # §8.4: we sent ENABLE_PUSH = 0 before anything else.
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer pushed, and push is off")
-        elif kind in (wire.SETTINGS, wire.PING, wire.RST_STREAM, wire.WINDOW_UPDATE):
-            if kind in (wire.RST_STREAM, wire.WINDOW_UPDATE) and id_:
+        elif kind == wire.SETTINGS:
+            self._count_quiet()
+            table_sizes, known = wire.known_settings(frame)
+            self._receive_by_h2(known, events)
+            for size in table_sizes:
+                self._h2.encoder.header_table_size = size
+        elif kind in (wire.PING, wire.RST_STREAM, wire.WINDOW_UPDATE):
+            if kind != wire.PING and id_:
                 self._check_not_idle(id_)
             self._count_quiet()
-            self._receive_by_h2(wire.known_settings(frame) if kind == wire.SETTINGS else frame, events)
+            self._receive_by_h2(wire.without_reserved_bit(frame) if kind == wire.WINDOW_UPDATE else frame, events)
         else:
-            self._count_quiet()  # PRIORITY is deprecated (§5.3.2), and unknown types are to be ignored (§5.5)
-            if kind in (ORIGIN, ALTSVC):
+            self._count_quiet()  # unknown types are to be ignored (§5.5)
+            if kind == wire.PRIORITY:
+                self._receive_priority(id_, frame, events)
+            elif kind in (ORIGIN, ALTSVC):
                 self._receive_announcement(kind, flags, id_, frame, events)
+
+    def _receive_priority(self, id_: int, frame: memoryview, events: list[Event]) -> None:
+        """It is deprecated, and still has to be well-formed (§5.3.2, §6.3)."""
+        if not id_:
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent PRIORITY on stream 0")
+        stream = self._streams.get(id_)
+        if len(frame) != 9 + 5 and stream is not None:
+            error = StreamError(f"PRIORITY of {len(frame) - 9} bytes", ErrorCodes.FRAME_SIZE_ERROR)
+            self._fail_malformed(stream, error, events)
 
     def _receive_data(self, stream: Stream, flags: int, frame: memoryview, events: list[Event]) -> None:
         content = wire.payload(frame, flags) if flags & wire.PADDED else frame[9:]
@@ -485,6 +512,7 @@ class Http2:
         connect = event.changed_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL)
         if connect is not None and connect.original_value and not connect.new_value:
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer took back ENABLE_CONNECT_PROTOCOL")  # RFC 8441 §3
+        self._section_limit = self._h2.remote_settings.max_header_list_size
         limit = self._h2.remote_settings.max_concurrent_streams
         if limit != self._limit:
             self._limit = limit

@@ -33,8 +33,8 @@ HAS_PRIORITY = 0x20
 MAX_FRAME_SIZE = 16384
 
 # The settings that mean something to us (RFC 9113 §6.5.2, RFC 8441 §3). Our encoder's table stays within the default
-# (RFC 7541 §4.2 permits it): h2 searches it from end to end.
-_KNOWN_SETTINGS = frozenset((1, 2, 3, 4, 5, 6, 8))
+# (RFC 7541 §4.2 permits it): hpack searches it from end to end.
+_KNOWN_SETTINGS = frozenset((2, 3, 4, 5, 6, 8))
 _HEADER_TABLE_SIZE = 1
 _MAX_ENCODER_TABLE = 4096
 
@@ -115,21 +115,32 @@ def payload(frame: memoryview, flags: int) -> memoryview:
     return frame[10 : len(frame) - padding]
 
 
-def known_settings(frame: memoryview) -> bytes:
-    """A SETTINGS frame without what we do not know: every unknown setting kept would cost memory for ever.
+def known_settings(frame: memoryview) -> tuple[list[int], bytes]:
+    """The sizes of HPACK's table that SETTINGS name, in their order; and the frame without them and what is unknown.
 
-    :raises PeerError: when its length is wrong (RFC 9113 §6.5).
+    h2 would see the last size only, and each has to be obeyed (RFC 9113 §6.5.3, RFC 7541 §4.2). Every unknown setting
+    that is kept would cost memory for ever.
+
+    :raises PeerError: when the frame's length is wrong (RFC 9113 §6.5).
     """
     body = frame[9:]
     if len(body) % 6 or (body and frame[4] & ACK):
         raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, f"the peer sent SETTINGS of {len(body)} bytes")
+    sizes = []
     kept = bytearray()
     for name, value in _SETTING.iter_unpack(body):
         if name == _HEADER_TABLE_SIZE:
-            value = min(value, _MAX_ENCODER_TABLE)
-        if name in _KNOWN_SETTINGS:
+            sizes.append(min(value, _MAX_ENCODER_TABLE))
+        elif name in _KNOWN_SETTINGS:
             kept += _SETTING.pack(name, value)
-    return frame_header(len(kept), SETTINGS, frame[4], int.from_bytes(frame[5:9], "big")) + kept
+    return sizes, frame_header(len(kept), SETTINGS, frame[4], int.from_bytes(frame[5:9], "big")) + kept
+
+
+def without_reserved_bit(frame: memoryview) -> bytes | memoryview:
+    """A WINDOW_UPDATE without the bit that is to be ignored (RFC 9113 §6.9), which h2 takes for the increment's."""
+    if len(frame) != 13 or not frame[9] & 0x80:
+        return frame
+    return b"".join((frame[:9], bytes((frame[9] & 0x7F,)), frame[10:]))
 
 
 def goaway(frame: memoryview, stream: int) -> tuple[int, int, bytes]:

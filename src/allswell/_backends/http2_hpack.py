@@ -13,8 +13,9 @@ from h2.errors import ErrorCodes
 from hpack import Decoder, Encoder, HPACKError, OversizedHeaderListError
 
 from allswell._backends.http2_errors import PeerError, StreamError
-from allswell._backends.http2_fields import check_received
 from allswell._backends.http2_frames import CONTINUATION, END_HEADERS, END_STREAM, HAS_PRIORITY, payload
+from allswell._backends.literals import integer, string
+from allswell._fields import MalformedSection, never_indexed, received_section
 from allswell._messages import Headers
 
 # A header list too large for us costs its stream; one of this many times the limit, or in this many frames, costs the
@@ -22,40 +23,104 @@ from allswell._messages import Headers
 _HARD_LIMIT = 4
 _MAX_FRAGMENTS = 64
 
+#: As good as never the same twice: indexed they would only push the others out (nghttp2 does the same).
+_SELDOM_THE_SAME = frozenset((b"content-length", b"if-none-match", b"if-modified-since", b"range", b"referer"))
+#: A name whose value has been another so often will be another again (a trace's id, a signature).
+_RESTLESS = 4
+#: Strings above this go without Huffman's code.
+_LONG = 1024
+
 _REMEMBERED_FIELDS = 256
 _REMEMBERED_BLOCKS = 64
 _LONGEST_REMEMBERED = 256
 
 
 class FieldEncoder(Encoder):
-    """hpack's encoder, which searches its table from end to end for each field, with a memory in front."""
+    """hpack's encoder, which searches its table from end to end for each field, with a memory in front.
+
+    It leaves out of the table what would only push the rest out. (Each entry moves all others, so it also empties the
+    memory.) It writes long strings as they are: in Python, Huffman's code costs more per byte the longer a string is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[tuple[bytes, bytes], bytes] = {}
-        self._known_secrets: dict[tuple[bytes, bytes], bytes] = {}
+        self._indexes: dict[tuple[bytes, bytes], bytes] = {}  # as the table is now
+        self._literals: dict[tuple[bytes, bytes], bytes] = {}  # which refer to the static table, if at all
+        self._entered: dict[bytes, int] = {}  # how often a field of this name has entered the table
+        self._said = self._smallest = self.header_table.maxsize
+
+    @property
+    def header_table_size(self) -> int:
+        return self.header_table.maxsize
+
+    @header_table_size.setter
+    def header_table_size(self, value: int) -> None:
+        self.header_table.maxsize = value
+        self._smallest = min(self._smallest, value)
+        self._indexes.clear()
 
     def encode(self, headers: Any, huffman: bool = True) -> bytes:
         codes = []
-        if self.header_table.resized:
-            self._forget()
-            codes.append(super().encode([]))  # says so (RFC 7541 §6.3)
+        size = self.header_table.maxsize
+        if size != self._said or self._smallest != size:
+            codes += self._size_updates(size)
+        indexes, literals = self._indexes, self._literals
         for field in headers:
-            indexable = getattr(field, "indexable", True)
-            known = self._known if indexable else self._known_secrets
-            code = known.get(field)
+            code = indexes.get(field) or literals.get(field)
             if code is None:
-                code = self.add((field[0], field[1]), not indexable, huffman)
-                if code[0] & 0xC0 == 0x40 or len(known) >= _REMEMBERED_FIELDS:
-                    self._forget()  # §6.2.1: it has entered the table, and all others have moved on
-                else:
-                    known[field] = code
+                code = self._new(*field)
             codes.append(code)
         return b"".join(codes)
 
-    def _forget(self) -> None:
-        self._known.clear()
-        self._known_secrets.clear()
+    def _size_updates(self, size: int) -> list[bytes]:
+        """RFC 7541 §4.2: the smallest that it was since the last section, then the one that it is."""
+        smallest, said = self._smallest, self._said
+        self._smallest = self._said = size
+        sizes = [smallest, size] if smallest < min(said, size) else [size]
+        return [integer(each, 5, 0x20) for each in sizes]  # §6.3
+
+    # Three kinds of lines: indexed, or entering the table (§6.1, §6.2.1); without indexing (§6.2.2); never (§6.2.3).
+
+    def _new(self, name: bytes, value: bytes) -> bytes:
+        table = self.header_table
+        size = len(name) + len(value) + 32  # §4.1
+        secret = never_indexed(name, value)
+        if not secret and name not in _SELDOM_THE_SAME and 2 * size <= table.maxsize:
+            if self._entered.get(name, 0) < _RESTLESS:
+                return self._index((name, value))
+            known = table.search(name, value)
+            if known is not None:
+                index, _, same = known
+                return self._index((name, value)) if same is not None else integer(index, 4) + self._string(value)
+        index, _ = table.STATIC_TABLE_MAPPING.get(name, (0, {}))
+        code = integer(index, 4, 0x10 if secret else 0) + (b"" if index else self._string(name)) + self._string(value)
+        if size <= _LONG:
+            _remember(self._literals, (name, value), code)
+        return code
+
+    def _index(self, field: tuple[bytes, bytes]) -> bytes:
+        name, value = field
+        code = self.add(field, False, len(value) <= _LONG)
+        if code[0] & 0xC0 == 0x40:  # §6.2.1: it has entered the table, and all others have moved on
+            self._indexes.clear()
+            if name not in self._entered and len(self._entered) >= _REMEMBERED_FIELDS:
+                self._entered.clear()
+            self._entered[name] = self._entered.get(name, 0) + 1
+        else:
+            _remember(self._indexes, field, code)
+        return code
+
+    def _string(self, text: bytes) -> bytes:
+        if len(text) > _LONG:
+            return string(text)
+        coded = self.huffman_coder.encode(text)
+        return integer(len(coded), 7, 0x80) + coded  # §5.2
+
+
+def _remember(memory: dict[tuple[bytes, bytes], bytes], field: tuple[bytes, bytes], code: bytes) -> None:
+    if len(memory) >= _REMEMBERED_FIELDS:
+        del memory[next(iter(memory))]
+    memory[field] = code
 
 
 class Section(NamedTuple):
@@ -142,9 +207,9 @@ class SectionReader:
         if changed or len(self._known) >= _REMEMBERED_BLOCKS:
             self._known.clear()
         try:
-            fields = check_received(decoded, self._max_size)
-        except StreamError as error:
-            return Section(stream, end, [], error)
+            fields = received_section(decoded, self._max_size)
+        except MalformedSection as error:
+            return Section(stream, end, [], StreamError(str(error)))
         if not changed and len(block) <= _LONGEST_REMEMBERED:
             self._known[block] = fields
         return Section(stream, end, fields, None)

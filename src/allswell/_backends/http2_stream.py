@@ -6,7 +6,7 @@ from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
 from allswell._backends.http2_errors import PeerError, StreamError
-from allswell._backends.http2_fields import check_trailers, content_length, decode_response
+from allswell._fields import MalformedSection, response_section, trailer_section
 from allswell._messages import Headers, ResponseHead
 
 _WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
@@ -56,12 +56,11 @@ class Stream:
 
     __slots__ = (
         "answered",
-        "connect",
         "done",
         "h2",
-        "head_request",
         "id",
         "left",
+        "method",
         "sent_end",
         "to_send",
         "tunnel",
@@ -78,8 +77,7 @@ class Stream:
         self.unread = 0
         self.to_send = to_send
         self.sent_end = end
-        self.connect = method == b"CONNECT"
-        self.head_request = method == b"HEAD"
+        self.method = method
         self.answered = False
         self.tunnel = False
         self.left: int | None = None
@@ -87,17 +85,16 @@ class Stream:
 
     def receive_head(self, fields: Headers, end: bool) -> ResponseHead:
         """:raises StreamError: for a malformed head."""
-        status, headers = decode_response(fields)
+        try:
+            status, headers, content = response_section(fields, self.method)
+        except MalformedSection as error:
+            raise StreamError(str(error)) from None
         if status < 200:
             if end:
                 raise StreamError("an informational response that ends its stream")  # RFC 9113 §8.1
             return ResponseHead(status, headers, b"HTTP/2")
-        if self.connect and status < 300:
-            self.tunnel = True  # RFC 9110 §9.3.6: a Content-Length there means nothing
-        elif self.head_request or status in (204, 304):
-            self.left = 0  # RFC 9110 §6.4.1: no content; their Content-Length tells of another response
-        else:
-            self.left = content_length(headers)
+        self.tunnel = self.method == b"CONNECT" and status < 300
+        self.left = content
         self.answered = True
         if end:
             self._receive_end()
@@ -124,7 +121,10 @@ class Stream:
             raise StreamError("a header section in a tunnel")  # RFC 9113 §8.5
         if not end:
             raise StreamError("a header section in the middle of a body")  # RFC 9113 §8.1
-        check_trailers(fields)
+        try:
+            trailer_section(fields)
+        except MalformedSection as error:
+            raise StreamError(str(error)) from None
         self._receive_end()
 
     def _receive_end(self) -> None:

@@ -28,12 +28,13 @@ from aioquic.quic.events import (
     StreamDataReceived,
     StreamReset,
 )
-from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, Encoder, EncoderStreamError, StreamBlocked
+from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, EncoderStreamError, StreamBlocked
 
 from allswell._backends import http3_frames as h3
 from allswell._backends.announcements import ORIGIN, named_origins
 from allswell._backends.http3_exchange import Http3Exchange
 from allswell._backends.http3_frames import ControlReader, FrameReader, H3Error, Malformed
+from allswell._backends.http3_qpack import SectionEncoder
 from allswell._backends.interface import (
     BodyReceived,
     CapacityChanged,
@@ -56,6 +57,17 @@ from allswell._errors import (
     NotProcessed,
     RemoteProtocolError,
     TransportError,
+)
+from allswell._fields import (
+    HeaderSection,
+    MalformedSection,
+    RequestSections,
+    SectionTooLarge,
+    received_section,
+    request_trailers,
+    response_section,
+    section_size,
+    trailer_section,
 )
 from allswell._messages import SAFE_METHODS, Headers, RequestHead, ResponseHead
 
@@ -96,7 +108,8 @@ class Http3:
         self._goaway: int | None = None  # the peer did
         self._over = False
         self._decoder = Decoder(0, 0)
-        self._encoder = Encoder()
+        self._encoder = SectionEncoder()
+        self._requests = RequestSections(HeaderSection.sent_on)
         self._settings: dict[int, int] | None = None
         self._control = ControlReader(_CONTROL_LIMIT)
         self._critical: dict[int, int] = {}  # the peer's control and QPACK streams, by their types
@@ -114,24 +127,19 @@ class Http3:
         if self.capacity() <= 0:
             full = TransportError("the connection takes no more requests", operation="write", by="peer")
             raise NotProcessed(full, proven=True)
-        try:
-            fields = h3.request_section(head)
-            owed = h3.content_length(head.headers)
-        except (ValueError, Malformed) as error:
-            raise LocalProtocolError(str(error)) from error
+        request = self._requests.section(head, end=end)
+        fields = request.pseudo_fields + request.fields
         settings = self._settings
         if settings is not None:
             if head.protocol is not None and not settings.get(h3.ENABLE_CONNECT_PROTOCOL):
                 raise LocalProtocolError("the server does not support extended CONNECT (RFC 9220)")
             limit = settings.get(h3.MAX_FIELD_SECTION_SIZE)
-            if limit is not None and h3.section_size(fields) > limit:
-                raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")
-        if owed and end:
-            raise LocalProtocolError(f"Content-Length is {owed}, but there is no body")
+            if limit is not None and section_size(fields) > limit:
+                raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9114 §4.2.2
         end = end and head.method != b"CONNECT"  # RFC 9114 §4.4: what follows is the tunnel's
         early = not quic.handshake_complete
         stream_id = quic.get_next_available_stream_id()
-        exchange = Http3Exchange(head, FrameReader(h3.NOT_ON_REQUEST, self._limit), owed, early)
+        exchange = Http3Exchange(head, FrameReader(h3.NOT_ON_REQUEST, self._limit), request.content_length, early)
         exchange.uploaded = end
         self._exchanges[stream_id] = exchange
         if (early and head.method not in SAFE_METHODS) or (head.protocol is not None and settings is None):
@@ -147,16 +155,13 @@ class Http3:
         state = self._exchanges.get(exchange)
         if state is None or state.uploaded:
             return
-        if state.owed is not None and not state.tunnel:
+        last: Headers = []
+        if trailers:
+            last = [(name.lower(), value) for name, value in request_trailers(trailers)]
+        if state.owed is not None:
             if len(data) > state.owed or (end and len(data) < state.owed):
                 raise LocalProtocolError("the body is not as long as its Content-Length says")
             state.owed -= len(data)
-        last: Headers = []
-        if trailers:
-            try:
-                last = h3.request_fields(trailers, trailers=True)
-            except ValueError as error:
-                raise LocalProtocolError(str(error)) from error
         state.uploaded = end
         if state.held is not None:
             state.waiting.append((data, end, last))
@@ -400,14 +405,18 @@ class Http3:
             _, fields = self._decoder.feed_header(stream_id, section)
         except (DecompressionFailed, StreamBlocked) as error:
             raise H3Error(h3.QPACK_DECOMPRESSION_FAILED, "a header section that QPACK cannot decode") from error
-        if h3.section_size(fields) > self._limit:
-            raise Malformed(f"a header section over the limit of {self._limit} bytes", h3.H3_EXCESSIVE_LOAD)
-        state.touched = True
-        if state.final:
-            h3.check_fields(fields)
-            state.trailers = fields
-            return
-        status, fields = h3.response_fields(fields)
+        method = state.head.method
+        try:
+            fields = received_section(fields, self._limit)
+            state.touched = True
+            if state.final:
+                state.trailers = trailer_section(fields)
+                return
+            status, fields, content = response_section(fields, method)
+        except SectionTooLarge as error:
+            raise Malformed(str(error), h3.H3_EXCESSIVE_LOAD) from None
+        except MalformedSection as error:
+            raise Malformed(str(error)) from None
         head = ResponseHead(status, fields, b"HTTP/3")
         if status < 200:
             self._events.append(InformationalReceived(stream_id, head))
@@ -418,11 +427,8 @@ class Http3:
             self._fail(stream_id, NotProcessed(refused, proven=True), h3.H3_REQUEST_CANCELLED)
             return
         state.final = True
-        method = state.head.method
         state.tunnel = method == b"CONNECT" and status < 300
-        if not state.tunnel:  # RFC 9110 §6.4.1: where there is no content, Content-Length is that of another response
-            none = method == b"HEAD" or status in (204, 304)
-            state.expected = 0 if none else h3.content_length(fields)
+        state.expected = content
         self._events.append(ResponseReceived(stream_id, head, state.tunnel))
 
     def _on_end(self, stream_id: int, state: Http3Exchange) -> None:

@@ -1,13 +1,9 @@
-"""The framing of HTTP/3 (RFC 9114 §6, §7): numbers, frames however they are cut, header lists, and its error codes."""
+"""The framing of HTTP/3 (RFC 9114 §6, §7): numbers, frames however they are cut, and its error codes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 from allswell._backends.announcements import ORIGIN
 from allswell._errors import shown
-from allswell._messages import Headers, RequestHead
 
 # Frame types (RFC 9114 §7.2)
 DATA, HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID = 0x0, 0x1, 0x3, 0x4, 0x5, 0x7, 0xD
@@ -44,18 +40,6 @@ QPACK_DECOMPRESSION_FAILED = 0x200
 QPACK_ENCODER_STREAM_ERROR = 0x201
 QPACK_DECODER_STREAM_ERROR = 0x202
 _ERRORS = frozenset({H3_DATAGRAM_ERROR, *range(0x101, 0x111), *range(0x200, 0x203)})
-
-#: RFC 9114 §4.2: fields that belong to one connection make a message malformed.
-CONNECTION_SPECIFIC = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te"}
-)
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_LOWER_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-#: RFC 9110 §5.5: neither CR, LF, NUL, nor blanks at the ends.
-_BAD_VALUE = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z")
-_VISIBLE = re.compile(rb"[^\0-\x20\x7f]+")
-_STATUS = re.compile(rb"[1-9][0-9][0-9]")
-
 
 #: Frames of unknown types, or DATA without content, in a row on one stream.
 _MAX_EMPTY = 10_000
@@ -236,97 +220,3 @@ class ControlReader(FrameReader):
 
     def __init__(self, limit: int) -> None:
         super().__init__(NOT_ON_CONTROL, limit)
-
-
-def request_fields(headers: Iterable[tuple[bytes, bytes]], *, trailers: bool = False) -> Headers:
-    """A caller's header fields as HTTP/3 wants them: lower-case, and none that belong to one connection.
-
-    :raises ValueError: for a field that HTTP cannot say.
-    """
-    fields: Headers = []
-    dropped = CONNECTION_SPECIFIC
-    for name, value in headers:
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is not a field name")
-        value = value.strip(b" \t")
-        if _BAD_VALUE.search(value):
-            raise ValueError(f"the value of {name!r} has characters that no field may have")
-        name = name.lower()
-        if name in dropped:
-            if name == b"connection":  # what it names belongs to the connection too (RFC 9110 §7.6.1)
-                dropped = dropped | {option.strip().lower() for option in value.split(b",")}
-            elif name == b"te" and value.lower() == b"trailers":  # the one that is allowed (RFC 9114 §4.2)
-                fields.append((name, value))
-        elif name != b"host":  # it is :authority
-            fields.append((name, value))
-    if len(dropped) > len(CONNECTION_SPECIFIC):
-        fields = [field for field in fields if field[0] not in dropped or field[0] == b"te"]
-    if trailers and any(name == b"content-length" for name, _ in fields):
-        raise ValueError("Content-Length cannot be in a trailer section")
-    return fields
-
-
-def request_section(head: RequestHead) -> Headers:
-    """The header section of a request, pseudo-header fields first (RFC 9114 §4.3.1, §4.4, RFC 9220 §3).
-
-    :raises ValueError: for what HTTP cannot say.
-    """
-    fields: Headers = [(b":method", head.method)]
-    if head.method != b"CONNECT" or head.protocol is not None:
-        fields += [(b":scheme", head.scheme), (b":authority", head.authority), (b":path", head.target)]
-        if head.protocol is not None:
-            fields.append((b":protocol", head.protocol))
-    else:
-        fields.append((b":authority", head.target))
-    for name, value in fields:
-        if not _VISIBLE.fullmatch(value):
-            raise ValueError(f"{value!r} cannot be {name.decode('ascii')}")
-    return fields + request_fields(head.headers)
-
-
-def response_fields(fields: Headers) -> tuple[int, Headers]:
-    """The status and the header fields of a response (RFC 9114 §4.3.2).
-
-    :raises Malformed: as RFC 9114 §4.2 and §4.3 define it.
-    """
-    if not fields or fields[0][0] != b":status":
-        raise Malformed("a response without :status")
-    status = fields[0][1]
-    if not _STATUS.fullmatch(status) or status == b"101":  # RFC 9114 §4.5: there is no 101 in HTTP/3
-        raise Malformed(f"a response of status {status!r}")
-    del fields[0]
-    check_fields(fields)
-    return int(status), fields
-
-
-def check_fields(fields: Headers) -> None:
-    """See that none of the fields is malformed (RFC 9114 §4.2); pseudo-header fields are, here.
-
-    :raises Malformed: for the first that is.
-    """
-    for name, value in fields:
-        if not _LOWER_TOKEN.fullmatch(name):
-            raise Malformed(f"{name!r} is not a field name")
-        if _BAD_VALUE.search(value):
-            raise Malformed(f"the value of {name!r} has characters that no field may have")
-        if name in CONNECTION_SPECIFIC:
-            raise Malformed(f"{name!r} belongs to one connection")
-
-
-def section_size(fields: Headers) -> int:
-    """The size of a header section, as the limit on it counts (RFC 9114 §4.2.2)."""
-    return sum(len(name) + len(value) + 32 for name, value in fields)
-
-
-def content_length(fields: Headers) -> int | None:
-    """The Content-Length, if there is one.
-
-    :raises Malformed: when it is no number, or there are several.
-    """
-    values = {value for name, value in fields if name.lower() == b"content-length"}
-    if not values:
-        return None
-    value = values.pop()
-    if values or not value.isdigit() or len(value) > 18:
-        raise Malformed("a Content-Length that is none")
-    return int(value)

@@ -11,17 +11,17 @@ import re
 from base64 import b64encode
 
 from allswell._deadline import Deadline
-from allswell._errors import ConnectFailed, ProxyRefused, TransportError, shown
+from allswell._errors import ConnectFailed, LocalProtocolError, ProxyRefused, TransportError, shown
+from allswell._fields import header_section, received_field
 from allswell._filters.interface import ByteStream
 from allswell._filters.tunnel import TunnelFilter
-from allswell._messages import Headers
+from allswell._messages import Headers, RequestHead
 
 #: What is shown of a refusal's body, and how long to wait for it, in seconds.
 BODY_SHOWN = 1024
 BODY_PATIENCE = 0.5
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff]*))?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[^\r\n]*\r\n")
 
 
@@ -67,13 +67,13 @@ class HttpConnectFilter(TunnelFilter):
         self._ready = True
 
     def _request(self) -> bytes:
-        lines = [b"CONNECT %s HTTP/1.1" % self._target, b"Host: " + self._target]
-        for name, value in self._headers:
-            line = name + b": " + value
-            if _FIELD.fullmatch(line) is None:
-                message = f"cannot send the header {name!r} to the proxy {self._proxy}"
-                raise ConnectFailed(message, phase="proxy", by="us")
-            lines.append(line)
+        head = RequestHead(b"CONNECT", b"http", self._target, self._target, self._headers)
+        try:
+            fields = header_section(head, self._target).fields
+        except LocalProtocolError as error:
+            message = f"cannot ask the proxy {self._proxy} for a tunnel: {error}"
+            raise ConnectFailed(message, phase="proxy", by="us") from error
+        lines = [b"CONNECT %s HTTP/1.1" % self._target, *(b"%s: %s" % field for field in fields)]
         return b"\r\n".join([*lines, b"", b""])
 
     async def _answer(self) -> tuple[int, bytes, Headers]:
@@ -88,10 +88,10 @@ class HttpConnectFilter(TunnelFilter):
                 raise self._failed("it does not speak HTTP/1.1")
             headers: Headers = []
             for line in lines[:-2]:
-                field = _FIELD.fullmatch(line.removesuffix(b"\r"))
+                field = received_field(line.removesuffix(b"\r"))
                 if field is None:
                     raise self._failed("it sent a malformed header section")
-                headers.append((field[1], field[2].rstrip(b" \t")))
+                headers.append(field)
             status = int(match[1])
             if status >= 200:
                 return status, match[2] or b"", headers

@@ -256,8 +256,8 @@ class Dialer:
             raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
         size = config.max_header_size
         if config.pipelining > 0 and not (route.upgrades or route.carries):
-            return Http1Pipeline(depth=config.pipelining, max_header_size=size, absolute_form=forwards)
-        return Http1(max_header_size=size, absolute_form=forwards)
+            return Http1Pipeline(depth=config.pipelining, max_header_size=size)
+        return Http1(max_header_size=size)
 
     def _alpn(self, route: Route) -> list[str]:
         if route.upgrades and self._config.http1:

@@ -26,13 +26,14 @@ from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._connection.exchange import Exchange, FallenSilent, TrailerSource
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, NotProcessed, PoolClosed
-from allswell._messages import Headers, RequestHead, method_bytes
+from allswell._fields import as_bytes
+from allswell._messages import Headers, RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.proxy_dialer import forward, forwards
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Attempt, Response
-from allswell._pool.route import Destination, destination, parsed
+from allswell._pool.route import Destination, Destinations, destination
 from allswell._pool.snapshot import PoolSnapshot
 from allswell._report import CloseReport
 from allswell._tasks import TaskHost, current_host
@@ -69,6 +70,7 @@ class ConnectionPool:
                 raise ImportError("https_records needs the package dnspython: install allswell[dns]") from error
         self._dispatcher: Dispatcher | None = None  # made when an event loop runs
         _POOLS.add(self)
+        self._destinations = Destinations()
         self._users = 0
         self._closing: Deadline | None = None
         self._closed = anyio.Event()
@@ -107,7 +109,7 @@ class ConnectionPool:
         :param content: the body; an async iterable is sent chunked, unless a Content-Length is given.
         :raises AllswellError: saying who failed and how.
         """
-        made = _request(method, url, headers, content, timeouts, trailers, self.config.proxies)
+        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies)
         response = await self.send(made)
         try:
             await response.read()
@@ -128,12 +130,15 @@ class ConnectionPool:
         trailers: TrailerSource = None,
     ) -> AsyncIterator[Response]:
         """Send a request; the body is read piece by piece, as far as one likes. Parameters as in :meth:`request`."""
-        made = _request(method, url, headers, content, timeouts, trailers, self.config.proxies)
+        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies)
         response = await self.send(made)
         try:
             yield response
         finally:
             await response.aclose()
+
+    def _to(self, url: str | httpx2.URL) -> Destination:
+        return self._destinations[url] if isinstance(url, str) else destination(url)
 
     async def send(self, request: Request) -> Response:
         """Send a request; its response, of which the head has come. The caller must read or close it.
@@ -407,14 +412,13 @@ async def _jitter(tries: int, until: float) -> None:
 
 def _request(
     method: str,
-    url: str | httpx2.URL,
+    to: Destination,
     headers: Headers | None,
     content: bytes | AsyncIterable[bytes] | None,
     timeouts: Timeouts | None,
     trailers: TrailerSource,
     proxies: tuple[ProxyHop, ...],
 ) -> Request:
-    to: Destination = parsed(url) if isinstance(url, str) else destination(url)
     given = {name.lower() for name, _ in headers} if headers else ()
     section: Headers = [] if b"host" in given else [(b"Host", to.authority)]
     if headers:
@@ -424,7 +428,7 @@ def _request(
             section.append((b"Content-Length", str(len(content)).encode("ascii")))
         else:
             section.append((b"Transfer-Encoding", b"chunked"))
-    head = RequestHead(method_bytes(method), to.route.scheme.encode("ascii"), to.authority, to.target, section)
+    head = RequestHead(as_bytes(method, "method"), to.route.scheme.encode("ascii"), to.authority, to.target, section)
     body = Body(content) if content is not None else None
     route = to.route._replace(proxies=proxies) if proxies else to.route
     if b"upgrade" in given:

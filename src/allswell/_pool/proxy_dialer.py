@@ -24,6 +24,7 @@ import httpx2
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, ProxyRefused, Timeout
+from allswell._fields import connect_udp_path, forwarded, host_and_port
 from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.happy_eyeballs import connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
@@ -42,7 +43,7 @@ from allswell._pool.network_stream import ExchangeStream
 from allswell._pool.proxy_auth import ProxyAuth
 from allswell._pool.request import Request
 from allswell._pool.response import Response
-from allswell._pool.route import Route, authority, without_zone
+from allswell._pool.route import Route, authority
 
 Send = Callable[[Request], Awaitable[Response]]
 
@@ -114,7 +115,7 @@ class ProxyDialer:
             stack = await self.reach(route.to_proxy(), send, around)
             await stack.push(_socks(stack, hop, route.host, route.port), around)
             return stack
-        target = _target(route)
+        target = host_and_port(route.host, route.port)
         async with ProxyAuth(hop, b"CONNECT", target) as auth:
             while True:
                 stack = await self.reach(route.to_proxy(), send, around)
@@ -168,13 +169,12 @@ class ProxyDialer:
         return self._may_carry(hop) or (len(route.proxies) == 1 and hop.scheme in ("socks5", "socks5h"))
 
     async def _carried(self, route: Route, hop: ProxyHop, send: Send, *, datagrams: bool = False) -> ExchangeStream:
-        target = _target(route)
-        head = RequestHead(b"CONNECT", b"https", target, target, [(b"Host", target)])
+        target = host_and_port(route.host, route.port)
+        head = RequestHead(b"CONNECT", b"https", target, target, [])
         if datagrams:
-            # RFC 9298 §3.4, with the template that proxies have when they tell of no other (§3).
-            head.authority = authority("https", without_zone(hop.host), hop.port).encode("ascii")
-            host = without_zone(route.host).replace(":", "%3A")
-            head.target = f"/.well-known/masque/udp/{host}/{route.port}/".encode("ascii")
+            # RFC 9298 §3.4
+            head.authority = authority("https", hop.host, hop.port).encode("ascii")
+            head.target = connect_udp_path(route.host, route.port)
             head.headers = [(b"capsule-protocol", b"?1")]
             head.protocol = b"connect-udp"
         async with ProxyAuth(hop, head.method, head.target) as auth:
@@ -247,10 +247,10 @@ def forwards(request: Request) -> bool:
 
 async def forward(request: Request, send: Send) -> Response:
     """Send a request to the proxy that forwards it; again, where that asks who we are and the body allows it."""
-    head, hop = request.head, request.route.proxies[-1]
+    head, hop = forwarded(request.head), request.route.proxies[-1]
     request = replace(request, route=request.route.to_proxy())
     said = {name.lower() for name, _ in head.headers}  # by the request itself, which comes before what all have
-    async with ProxyAuth(hop, head.method, head.absolute_form) as auth:
+    async with ProxyAuth(hop, head.method, head.target) as auth:
         while True:
             more = [field for field in auth.headers if field[0].lower() not in said]
             response = await send(replace(request, head=replace(head, headers=[*head.headers, *more])))
@@ -262,12 +262,6 @@ async def forward(request: Request, send: Send) -> Response:
 def _socks(stack: Stack, hop: ProxyHop, host: str, port: int, *, datagrams: bool = False) -> Socks5Filter:
     auth = hop.auth if isinstance(hop.auth, tuple) else None  # nor can it be anything else
     return Socks5Filter(top_of(stack), proxy=str(hop), host=host, port=port, auth=auth, datagrams=datagrams)
-
-
-def _target(route: Route) -> bytes:
-    """RFC 9110 §7.2, §9.3.6: always with its port."""
-    host = without_zone(route.host)
-    return (f"[{host}]:{route.port}" if ":" in host else f"{host}:{route.port}").encode("ascii")
 
 
 async def _start_of(response: Response) -> bytes:

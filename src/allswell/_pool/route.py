@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import httpx2
 
 from allswell._config import ProxyHop
 from allswell._errors import LocalProtocolError, UnsupportedProtocol
+from allswell._fields import shown_url, without_zone
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 #: RFC 6874 §2; a bare "%" is how people write it.
 _ZONED = re.compile(r"(?P<address>[0-9A-Fa-f:.]+)%(?:25)?(?P<zone>[A-Za-z0-9._~-]+)")
-
-#: Errors name URLs without it. (``repr`` of one that was parsed hides the password by itself.)
-_USER_INFO = re.compile("//[^/?#]*@")
 
 Proxy = str | httpx2.URL | httpx2.Proxy | ProxyHop
 #: One proxy, or a chain of them, the nearest first.
@@ -56,7 +53,7 @@ class Route(NamedTuple):
     @property
     def tls_name(self) -> str:
         """The name that the certificate must be for."""
-        return self.server_name or without_zone(self.host)
+        return (self.server_name or without_zone(self.host)).removesuffix(".")  # RFC 6066 §3
 
     @property
     def label(self) -> str:
@@ -95,11 +92,6 @@ def authority(scheme: str, host: str, port: int) -> str:
     return bracketed if port == DEFAULT_PORTS.get(scheme) else f"{bracketed}:{port}"
 
 
-def without_zone(host: str) -> str:
-    """The host as others are told of it: a zone means something on this machine only (RFC 6874 §4)."""
-    return host.partition("%")[0] if ":" in host else host
-
-
 def _host(url: httpx2.URL) -> str:
     """The URL's host, as routes have it.
 
@@ -122,16 +114,16 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
     """
     scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
     if scheme not in ("http", "https"):
-        raise UnsupportedProtocol(f"cannot request {url!r}: its scheme is {url.scheme!r}, not http or https")
+        raise UnsupportedProtocol(f"cannot request {shown_url(url)!r}: its scheme is {url.scheme!r}, not http or https")
     try:
         host = _host(url)
     except ValueError as error:
-        raise LocalProtocolError(f"cannot request {url!r}: {error}") from error
+        raise LocalProtocolError(f"cannot request {shown_url(url)!r}: {error}") from error
     if not host:
-        raise LocalProtocolError(f"cannot request {url!r}: it names no host")
+        raise LocalProtocolError(f"cannot request {shown_url(url)!r}: it names no host")
     port = DEFAULT_PORTS[scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
-        raise LocalProtocolError(f"cannot request {url!r}: there is no port {port}")
+        raise LocalProtocolError(f"cannot request {shown_url(url)!r}: there is no port {port}")
     route = Route(scheme, host, port, server_name)
     return Destination(route, authority(scheme, without_zone(host), port).encode("ascii"), url.raw_path)
 
@@ -156,7 +148,7 @@ def _hop(proxy: Any) -> ProxyHop:
     url = proxy.url
     host = _host(url)
     if url.scheme not in _PROXY_PORTS or not host:
-        raise ValueError(f"{url} is not the URL of a proxy that we can speak to")
+        raise ValueError(f"{shown_url(url)} is not the URL of a proxy that we can speak to")
     return ProxyHop(
         url.scheme,
         host,
@@ -167,7 +159,21 @@ def _hop(proxy: Any) -> ProxyHop:
     )
 
 
-@lru_cache(maxsize=1024)
+class Destinations(dict[str, Destination]):
+    """The URLs that one pool was asked for, taken apart. (That costs 20 µs, so they are remembered.)
+
+    There may be secrets in them, so no two pools share them.
+    """
+
+    _MOST = 1024
+
+    def __missing__(self, url: str) -> Destination:
+        if len(self) >= self._MOST:
+            self.clear()
+        made = self[url] = parsed(url)
+        return made
+
+
 def parsed(url: str) -> Destination:
     """The same for a URL's text.
 
@@ -176,5 +182,6 @@ def parsed(url: str) -> Destination:
     try:
         return destination(httpx2.URL(url))
     except httpx2.InvalidURL as error:
-        shown = _USER_INFO.sub("//", url)
-        raise LocalProtocolError(f"{shown!r} is no URL: {error}") from error
+        # What httpx2 says of it may quote a password, where that has a slash in it.
+        why = "" if "@" in url else f": {error}"
+    raise LocalProtocolError(f"{shown_url(url, parsed=False)!r} is no URL{why}")

@@ -1,0 +1,32 @@
+"""Integers and strings of HPACK and QPACK, which literal field lines are made of (RFC 7541 §5, RFC 9204 §4.1)."""
+
+from __future__ import annotations
+
+
+def integer(value: int, bits: int, flags: int = 0) -> bytes:
+    """An integer with a prefix of so many bits, behind the flags that share its first byte (RFC 7541 §5.1)."""
+    most = (1 << bits) - 1
+    if value < most:
+        return bytes((flags | value,))
+    coded = bytearray((flags | most,))
+    value -= most
+    while value >= 0x80:
+        coded.append(value & 0x7F | 0x80)
+        value >>= 7
+    coded.append(value)
+    return bytes(coded)
+
+
+def integer_end(data: bytes, position: int, bits: int) -> int:
+    """Where an integer ends that begins there."""
+    most = (1 << bits) - 1
+    if data[position] & most == most:
+        position += 1
+        while data[position] & 0x80:
+            position += 1
+    return position + 1
+
+
+def string(text: bytes) -> bytes:
+    """A string as it is, without Huffman's code (RFC 7541 §5.2)."""
+    return integer(len(text), 7) + text

@@ -1,0 +1,580 @@
+"""The fields of HTTP: grammar and meaning of header and trailer sections, by one set of rules for every version.
+
+Theory of operation
+===================
+
+A request says the same in HTTP/1.1, HTTP/2 and HTTP/3, or it is refused in all. So its head is checked here, once.
+Each backend gets it taken apart: a :class:`RequestSection` with method, scheme, authority, target and fields. It writes
+that in its own form: a request line and Host, or pseudo-header fields. Received sections pass the same grammar.
+(HTTP/1.1's are read by h11, whose grammar is this one; a test compares them.)
+
+What the RFCs demand to differ stays in the backend, with the section beside it: transfer codings and the fields of one
+connection exist in HTTP/1.1 only, 101 too; extended CONNECT does not.
+
+Where a rule had to be chosen, docs/explanation/fields.md says which and why. An error names a field, and never says its
+value: values are secrets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Generic, NamedTuple, NoReturn, TypeVar
+from urllib.parse import quote
+
+from allswell._errors import LocalProtocolError
+from allswell._messages import Headers, RequestHead
+
+# Grammar
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110 §5.6.2
+_LOWER_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch  # RFC 9113 §8.2.1, RFC 9114 §4.2
+_BEGINNING_OF_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*").match
+
+#: RFC 9110 §5.5: CR, LF and NUL are dangerous. VT and FF are blanks to many parsers (h11's too). The other control
+#: characters are invalid as well, but real cookies have them.
+_BAD_VALUE = re.compile(rb"[\0\n\v\f\r]").search
+_BLANKS = b" \t"
+
+#: RFC 3986 §3.2.2, without userinfo (RFC 9110 §4.2.4); an IPv6 zone is cut off before (RFC 6874 §4).
+_AUTHORITY = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+\]"
+    rb"|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?P<port>:[0-9]*)?"
+).fullmatch
+_ZONE = re.compile(rb"(\[[^\]%]*)%[^\]]*\]")
+
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*").fullmatch
+_TARGET = re.compile(rb"[!-~]+").fullmatch
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)").fullmatch
+_LENGTH = re.compile(rb"[0-9]{1,20}").fullmatch
+#: RFC 9110 §15: three digits. Those above 599 are invalid, and to be processed as if they were 5xx: they are handed on.
+_STATUS = re.compile(rb"[1-9][0-9]{2}").fullmatch
+
+# Meaning
+
+#: RFC 9110 §7.6.1: they are about one connection, and what they say does not exist in HTTP/2 (RFC 9113 §8.2.2) and
+#: HTTP/3 (RFC 9114 §4.2). TE too, save that it may say "trailers".
+_OF_ONE_CONNECTION = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
+)
+#: Generic code adds it for HTTP/1.1 (RFC 7540 §3.2.1), where Connection names it.
+_NOT_SENT_ON = _OF_ONE_CONNECTION | {b"http2-settings"}
+
+#: Where a message goes and where it ends: Connection cannot name them away.
+_NEVER_NOMINATED = frozenset((b"host", b"content-length", b"te"))
+
+#: RFC 9110 §6.5.1: what frames or routes a message, modifies the request, tells who asks, or says how to read content.
+_NOT_IN_TRAILERS = _NOT_SENT_ON | {
+    b"authorization",
+    b"cache-control",
+    b"content-encoding",
+    b"content-length",
+    b"content-range",
+    b"content-type",
+    b"cookie",
+    b"expect",
+    b"host",
+    b"if-match",
+    b"if-modified-since",
+    b"if-none-match",
+    b"if-range",
+    b"if-unmodified-since",
+    b"max-forwards",
+    b"pragma",
+    b"proxy-authorization",
+    b"range",
+    b"trailer",
+}
+
+#: RFC 7541 §7.1.3, RFC 9204 §7.1.3: an attacker who shares the compression context could guess them. The last ones are
+#: what APIs use in the place of Authorization.
+_SECRET = frozenset(
+    (b"authorization", b"cookie", b"proxy-authorization", b"api-key", b"x-api-key", b"x-auth-token", b"x-goog-api-key")
+)
+
+
+class MalformedSection(ValueError):
+    """A section that the peer sent is malformed (RFC 9113 §8.1.1, RFC 9114 §4.1.2)."""
+
+
+class SectionTooLarge(MalformedSection):
+    """A section that the peer sent is larger than we accept."""
+
+
+# Requests
+
+
+class HeaderSection(NamedTuple):
+    """A request's header section, checked.
+
+    :ivar fields: in the caller's order and case, without the blanks around values. Host is there, once.
+    :ivar authority: what Host says.
+    :ivar content_length: what the section announces; ``None`` for nothing, or for a transfer coding.
+    :ivar chunked: it says ``Transfer-Encoding: chunked``.
+    """
+
+    fields: Headers
+    authority: bytes
+    content_length: int | None
+    chunked: bool
+
+    def sent_on(self) -> Headers:
+        """The fields of HTTP/2 and HTTP/3: lower-case, without Host and those of one connection (RFC 9110 §7.6.1)."""
+        fields: Headers = []
+        for name, value in self.fields:
+            lower = name.lower()
+            if lower == b"te":
+                if b"trailers" in _options(value):
+                    fields.append((lower, b"trailers"))
+            elif lower != b"host" and lower not in _NOT_SENT_ON:
+                fields.append((lower, value))
+        nominated = options(self.fields, b"connection") - _NEVER_NOMINATED
+        return [field for field in fields if field[0] not in nominated] if nominated else fields
+
+
+_Form = TypeVar("_Form")
+
+
+class RequestSection(NamedTuple, Generic[_Form]):
+    """A request's head, checked and taken apart.
+
+    :ivar authority: where it goes: what Host says, and ``:authority``; for CONNECT, where the tunnel leads.
+    :ivar target: path and query, or ``*``; empty for CONNECT (but not for an extended one).
+    :ivar absolute: the caller gave the target as a whole URI (RFC 9112 §3.2.2), as proxies are asked.
+    :ivar fields: the header section in the backend's form.
+    :ivar content_length: what the header section announces.
+    :ivar chunked: it says ``Transfer-Encoding: chunked``.
+    """
+
+    method: bytes
+    scheme: bytes
+    authority: bytes
+    target: bytes
+    protocol: bytes | None
+    absolute: bool
+    fields: _Form
+    content_length: int | None
+    chunked: bool
+
+    @property
+    def absolute_form(self) -> bytes:
+        """The whole URI (RFC 9112 §3.2.2)."""
+        return _absolute_form(self.scheme, self.authority, self.target)
+
+    @property
+    def pseudo_fields(self) -> Headers:
+        """RFC 9113 §8.3.1, §8.5, RFC 9114 §4.3.1, §4.4; RFC 8441 §4."""
+        if not self.target:
+            return [(b":method", self.method), (b":authority", self.authority)]
+        fields = [
+            (b":method", self.method),
+            (b":scheme", self.scheme),
+            (b":authority", self.authority),
+            (b":path", self.target),
+        ]
+        if self.protocol is not None:
+            fields.append((b":protocol", self.protocol))
+        return fields
+
+
+class RequestSections(Generic[_Form]):
+    """Checks the heads of requests. It remembers header sections: most requests of a client share theirs.
+
+    There are secrets among them, so each connection has one of its own, and it ends with it.
+
+    :param form: makes of a header section what the backend needs.
+    """
+
+    _MOST = 128
+
+    def __init__(self, form: Callable[[HeaderSection], _Form]) -> None:
+        self._form = form
+        self._known: dict[tuple[object, ...], tuple[HeaderSection, _Form]] = {}
+
+    def section(self, head: RequestHead, *, end: bool = False) -> RequestSection[_Form]:
+        """A head, taken apart.
+
+        :param end: there is no content.
+        :raises LocalProtocolError: when HTTP cannot say it.
+        """
+        scheme, named, target = _control_data(head)
+        header, form = self._header_section(head, named)
+        if end and header.content_length:
+            raise LocalProtocolError(f"Content-Length announces {header.content_length} bytes, and there is no body")
+        return RequestSection(
+            head.method,
+            scheme,
+            header.authority,
+            target,
+            head.protocol,
+            named is not None and bool(target),
+            form,
+            header.content_length,
+            header.chunked,
+        )
+
+    def _header_section(self, head: RequestHead, named: bytes | None) -> tuple[HeaderSection, _Form]:
+        # (:scheme matters to nobody here, and what else the method says is in ``named``.)
+        key: tuple[object, ...] = head.authority, named, head.method == b"CONNECT", tuple(head.headers)
+        try:
+            known = self._known.get(key)
+        except TypeError:  # what is no bytes may be without a hash; the checks say it in words
+            known, key = None, ()
+        if known is None:
+            header = header_section(head, named)
+            known = header, self._form(header)
+            if key:
+                if len(self._known) >= self._MOST:
+                    self._known.clear()
+                self._known[key] = known
+        return known
+
+
+def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSection:
+    """A request's header section.
+
+    :param named: the authority that the target names, which Host must say (RFC 9112 §3.2).
+    :raises LocalProtocolError: when HTTP cannot say it.
+    """
+    fields = _checked(head.headers)
+    host: bytes | None = None
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in fields:
+        lower = name.lower()
+        if lower == b"host":
+            if host is not None:
+                raise LocalProtocolError("there is more than one Host")  # RFC 9112 §3.2
+            host = value
+        elif lower == b"content-length":
+            lengths.append(value)
+        elif lower == b"transfer-encoding":
+            codings.append(value.lower())
+    if codings and codings != [b"chunked"]:
+        raise LocalProtocolError("the only transfer coding that can be sent is chunked")
+    length = _one_length(lengths)
+    if length is _CONTRADICTION:
+        raise LocalProtocolError("an illegal Content-Length")
+    if host is None:
+        authority = checked_authority(head.authority if named is None else named, "the authority")
+        fields.insert(0, (b"Host", authority))
+    else:
+        authority = checked_authority(host, "Host") if named is None else named
+        if authority != host:
+            fields = [(name, authority if name.lower() == b"host" else value) for name, value in fields]
+    if head.method == b"CONNECT":
+        # RFC 9110 §9.3.6: a CONNECT has no content, and what follows it is not framed.
+        fields = [field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding")]
+        return HeaderSection(fields, authority, None, False)
+    if codings:
+        # RFC 9112 §6.2: never both. (httpx2 adds the length where its caller chose chunks; who forwards has what came.)
+        fields = [field for field in fields if field[0].lower() != b"content-length"]
+        return HeaderSection(fields, authority, None, True)
+    if len(lengths) > 1 or (lengths and b"," in lengths[0]):
+        fields = _with_one_length(fields, length)
+    return HeaderSection(fields, authority, length, False)
+
+
+def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
+    """The scheme, the authority where the target names one, and the target without it."""
+    method, target, protocol = head.method, head.target, head.protocol
+    if not (isinstance(method, bytes) and _TOKEN(method)):
+        raise LocalProtocolError("the method is no token (RFC 9110 §9.1)")
+    if not isinstance(target, bytes):
+        raise LocalProtocolError(f"the target must be bytes, not {type(target).__name__}")
+    if protocol is not None:
+        if method != b"CONNECT":
+            raise LocalProtocolError("only CONNECT has a :protocol (RFC 8441 §4)")
+        if not (isinstance(protocol, bytes) and _TOKEN(protocol)):
+            raise LocalProtocolError("the :protocol is no token (RFC 8441 §4)")
+    elif method == b"CONNECT":
+        # RFC 9110 §7.1, §9.3.6: host and port, and always both.
+        authority = checked_authority(target, "the target of CONNECT")
+        if not authority.rpartition(b":")[2].isdigit():
+            raise LocalProtocolError("the target of CONNECT has no port (RFC 9110 §9.3.6)")
+        return head.scheme, authority, b""
+    if not _TARGET(target):
+        raise LocalProtocolError("the target has characters that no request target may have")
+    scheme, named = head.scheme, None
+    if target[0] != 0x2F:  # it does not begin with a slash
+        if target == b"*":
+            if method != b"OPTIONS":
+                raise LocalProtocolError('the target "*" is for OPTIONS only (RFC 9112 §3.2.4)')
+        elif (absolute := _ABSOLUTE(target)) is not None:
+            scheme, named, target = absolute.groups()
+            named = checked_authority(named, "the authority of the target")
+            if not target:
+                target = b"*" if method == b"OPTIONS" else b"/"  # RFC 9112 §3.2.4, RFC 9113 §8.3.1
+            elif target[0] != 0x2F:
+                target = b"/" + target
+        else:
+            raise LocalProtocolError("the target is neither a path, nor a whole URI (RFC 9112 §3.2)")
+    if not (isinstance(scheme, bytes) and _SCHEME(scheme)):
+        raise LocalProtocolError("the scheme is none (RFC 3986 §3.1)")
+    return scheme, named, target
+
+
+def forwarded(head: RequestHead) -> RequestHead:
+    """A head as a proxy is given it that forwards the request: the target is the whole URI (RFC 9112 §3.2.2).
+
+    The proxy must ignore any other Host than the target's, so that is what Host says.
+
+    :raises LocalProtocolError: when HTTP cannot say it.
+    """
+    scheme, named, target = _control_data(head)
+    authority = named or checked_authority(head.authority, "the authority")
+    return replace(head, scheme=scheme, authority=authority, target=_absolute_form(scheme, authority, target))
+
+
+def _absolute_form(scheme: bytes, authority: bytes, target: bytes) -> bytes:
+    return b"%s://%s%s" % (scheme, authority, b"" if target == b"*" else target)  # RFC 9112 §3.2.4
+
+
+def checked_authority(authority: bytes, what: str) -> bytes:
+    """An authority as others are told it: without the zone of an IPv6 address (RFC 6874 §4).
+
+    :param what: what errors call it.
+    :raises LocalProtocolError: when it is none (RFC 3986 §3.2), or has userinfo (RFC 9110 §4.2.4).
+    """
+    if not isinstance(authority, bytes):
+        raise LocalProtocolError(f"{what} must be bytes, not {type(authority).__name__}")
+    if b"%" in authority:
+        authority = _ZONE.sub(rb"\1]", authority)
+    if not _AUTHORITY(authority):
+        raise LocalProtocolError(f"{what} is no host with or without a port (RFC 9110 §7.2)")
+    return authority
+
+
+def request_trailers(trailers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """A request's trailer section, in the caller's case.
+
+    :raises LocalProtocolError: when HTTP cannot say it, or not in a trailer section (RFC 9110 §6.5.1).
+    """
+    fields = _checked(trailers)
+    for name, _ in fields:
+        if name.lower() in _NOT_IN_TRAILERS:
+            raise LocalProtocolError(f"{_shown(name)} cannot be in a trailer section (RFC 9110 §6.5.1)")
+    return fields
+
+
+def _checked(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Fields that may be sent, without the blanks around their values (RFC 9110 §5.5)."""
+    fields: Headers = []
+    try:
+        pairs = [(name, value) for name, value in headers]
+    except (TypeError, ValueError):
+        pairs = []
+        _refuse_type(headers)
+    for name, value in pairs:
+        if not (isinstance(name, bytes) and isinstance(value, bytes)):
+            _refuse_type(headers)
+        if not _TOKEN(name):
+            raise LocalProtocolError(f"illegal header name, which begins with {_shown(name)!r}")
+        value = value.strip(_BLANKS)
+        if _BAD_VALUE(value):
+            raise LocalProtocolError(f"illegal value of the header {_shown(name)}")
+        fields.append((name, value))
+    return fields
+
+
+def _refuse_type(headers: object) -> NoReturn:
+    raise LocalProtocolError(f"header fields are pairs of bytes, in a list; this {type(headers).__name__} is no such")
+
+
+def _shown(name: bytes) -> str:
+    """A name as errors show it: not further than it is one. (A whole line given for a name would show its value.)"""
+    match = _BEGINNING_OF_TOKEN(name)
+    assert match is not None
+    return match[0][:64].decode("ascii")
+
+
+# What is received
+
+
+def received_section(fields: Iterable[tuple[bytes, bytes]], limit: int) -> Headers:
+    """Any section of HTTP/2 or HTTP/3, without the blanks around values. Pseudo-header fields are let through.
+
+    Those blanks make it malformed (RFC 9113 §8.2.1); HTTP/1.1 strips them (RFC 9112 §5.1), so does every other client.
+
+    :raises MalformedSection: for what no section may hold.
+    :raises SectionTooLarge: above ``limit`` bytes.
+    """
+    received: Headers = []
+    size = 0
+    for name, value in fields:
+        size += len(name) + len(value) + 32
+        if not _LOWER_TOKEN(name) and not (name[:1] == b":" and _LOWER_TOKEN(name[1:])):
+            raise MalformedSection(f"an illegal header name {name[:64]!r}")
+        value = value.strip(_BLANKS)
+        if _BAD_VALUE(value):
+            raise MalformedSection(f"an illegal value of the header {_shown(name.lstrip(b':'))}")
+        if name in _OF_ONE_CONNECTION:
+            raise MalformedSection(f"the connection-specific header {_shown(name)}")  # RFC 9113 §8.2.2, 9114 §4.2
+        received.append((name, value))
+    if size > limit:
+        raise SectionTooLarge(f"a header section of {size} bytes, {limit} allowed")
+    return received
+
+
+class ResponseSection(NamedTuple):
+    """A response's header section.
+
+    :ivar content: bytes of content that must follow; ``None`` where that is not known.
+    """
+
+    status: int
+    fields: Headers
+    content: int | None
+
+
+def response_section(fields: Headers, method: bytes) -> ResponseSection:
+    """The status and fields of a response of HTTP/2 or HTTP/3 (RFC 9113 §8.3.2, RFC 9114 §4.3.2).
+
+    :param fields: as :func:`received_section` gives them; they are left as they are.
+    :param method: of the request.
+    :raises MalformedSection: when it is malformed.
+    """
+    if not fields or fields[0][0] != b":status":
+        raise MalformedSection("a response that does not begin with :status")
+    status = fields[0][1]
+    if not _STATUS(status) or status == b"101":  # RFC 9113 §8.6, RFC 9114 §4.5: there is no 101
+        raise MalformedSection("a response with an illegal :status")
+    headers = fields[1:]
+    lengths = []
+    for name, value in headers:
+        if name[0] == 0x3A:
+            raise MalformedSection("a response with further pseudo-header fields")
+        if name == b"content-length":
+            lengths.append(value)
+    code = int(status)
+    if method == b"CONNECT" and 200 <= code < 300:
+        return ResponseSection(code, headers, None)  # RFC 9110 §9.3.6: its Content-Length means nothing
+    length = _one_length(lengths)
+    if length is _CONTRADICTION:
+        raise MalformedSection("an illegal content-length")  # RFC 9110 §8.6
+    if len(lengths) > 1 or (lengths and b"," in lengths[0]):
+        headers = _with_one_length(headers, length)
+    if method == b"HEAD" or code < 200 or code in (204, 304):
+        length = 0  # RFC 9110 §6.4.1: no content; their Content-Length tells of another response
+    return ResponseSection(code, headers, length)
+
+
+def trailer_section(fields: Headers) -> Headers:
+    """The trailer section of a response of HTTP/2 or HTTP/3.
+
+    :param fields: as :func:`received_section` gives them.
+    :raises MalformedSection: when it has pseudo-header fields (RFC 9113 §8.1, RFC 9114 §4.3).
+    """
+    if any(name[0] == 0x3A for name, _ in fields):
+        raise MalformedSection("a trailer section with pseudo-header fields")
+    return fields
+
+
+def section_size(fields: Headers) -> int:
+    """The size of a section, as limits on it count (RFC 9113 §6.5.2, RFC 9114 §4.2.2)."""
+    return sum(len(name) + len(value) + 32 for name, value in fields)
+
+
+def received_field(line: bytes) -> tuple[bytes, bytes] | None:
+    """The field of a line of HTTP/1.1 without its end (RFC 9112 §5); ``None`` when it is none."""
+    name, colon, value = line.partition(b":")
+    value = value.strip(_BLANKS)
+    if not colon or not _TOKEN(name) or _BAD_VALUE(value):
+        return None
+    return name, value
+
+
+# Both
+
+
+_CONTRADICTION = -1
+
+
+def _one_length(values: list[bytes]) -> int | None:
+    """What Content-Length says. The same number again, also in a list, is no contradiction (RFC 9110 §8.6)."""
+    if not values:
+        return None
+    numbers = {number.strip(_BLANKS) for value in values for number in value.split(b",")}
+    number = numbers.pop()
+    return _CONTRADICTION if numbers or not _LENGTH(number) else int(number)
+
+
+def _with_one_length(fields: Headers, length: int | None) -> Headers:
+    """The same where Content-Length says its number once."""
+    once: Headers = []
+    said = False
+    for name, value in fields:
+        if name.lower() != b"content-length":
+            once.append((name, value))
+        elif not said:
+            once.append((name, b"%d" % length if length is not None else value))
+            said = True
+    return once
+
+
+def options(fields: Headers, wanted: bytes) -> set[bytes]:
+    """What the fields of this name list, in lower case (RFC 9110 §5.6.1)."""
+    found: set[bytes] = set()
+    for name, value in fields:
+        if name.lower() == wanted:
+            found |= _options(value)
+    return found
+
+
+def _options(value: bytes) -> set[bytes]:
+    return {option.strip(_BLANKS) for option in value.lower().split(b",")}
+
+
+def never_indexed(name: bytes, value: bytes) -> bool:
+    """Whether a field must enter no compression table, neither HPACK's nor QPACK's.
+
+    Also what requests ask for: it is seldom the same twice, and its query may hold what is secret.
+    """
+    return name in _SECRET or (name == b":path" and value != b"/")
+
+
+# Names and addresses
+
+
+def as_bytes(value: object, what: str) -> bytes:
+    """What a caller gave as text or bytes, as bytes.
+
+    :param what: what errors call it.
+    :raises LocalProtocolError: for another type, and for text that is not ASCII.
+    """
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise LocalProtocolError(f"the {what} must be bytes or text, not {type(value).__name__}")
+    if not value.isascii():
+        raise LocalProtocolError(f"the {what} has characters that are not ASCII: they must be percent-encoded")
+    return value.encode("ascii")
+
+
+def without_zone(host: str) -> str:
+    """The host as others are told of it: a zone means something on this machine only (RFC 6874 §4)."""
+    return host.partition("%")[0] if ":" in host else host
+
+
+def host_and_port(host: str, port: int) -> bytes:
+    """The authority of a tunnel's other end: always with its port (RFC 9110 §9.3.6)."""
+    host = without_zone(host)
+    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
+
+
+def connect_udp_path(host: str, port: int) -> bytes:
+    """What a CONNECT-UDP asks for, by the template that proxies have when they tell of no other (RFC 9298 §3)."""
+    return f"/.well-known/masque/udp/{quote(without_zone(host), safe='')}/{port}/".encode("ascii")  # RFC 6570 §3.2.2
+
+
+_USER_INFO = re.compile(r"\A([^/?#]*//)[^/?#]*@")
+_ANYTHING_BEFORE_AT = re.compile(r"\A([A-Za-z][A-Za-z0-9+.\-]*://)?.*@", re.DOTALL)
+
+
+def shown_url(url: object, *, parsed: bool = True) -> str:
+    """A URL as errors show it: without user name and password.
+
+    :param parsed: it is one. Else nobody knows where its authority ends: nothing before the last "@" is shown.
+    """
+    return (_USER_INFO if parsed else _ANYTHING_BEFORE_AT).sub(r"\1", str(url))
