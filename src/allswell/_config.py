@@ -46,7 +46,8 @@ class QuicConfig:
     :ivar keepalive: seconds of silence after which a PING keeps it alive; ``None``: let it be forgotten.
     :ivar early_data: allow 0-RTT for requests with safe methods. An attacker can replay what it carries (RFC 8470).
     :ivar store: where session tickets and tokens are kept (see ``QuicStore``); ``None`` for the pool's memory.
-    :ivar certfile: a client certificate and its chain, PEM. (A context does not give its own away.)
+    :ivar certfile: a client certificate and its chain, PEM, for origins; proxies are not shown it. (A context does not
+        give its own away.)
     :ivar keyfile: its key, where that is not in the same file.
     :ivar key_password: and the key's password.
     :ivar qlog_dir: a directory for a qlog file of each connection; by default what ``QLOGDIR`` says.

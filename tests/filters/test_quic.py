@@ -209,6 +209,22 @@ async def test_a_context_that_would_trust_a_stranger_is_not_believed() -> None:
         await QuicClient(server.port, quic_settings(trust=context)).start()
 
 
+async def test_the_keys_of_a_judgement_are_not_logged(tmp_path: Path) -> None:
+    """The handshake in memory, that is. The context goes on logging those of others."""
+    keys = tmp_path / "keys"
+    trust = certificates().client_context()
+    trust.keylog_filename = str(keys)
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(trust=trust, keylog_file=str(keys))) as client:
+            assert (await client.get("/hello"))[0].status == 200
+            ours = client.quic.connection.tls.client_random.hex()
+        with pytest.raises(ConnectFailed, match="Hostname mismatch"):
+            await QuicClient(server.port, quic_settings(trust=trust, server_name="example.org")).start()
+    lines = [line for line in keys.read_text().splitlines() if not line.startswith("#")]
+    assert {line.split()[1] for line in lines} == {ours}
+    assert trust.keylog_filename == str(keys)
+
+
 def anybody() -> ssl.SSLContext:
     """A context that trusts everybody."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

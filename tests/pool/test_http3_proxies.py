@@ -10,7 +10,16 @@ from typing import Any
 import anyio
 import pytest
 
-from allswell import CloseReport, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused, Timeout, Timeouts
+from allswell import (
+    CloseReport,
+    ConnectFailed,
+    ConnectionPool,
+    ProxyHop,
+    ProxyRefused,
+    QuicConfig,
+    Timeout,
+    Timeouts,
+)
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server, h2_tls
@@ -296,6 +305,16 @@ async def test_a_proxy_without_connect_udp() -> None:
 def test_only_https_proxies_speak_it() -> None:
     with pytest.raises(ValueError, match="HTTP/3 is for https proxies, and http://a:1 is none"):
         ProxyHop("http", "a", 1, http3=True)
+
+
+async def test_the_origins_client_certificate_is_not_for_proxies_that_ask() -> None:
+    quic = QuicConfig(certfile=str(certificates().client))
+    with Http3Proxy(ask_client=True) as proxy, QuicServer(ask_client=True) as origin:
+        async with pool_through(hop_to(proxy.port), http3="only", quic=quic) as pool:
+            assert (await pool.request("GET", f"https://localhost:{origin.port}/hello")).status == 200
+    assert proxy.all("certificate") == [(None,)]
+    [(shown,)] = origin.all("certificate")
+    assert shown is not None
 
 
 async def test_keys_of_the_proxys_tls_are_logged(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ is believed in nothing.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from weakref import WeakSet
@@ -69,19 +71,34 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
     """What a context has against a server; ``None`` for nothing."""
     to_client, from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
-        client = context.wrap_bio(to_client, from_client, server_hostname=name)
-        try:
+        with _keys_not_logged(context):
+            client = context.wrap_bio(to_client, from_client, server_hostname=name)
+            try:
+                client.do_handshake()
+            except ssl.SSLWantReadError:
+                to_client.write(_first_flight(from_client.read(), chain))
             client.do_handshake()
-        except ssl.SSLWantReadError:
-            to_client.write(_first_flight(from_client.read(), chain))
-        client.do_handshake()
     except ssl.SSLWantReadError:
         return None  # it has read the certificates and goes on
     except ssl.SSLCertVerificationError as error:
         return error.verify_message
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return str(error)
     return "the handshake went on without its other half"
+
+
+@contextmanager
+def _keys_not_logged(context: ssl.SSLContext) -> Iterator[None]:
+    """The secrets of a handshake that no network sees have no place in a key log (``SSLKEYLOGFILE``)."""
+    log = getattr(context, "keylog_filename", None)
+    if log is None:
+        yield
+        return
+    context.keylog_filename = None  # type: ignore[assignment]  # which turns it off; typeshed doesn't know
+    try:
+        yield
+    finally:
+        context.keylog_filename = log
 
 
 def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> bytes:

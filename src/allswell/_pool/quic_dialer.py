@@ -101,7 +101,7 @@ class QuicDialer:
             server_name=route.tls_name,
             server=server,
             trust=trust,
-            certfile=quic.certfile,
+            certfile=quic.certfile if route.proxy is None else None,  # it is for origins: a proxy does not learn it
             keyfile=quic.keyfile,
             key_password=quic.key_password,
             versions=quic.versions,
