@@ -22,6 +22,7 @@ from allswell._clock import monotonic
 from allswell._config import DEFAULT_GRACE
 from allswell._errors import printable
 from allswell._fields import shown_url
+from allswell._filters.keylog import new_context
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
 
@@ -130,7 +131,7 @@ async def _run(asked: argparse.Namespace, bodies: BinaryIO) -> int:
 async def _client(asked: argparse.Namespace, ends: list[ConnectionEnd]) -> AsyncIterator[AsyncClient]:
     verify = False if asked.insecure else str(asked.cacert) if asked.cacert else True
     pool = ConnectionPool(
-        ssl_context=httpx2.create_ssl_context(verify=verify),
+        ssl_context=new_context(verify),
         grace=asked.grace,
         on_connection_end=ends.append,
         **_VERSIONS.get(asked.only, {}),

@@ -140,6 +140,8 @@ class PoolConfig:
     :ivar connection_window: the same for all responses of a connection together.
     :ivar ping_interval: seconds of silence after which an HTTP/2 connection is asked for a sign of life, or ``None``.
     :ivar ping_timeout: seconds that the answer may take.
+    :ivar trust_env: heed the environment: ``SSLKEYLOGFILE`` and ``QLOGDIR``; for the default context, also
+        ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
     :ivar on_connection_end: called with the end of every connection, those in the background included.
     """
 
@@ -170,4 +172,5 @@ class PoolConfig:
     connection_window: int = 256 * 1024 * 1024
     ping_interval: float | None = None
     ping_timeout: float = 20.0
+    trust_env: bool = True
     on_connection_end: Callable[[ConnectionEnd], None] | None = None

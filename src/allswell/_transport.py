@@ -27,6 +27,7 @@ from allswell._errors import (
     UnsupportedProtocol,
 )
 from allswell._fields import as_bytes
+from allswell._filters.keylog import new_context
 from allswell._messages import RequestHead
 from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
@@ -224,7 +225,8 @@ class Sender:
         self._total = total_timeout
         self.pool = pool or ConnectionPool(
             PoolConfig(
-                ssl_context=httpx2.create_ssl_context(verify, cert, trust_env),
+                ssl_context=new_context(verify, cert, trust_env),
+                trust_env=trust_env,
                 http1=http1,
                 http2=http2,
                 coalescing=cert is None,

@@ -14,6 +14,8 @@ import allswell
 from allswell._client import ClientSettings
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.proxies import connect_proxy
+from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers, response
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +74,48 @@ async def test_keylog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             async with allswell.AsyncClient(verify=verify) as client:
                 await client.get(peer.url)
             assert log.read_text().count("CLIENT_TRAFFIC_SECRET_0") == count
+
+
+async def test_key_log_is_for_us_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds secrets: on TCP, QUIC, and where Python makes the context."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates().ca))
+    with scripted_peer(answers(), tls=True) as peer, QuicServer() as quic:
+        urls = {"default": peer.url, "given": peer.url, "quic": f"https://127.0.0.1:{quic.port}/hello"}
+        for name, url in urls.items():
+            log = tmp_path / name
+            monkeypatch.delenv("SSLKEYLOGFILE", raising=False)
+            verify = True if name == "default" else certificates().client_context()
+            monkeypatch.setenv("SSLKEYLOGFILE", str(log))
+            async with allswell.AsyncClient(verify=verify, http3="only" if name == "quic" else False) as client:
+                await client.get(url)
+            assert "CLIENT_TRAFFIC_SECRET_0" in log.read_text()
+            assert log.stat().st_mode & 0o777 == 0o600, name
+
+
+@pytest.mark.parametrize("version", ["h1", "h3", "proxy"])
+async def test_no_key_log_without_the_environment(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``trust_env=False``: neither for a context of ours nor for the caller's own."""
+    log, qlogs = tmp_path / "keys", tmp_path / "qlogs"
+    qlogs.mkdir()
+    given, for_proxy = certificates().client_context(), certificates().client_context()
+    with (
+        scripted_peer(answers(), tls=True) as peer,
+        scripted_peer(connect_proxy(), tls=True) as hop,
+        QuicServer() as quic,
+    ):
+        monkeypatch.setenv("SSLKEYLOGFILE", str(log))  # not before: Python's own contexts would log, the servers' too
+        monkeypatch.setenv("QLOGDIR", str(qlogs))
+        for verify in (given, False):
+            proxy = httpx2.Proxy(hop.url, ssl_context=for_proxy) if version == "proxy" else None
+            url = f"https://127.0.0.1:{quic.port}/hello" if version == "h3" else peer.url
+            async with allswell.AsyncClient(
+                verify=verify, trust_env=False, proxy=proxy, http3="only" if version == "h3" else False
+            ) as client:
+                assert (await client.get(url)).status_code == 200
+    assert not log.exists()
+    assert not list(qlogs.iterdir())
 
 
 async def test_the_default_trust_store_trusts_no_throw_away_ca() -> None:

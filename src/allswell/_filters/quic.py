@@ -22,7 +22,6 @@ import errno
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
 import anyio
@@ -38,6 +37,7 @@ from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import Carrier, Datagrams
+from allswell._filters.keylog import open_key_log
 from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
 from allswell._filters.quic_ecn import ECT_0, NOT_ECT
 from allswell._filters.quic_settings import QuicSettings
@@ -140,7 +140,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if settings.qlog_dir is not None:
             configuration.quic_logger = QuicFileLogger(settings.qlog_dir)
         if settings.keylog_file is not None:
-            self._keylog = Path(settings.keylog_file).open("a")  # noqa: SIM115  # closed by _finish
+            self._keylog = open_key_log(settings.keylog_file)  # closed by _finish
             configuration.secrets_log_file = self._keylog
         return configuration
 

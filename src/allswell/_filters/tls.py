@@ -19,7 +19,6 @@ Many peers never answer a close_notify. How long to wait for it is learnt: see `
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -337,11 +336,3 @@ class TlsFilter(ByteStream):
 
 def _words(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).replace("_", " ").lower()
-
-
-def logging_keys(context: ssl.SSLContext) -> ssl.SSLContext:
-    """The context, made to write TLS secrets where ``SSLKEYLOGFILE`` says, unless it was told otherwise."""
-    keylog = os.environ.get("SSLKEYLOGFILE")
-    if keylog and getattr(context, "keylog_filename", "") is None:
-        context.keylog_filename = keylog
-    return context

@@ -19,8 +19,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import httpx2
-
 from allswell._backends.http1 import Http1
 from allswell._backends.http1_pipeline import Http1Pipeline
 from allswell._backends.http2 import Http2
@@ -33,10 +31,11 @@ from allswell._connection.interface import Owner
 from allswell._errors import ConnectFailed
 from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
+from allswell._filters.keylog import logging_keys, new_context
 from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
-from allswell._filters.tls import TlsFilter, logging_keys
+from allswell._filters.tls import TlsFilter
 from allswell._pool.discovery import Discovery, Ways
 from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
 from allswell._pool.route import Endpoint, Route, authority
@@ -268,8 +267,8 @@ class Dialer:
 
     def _ssl_context(self) -> ssl.SSLContext:
         if self._context is None:
-            self._context = httpx2.create_ssl_context()
-        return logging_keys(self._context)
+            self._context = new_context(trust_env=self._config.trust_env)
+        return logging_keys(self._context, self._config.trust_env)
 
     def _trust(self, route: Route) -> ssl.SSLContext:
         return self._ssl_context() if route.proxy is None else self._proxies.context(route.proxy)

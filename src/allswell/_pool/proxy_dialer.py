@@ -19,7 +19,6 @@ from dataclasses import replace
 from socket import SOCK_DGRAM
 
 import anyio
-import httpx2
 
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
@@ -29,13 +28,14 @@ from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.happy_eyeballs import connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
 from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.keylog import logging_keys, new_context
 from allswell._filters.lookups import Address
 from allswell._filters.patience import Patience
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
-from allswell._filters.tls import TlsFilter, logging_keys
+from allswell._filters.tls import TlsFilter
 from allswell._filters.tunnel import no_tunnel
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
@@ -199,10 +199,10 @@ class ProxyDialer:
     def context(self, hop: ProxyHop) -> ssl.SSLContext:
         """Whom to trust as this proxy."""
         if hop.ssl_context is None and self._context is None:
-            self._context = httpx2.create_ssl_context()
+            self._context = new_context(trust_env=self._config.trust_env)
         context = hop.ssl_context or self._context
         assert context is not None
-        return logging_keys(context)
+        return logging_keys(context, self._config.trust_env)
 
     def tls(self, stack: Stack, route: Route, alpn: list[str]) -> TlsFilter:
         """TLS with the proxy that a route ends at, to be put on the stack that reaches it."""

@@ -114,7 +114,7 @@ class QuicDialer:
             store=self._store,
             early_data=quic.early_data and server not in self._unanswered,
             unanswered=partial(self._unanswered.add, server),
-            qlog_dir=quic.qlog_dir or os.environ.get("QLOGDIR") or None,
+            qlog_dir=quic.qlog_dir or (os.environ.get("QLOGDIR") if config.trust_env else None) or None,
             keylog_file=getattr(trust, "keylog_filename", None),
         )
 
