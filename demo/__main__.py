@@ -21,7 +21,7 @@ VERSIONS: Mapping[str, dict[str, bool | str]] = {
 
 async def talk(to: Origin, settings: Mapping[str, bool | str]) -> None:
     """A request, three at once, ten megabytes; and a close while a response is still on its way."""
-    client = allswell.AsyncClient(verify=to.trust, base_url=to.url, **settings)  # type: ignore[arg-type]  # see VERSIONS
+    client = allswell.AsyncClient(verify=to.trust, base_url=to.url, timeout=30.0, **settings)  # type: ignore[arg-type]  # see VERSIONS
 
     began = perf_counter()
     response = await client.get("/")
@@ -41,14 +41,20 @@ async def talk(to: Origin, settings: Mapping[str, bool | str]) -> None:
     assert size == TEN_MB
     _tell(f"GET /10mb         {size / 1e6 / (perf_counter() - began):.0f} MB/s, piece by piece", began)
 
+    under_way = anyio.Event()
+
+    async def trace(name: str, info: object) -> None:
+        if name.endswith("send_request_headers.complete"):
+            under_way.set()
+
     async def slow() -> None:
         began = perf_counter()
-        response = await client.get("/slow")
+        response = await client.get("/slow", extensions={"trace": trace})
         _tell(f"GET /slow         {response.status_code}, whole, though the client was closing already", began)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(slow)
-        await anyio.sleep(0.05)  # it is under way now; close around it
+        await under_way.wait()
         report = await client.aclose()
     print(f"\n{report}\n")
 

@@ -1,7 +1,7 @@
 """The demo's origin: hypercorn in a process of its own, with a throw-away certificate, on a port that the kernel chose.
 
-The sockets are made here, listening already, and handed to hypercorn: there is no race for a port, and requests that
-come before it is ready wait in the kernel instead of being refused.
+The sockets are made here, listening already, and handed to hypercorn: there is no race for a port. It says when it has
+started, however long that takes; what comes a moment before it reads waits in the kernel.
 """
 
 from __future__ import annotations
@@ -42,11 +42,16 @@ def origin() -> Iterator[Origin]:
             [sys.executable, "-m", "demo.origin", str(folder), str(tcp.fileno()), str(udp.fileno())],
             pass_fds=(tcp.fileno(), udp.fileno()),
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
         )
+        assert process.stdout is not None
         try:
+            if not process.stdout.readline():
+                raise RuntimeError("the origin ended before it had started")
             yield Origin(f"https://localhost:{tcp.getsockname()[1]}", trust)
         finally:
             process.terminate()
+            process.stdout.close()
             try:
                 process.wait(3)
             except subprocess.TimeoutExpired:
@@ -124,6 +129,8 @@ async def app(
     if scope["type"] == "lifespan":
         while True:
             kind = (await receive())["type"]
+            if kind == "lifespan.startup":
+                print("started", flush=True)
             await send({"type": f"{kind}.complete"})
             if kind == "lifespan.shutdown":
                 return
