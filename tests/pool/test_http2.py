@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame
@@ -273,14 +274,67 @@ async def test_calm_ends_in_an_error_not_in_a_loop(how: str) -> None:
         assert len(server.talks) == 1
 
 
-async def test_a_server_that_only_refuses_is_asked_until_the_deadline() -> None:
+async def test_a_server_that_only_refuses_is_asked_a_few_times() -> None:
+    """Whatever the timeouts; a POST too, for it says that it did nothing."""
+    server = Http2Server(lambda talk, request: talk.rst(request.stream, REFUSED_STREAM))
+    with scripted_peer(server) as peer:
+        async with h2c() as pool:
+            with pytest.raises(ExchangeReset):
+                await pool.request("POST", peer.url, content=b"x", timeouts=Timeouts(None, None, None, None))
+        assert len(server.served) == 5
+        assert len(server.talks) == 1
+
+
+async def test_connections_that_serve_nothing_are_few() -> None:
+    server = Http2Server(lambda talk, request: talk.goaway(0))
+    with scripted_peer(server) as peer:
+        async with h2c() as pool:
+            batch = Batch(pool, peer.url, "POST", Timeouts(None, None, None, None))
+            await batch.run(*(f"/{number}" for number in range(10)))
+        assert len(batch.errors) == 10
+        assert len(server.talks) <= 6
+
+
+@pytest.mark.parametrize("timeouts", [Timeouts(read=0.05), Timeouts(pool=0.05), Timeouts(total=0.05)])
+async def test_a_server_that_only_refuses_is_asked_within_the_timeouts(timeouts: Timeouts) -> None:
     server = Http2Server(lambda talk, request: talk.rst(request.stream, REFUSED_STREAM))
     with scripted_peer(server) as peer:
         async with h2c() as pool:
             with pytest.raises((ExchangeReset, Timeout)):
-                await pool.request("GET", peer.url, timeouts=Timeouts(total=0.7))
-            assert 2 <= len(server.served) <= 30  # with more and more time in between
-        assert len(server.talks) == 1
+                await pool.request("GET", peer.url, timeouts=timeouts)
+        assert len(server.served) < 5
+
+
+async def test_a_server_that_refuses_some_goes_on() -> None:
+    """Every second request is refused nine times; meanwhile others are answered, which is progress."""
+    refused: dict[str, int] = {}
+
+    def moody(talk: Talk, request: Request) -> None:
+        number = int(request.path[1:])
+        if number % 2 and refused.setdefault(request.path, 0) < 9:
+            refused[request.path] += 1
+            talk.rst(request.stream, REFUSED_STREAM)
+        else:
+            talk.answer(request)
+
+    server = Http2Server(moody)
+    with scripted_peer(server) as peer:
+        async with h2c() as pool:
+            batch = Batch(pool, peer.url, "POST", Timeouts(total=30))
+            done = False
+
+            async def others() -> None:
+                number = 0
+                while not done:
+                    number += 2
+                    await pool.request("GET", f"{peer.url}/{number}")
+                    await anyio.lowlevel.checkpoint()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(others)
+                await batch.run("/1", "/3")
+                done = True
+            await batch.check("/1", "/3")
 
 
 # An end without GOAWAY
@@ -461,7 +515,7 @@ async def test_a_low_limit_that_is_not_yet_known(limit: int) -> None:
             await batch.run(*paths)
             await batch.check(*paths)
         assert len(refused) < 55
-        assert len(server.talks) <= 10
+        assert len(server.talks) <= 6
 
 
 # What the pool asks of a connection

@@ -198,6 +198,19 @@ async def test_the_end_in_place_of_an_answer() -> None:
             assert [method for method, path in server.all("request") if path == "/close"] == ["GET", "GET", "POST"]
 
 
+async def test_a_server_that_only_rejects_is_asked_a_few_times() -> None:
+    """Whatever the timeouts."""
+    forever = Timeouts(None, None, None, None)
+    with QuicServer(
+        {b"/no": lambda connection, stream, _: connection.quic.reset_stream(stream, REQUEST_REJECTED)}
+    ) as server:
+        async with trusting() as pool:
+            with pytest.raises(ExchangeReset):
+                await pool.request("POST", url(server, "/no"), content=b"x", timeouts=forever)
+        assert len(server.all("request")) == 5
+        assert len(server.connections) == 1
+
+
 async def test_other_resets_are_the_users() -> None:
     def reset(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
         connection.quic.reset_stream(stream, 0x102)

@@ -59,6 +59,20 @@ def url_of(server: QuicServer, path: str = "/hello") -> str:
 # Tunnels
 
 
+@pytest.mark.parametrize("http3", [False, "only"], ids=["CONNECT", "CONNECT-UDP"])
+async def test_a_proxy_that_rejects_tunnels_is_asked_a_few_times(http3: Any) -> None:
+    def reject(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> bool:
+        connection.quic.reset_stream(stream, 0x10B)
+        return True
+
+    with Http3Proxy(reject) as proxy:
+        async with pool_through(hop_to(proxy.port), http3=http3) as pool:
+            with pytest.raises(ConnectFailed, match="0x10b") as caught:
+                await pool.request("GET", "https://origin.example/")
+            assert caught.value.phase == "proxy"
+        assert len(proxy.all("connect")) == 5
+
+
 @pytest.mark.parametrize("inner", ["http/1.1", "h2"])
 async def test_tcp_through_connect(inner: str) -> None:
     """RFC 9114 §4.4. What is for the proxy stays with the proxy."""

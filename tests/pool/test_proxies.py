@@ -17,7 +17,7 @@ from allswell import AsyncClient, CloseReport, ConnectFailed, ConnectionPool, Pr
 from allswell._pool.route import Route, proxy_hops
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
-from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
+from tests.support.h2_script import REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
 from tests.support.proxies import connect_proxy, refusing_proxy
@@ -307,6 +307,22 @@ async def test_refusals_over_http2(status: int) -> None:
         assert (caught.value.status, caught.value.body) == (status, b"not so")
         assert (b"location", b"https://elsewhere.example/") in caught.value.headers
         assert script.tunnels == ["origin.example:443"]
+
+
+@pytest.mark.parametrize("connect", [5.0, None])
+async def test_a_proxy_that_refuses_streams_is_asked_a_few_times(connect: float | None) -> None:
+    def refuse(talk: Talk, request: Request) -> bool:
+        talk.rst(request.stream, REFUSED_STREAM)
+        return True
+
+    script = Http2Proxy(refuse)
+    with scripted_peer(script, tls=h2_tls()) as proxy:
+        async with pool_through(hop_to(proxy)) as pool:
+            with pytest.raises(ConnectFailed, match="REFUSED_STREAM") as caught:
+                await pool.request("GET", "https://origin.example/", timeouts=Timeouts(connect=connect))
+        assert caught.value.phase == "proxy"
+        assert f"the proxy https://localhost:{proxy.port}" in str(caught.value)
+        assert len(script.tunnels) == 5
 
 
 @pytest.mark.parametrize("how", ["garbage", "endless header", "silence, then its end"])

@@ -46,6 +46,7 @@ from allswell._connection.interface import Owner
 from allswell._connection.lifecycle import Lifecycle, State
 from allswell._connection.pulse import Pulse
 from allswell._connection.reader import Reader
+from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, RemoteProtocolError, TransportError
@@ -62,8 +63,10 @@ class Connection:
     """One HTTP connection, of any version.
 
     :param label: the origin, as errors and reports name it: ``"https://example.org"``.
+    :param service: what all connections to this server have in common.
     :ivar silent: whether the peer is known to have fallen silent.
     :ivar opened: exchanges opened in its life.
+    :ivar answered: those of which the final response's head has come.
     :ivar parting_words: how the peer said that it leaves, and why: ``"sent GOAWAY, ENHANCE_YOUR_CALM"``.
     :ivar made_at: when it was made, as :func:`time.monotonic` tells.
     """
@@ -77,12 +80,15 @@ class Connection:
         backend: Backend[Any],
         owner: Owner,
         config: PoolConfig,
+        service: Service | None = None,
     ) -> None:
         self.host = host
         self.label = label
+        self.service = service or Service()
         self.config = config
         self.silent = False
         self.opened = 0
+        self.answered = 0
         self.made_at = monotonic()
         self._stack = stack
         self._top = stack.top
@@ -344,9 +350,11 @@ class Connection:
         self._abort(reason, error or TransportError(f"{self.label}: {reason}", operation="read", by="us"))
 
     def _abort(self, reason: str, error: AllswellError, last_words: str = "") -> None:
-        began = monotonic()
+        began, counted = monotonic(), self._life.state is State.CLOSING
         if not self._life.move(State.CLOSED, reason):
             return
+        if not counted:
+            self._count()
         self._tell_leaving()
         self._cut += len(self._exchanges)
         self._fail_all(error)
@@ -444,6 +452,8 @@ class Connection:
                 if isinstance(event, BodyReceived):
                     self._backend.consumed(event.exchange, event.credit)
             elif isinstance(event, ResponseReceived):
+                self.answered += 1
+                self.service.answered += 1
                 exchange.on_response(event.head, tunnel=event.tunnel)
             elif isinstance(event, BodyReceived):
                 exchange.on_body(event.data, event.credit)
@@ -508,6 +518,7 @@ class Connection:
         state = self._life.state
         if state is State.DRAINING:
             if not self._exchanges and self._life.move(State.CLOSING):
+                self._count()
                 self._reader.stop()
         elif state is State.OPEN:
             if self._backend.spent:
@@ -520,6 +531,11 @@ class Connection:
                 self._idle_since = monotonic()
                 self._watch_idle()
                 self._tell_available()
+
+    def _count(self) -> None:
+        """It is over with its exchanges."""
+        if not self.answered:
+            self.service.barren += 1
 
     def _watch_idle(self) -> None:
         if self.config.keepalive_expiry is not None:

@@ -28,6 +28,7 @@ from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.interface import Owner
+from allswell._connection.service import Service
 from allswell._errors import ConnectFailed
 from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
@@ -50,11 +51,12 @@ _MANNERS = 1024
 
 
 class _Manners(NamedTuple):
-    """What was learnt about an origin: how it answers close_notify and FIN, how many streams it allows."""
+    """What was learnt about an origin: how it answers close_notify and FIN, its limit of streams, what it served."""
 
     tls: Patience
     tcp: Patience
     streams: StreamLimit
+    service: Service
 
 
 class _Made(NamedTuple):
@@ -128,6 +130,7 @@ class Dialer:
                 backend=made.backend,
                 owner=owner,
                 config=self._config,
+                service=self._manners_of(route).service,
             )
 
         def second(made: _Made) -> None:
@@ -280,7 +283,7 @@ class Dialer:
     def _manners_of(self, route: Route) -> _Manners:
         manners = self._manners.get(route)
         if manners is None:
-            manners = self._manners[route] = _Manners(Patience(), Patience(), StreamLimit())
+            manners = self._manners[route] = _Manners(Patience(), Patience(), StreamLimit(), Service())
         self._manners.move_to_end(route)
         if len(self._manners) > _MANNERS:
             self._manners.popitem(last=False)

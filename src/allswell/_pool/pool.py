@@ -1,14 +1,13 @@
 """The connection pool: requests in, responses out; what may be sent again; its users, and how all ends.
 
 Which connection serves a request is the dispatcher's business (`dispatcher.py`). Here a request becomes an exchange,
-and when the peer did not process it, another (:class:`~allswell._errors.NotProcessed` is the only licence for that).
+and when the peer did not process it, another (`replay.py`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import random
 import warnings
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator
@@ -31,16 +30,15 @@ from allswell._messages import Headers, RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.proxy_dialer import forward, forwards
+from allswell._pool.replay import Replay
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Attempt, Response
 from allswell._pool.route import Destination, Destinations, destination
+from allswell._pool.route_state import ANY
 from allswell._pool.snapshot import PoolSnapshot
 from allswell._report import CloseReport
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES
-
-#: Without a total timeout: how long a request that the peer provably did not process is tried again, in seconds.
-_REPLAY_FOR = 60.0
 
 #: A server that has fallen silent has so many seconds more before its requests go elsewhere: it may only be busy.
 _SILENT_FOR = 0.5
@@ -150,43 +148,33 @@ class ConnectionPool:
             request.total_at = monotonic() + total
         if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
             return await forward(request, self.send)
-        attempts: list[Attempt] = []
-        since = -math.inf
-        give_up_at = request.total_at if total is not None else monotonic() + _REPLAY_FOR
+        replay: Replay | None = None
         dispatcher = self._dispatch()
         exchange: Exchange | None = None
         while True:
             if exchange is None:
+                since = ANY if replay is None else replay.since
                 exchange = dispatcher.open_now(request, since) or await dispatcher.wait(request, since)
-            version = exchange.connection.http_version
+            connection = exchange.connection
             try:
-                response = await self._respond(request, exchange, attempts)
+                response = await self._respond(request, exchange, [] if replay is None else replay.attempts)
+                if response.status not in (408, 421, 425):
+                    return response
                 if response.status == 421:
-                    dispatcher.misdirected(exchange.connection, request.route)
-                why = _unserved(request, response)
-                if why is None:
+                    dispatcher.misdirected(connection, request.route)
+                replay = replay or Replay(request)
+                if not replay.unserved(response, connection):
                     return response
                 await response.aclose()
-                attempts.append(Attempt(f"the server answered {response.status}", why, version))
-                if response.status != 425:
-                    since = math.inf  # RFC 9110 §15.5.9, §15.5.20: a connection that is only for this
-                if response.status == 421 and version == "HTTP/3":
+                if response.status == 421 and connection.http_version == "HTTP/3":
                     dispatcher.dialer.discovery.alt_svc.forget(request.route.origin)  # RFC 7838 §6
             except FallenSilent:
-                exchange = await self._past_silence(request, exchange, dispatcher, attempts)
+                replay = replay or Replay(request)
+                exchange = await self._past_silence(request, exchange, dispatcher, replay.attempts)
                 continue
             except NotProcessed as error:
-                attempts.append(Attempt(str(error.cause), "no" if error.proven else "perhaps", version))
-                given_up = monotonic() > give_up_at or (since == math.inf and not error.proven)
-                if given_up or not request.may_repeat(proven=error.proven):
-                    raise error.cause from error
-                if error.proven:
-                    await _jitter(len(attempts), give_up_at)
-                else:
-                    # Its like would end just the same, so a new one. Many may have been lost at once: where they can
-                    # share it, they do; but who is lost a second time gets one of his own, and that is the last.
-                    shared = exchange.connection.shared and since == -math.inf
-                    since = monotonic() if shared else math.inf
+                replay = replay or Replay(request)
+                await replay.again(error, connection)
             except BaseException:
                 exchange.abandon()  # a hook of the caller's failed, or was cancelled: nobody else has it
                 raise
@@ -381,33 +369,6 @@ class ConnectionPool:
 
     def _make_dialer(self, host: TaskHost) -> Dialer:
         return Dialer(host, self.config)
-
-
-def _unserved(request: Request, response: Response) -> Literal["no", "declined"] | None:
-    """Whether a response only says that the request should be sent again, and what its server did with it until then.
-
-    It wants it on another connection (421) or later (425: RFC 8470 §5.2), for the first time. Or its patience with an
-    idle connection of HTTP/1.1 was over just when that was used again: a 408 says that it "did not receive a complete
-    request message" (RFC 9110 §15.5.9), and that it closes.
-    """
-    status = response.status
-    if status not in (408, 421, 425) or not request.may_repeat(proven=True):
-        return None
-    if status == 408:
-        crossed = response.http_version in (b"HTTP/1.1", b"HTTP/1.0") and response.stream_id > 1
-        return "no" if crossed and _closes(response.headers) else None
-    return None if any(attempt.processed == "declined" for attempt in response.attempts) else "declined"
-
-
-def _closes(headers: Headers) -> bool:
-    return any(name.lower() == b"connection" and b"close" in value.lower() for name, value in headers)
-
-
-async def _jitter(tries: int, until: float) -> None:
-    """Where a peer keeps refusing: do not hurry back together with everybody else. (But not past this instant.)"""
-    if tries > 1:
-        pause = random.uniform(0, min(1.0, 0.01 * 2 ** min(tries, 7)))
-        await anyio.sleep(max(0.0, min(pause, until - monotonic())))
 
 
 def _request(

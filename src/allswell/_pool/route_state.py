@@ -16,6 +16,9 @@ from allswell._tasks import Signal
 #: How long a connection that is about to have room again is waited for, before another one is made: in seconds.
 REFILLED_WITHIN = 0.25
 
+#: How fresh a connection must be, see :func:`fit`: any will do, or only one that has carried nothing.
+ANY, UNUSED = -math.inf, math.inf
+
 #: How long a dial that was allowed any time goes on when nobody waits for it any more: in seconds.
 UNWANTED_FOR = 5.0
 
@@ -43,12 +46,12 @@ class Dial:
 
     def takes(self, waiter: Waiter) -> bool:
         """Whether it may serve this one too."""
-        return len(self.waiters) < self.covers and (waiter.since < math.inf or self.owner not in self.waiters)
+        return len(self.waiters) < self.covers and (waiter.since < UNUSED or self.owner not in self.waiters)
 
     def cover(self, waiter: Waiter) -> None:
         """This one waits for it from now on."""
         self.waiters[waiter] = None
-        if waiter.since == math.inf:
+        if waiter.since == UNUSED:
             self.owner = waiter
 
     def lose(self, waiter: Waiter) -> None:
@@ -90,7 +93,7 @@ class Waiter:
         self.covered_at = math.inf
         self.signal = signal
         self.since = since  # see fit
-        self.searched = since > -math.inf  # who was lost or sent away already gets one of his own
+        self.searched = since > ANY  # who was lost or sent away already gets one of his own
         self.dial: Dial | None = None
         self.exchange: Exchange | None = None
         self.error: Exception | None = None
@@ -181,8 +184,5 @@ def may_join(connection: Connection, request: Request) -> bool:
 
 
 def fit(connection: Connection, since: float) -> bool:
-    """Whether it was made since then, or has carried nothing yet.
-
-    (``-inf``: any will do. ``inf``: only one that has carried nothing.)
-    """
+    """Whether it was made since then, or has carried nothing yet. (See ``ANY`` and ``UNUSED``.)"""
     return connection.made_at > since or not connection.opened

@@ -1,0 +1,131 @@
+"""The rules of sending again: which attempt may be followed by another, where, and after which pause; and the ledger.
+
+:class:`~allswell._errors.NotProcessed` is the only licence, besides the responses that say the same (408, 421, 425).
+What is *proven* may repeat as long as there is progress: the server has answered something since, or is about to, on
+the connection that it leaves. So one that takes ten requests on each connection serves hundreds. Without progress there
+are few tries, with growing pauses; and none when the request has been without a sign of life for longer than it would
+wait for a response, or for room in the pool. What is only *likely* goes on a newer connection, then on one of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from time import monotonic
+from typing import Literal
+
+import anyio
+
+from allswell._connection.driver import Connection
+from allswell._connection.lifecycle import State
+from allswell._connection.service import Service
+from allswell._errors import NotProcessed
+from allswell._messages import Headers
+from allswell._pool.request import Request
+from allswell._pool.response import Attempt, Response
+from allswell._pool.route_state import ANY, UNUSED
+
+#: Attempts in a row that may come to nothing, at a server that meanwhile serves nothing else either; and connections
+#: to it that may, when many requests try at a time.
+_FRUITLESS = 5
+
+#: The pause after the second of them, in seconds; it doubles up to the other number.
+_PAUSE, _LONGEST_PAUSE = 0.1, 0.8
+
+
+class Replay:
+    """The attempts at one request that did not give its response.
+
+    :ivar attempts: the ledger.
+    :ivar since: what the next connection must be like: see :func:`~allswell._pool.route_state.fit`.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.attempts: list[Attempt] = []
+        self.since = ANY
+        self._request = request
+        self._fruitless = 0
+        self._service: Service | None = None  # of the last attempt, and what it had answered by then
+        self._answered = self._barren = 0
+        bounds = [each for each in (request.timeouts.read, request.timeouts.pool) if each is not None]
+        self._patience = min(bounds, default=math.inf)
+        self._until = monotonic() + self._patience
+
+    def unserved(self, response: Response, connection: Connection) -> bool:
+        """Whether a response only says that the request should be sent again.
+
+        It is wanted on another connection (421: RFC 9110 §15.5.20) or later (425: RFC 8470 §5.2), for the first time.
+        Or the server's patience with an idle connection of HTTP/1.1 was over just when that was used again: a 408 says
+        that it "did not receive a complete request message" (RFC 9110 §15.5.9), and that it closes.
+        """
+        status = response.status
+        if not self._request.may_repeat(proven=True):
+            return False
+        processed: Literal["no", "declined"] = "declined"
+        if status == 408:
+            crossed = connection.http_version == "HTTP/1.1" and response.stream_id > 1
+            if not crossed or not _closes(response.headers):
+                return False
+            processed = "no"
+        elif any(attempt.processed == "declined" for attempt in self.attempts):
+            return False
+        self.attempts.append(Attempt(f"the server answered {status}", processed, connection.http_version))
+        if status != 425:
+            self.since = UNUSED  # a connection that is only for this
+        return True
+
+    async def again(self, error: NotProcessed, connection: Connection) -> None:
+        """Return when it is time for another attempt.
+
+        :raises AllswellError: there is none; the error of the last one.
+        """
+        processed: Literal["no", "perhaps"] = "no" if error.proven else "perhaps"
+        self.attempts.append(Attempt(str(error.cause), processed, connection.http_version))
+        now = monotonic()
+        if not self._request.may_repeat(proven=error.proven) or now >= self._request.total_at:
+            raise error.cause from error
+        if error.proven:
+            self._look_for_progress(connection, now)
+            until = min(self._until, self._request.total_at)
+            if self._hopeless() or now >= until:
+                raise error.cause from error
+            await anyio.sleep(min(self._pause(connection), until - now))
+            if self._hopeless():
+                raise error.cause from error
+        elif self.since == UNUSED:
+            raise error.cause from error
+        else:
+            # Its like would end just the same, so a new one. Many may have been lost at once: where they can share it,
+            # they do; but who is lost a second time gets one of his own, and that is the last.
+            self.since = now if connection.shared and self.since == ANY else UNUSED
+
+    def _look_for_progress(self, connection: Connection, now: float) -> None:
+        service = connection.service
+        answered = service is self._service and service.answered > self._answered
+        serves = connection.state is not State.OPEN and connection.open_exchanges > 0  # what it took before it left
+        if answered or serves:
+            self._fruitless = 0
+            self._until = now + self._patience
+        if not self._fruitless:
+            self._barren = service.barren - 1  # with this one, or another that is about to be
+        self._fruitless += 1
+        self._service, self._answered = service, service.answered
+
+    def _hopeless(self) -> bool:
+        assert self._service is not None
+        if self._service.answered > self._answered:
+            return False  # while we paused
+        return self._fruitless >= _FRUITLESS or (
+            self._fruitless > 1 and self._service.barren - self._barren >= _FRUITLESS
+        )
+
+    def _pause(self, connection: Connection) -> float:
+        """Not together with everybody else; and not at once where the connection goes on and only refuses."""
+        tries = len(self.attempts) if connection.state is State.OPEN else self._fruitless
+        if tries < 2:
+            return 0.0
+        return min(_LONGEST_PAUSE, _PAUSE * (1 << min(tries - 2, 8))) * random.uniform(0.5, 1.0)
+
+
+def _closes(headers: Headers) -> bool:
+    return any(name.lower() == b"connection" and b"close" in value.lower() for name, value in headers)
