@@ -150,6 +150,13 @@ class AsyncClient(httpx2.AsyncClient):
             **self._versions,
         )
 
+    def _redirect_headers(self, request: httpx2.Request, url: httpx2.URL, method: str) -> httpx2.Headers:
+        # httpx2 drops Authorization on the way to another origin, and leaves the proxy's (a third such private name).
+        headers = super()._redirect_headers(request, url, method)
+        if url.origin != request.url.origin:
+            headers.pop("Proxy-Authorization", None)
+        return headers
+
     @property
     def pool(self) -> ConnectionPool | None:
         """Its connections, for ``pool.snapshot()`` or to share; ``None`` where the transport is not ours."""

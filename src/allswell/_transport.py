@@ -28,6 +28,7 @@ from allswell._errors import (
 )
 from allswell._fields import as_bytes
 from allswell._filters.keylog import new_context
+from allswell._gzip import Response as GzipResponse
 from allswell._messages import RequestHead
 from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
@@ -391,7 +392,7 @@ class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
         """
         response, extensions = await self._handle(request)
         stream = ResponseStream(response)
-        answer = httpx2.Response(
+        answer = GzipResponse(
             status_code=response.status, headers=response.headers, stream=stream, extensions=extensions
         )
         stream.extensions = answer.extensions
