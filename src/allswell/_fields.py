@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from allswell._errors import LocalProtocolError
@@ -364,11 +364,11 @@ def _checked(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     try:
         pairs = [(name, value) for name, value in headers]
     except (TypeError, ValueError):
-        pairs = []
-        _refuse_type(headers)
+        raise LocalProtocolError("header fields must be a list of pairs of bytes") from None
     for name, value in pairs:
         if not (isinstance(name, bytes) and isinstance(value, bytes)):
-            _refuse_type(headers)
+            given = f"{type(name).__name__} and {type(value).__name__}"
+            raise LocalProtocolError(f"a header's name and value must be bytes, not {given}")
         if not _TOKEN(name):
             raise LocalProtocolError(f"illegal header name, which begins with {_shown(name)!r}")
         value = value.strip(_BLANKS)
@@ -376,10 +376,6 @@ def _checked(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
             raise LocalProtocolError(f"illegal value of the header {_shown(name)}")
         fields.append((name, value))
     return fields
-
-
-def _refuse_type(headers: object) -> NoReturn:
-    raise LocalProtocolError(f"header fields are pairs of bytes, in a list; this {type(headers).__name__} is no such")
 
 
 def _shown(name: bytes) -> str:
@@ -548,7 +544,7 @@ def as_bytes(value: object, what: str) -> bytes:
     if not isinstance(value, str):
         raise LocalProtocolError(f"the {what} must be bytes or text, not {type(value).__name__}")
     if not value.isascii():
-        raise LocalProtocolError(f"the {what} has characters that are not ASCII: they must be percent-encoded")
+        raise LocalProtocolError(f"the {what} has characters that are not ASCII")
     return value.encode("ascii")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -423,6 +424,23 @@ def test_bad_input(wire: bytes, size: int) -> None:
     assert error.by == "peer"
     assert backend.must_abort
     assert backend.capacity() == 0
+
+
+@pytest.mark.parametrize("cuts", [(), (100,), (70_000,), (70_000, 140_000)])
+def test_the_limit_holds_for_trailers_too_however_they_come(cuts: tuple[int, ...]) -> None:
+    """Also for those that come whole, with one read or with the last of several."""
+    wire = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n%s\r\n"
+    for size, fine in ((1000, True), (60_000, True), (150_000, False)):
+        backend = http1(limit=100_000)
+        backend.open(head(), end=True)
+        data = wire % (b"X: " + b"y" * size + b"\r\n")
+        edges = [0, *(cut for cut in cuts if cut < len(data)), len(data)]
+        events = [event for start, end in pairwise(edges) for event in backend.receive(memoryview(data[start:end]))]
+        if fine:
+            assert events[-1] == ResponseCompleted(1, [(b"X", b"y" * size)])
+        else:
+            assert "more than 100000 bytes" in str(failure(events))
+            assert backend.must_abort
 
 
 @sizes

@@ -102,6 +102,23 @@ def test_a_refused_connection_is_1_and_the_next_url_is_still_fetched(origin: Ser
     assert b'"method": "GET"' in done.stdout
 
 
+@pytest.mark.parametrize("way", ["refused", "no URL", "a slash in it", "no scheme", "another scheme"])
+def test_errors_tell_no_password(way: str) -> None:
+    urls = {
+        "refused": f"https://ada:hunter@localhost:{free_port()}/",
+        "no URL": "https://ada:hunter@[::/",
+        "a slash in it": "https://ada:hunter/2@localhost/",
+        "no scheme": f"ada:hunter@localhost:{free_port()}",
+        "another scheme": "ftp://ada:hunter@localhost/",
+    }
+    done = allswell(urls[way])
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"allswell: ")
+    assert b"//localhost" in done.stderr or way == "no URL"
+    assert b"hunter" not in done.stderr
+    assert b"ada" not in done.stderr
+
+
 def test_an_untrusted_certificate_is_refused_unless_told_otherwise(origin: ServerInfo) -> None:
     command = [str(Path(sys.executable).with_name("allswell")), f"{origin.url}/anything"]
     refused = subprocess.run(command, capture_output=True, timeout=30)
