@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -19,7 +20,7 @@ import pytest
 import trustme
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionIdIssued
-from aioquic.tls import Epoch
+from aioquic.tls import Epoch, SessionTicket
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -263,6 +264,72 @@ async def test_session_ticket_and_early_data() -> None:
             assert server.all("handshake")[-1] == expected
     # What is not safe waits for the handshake, although it was asked for first (RFC 8470 §4).
     assert [path for _, path in server.all("request")][-2:] == ["/hello", "/echo"]
+
+
+async def visit(server: QuicServer, /, **changes: Any) -> tuple[Any, ...]:
+    """One connection; whether it went on with a session, and with early data."""
+    async with quic_client(server.port, quic_settings(**changes)) as client:
+        assert (await client.get("/hello"))[1] == b"hello"
+        await client.aclose()
+    return server.all("handshake")[-1]
+
+
+async def test_a_session_of_whoever_trusts_everybody_opens_nothing_to_others() -> None:
+    """Nobody shows a certificate where a session goes on, so it is judged what was shown when it began."""
+    store = MemoryStore()
+    with QuicServer(files=issue(trustme.CA(), "localhost")) as server:
+        assert await visit(server, store=store, trust=anybody()) == (False, False)
+        with pytest.raises(ConnectFailed, match="bad_certificate"):
+            await QuicClient(server.port, quic_settings(store=store, early_data=True)).start()
+
+
+async def test_a_session_goes_on_where_what_it_began_with_is_trusted() -> None:
+    store = MemoryStore(per_server=1)
+    with QuicServer() as server:
+        assert await visit(server, store=store, trust=anybody()) == (False, False)
+        assert await visit(server, store=store) == (True, False)
+        assert await visit(server, store=store, trust=certificates().client_context()) == (True, False)
+        assert await visit(server, store=store, trust=anybody()) == (True, False)
+
+
+async def test_a_ticket_that_tells_not_whose_it_is_is_used_by_nobody_who_asks() -> None:
+    class Forgetful(MemoryStore):
+        def put_ticket(self, server: str, ticket: SessionTicket) -> None:
+            known = {each.name: getattr(ticket, each.name) for each in dataclasses.fields(SessionTicket)}
+            super().put_ticket(server, SessionTicket(**known))
+
+    store = Forgetful()
+    with QuicServer() as server:
+        assert await visit(server, store=store) == (False, False)
+        assert await visit(server, store=store) == (False, False)
+        assert await visit(server, store=store, trust=anybody()) == (True, False)
+
+
+async def test_a_session_is_of_who_began_it_and_of_the_way() -> None:
+    """The server knows by it whom it talks to, and an observer that it is the same client."""
+    store = MemoryStore()
+    with QuicServer() as server:
+        for different in (
+            {"certfile": str(certificates().client)},
+            {"way": "through a proxy"},
+            {"server": "another"},
+            {},
+        ):
+            assert await visit(server, store=store, **different) == (False, False)
+            assert await visit(server, store=store, **different) == (True, False)
+
+
+async def test_a_session_is_of_its_version_and_a_hint_to_it() -> None:
+    """RFC 9369 §5. The version of the ticket comes first, without Version Negotiation."""
+    store = MemoryStore()
+    with QuicServer(versions=[VERSION_2]) as server:
+        assert await visit(server, store=store) == (False, False)
+        server.seen.clear()
+        assert await visit(server, store=store, early_data=True) == (True, True)
+        assert await visit(server, store=store, versions=(VERSION_2,)) == (True, False)
+        server._configuration.supported_versions = [VERSION_1]
+        assert await visit(server, store=store, versions=(VERSION_1,)) == (False, False)
+        assert [version for version, _ in server.all("initial")] == [VERSION_2, VERSION_2, VERSION_1]
 
 
 async def test_early_data_that_is_rejected_is_sent_again() -> None:

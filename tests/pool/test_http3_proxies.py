@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trustme
 
 from allswell import (
     CloseReport,
@@ -20,7 +21,8 @@ from allswell import (
     Timeout,
     Timeouts,
 )
-from tests.support.certificates import certificates
+from allswell._filters.quic_tickets import MemoryStore
+from tests.support.certificates import certificates, issue
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.h3_proxy import Http3Proxy
@@ -329,6 +331,21 @@ async def test_the_origins_client_certificate_is_not_for_proxies_that_ask() -> N
     assert proxy.all("certificate") == [(None,)]
     [(shown,)] = origin.all("certificate")
     assert shown is not None
+
+
+async def test_two_hops_of_one_url_do_not_share_their_trust() -> None:
+    """A session with a proxy that nobody verified opens nothing to those who do."""
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    quic = QuicConfig(store=MemoryStore(), early_data=True)
+    with Http3Proxy(files=issue(trustme.CA(), "localhost")) as proxy, QuicServer() as origin:
+        url = f"https://localhost:{origin.port}/hello"
+        async with pool_through(hop_to(proxy.port, ssl_context=anybody), http3="only", quic=quic) as pool:
+            assert (await pool.request("GET", url)).status == 200
+        async with pool_through(hop_to(proxy.port), http3="only", quic=quic) as pool:
+            with pytest.raises(ConnectFailed, match=r"the proxy .*bad_certificate"):
+                await pool.request("GET", url)
+    assert len(proxy.targets) == 1
 
 
 async def test_keys_of_the_proxys_tls_are_logged(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ from aioquic.quic.connection import NetworkAddress
 from aioquic.quic.events import QuicEvent
 from aioquic.quic.logger import QuicFileLogger
 from aioquic.quic.packet import QuicErrorCode
-from aioquic.tls import AlertDescription
+from aioquic.tls import AlertDescription, SessionTicket
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
@@ -41,6 +42,7 @@ from allswell._filters.keylog import open_key_log
 from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
 from allswell._filters.quic_ecn import ECT_0, NOT_ECT
 from allswell._filters.quic_settings import QuicSettings
+from allswell._filters.quic_tickets import QuicStore, ShownTicket, trusted
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
@@ -85,6 +87,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._answered: QuicEnd | None = None
         self._unreachable = False
         self._early = False
+        self._ourselves = ""
         self._aside: Datagrams | None = None
         self._keylog: IO[str] | None = None
         self._goodbye: list[bytes] = []  # the datagrams of our CONNECTION_CLOSE, once it was said
@@ -102,8 +105,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self.connection = connection = ClientConnection(
             configuration,
             trust=self._settings.trust,
-            session_ticket_handler=None if store is None else lambda ticket: store.put_ticket(server, ticket),
-            token_handler=None if store is None else lambda token: store.put_token(server, token),
+            session_ticket_handler=None if store is None else self._keep_ticket,
+            token_handler=None if store is None else lambda token: store.put_token(self._key(), token),
         )
         connection.largest_payload = self._udp.largest
         connection.marking = self._settings.ecn and self._udp.send_marked(ECT_0)
@@ -132,17 +135,43 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         settings = self._settings
         configuration = settings.configuration()
         if settings.store is not None:
-            ticket = settings.store.take_ticket(settings.server)
-            if ticket is not None and not settings.early_data:
-                ticket.max_early_data_size = None
-            configuration.session_ticket = ticket
-            configuration.token = settings.store.take_token(settings.server) or b""
+            self._take_up(settings.store, configuration)
         if settings.qlog_dir is not None:
             configuration.quic_logger = QuicFileLogger(settings.qlog_dir)
         if settings.keylog_file is not None:
             self._keylog = open_key_log(settings.keylog_file)  # closed by _finish
             configuration.secrets_log_file = self._keylog
         return configuration
+
+    # Sessions that go on (see quic_tickets.py)
+
+    def _take_up(self, store: QuicStore, configuration: QuicConfiguration) -> None:
+        """With a ticket or token of any version to speak: it is of that one only, and a hint to it (RFC 9369 §5)."""
+        settings = self._settings
+        certificate = configuration.certificate
+        self._ourselves = "nobody" if certificate is None else certificate.fingerprint(SHA256()).hex()
+        for version in settings.versions if settings.original_version is None else (settings.original_version,):
+            ticket = trusted(store.take_ticket(self._key(version)), settings.trust, settings.server_name)
+            token = store.take_token(self._key(version))
+            if ticket is not None or token is not None:
+                if ticket is not None and not settings.early_data:
+                    ticket.max_early_data_size = None
+                configuration.session_ticket, configuration.token = ticket, token or b""
+                configuration.original_version = version
+                return
+
+    def _keep_ticket(self, ticket: SessionTicket) -> None:
+        store, before = self._settings.store, self.connection.configuration.session_ticket
+        assert store is not None
+        chain = self.connection.certificate_chain  # none, where the session goes on
+        if not chain and isinstance(before, ShownTicket):
+            chain = before.certificates()
+        store.put_ticket(self._key(), ShownTicket.of(ticket, chain))
+
+    def _key(self, version: int | None = None) -> str:
+        settings = self._settings
+        version = self.connection.version if version is None else version
+        return f"{settings.server} ({settings.server_name}) {settings.way} QUIC 0x{version:x} as {self._ourselves}"
 
     def _obstructed(self, obstacle: OSError) -> TransportError:
         """Where nothing was heard but that there is no way, it is not waited for. (Nor does TCP.)"""

@@ -303,6 +303,18 @@ class ClientConnection(PathMtuConnection):
         senders = (stream.sender for stream in self._streams.values())
         return all(sender.buffer_is_empty and not sender.reset_pending for sender in senders)
 
+    @property
+    def version(self) -> int:
+        """The QUIC version that is spoken."""
+        assert self._version is not None
+        return self._version
+
+    @property
+    def certificate_chain(self) -> list[Certificate]:
+        """What the server showed, its own certificate first; nothing, where a session was resumed."""
+        certificate = self.tls._peer_certificate
+        return [] if certificate is None else [certificate, *self.tls._peer_certificate_chain]
+
     def take_events(self) -> list[QuicEvent]:
         """All that happened. What arrived in order on one stream is one event, in however many packets it came."""
         events: list[QuicEvent] = []
@@ -504,7 +516,7 @@ class ClientConnection(PathMtuConnection):
             certificate, name = self.tls._peer_certificate, self._configuration.server_name
             assert certificate is not None
             assert name is not None
-            quic_trust.check(trust, name, [certificate, *self.tls._peer_certificate_chain])
+            quic_trust.check(trust, name, self.certificate_chain)
             if strict(trust):
                 self.verified_certificate = certificate
 

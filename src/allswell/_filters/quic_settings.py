@@ -27,7 +27,8 @@ class QuicSettings:
     """What a QUIC connection is told.
 
     :ivar server_name: whom to expect: a host name (sent as SNI too) or an IP address.
-    :ivar server: the server's key in ``store``: ``host:port``.
+    :ivar server: as errors name it, and ``store``: ``host:port``.
+    :ivar way: how it is reached, for ``store``: what one way left is not used on another.
     :ivar alpn: application protocols to offer.
     :ivar trust: judges the server's certificate, as it would on TCP. (It does not give away a client certificate.)
     :ivar certfile: our certificate and its chain, PEM; the key may be in the same file.
@@ -52,6 +53,7 @@ class QuicSettings:
 
     server_name: str
     server: str = ""
+    way: str = ""
     alpn: tuple[str, ...] = ("h3",)
     trust: ssl.SSLContext = field(default_factory=ssl.create_default_context)
     certfile: str | None = None

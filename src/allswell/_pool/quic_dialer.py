@@ -100,6 +100,7 @@ class QuicDialer:
         return QuicSettings(
             server_name=route.tls_name,
             server=server,
+            way=f"through {' and '.join(map(str, route.proxies))}" if route.proxies else "direct",
             trust=trust,
             certfile=quic.certfile if route.proxy is None else None,  # it is for origins: a proxy does not learn it
             keyfile=quic.keyfile,
