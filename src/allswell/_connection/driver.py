@@ -216,10 +216,10 @@ class Connection:
                     backend.send_body(number, body, end=True)
                 else:
                     upload = True
-        except LocalProtocolError:
+        except LocalProtocolError as error:
             if exchange.number or backend.must_abort:
                 self._abandon(exchange.number)
-            raise
+            raise error.named(exchange.label) from error
         exchange.uploaded = not upload
         self._exchanges[number] = exchange
         self._idle_since = math.inf
@@ -252,7 +252,10 @@ class Connection:
 
         :raises LocalProtocolError: when it contradicts its head.
         """
-        self._backend.send_body(exchange.number, data, end=end, trailers=trailers)
+        try:
+            self._backend.send_body(exchange.number, data, end=end, trailers=trailers)
+        except LocalProtocolError as error:
+            raise error.named(exchange.label) from error
         self._transmit()
         if len(self._exchanges) > 1 and exchange.number in self._exchanges:
             # Behind those that wait for room: they are woken in this order, and the first takes what there is.
