@@ -21,7 +21,7 @@ from allswell._client import AsyncClient
 from allswell._clock import monotonic
 from allswell._config import DEFAULT_GRACE
 from allswell._errors import printable
-from allswell._fields import shown_url
+from allswell._fields import no_url, shown_url
 from allswell._filters.keylog import new_context
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 'Name: value'")
+        raise argparse.ArgumentTypeError("it is not of the form 'Name: value'")  # (it may be a secret)
     return name.strip(), value.strip()
 
 
@@ -110,9 +110,7 @@ async def _run(asked: argparse.Namespace, bodies: BinaryIO) -> int:
             try:
                 code = await _fetch(client, url, asked, bodies, out, err)
             except httpx2.InvalidURL as error:
-                # What httpx2 says of it may quote a password, where that has a slash in it.
-                why = "no URL" if "@" in url else error
-                err(f"allswell: {shown_url(url, parsed=False)}: {why}", "bold red")
+                err(f"allswell: {no_url(url, error)}", "bold red")
                 status = 1
             except (httpx2.HTTPError, _BinaryBody) as error:
                 err(f"allswell: {shown_url(url)}: {error}", "bold red")

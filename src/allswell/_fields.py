@@ -553,6 +553,11 @@ def without_zone(host: str) -> str:
     return host.partition("%")[0] if ":" in host else host
 
 
+def name_for_tls(host: str) -> str:
+    """The host as SNI and certificates name it: without the dot at its end (RFC 6066 §3), and without a zone."""
+    return without_zone(host).rstrip(".")
+
+
 def host_and_port(host: str, port: int) -> bytes:
     """The authority of a tunnel's other end: always with its port (RFC 9110 §9.3.6)."""
     host = without_zone(host)
@@ -568,9 +573,15 @@ _USER_INFO = re.compile(r"\A([^/?#]*//)[^/?#]*@")
 _ANYTHING_BEFORE_AT = re.compile(r"\A([A-Za-z][A-Za-z0-9+.\-]*://)?.*@", re.DOTALL)
 
 
-def shown_url(url: object, *, parsed: bool = True) -> str:
-    """A URL as errors show it: without user name and password.
+def shown_url(url: object) -> str:
+    """A URL as errors show it: without user name and password."""
+    return _USER_INFO.sub(r"\1", str(url))
 
-    :param parsed: it is one. Else nobody knows where its authority ends: nothing before the last "@" is shown.
+
+def no_url(url: object, why: Exception) -> str:
+    """Says that it is no URL, and why.
+
+    Nobody knows where its authority would end. So nothing before the last "@" is shown; nor is why, which may quote it.
     """
-    return (_USER_INFO if parsed else _ANYTHING_BEFORE_AT).sub(r"\1", str(url))
+    shown = _ANYTHING_BEFORE_AT.sub(r"\1", str(url))
+    return f"{shown!r} is no URL" + ("" if "@" in str(url) else f": {why}")

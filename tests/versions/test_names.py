@@ -14,10 +14,10 @@ import httpx2
 import pytest
 
 from allswell import AllswellError, AsyncClient, ConnectFailed, ConnectionPool, LocalProtocolError, ProxyHop
-from allswell._fields import connect_udp_path, host_and_port, shown_url
+from allswell._fields import connect_udp_path, host_and_port, no_url, shown_url
 from allswell._messages import RequestHead
 from allswell._pool.request import Request
-from allswell._pool.route import destination
+from allswell._pool.route import destination, proxy_hops
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.names import names
@@ -197,20 +197,29 @@ def test_hosts_as_proxies_are_told_them(host: str, authority: bytes, path: bytes
 
 
 @pytest.mark.parametrize(
-    ("url", "parsed", "shown"),
+    ("url", "shown"),
     [
-        ("https://host/path", True, "https://host/path"),
-        ("https://user:secret@host:1/a@b", True, "https://host:1/a@b"),
-        ("https://host//a:b@c/", True, "https://host//a:b@c/"),
-        ("https://user@host?a=b@c", True, "https://host?a=b@c"),
-        ("https://user:sec/ret@host/", False, "https://host/"),
-        ("user:sec/ret@host", False, "host"),
-        ("https://user:se@c#ret@host", False, "https://host"),
-        ("nonsense", False, "nonsense"),
+        ("https://host/path", "https://host/path"),
+        ("https://user:secret@host:1/a@b", "https://host:1/a@b"),
+        ("https://host//a:b@c/", "https://host//a:b@c/"),
+        ("https://user@host?a=b@c", "https://host?a=b@c"),
     ],
 )
-def test_urls_are_shown_without_userinfo(url: str, parsed: bool, shown: str) -> None:
-    assert shown_url(url, parsed=parsed) == shown
+def test_urls_are_shown_without_userinfo(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:sec/ret@host/", "'https://host/' is no URL"),
+        ("user:sec/ret@host", "'host' is no URL"),
+        ("https://user:se@c#ret@host", "'https://host' is no URL"),
+        ("nonsense", "'nonsense' is no URL: sec"),
+    ],
+)
+def test_what_is_no_url_is_shown_from_its_last_at_on(url: str, shown: str) -> None:
+    assert no_url(url, ValueError("sec")) == shown
 
 
 @pytest.mark.parametrize(
@@ -230,6 +239,13 @@ async def test_errors_tell_neither_user_nor_password(url: str) -> None:
     async with ConnectionPool() as pool:
         with pytest.raises(AllswellError) as caught:
             await pool.request("GET", url)
+    assert "hunter" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("url", ["http://ada:hunter/2@proxy", "http://ada:hunter@[::", "ftp://ada:hunter@proxy"])
+def test_nor_do_those_about_proxies(url: str) -> None:
+    with pytest.raises(ValueError, match="prox") as caught:
+        proxy_hops(url)
     assert "hunter" not in "".join(traceback.format_exception(caught.value))
 
 

@@ -29,6 +29,7 @@ import anyio
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError, shown
+from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.patience import Patience
@@ -95,9 +96,8 @@ class TlsFilter(ByteStream):
         if self._alpn:
             self._context.set_alpn_protocols(self._alpn)
         try:
-            self._object = self._context.wrap_bio(
-                self._incoming, self._outgoing, server_hostname=self._server_name.rstrip(".")
-            )
+            name = name_for_tls(self._server_name)
+            self._object = self._context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
             while True:
                 try:
                     self._object.do_handshake()

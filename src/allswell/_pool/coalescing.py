@@ -27,6 +27,7 @@ from typing import Any
 
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
+from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.happy_eyeballs import is_address
 from allswell._pool.dialer import Dialer
@@ -164,4 +165,4 @@ class Coalescing:
 
 def _host(route: Route) -> str:
     """As certificates have it."""
-    return route.host.rstrip(".").lower()
+    return name_for_tls(route.host).lower()

@@ -10,7 +10,7 @@ import httpx2
 
 from allswell._config import ProxyHop
 from allswell._errors import LocalProtocolError, UnsupportedProtocol
-from allswell._fields import shown_url, without_zone
+from allswell._fields import name_for_tls, no_url, shown_url, without_zone
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -53,7 +53,7 @@ class Route(NamedTuple):
     @property
     def tls_name(self) -> str:
         """The name that the certificate must be for."""
-        return (self.server_name or without_zone(self.host)).removesuffix(".")  # RFC 6066 §3
+        return name_for_tls(self.server_name or self.host)
 
     @property
     def label(self) -> str:
@@ -144,7 +144,7 @@ def _hop(proxy: Any) -> ProxyHop:
     if isinstance(proxy, ProxyHop):
         return proxy
     if isinstance(proxy, (str, httpx2.URL)):
-        proxy = httpx2.Proxy(proxy)
+        proxy = _proxy(proxy)
     url = proxy.url
     host = _host(url)
     if url.scheme not in _PROXY_PORTS or not host:
@@ -157,6 +157,14 @@ def _hop(proxy: Any) -> ProxyHop:
         tuple(proxy.headers.raw),
         proxy.ssl_context,
     )
+
+
+def _proxy(url: str | httpx2.URL) -> httpx2.Proxy:
+    try:
+        return httpx2.Proxy(url)
+    except httpx2.InvalidURL as error:
+        message = f"not the URL of a proxy: {no_url(url, error)}"
+    raise ValueError(message)
 
 
 class Destinations(dict[str, Destination]):
@@ -182,6 +190,5 @@ def parsed(url: str) -> Destination:
     try:
         return destination(httpx2.URL(url))
     except httpx2.InvalidURL as error:
-        # What httpx2 says of it may quote a password, where that has a slash in it.
-        why = "" if "@" in url else f": {error}"
-    raise LocalProtocolError(f"{shown_url(url, parsed=False)!r} is no URL{why}")
+        message = no_url(url, error)
+    raise LocalProtocolError(message)
