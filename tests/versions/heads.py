@@ -251,7 +251,8 @@ SEES: dict[str, Callable[..., Seen | Refused]] = {"h1": h1_sees, "h2": h2_sees, 
 class Answer(NamedTuple):
     """A response as the requester gets it.
 
-    :ivar outcome: ``"complete"``, ``"open"``, or why it failed, in a word.
+    :ivar outcome: ``"complete"``, ``"open"``, ``"malformed"``.
+    :ivar error: what the error says, then.
     """
 
     outcome: str
@@ -260,6 +261,7 @@ class Answer(NamedTuple):
     fields: Headers
     body: bytes
     trailers: Headers
+    error: str = ""
 
 
 def _answer(events: list[Event]) -> Answer:
@@ -276,7 +278,7 @@ def _answer(events: list[Event]) -> Answer:
             outcome, trailers = "complete", _lower(event.trailers)
         elif isinstance(event, ExchangeFailed):
             assert isinstance(event.error, RemoteProtocolError)
-            return Answer("malformed", [], 0, [], b"", [])
+            return Answer("malformed", [], 0, [], b"", [], str(event.error))
     return Answer(outcome, informational, status, fields, body, trailers)
 
 

@@ -12,6 +12,7 @@ it is only counted, and the next exchange gets an h11 connection that has not mi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import count
 
@@ -41,6 +42,8 @@ _SHOWN = bytes(0x3F if byte < 0x20 or byte == 0x7F else byte for byte in range(2
 
 #: The rest of a body that is worth the trouble of going past h11.
 _LONG = 64 * 1024
+
+_ILLEGAL_LINE = re.compile(r"illegal header line: bytearray\(b.([!#$%&'*+\-.^_`|~0-9A-Za-z]{,64})")
 
 #: Of requests without a body; and what h11 calls our half when it is over.
 _END = h11.EndOfMessage()
@@ -287,11 +290,14 @@ class Http1:
         except h11.RemoteProtocolError as error:
             if body:
                 events.append(_body(exchange, body))
-            too_long = error.error_status_hint == 431  # (h11 speaks of its receive buffer then)
-            events += self._broken(
-                f"a head, or a line, of more than {self._max_header_size} bytes" if too_long else shown(str(error))
-            )
+            events += self._broken(self._words(error))
         return events
+
+    def _words(self, error: h11.RemoteProtocolError) -> str:
+        if error.error_status_hint == 431:  # (h11 speaks of its receive buffer then)
+            return f"a head, or a line, of more than {self._max_header_size} bytes"
+        illegal = _ILLEGAL_LINE.match(str(error))  # which h11 quotes with its value
+        return f"an illegal line of the header {illegal[1]}" if illegal is not None else shown(str(error))
 
     def _broken(self, how: str) -> list[Event]:
         exchange, self._current = self._current, 0
