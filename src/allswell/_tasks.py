@@ -22,7 +22,7 @@ import math
 import socket
 import sys
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from inspect import CORO_CLOSED, getcoroutinestate
@@ -48,6 +48,12 @@ class Signal(Protocol):
         """Wait until set, then clear.
 
         :raises RuntimeError: when another task waits already.
+        """
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        """Have a function called soon after it is set, until told to stop by ``None``; whether the loop can.
+
+        Nobody may wait meanwhile.
         """
 
 
@@ -89,6 +95,9 @@ class TaskHost(Protocol):
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call a function from the event loop, once what is ready now has had its turn."""
+
+    def when_over(self, method: Callable[[], None]) -> None:
+        """Call a method, of an object that this keeps not alive, when the loop ends; where tasks do not tell that."""
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         """Call a function whenever the socket is readable, until told to stop by ``None``; whether the loop can."""
@@ -181,6 +190,34 @@ async def _contained(function: Callable[..., Awaitable[object]], args: tuple[Any
         logger.exception("allswell: task %r failed", name)
 
 
+class _LoopEnd:
+    """Hears of the end of one of asyncio's loops without a task: it closes what asynchronous generators there are.
+
+    (``asyncio.run`` and all that are like it call ``loop.shutdown_asyncgens()`` when all tasks are cancelled.)
+    """
+
+    def __init__(self) -> None:
+        self._methods: set[weakref.WeakMethod[Callable[[], None]]] = set()
+        self._generator = self._wait()
+        with suppress(StopIteration):
+            self._generator.__anext__().send(None)  # to its yield: the loop knows it from now on
+
+    def call(self, method: Callable[[], None]) -> None:
+        self._methods.add(weakref.WeakMethod(method, self._methods.discard))
+
+    async def _wait(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            for reference in list(self._methods):
+                method = reference()
+                if method is not None:
+                    method()
+
+
+_ends: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEnd] = weakref.WeakKeyDictionary()
+
+
 class _AsyncioHost:
     __slots__ = ("_context", "_forgets", "_loop", "_tasks", "_watched")
 
@@ -221,13 +258,19 @@ class _AsyncioHost:
         task.add_done_callback(self._tasks.discard)
 
     def signal(self) -> Signal:
-        return _AsyncioSignal(self._loop)
+        return _AsyncioSignal(self._loop, self._context)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
         return self._loop.call_later(seconds, function, context=self._context)
 
     def call_soon(self, function: Callable[[], None]) -> None:
         self._loop.call_soon(function, context=self._context)
+
+    def when_over(self, method: Callable[[], None]) -> None:
+        end = _ends.get(self._loop)
+        if end is None:
+            end = _ends[self._loop] = _LoopEnd()
+        end.call(method)
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         try:
@@ -262,14 +305,18 @@ class _AsyncioHost:
 
 
 class _AsyncioSignal:
-    __slots__ = ("_future", "_loop", "_set")
+    __slots__ = ("_context", "_function", "_future", "_loop", "_set")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: contextvars.Context) -> None:
         self._loop = loop
+        self._context = context
         self._set = False
         self._future: asyncio.Future[None] | None = None
+        self._function: Callable[[], None] | None = None
 
     def set(self) -> None:
+        if self._function is not None and not self._set:
+            self._loop.call_soon(self._call, context=self._context)
         self._set = True
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
@@ -284,6 +331,17 @@ class _AsyncioSignal:
             finally:
                 self._future = None
         self._set = False
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        self._function = function
+        if function is not None:
+            self._set = False  # whoever begins to listen looks first
+        return function is not None
+
+    def _call(self) -> None:
+        if self._function is not None:
+            self._set = False
+            self._function()
 
 
 class _TrioHost:
@@ -329,6 +387,9 @@ class _TrioHost:
     def call_soon(self, function: Callable[[], None]) -> None:
         self._token.run_sync_soon(function)
 
+    def when_over(self, method: Callable[[], None]) -> None:
+        """Not told: system tasks are cancelled then, and there is one for each connection."""
+
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         return False
 
@@ -370,6 +431,9 @@ class _TrioSignal:
 
             await trio.lowlevel.wait_task_rescheduled(abandoned)
         self._set = False
+
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        return False
 
 
 class _TrioTimer:

@@ -57,13 +57,13 @@ class PretendedConnection:
         """The exchange is over."""
         self.open_exchanges = 0
 
-    async def run(self) -> None:
+    def start(self) -> None:
         """See :class:`Connection`."""
 
 
 class _Host:
-    def spawn(self, function: object, *args: object, name: str) -> None:
-        """Pretended connections need no task."""
+    def when_over(self, method: Callable[[], None]) -> None:
+        """It has no end."""
 
 
 class _Sender:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from typing import Any
 
@@ -34,13 +35,13 @@ class _Narrow(ReceiveBuffer):
         self.plain = self.plain[: 32 * 1024]
 
 
-@pytest.mark.parametrize("in_a_row", [1, 2, 8])
+@pytest.mark.parametrize("turn", [0, reader.TURN, math.inf])
 async def test_nothing_is_left_in_tls_when_the_socket_is_empty(
-    in_a_row: int, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    turn: float, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn may end with whole records left in TLS's buffer, and the server has nothing more to send."""
     monkeypatch.setattr(dialer, "ReceiveBuffer", _Narrow)
-    monkeypatch.setattr(reader, "_READS_IN_A_ROW", in_a_row)
+    monkeypatch.setattr(reader, "TURN", turn)
     size = 1_500_000
     with scripted_peer(huge(size), tls=True) as peer:
         for _ in range(3):

@@ -71,7 +71,7 @@ class QuicClient:
         self._ended.set()
 
     async def start(self, backend: Callable[[ClientConnection], Backend[list[QuicEvent]]] = Http3) -> None:
-        """Connect, and drive the connection from a task of its own."""
+        """Connect, and drive the connection."""
         with anyio.fail_after(20):
             await self.stack.connect()
         host = current_host()
@@ -83,7 +83,7 @@ class QuicClient:
             owner=self,
             config=PoolConfig(keepalive_expiry=None),
         )
-        host.spawn(self.connection.run, name="test connection")
+        self.connection.start()
 
     def open(
         self,

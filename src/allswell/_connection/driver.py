@@ -1,16 +1,16 @@
-"""A connection: one backend on one stack, driven by one task.
+"""A connection: one backend on one stack, driven by what arrives and by those who have requests.
 
-Theory of operation. :meth:`Connection.run` is the only task that reads. It takes what has arrived, feeds the backend,
-hands the events to their exchanges and sends what the backend answers: one flush for each batch of input. Other tasks
-change the connection only by synchronous calls (``open``, ``send_body``, ``consumed``, ``abandon``, ``close``,
-``abort``); there is no ``await`` between a check and its change, so there are no locks.
+Theory of operation. One place reads (`reader.py`): calls by the event loop or, where it makes none, a task. It takes
+what has arrived, feeds the backend, hands the events to their exchanges and sends what the backend answers: one flush
+for each batch of input. Others change the connection only by synchronous calls (``open``, ``send_body``, ``consumed``,
+``abandon``, ``close``, ``abort``); there is no ``await`` between a check and its change, so there are no locks.
 
 Writing is tried at once, by whoever wants to write. What the socket does not take is kept by the stack and finished by
 a task of the connection's (`writer.py`), never by the requester's: its cancellation cannot leave half a frame.
 
-When ``run`` stops reading, the connection is either CLOSING, and the same task now says the goodbyes from the top of
-the stack down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer
-ended. The owner is held weakly: a pool that nobody holds any more is collected, and its connections end.
+When nothing more is read, the connection is either CLOSING, and a task says the goodbyes from the top of the stack
+down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer ended. The
+owner is held weakly: a pool that nobody holds any more is collected, and its connections end.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import math
 import weakref
 from collections.abc import Sequence
 from typing import Any, cast
+
+import anyio.lowlevel
 
 from allswell._backends.interface import (
     AlternativeOffered,
@@ -102,9 +104,16 @@ class Connection:
         self._heard_goodbye = ""
         self.parting_words = ""
         self._at_end = False  # of what the peer sends
+        self._task = False  # whether there is one already
         self._looking = False
         self._reader = Reader(
-            host, self._top, take=self._receive, alive=self._reads, full=self._full, done=self._settle, lost=self._lost
+            host,
+            self._top,
+            take=self._receive,
+            full=self._full,
+            done=self._settle,
+            lost=self._lost,
+            failed=self._failed,
         )
         self._writer = Writer(host, self._top, name=f"allswell writes to {label}", room=self._written)
         self._deadline: Deadline | None = None
@@ -366,23 +375,37 @@ class Connection:
         self._reader.stop()
         self._end(layers, began)
 
-    # The task
+    # Driving
 
-    async def run(self) -> None:
-        """Drive it until it is closed. Raises nothing but cancellation (of the whole event loop's), and bugs."""
+    def start(self) -> None:
+        """Begin to drive it, until it is closed."""
         if self.config.ping_interval is not None:
             self.watch(monotonic() + self.config.ping_interval)
         self._watch_idle()
+        self._transmit()
+        if not self._reader.start():
+            self._task = True
+            self.host.spawn(self._run, name=f"allswell {self.http_version} to {self.label}")
+
+    async def _run(self) -> None:
+        """The task, where there is one: it reads, and then says goodbye; or (see `reader.py`) it only says goodbye.
+
+        Raises nothing but cancellation (of the whole event loop's), and bugs.
+        """
         try:
-            self._transmit()
-            await self._reader.run()
+            if self._reads():
+                await self._reader.run()
+                await anyio.lowlevel.checkpoint()  # whoever has just learnt of it (it was a tunnel's) ends first
             if self._life.state is State.CLOSING:
                 await self._say_goodbye()
         except Exception as error:
-            self.abort(f"a bug: {error!r}")
+            self._failed(error)
             raise
         finally:
             self.abort("the event loop ended")  # nothing, where it is closed already
+
+    def _failed(self, error: Exception) -> None:
+        self.abort(f"a bug: {error!r}")
 
     def _reads(self) -> bool:
         return self._life.state in (State.OPEN, State.DRAINING)
@@ -523,6 +546,8 @@ class Connection:
             if not self._exchanges and self._life.move(State.CLOSING):
                 self._count()
                 self._reader.stop()
+                if not self._task:
+                    self.host.spawn(self._run, name=f"allswell leaves {self.label}")
         elif state is State.OPEN:
             if self._backend.spent:
                 # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.

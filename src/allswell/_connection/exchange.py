@@ -202,6 +202,13 @@ class Exchange:
         if not self._chunks and self._error is None and not self.complete and not self._datagrams:
             await self._wait_ready()
 
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        """Have a function called whenever :meth:`receive_nowait` is worth a call, in place of waiting.
+
+        See :meth:`Carrier.listen`.
+        """
+        return self._ready.listen(function)
+
     def take_datagrams(self) -> list[bytes]:
         """The HTTP datagrams that have come (RFC 9297 §2.1)."""
         datagrams, self._datagrams = self._datagrams, None

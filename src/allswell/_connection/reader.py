@@ -1,25 +1,39 @@
 """When a connection reads: whenever something has arrived, as long as there is room for it, and not to others' cost.
 
-Where the event loop can call us when a socket is readable (asyncio), it does, and a response costs no switch to the
-connection's task: that only waits for its time to end. Elsewhere (trio) the task waits for the socket and reads. The
-task also reads on where a filter holds more than the socket would tell of. Reading is *suspended* while there is no
-room for what would come, until :meth:`Reader.resume`.
+Reading goes by *turns*. A turn takes what has arrived, batch by batch, until nothing is left, there is no room for
+more, or its time is over: then others have theirs. The next one begins by itself, for the event loop tells of what is
+in the socket, but not of what a filter holds. Reading is *suspended* while there is no room for what would come, until
+:meth:`Reader.resume`.
+
+Where the event loop can call us when a socket is readable (asyncio), turns are such calls: a response costs no switch
+to a task, and a connection that is idle has none. Elsewhere (trio) a task waits for the socket.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import anyio.lowlevel
 
+from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
 from allswell._filters.interface import Carrier
-from allswell._tasks import TaskHost
+from allswell._tasks import TaskHost, logger
 
-#: Reads in a row without waiting, before other tasks get their turn.
-_READS_IN_A_ROW = 8
+#: Seconds that a turn may take before others have theirs.
+TURN = 0.005
+
+
+class _Next(Enum):
+    """What the next turn waits for."""
+
+    ARRIVAL = "something arrives"
+    OTHERS = "others have had their turn"
+    ROOM = "there is room again"
+    NOTHING = "there will be none"
 
 
 class Reader:
@@ -27,11 +41,11 @@ class Reader:
 
     :param top: what is read, and waited for.
     :param take: takes one batch and acts on it; whether there may be more to take.
-    :param alive: whether the connection still reads at all.
     :param full: whether there is no room for more.
     :param done: told when all that has come was taken, or enough of it. (The peer's end may be right behind a
         response, and whoever is next on that connection had better know.)
     :param lost: told of a loss that was met while waiting.
+    :param failed: told of a bug, which nobody else would hear of.
     """
 
     def __init__(
@@ -40,95 +54,114 @@ class Reader:
         top: Carrier[Any],
         *,
         take: Callable[[], bool],
-        alive: Callable[[], bool],
         full: Callable[[], bool],
         done: Callable[[], None],
         lost: Callable[[TransportError], None],
+        failed: Callable[[Exception], None],
     ) -> None:
+        self._host = host
         self._top = top
         self._take = take
-        self._alive = alive
         self._full = full
         self._done = done
         self._lost = lost
-        self._scope: anyio.CancelScope | None = None
-        self._suspended = False
+        self._failed = failed
+        self._next = _Next.ARRIVAL
+        self._due = False  # the event loop has been asked for the next turn
         self._listening = False
-        self._behind = False  # there may be more than the last turn took
-        self._failure: Exception | None = None  # met while the event loop called us: the task's to raise
+        self._task = True  # whether there is one, which waits
+        self._scope: anyio.CancelScope | None = None
         self._go_on = host.signal()
 
+    def start(self) -> bool:
+        """Read from now on; whether that needs no task. Otherwise :meth:`run` is to be the task."""
+        self._task = not self._listen()
+        if not self._task:
+            self._ask_for_turn()  # for what a filter may hold
+        return not self._task
+
     async def run(self) -> None:
-        """Read while the connection is alive, and until :meth:`stop`."""
+        """Read until :meth:`stop`."""
         with Deadline().scope() as self._scope:
-            await self._read()
+            while self._next is not _Next.NOTHING:
+                if self._next is not _Next.ROOM:
+                    self._turn()
+                if self._next is _Next.ROOM:
+                    await self._go_on.wait()
+                elif self._next is _Next.OTHERS:
+                    await anyio.lowlevel.checkpoint()
+                elif self._next is _Next.ARRIVAL:
+                    try:
+                        await self._top.wait_readable()
+                    except TransportError as error:
+                        self._lost(error)
         self._scope = None
 
-    async def _read(self) -> None:
-        top = self._top
-        while self._alive():
-            self._suspended = False
-            if self._read_some():
-                await anyio.lowlevel.checkpoint()
-            elif self._suspended:
-                await self._go_on.wait()
-            elif top.listen(self.look):
-                self._listening = True
-                await self._go_on.wait()
-                if self._failure is not None:
-                    raise self._failure
-            else:
-                try:
-                    await top.wait_readable()
-                except TransportError as error:
-                    self._lost(error)
-
     def look(self) -> None:
-        """Take what has arrived; the event loop calls this, and whoever cannot wait for it."""
+        """Take a turn now."""
+        if self._next is _Next.NOTHING:
+            return
         try:
-            more = self._read_some()
+            self._turn()
         except Exception as error:  # noqa: BLE001 - a bug: the connection must not go on as if nothing had been
-            self._failure, more = error, True
-        if more:
-            # The event loop tells what is in the socket, not what a filter holds: the task reads on, after others.
+            logger.exception("allswell: reading failed")
+            self._failed(error)
+            return
+        if self._next is _Next.OTHERS:
+            self._ask_for_turn()
+        elif self._next is _Next.ARRIVAL and not self._task:
+            self._listen()
+        elif self._next is _Next.ROOM:
             self._stop_listening()
-            self._go_on.set()
 
     def catch_up(self) -> bool:
         """Take what has arrived, where there is room for it; whether that was all."""
-        if not self._suspended:
+        if self._next is not _Next.ROOM:
             self.look()
-        return not self._behind
-
-    def _read_some(self) -> bool:
-        """Take what has arrived, as far as there is room for it, and not so much that others do not have their turn.
-
-        :return: whether there may be more.
-        """
-        self._behind = self._take_some()
-        self._done()
-        return self._behind
-
-    def _take_some(self) -> bool:
-        for _ in range(_READS_IN_A_ROW):
-            if not self._take():
-                return False
-            if self._full():
-                self._suspended = True
-                self._stop_listening()
-                return False
-        return True
+        return self._next is not _Next.OTHERS
 
     def resume(self) -> None:
         """There may be room again."""
-        if self._suspended:
+        if self._next is _Next.ROOM:
+            self._next = _Next.OTHERS
             self._go_on.set()
+            self._ask_for_turn()
 
     def stop(self) -> None:
         """Read no more. (Synchronous: the task learns when it has its turn.)"""
+        self._next = _Next.NOTHING
         self._stop_listening()
         if self._scope is not None:
             self._scope.cancel()
+
+    def _turn(self) -> None:
+        until = monotonic() + TURN
+        self._next = _Next.ARRIVAL
+        while self._take() and self._next is _Next.ARRIVAL:  # (what came may have been the end)
+            if self._full():
+                self._next = _Next.ROOM
+            elif monotonic() >= until:
+                self._next = _Next.OTHERS
+        self._done()
+
+    def _ask_for_turn(self) -> None:
+        if not self._due:
+            self._due = True
+            self._host.call_soon(self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._due = False
+        if self._next is not _Next.ROOM:
+            self.look()
+
+    def _on_readable(self) -> None:
+        if not self._due:
+            self.look()
+
+    def _listen(self) -> bool:
+        if not self._listening:
+            self._listening = self._top.listen(self._on_readable)
+        return self._listening
 
     def _stop_listening(self) -> None:
         if self._listening:

@@ -91,9 +91,10 @@ class Carrier(Filter, Generic[Input]):
         """
 
     def listen(self, function: Callable[[], None] | None) -> bool:
-        """Have a function called whenever ``receive_nowait`` is worth a call, until told to stop by ``None``.
+        """Have a function called whenever something has arrived, until told to stop by ``None``.
 
-        Whether this can be had here; otherwise ask :meth:`wait_readable`. Never both at a time.
+        What is there already is not told of: whoever begins to listen looks first. Whether this can be had here;
+        otherwise ask :meth:`wait_readable`. Never both at a time.
         """
         return False
 

@@ -1,8 +1,8 @@
 """Datagrams through a SOCKS5 proxy (RFC 1928 §7): each with a header that says where it goes, or where it came from.
 
 The relay lives as long as the connection it was asked for on. That connection carries nothing more, so all there is to
-hear on it is its end. A task of its own waits for that, and has whoever waits for datagrams look: nothing else would
-tell a connection that is idle that it is dead.
+hear on it is its end. That is listened for (where the event loop does not call us, by a task), and has whoever waits
+for datagrams look: nothing else would tell a connection that is idle that it is dead.
 """
 
 from __future__ import annotations
@@ -61,21 +61,53 @@ class SocksDatagrams(Datagrams):
             target = bytes([3, len(name)]) + name
         self._header = b"\0\0\0" + target + port.to_bytes(2, "big")
         self._ready = True
-        current_host().spawn(self._mind_control, name=f"allswell minds a relay of {self._proxy}")
+        if self._control.listen(self._look_at_control):
+            self._minded.set()  # there is no task to wait for
+            self._look_at_control()
+        else:
+            current_host().spawn(self._mind_control, name=f"allswell minds a relay of {self._proxy}")
+
+    def _look_at_control(self) -> None:
+        more = self._hear_control()
+        if self._over:
+            self._control.listen(None)
+            self._tell_over()
+        elif more and self._end is None:
+            current_host().call_soon(self._look_at_control)
+
+    def _hear_control(self) -> bool:
+        """Take what has come; whether there may be more."""
+        try:
+            data = self._control.receive_nowait()
+        except TransportError:
+            data = memoryview(b"")  # a reset is an end like any other
+        self._over = data is not None and not len(data)
+        return data is not None and len(data) > 0
 
     async def _mind_control(self) -> None:
         try:
             with self._minding:
-                with suppress(TransportError):  # a reset is an end like any other
-                    while (data := self._control.receive_nowait()) is None or len(data):
-                        await (self._control.wait_readable() if data is None else anyio.lowlevel.checkpoint())
-                self._over = True
+                while not self._over:
+                    more = self._hear_control()
+                    if more:
+                        await anyio.lowlevel.checkpoint()
+                    elif not self._over:
+                        with suppress(TransportError):  # the next look meets it
+                            await self._control.wait_readable()
         finally:
             self._minded.set()
-        if self._over and self._waiting is not None:
+        if self._over:
+            self._tell_over()
+
+    def _tell_over(self) -> None:
+        if self._waiting is not None:
             self._waiting.cancel()
-        elif self._over and self._listener is not None:
+        elif self._listener is not None:
             self._listener()
+
+    def _mind_no_more(self) -> None:
+        self._minding.cancel()
+        self._control.listen(None)
 
     # Receiving
 
@@ -138,12 +170,12 @@ class SocksDatagrams(Datagrams):
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         """Nothing is said: the relay ends with the connection that it was asked for on."""
         if self._ready:
-            self._minding.cancel()
+            self._mind_no_more()
             await self._minded.wait()  # it is that connection's turn to be waited for
         return self.abort()
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
-        self._minding.cancel()
+        self._mind_no_more()
         if self._end is None:
             self._end = LayerEnd(self.name, "", "", Outcome.CLEAN if self._ready else Outcome.SKIPPED)
         return self._end

@@ -59,8 +59,6 @@ class TunnelFilter(ByteStream):
             await self._lower.wait_readable()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
-        if function is not None and self._received:
-            return False
         return self._lower.listen(function)
 
     def transmit(self, data: bytes) -> None:

@@ -89,6 +89,7 @@ class Dispatcher:
         self._counted = 0  # connections and dials that count against the limit
         self._closing: Deadline | None = None
         self._ended = anyio.Event()
+        host.when_over(self._loop_ended)
 
     # For requests
 
@@ -401,7 +402,7 @@ class Dispatcher:
 
     def _start(self, connection: Connection, route: Route) -> None:
         self.connections[connection] = route
-        self.host.spawn(connection.run, name=f"allswell {connection.http_version} to {connection.label}")
+        connection.start()
 
     def _discard(self, route: Route, connection: Connection) -> None:
         """It came second in a race: it counts nowhere, and says its goodbyes."""
@@ -609,6 +610,9 @@ class Dispatcher:
         """The grace has become shorter while everything ends."""
         for connection in list(self.connections):
             connection.close("the pool closes", deadline)
+
+    def _loop_ended(self) -> None:
+        self.abort_all("the event loop ended")
 
     def abort_all(self, reason: str) -> None:
         """End every connection without a word."""

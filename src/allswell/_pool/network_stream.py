@@ -56,6 +56,9 @@ class ExchangeStream(ByteStream):
     async def wait_readable(self) -> None:
         await self._exchange.readable()
 
+    def listen(self, function: Callable[[], None] | None) -> bool:
+        return self._exchange.listen(function)
+
     def transmit(self, data: bytes) -> None:
         if data and not self._failed:
             self._outgoing += data
