@@ -20,7 +20,7 @@ from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
-from aioquic.quic.stream import QuicStream
+from aioquic.quic.stream import QuicStream, QuicStreamReceiver
 
 import allswell._filters.quic_connection as ours
 from allswell._filters.quic_connection import ClientConnection
@@ -44,6 +44,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_host_cids": list,
     "_local_ack_delay_exponent": int,
     "_local_max_data": Limit,
+    "_local_max_stream_data_uni": int,
     "_local_max_streams_bidi": Limit,
     "_local_max_streams_uni": Limit,
     "_loss": None,
@@ -82,6 +83,7 @@ METHODS = {
     "_handle_ack_frame": ["self", "context", "frame_type", "buf"],
     "_flush_builder": ["self", "builder", "network_path", "peer_cid", "now"],
     "_get_or_create_stream": ["self", "frame_type", "stream_id"],
+    "_get_or_create_stream_for_send": ["self", "stream_id"],
     "_handle_connection_close_frame": ["self", "context", "frame_type", "buf"],
     "_handle_crypto_frame": ["self", "context", "frame_type", "buf"],
     "_handle_reset_stream_frame": ["self", "context", "frame_type", "buf"],
@@ -124,6 +126,8 @@ SOURCES = {
     "_write_connection_limits": ["max_data.value *= 2", "limit.sent - limit.used >= limit.value - limit.sent"],
     "_write_stream_limits": ["stream.max_stream_data_local *= 2"],
     "_handle_connection_close_frame": ["if self._close_event is None:"],
+    "_handle_stream_frame": ["event = stream.receiver.handle_frame(frame)", "except FinalSizeError as exc:"],
+    "_handle_reset_stream_frame": ["stream.receiver.handle_reset("],
     "_receive_retry_packet": ["self._retry_count += 1", "self._connect(now=now)"],
     "_receive_version_negotiation_packet": ["self._version_negotiated_incompatible = True", "self._connect(now=now)"],
     "_handle_crypto_frame": ["self._unblock_streams(is_unidirectional=False)"],
@@ -167,6 +171,10 @@ def test_parts(connection: ClientConnection) -> None:
     assert (stream.sender._buffer_stop, stream.sender.highest_offset) == (3, 0), _BROKE
     assert stream.receiver._final_size is None, _BROKE
     assert (len(stream.receiver._ranges), len(stream.receiver._buffer)) == (0, 0), _BROKE
+    assert (stream.receiver._buffer_start, stream.receiver._stream_id) == (0, 0), _BROKE
+    assert (stream.receiver.highest_offset, stream.receiver.is_finished) == (0, False), _BROKE
+    receiver = inspect.getsource(QuicStreamReceiver.handle_frame)
+    assert "if pos == 0 and count and not self._buffer:" in receiver, _BROKE
     assert stream.sender._reset_error_code is None, _BROKE
     assert connection.tls._receive_buffer == b"", _BROKE
     assert stream.max_stream_data_local_sent == 10, _BROKE
@@ -228,3 +236,7 @@ def test_nothing_private_is_used_that_is_not_listed() -> None:
         assert (used & inherited) - listed == set()
         if module == "quic_connection.py":
             assert used - inherited - own - of_parts == set()
+    of_receivers = {"_buffer_start", "_final_size", "_stream_id"}
+    source = (Path(ours.__file__).parent / "quic_pieces.py").read_text()
+    used = set(re.findall(r"\.(_[a-z][a-z_]*)\b", source))
+    assert used & set(vars(QuicStreamReceiver(0, readable=True))) == of_receivers

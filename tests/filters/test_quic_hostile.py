@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from time import process_time
 from typing import Any
 
@@ -12,12 +14,14 @@ from aioquic.buffer import encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionIdIssued, ConnectionIdRetired, StopSendingReceived
-from aioquic.quic.packet import QuicErrorCode
+from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame
+from aioquic.quic.stream import FinalSizeError, QuicStreamReceiver
 from aioquic.tls import Epoch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from allswell._filters.quic_connection import ClientConnection
+from allswell._filters.quic_pieces import Held, PiecesReceiver
 from tests.support.certificates import certificates
 
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
@@ -26,11 +30,20 @@ _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
 class Pair:
     """A client whose handshake is confirmed, and a server that says what it is told to."""
 
-    def __init__(self, window: int = 4 * 1024 * 1024, client: type[ClientConnection] = ClientConnection) -> None:
+    def __init__(
+        self,
+        window: int = 4 * 1024 * 1024,
+        client: type[ClientConnection] = ClientConnection,
+        connection_window: int | None = None,
+    ) -> None:
         files = certificates()
         self.now = 0.0
         ours = QuicConfiguration(
-            is_client=True, alpn_protocols=["x"], server_name="localhost", max_data=window, max_stream_data=window
+            is_client=True,
+            alpn_protocols=["x"],
+            server_name="localhost",
+            max_data=connection_window or window,
+            max_stream_data=window,
         )
         self.client = client(ours, trust=files.client_context())
         theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"])
@@ -91,6 +104,92 @@ def test_a_stream_in_ever_more_pieces_ends_the_connection() -> None:
     assert pair.client.ended is not None
     assert pair.client.ended.code == QuicErrorCode.INTERNAL_ERROR
     assert process_time() - began < 2
+
+
+@contextmanager
+def memory_of_at_most(size: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_byte_at_the_end_of_each_window_costs_no_more_than_a_byte() -> None:
+    """Of responses, of the server's own streams, and of those that are reset then, which gives the window back."""
+    pair = Pair(window=2 * 1024 * 1024, connection_window=256 * 1024 * 1024)
+    numbers = [pair.request() for _ in range(100)]
+    with memory_of_at_most(1 << 20):
+        for number in numbers:
+            pair.say(stream(number, 2 * 1024 * 1024 - 1, b"x"))
+            pair.say(b"\x04" + encode_uint_var(number) + encode_uint_var(0x100) + encode_uint_var(2 * 1024 * 1024))
+        for number in range(3, 3 + 4 * 16, 4):
+            pair.say(stream(number, 64 * 1024 - 1, b"x"))
+            pair.say(b"\x04" + encode_uint_var(number) + encode_uint_var(0x100) + encode_uint_var(64 * 1024))
+    assert pair.client.ended is None
+    assert pair.client._held.size == 0
+
+
+def test_a_server_that_sends_all_but_the_first_byte_is_cut_off() -> None:
+    pair = Pair(window=2 * 1024 * 1024, connection_window=256 * 1024 * 1024)
+    numbers = [pair.request() for _ in range(30)]
+    data = bytes(16 * 1024)
+    with memory_of_at_most(40 << 20):
+        for number in numbers:
+            for offset in range(1, 2 * 1024 * 1024 - len(data), len(data)):
+                if pair.client.ended is None:
+                    pair.say(stream(number, offset, data))
+    assert pair.client.ended is not None
+    assert pair.client.ended.code == QuicErrorCode.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("number", [1, 3 + 4 * 16])
+def test_streams_that_a_server_was_not_allowed_end_the_connection(number: int) -> None:
+    """HTTP/3 has none that go both ways (RFC 9114 §6.1)."""
+    pair = Pair()
+    pair.say(stream(number, 0, b"x"))
+    assert pair.client.ended is not None
+    assert pair.client.ended.code == QuicErrorCode.STREAM_LIMIT_ERROR
+
+
+def test_a_server_may_open_more_streams_as_others_end() -> None:
+    """Some open one now and then, of a type that nobody knows (RFC 9114 §6.2.3)."""
+    pair = Pair()
+    for number in range(3, 3 + 4 * 100, 4):
+        assert number in range(3, 4 * pair.server._remote_max_streams_uni + 3, 4)
+        pair.say(b"\x0f" + stream(number, 0, b"!greased")[1:])
+        for datagram, _ in pair.client.datagrams_to_send(pair.now):
+            pair.server.receive_datagram(datagram, _CLIENT, pair.now)
+    assert pair.client.ended is None
+    assert len(pair.client.take_events()) == 100
+
+
+_PIECES = st.tuples(st.integers(0, 24), st.integers(0, 12), st.sampled_from([False, False, False, True]))
+
+
+@given(st.lists(_PIECES, max_size=14))
+@hypothesis.settings(max_examples=500, deadline=None)
+def test_pieces_are_put_together_as_aioquic_does(pieces: list[tuple[int, int, bool]]) -> None:
+    whole = bytes(range(40))
+    ours, theirs = PiecesReceiver(0, Held(1000)), QuicStreamReceiver(0, readable=True)
+    for offset, size, fin in pieces:
+        outcomes: list[Any] = []
+        for receiver in (ours, theirs):
+            try:
+                event = receiver.handle_frame(QuicStreamFrame(whole[offset : offset + size], fin, offset))
+            except FinalSizeError:
+                event = None
+                outcomes.append("refused")
+            outcomes.append(event)
+            outcomes += [receiver.is_finished, receiver.starting_offset(), receiver.highest_offset]
+        half = len(outcomes) // 2
+        assert outcomes[:half] == outcomes[half:]
+        if "refused" in outcomes:
+            return
+        assert ours._held.size == sum(len(each) for each in ours._pieces) + 128 * len(ours._pieces)
+    ours.handle_reset(final_size=max(ours.highest_offset, ours._final_size or 0))
+    assert ours._held.size == 0
 
 
 def test_a_network_that_loses_every_tenth_packet_and_delays_the_rest_is_no_attack() -> None:

@@ -15,8 +15,8 @@ end well it lacks seven things, and this subclass adds them by overriding as lit
   the handshake is confirmed we send two, each with all that is not acknowledged, and with the ACKs.
 - **0-RTT that was for nothing** (Retry, Version Negotiation, a ticket that is not accepted) is sent again at once. For
   aioquic it stays sent, and the limits that were remembered with the ticket stay in force.
-- **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps the pieces of a stream in a list that it walks for
-  each further one, and a handshake message of any length in a string that it copies for each.
+- **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps a handshake message of any length in a string, and
+  copies it for each piece; for streams see ``quic_pieces.py``. A server gets few streams, with small windows.
 
 It uses aioquic's private names. Each is listed in ``tests/filters/test_quic_canary.py``, which breaks first.
 """
@@ -65,6 +65,7 @@ from allswell._errors import Party, printable, shown
 from allswell._filters import quic_trust
 from allswell._filters.certificates import strict
 from allswell._filters.quic_path_mtu import PathMtuConnection
+from allswell._filters.quic_pieces import Held, PiecesReceiver
 
 
 def _printable(record: logging.LogRecord) -> bool:
@@ -89,9 +90,11 @@ _KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
 _PACKET_OVERHEAD = 1 + 20 + 2 + 16
 #: Of a DATAGRAM frame: its type and length.
 _DATAGRAM_OVERHEAD = 1 + 2
-#: Pieces of a stream that may lie apart, waiting for what is between them: in the handshake; and besides, one for so
-#: many bytes of a stream's window (three packets: no network loses every third).
-_GAPS, _BYTES_PER_GAP = 256, 4096
+#: Streams that a server may have open, and the window of each. HTTP/3 has none that go both ways (RFC 9114 §6.1), and
+#: three that are one-way (§6.2.1, RFC 9204 §4.2); some servers open others, to see them ignored, and more as those end.
+_SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
+#: Pieces of the handshake that may lie apart, waiting for what is between them.
+_GAPS = 256
 #: Bytes of the longest handshake message, in the main a chain of certificates (OpenSSL: 100 KiB).
 _LONGEST_MESSAGE = 128 * 1024
 #: Of so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the one before), silence is made.
@@ -158,7 +161,10 @@ class ClientConnection(PathMtuConnection):
         self._silence_told = False
         self._state_before_close = self._state
         self.stream_window = configuration.max_stream_data
-        self._most_gaps = _GAPS + self.stream_window // _BYTES_PER_GAP
+        self._held = Held(self.stream_window)
+        self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
+        self._local_max_streams_uni.value = self._local_max_streams_uni.sent = _SERVER_STREAMS
+        self._local_max_stream_data_uni = _SERVER_WINDOW
         self.connection_window = configuration.max_data
         #: Whether DATAGRAM frames are accepted here (RFC 9221).
         self.datagrams = configuration.max_datagram_frame_size is not None
@@ -589,9 +595,15 @@ class ClientConnection(PathMtuConnection):
 
     def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
         stream = super()._get_or_create_stream(frame_type, stream_id)
-        receiver = stream.receiver
-        if receiver._buffer and len(receiver._ranges) > self._most_gaps:  # (what comes in order is not kept there)
-            raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, frame_type, "a stream in too many pieces")
+        if type(stream.receiver) is not PiecesReceiver:  # one of the peer's, of which this is the first that is heard
+            stream.receiver = PiecesReceiver(stream_id, self._held)
+        return stream
+
+    def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
+        known = stream_id in self._streams
+        stream = super()._get_or_create_stream_for_send(stream_id)
+        if not known and not stream_id & 2:
+            stream.receiver = PiecesReceiver(stream_id, self._held)
         return stream
 
     def _handle_reset_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:

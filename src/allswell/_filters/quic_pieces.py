@@ -1,0 +1,125 @@
+"""What has come of QUIC streams before what belongs in front of it, kept in pieces, and counted.
+
+aioquic keeps it in a buffer that begins at the first gap, so that one byte at the end of a window costs as much memory
+as the window. Here a gap costs nothing, and what came is counted for the whole connection: memory is bounded by what
+the peer really sends, and by ``_MOST_HELD``. (What came in order is the application's, and bounded by the windows.)
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from aioquic.quic.connection import QuicConnectionError
+from aioquic.quic.events import StreamDataReceived, StreamReset
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicStreamFrame
+from aioquic.quic.stream import FinalSizeError, QuicStreamReceiver
+
+#: Bytes that a connection may hold for all of its streams together; or one whole window, where that is more. A network
+#: that has just lost a packet has no more than this on its way.
+_MOST_HELD = 32 * 1024 * 1024
+#: What a piece costs besides what is in it.
+_PIECE = 128
+#: Pieces of one stream: in any case, and one more for so many bytes of its window (three packets: no network loses
+#: every third).
+_PIECES, _BYTES_PER_PIECE = 256, 4096
+
+
+class Held:
+    """What one connection holds.
+
+    :param window: of its streams.
+    """
+
+    __slots__ = ("_limit", "pieces", "size")
+
+    def __init__(self, window: int) -> None:
+        self.size = 0
+        self.pieces = _PIECES + window // _BYTES_PER_PIECE
+        self._limit = max(_MOST_HELD, window)
+
+    def take(self, size: int, pieces: int) -> None:
+        """So much more of a stream, that is in so many pieces now.
+
+        :raises QuicConnectionError: when it is too much (RFC 9000 §21.6).
+        """
+        self.size += size
+        if self.size > self._limit or pieces > self.pieces:
+            reason = "a stream in too many pieces" if pieces > self.pieces else "too much is out of order"
+            raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.STREAM_BASE, reason)
+
+
+class PiecesReceiver(QuicStreamReceiver):
+    """The receiving half of a stream.
+
+    :param held: of its connection.
+    """
+
+    def __init__(self, stream_id: int | None, held: Held) -> None:
+        super().__init__(stream_id, readable=True)
+        self._held = held
+        self._starts: list[int] = []  # of the pieces, in order; no two have a byte in common
+        self._pieces: list[bytearray] = []
+
+    def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:
+        if not self._starts and frame.offset <= self._buffer_start and self._final_size is None:
+            return super().handle_frame(frame)  # in order: nothing is kept
+        end = frame.offset + len(frame.data)
+        final = end if frame.fin and self._final_size is None else self._final_size
+        if final is not None and (end > final or self.highest_offset > final or (frame.fin and end != final)):
+            raise FinalSizeError("the final size changes, or there are data beyond it")  # RFC 9000 §4.5
+        self._final_size = final
+        self.highest_offset = max(self.highest_offset, end)
+        if self.is_finished:
+            return None
+        self._keep(frame.offset, frame.data)
+        data = self._take()
+        self.is_finished = self._buffer_start == final
+        if not data and not self.is_finished:
+            return None
+        assert self._stream_id is not None
+        return StreamDataReceived(data=data, end_stream=self.is_finished, stream_id=self._stream_id)
+
+    def handle_reset(self, *, final_size: int, error_code: int = QuicErrorCode.NO_ERROR) -> StreamReset | None:
+        event = super().handle_reset(final_size=final_size, error_code=error_code)
+        if self.is_finished:
+            self._drop(len(self._starts))
+        return event
+
+    def _keep(self, start: int, data: bytes) -> None:
+        """Keep of these data what is new."""
+        starts, pieces = self._starts, self._pieces
+        index = bisect_right(starts, start)
+        known = starts[index - 1] + len(pieces[index - 1]) if index else self._buffer_start
+        if known > start:
+            start, data = known, data[known - start :]
+        while data:
+            room = starts[index] - start if index < len(starts) else len(data)
+            new = data[:room]
+            if new and index and starts[index - 1] + len(pieces[index - 1]) == start:
+                self._held.take(len(new), len(starts))
+                pieces[index - 1] += new
+            elif new:
+                self._held.take(len(new) + _PIECE, len(starts) + 1)
+                starts.insert(index, start)
+                pieces.insert(index, bytearray(new))
+                index += 1
+            if len(data) <= room:
+                return
+            skipped = room + len(pieces[index])  # and what is there already
+            start, data = start + skipped, data[skipped:]
+            index += 1
+
+    def _take(self) -> bytes:
+        """What is in order now."""
+        count, end = 0, self._buffer_start
+        while count < len(self._starts) and self._starts[count] == end:
+            end += len(self._pieces[count])
+            count += 1
+        self._buffer_start = end
+        return self._drop(count)
+
+    def _drop(self, count: int) -> bytes:
+        data = b"".join(self._pieces[:count])
+        del self._starts[:count], self._pieces[:count]
+        self._held.size -= len(data) + count * _PIECE
+        return data
