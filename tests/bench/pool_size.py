@@ -29,7 +29,7 @@ class PretendedConnection:
 
     multiplexes = False
     shared = False
-    refilling = False
+    capacity_expected = False
     http_version = "HTTP/1.1"
     label = "pretended"
     state = State.OPEN

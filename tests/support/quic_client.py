@@ -57,6 +57,10 @@ class QuicClient:
     def connection_available(self, connection: Connection) -> None:
         """Part of what an owner of connections is."""
 
+    def connection_wanted(self, connection: Connection) -> bool:
+        """Part of what an owner of connections is."""
+        return False
+
     def connection_leaving(self, connection: Connection) -> None:
         """Part of what an owner of connections is."""
         self.left = True

@@ -31,7 +31,7 @@ class Http09:
 
     name = "hq"
     http_version = "HTTP/0.9"
-    refilling = False
+    capacity_expected = False
     pauses_reading = False
     says_goodbye = ""
     must_abort = False

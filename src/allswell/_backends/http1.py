@@ -73,7 +73,7 @@ class Http1:
 
     name = "h1"
     http_version = "HTTP/1.1"
-    refilling = False
+    capacity_expected = False
     pauses_reading = True
     says_goodbye = ""
 

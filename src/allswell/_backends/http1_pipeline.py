@@ -36,7 +36,7 @@ class Http1Pipeline:
 
     name = "h1"
     http_version = "HTTP/1.1"
-    refilling = False
+    capacity_expected = False
     pauses_reading = True
     says_goodbye = ""
 

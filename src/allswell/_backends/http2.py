@@ -87,7 +87,6 @@ class Http2:
 
     name = "h2"
     http_version = "HTTP/2"
-    refilling = False
     pauses_reading = False
     says_goodbye = "GOAWAY"
     must_abort = False
@@ -254,6 +253,10 @@ class Http2:
         if self._refusal is not None:
             return 0
         return max(0, min(self._limit - len(self._streams) - len(self._held), self._ids_left()))
+
+    @property
+    def capacity_expected(self) -> bool:
+        return self._refusal is None and not self._limit
 
     @property
     def spent(self) -> bool:
@@ -516,7 +519,7 @@ class Http2:
         limit = self._h2.remote_settings.max_concurrent_streams
         if limit != self._limit:
             self._limit = limit
-            self._assumed.value = max(1, limit)
+            self._assumed.value = limit
             events.append(CapacityChanged())
         window = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
         if window is not None and window.new_value > (window.original_value or 0):

@@ -291,9 +291,9 @@ class Http3:
         return 0 if self.spent or self._quic.silent else self._quic.streams_left
 
     @property
-    def refilling(self) -> bool:
+    def capacity_expected(self) -> bool:
         quiet = self.spent or self._quic.silent
-        return not quiet and self.capacity() <= 0 and len(self._exchanges) < self._side_by_side
+        return not quiet and self.capacity() <= 0 and len(self._exchanges) < max(1, self._side_by_side)
 
     @property
     def spent(self) -> bool:
@@ -345,6 +345,7 @@ class Http3:
             self._events.append(SilenceChanged(self._silent))
         if self._quic.max_streams != self._max_streams:
             self._max_streams = self._quic.max_streams
+            self._side_by_side = self._side_by_side or self._max_streams
             self._events.append(CapacityChanged())
         return self._take_events()
 

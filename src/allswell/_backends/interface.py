@@ -227,11 +227,12 @@ class Backend(Protocol[Input_contra]):
         """Exchanges that may be opened now."""
 
     @property
-    def refilling(self) -> bool:
-        """Whether room, of which there is none just now, is about to come though nothing that is open ends.
+    def capacity_expected(self) -> bool:
+        """Whether room, of which there is none just now, is to be expected though nothing that is open ends.
 
         So with HTTP/3: the peer's limit counts all streams that ever were (RFC 9000 §4.6), and it raises that once it
-        knows that some have ended.
+        knows that some have ended. And in all versions where the peer allows none at all: "servers SHOULD only set a
+        zero value for short durations" (RFC 9113 §6.5.2), and some grant the first streams a moment late.
         """
 
     @property

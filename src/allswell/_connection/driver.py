@@ -61,6 +61,10 @@ from allswell._tasks import Alarm, TaskHost
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
 
 
+#: Where somebody waits for room on a connection that would be idle for too long: looked at again after so many seconds.
+_WANTED_AGAIN = 0.5
+
+
 class Connection:
     """One HTTP connection, of any version.
 
@@ -167,9 +171,9 @@ class Connection:
         return self._backend.capacity() if self._life.state is State.OPEN else 0
 
     @property
-    def refilling(self) -> bool:
-        """Whether it has no room, but will in a moment."""
-        return self._life.state is State.OPEN and self._backend.refilling
+    def capacity_expected(self) -> bool:
+        """Whether it has no room, but is expected to have some without the end of what is open."""
+        return self._life.state is State.OPEN and self._backend.capacity_expected
 
     def extra(self, name: str) -> Any:
         """See :meth:`Filter.extra`."""
@@ -517,7 +521,7 @@ class Connection:
                 self.silent = event.silent
                 for exchange in self._exchanges.values():
                     exchange.on_silence(event.silent)
-            if self.capacity():
+            if self._life.state is State.OPEN:
                 self._tell_available()
 
     def _tell_announced(self, news: OriginsNamed | AlternativeOffered) -> None:
@@ -604,7 +608,9 @@ class Connection:
         if self._life.state is State.OPEN:
             expiry = self.config.keepalive_expiry
             if expiry is not None:  # (inf while an exchange is open)
-                if now >= self._idle_since + expiry:
+                if now >= self._idle_since + expiry and self._wanted():
+                    following = min(following, now + max(expiry, _WANTED_AGAIN))
+                elif now >= self._idle_since + expiry:
                     self.close(f"idle for {expiry:g} s")
                 else:
                     following = min(following, self._idle_since + expiry)
@@ -674,6 +680,10 @@ class Connection:
             owner.connection_available(self)
         elif not self._exchanges:
             self.close("its pool is gone")
+
+    def _wanted(self) -> bool:
+        owner = self._owner()
+        return owner is not None and not self.capacity() and owner.connection_wanted(self)
 
     def _tell_leaving(self) -> None:
         owner = self._owner()

@@ -15,7 +15,10 @@ class Owner(Protocol):
     """The owner of connections. Called synchronously, from whichever task made the change; must not raise."""
 
     def connection_available(self, connection: Connection) -> None:
-        """It is open, and has capacity or is idle: an exchange ended, or the peer allows more."""
+        """It is open, and has capacity or is idle: an exchange ended, or the peer allows more (or less)."""
+
+    def connection_wanted(self, connection: Connection) -> bool:
+        """Whether somebody waits for room on it, of which it has none yet: then it is not idle."""
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no new exchanges any more."""

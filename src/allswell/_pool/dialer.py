@@ -278,7 +278,7 @@ class Dialer:
 
     def streams(self, route: Route) -> int:
         """How many exchanges a connection that multiplexes is likely to take."""
-        return self._manners_of(route).streams.value
+        return max(1, self._manners_of(route).streams.value)
 
     def _manners_of(self, route: Route) -> _Manners:
         manners = self._manners.get(route)

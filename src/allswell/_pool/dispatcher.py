@@ -34,7 +34,16 @@ from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
-from allswell._errors import AllswellError, ConnectFailed, NotProcessed, PoolClosed, Timeout, TimeoutPhase, first_of
+from allswell._errors import (
+    AllswellError,
+    ConnectFailed,
+    NotProcessed,
+    PoolClosed,
+    RemoteProtocolError,
+    Timeout,
+    TimeoutPhase,
+    first_of,
+)
 from allswell._pool.coalescing import Coalescing
 from allswell._pool.dialer import Dialer
 from allswell._pool.request import Request
@@ -51,6 +60,19 @@ _SURPLUS_FOR = 0.5
 
 #: After the grace: time for tasks that were told to finish, in seconds. (They wait for nothing any more.)
 _SLACK = 0.1
+
+
+class Ungranted(NotProcessed):
+    """Internal: the connection that a request waited for has ended before it allowed any.
+
+    :ivar connection: that one.
+    """
+
+    def __init__(self, connection: Connection, label: str) -> None:
+        why = f" ({connection.reason})" if connection.reason else ""
+        cause = RemoteProtocolError(f"{label} ended its connection before it allowed a request{why}")
+        super().__init__(cause, proven=True)
+        self.connection = connection
 
 
 class Dispatcher:
@@ -157,13 +179,16 @@ class Dispatcher:
                 if request.tracer is not None:
                     await request.tracer.tell()
                 if scope.cancelled_caught and waiter.exchange is None and waiter.error is None:
-                    waiter.error = waiter.timed_out(phase)
+                    waiter.error = waiter.timed_out(phase, ungranted=state.ungranted)
         except BaseException:
             if waiter.exchange is not None:
                 waiter.exchange.abandon()
             raise
         finally:
             self._forget(state, waiter)
+            if waiter.exchange is None and not self._waiters.waiting(route):
+                for connection in list(state.expected):
+                    self.connection_available(connection)  # it is idle after all
             self._tidy(state)
         if waiter.exchange is None:
             assert waiter.error is not None
@@ -385,7 +410,7 @@ class Dispatcher:
                 self._serves[connection] += (state,)
                 state.borrowed[connection] = None
         else:
-            state.multiplexes = connection.capacity() > 1
+            state.multiplexes = connection.multiplexes
             state.connections += 1
             self._serves[connection] = (state,)
             self._counted += state.counts
@@ -459,10 +484,14 @@ class Dispatcher:
         for state in states if len(states) == 1 else sorted(states, key=self._waited_since):
             if self._waiters.waiting(state.route):
                 self._serve(state, connection)
-        if connection.capacity():
-            for state in states:
+        for state in states:
+            if connection.capacity():
                 state.keep(connection)
-        if not connection.open_exchanges and connection in self._serves:  # whether or not it has room
+            elif connection in self._serves:
+                state.filled(connection)
+        if connection.open_exchanges or connection not in self._serves:
+            return
+        if connection.capacity() or not self.connection_wanted(connection):
             self._idle[connection] = None
             if self._waiters.starved_longest() is not None:
                 self._room_came(home)  # for which it may have to end
@@ -487,14 +516,30 @@ class Dispatcher:
                 return
             oldest.close(f"more than {limit} idle connections")
 
+    def connection_wanted(self, connection: Connection) -> bool:
+        """Whether somebody waits for the room that it is expected to have."""
+        states = self._serves.get(connection, ())
+        return any(connection in state.expected and self._waiters.waiting(state.route) for state in states)
+
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no more: it counts no more either, so another may take its place while it still drains."""
+        ungranted = [state for state in self._serves.get(connection, ()) if state.expected.get(connection) == math.inf]
         states = self._detach(connection)
         if states and self._closing is None:
+            for state in ungranted:
+                self._fail_ungranted(state, connection)
             for state in states[1:]:
                 self._make_room(state)
                 self._tidy(state)
             self._room_came(states[0])
+
+    def _fail_ungranted(self, state: RouteState, connection: Connection) -> None:
+        """Who waited for room on a connection that has never had any may try again; it counts as an attempt."""
+        for waiter in self._waiters.of(state.route):
+            if waiter.dial is None and fit(connection, waiter.since):
+                self._forget(state, waiter)
+                waiter.error = Ungranted(connection, state.label)
+                waiter.signal.set()
 
     def _detach(self, connection: Connection) -> tuple[RouteState, ...]:
         """Count it no more; the routes that it served until now."""

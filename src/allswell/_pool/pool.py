@@ -28,7 +28,7 @@ from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._fields import as_bytes
 from allswell._messages import Headers, RequestHead
 from allswell._pool.dialer import Dialer
-from allswell._pool.dispatcher import Dispatcher
+from allswell._pool.dispatcher import Dispatcher, Ungranted
 from allswell._pool.proxy_dialer import forward, forwards
 from allswell._pool.replay import Replay
 from allswell._pool.request import Body, Request
@@ -152,11 +152,11 @@ class ConnectionPool:
         dispatcher = self._dispatch()
         exchange: Exchange | None = None
         while True:
-            if exchange is None:
-                since = ANY if replay is None else replay.since
-                exchange = dispatcher.open_now(request, since) or await dispatcher.wait(request, since)
-            connection = exchange.connection
             try:
+                if exchange is None:
+                    since = ANY if replay is None else replay.since
+                    exchange = dispatcher.open_now(request, since) or await dispatcher.wait(request, since)
+                connection = exchange.connection
                 response = await self._respond(request, exchange, [] if replay is None else replay.attempts)
                 if response.status not in (408, 421, 425):
                     return response
@@ -169,14 +169,20 @@ class ConnectionPool:
                 if response.status == 421 and connection.http_version == "HTTP/3":
                     dispatcher.dialer.discovery.alt_svc.forget(request.route.origin)  # RFC 7838 §6
             except FallenSilent:
+                assert exchange is not None
                 replay = replay or Replay(request)
                 exchange = await self._past_silence(request, exchange, dispatcher, replay.attempts)
                 continue
-            except NotProcessed as error:
+            except Ungranted as error:
                 replay = replay or Replay(request)
-                await replay.again(error, connection)
+                await replay.again(error, error.connection)
+            except NotProcessed as error:
+                assert exchange is not None
+                replay = replay or Replay(request)
+                await replay.again(error, exchange.connection)
             except BaseException:
-                exchange.abandon()  # a hook of the caller's failed, or was cancelled: nobody else has it
+                if exchange is not None:
+                    exchange.abandon()  # a hook of the caller's failed, or was cancelled: nobody else has it
                 raise
             exchange = None
 

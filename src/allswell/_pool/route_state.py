@@ -13,8 +13,9 @@ from allswell._pool.request import Request
 from allswell._pool.route import Route
 from allswell._tasks import Signal
 
-#: How long a connection that is about to have room again is waited for, before another one is made: in seconds.
-REFILLED_WITHIN = 0.25
+#: How long a connection that is about to have room again is waited for, before another one is made: in seconds. (One
+#: on which the server has served nothing yet is waited for without end: another would have no more room.)
+EXPECTED_WITHIN = 0.25
 
 #: How fresh a connection must be, see :func:`fit`: any will do, or only one that has carried nothing.
 ANY, UNUSED = -math.inf, math.inf
@@ -98,10 +99,16 @@ class Waiter:
         self.exchange: Exchange | None = None
         self.error: Exception | None = None
 
-    def timed_out(self, phase: TimeoutPhase) -> Timeout:
-        """The error that says so."""
+    def timed_out(self, phase: TimeoutPhase, *, ungranted: bool) -> Timeout:
+        """The error that says so.
+
+        :param ungranted: there is a connection, and the server has not allowed any request on it.
+        """
         timeouts = self.request.timeouts
-        if phase == "pool":
+        if ungranted and phase != "connect":
+            seconds = timeouts.pool if phase == "pool" else timeouts.total
+            told = f"the server has allowed no request on its connection within {seconds:g} s"
+        elif phase == "pool":
             told = f"no room in the pool within {timeouts.pool:g} s"
         elif phase == "connect":
             told = f"no connection within {timeouts.connect:g} s"
@@ -116,7 +123,7 @@ class RouteState:
     :ivar available: connections with room; the last one was used last.
     :ivar behind: with room behind other exchanges only, in the same order.
     :ivar connections: that were made for it, and count against the limits.
-    :ivar refilled_by: those without room that are about to have some, and until when they are waited for.
+    :ivar expected: those without room that are about to have some, and until when they are waited for.
     :ivar borrowed: that were made for other routes and serve this one too.
     :ivar dialling: dials that count against the limits.
     :ivar multiplexes: as the last connection turned out.
@@ -131,9 +138,10 @@ class RouteState:
         "counts",
         "dialling",
         "dials",
+        "expected",
+        "expected",
         "label",
         "multiplexes",
-        "refilled_by",
         "route",
     )
 
@@ -142,7 +150,7 @@ class RouteState:
         self.label = route.label
         self.available: dict[Connection, None] = {}
         self.behind: dict[Connection, None] = {}
-        self.refilled_by: dict[Connection, float] = {}
+        self.expected: dict[Connection, float] = {}
         self.borrowed: dict[Connection, None] = {}
         self.connections = 0
         self.dialling = 0
@@ -154,7 +162,7 @@ class RouteState:
         """Where requests look for room, as the one that was used last."""
         self.available.pop(connection, None)
         self.behind.pop(connection, None)
-        self.refilled_by.pop(connection, None)
+        self.expected.pop(connection, None)
         behind = connection.open_exchanges and not connection.multiplexes
         (self.behind if behind else self.available)[connection] = None
 
@@ -162,19 +170,26 @@ class RouteState:
         """It has no room, for now."""
         self.available.pop(connection, None)
         self.behind.pop(connection, None)
-        if connection.refilling:
-            self.refilled_by[connection] = monotonic() + REFILLED_WITHIN
+        if connection.capacity_expected:
+            self.expected[connection] = monotonic() + EXPECTED_WITHIN if connection.answered else math.inf
+        else:
+            self.expected.pop(connection, None)
+
+    @property
+    def ungranted(self) -> bool:
+        """Whether there is a connection on which the server has allowed nothing yet."""
+        return math.inf in self.expected.values()
 
     def worth_waiting(self, waiter: Waiter) -> float | None:
         """Until when to wait for room on a connection that there is; ``None``: there will be none so soon."""
         now = monotonic()
-        return min((at for each, at in self.refilled_by.items() if at > now and fit(each, waiter.since)), default=None)
+        return min((at for each, at in self.expected.items() if at > now and fit(each, waiter.since)), default=None)
 
     def drop(self, connection: Connection) -> None:
         """It serves this route no more."""
         self.available.pop(connection, None)
         self.behind.pop(connection, None)
-        self.refilled_by.pop(connection, None)
+        self.expected.pop(connection, None)
         self.borrowed.pop(connection, None)
 
 

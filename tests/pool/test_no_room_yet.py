@@ -1,0 +1,178 @@
+"""Servers that allow no request yet, or never: the request waits where it is, and nobody dials again and again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from allswell import AllswellError, ConnectionPool, Timeout, Timeouts
+from tests.support.certificates import certificates
+from tests.support.h2_script import MAX_CONCURRENT_STREAMS, REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
+from tests.support.peer import scripted_peer
+from tests.support.quic_server import QuicServer, ServedConnection
+
+pytestmark = pytest.mark.anyio
+
+
+class NoStreams(QuicServer):
+    """Grants its clients no request streams.
+
+    :param closes: it ends each connection as soon as the client has made it.
+    """
+
+    def __init__(self, *, closes: bool = False) -> None:
+        super().__init__({b"/r": lambda connection, stream, fields: connection.respond(stream, 200, fields[b":path"])})
+        self._closes = closes
+
+    def _accept(self, header: Any, address: Any) -> ServedConnection | None:
+        connection = super()._accept(header, address)
+        if connection is not None:
+            limit = connection.quic._local_max_streams_bidi
+            limit.value = limit.sent = 0
+        return connection
+
+    def _on_control(self, connection: ServedConnection, data: bytes) -> None:
+        super()._on_control(connection, data)
+        if self._closes:  # the client has made its connection
+            connection.quic.close(0x100)
+
+
+def grant(count: int, connection: ServedConnection) -> None:
+    connection.quic._local_max_streams_bidi.value = count
+
+
+def pool_for(**settings: Any) -> ConnectionPool:
+    return ConnectionPool(ssl_context=certificates().client_context(), **settings)
+
+
+def url_of(server: QuicServer) -> str:
+    return f"https://127.0.0.1:{server.port}/r/"
+
+
+async def all_wait(pool: ConnectionPool, count: int) -> None:
+    """Until so many wait for a connection that there is."""
+    with anyio.fail_after(5):
+        while True:
+            routes = pool.snapshot().routes
+            if routes and routes[0].waiting == count and routes[0].connections and not routes[0].dials:
+                return
+            await anyio.sleep(0.005)
+
+
+@pytest.mark.parametrize("keepalive", [5.0, 0.1, 0.0])
+async def test_http3_without_streams_ends_with_the_pool_timeout(keepalive: float) -> None:
+    with NoStreams() as server:
+        async with pool_for(http3="only", keepalive_expiry=keepalive) as pool:
+            with pytest.raises(Timeout, match=r"the server has allowed no request .* within 0\.7 s") as caught:
+                await pool.request("GET", f"{url_of(server)}1", timeouts=Timeouts(pool=0.7))
+            assert caught.value.phase == "pool"
+        assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 20])
+@pytest.mark.parametrize("keepalive", [5.0, 0.1, 0.0])
+async def test_http3_with_streams_that_come_late(at_once: int, keepalive: float) -> None:
+    got: list[bytes] = []
+    with NoStreams() as server:
+        async with pool_for(http3="only", keepalive_expiry=keepalive) as pool:
+
+            async def fetch(number: int) -> None:
+                got.append(await (await pool.request("POST", f"{url_of(server)}{number}", content=b"x")).read())
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(at_once):
+                    tasks.start_soon(fetch, number)
+                await all_wait(pool, at_once)
+                await anyio.sleep(0.4)  # longer than streams that were in use are waited for, and than it may be idle
+                server.call(partial(grant, 100))
+        assert len(server.connections) == 1
+    assert sorted(got) == sorted(b"/r/%d" % number for number in range(at_once))
+
+
+@pytest.mark.parametrize("at_once", [1, 20])
+async def test_http3_connections_that_end_before_they_grant_anything_are_few(at_once: int) -> None:
+    errors: list[AllswellError] = []
+    forever = Timeouts(None, None, None, None)
+    with NoStreams(closes=True) as server:
+        async with pool_for(http3="only") as pool:
+
+            async def fetch(number: int) -> None:
+                with pytest.raises(AllswellError) as caught:
+                    await pool.request("POST", f"{url_of(server)}{number}", content=b"x", timeouts=forever)
+                errors.append(caught.value)
+
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as tasks:
+                    for number in range(at_once):
+                        tasks.start_soon(fetch, number)
+        assert len(server.connections) <= 6
+    assert len(errors) == at_once
+    assert all("before it allowed a request" in str(error) for error in errors)
+
+
+# HTTP/2: SETTINGS come behind the first requests
+
+
+def refuses(allowed: set[Talk], talk: Talk, request: Request) -> None:
+    """As servers do that allow no streams."""
+    if talk in allowed:
+        talk.answer(request)
+    else:
+        talk.rst(request.stream, REFUSED_STREAM)
+
+
+async def test_http2_without_streams_ends_with_the_pool_timeout() -> None:
+    server = Http2Server(partial(refuses, set()), settings={MAX_CONCURRENT_STREAMS: 0})
+    with scripted_peer(server, tls=h2_tls()) as peer:
+        async with pool_for() as pool:
+            for _ in range(2):
+                with pytest.raises(Timeout, match="the server has allowed no request") as caught:
+                    await pool.request("GET", f"{peer.url}/1", timeouts=Timeouts(pool=0.4))
+                assert caught.value.phase == "pool"
+        assert len(peer.connections) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 20])
+async def test_http2_with_streams_that_come_late(at_once: int) -> None:
+    got: list[bytes] = []
+    allowed: set[Talk] = set()
+    server = Http2Server(partial(refuses, allowed), settings={MAX_CONCURRENT_STREAMS: 0}, complete=True)
+    with scripted_peer(server, tls=h2_tls()) as peer:
+        async with pool_for() as pool:
+
+            async def fetch(number: int) -> None:
+                got.append(await (await pool.request("POST", f"{peer.url}/{number}", content=b"x")).read())
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(at_once):
+                    tasks.start_soon(fetch, number)
+                await all_wait(pool, at_once)
+                await anyio.sleep(0.4)
+                allowed.add(server.talks[0])
+                server.talks[0].settings(max_concurrent_streams=100)
+        assert len(peer.connections) == 1
+    assert sorted(got) == sorted(b"/%d" % number for number in range(at_once))
+
+
+async def test_a_later_connection_of_theirs_is_not_sent_what_it_would_refuse() -> None:
+    """That the server allowed none is remembered: its next connection's SETTINGS are awaited."""
+
+    def first_refuses(talk: Talk, request: Request) -> None:
+        refuses(set(server.talks[1:]), talk, request)
+
+    server = Http2Server(first_refuses, settings=[{MAX_CONCURRENT_STREAMS: 0}, {}])
+    with scripted_peer(server, tls=h2_tls()) as peer:
+        async with pool_for() as pool:
+            with pytest.raises(Timeout):
+                await pool.request("GET", f"{peer.url}/1", timeouts=Timeouts(pool=0.1))
+            server.talks[0].goaway(0)
+            with anyio.fail_after(5):
+                while "open" in [each.state for route in pool.snapshot().routes for each in route.connections]:  # noqa: ASYNC110
+                    await anyio.sleep(0.005)
+            answer = await pool.request("POST", f"{peer.url}/2", content=b"x")
+            assert answer.attempts == []
+            assert "HEADERS 1" not in server.talks[1].seen[: server.talks[1].seen.index("SETTINGS ACK")]
+        assert len(peer.connections) == 2
