@@ -161,7 +161,7 @@ async def test_a_header_list_that_is_too_large_fails_alone() -> None:
     server = Http2Server(serve)
     with scripted_peer(server) as peer:
         async with ConnectionPool(http1=False, max_header_size=10_000) as pool:
-            with pytest.raises(RemoteProtocolError, match="header list") as caught:
+            with pytest.raises(RemoteProtocolError, match="header section") as caught:
                 await pool.request("GET", f"{peer.url}/large")
             assert caught.value.reach == "exchange"
             assert await (await pool.request("GET", f"{peer.url}/fine")).read() == b"/fine"
