@@ -19,6 +19,7 @@ from allswell._errors import AllswellError, PoolClosed, Timeout
 from allswell._report import ConnectionEnd, Outcome
 from tests.support.capture import Capture, capture, capture_available
 from tests.support.certificates import certificates
+from tests.support.lag import LAG
 from tests.support.leaks import await_client_states, client_states
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.scripts import Ending, answers, half_response, huge, never_ends, response
@@ -29,6 +30,7 @@ TLS_VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
 def pool_for(**settings: Any) -> ConnectionPool:
+    settings.setdefault("grace", 3 * LAG)  # what answers is not waited for that long, on the slowest machine
     return ConnectionPool(ssl_context=certificates().client_context(), **settings)
 
 
@@ -39,7 +41,7 @@ def watched(peer: ScriptedPeer) -> Iterator[Capture | None]:
         yield seen
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Look again every moment, until it holds; nobody tells of what happens in the peer's threads."""
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110
@@ -79,7 +81,7 @@ class Together:
         connection.answers_close_notify = not self._rude
         if not connection.read_request():
             return
-        self._barrier.wait(20)
+        self._barrier.wait(50)
         connection.send(response(b"hello"))
         if self._rude:
             connection.read_until_end()
@@ -106,7 +108,7 @@ async def test_idle_https(version: ssl.TLSVersion) -> None:
                 ("tls", "close_notify", "close_notify", Outcome.CLEAN),
                 ("tcp", "FIN", "FIN", Outcome.CLEAN),
             ]
-        assert report.seconds < 1
+        assert report.seconds < LAG
 
 
 async def test_idle_http() -> None:
@@ -177,7 +179,7 @@ async def test_no_grace_says_all_and_waits_for_nothing(tls: bool) -> None:
         await pool.request("GET", f"{peer.url}/")
         began = monotonic()
         report = await pool.aclose(0)
-        assert monotonic() - began < 0.5
+        assert monotonic() - began < LAG
         await peer.ended()
         assert peer.connections[0].saw == (["close_notify", "FIN"] if tls else ["FIN"])
         assert [layer.outcome for layer in report.connections[0].layers[1:]] == [Outcome.TIMED_OUT] * (2 if tls else 1)
@@ -190,7 +192,7 @@ async def test_rude_peer_costs_at_most_the_grace() -> None:
         await pool.request("GET", f"{peer.url}/")
         began = monotonic()
         report = await pool.aclose(0.6)
-        assert monotonic() - began < 0.75
+        assert monotonic() - began < 0.6 + LAG
         await peer.ended()
         assert peer.connections[0].saw == ["close_notify", "FIN"]
         assert not report.clean
@@ -205,7 +207,7 @@ async def test_200_rude_peers_cost_one_grace() -> None:
         await several(pool, peer.url, 200)
         began = monotonic()
         report = await pool.aclose(1.0)
-        assert monotonic() - began < 1.4
+        assert monotonic() - began < 1.0 + LAG  # not 200 times one
         assert len(report.connections) == 200
         await peer.ended(connections=200)
         assert [connection.saw for connection in peer.connections] == [["close_notify", "FIN"]] * 200
@@ -215,13 +217,13 @@ async def test_rude_peer_is_waited_for_less_the_second_time() -> None:
     ends: list[ConnectionEnd] = []
 
     with scripted_peer(never_ends(), tls=True) as peer:
-        pool = pool_for(grace=0.8, keepalive_expiry=0.01, on_connection_end=ends.append)
+        pool = pool_for(grace=4.0, keepalive_expiry=0.01, on_connection_end=ends.append)
         for number in range(2):
             await pool.request("GET", f"{peer.url}/{number}")
             await until(lambda: len(ends) > number)  # noqa: B023
         await pool.aclose()
         first, second = ends
-        assert 0.7 < first.seconds < 1.0
+        assert first.seconds > 3.5
         assert second.seconds < first.seconds / 2
         await peer.ended(connections=2)
         assert [connection.saw for connection in peer.connections] == [["close_notify", "FIN"]] * 2
@@ -245,7 +247,7 @@ async def test_peer_that_answers_is_trusted_again() -> None:
 
 
 async def test_in_flight_short_one_arrives_whole() -> None:
-    with scripted_peer(answers(delay=1.0, body=lambda _: b"x" * 1000), tls=True) as peer, watched(peer) as seen:
+    with scripted_peer(answers(delay=0.5, body=lambda _: b"x" * 1000), tls=True) as peer, watched(peer) as seen:
         pool = pool_for()
         bodies: list[bytes] = []
 
@@ -255,13 +257,13 @@ async def test_in_flight_short_one_arrives_whole() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(get)
             await until(lambda: peer.connections and peer.connections[0].requests)
-            report = await pool.aclose(2.0)
+            report = await pool.aclose()
         assert bodies == [b"x" * 1000]
         await peer.ended()
         assert peer.connections[0].saw == ["close_notify", "FIN"]
         assert_no_rst(seen, 1)
         assert report.clean
-        assert report.seconds < 1.5
+        assert report.seconds < LAG
 
 
 async def test_in_flight_long_one_ends_with_a_typed_error() -> None:
@@ -279,7 +281,7 @@ async def test_in_flight_long_one_ends_with_a_typed_error() -> None:
             await until(lambda: peer.connections and peer.connections[0].requests)
             began = monotonic()
             report = await pool.aclose(0.8)
-            assert monotonic() - began < 0.95
+            assert monotonic() - began < 0.8 + LAG
         assert len(errors) == 1
         [ended] = report.connections
         assert ended.cut == 1
@@ -291,23 +293,25 @@ async def test_in_flight_long_one_ends_with_a_typed_error() -> None:
 async def test_those_who_wait_fail_at_once() -> None:
     with scripted_peer(answers(delay=1.0)) as peer:
         pool = pool_for(max_connections=1)
-        told: list[float] = []
+        told: list[str] = []
+
+        async def first() -> None:
+            await pool.request("GET", f"{peer.url}/1")
+            told.append("answered")
 
         async def wait() -> None:
             with pytest.raises(PoolClosed):
                 await pool.request("GET", f"{peer.url}/2")
-            told.append(monotonic())
+            told.append("refused")
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pool.request, "GET", f"{peer.url}/1")
-            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(first)
+            await until(lambda: peer.connections and peer.connections[0].requests)
             tasks.start_soon(wait)
             tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
-            began = monotonic()
             report = await pool.aclose()
-        assert len(told) == 2
-        assert all(at - began < 0.3 for at in told)
+        assert told == ["refused", "refused", "answered"]
         assert report.clean
         assert len(peer.connections[0].requests) == 1
 
@@ -325,7 +329,7 @@ async def test_dial_under_way_is_ended() -> None:
             tasks.start_soon(get)
             await anyio.to_thread.run_sync(peer.wait_accepted)
             report = await pool.aclose()
-        assert report.seconds < 0.5
+        assert report.seconds < LAG
         await anyio.to_thread.run_sync(await_client_states, peer.port, {"TIME_WAIT"})
         assert report.connections == ()
 
@@ -357,7 +361,7 @@ async def test_left_by_exception() -> None:
                     assert await streamed.receive() == b"ten bytes."
                     began = monotonic()
                     raise ZeroDivisionError
-        assert monotonic() - began < 0.5
+        assert monotonic() - began < LAG
         await idle.ended()
         assert idle.connections[0].saw == ["close_notify", "FIN"]
         assert pool.close_report is not None
@@ -375,10 +379,10 @@ async def test_second_close_with_less_grace_hurries_the_first() -> None:
 
         began = monotonic()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(close, 10.0)
+            tasks.start_soon(close, 3 * LAG)
             await anyio.sleep(0.1)
             tasks.start_soon(close, 0.3)
-        assert monotonic() - began < 0.8
+        assert monotonic() - began < LAG
         assert reports[0] is reports[1]
         await peer.ended()
         assert peer.connections[0].saw == ["close_notify", "FIN"]
@@ -387,12 +391,12 @@ async def test_second_close_with_less_grace_hurries_the_first() -> None:
 async def test_close_hurries_a_background_ending() -> None:
     """An expired connection waits for its rude peer in the background; aclose(0.2) does not wait for it longer."""
     with scripted_peer(never_ends(), tls=True) as peer:
-        pool = pool_for(keepalive_expiry=0.05, grace=10.0)
+        pool = pool_for(keepalive_expiry=0.05)
         await pool.request("GET", f"{peer.url}/")
         await anyio.sleep(0.2)
         began = monotonic()
         report = await pool.aclose(0.2)
-        assert monotonic() - began < 0.35
+        assert monotonic() - began < LAG
         assert len(report.connections) == 1
         await peer.ended()
         assert peer.connections[0].saw == ["close_notify", "FIN"]

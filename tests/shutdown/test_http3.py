@@ -14,6 +14,7 @@ from allswell._config import Timeouts
 from allswell._errors import AllswellError, PoolClosed
 from allswell._report import ConnectionEnd, Outcome
 from tests.support.certificates import certificates
+from tests.support.lag import LAG
 from tests.support.leaks import sockets_closed
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay, Weather
@@ -28,6 +29,7 @@ POLITE = [("goaway", 0), ("close", 0x1D, NO_ERROR)]
 
 def trusting(**settings: Any) -> ConnectionPool:
     """A pool that speaks HTTP/3 only and trusts the peers of these tests."""
+    settings.setdefault("grace", 3 * LAG)  # what answers is not waited for that long, on the slowest machine
     return ConnectionPool(http3="only", ssl_context=certificates().client_context(), **settings)
 
 
@@ -42,7 +44,7 @@ def goodbyes(server: QuicServer) -> list[tuple[Any, ...]]:
 
 async def until(server: QuicServer, *word: Any, count: int = 1) -> None:
     """Wait until the server has seen entries that begin so."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while sum(entry[: len(word)] == word for entry in list(server.seen)) < count:  # noqa: ASYNC110  a thread's doing
             await anyio.sleep(0.005)
 
@@ -65,7 +67,7 @@ async def test_idle_connection() -> None:
         await anyio.sleep(0.1)
         assert len(relay.went_up) == sent  # and not a datagram after that
     assert report.clean
-    assert report.seconds < 0.3
+    assert report.seconds < LAG
     [end] = report.connections
     assert [(layer.layer, layer.said, layer.heard) for layer in end.layers] == [
         ("h3", "GOAWAY", ""),
@@ -79,12 +81,12 @@ async def test_a_server_that_answers_nothing_costs_three_probe_timeouts() -> Non
     with QuicServer() as server, UdpRelay(server.port) as relay:
         async with trusting() as pool:
             await pool.request("GET", url(relay.port))
-            report = await pool.aclose(5)
+            report = await pool.aclose()
         assert goodbyes(server) == POLITE
         # Three copies; perhaps to what was on its way when the server fell silent.
         assert relay.went_up.count(relay.went_up[-1]) in (3, 4, 5)
     assert report.clean
-    assert report.seconds < 0.6
+    assert report.seconds < LAG
 
 
 async def test_a_server_that_is_gone_costs_six_probe_timeouts_at_most() -> None:
@@ -93,12 +95,12 @@ async def test_a_server_that_is_gone_costs_six_probe_timeouts_at_most() -> None:
         async with trusting(keepalive_expiry=None) as pool:
             await pool.request("GET", url(server.port))
             server.call(lambda connection: setattr(connection, "silent", True))
-            report = await pool.aclose(10)
+            report = await pool.aclose()
         await until(server, "close")  # it hears, it only does not speak
         assert goodbyes(server) == POLITE
     assert not report.clean
     assert report.connections[0].layers[0].outcome is Outcome.TIMED_OUT
-    assert report.seconds < 1
+    assert report.seconds < 2 * LAG
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.05])
@@ -109,11 +111,11 @@ async def test_never_longer_than_the_grace(grace: float) -> None:
             report = await pool.aclose(grace)
         await until(server, "close")
         assert goodbyes(server)[-1] == ("close", 0x1D, NO_ERROR)
-    assert report.seconds < grace + 0.15
+    assert report.seconds < grace + LAG
 
 
 async def test_exchange_in_flight_is_waited_for() -> None:
-    """A response that takes another second: it arrives whole, then come the goodbyes."""
+    """A response that takes another moment: it arrives whole, then come the goodbyes."""
     with QuicServer({b"/slow": half}) as server:
         pool = trusting()
         bodies: list[bytes] = []
@@ -122,18 +124,18 @@ async def test_exchange_in_flight_is_waited_for() -> None:
             bodies.append(await (await pool.request("GET", url(server.port, "/slow"))).read())
 
         async def rest() -> None:
-            await anyio.sleep(1.0)
+            await anyio.sleep(0.5)
             server.call(lambda connection: connection.data(0, b"second", end=True))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(get)
             await until(server, "request")
             tasks.start_soon(rest)
-            report = await pool.aclose(2.0)
+            report = await pool.aclose()
         assert bodies == [b"first, second"]
         assert goodbyes(server) == POLITE
     assert report.clean
-    assert 0.9 < report.seconds < 2
+    assert 0.4 < report.seconds < 2 * LAG
 
 
 async def test_exchange_over_its_time_is_reset_and_the_connection_ends_politely() -> None:
@@ -142,14 +144,14 @@ async def test_exchange_over_its_time_is_reset_and_the_connection_ends_politely(
         pool = trusting()
         async with pool.stream("GET", url(server.port, "/slow")) as response:
             assert await response.receive() == b"first, "
-            report = await pool.aclose(0.8)
+            report = await pool.aclose(2.0)
             with pytest.raises(AllswellError):
                 await response.read()
         await until(server, "close")
         assert goodbyes(server) == [("stop", 0, REQUEST_CANCELLED), *POLITE]
     assert not report.clean
     assert report.connections[0].cut == 1
-    assert report.seconds < 0.9
+    assert report.seconds < 2.0 + LAG
 
 
 async def test_request_that_waits_for_its_answer_ends_typed() -> None:
@@ -167,15 +169,15 @@ async def test_request_that_waits_for_its_answer_ends_typed() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(get)
             await until(server, "request")
-            report = await pool.aclose(0.6)
-        assert monotonic() - began < 1.5
+            report = await pool.aclose(2.0)
+        assert monotonic() - began < 2.0 + 2 * LAG
         assert len(errors) == 1
         await until(server, "close")
         # Half an upload must not pass for all of it: RESET_STREAM, and no end of the stream.
         assert ("reset", 0, REQUEST_CANCELLED) in goodbyes(server)
         assert server.all("body") == []
         assert goodbyes(server)[-2:] == POLITE
-    assert report.seconds < 0.7
+    assert report.seconds < 2.0 + LAG
 
 
 async def never() -> AsyncIterator[bytes]:
@@ -232,7 +234,7 @@ async def test_many_connections_side_by_side() -> None:
         for server in servers:
             server.__exit__(None, None, None)
     assert report.clean
-    assert report.seconds < 0.6  # not five times one
+    assert max(end.began for end in report.connections) < min(end.began + end.seconds for end in report.connections)
 
 
 async def test_with_a_third_lost_the_server_still_learns_of_it() -> None:
@@ -247,7 +249,7 @@ async def test_with_a_third_lost_the_server_still_learns_of_it() -> None:
         async with anyio.create_task_group() as tasks:
             for pool in pools:
                 tasks.start_soon(pool.aclose, 4.0)
-        assert monotonic() - began < 4.5
+        assert monotonic() - began < 4.0 + LAG
         learnt = [each for each in server.connections if each.quic._close_event is not None]
         assert len(learnt) >= runs - 1
         assert {entry[1:] for entry in goodbyes(server) if entry[0] == "close"} == {(0x1D, NO_ERROR)}
@@ -259,7 +261,7 @@ async def test_the_server_closes_an_idle_connection() -> None:
         async with trusting(on_connection_end=ends.append) as pool:
             await pool.request("GET", url(server.port))
             server.call(lambda connection: connection.quic.close(error_code=NO_ERROR))
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while not ends:  # noqa: ASYNC110  the hook's doing
                     await anyio.sleep(0.005)
             assert (await pool.request("GET", url(server.port))).attempts == []
@@ -311,8 +313,8 @@ async def test_a_port_that_closes_ends_it_at_once() -> None:
         pool = trusting()
         await pool.request("GET", url(server.port))
         server.stop_listening()
-        report = await pool.aclose(5)
-    assert report.seconds < 0.3
+        report = await pool.aclose()
+    assert report.seconds < LAG
     assert report.connections[0].layers[1].heard == "port unreachable"
 
 

@@ -12,6 +12,7 @@ import pytest
 from allswell import CloseReport, ConnectionEnd, ConnectionPool, ProxyHop, QuicConfig, TransportError
 from tests.support.certificates import certificates
 from tests.support.h3_proxy import Http3Proxy
+from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.proxies import socks_relay
 from tests.support.quic_server import QuicServer, ServedConnection
@@ -23,6 +24,7 @@ CANCELLED = 0x10C  # H3_REQUEST_CANCELLED (RFC 9114 §8.1)
 
 
 def pool_through(proxy: Http3Proxy, **settings: Any) -> ConnectionPool:
+    settings.setdefault("grace", 3 * LAG)  # what answers is not waited for that long, on the slowest machine
     trust = certificates().client_context()
     hop = ProxyHop("https", "localhost", proxy.port, ssl_context=trust, http3="only")
     return ConnectionPool(ssl_context=certificates().client_context(), proxies=(hop,), **settings)
@@ -71,7 +73,7 @@ async def test_http3_ends_inside_before_it_ends_outside(datagrams: bool) -> None
         assert said(to_origin) == ["GOAWAY", "CONNECTION_CLOSE", "", "FIN"]
         assert said(to_proxy) == ["GOAWAY", "CONNECTION_CLOSE", ""]
         assert report.clean
-        assert report.seconds < 1
+        assert report.seconds < LAG
 
 
 async def test_tls_ends_inside_before_the_tunnel() -> None:
@@ -115,7 +117,7 @@ async def test_the_silent_cost_at_most_the_grace(silent: str, inner: str, grace:
             quic_origin.call(fall_silent)
         began = monotonic()
         report = await pool.aclose(grace)
-        assert monotonic() - began < grace + 0.25
+        assert monotonic() - began < grace + LAG
         [to_origin], [to_proxy] = by_route(report)
         above = ["", "close_notify"] if inner == "h1" else ["GOAWAY", "CONNECTION_CLOSE", ""]
         assert said(to_origin) == [*above, "FIN"]
@@ -133,7 +135,7 @@ async def test_the_silent_cost_at_most_the_grace(silent: str, inner: str, grace:
 
 
 async def saw(server: QuicServer, word: str) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while not server.all(word):  # noqa: ASYNC110  the server lives in another thread
             await anyio.sleep(0.005)
 
@@ -204,7 +206,7 @@ async def test_a_proxy_that_dies_takes_its_tunnels_along(inner: str) -> None:
             proxy.call(lambda connection: connection.quic.close(error_code=0x102, reason_phrase="oh no"))
             with pytest.raises(TransportError, match="oh no"):
                 await response.receive()
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while len(ends) < 2:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert [end.clean for end in ends] == [False, False]
@@ -223,7 +225,7 @@ async def test_idle_tunnels_end_and_then_their_connection() -> None:
             await pool.request("GET", origin.url)
             await origin.ended()
             await saw(proxy, "close")
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while len(ends) < 2:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
         assert [end.reason for end in ends] == ["idle for 0.1 s"] * 2
@@ -263,7 +265,7 @@ async def test_an_idle_connection_ends_with_its_socks_relay() -> None:
             assert await response.read() == b"hello"
             assert ends == []
             over.set()
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while not ends:  # noqa: ASYNC110  what is waited for happens in threads
                     await anyio.sleep(0.01)
             assert ends[0].reason == f"the proxy {hop} ended the relay"

@@ -18,6 +18,7 @@ from tests.support.capture import Capture, capture, capture_available
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Request, Talk, h2_tls
+from tests.support.lag import LAG
 from tests.support.peer import ClientGoneError, PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import SocksProxy, connect_proxy, relay
 from tests.support.scripts import answers, never_ends
@@ -28,6 +29,7 @@ CLEAN, TIMED_OUT, ABORTED = Outcome.CLEAN, Outcome.TIMED_OUT, Outcome.ABORTED
 
 
 def pool_through(proxy: ScriptedPeer, *, http2: bool = False, **settings: Any) -> ConnectionPool:
+    settings.setdefault("grace", 3 * LAG)  # what answers is not waited for that long, on the slowest machine
     trust = certificates().client_context()
     hop = ProxyHop("https", "localhost", proxy.port, ssl_context=trust, http2=http2)
     return ConnectionPool(ssl_context=certificates().client_context(), proxies=(hop,), **settings)
@@ -78,7 +80,7 @@ async def test_the_origin_hears_it_first_then_the_proxy(version: ssl.TLSVersion)
             ("tcp", "FIN", "FIN", CLEAN),
         ]
         assert report.clean
-        assert report.seconds < 1
+        assert report.seconds < LAG
 
 
 async def test_through_an_http2_proxy() -> None:
@@ -103,7 +105,7 @@ async def test_through_an_http2_proxy() -> None:
         ]
         assert [layer[0::3] for layer in layers(to_proxy)] == [("h2", CLEAN), ("tls", CLEAN), ("tcp", CLEAN)]
         assert report.clean
-        assert report.seconds < 1
+        assert report.seconds < LAG
 
 
 async def test_through_socks() -> None:
@@ -128,7 +130,7 @@ def half(connection: PeerConnection) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while not condition():  # noqa: ASYNC110  what is waited for happens in threads
             await anyio.sleep(0.01)
 
@@ -155,7 +157,7 @@ async def test_the_silent_cost_at_most_the_grace(silent: str, grace: float) -> N
         await pool.request("GET", origin.url)
         began = monotonic()
         report = await pool.aclose(grace)
-        assert monotonic() - began < grace + 0.25
+        assert monotonic() - began < grace + LAG
         proxy.release()
         origin.release()
         await proxy.ended()
@@ -167,7 +169,7 @@ async def test_the_silent_cost_at_most_the_grace(silent: str, grace: float) -> N
         assert said == ["", "close_notify", "", "close_notify", "FIN"]
 
 
-@pytest.mark.parametrize("grace", [0.0, 0.6])
+@pytest.mark.parametrize("grace", [0.0, 2.0])
 @pytest.mark.parametrize("silent", ["origin", "proxy"])
 async def test_the_silent_behind_http2_cost_at_most_the_grace(silent: str, grace: float) -> None:
     script = Http2Proxy(ends=silent != "proxy", credits_at_once=grace > 0)
@@ -177,7 +179,7 @@ async def test_the_silent_behind_http2_cost_at_most_the_grace(silent: str, grace
         await pool.request("GET", origin.url)
         began = monotonic()
         report = await pool.aclose(grace)
-        assert monotonic() - began < grace + 0.25
+        assert monotonic() - began < grace + LAG
         origin.release()
         await proxy.ended()
         await origin.ended()
@@ -296,7 +298,7 @@ async def test_an_exchange_in_flight_may_finish(http2: bool) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(get)
             await until(lambda: bool(origin.connections and origin.connections[0].requests))
-            report = await pool.aclose(3)
+            report = await pool.aclose()
         assert bodies == [b"/slow"]
         assert report.clean
         await origin.ended()

@@ -118,7 +118,7 @@ class Talk:
         """The client's last frame."""
         return self.seen[-1]
 
-    def wait_for(self, what: str, count: int = 1, timeout: float = 5.0) -> None:
+    def wait_for(self, what: str, count: int = 1, timeout: float = 30.0) -> None:
         """Block until the client has sent such a frame (see :attr:`seen`; a prefix will do) so often.
 
         :raises TimeoutError: with what it sent.
@@ -360,7 +360,7 @@ class Http2Server:
         for talk in self.talks:
             yield from talk.requests.values()
 
-    def talk(self, number: int = 0, timeout: float = 5.0) -> Talk:
+    def talk(self, number: int = 0, timeout: float = 30.0) -> Talk:
         """The connection of that number, once it is there."""
         until = time.monotonic() + timeout
         while len(self.talks) <= number:

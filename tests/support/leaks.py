@@ -66,7 +66,7 @@ def client_states(port: int) -> list[str]:
     return sorted(state for _, remote, state in socket_states(port) if remote == port)
 
 
-def await_client_states(port: int, wanted: set[str], timeout: float = 5.0) -> None:
+def await_client_states(port: int, wanted: set[str], timeout: float = 30.0) -> None:
     """Block until each client's socket to that port is in one of these states; ``set()`` waits until there is none.
 
     :raises AssertionError: they are not, in time; with what they are.

@@ -72,7 +72,7 @@ class ScriptedPeer:
         """Let every stalled script go on, now and from now on."""
         self._released.set()
 
-    def wait_accepted(self, connections: int = 1, timeout: float = 5.0) -> None:
+    def wait_accepted(self, connections: int = 1, timeout: float = 30.0) -> None:
         """Block until that many connections were accepted.
 
         :raises TimeoutError: if they were not in time.
@@ -81,7 +81,7 @@ class ScriptedPeer:
             if not self._changed.wait_for(lambda: len(self.connections) >= connections, timeout):
                 raise TimeoutError(f"accepted {len(self.connections)} of {connections} connections in {timeout} s")
 
-    def wait_ended(self, timeout: float = 5.0, connections: int = 1) -> None:
+    def wait_ended(self, timeout: float = 30.0, connections: int = 1) -> None:
         """Block until at least that many connections were accepted and all of them have ended.
 
         It blocks the event loop too: where the client still has something to do, use :meth:`ended`.
@@ -95,7 +95,7 @@ class ScriptedPeer:
                 state = [(each.index, each.saw, each.ended.is_set()) for each in self.connections]
                 raise TimeoutError(f"not ended within {timeout} s: (connection, saw, ended) = {state}")
 
-    async def ended(self, timeout: float = 5.0, connections: int = 1) -> None:
+    async def ended(self, timeout: float = 30.0, connections: int = 1) -> None:
         """As :meth:`wait_ended`, with the event loop running on."""
         await anyio.to_thread.run_sync(self.wait_ended, timeout, connections)
 

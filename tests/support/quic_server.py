@@ -190,7 +190,7 @@ class QuicServer:
     ) -> None:
         self._stop = True
         self._wake.send(b"x")
-        self._thread.join(5)
+        self._thread.join(30)
         for sock in (self._sock, self._wake, self._woken):
             sock.close()
         if self._failure is not None and error is None:
@@ -201,7 +201,7 @@ class QuicServer:
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._jobs.put(lambda: done.put(job(self.connections[-1])))
         self._wake.send(b"x")
-        return done.get(timeout=5)
+        return done.get(timeout=30)
 
     def all(self, word: str) -> list[tuple[Any, ...]]:
         """What was seen that begins with this word, without it."""
@@ -211,7 +211,7 @@ class QuicServer:
         """Close the port: what arrives from now on is answered with ICMP (port unreachable)."""
         self._stop = True
         self._wake.send(b"x")
-        self._thread.join(5)
+        self._thread.join(30)
         self._sock.close()
 
     # In the thread
