@@ -62,9 +62,12 @@ class Deadline:
                 scope.deadline = owner._scope_deadline()
 
     @contextmanager
-    def scope(self) -> Iterator[anyio.CancelScope]:
-        """A cancel scope that ends at this instant; ``cancelled_caught`` tells whether it did."""
-        with anyio.CancelScope(deadline=self._scope_deadline()) as scope:
+    def scope(self, *, shield: bool = False) -> Iterator[anyio.CancelScope]:
+        """A cancel scope that ends at this instant; ``cancelled_caught`` tells whether it did.
+
+        :param shield: nothing else ends it, as far as the event loop can have it so.
+        """
+        with anyio.CancelScope(deadline=self._scope_deadline(), shield=shield) as scope:
             entry = (scope, self)
             deadline: Deadline | None = self
             while deadline is not None:

@@ -75,6 +75,10 @@ class TaskHost(Protocol):
     def over(self) -> bool:
         """Whether the loop has ended: nothing can run there any more."""
 
+    @property
+    def ending(self) -> bool:
+        """For a task of ours that was cancelled: whether that is the loop's end, and not somebody who goes on."""
+
     def spawn(
         self,
         function: Callable[..., Awaitable[object]],
@@ -96,8 +100,8 @@ class TaskHost(Protocol):
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call a function from the event loop, once what is ready now has had its turn."""
 
-    def when_over(self, method: Callable[[], None]) -> None:
-        """Call a method, of an object that this keeps not alive, when the loop ends; where tasks do not tell that."""
+    def when_over(self, method: Callable[[], Awaitable[None]]) -> None:
+        """Await a method, of an object that this keeps not alive, when the loop ends; where tasks do not tell that."""
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         """Call a function whenever the socket is readable, until told to stop by ``None``; whether the loop can."""
@@ -197,22 +201,20 @@ class _LoopEnd:
     """
 
     def __init__(self) -> None:
-        self._methods: set[weakref.WeakMethod[Callable[[], None]]] = set()
+        self._methods: set[weakref.WeakMethod[Callable[[], Awaitable[None]]]] = set()
         self._generator = self._wait()
         with suppress(StopIteration):
             self._generator.__anext__().send(None)  # to its yield: the loop knows it from now on
 
-    def call(self, method: Callable[[], None]) -> None:
+    def call(self, method: Callable[[], Awaitable[None]]) -> None:
         self._methods.add(weakref.WeakMethod(method, self._methods.discard))
 
     async def _wait(self) -> AsyncGenerator[None]:
         try:
             yield
         finally:
-            for reference in list(self._methods):
-                method = reference()
-                if method is not None:
-                    method()
+            methods = [method for reference in list(self._methods) if (method := reference()) is not None]
+            await asyncio.gather(*(method() for method in methods))
 
 
 _ends: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEnd] = weakref.WeakKeyDictionary()
@@ -243,6 +245,11 @@ class _AsyncioHost:
     def over(self) -> bool:
         return self._loop.is_closed()
 
+    @property
+    def ending(self) -> bool:
+        # asyncio.run() cancels all tasks when the main one is done. Whoever else does so is a task that is left.
+        return self.over or all(task.cancelling() for task in asyncio.all_tasks(self._loop))
+
     def spawn(
         self,
         function: Callable[..., Awaitable[object]],
@@ -250,12 +257,21 @@ class _AsyncioHost:
         name: str,
         context: contextvars.Context | None = None,
     ) -> None:
-        coroutine = _contained(function, args, name)
-        task = self._loop.create_task(
-            coroutine, name=name, context=self._context.copy() if context is None else context
-        )
+        begun = False
+
+        async def run() -> None:
+            nonlocal begun
+            begun = True
+            await _contained(function, args, name)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not begun and not self.ending:  # cancelled, with all tasks, before it could do or undo anything
+                self.spawn(function, *args, name=name, context=context)
+
+        task = self._loop.create_task(run(), name=name, context=self._context.copy() if context is None else context)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(over)
 
     def signal(self) -> Signal:
         return _AsyncioSignal(self._loop, self._context)
@@ -266,7 +282,7 @@ class _AsyncioHost:
     def call_soon(self, function: Callable[[], None]) -> None:
         self._loop.call_soon(function, context=self._context)
 
-    def when_over(self, method: Callable[[], None]) -> None:
+    def when_over(self, method: Callable[[], Awaitable[None]]) -> None:
         end = _ends.get(self._loop)
         if end is None:
             end = _ends[self._loop] = _LoopEnd()
@@ -364,6 +380,10 @@ class _TrioHost:
         assert self._root is not None
         return getcoroutinestate(self._root.coro) == CORO_CLOSED
 
+    @property
+    def ending(self) -> bool:
+        return True  # nothing else cancels system tasks
+
     def spawn(
         self,
         function: Callable[..., Awaitable[object]],
@@ -387,7 +407,7 @@ class _TrioHost:
     def call_soon(self, function: Callable[[], None]) -> None:
         self._token.run_sync_soon(function)
 
-    def when_over(self, method: Callable[[], None]) -> None:
+    def when_over(self, method: Callable[[], Awaitable[None]]) -> None:
         """Not told: system tasks are cancelled then, and there is one for each connection."""
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, cast
 
 import anyio
 import pytest
 
-from allswell import ConnectionPool
+from allswell import ConnectionEnd, ConnectionPool
 from allswell._config import Timeouts
 from tests.support.certificates import certificates
+from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
 from tests.support.peer import PeerConnection, scripted_peer
-from tests.support.scripts import answers
+from tests.support.quic_server import QuicServer, ServedConnection
+from tests.support.scripts import answers, response, target
 
 SOON = Timeouts(connect=8, read=8, write=8, pool=8)
 
@@ -135,3 +139,103 @@ async def test_again_and_again() -> None:
                             await anyio.sleep(0.001)
                     cancel_all_but(waits)
                 assert await (await waits).read() == b"/waits"
+
+
+@dataclass
+class Origin:
+    """A server that answers, ``/late`` when it is told to, in one version."""
+
+    url: str
+    settings: dict[str, Any]
+    go_on: threading.Event
+
+
+@contextmanager
+def origin(version: str) -> Iterator[Origin]:
+    go_on = threading.Event()
+
+    def wait(path: bytes | str) -> None:
+        if path in (b"/late", "/late"):
+            assert go_on.wait(10)
+
+    def h1(connection: PeerConnection) -> None:
+        while request := connection.read_request():
+            wait(target(request))
+            connection.send(response(target(request)))
+
+    def h2(talk: Talk, request: Request) -> None:
+        wait(request.path)
+        talk.answer(request)
+
+    def h3(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        wait(fields[b":path"])
+        connection.respond(stream, 200, fields[b":path"])
+
+    with ExitStack() as stack:
+        if version == "h3":
+            quic = stack.enter_context(QuicServer({b"/late": h3, b"/r": h3}))
+            yield Origin(f"https://127.0.0.1:{quic.port}", {"http3": "only"}, go_on)
+        else:
+            script: Any = Http2Server(h2) if version == "h2" else h1
+            peer = stack.enter_context(scripted_peer(script, tls=h2_tls() if version == "h2" else True))
+            yield Origin(peer.url, {}, go_on)
+        go_on.set()
+
+
+@pytest.mark.parametrize("version", ["h1", "h2", "h3"])
+@in_its_own_loop
+async def test_idle(version: str) -> None:
+    """It lives on, and serves whoever comes next."""
+    ends: list[ConnectionEnd] = []
+    with origin(version) as server:
+        async with pool_for(on_connection_end=ends.append, **server.settings) as pool:
+            await pool.request("GET", f"{server.url}/r/1", timeouts=SOON)
+            cancel_all_but()
+            for number in (2, 3):
+                answer = await pool.request("GET", f"{server.url}/r/{number}", timeouts=SOON)
+                assert await answer.read() == b"/r/%d" % number
+        assert [(end.reason, end.exchanges, end.clean) for end in ends] == [("the pool closes", 3, True)]
+
+
+@pytest.mark.parametrize("version", ["h1", "h2", "h3"])
+@in_its_own_loop
+async def test_in_flight(version: str) -> None:
+    """Whoever is not cancelled itself is answered: another task drives the connection on."""
+    with origin(version) as server:
+        async with pool_for(**server.settings) as pool:
+            request = pool.request("GET", f"{server.url}/late", timeouts=SOON)
+            async with begun(request, lambda: pool.snapshot().exchanges) as waits:
+                for _ in range(3):
+                    cancel_all_but(waits)
+                    await asyncio.sleep(0.01)
+                server.go_on.set()
+                answer = await waits
+                assert await answer.read() == b"/late"
+        assert pool.close_report is not None
+        assert pool.close_report.clean, str(pool.close_report)
+
+
+@in_its_own_loop
+async def test_before_a_task_of_ours_could_begin() -> None:
+    with scripted_peer(answers()) as peer:
+        async with pool_for() as pool:
+            waits = asyncio.create_task(pool.request("GET", f"{peer.url}/waits", timeouts=SOON))
+            while not pool.snapshot().dials:  # noqa: ASYNC110  turn by turn
+                await asyncio.sleep(0)
+            cancel_all_but(waits)
+            with anyio.fail_after(5):
+                assert await (await waits).read() == b"/waits"
+
+
+@in_its_own_loop
+async def test_whoever_cancels_all_can_wait_for_all() -> None:
+    """``cancel()`` and ``gather()``: what takes over from a cancelled task is another task."""
+    with scripted_peer(answers()) as peer:
+        async with pool_for() as pool:
+            await pool.request("GET", peer.url, timeouts=SOON)
+            ours = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            cancel_all_but()
+            with anyio.fail_after(5):
+                await asyncio.gather(*ours, return_exceptions=True)
+            await pool.request("GET", peer.url, timeouts=SOON)
+        assert len(peer.connections) == 1

@@ -9,8 +9,10 @@ Writing is tried at once, by whoever wants to write. What the socket does not ta
 a task of the connection's (`writer.py`), never by the requester's: its cancellation cannot leave half a frame.
 
 When nothing more is read, the connection is either CLOSING, and a task says the goodbyes from the top of the stack
-down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer ended. The
-owner is held weakly: a pool that nobody holds any more is collected, and its connections end.
+down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer ended. Where
+nobody has the time to wait (:meth:`Connection.take_leave`), all goodbyes are said in one synchronous step; the task
+only hears the answers. The owner is held weakly: a pool that nobody holds any more is collected, and its connections
+end.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import anyio.lowlevel
@@ -45,7 +48,7 @@ from allswell._clock import monotonic
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.exchange import Exchange
 from allswell._connection.interface import Owner
-from allswell._connection.lifecycle import Lifecycle, State
+from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED, Lifecycle, State
 from allswell._connection.pulse import Pulse
 from allswell._connection.reader import Reader
 from allswell._connection.service import Service
@@ -59,6 +62,8 @@ from allswell._tasks import Alarm, TaskHost
 
 #: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
+#: Reads, at most, of what has come when all is said at once.
+_LAST_READS = 16
 
 
 #: Where somebody waits for room on a connection that would be idle for too long: looked at again after so many seconds.
@@ -124,6 +129,9 @@ class Connection:
         self._epoch: float | None = None
         self._cut = 0  # exchanges that ended because the connection did
         self._ended = False
+        self._leaves_at = math.inf  # when its goodbyes began
+        self._said: str | None = None  # the backend's goodbye, once it was said
+        self._keeper: Owner | None = None  # the owner, while a goodbye that it did not wait for is still to be told
 
     def __repr__(self) -> str:
         state = f"{self.state.value}, {len(self._exchanges)} open, {self.opened} in all"
@@ -345,8 +353,8 @@ class Connection:
         :param deadline: when the goodbyes must be over; without one, they have the grace from when they begin.
         :param epoch: the instant that the report counts this connection's end from.
         """
+        self._epoch = self._epoch if epoch is None else epoch
         if deadline is not None:
-            self._epoch = epoch
             if self._deadline is None:
                 self._deadline = Deadline(deadline.at)
             else:
@@ -366,18 +374,47 @@ class Connection:
         self._abort(reason, error or TransportError(f"{self.label}: {reason}", operation="read", by="us"))
 
     def _abort(self, reason: str, error: AllswellError, last_words: str = "") -> None:
-        began, counted = monotonic(), self._life.state is State.CLOSING
+        counted = self._life.state is State.CLOSING
         if not self._life.move(State.CLOSED, reason):
             return
         if not counted:
             self._count()
+        if self._leaves_at == math.inf:
+            self._leaves_at = monotonic()
         self._tell_leaving()
         self._cut += len(self._exchanges)
         self._fail_all(error)
-        end = LayerEnd(self._backend.name, last_words, self._heard_goodbye, Outcome.ABORTED)
+        if self._said is None:
+            end = LayerEnd(self._backend.name, last_words, self._heard_goodbye, Outcome.ABORTED)
+        else:
+            end = self._told(taken=self._top.acknowledged)
         layers = [end, *self._stack.abort(reset=not last_words)]
         self._reader.stop()
-        self._end(layers, began)
+        self._end(layers)
+
+    def take_leave(self, reason: str) -> None:
+        """Say everything now, and wait for nothing: GOAWAY, close_notify and FIN leave in this one step.
+
+        The connection's task then goes on hearing, within the grace, as long as the event loop lives: a socket that is
+        closed before the peer's answer has come would reset it. A connection with an exchange in flight is aborted.
+        """
+        if self._exchanges:
+            self.abort(reason)
+            return
+        self._keeper = self._owner()
+        self.close(reason)
+        if self._life.state is State.CLOSING and self._said is None:
+            with suppress(TransportError):  # whoever is gone is told by what follows
+                for _ in range(_LAST_READS):  # and dropped; unread, it would make a RST of our end
+                    data = self._top.receive_nowait()
+                    if data is None or not len(data):
+                        break
+            self._say_ours()
+        self._stack.say_goodbye()
+
+    def so_far(self) -> ConnectionEnd:
+        """How it ends, as far as that has come: what was said and heard until now."""
+        return self._report([self._told(taken=self._top.acknowledged), *self._stack.so_far()])
 
     # Driving
 
@@ -389,24 +426,57 @@ class Connection:
         self._transmit()
         if not self._reader.start():
             self._task = True
-            self.host.spawn(self._run, name=f"allswell {self.http_version} to {self.label}")
+            self._spawn()
+
+    def _spawn(self) -> None:
+        self.host.spawn(self._run, name=f"allswell {self.http_version} to {self.label}")
 
     async def _run(self) -> None:
         """The task, where there is one: it reads, and then says goodbye; or (see `reader.py`) it only says goodbye.
 
-        Raises nothing but cancellation (of the whole event loop's), and bugs.
+        Raises nothing but cancellation (with all tasks of the event loop), and bugs.
         """
         try:
-            if self._reads():
-                await self._reader.run()
-                await anyio.lowlevel.checkpoint()  # whoever has just learnt of it (it was a tunnel's) ends first
-            if self._life.state is State.CLOSING:
-                await self._say_goodbye()
+            await self._drive()
         except Exception as error:
             self._failed(error)
             raise
-        finally:
-            self.abort("the event loop ended")  # nothing, where it is closed already
+        except GeneratorExit:  # dropped with its event loop, of which nothing can be waited for any more
+            self.take_leave(LOOP_ENDED)
+            self.abort(LOOP_ENDED)
+            raise
+        except BaseException:  # cancelled, with all tasks
+            if self.host.ending:
+                try:
+                    await self._hear_last_answers()
+                finally:
+                    self.abort(LOOP_ENDED)
+            else:
+                # By somebody who goes on, and may wait until they are all over: another task takes its place.
+                self._spawn()
+            raise
+
+    async def _drive(self) -> None:
+        if self._reads():
+            await self._reader.run()
+            await anyio.lowlevel.checkpoint()  # whoever has just learnt of it (it was a tunnel's) ends first
+        if self._life.state is State.CLOSING:
+            await self._say_goodbye()
+
+    async def _hear_last_answers(self) -> None:
+        """The event loop ends: all is said, and the answers that come at once are heard.
+
+        Whoever ends an event loop waits for its tasks. So this may wait, and must, or the answers would meet a closed
+        socket. But not for long.
+        """
+        if not self._exchanges:
+            self.take_leave(LOOP_ENDED)
+        with Deadline.after(LAST_MOMENT).scope(shield=True):
+            if self._exchanges:
+                await anyio.lowlevel.checkpoint()  # what goes through this connection leaves first
+            if all(exchange.lingers for exchange in self._exchanges.values()):
+                self.close(LOOP_ENDED)
+                await self._drive()
 
     def _failed(self, error: Exception) -> None:
         self.abort(f"a bug: {error!r}")
@@ -551,7 +621,7 @@ class Connection:
                 self._count()
                 self._reader.stop()
                 if not self._task:
-                    self.host.spawn(self._run, name=f"allswell leaves {self.label}")
+                    self._spawn()
         elif state is State.OPEN:
             if self._backend.spent:
                 # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
@@ -630,32 +700,40 @@ class Connection:
     # Ending
 
     async def _say_goodbye(self) -> None:
-        began = monotonic()
         deadline = self._deadline = self._deadline or Deadline.after(self.config.grace)
-        backend = self._backend
-        said = "" if self._at_end else backend.says_goodbye  # to a peer that has ended there is nothing to say
         if not await self._writer.finished(deadline):
             self.abort("the server took no more of what we sent")
             return
-        backend.goodbye()
-        self._top.transmit_last(backend.take_output())
-        outcome = Outcome.PEER_FIRST if self._heard_goodbye else Outcome.CLEAN
-        if said and not await self._top.delivered(deadline):
-            outcome = Outcome.TIMED_OUT
-        seconds = monotonic() - began
-        lower = await self._stack.shutdown(deadline)
-        if said and lower[-1].said == "RST":
-            outcome = Outcome.TIMED_OUT  # the peer did not even take it
-        layers = [LayerEnd(backend.name, said, self._heard_goodbye, outcome, seconds), *lower]
+        self._say_ours()
+        taken = await self._top.delivered(deadline) if self._said else True
+        seconds = monotonic() - self._leaves_at
+        lower = await self._stack.hear_out(deadline)
+        taken = taken and lower[-1].said != "RST"  # then the peer did not even take it
         if self._life.move(State.CLOSED):
-            self._end(layers, began)
+            self._end([self._told(taken=taken, seconds=seconds), *lower])
 
-    def _end(self, layers: Sequence[LayerEnd], began: float) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._alarm.stop()
-        end = ConnectionEnd(
+    def _say_ours(self) -> None:
+        """The backend's goodbye, once."""
+        if self._said is None:
+            self._leaves_at = monotonic()
+            # To a peer that has ended there is nothing to say.
+            self._said = "" if self._at_end else self._backend.says_goodbye
+            self._backend.goodbye()
+            self._top.transmit_last(self._backend.take_output())
+
+    def _told(self, *, taken: bool, seconds: float = 0.0) -> LayerEnd:
+        """The backend's own end.
+
+        :param taken: the peer has what was said, as far as we know.
+        """
+        outcome = Outcome.PEER_FIRST if self._heard_goodbye else Outcome.CLEAN
+        if self._said and not taken:
+            outcome = Outcome.TIMED_OUT
+        return LayerEnd(self._backend.name, self._said or "", self._heard_goodbye, outcome, seconds)
+
+    def _report(self, layers: Sequence[LayerEnd]) -> ConnectionEnd:
+        began = min(self._leaves_at, monotonic())
+        return ConnectionEnd(
             route=self.label,
             http_version=self.http_version,
             reason=self.reason,
@@ -665,6 +743,14 @@ class Connection:
             began=began - self._epoch if self._epoch is not None else 0.0,
             seconds=monotonic() - began,
         )
+
+    def _end(self, layers: Sequence[LayerEnd]) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._alarm.stop()
+        end = self._report(layers)
+        self._keeper = None
         owner = self._owner()
         if owner is not None:
             owner.connection_ended(self, end)

@@ -13,6 +13,12 @@ from __future__ import annotations
 
 from enum import Enum
 
+#: Why a connection ended that nobody closed before its event loop did.
+LOOP_ENDED = "the event loop ended"
+
+#: Seconds that the end of an event loop is held up, at most, by servers that have yet to answer our goodbyes.
+LAST_MOMENT = 0.5
+
 
 class State(Enum):
     """Where a connection is in its life."""

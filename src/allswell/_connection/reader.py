@@ -82,20 +82,25 @@ class Reader:
 
     async def run(self) -> None:
         """Read until :meth:`stop`."""
-        with Deadline().scope() as self._scope:
-            while self._next is not _Next.NOTHING:
-                if self._next is not _Next.ROOM:
-                    self._turn()
-                if self._next is _Next.ROOM:
-                    await self._go_on.wait()
-                elif self._next is _Next.OTHERS:
-                    await anyio.lowlevel.checkpoint()
-                elif self._next is _Next.ARRIVAL:
-                    try:
-                        await self._top.wait_readable()
-                    except TransportError as error:
-                        self._lost(error)
-        self._scope = None
+        try:
+            with Deadline().scope() as self._scope:
+                await self._read()
+        finally:
+            self._scope = None
+
+    async def _read(self) -> None:
+        while self._next is not _Next.NOTHING:
+            if self._next is not _Next.ROOM:
+                self._turn()
+            if self._next is _Next.ROOM:
+                await self._go_on.wait()
+            elif self._next is _Next.OTHERS:
+                await anyio.lowlevel.checkpoint()
+            elif self._next is _Next.ARRIVAL:
+                try:
+                    await self._top.wait_readable()
+                except TransportError as error:
+                    self._lost(error)
 
     def look(self) -> None:
         """Take a turn now."""

@@ -73,8 +73,16 @@ class Writer:
             await self._top.flush()
         except TransportError:
             pass  # the reading side meets the same loss, after the peer's last words: it tells the exchanges
-        finally:
-            self._busy = False
-            self._answers = 0
-            self._over.set()
-            self._room()
+        except BaseException:
+            if not self._host.ending:  # somebody cancels all tasks, and goes on: so does this
+                self._host.spawn(self._finish, name=self._name)
+                raise
+            self._finished()
+            raise
+        self._finished()
+
+    def _finished(self) -> None:
+        self._busy = False
+        self._answers = 0
+        self._over.set()
+        self._room()

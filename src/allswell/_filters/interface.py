@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._report import LayerEnd
+from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
 Input = TypeVar("Input")
@@ -67,6 +67,10 @@ class Filter(ABC):
         Called before something fails for want of time: the program may have held the event loop for longer than that.
         Never raises.
         """
+
+    def so_far(self) -> LayerEnd:
+        """Its end, as far as that has come: what was said and heard until now."""
+        return LayerEnd(self.name, "", "", Outcome.CLEAN)  # of a layer that has no goodbye of its own
 
     def extra(self, name: str) -> Any:
         """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"server_addr"``, …), or ``None``."""
@@ -126,6 +130,11 @@ class Carrier(Filter, Generic[Input]):
     def transmit_last(self, data: bytes) -> None:
         """As ``transmit``, for what a shutdown follows at once: a layer may keep it, to say it with its own goodbye."""
         self.transmit(data)
+
+    @property
+    def acknowledged(self) -> bool:
+        """What :meth:`delivered` waits for, at this instant."""
+        return self.unsent == 0 and not self.dead
 
     async def delivered(self, deadline: Deadline) -> bool:
         """Wait until what was transmitted is with the peer, as far as this layer can know; whether it is.

@@ -396,6 +396,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self.connection.send_ping(self._pings)
         return self._pings
 
+    @property
+    def acknowledged(self) -> bool:
+        return self.connection.all_acknowledged
+
     async def delivered(self, deadline: Deadline) -> bool:
         """Wait until all that was sent is acknowledged; whether it is. A peer that is silent for three PTO is gone.
 
@@ -559,7 +563,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             return self._end
         connection = self.connection
         if self._goodbye:
-            return self._finish(Outcome.CLEAN if connection.heard is not None else Outcome.TIMED_OUT, monotonic())
+            return self._finish(self._waited(), monotonic())
         self._rest()
         if not self._unreachable:
             if connection.ended is None:
@@ -581,20 +585,30 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._alarm.stop()
 
     def _finish(self, outcome: Outcome, began: float) -> LayerEnd:
-        connection = self.connection
         self._alive = False
         self._rest()
+        self._end = self._told(outcome, monotonic() - began)
+        self.connection.discard()
+        self._leave_aside()
+        if self._keylog is not None:
+            self._keylog.close()
+        return self._end
+
+    def so_far(self) -> LayerEnd:
+        return self._end or self._told(self._waited(), 0.0)
+
+    def _waited(self) -> Outcome:
+        """How it ends when the answer to our goodbye is not waited for any longer."""
+        return Outcome.TIMED_OUT if self.connection.heard is None and not self._unreachable else Outcome.CLEAN
+
+    def _told(self, outcome: Outcome, seconds: float) -> LayerEnd:
+        connection = self.connection
         ended = self._answered or connection.ended
         said = str(ended) if ended is not None and ended.by == "us" and ended.code is not None else ""
         heard = str(connection.heard) if connection.heard is not None else ""
         if self._unreachable:
             heard = heard or "port unreachable"
-        self._end = LayerEnd(self.name, said, heard, outcome, monotonic() - began)
-        connection.discard()
-        self._leave_aside()
-        if self._keylog is not None:
-            self._keylog.close()
-        return self._end
+        return LayerEnd(self.name, said, heard, outcome, seconds)
 
     def extra(self, name: str) -> Any:
         if name == "quic":

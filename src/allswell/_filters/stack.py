@@ -92,6 +92,10 @@ class Stack:
         """End every filter without a word. What had ended before keeps its end. See :meth:`Filter.abort`."""
         return [layer.abort(reset=reset) for layer in self._filters]
 
+    def so_far(self) -> list[LayerEnd]:
+        """How each filter's end has come along until now."""
+        return [layer.so_far() for layer in self._filters]
+
     def extra(self, name: str) -> Any:
         """See :meth:`Filter.extra`; the topmost filter that knows answers."""
         return next((fact for layer in self._filters if (fact := layer.extra(name)) is not None), None)

@@ -226,16 +226,22 @@ class TcpFilter(ByteStream):
                 self._say_fin(sock)
         return self._close(LayerEnd(self.name, self._said, self._heard, Outcome.ABORTED))
 
-    def _ended(self, seconds: float) -> LayerEnd:
-        """Close it after our FIN, or the peer's RST."""
-        self._drain()
+    def so_far(self) -> LayerEnd:
+        return self._end or self._told(0.0)
+
+    def _told(self, seconds: float) -> LayerEnd:
+        """The end, after our FIN or the peer's RST."""
         if self._heard == "RST":
             outcome = Outcome.ABORTED
-        elif self._heard:
+        elif self._said and self._heard:
             outcome = Outcome.PEER_FIRST if self._peer_first else Outcome.CLEAN
         else:
             outcome = Outcome.TIMED_OUT
-        return self._close(LayerEnd(self.name, self._said, self._heard, outcome, seconds))
+        return LayerEnd(self.name, self._said, self._heard, outcome, seconds)
+
+    def _ended(self, seconds: float) -> LayerEnd:
+        self._drain()
+        return self._close(self._told(seconds))
 
     def _reset(self, sock: socket.socket) -> str:
         """End it by RST; what was said."""
@@ -276,7 +282,8 @@ class TcpFilter(ByteStream):
         self._queue.clear()
         self._unsent = 0
         self.listen(None)
-        anyio.notify_closing(self._sock)  # whoever waits for it learns; and the event loop forgets the descriptor
+        if self._host is not None and self._host.current:  # and not over
+            anyio.notify_closing(self._sock)  # whoever waits for it learns; and the event loop forgets the descriptor
         self._sock.close()
         self._sock = None
         return end

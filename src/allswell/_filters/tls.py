@@ -315,18 +315,23 @@ class TlsFilter(ByteStream):
         self._drop_held()
         return self._ended(0.0)
 
+    def so_far(self) -> LayerEnd:
+        return self._end or self._told(0.0)
+
     def _ended(self, seconds: float) -> LayerEnd:
-        if self._end is None:
-            if not self._ready:
-                outcome = Outcome.SKIPPED
-            elif not self._said or self._failed:
-                outcome = Outcome.ABORTED
-            elif self._heard:
-                outcome = Outcome.PEER_FIRST if self._peer_first else Outcome.CLEAN
-            else:
-                outcome = Outcome.TIMED_OUT
-            self._end = LayerEnd(self.name, self._said, self._heard, outcome, seconds)
+        self._end = self._end or self._told(seconds)
         return self._end
+
+    def _told(self, seconds: float) -> LayerEnd:
+        if not self._ready:
+            outcome = Outcome.SKIPPED
+        elif not self._said or self._failed:
+            outcome = Outcome.ABORTED
+        elif self._heard:
+            outcome = Outcome.PEER_FIRST if self._peer_first else Outcome.CLEAN
+        else:
+            outcome = Outcome.TIMED_OUT
+        return LayerEnd(self.name, self._said, self._heard, outcome, seconds)
 
     def extra(self, name: str) -> Any:
         if name == "certificate":

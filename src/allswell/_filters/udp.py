@@ -390,7 +390,8 @@ class UdpFilter(Datagrams):
             if self._host is not None:
                 self.listen(self._host, None)
             sock, self._sock = self._sock, None
-            anyio.notify_closing(sock)
+            if self._host is None or self._host.current:  # and not over
+                anyio.notify_closing(sock)
             sock.close()
 
     def _socket(self) -> socket.socket:

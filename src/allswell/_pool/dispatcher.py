@@ -27,12 +27,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 
 from allswell._backends.interface import AlternativeOffered, OriginsNamed
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange
+from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED
 from allswell._deadline import Deadline
 from allswell._errors import (
     AllswellError,
@@ -110,6 +112,8 @@ class Dispatcher:
         self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at who waits for what exists
         self._counted = 0  # connections and dials that count against the limit
         self._closing: Deadline | None = None
+        self._late = ""  # what an exchange is told that has not ended with the grace
+        self._lingering: dict[Connection, None] = {}  # that were left (take_leave), and have not ended yet
         self._ended = anyio.Event()
         host.when_over(self._loop_ended)
 
@@ -399,10 +403,14 @@ class Dispatcher:
         """
         for waiter in list(dial.waiters):
             self._uncover(state, waiter)
-        for waiter in self._waiters:
-            if waiter.dial is None:  # on other routes, too: there is a place under the limits
-                waiter.signal.set()
+        self._wake_starved()
         self._tidy(state)
+
+    def _wake_starved(self) -> None:
+        """A place under the limits is free, but nothing can be begun from here: whoever waits for one asks itself."""
+        for waiter in self._waiters:
+            if waiter.dial is None:
+                waiter.signal.set()
 
     def _dial_succeeded(self, state: RouteState, dial: Dial, connection: Connection) -> None:
         if connection in self._serves:
@@ -416,7 +424,7 @@ class Dispatcher:
             self._counted += state.counts
             self._start(connection, state.route)
             if self._closing is not None:
-                connection.close("the pool closes", self._closing)
+                connection.close("the pool closes", self._time_left())
                 return
             self._coalescing.add(connection, state.route)
         self.connection_available(connection)
@@ -432,7 +440,11 @@ class Dispatcher:
     def _discard(self, route: Route, connection: Connection) -> None:
         """It came second in a race: it counts nowhere, and says its goodbyes."""
         self._start(connection, route)
-        connection.close("another was made sooner", self._closing)
+        connection.close("another was made sooner", self._time_left())
+
+    def _time_left(self) -> Deadline | None:
+        """When the goodbyes must be over; ``None`` when nobody waits for them (then they have the grace)."""
+        return self._closing if self._closing is not None and not self._closing.passed() else None
 
     def _uncover(self, state: RouteState, waiter: Waiter) -> None:
         """Its dial is over, and did not serve it."""
@@ -525,7 +537,9 @@ class Dispatcher:
         """It takes no more: it counts no more either, so another may take its place while it still drains."""
         ungranted = [state for state in self._serves.get(connection, ()) if state.expected.get(connection) == math.inf]
         states = self._detach(connection)
-        if states and self._closing is None:
+        if connection.reason == LOOP_ENDED:
+            self._wake_starved()
+        elif states and self._closing is None:
             for state in ungranted:
                 self._fail_ungranted(state, connection)
             for state in states[1:]:
@@ -579,10 +593,11 @@ class Dispatcher:
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """It is closed."""
-        self.connections.pop(connection, None)
-        if self._closing is not None:
+        ours = self.connections.pop(connection, None) is not None
+        self._lingering.pop(connection, None)
+        if ours and self._closing is not None:
             self.ends.append(end)
-        elif end.reason == "the event loop ended":
+        elif ours and end.reason == LOOP_ENDED:
             self.dropped += 1
         if self.config.on_connection_end is not None:
             try:
@@ -637,32 +652,61 @@ class Dispatcher:
             # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
             # exchanges are tunnels.)
             sooner = carried and route.proxies and not route.carries
-            connection.close("the pool closes", deadline.shifted(-reserve / 2) if sooner else deadline, epoch=epoch)
+            until = deadline.shifted(-reserve / 2) if sooner else deadline
+            connection.close("the pool closes", until if grace else None, epoch=epoch)
+        self._late = f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
         try:
-            if not cut:
+            if grace and not cut:
                 await self._all_ended(deadline.shifted(-reserve))
-            late = PoolClosed(
-                f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
-            )
-            for connection, route in list(self.connections.items()):
-                if not route.carries:
-                    connection.cut(late)
-            await self._all_ended(deadline.shifted(_SLACK))
+            self._cut()
+            if grace:
+                await self._all_ended(deadline.shifted(_SLACK))
         finally:
-            self.abort_all("the grace is over")
+            self.take_leave("the grace is over")
+        if not grace:
+            await (
+                anyio.lowlevel.checkpoint()
+            )  # the tasks that hear the answers have begun, whatever becomes of the loop
 
     def hurry(self, deadline: Deadline) -> None:
         """The grace has become shorter while everything ends."""
+        if deadline.passed():
+            self._cut()
+            self.take_leave("the grace is over")
         for connection in list(self.connections):
             connection.close("the pool closes", deadline)
 
-    def _loop_ended(self) -> None:
-        self.abort_all("the event loop ended")
+    def _cut(self) -> None:
+        for connection, route in list(self.connections.items()):
+            if not route.carries:
+                connection.cut(PoolClosed(self._late))
 
-    def abort_all(self, reason: str) -> None:
-        """End every connection without a word."""
-        for connection in list(self.connections):
-            connection.abort(reason)
+    def take_leave(self, reason: str) -> None:
+        """Have everything said now, and wait for nothing; exchanges in flight are aborted.
+
+        What has not heard its answers yet goes on by itself (see :meth:`Connection.take_leave`). It is not the pool's
+        any more, and told of as it is now. What goes through another of the pool's connections leaves before that one
+        does, and hears nothing more.
+        """
+        carriers = {route for route in self.connections.values() if route.carries}
+        for connection, route in sorted(self.connections.items(), key=lambda each: -len(each[1].proxies)):
+            connection.take_leave(reason)
+            if route.proxies and route.to_proxy(carries=True) in carriers:
+                connection.abort(reason)
+            if self.connections.pop(connection, None) is not None:
+                self.ends.append(connection.so_far())
+                self._lingering[connection] = None
+        self._something_ended()
+
+    async def _loop_ended(self) -> None:
+        """It ends under us, and does not end before this does: the answers that come at once are heard."""
+        self.dropped += len(self.connections)
+        self.take_leave(LOOP_ENDED)
+        with Deadline.after(LAST_MOMENT).scope():
+            while self._lingering:
+                await self._ended.wait()
+        for connection in list(self._lingering):
+            connection.abort(LOOP_ENDED)
 
     async def _all_ended(self, deadline: Deadline) -> None:
         with deadline.scope():

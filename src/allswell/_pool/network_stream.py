@@ -139,19 +139,25 @@ class ExchangeStream(ByteStream):
         self._end = LayerEnd(self.name, "", "", Outcome.ABORTED)
         return self._end
 
+    def so_far(self) -> LayerEnd:
+        return self._end or self._told(0.0)
+
     def _ended(self, seconds: float) -> LayerEnd:
-        exchange, heard = self._exchange, self._heard
-        words = _ENDS.get(exchange.connection.http_version, "")
+        self._end = self._told(seconds)
+        if self._end.outcome is Outcome.TIMED_OUT:
+            self._exchange.connection.stop_lingering(self._exchange)
+        return self._end
+
+    def _told(self, seconds: float) -> LayerEnd:
+        words = _ENDS.get(self._exchange.connection.http_version, "")
         if self._failed:
             outcome = Outcome.ABORTED
-        elif heard or not words:
+        elif self._heard or not words:
             outcome = Outcome.CLEAN
         else:
             outcome = Outcome.TIMED_OUT
-            exchange.connection.stop_lingering(exchange)
-        said = words if exchange.uploaded and not self._failed else ""
-        self._end = LayerEnd(self.name, said, words if heard else "", outcome, seconds)
-        return self._end
+        said = words if self._exchange.lingers and not self._failed else ""
+        return LayerEnd(self.name, said, words if self._heard else "", outcome, seconds)
 
     def _lost(self, operation: Literal["read", "write"], error: AllswellError) -> TransportError:
         self._failed = True

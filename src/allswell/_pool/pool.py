@@ -227,7 +227,8 @@ class ConnectionPool:
         """Close all connections, side by side, each layer with its goodbye; never longer than the grace.
 
         Refuses new requests; fails those that wait for a connection. Exchanges in flight may finish, until a quarter of
-        the grace (at most 0.5 s) is left for the goodbyes. Called again, it returns the same report.
+        the grace (at most 0.5 s) is left for the goodbyes. Called again, it returns the same report. Cancelled, it says
+        everything and waits for nothing, as with a timeout of 0; what is in flight then is aborted.
 
         :param timeout: the grace in seconds; the pool's own (2.0) by default; 0 to say everything and wait for nothing.
         :param cut: do not wait for exchanges in flight.
@@ -264,7 +265,7 @@ class ConnectionPool:
             message = f"unclosed {self!r}: {orphans} connections were left open"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
             if dispatcher.connections:  # not when the event loop is over, and perhaps the interpreter too
-                dispatcher.host.call_soon_threadsafe(partial(dispatcher.abort_all, "its pool was dropped open"))
+                dispatcher.host.call_soon_threadsafe(partial(dispatcher.take_leave, "its pool was dropped open"))
 
     def __repr__(self) -> str:
         connections = len(self._dispatcher.connections) if self._dispatcher is not None else 0
