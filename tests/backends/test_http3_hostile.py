@@ -199,3 +199,16 @@ def test_whatever_comes_raises_nothing_and_ends_every_exchange_once(
         ends.append(event.exchange)
     assert sorted(set(finals)) == sorted(finals)
     assert sorted(set(ends)) == exchanges
+
+
+def test_data_in_tiny_frames_is_put_together() -> None:
+    """A frame of one byte takes three on the wire, and an event for each would take a hundred in memory."""
+    link = Link()
+    exchange = link.open()
+    frames = b"".join(h3.frame(h3.DATA, b"%03d" % number) + h3.frame(0x21, b"") for number in range(1000))
+    events = link.say(exchange, link.head(exchange) + frames, end=True)
+    bodies = [event for event in events if isinstance(event, BodyReceived)]
+    assert b"".join(event.data for event in bodies) == b"".join(b"%03d" % number for number in range(1000))
+    assert sum(event.credit for event in bodies) == 3000
+    assert len(bodies) <= 3
+    assert type(events[-1]) is ResponseCompleted

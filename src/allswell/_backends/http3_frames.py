@@ -41,6 +41,8 @@ QPACK_ENCODER_STREAM_ERROR = 0x201
 QPACK_DECODER_STREAM_ERROR = 0x202
 _ERRORS = frozenset({H3_DATAGRAM_ERROR, *range(0x101, 0x111), *range(0x200, 0x203)})
 
+#: Pieces of DATA below this size are put together: an event costs more than what is in it.
+_SMALL = 1024
 #: Frames of unknown types, or DATA without content, in a row on one stream.
 _MAX_EMPTY = 10_000
 
@@ -158,7 +160,7 @@ class FrameReader:
         return not self._buffer and not self._left
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The frames, and pieces of DATA frames, that these bytes complete.
+        """The frames, and pieces of DATA frames, that these bytes complete. Small pieces in a row are one.
 
         :raises H3Error: H3_FRAME_UNEXPECTED, H3_EXCESSIVE_LOAD.
         :raises Malformed: when a frame is too large.
@@ -190,7 +192,10 @@ class FrameReader:
             if what not in self._WHOLE or (total > self._limit and what == ORIGIN):  # (which may be ignored)
                 taken = min(total, size - position)
                 if what == DATA and (taken or not total):
-                    frames.append((DATA, data[position : position + taken]))
+                    piece = data[position : position + taken]
+                    if taken < _SMALL and frames and frames[-1][0] == DATA and len(frames[-1][1]) < _SMALL:
+                        piece = frames.pop()[1] + piece
+                    frames.append((DATA, piece))
                 self._empty = 0 if what == DATA and total else self._empty + 1
                 if self._empty > _MAX_EMPTY:  # RFC 9114 §10.5
                     raise H3Error(H3_EXCESSIVE_LOAD, f"{_MAX_EMPTY} frames to no purpose")

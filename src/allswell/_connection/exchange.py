@@ -40,6 +40,10 @@ _LOOK_AGAIN = 0.01
 #: Pieces sent in a row without waiting, before other tasks (the one that reads the response) get their turn.
 _SENDS_IN_A_ROW = 8
 
+#: Pieces of a body below this size are put together while they wait: each costs some 100 bytes besides what is in it,
+#: and windows count only that.
+_SMALL = 1024
+
 TrailerSource = Headers | Callable[[], Headers] | None
 InformationalHook = Callable[[ResponseHead], Awaitable[None]]
 
@@ -411,7 +415,12 @@ class Exchange:
 
     def on_body(self, data: bytes, credit: int) -> None:
         """A piece of the response's body came."""
-        self._chunks.append((data, credit))
+        chunks = self._chunks
+        if chunks and len(data) < _SMALL and len(chunks[-1][0]) < _SMALL:
+            before, freed = chunks[-1]
+            chunks[-1] = (before + data, freed + credit)
+        else:
+            chunks.append((data, credit))
         self.buffered += len(data)
         self._read_at = math.inf
         self._ready.set()
