@@ -59,13 +59,13 @@ _OF_ONE_CONNECTION = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
 )
 #: Generic code adds it for HTTP/1.1 (RFC 7540 §3.2.1), where Connection names it.
-_NOT_SENT_ON = _OF_ONE_CONNECTION | {b"http2-settings"}
+_HOP_BY_HOP = _OF_ONE_CONNECTION | {b"http2-settings"}
 
 #: Where a message goes and where it ends: Connection cannot name them away.
 _NEVER_NOMINATED = frozenset((b"host", b"content-length", b"te"))
 
 #: RFC 9110 §6.5.1: what frames or routes a message, modifies the request, tells who asks, or says how to read content.
-_NOT_IN_TRAILERS = _NOT_SENT_ON | {
+_NOT_IN_TRAILERS = _HOP_BY_HOP | {
     b"authorization",
     b"cache-control",
     b"content-encoding",
@@ -119,7 +119,7 @@ class HeaderSection(NamedTuple):
     content_length: int | None
     chunked: bool
 
-    def sent_on(self) -> Headers:
+    def end_to_end(self) -> Headers:
         """The fields of HTTP/2 and HTTP/3: lower-case, without Host and those of one connection (RFC 9110 §7.6.1)."""
         fields: Headers = []
         for name, value in self.fields:
@@ -127,7 +127,7 @@ class HeaderSection(NamedTuple):
             if lower == b"te":
                 if b"trailers" in _options(value):
                     fields.append((lower, b"trailers"))
-            elif lower != b"host" and lower not in _NOT_SENT_ON:
+            elif lower != b"host" and lower not in _HOP_BY_HOP:
                 fields.append((lower, value))
         nominated = options(self.fields, b"connection") - _NEVER_NOMINATED
         return [field for field in fields if field[0] not in nominated] if nominated else fields

@@ -79,6 +79,22 @@ def test_the_reader_understands_what_was_said(blocks: list[tuple[Headers, list[i
             assert section.error is None
 
 
+def test_what_is_used_of_hpack_is_still_there() -> None:
+    """A canary: these names are beyond hpack's documented interface."""
+    encoder = Encoder()
+    table = encoder.header_table
+    assert encoder.add((b"x-a", b"b"), False, False) == b"\x40\x03x-a\x01b"
+    assert list(table.dynamic_entries) == [(b"x-a", b"b")]
+    assert table.search(b"x-a", b"b") == (62, b"x-a", b"b")
+    assert table.search(b"x-a", b"c") == (62, b"x-a", None)
+    assert table.search(b"x-b", b"c") is None
+    assert encoder.add((b"x-a", b"b"), False, False) == b"\xbe"
+    assert table.STATIC_TABLE_MAPPING[b":path"][0] == 4
+    assert encoder.huffman_coder.encode(b"www.example.com").hex() == "f1e3c2e5f23a6ba0ab90f4ff"  # RFC 7541 §C.4.1
+    table.maxsize = 10
+    assert (table.maxsize, list(table.dynamic_entries)) == (10, [])
+
+
 def test_secrets_are_never_indexed_also_when_remembered() -> None:
     encoder = FieldEncoder()
     for name, value in [(b"authorization", b"Basic x"), (b"cookie", b"a=" + b"b" * 30), (b":path", b"/?key=1")]:

@@ -101,7 +101,7 @@ class Http2:
     ) -> None:
         self._initial_window = initial_window
         self._splitter = FrameSplitter()
-        self._requests = RequestSections(HeaderSection.sent_on)
+        self._requests = RequestSections(HeaderSection.end_to_end)
         self._streams: dict[int, Stream] = {}
         self._unread: dict[int, int] = {}
         self._reset: dict[int, None] = {}

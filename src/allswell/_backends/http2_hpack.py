@@ -3,6 +3,9 @@
 Most of what a small exchange costs is HPACK in Python. But a client says nearly the same in each request, and a server
 in each response; and as long as the dynamic table does not change, the same field has the same code, and the same block
 the same meaning. So both directions keep a small memory, and forget it when the table changes.
+
+What is used of hpack beyond its documented interface (``Encoder.add``, ``huffman_coder``, ``header_table`` with
+``search``, ``dynamic_entries``, ``maxsize``, ``STATIC_TABLE_MAPPING``) has a canary in the tests.
 """
 
 from __future__ import annotations

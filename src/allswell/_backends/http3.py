@@ -109,7 +109,7 @@ class Http3:
         self._over = False
         self._decoder = Decoder(0, 0)
         self._encoder = SectionEncoder()
-        self._requests = RequestSections(HeaderSection.sent_on)
+        self._requests = RequestSections(HeaderSection.end_to_end)
         self._settings: dict[int, int] | None = None
         self._control = ControlReader(_CONTROL_LIMIT)
         self._critical: dict[int, int] = {}  # the peer's control and QPACK streams, by their types
