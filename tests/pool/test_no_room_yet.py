@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -176,3 +179,91 @@ async def test_a_later_connection_of_theirs_is_not_sent_what_it_would_refuse() -
             assert answer.attempts == []
             assert "HEADERS 1" not in server.talks[1].seen[: server.talks[1].seen.index("SETTINGS ACK")]
         assert len(peer.connections) == 2
+
+
+# Servers that leave after so many requests, while many come at once
+
+
+class Leaves:
+    """Answers so many requests on each connection, says GOAWAY, and takes no others."""
+
+    def __init__(self, takes: int) -> None:
+        self._takes = takes
+        self._taken: Counter[object] = Counter()
+        self.answers = 0
+        self.generous = False
+
+    def http2(self, talk: Talk, request: Request) -> None:
+        if self._take(talk):
+            talk.answer(request)
+        if self._taken[talk] == self._takes and not self.generous:
+            talk.goaway(request.stream)
+
+    def http3(self, connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        if self._take(connection):
+            connection.respond(stream, 200, fields[b":path"])
+        if self._taken[connection] == self._takes and not self.generous:
+            connection.goaway(stream + 4)
+
+    def _take(self, connection: object) -> bool:
+        self._taken[connection] += 1
+        return self.generous or self._taken[connection] <= self._takes
+
+
+@contextmanager
+def leaving(version: str, takes: int) -> Iterator[tuple[Leaves, Sequence[object], ConnectionPool, str]]:
+    leaves = Leaves(takes)
+    if version == "h3":
+        with QuicServer({b"/r": leaves.http3}) as quic:
+            yield leaves, quic.connections, pool_for(http3="only"), url_of(quic)
+    else:
+        with scripted_peer(Http2Server(leaves.http2), tls=h2_tls()) as peer:
+            yield leaves, peer.connections, pool_for(), f"{peer.url}/r/"
+
+
+@pytest.mark.parametrize("takes", [1, 3, 10])
+@pytest.mark.parametrize("version", ["h2", "h3"])
+async def test_fifty_at_once_take_a_few_rounds(version: str, takes: int) -> None:
+    """Two connections show how many requests one takes; then as many are made as are needed, side by side."""
+    attempts: list[int] = []
+    with leaving(version, takes) as (_, connections, pool, url):
+
+        async def fetch(number: int) -> None:
+            answer = await pool.request("POST", f"{url}{number}", content=b"x", timeouts=Timeouts(total=20))
+            assert await answer.read() == b"/r/%d" % number
+            attempts.append(len(answer.attempts))
+
+        async with pool:
+            # Two connections get what one is thought to take; all others what these took. When all of that was answered
+            # one more is tried, for the goodbye may be right behind the last answer, or not come at all.
+            tries = 50 // takes + 1
+            for in_vain in (2 * 50 + tries, tries):  # what was learnt is remembered
+                attempts.clear()
+                async with anyio.create_task_group() as tasks:
+                    for number in range(50):
+                        tasks.start_soon(fetch, number)
+                assert len(attempts) == 50
+                assert sum(attempts) <= in_vain
+        assert len(connections) <= 2 * (50 // takes + 3)
+
+
+@pytest.mark.parametrize("version", ["h2", "h3"])
+async def test_a_server_that_takes_more_than_it_did_is_given_more(version: str) -> None:
+    with leaving(version, 2) as (leaves, connections, pool, url):
+
+        async def fetch(number: int) -> None:
+            await pool.request("POST", f"{url}{number}", content=b"x", timeouts=Timeouts(total=20))
+
+        async def burst() -> None:
+            async with anyio.create_task_group() as tasks:
+                for number in range(12):
+                    tasks.start_soon(fetch, number)
+
+        async with pool:
+            await burst()
+            leaves.generous = True
+            for number in range(4):  # one more than it took shows it
+                await fetch(number)
+            before = len(connections)
+            await burst()
+        assert len(connections) <= before + 1

@@ -54,7 +54,7 @@ from allswell._connection.reader import Reader
 from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
-from allswell._errors import AllswellError, LocalProtocolError, RemoteProtocolError, TransportError
+from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
 from allswell._filters.stack import Stack
 from allswell._messages import Headers, RequestHead
 from allswell._report import ConnectionEnd, LayerEnd, Outcome
@@ -100,6 +100,7 @@ class Connection:
         self.silent = False
         self.opened = 0
         self.answered = 0
+        self._taken = 0  # of those that were opened; refused ones do not count
         self.made_at = monotonic()
         self._stack = stack
         self._top = stack.top
@@ -176,7 +177,13 @@ class Connection:
 
     def capacity(self) -> int:
         """Exchanges that may be opened now."""
-        return self._backend.capacity() if self._life.state is State.OPEN else 0
+        if self._life.state is not State.OPEN:
+            return 0
+        room, takes = self._backend.capacity(), self.service.takes
+        if room > takes - self._taken:
+            # More than such connections took before they left. When all of that is answered, one more will show.
+            room = max(int(takes) - self._taken, 0 if self._exchanges else 1)
+        return room
 
     @property
     def capacity_expected(self) -> bool:
@@ -245,6 +252,7 @@ class Connection:
         self._exchanges[number] = exchange
         self._idle_since = math.inf
         self.opened += 1
+        self._taken += 1
         if total_at != math.inf:
             self.watch(total_at)
         self._transmit()
@@ -554,6 +562,8 @@ class Connection:
             elif isinstance(event, ResponseReceived):
                 self.answered += 1
                 self.service.answered += 1
+                if self.answered > self.service.takes:
+                    self.service.takes_more()
                 exchange.on_response(event.head, tunnel=event.tunnel)
             elif isinstance(event, BodyReceived):
                 exchange.on_body(event.data, event.credit)
@@ -567,11 +577,19 @@ class Connection:
                 exchange.on_datagram(event.payload)
             elif isinstance(event, ExchangeFailed):
                 del exchanges[exchange.number]
+                if isinstance(event.error, NotProcessed) and event.error.proven:
+                    self._refused(self._taken - 1)
                 exchange.on_error(event.error)
             elif kind is UploadRefused:
                 exchange.on_upload_refused()
             else:
                 exchange.on_room()
+
+    def _refused(self, taken: int) -> None:
+        """The peer has refused a request, so it took so many until now."""
+        self._taken = taken
+        if self._life.state is not State.OPEN:
+            self.service.leaves(self.made_at, taken)
 
     def _on_connection_event(self, event: ConnectionEvent) -> None:
         if isinstance(event, PeerLeaving):
@@ -627,7 +645,7 @@ class Connection:
                 # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
                 self.close("it can carry no more requests")
             elif self._exchanges:
-                if self._backend.capacity():
+                if self.capacity():
                     self._tell_available()
             elif self._idle_since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
                 self._idle_since = monotonic()

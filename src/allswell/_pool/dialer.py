@@ -278,7 +278,8 @@ class Dialer:
 
     def streams(self, route: Route) -> int:
         """How many exchanges a connection that multiplexes is likely to take."""
-        return max(1, self._manners_of(route).streams.value)
+        manners = self._manners_of(route)
+        return max(1, int(min(manners.streams.value, manners.service.takes)))
 
     def _manners_of(self, route: Route) -> _Manners:
         manners = self._manners.get(route)
