@@ -885,6 +885,13 @@ async def test_the_port_closes_under_a_request() -> None:
 # Logs
 
 
+async def test_a_folder_for_qlogs_that_is_not_there() -> None:
+    with QuicServer() as server:
+        with pytest.raises(ConnectFailed, match="no folder nowhere") as caught:
+            await QuicClient(server.port, quic_settings(qlog_dir="nowhere")).start()
+        assert caught.value.by == "us"
+
+
 async def test_qlog_and_keylog(tmp_path: Path) -> None:
     keylog = tmp_path / "keys"
     with QuicServer() as server:
@@ -894,6 +901,7 @@ async def test_qlog_and_keylog(tmp_path: Path) -> None:
             await client.aclose()
     assert "CLIENT_TRAFFIC_SECRET_0" in keylog.read_text()
     (qlog,) = tmp_path.glob("*.qlog")
+    assert [path.stat().st_mode & 0o777 for path in (keylog, qlog)] == [0o600, 0o600]  # they are nobody else's
     events: list[dict[str, Any]] = json.loads(qlog.read_text())["traces"][0]["events"]
     frames = [
         frame for event in events if event["name"] == "transport:packet_sent" for frame in event["data"]["frames"]

@@ -1,6 +1,7 @@
 """Key logs: the file that ``SSLKEYLOGFILE`` names, to read along with. It holds secrets, so only its owner may read it.
 
-OpenSSL and Python create it with the modes of any file, so it is made here before they see its name.
+OpenSSL and Python create it with the modes of any file, so it is made here before they see its name. Logs of what QUIC
+connections did (qlog) are made in the same way.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def logging_keys(context: ssl.SSLContext, trust_env: bool) -> ssl.SSLContext:
     return context
 
 
-def open_key_log(path: str) -> TextIO:
-    """A key log to write on; nobody else may read it, if it is made here.
+def open_log(path: str | os.PathLike[str]) -> TextIO:
+    """A log to append to; nobody else may read it, if it is made here.
 
     :raises OSError: when it cannot be written.
     """
@@ -38,5 +39,5 @@ def _environments() -> str | None:
     path = os.environ.get("SSLKEYLOGFILE")
     if not path:
         return None
-    open_key_log(path).close()
+    open_log(path).close()
     return path

@@ -19,16 +19,18 @@ with one CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever co
 from __future__ import annotations
 
 import errno
+import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 import anyio
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import NetworkAddress
 from aioquic.quic.events import QuicEvent
-from aioquic.quic.logger import QuicFileLogger
+from aioquic.quic.logger import QuicLogger, QuicLoggerTrace
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import AlertDescription, SessionTicket
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -38,7 +40,7 @@ from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import Carrier, Datagrams
-from allswell._filters.keylog import open_key_log
+from allswell._filters.keylog import open_log
 from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
 from allswell._filters.quic_ecn import ECT_0, NOT_ECT
 from allswell._filters.quic_settings import QuicSettings
@@ -57,6 +59,25 @@ _GOODBYES = 3
 _SILENCE = 0.5
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
+
+
+class _Qlog(QuicLogger):
+    """A connection's qlog, written when the connection is over. (aioquic's is for everybody to read.)
+
+    :raises ValueError: when there is no such folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+        if not self._folder.is_dir():
+            raise ValueError(f"there is no folder {folder} for qlogs")
+
+    def end_trace(self, trace: QuicLoggerTrace) -> None:
+        super().end_trace(trace)
+        told = self.to_dict()
+        with open_log(self._folder / f"{told['traces'][0]['common_fields']['ODCID']}.qlog") as file:
+            json.dump(told, file)
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
@@ -137,9 +158,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if settings.store is not None:
             self._take_up(settings.store, configuration)
         if settings.qlog_dir is not None:
-            configuration.quic_logger = QuicFileLogger(settings.qlog_dir)
+            configuration.quic_logger = _Qlog(settings.qlog_dir)
         if settings.keylog_file is not None:
-            self._keylog = open_key_log(settings.keylog_file)  # closed by _finish
+            self._keylog = open_log(settings.keylog_file)  # closed by _finish
             configuration.secrets_log_file = self._keylog
         return configuration
 
