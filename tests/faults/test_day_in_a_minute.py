@@ -6,7 +6,8 @@ processed once more on a shared connection, and for the last time as the first r
 suffer depends on the version: where the protocol proves that it was not processed it goes again, elsewhere its loss
 must be told, and it must never be executed twice.
 
-Some requests are in a hurry: their deadline may pass at any moment of their lives. And some workers lose interest.
+Some requests are in a hurry: their deadline may pass at any moment of their lives. And some workers lose interest. Now
+and then the program computes, and the event loop stands still for half a second.
 
 ``ALLSWELL_DAY`` sets the seconds per event loop (8 by default), ``ALLSWELL_DAY_SEED`` the seed.
 """
@@ -68,12 +69,15 @@ class Origin:
     _answered: dict[ServedConnection, set[int]] = field(default_factory=dict)  # streams
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def does(self, *, may_misbehave: bool) -> str:
-        """What to do with a request; its connection may misbehave once its first request was answered."""
+    def does(self, *others: str, may_misbehave: bool) -> str:
+        """What to do with a request; its connection may misbehave once its first request was answered.
+
+        :param others: misdeeds that only this version knows.
+        """
         with self._lock:
             if not may_misbehave or self.chance.random() > 0.06:
                 return "answer"
-            deed = self.chance.choice(["slow", "after", "reset after", "instead", "reset instead", "leave"])
+            deed = self.chance.choice(["slow", "after", "reset after", "instead", "reset instead", "leave", *others])
             self.misdeeds[deed] += 1
             return deed
 
@@ -86,18 +90,28 @@ class Origin:
     # HTTP/1.1
 
     def http1(self, connection: PeerConnection) -> None:
-        """A script: ends after an answer, or in place of one, or announces it."""
+        """A script: ends after an answer, or in place of one, or announces it; says what nobody asked for.
+
+        An unasked response comes with the one before: later it could cross with a request, and nobody could tell. A 408
+        may cross with one, for it says that it is no answer.
+        """
         answered = False
         while request := connection.read_request():
-            deed = self.does(may_misbehave=answered)
+            deed = self.does("unasked", "408", may_misbehave=answered)
             if deed.endswith("instead"):
                 self._end(connection, reset="reset" in deed)
                 return
             if deed == "slow":
                 connection.pause(0.05)
             self.execute(request.split(b" ")[0].decode(), target(request).decode())
-            connection.send(response(target(request), *["Connection: close"] * (deed == "leave")))
+            answer = response(target(request), *["Connection: close"] * (deed == "leave"))
+            connection.send(answer + response(b"nobody asked") if deed == "unasked" else answer)
             answered = True
+            if deed == "408":
+                connection.pause(0.01)
+                connection.send(response(b"late", "Connection: close", status="408 Request Timeout"))
+                self._end(connection, reset=False)
+                return
             if deed in ("after", "reset after", "leave"):
                 self._end(connection, reset="reset" in deed)
                 return
@@ -216,6 +230,15 @@ def origins() -> Iterator[list[Origin]]:
         yield made
 
 
+async def compute(chance: random.Random, until: float) -> None:
+    """Hold the event loop for half a second, now and then, as a program does that computes."""
+    while monotonic() < until:
+        await anyio.sleep(chance.uniform(1, 3))
+        busy_until = monotonic() + 0.5
+        while monotonic() < busy_until:
+            pass
+
+
 @dataclass
 class Tally:
     """What became of the requests."""
@@ -299,6 +322,7 @@ async def test_day_in_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
             async with anyio.create_task_group() as tasks:
                 for number in range(WORKERS):
                     tasks.start_soon(Worker(number, pools, served, tally).work, until)
+                tasks.start_soon(compute, random.Random(f"{SEED} computes"), until)
             for pool in pools.values():
                 taken = pool.snapshot()
                 assert (taken.exchanges, taken.waiting) == (0, 0), str(taken)
