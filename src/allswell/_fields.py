@@ -254,7 +254,7 @@ def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSecti
     if codings and codings != [b"chunked"]:
         raise LocalProtocolError("the only transfer coding that can be sent is chunked")
     length = _one_length(lengths)
-    if length is _CONTRADICTION:
+    if length == _CONTRADICTION:
         raise LocalProtocolError("an illegal Content-Length")
     if host is None:
         authority = checked_authority(head.authority if named is None else named, "the authority")
@@ -400,9 +400,10 @@ def received_section(fields: Iterable[tuple[bytes, bytes]], limit: int) -> Heade
     size = 0
     for name, value in fields:
         size += len(name) + len(value) + 32
-        if not _LOWER_TOKEN(name) and not (name[:1] == b":" and _LOWER_TOKEN(name[1:])):
+        if _LOWER_TOKEN(name):
+            value = value.strip(_BLANKS)
+        elif not (name[:1] == b":" and _LOWER_TOKEN(name[1:])):
             raise MalformedSection(f"an illegal header name {name[:64]!r}")
-        value = value.strip(_BLANKS)
         if _BAD_VALUE(value):
             raise MalformedSection(f"an illegal value of the header {_shown(name.lstrip(b':'))}")
         if name in _OF_ONE_CONNECTION:
@@ -447,7 +448,7 @@ def response_section(fields: Headers, method: bytes) -> ResponseSection:
     if method == b"CONNECT" and 200 <= code < 300:
         return ResponseSection(code, headers, None)  # RFC 9110 §9.3.6: its Content-Length means nothing
     length = _one_length(lengths)
-    if length is _CONTRADICTION:
+    if length == _CONTRADICTION:
         raise MalformedSection("an illegal content-length")  # RFC 9110 §8.6
     if len(lengths) > 1 or (lengths and b"," in lengths[0]):
         headers = _with_one_length(headers, length)

@@ -426,13 +426,14 @@ RESPONSES: dict[str, tuple[dict[str, Any], Answer]] = {
     "VT in a value": ({"fields": [(b"a", b"b\vc")]}, MALFORMED),
     "FF in a value": ({"fields": [(b"a", b"b\fc")]}, MALFORMED),
     "CR in a value": ({"fields": [(b"a", b"b\rc")]}, MALFORMED),
-    "a status of 100 lines": ({"status": b"999"}, answer(999)),
+    "status 999": ({"status": b"999"}, answer(999)),
     "status 600": ({"status": b"600"}, answer(600)),
     "status 099": ({"status": b"099"}, MALFORMED),
     "status 000": ({"status": b"000"}, MALFORMED),
     "status of two digits": ({"status": b"20"}, MALFORMED),
     "status of four digits": ({"status": b"2000"}, MALFORMED),
     "status of letters": ({"status": b"2OO"}, MALFORMED),
+    "a status with blanks around": ({"status": b" 200 "}, MALFORMED),
     "a signed status": ({"status": b"+20"}, MALFORMED),
     "101, unasked": ({"status": b"101"}, MALFORMED),
     "a body": ({"body": b"hello"}, answer(body=b"hello")),
@@ -499,7 +500,7 @@ def test_a_response_means_the_same_in_every_version(case: str, version: str) -> 
 
 
 @given(st.binary(max_size=6), st.sampled_from([b"a", b"b"]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_value_means_the_same_in_every_version(value: bytes, around: bytes) -> None:
     """h11 has a grammar of its own."""
     value = around + value + around
@@ -511,7 +512,7 @@ def test_any_value_means_the_same_in_every_version(value: bytes, around: bytes) 
 
 
 @given(st.binary(max_size=4).filter(lambda name: not set(name) & set(b"\r\n:")))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_name_means_the_same_in_every_version(name: bytes) -> None:
     first, *others = (SEES[version](request((name, b"x"))) for version in VERSIONS)
     assert others == [first, first]
