@@ -340,3 +340,14 @@ def test_the_short_way_of_a_packet_leads_where_the_long_one_does(packets: list[t
             if extra == "flush":
                 pair.client.datagrams_to_send(pair.now)
         assert list(_state(pairs[0].client)) == list(_state(pairs[1].client))
+
+
+def test_a_peer_that_acknowledges_nothing_costs_no_more_for_each_acknowledgement_of_ours() -> None:
+    """aioquic remembers each packet until it is acknowledged, also those that ask for no acknowledgement."""
+    pair = Pair()
+    for _ in range(10_000):
+        pair.now += 0.01
+        pair.say(b"\x01\0\0")
+        assert len(pair.client.datagrams_to_send(pair.now)) <= 1
+    assert len(pair.client._spaces[Epoch.ONE_RTT].sent_packets) < 6000
+    assert pair.client.ended is None

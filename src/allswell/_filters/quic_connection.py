@@ -99,6 +99,8 @@ _GAPS = 256
 _LONGEST_MESSAGE = 128 * 1024
 #: Of so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the one before), silence is made.
 _SILENT_PROBES = 3
+#: Packets that were sent and not acknowledged: so many, and those that ask for no acknowledgement are forgotten.
+_REMEMBERED = 4096
 #: Nothing has come with these: a connection ID of ours is told of whenever it is sent, and a PING asked for its ACK.
 _NO_NEWS = frozenset({ConnectionIdIssued, PingAcknowledged})
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
@@ -158,6 +160,7 @@ class ClientConnection(PathMtuConnection):
         #: Whether there may have been 0-RTT, and limits that were remembered with the ticket.
         self._early = False
         self._second_probe = False
+        self._remembered = _REMEMBERED
         self._silence_told = False
         self._state_before_close = self._state
         self.stream_window = configuration.max_stream_data
@@ -367,6 +370,12 @@ class ClientConnection(PathMtuConnection):
                 self._loss.reschedule_data(now=now)  # all of it again, for either may be the one that is lost
                 self._repeat_acknowledgements(now)
                 datagrams += super().datagrams_to_send(now)
+        sent = self._spaces[tls.Epoch.ONE_RTT].sent_packets
+        if len(sent) > self._remembered:
+            # A peer need not acknowledge those that ask for nothing (RFC 9000 §13.2.1), and some never do.
+            for number in [number for number, packet in sent.items() if not packet.is_ack_eliciting]:
+                del sent[number]
+            self._remembered = max(_REMEMBERED, 2 * len(sent))
         return datagrams
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
