@@ -148,7 +148,10 @@ class ResponseStream(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         """See :meth:`Response.aclose`."""
-        await self._response.aclose()
+        try:
+            await self._response.aclose()
+        except AllswellError as error:
+            _raise_as(self._library, error)
 
 
 class Closing:

@@ -316,19 +316,72 @@ def test_more_than_the_window_is_refused() -> None:
         link.client.send_body(exchange, b"x" * 65536, end=False)
 
 
-def test_an_early_response_refuses_the_upload(step: int | None) -> None:
+def resets(link: Link) -> list[tuple[int, int]]:
+    """What was reset, and with which code."""
+    return [(each.stream_id, each.error_code) for each in link.output_frames() if isinstance(each, RstStreamFrame)]
+
+
+def test_the_upload_goes_on_behind_an_early_response(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request(get(method=b"POST"), end=False)
+    link.server.send_headers(exchange, OK, end_stream=True)
+    assert link.to_client() == [ResponseReceived(exchange, HEAD), ResponseCompleted(exchange, [])]
+    assert link.client.send_window(exchange)
+    link.client.send_body(exchange, b"late", end=True)
+    assert [type(event) for event in link.to_server()] == [h2.events.DataReceived, h2.events.StreamEnded]
+    assert resets(link) == []
+
+
+def test_a_reset_behind_an_early_response_refuses_the_upload(step: int | None) -> None:
     link = Link(step=step)
     exchange = link.request(get(method=b"POST"), end=False)
     link.server.send_headers(exchange, OK, end_stream=True)
     link.server.reset_stream(exchange, ErrorCodes.NO_ERROR)
     assert link.to_client() == [
         ResponseReceived(exchange, HEAD),
-        UploadRefused(exchange),
         ResponseCompleted(exchange, []),
+        UploadRefused(exchange),
     ]
+    assert not link.client.send_window(exchange)
     link.client.send_body(exchange, b"late", end=True)
-    resets = [frame for frame in link.output_frames() if isinstance(frame, RstStreamFrame)]
-    assert [(frame.stream_id, frame.error_code) for frame in resets] == [(exchange, ErrorCodes.NO_ERROR)]
+    link.client.stop(exchange)
+    assert link.output_frames() == []
+
+
+def test_an_upload_that_is_stopped_ends_with_no_error(step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request(get(method=b"POST"), end=False)
+    link.server.send_headers(exchange, OK)
+    link.server.send_data(exchange, b"no", end_stream=True)
+    assert isinstance(link.to_client()[-1], ResponseCompleted)
+    link.client.stop(exchange)
+    link.client.stop(exchange)
+    assert resets(link) == [(exchange, ErrorCodes.NO_ERROR)]
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_a_reset_without_an_error_completes_what_has_all_come(end: bool, step: int | None) -> None:
+    link = Link(step=step)
+    exchange = link.request(get(method=b"POST" if not end else b"GET"), end=end)
+    link.server.send_headers(exchange, [*OK, (b"content-length", b"2")])
+    link.server.send_data(exchange, b"no")
+    link.server.reset_stream(exchange, ErrorCodes.NO_ERROR)
+    events = link.to_client()[1:]
+    refused = [] if end else [UploadRefused(exchange)]
+    assert events == [BodyReceived(exchange, b"no", 2), *refused, ResponseCompleted(exchange, [])]
+    assert not link.client.send_window(exchange)
+
+
+@pytest.mark.parametrize(
+    ("length", "code"), [(b"3", ErrorCodes.NO_ERROR), (b"2", ErrorCodes.CANCEL), (None, ErrorCodes.NO_ERROR)]
+)
+def test_any_other_reset_is_an_error(length: bytes | None, code: ErrorCodes) -> None:
+    link = Link()
+    exchange = link.request()
+    link.server.send_headers(exchange, [*OK, *([(b"content-length", length)] if length else [])])
+    link.server.send_data(exchange, b"no")
+    link.server.reset_stream(exchange, code)
+    assert isinstance(link.to_client()[-1], ExchangeFailed)
 
 
 # Tunnels
@@ -460,7 +513,9 @@ def test_a_refused_connect_is_no_tunnel() -> None:
     link.server.send_headers(exchange, [(b":status", b"407")], end_stream=True)
     events = link.to_client()
     assert events[0] == ResponseReceived(exchange, ResponseHead(407, [], b"HTTP/2"))
-    assert events[1:] == [UploadRefused(exchange), ResponseCompleted(exchange, [])]
+    assert events[1:] == [ResponseCompleted(exchange, [])]
+    link.client.stop(exchange)
+    assert resets(link) == [(exchange, ErrorCodes.NO_ERROR)]
 
 
 # Flow control by consumption

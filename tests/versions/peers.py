@@ -67,7 +67,7 @@ class Side(ABC):
 
     @abstractmethod
     def abort(self, code: int) -> None:
-        """End the response by a reset: RST_STREAM, RESET_STREAM."""
+        """End the whole exchange by a reset: RST_STREAM, or RESET_STREAM and STOP_SENDING."""
 
     def when_sent(self, action: Callable[[], None]) -> None:
         """Do this once the request's body has come."""
@@ -151,7 +151,9 @@ class _Http3(Side):
         self._connection.quic.stop_stream(self._stream, code or 0x100)
 
     def abort(self, code: int) -> None:
+        self._connection.flush()  # aioquic throws away what has not gone
         self._connection.quic.reset_stream(self._stream, code or 0x100)
+        self.stop(code)
 
 
 def _encoded(fields: tuple[tuple[str, str], ...]) -> list[tuple[bytes, bytes]]:
@@ -167,11 +169,14 @@ class Server:
 
     :ivar url: its origin.
     :ivar saw: what it saw of each path's request body.
+    :ivar sides: the last exchange of each path, for the test to say more; by way of ``call``.
     """
 
     version: str
     url: str = ""
     saw: dict[str, Saw] = field(default_factory=dict)
+    sides: dict[str, Side] = field(default_factory=dict)
+    call: Callable[[Callable[[], None]], object] = lambda action: action()
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def pool(self, **settings: Any) -> ConnectionPool:
@@ -182,17 +187,28 @@ class Server:
 
     async def ended(self, path: str) -> Saw:
         """What it saw of that request, once its body has ended, this way or that."""
-        return await anyio.to_thread.run_sync(self._wait, path)
 
-    def _wait(self, path: str) -> Saw:
         def over() -> bool:
             saw = self.saw.get(path)
             return saw is not None and (saw.whole or saw.stopped is not None)
 
+        await anyio.to_thread.run_sync(self._wait_for, over)
+        return self.saw[path]
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
         with self._changed:
-            if not self._changed.wait_for(over, 10):
-                raise TimeoutError(f"{path} did not end: {self.saw}")
-            return self.saw[path]
+            if not self._changed.wait_for(condition, 10):
+                raise TimeoutError(f"it does not come: {self.saw}")
+
+    async def say(self, path: str, what: Callable[[Side], None]) -> None:
+        """Have that exchange's side say something more, once the request's head has come."""
+        await anyio.to_thread.run_sync(self._wait_for, lambda: path in self.sides)
+        self.call(lambda: what(self.sides[path]))
+
+    def begun(self, side: Side) -> None:
+        """A request's head has come."""
+        self.sides[side.path] = side
+        self.note(side.path, 0)
 
     def note(self, path: str, size: int, *, whole: bool = False, stopped: int | str | None = None) -> None:
         """Something came."""
@@ -225,7 +241,7 @@ def _http1(server: Server, handler: Handler) -> Callable[[PeerConnection], None]
         while head := connection.read_head():
             path = head.split(b" ", 2)[1].decode()
             side = _Http1(connection, path)
-            server.note(path, 0)
+            server.begun(side)
             handler(side)
             if not side.reads:
                 _wait_hung_up(connection)
@@ -253,12 +269,7 @@ def _read_body(connection: PeerConnection, head: bytes) -> tuple[int, bool]:
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
         size = len(connection.read_exactly(length))
         return size, size == length
-    body = bytearray()
-    while not (body == b"0\r\n\r\n" or body.endswith(b"\r\n0\r\n\r\n")):
-        piece = connection.recv()
-        body += piece
-        if not piece:
-            break
+    body = connection.read_body(head)
     size = position = 0
     while (line := body.find(b"\r\n", position)) >= 0:
         chunk = int(body[position:line], 16)
@@ -282,7 +293,7 @@ def _http2(server: Server, handler: Handler, window: int) -> Callable[[PeerConne
             side = sides.get(request.stream)
             if side is None:
                 side = sides[request.stream] = _Http2(talk, request)
-                server.note(path, 0)
+                server.begun(side)
                 handler(side)
                 talk.credits_at_once = side.reads
             before = server.saw[path]
@@ -299,7 +310,7 @@ def _serve_http3(server: Server, handler: Handler, window: int) -> Iterator[Serv
 
     def serve(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
         side = sides[stream] = _Http3(connection, stream, fields[b":path"].decode())
-        server.note(side.path, 0)
+        server.begun(side)
         handler(side)
         if not side.reads:
             connection.quic._write_stream_limits = lambda **_: None  # type: ignore[method-assign]  # aioquic always does
@@ -326,4 +337,5 @@ def _serve_http3(server: Server, handler: Handler, window: int) -> Iterator[Serv
     with Counting(max_stream_data=window, max_data=1 << 20) as quic:
         quic.routes = Routes()
         server.url = f"https://127.0.0.1:{quic.port}"
+        server.call = lambda action: quic.call(lambda _: action())
         yield server

@@ -80,6 +80,9 @@ class Http09:
             self._quic.reset_stream(exchange, _CANCELLED)
         self.consumed(exchange, self._unread.get(exchange, 0))
 
+    def stop(self, exchange: int) -> None:
+        """Its requests have no bodies."""
+
     def capacity(self) -> int:
         return 0 if self._over else self._quic.streams_left
 

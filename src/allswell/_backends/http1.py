@@ -160,6 +160,9 @@ class Http1:
         if exchange and exchange == self._current:
             self.must_abort = True
 
+    def stop(self, exchange: int) -> None:
+        self.cancel(exchange)  # half a request is out
+
     def goodbye(self) -> None:
         self._leaving = True
 
@@ -339,9 +342,8 @@ class Http1:
             ours = self._h11.our_state
             if length is not None and ours in _SENT and self._h11.their_state is h11.SEND_BODY:
                 self._length = length  # (else h11 has to see it all, to keep the two halves in step)
-            if ours is h11.SEND_BODY and (event.status_code >= 300 or b"close" in options(headers, b"connection")):
-                # It has answered what it has not read yet: the rest of the request is wasted on it (RFC 9110 §9.3,
-                # RFC 9112 §9.6). Half a request is out, so the connection ends with this exchange.
+            if ours is h11.SEND_BODY and b"close" in options(headers, b"connection"):
+                # RFC 9112 §9.6: it reads no more. Half a request is out, so the connection ends with this exchange.
                 events.append(UploadRefused(exchange))
 
     def _completed(self, events: list[Event]) -> None:

@@ -104,6 +104,9 @@ class Http1Pipeline:
         for engine in self._line:
             engine.cancel(exchange)
 
+    def stop(self, exchange: int) -> None:
+        self.cancel(exchange)
+
     def goodbye(self) -> None:
         self._line[0].goodbye()
 

@@ -230,6 +230,11 @@ class Http2:
     def unsent(self, exchange: int) -> int:
         return 0
 
+    def stop(self, exchange: int) -> None:
+        stream = self._streams.get(exchange)
+        if stream is not None:
+            self._reset_stream(stream, ErrorCodes.NO_ERROR)
+
     def consumed(self, exchange: int, credit: int) -> None:
         stream = self._streams.get(exchange)
         if stream is None:
@@ -531,7 +536,14 @@ class Http2:
         code = event.error_code or 0
         if stream.done:
             self._forget(stream)
-            events.append(UploadRefused(stream.id))  # a tunnel, half closed
+            events.append(UploadRefused(stream.id))  # §8.1: the rest of the request is not wanted (or of a tunnel)
+        elif event.remote_reset and code == ErrorCodes.NO_ERROR and stream.whole:
+            # §8.1 has END_STREAM before this. But all of the content has come, and the server names no error.
+            stream.done = True
+            if not stream.sent_end:
+                events.append(UploadRefused(stream.id))
+            self._forget(stream)
+            events.append(ResponseCompleted(stream.id, []))
         elif event.remote_reset:
             self._fail(stream, reset_error(code, answered=stream.answered), events)
         else:
@@ -545,10 +557,6 @@ class Http2:
         self._quiet = 0
         if stream.sent_end:
             self._forget(stream)
-        elif not stream.tunnel:
-            # §8.1: the server has answered without the rest of the request, so the rest is of no use.
-            events.append(UploadRefused(stream.id))
-            self._reset_stream(stream, ErrorCodes.NO_ERROR)
         events.append(ResponseCompleted(stream.id, trailers))
 
     def _forget(self, stream: Stream) -> None:

@@ -127,6 +127,11 @@ class Stream:
             raise StreamError(str(error)) from None
         self._receive_end()
 
+    @property
+    def whole(self) -> bool:
+        """Whether all content that was announced has come."""
+        return self.answered and not self.tunnel and self.left == 0
+
     def _receive_end(self) -> None:
         if self.left:
             raise StreamError(_WRONG_LENGTH)

@@ -263,6 +263,12 @@ class Http3:
                 self._quic.credit_stream(stream_id, state.freed)
                 state.freed = 0
 
+    def stop(self, exchange: int) -> None:
+        state = self._exchanges.pop(exchange, None)
+        if state is not None and not state.uploaded:
+            self._starved.discard(exchange)
+            self._quic.reset_stream(exchange, h3.H3_NO_ERROR)
+
     def cancel(self, exchange: int) -> None:
         if exchange in self._exchanges:
             self._drop(exchange, h3.H3_REQUEST_CANCELLED)
@@ -449,7 +455,12 @@ class Http3:
             raise H3Error(h3.H3_CLOSED_CRITICAL_STREAM, "a control or QPACK stream was reset")
         self._untyped.pop(stream_id, None)
         state = self._exchanges.get(stream_id)
-        if state is not None:
+        if state is None:
+            return
+        if not h3.is_error(code) and state.whole:
+            # RFC 9114 §4.1 has the stream ended. But all of the content has come, and the server names no error.
+            self._on_end(stream_id, state)
+        else:
             state.ended = True
             self._fail(stream_id, state.reset_error(code), h3.H3_REQUEST_CANCELLED)
 
@@ -459,11 +470,12 @@ class Http3:
         state = self._exchanges.get(stream_id)
         if state is None:
             return
-        if h3.is_error(code) or state.held is not None:
+        if state.held is not None:
             state.uploaded = True  # QUIC has reset our half by itself (RFC 9000 §3.5)
             self._fail(stream_id, state.reset_error(code), h3.H3_REQUEST_CANCELLED)
         elif not state.uploaded:
-            # RFC 9114 §4.1.1: the response does not need the rest of the request.
+            # Whatever the code says, the response does not need the rest of the request: RFC 9114 §4.1, "Clients MUST
+            # NOT discard complete responses as a result of having their request terminated abruptly".
             state.uploaded = True
             self._events.append(UploadRefused(stream_id))
             if state.ended:

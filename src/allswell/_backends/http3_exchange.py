@@ -45,6 +45,11 @@ class Http3Exchange:
         self.received = 0
         self.freed = 0  # credit of this stream's, saved up
 
+    @property
+    def whole(self) -> bool:
+        """Whether all content that was announced has come."""
+        return self.final and self.expected == self.received and self.reader.between_frames
+
     def reset_error(self, code: int) -> AllswellError:
         """What it means that the peer reset the stream, or wants no more of it, with this code."""
         reset = ExchangeReset(f"the server reset the exchange (0x{code:x})", code=code, by="peer")

@@ -79,10 +79,10 @@ class ExchangeFailed:
 
 @dataclass(slots=True)
 class UploadRefused:
-    """The peer wants no more of this exchange's request body; the response may still go on.
+    """The peer wants no more of this exchange's request body; the response may still go on (see `_halves.py`).
 
-    RST_STREAM(NO_ERROR) after a complete response (RFC 9113 §8.1), STOP_SENDING(H3_NO_ERROR) (RFC 9114 §4.1.1), or in
-    HTTP/1.1 a final response that announces the end of the connection (RFC 9112 §9.6).
+    RST_STREAM after a complete response (RFC 9113 §8.1), STOP_SENDING (RFC 9114 §4.1), or in HTTP/1.1 a final response
+    that announces the end of the connection (RFC 9112 §9.6).
     """
 
     exchange: int
@@ -222,6 +222,12 @@ class Backend(Protocol[Input_contra]):
 
     def cancel(self, exchange: int) -> None:
         """Abandon an exchange: h2 and h3 reset the stream, h1 sets ``must_abort``. Idempotent."""
+
+    def stop(self, exchange: int) -> None:
+        """Send no more of a request whose response is complete: h2 and h3 reset the stream, h1 sets ``must_abort``.
+
+        What has come can still be read. Nothing, where the request was sent, or the peer has stopped it.
+        """
 
     def capacity(self) -> int:
         """Exchanges that may be opened now."""

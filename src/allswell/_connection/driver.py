@@ -56,6 +56,7 @@ from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
 from allswell._filters.stack import Stack
+from allswell._halves import Receive, Send
 from allswell._messages import Headers, RequestHead
 from allswell._report import ConnectionEnd, LayerEnd, Outcome
 from allswell._tasks import Alarm, TaskHost
@@ -229,7 +230,7 @@ class Connection:
         """Open an exchange and send the request's head, with the body where that is small.
 
         :param body: all of the body, small enough to go at once; ``None`` for no body. Where the peer's window is too
-            small for it, it is not sent: ``uploaded`` of the exchange tells.
+            small for it, it is not sent: ``sending`` of the exchange tells.
         :param label: what errors call the origin, where the connection was made for another.
         :param upload: the body follows by :meth:`Exchange.start_upload`.
         :raises LocalProtocolError: when HTTP cannot say it.
@@ -248,7 +249,8 @@ class Connection:
             if exchange.number or backend.must_abort:
                 self._abandon(exchange.number)
             raise error.named(exchange.label) from error
-        exchange.uploaded = not upload
+        # (Behind the head of a CONNECT comes its tunnel.)
+        exchange.sending.move(Send.BODY if upload or head.method == b"CONNECT" else Send.ENDED)
         self._exchanges[number] = exchange
         self._idle_since = math.inf
         self.opened += 1
@@ -290,10 +292,17 @@ class Connection:
             # Behind those that wait for room: they are woken in this order, and the first takes what there is.
             self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
         if end:
-            exchange.uploaded = True
-            if exchange.complete or (exchange.tunnel and (self._backend.pauses_reading or not exchange.lingers)):
-                self._over(exchange)
-                self._settle()
+            exchange.sending.move(Send.ENDED)
+            if exchange.tunnel and self._backend.pauses_reading:
+                # In HTTP/1.1 a tunnel is the connection: its other half ends with that, which says goodbye now.
+                exchange.receiving.move(Receive.FAILED)
+            self.half_ended(exchange)
+
+    def half_ended(self, exchange: Exchange) -> None:
+        """One of its halves has ended by our own doing: with the other over too, so is the exchange."""
+        if exchange.over:
+            self._over(exchange)
+            self._settle()
 
     def datagram_room(self, exchange: Exchange) -> int:
         """Bytes of the largest HTTP datagram that may go beside the exchange's stream; 0: none may."""
@@ -328,7 +337,7 @@ class Connection:
 
     def abandon(self, exchange: Exchange) -> None:
         """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
-        if exchange.tunnel and exchange.complete and exchange.number in self._exchanges:
+        if exchange.tunnel and exchange.all_read and exchange.number in self._exchanges:
             self.send_body(exchange, b"", end=True, trailers=None)  # its other half ended well: so does ours
         open_still = self._exchanges.pop(exchange.number, None) is not None
         if open_still or not self._backend.pauses_reading:
@@ -523,7 +532,9 @@ class Connection:
         truncated = getattr(self._top, "truncated", False)
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
         self._dispatch(events := self._backend.receive_eof(why))
-        cut = self._count_cut(events) or not all(each.tunnel and each.complete for each in self._exchanges.values())
+        cut = self._count_cut(events) or not all(
+            each.tunnel and each.receiving.state is Receive.ENDED for each in self._exchanges.values()
+        )
         if cut or self._backend.must_abort:
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
@@ -569,7 +580,7 @@ class Connection:
                 exchange.on_body(event.data, event.credit)
             elif isinstance(event, ResponseCompleted):
                 exchange.on_complete(event.trailers)
-                if exchange.uploaded:
+                if exchange.over:
                     self._over(exchange)
             elif isinstance(event, InformationalReceived):
                 exchange.on_informational(event.head)
@@ -582,6 +593,8 @@ class Connection:
                 exchange.on_error(event.error)
             elif kind is UploadRefused:
                 exchange.on_upload_refused()
+                if exchange.over:
+                    self._over(exchange)
             else:
                 exchange.on_room()
 
@@ -623,10 +636,10 @@ class Connection:
             owner.connection_announced(self, news)
 
     def _over(self, exchange: Exchange) -> None:
-        """Both halves are over: the response is complete, and our side sent all, or was told not to."""
+        """Both halves are over: the response is complete, and our side sent all, or stopped."""
         if self._exchanges.pop(exchange.number, None) is not None:
-            if exchange.cut_short:
-                self._backend.cancel(exchange.number)
+            if exchange.sending.state is Send.STOPPED:
+                self._backend.stop(exchange.number)
             self._reader.resume()  # what has yet to be read of it holds up nobody else
             if self._exchanges and self._backend.pauses_reading:
                 next(iter(self._exchanges.values())).on_first_in_line()

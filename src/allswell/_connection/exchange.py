@@ -25,7 +25,16 @@ from allswell._clock import monotonic
 from allswell._config import Timeouts
 from allswell._connection.informational import Informational
 from allswell._deadline import Deadline
-from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError, Timeout, TimeoutPhase, TransportError
+from allswell._errors import (
+    AllswellError,
+    NotProcessed,
+    Party,
+    RemoteProtocolError,
+    Timeout,
+    TimeoutPhase,
+    TransportError,
+)
+from allswell._halves import Receive, ReceiveHalf, Send, SendHalf, wants_rest
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -64,8 +73,10 @@ class Exchange:
     :ivar label: the origin, as errors name it; the connection may have been made for another.
     :ivar informational: the 1xx responses so far (of many, the newest).
     :ivar trailers: the response's trailer section, once its body was read.
-    :ivar tunnel: it has become a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
-    :ivar complete: the response is complete (though perhaps not yet read).
+    :ivar sending: our half.
+    :ivar receiving: the peer's half, as it has come (though perhaps it was not read yet).
+    :ivar buffered: bytes that have come and were not read yet.
+    :ivar uploading: a task takes the request's body from the caller's iterator.
     """
 
     __slots__ = (
@@ -85,17 +96,14 @@ class Exchange:
         "_upload_scope",
         "_write_at",
         "buffered",
-        "complete",
         "connection",
-        "cut_short",
         "informational",
         "label",
-        "lingers",
         "number",
+        "receiving",
         "request",
+        "sending",
         "trailers",
-        "tunnel",
-        "uploaded",
         "uploading",
     )
 
@@ -110,15 +118,9 @@ class Exchange:
         self.informational: list[ResponseHead] = []
         self._informational: Informational | None = None
         self.trailers: Headers = []
-        self.tunnel = False
-        #: Of a tunnel whose end we have sent: somebody still waits for the peer's.
-        self.lingers = False
-        self.complete = False
+        self.sending = SendHalf()
+        self.receiving = ReceiveHalf(request.method)
         self.buffered = 0
-        #: Whether our half is over: all sent, or what was not sent is not wanted.
-        self.uploaded = True
-        #: Whether the peer refused the rest of it.
-        self.cut_short = False
         self.uploading = False
         self._timeouts = timeouts
         self._total_at = total_at
@@ -169,6 +171,21 @@ class Exchange:
         """Whether the final response's head has come."""
         return self._head is not None
 
+    @property
+    def tunnel(self) -> bool:
+        """Whether it has become a pair of raw byte streams (RFC 9110 §7.8, §9.3.6)."""
+        return self.receiving.tunnel
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it is a tunnel whose end we have sent: what is left is the peer's."""
+        return self.receiving.tunnel and self.sending.state is Send.ENDED
+
+    @property
+    def over(self) -> bool:
+        """Whether both halves are."""
+        return self.receiving.over and not self.sending.open
+
     async def settled(self) -> None:
         """Wait until it has, or never will, or the peer that had fallen silent is heard again."""
         while self._head is None and self._error is None and self.connection.silent:
@@ -192,18 +209,21 @@ class Exchange:
             return data
         if self._error is not None:
             raise self._error
-        # Complete, and we still send? Who answers early may still listen, and our caller's iterator must not go on
-        # after the caller did. (Who does not want the rest says so, and the upload has been stopped.)
-        return b"" if self.complete and not self.uploading else None
+        return b"" if self.receiving.state is Receive.ENDED else None
 
     @property
-    def unread(self) -> bool:
-        """Whether something of the response is left for the requester, who has not said that he wants no more."""
-        return self._error is None and not self.tunnel and (not self.complete or bool(self._chunks))
+    def all_read(self) -> bool:
+        """Whether the response is complete, and the requester has taken all of it."""
+        return self.receiving.state is Receive.ENDED and not self._chunks
+
+    @property
+    def needs_requester(self) -> bool:
+        """Whether something goes on that must end when nobody waits for it any more."""
+        return self._error is None and not self.tunnel and (self.uploading or not self.all_read)
 
     async def readable(self) -> None:
         """Wait until :meth:`receive_nowait` is worth a call. Spurious returns are allowed."""
-        if not self._chunks and self._error is None and not self.complete and not self._datagrams:
+        if not self._chunks and self._error is None and not self.receiving.over and not self._datagrams:
             await self._wait_ready()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
@@ -213,6 +233,28 @@ class Exchange:
         """
         return self._ready.listen(function)
 
+    async def finish(self) -> None:
+        """Wait for the upload that goes on behind a response that is complete, as long as it makes progress.
+
+        It makes none when the peer takes nothing within the write timeout, or the caller's iterator gives nothing
+        within the read timeout: then it is stopped, and the response stands. An iterator that was stopped has as long
+        to end: it must not go on after its caller did.
+
+        :raises BaseException: what the caller's iterator raised.
+        """
+        while self.uploading and self.sending.open:
+            if self._write_at == math.inf and self._timeouts.read is not None:
+                self._read_at = monotonic() + self._timeouts.read
+                self.connection.watch(self._read_at)
+            await self._guarded(self._ready.wait())
+        self._read_at = math.inf
+        if self.uploading:  # the exchange is over, so the alarm looks at it no more
+            with Deadline.after(self._timeouts.read).scope():
+                while self.uploading:
+                    await self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
     def take_datagrams(self) -> list[bytes]:
         """The HTTP datagrams that have come (RFC 9297 §2.1)."""
         datagrams, self._datagrams = self._datagrams, None
@@ -220,26 +262,26 @@ class Exchange:
 
     def abandon(self) -> None:
         """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
-        if self._chunks or not self.complete:
+        if not self.all_read:
             # Who reads on all the same must neither wait for ever nor take what he has for the whole.
-            self.complete = False
             self._error = self._error or TransportError(
                 f"the response of {self.label} was closed before its body was read",
                 operation="read",
                 by="us",
             )
             self._ready.set()
-        self._stop_upload()
+        self._stop_upload("us")
+        self.receiving.move(Receive.FAILED)
+        self.connection.abandon(self)
         self._chunks.clear()
         self.buffered = 0
-        self.connection.abandon(self)
 
     async def _wait_ready(self) -> None:
         if self.tunnel:
             await self._ready.wait()  # raw bytes: how long to wait, and what then, is up to the caller
             return
         # While we upload, silence is the peer listening: the read timeout begins when it has heard all.
-        if not self.uploading and self._timeouts.read is not None:
+        if not (self.uploading and self.sending.open) and self._timeouts.read is not None:
             self._read_at = monotonic() + self._timeouts.read
             self.connection.watch(self._read_at)
         await self._guarded(self._ready.wait())
@@ -274,18 +316,20 @@ class Exchange:
             window = self.connection.send_window(self)
             if self._error is not None:
                 raise self._error
-            if self.uploaded:
+            if not self.sending.open:
                 if self.tunnel:
                     raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
                 raise _UploadStopped
             if offset < len(data) and window <= 0:
-                if self.tunnel and self.complete:
+                if self.tunnel and self.receiving.over:
                     # The peer ended its half, so nobody reads any more, who would notice if the rest ended too.
                     raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
                 if not self.tunnel and self._timeouts.write is not None:
                     self._unsent = self.connection.unsent(self)
                     self._write_at = monotonic() + self._timeouts.write
                     self.connection.watch(self._write_at)
+                    if self.receiving.state is Receive.ENDED:
+                        self._read_at = math.inf  # of :meth:`finish`, which waits for the peer now
                 await self._room.wait()
                 self._write_at = math.inf
                 continue
@@ -293,6 +337,8 @@ class Exchange:
             offset += len(piece)
             last = end and offset >= len(data)
             self.connection.send_body(self, piece, end=last, trailers=trailers if last else None)
+            if self.receiving.state is Receive.ENDED:
+                self._ready.set()  # :meth:`finish` sees progress
             if last:
                 return
 
@@ -303,7 +349,7 @@ class Exchange:
         """
         if self._error is not None:
             raise self._error
-        if self.uploaded:
+        if not self.sending.open:
             raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
         return self.connection.send_window(self)
 
@@ -313,8 +359,7 @@ class Exchange:
 
     def end_our_half(self) -> None:
         """End our half of a tunnel."""
-        self.lingers = True
-        if not self.uploaded:
+        if self.sending.open:
             self.connection.send_body(self, b"", end=True, trailers=None)
 
     async def end_tunnel(self) -> bool:
@@ -326,16 +371,16 @@ class Exchange:
         while self.connection.holds(self):
             while self.receive_nowait():
                 pass
-            if not self.complete:
+            if not self.receiving.over:
                 await self._ready.wait()
-        return self.complete
+        return self.receiving.state is Receive.ENDED
 
     async def _upload(self, body: AsyncIterable[bytes], trailers: TrailerSource) -> None:
         pieces = aiter(body)
         try:
             try:
                 with Deadline().scope() as self._upload_scope:
-                    if not self.uploaded:  # nobody stopped us before we began
+                    if self.sending.open:  # nobody stopped us before we began
                         await self._send_all(pieces, trailers)
             finally:
                 self._upload_scope = None
@@ -371,14 +416,15 @@ class Exchange:
         with Deadline.after(patience).scope():
             while not self._continue:
                 await self._room.wait()
-                if self.uploaded:
+                if not self.sending.open:
                     raise _UploadStopped
 
-    def _stop_upload(self) -> None:
-        self.uploaded = True
+    def _stop_upload(self, by: Party) -> None:
+        self.sending.stop(by)
         if self._upload_scope is not None:
             self._upload_scope.cancel()
         self._room.set()
+        self._ready.set()  # the read timeout begins
 
     # For the connection's task: deliveries
 
@@ -407,9 +453,13 @@ class Exchange:
         self._read_at = math.inf  # what was waited for has come, though who waits may have its turn much later
         self._continue = True
         if tunnel:
-            self.tunnel = True
-            self.uploaded = False
-        if not self.uploaded:
+            self.receiving.move(Receive.TUNNEL)
+            self.sending.move(Send.BODY)
+        else:
+            self.receiving.move(Receive.BODY)
+            if not wants_rest(head.status):
+                self._stop_upload("us")
+        if self.sending.open:
             self._room.set()
         self._ready.set()
 
@@ -435,7 +485,7 @@ class Exchange:
 
     def on_complete(self, trailers: Headers) -> None:
         """The response is complete."""
-        self.complete = True
+        self.receiving.move(Receive.ENDED)
         self._read_at = math.inf
         self.trailers = trailers
         self._ready.set()
@@ -447,14 +497,14 @@ class Exchange:
 
     def on_upload_refused(self) -> None:
         """The peer wants no more of the request's body."""
-        self.cut_short = not self.uploaded
-        self._stop_upload()
+        self._stop_upload("peer")
 
     def on_error(self, error: BaseException) -> None:
         """The exchange is over. Pieces that came before are still read first."""
-        if self._error is None and not self.complete:
+        if self._error is None and self.receiving.state is not Receive.ENDED:
             self._error = self._told(error) if isinstance(error, AllswellError) else error
-        self._stop_upload()
+        self.receiving.move(Receive.FAILED)
+        self._stop_upload(error.by if isinstance(error, AllswellError) else "us")
         self._ready.set()
 
     def _told(self, error: AllswellError) -> AllswellError:
@@ -475,6 +525,7 @@ class Exchange:
     def hang_up(self) -> None:
         """A tunnel was closed from our side: whoever still waits for its bytes learns of it."""
         self.on_error(TransportError(f"the tunnel to {self.label} was closed", operation="read", by="us"))
+        self.connection.half_ended(self)
 
     def fail(self, error: BaseException) -> None:
         """End the exchange from our side, with this error."""
@@ -503,9 +554,9 @@ class Exchange:
             if now < self._read_at + self._timeouts.read:
                 return now + _LOOK_AGAIN
         self._write_at = self._read_at = math.inf
-        if self.complete:
+        if self.receiving.state is Receive.ENDED:
             # Only our upload goes on, and time is up for it.
-            self._stop_upload()
+            self._stop_upload("us")
             self.connection.abandon(self)
             return math.inf
         seconds = {"total": self._timeouts.total, "write": self._timeouts.write, "read": self._timeouts.read}[phase]

@@ -17,6 +17,7 @@ from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, Timeout, TransportError
 from allswell._filters.interface import ByteStream, Carrier
 from allswell._filters.stack import Stack
+from allswell._halves import Receive
 from allswell._report import LayerEnd, Outcome
 
 StartTls = Callable[[ByteStream, ssl.SSLContext, str], ByteStream]
@@ -133,7 +134,7 @@ class ExchangeStream(ByteStream):
         if self._end is not None:
             return self._end
         if self._exchange.lingers and not self._failed:
-            self._heard = self._exchange.complete
+            self._heard = self._exchange.receiving.state is Receive.ENDED
             return self._ended(0.0)
         self._exchange.abandon()
         self._end = LayerEnd(self.name, "", "", Outcome.ABORTED)
@@ -211,7 +212,7 @@ class NetworkStream:
     async def aclose(self) -> None:
         """End the stream politely: what lies on top says goodbye, then the tunnel ends, then (h1) its connection."""
         exchange = self._exchange
-        if not exchange.tunnel or exchange.uploaded:
+        if not exchange.tunnel or not exchange.sending.open:
             exchange.abandon()
         elif self._stack is not None:
             await self._stack.shutdown(Deadline.after(exchange.connection.config.grace))
@@ -243,7 +244,7 @@ class NetworkStream:
     def get_extra_info(self, info: str) -> Any:
         """``"ssl_object"``, ``"socket"``, ``"client_addr"``, ``"server_addr"``, or ``"is_readable"``."""
         if info == "is_readable":
-            return self._exchange.buffered > 0 or self._exchange.complete
+            return self._exchange.buffered > 0 or self._exchange.receiving.over
         fact = self._stack.extra(info) if self._stack is not None else None
         return fact if fact is not None else self._exchange.connection.extra(info)
 

@@ -111,6 +111,7 @@ class ConnectionPool:
         response = await self.send(made)
         try:
             await response.read()
+            await response.finish()
         except BaseException:
             await response.aclose()
             raise
@@ -322,7 +323,7 @@ class ConnectionPool:
 
     async def _respond(self, request: Request, exchange: Exchange, attempts: list[Attempt]) -> Response:
         tracer = request.tracer
-        if request.body is not None and not exchange.uploaded and not exchange.uploading:
+        if request.body is not None and exchange.sending.open and not exchange.uploading:
             exchange.start_upload(request.body.pieces(), request.trailers)
         if tracer is None:
             head = await exchange.response(request.on_informational)

@@ -75,7 +75,7 @@ class Response:
 
     def __del__(self) -> None:
         # Dropped without being closed: it must not hold its connection, or its share of one, for ever.
-        if self._exchange.unread:
+        if self._exchange.needs_requester:
             self._exchange.connection.host.call_soon_threadsafe(self._exchange.abandon)
 
     def __repr__(self) -> str:
@@ -131,8 +131,25 @@ class Response:
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _Pieces(self, self._content)
 
+    async def finish(self) -> None:
+        """Wait until the request was sent too. (It was, unless the whole response came early.)"""
+        if self._exchange.uploading:
+            await self._exchange.finish()
+
     async def aclose(self) -> None:
-        """Take no more of the body. The connection is kept where the protocol, and what was read, allow it."""
+        """Take no more of the body. The connection is kept where the protocol, and what was read, allow it.
+
+        Of a response that was read and came before the request was sent, the rest of the request is waited for.
+
+        :raises BaseException: what the request's body raised since.
+        """
+        try:
+            if self._exchange.all_read:
+                await self.finish()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         if self._tracer is not None:
             self._tell_body_over(self._tracer, "failed", {"exception": GeneratorExit()})
             self._tracer.note("response_closed.started", {})

@@ -1,0 +1,202 @@
+"""The two halves of an exchange: how far the request has gone out, how far the response has come in.
+
+Theory of operation. A request and its response pass each other: a server may answer before it has heard all, and one
+half may end, or be cut, while the other goes on. So each half has a state of its own, in the manner of
+`_connection/lifecycle.py`, and an exchange is over when both of its halves are: there is no other test of that. The
+backends keep a pair for each exchange that they carry, and :class:`~allswell._connection.exchange.Exchange` keeps the
+requester's.
+
+==========  ===================================================  =====================================================
+            our half (:class:`Send`)                             the peer's (:class:`Receive`)
+==========  ===================================================  =====================================================
+HEAD        the request waits, nothing of it was sent            the final response has not begun
+BODY        the head was sent, content (or a tunnel's) follows   the final response's head has come, content follows
+TUNNEL                                                           what follows are raw bytes (RFC 9110 §7.8, §9.3.6)
+ENDED       all was sent                                         the response is complete
+STOPPED     the rest will not be sent
+FAILED                                                           the rest will not come, or is not wanted
+==========  ===================================================  =====================================================
+
+An early response
+=================
+
+A server may answer while we still upload. What becomes of the rest is decided here, for every version alike:
+
+* A final response below 300 says that the request is being served: the upload goes on, past the end of the response
+  too, as long as it makes progress.
+* One of 300 or above says that the rest is wasted (RFC 9110 §9.3, §15.4, §15.5): the upload stops when its head comes.
+* A server may ask us to stop: STOP_SENDING with any code (RFC 9114 §4.1), RST_STREAM after a complete response (RFC
+  9113 §8.1), ``Connection: close`` (RFC 9112 §9.6). Then it stops, whatever the status.
+
+In no case does the end of an upload cost a response that has come or is coming. When the response is complete, the
+peer is told that the rest will not come: RST_STREAM(NO_ERROR), RESET_STREAM(H3_NO_ERROR), the end of the HTTP/1.1
+connection. It is not told before: in HTTP/2 a reset ends the response too, and some servers take it so in HTTP/3.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from allswell._errors import Party
+
+
+class Send(Enum):
+    """How far our half has gone."""
+
+    HEAD = "head"
+    BODY = "body"
+    ENDED = "ended"
+    STOPPED = "stopped"
+
+
+class Receive(Enum):
+    """How far the peer's half has come."""
+
+    HEAD = "head"
+    BODY = "body"
+    TUNNEL = "tunnel"
+    ENDED = "ended"
+    FAILED = "failed"
+
+
+_MOVES: dict[Enum, frozenset[Enum]] = {
+    Send.HEAD: frozenset({Send.BODY, Send.ENDED, Send.STOPPED}),
+    Send.BODY: frozenset({Send.ENDED, Send.STOPPED}),
+    Send.ENDED: frozenset({Send.BODY}),  # an upgrade: behind the request the tunnel begins (RFC 9110 §7.8)
+    Send.STOPPED: frozenset(),
+    Receive.HEAD: frozenset({Receive.BODY, Receive.TUNNEL, Receive.ENDED, Receive.FAILED}),
+    Receive.BODY: frozenset({Receive.ENDED, Receive.FAILED}),
+    Receive.TUNNEL: frozenset({Receive.ENDED, Receive.FAILED}),
+    Receive.ENDED: frozenset(),
+    Receive.FAILED: frozenset(),
+}
+
+
+class LengthError(Exception):
+    """A body is not as long as its Content-Length says."""
+
+
+class SendHalf:
+    """Our half of one exchange.
+
+    :param state: where it begins.
+    :param promised: the request's Content-Length.
+    :ivar state: how far it has gone.
+    :ivar by: who stopped it.
+    """
+
+    __slots__ = ("_owed", "by", "state")
+
+    def __init__(self, state: Send = Send.HEAD, promised: int | None = None) -> None:
+        self.state = state
+        self.by: Party | None = None
+        self._owed = promised
+
+    @property
+    def open(self) -> bool:
+        """Whether there may be more to send."""
+        return self.state is Send.BODY or self.state is Send.HEAD
+
+    def move(self, to: Send) -> bool:
+        """Move, if the table allows it; whether it did."""
+        if to not in _MOVES[self.state]:
+            return False
+        self.state = to
+        return True
+
+    def stop(self, by: Party) -> bool:
+        """The rest will not be sent; whether there was one."""
+        stopped = self.move(Send.STOPPED)
+        if stopped:
+            self.by = by
+        return stopped
+
+    def count(self, size: int, *, end: bool) -> None:
+        """A piece of content is about to be sent.
+
+        :raises LengthError: when the whole would not be as long as was promised.
+        """
+        owed = self._owed
+        if owed is not None:
+            if size > owed or (end and size < owed):
+                raise LengthError
+            self._owed = owed - size
+
+
+class ReceiveHalf:
+    """The peer's half of one exchange.
+
+    :param method: the request's, which decides what a response may contain.
+    :ivar state: how far it has come.
+    :ivar tunnel: it is, or was, a tunnel's.
+    """
+
+    __slots__ = ("_left", "_method", "state", "tunnel")
+
+    def __init__(self, method: bytes) -> None:
+        self.state = Receive.HEAD
+        self.tunnel = False
+        self._method = method
+        self._left: int | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the final response's head has come, for as long as nothing failed."""
+        return self.state is not Receive.HEAD and self.state is not Receive.FAILED
+
+    @property
+    def over(self) -> bool:
+        """Whether no more of it will come."""
+        return self.state is Receive.ENDED or self.state is Receive.FAILED
+
+    @property
+    def whole(self) -> bool:
+        """Whether all content that was announced has come; only trailers can be missing."""
+        return self._left == 0 and self.state is Receive.BODY
+
+    def move(self, to: Receive) -> bool:
+        """Move, if the table allows it; whether it did."""
+        if to not in _MOVES[self.state]:
+            return False
+        self.state = to
+        self.tunnel = self.tunnel or to is Receive.TUNNEL
+        return True
+
+    def begin(self, status: int) -> bool:
+        """The final response's head came; whether a Content-Length in it is that of the content that follows."""
+        if self._method == b"CONNECT" and status < 300:
+            self.move(Receive.TUNNEL)
+            return False
+        self.move(Receive.BODY)
+        if self._method == b"HEAD" or status in (204, 304):
+            self._left = 0  # RFC 9110 §6.4.1: no content; their Content-Length tells of another response
+            return False
+        return True
+
+    def expect(self, length: int | None) -> None:
+        """The Content-Length of what follows."""
+        self._left = length
+
+    def count(self, size: int) -> None:
+        """So much content came.
+
+        :raises LengthError: when it is more than was announced.
+        """
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                raise LengthError
+
+    def end(self) -> None:
+        """The peer has ended its half.
+
+        :raises LengthError: when less content came than was announced.
+        """
+        self.move(Receive.ENDED)
+        if self._left:
+            raise LengthError
+
+
+def wants_rest(status: int) -> bool:
+    """Whether a server that answers early with this status is still to be sent the rest of the request."""
+    return status < 300
