@@ -17,6 +17,7 @@ value: values are secrets.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -517,6 +518,18 @@ def options(fields: Headers, wanted: bytes) -> set[bytes]:
         if name.lower() == wanted:
             found |= _options(value)
     return found
+
+
+def kept_idle(value: bytes) -> float:
+    """For how many seconds a Keep-Alive field says that an idle connection is kept; ``inf``: it does not say.
+
+    (``timeout`` of RFC 2068 §19.7.1.1. Its ``max`` tells nothing that is of use: the last response says ``close``.)
+    """
+    for option in _options(value):
+        name, _, seconds = option.partition(b"=")
+        if name.strip(_BLANKS) == b"timeout" and (digits := seconds.strip(_BLANKS).strip(b'"')).isdigit():
+            return float(digits[:9])
+    return math.inf
 
 
 def _options(value: bytes) -> set[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import anyio
@@ -103,3 +104,56 @@ async def test_one_without_room_expires() -> None:
             await get_shut(pool, peer.url)
             await until_ended(ends)
     assert ends[0].reason == "idle for 0.2 s"
+
+
+# Servers that say how long they keep an idle connection (HTTP/1.1: Keep-Alive: timeout=N)
+
+both = pytest.mark.parametrize("pipelining", [0, 2])
+
+
+@both
+@pytest.mark.parametrize("field", ["timeout=1", "max=99, Timeout=1", 'timeout="1", max=5'])
+async def test_it_ends_before_the_server_would_end_it(field: str, pipelining: int) -> None:
+    ends: list[ConnectionEnd] = []
+    settings: dict[str, Any] = {"keepalive_expiry": 60, "pipelining": pipelining, "on_connection_end": ends.append}
+    with scripted_peer(answers(fields=(f"Keep-Alive: {field}",))) as peer:
+        async with ConnectionPool(**settings) as pool:
+            await pool.request("GET", peer.url)
+            await until_ended(ends)
+        await peer.ended()
+        assert peer.connections[0].saw == ["FIN"]
+    assert [end.reason for end in ends] == ["idle for 0.5 s, and the server keeps it for 1 s"]
+
+
+@both
+async def test_where_the_event_loop_was_held_it_is_not_used_after_its_time(pipelining: int) -> None:
+    with scripted_peer(answers(fields=("Keep-Alive: timeout=1",))) as peer:
+        async with ConnectionPool(pipelining=pipelining) as pool:
+            await pool.request("GET", f"{peer.url}/1")
+            time.sleep(0.6)  # noqa: ASYNC251  the program computes
+            answer = await pool.request("POST", f"{peer.url}/2", content=b"x")
+            assert answer.attempts == []
+        assert [len(connection.requests) for connection in peer.connections] == [1, 1]
+
+
+async def test_a_server_that_keeps_none_gets_one_request_each() -> None:
+    async def fetch(number: int) -> None:
+        assert await (await pool.request("GET", f"{peer.url}/{number}")).read() == b"/%d" % number
+
+    with scripted_peer(answers(fields=("Keep-Alive: timeout=0",))) as peer:
+        async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(fetch, number)
+        assert [len(connection.requests) for connection in peer.connections] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("field", ["timeout=60", "max=1", "timeout=x", "timeout", "timeout=-1", "soon"])
+async def test_what_says_nothing_of_use_changes_nothing(field: str) -> None:
+    ends: list[ConnectionEnd] = []
+    with scripted_peer(answers(fields=(f"Keep-Alive: {field}",))) as peer:
+        async with ConnectionPool(keepalive_expiry=0.3, on_connection_end=ends.append) as pool:
+            for _ in range(3):
+                await pool.request("GET", peer.url)
+            await until_ended(ends)
+        assert len(peer.connections) == 1
+    assert [end.reason for end in ends] == ["idle for 0.3 s"]

@@ -5,6 +5,7 @@ No heads, no status, no errors but resets; only the interop endpoint uses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from aioquic.quic.events import ConnectionTerminated, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
@@ -33,6 +34,7 @@ class Http09:
     http_version = "HTTP/0.9"
     capacity_expected = False
     pauses_reading = False
+    kept_idle = math.inf
     says_goodbye = ""
     must_abort = False
 

@@ -12,6 +12,7 @@ it is only counted, and the next exchange gets an h11 connection that has not mi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from itertools import count
@@ -29,7 +30,7 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
-from allswell._fields import HeaderSection, RequestSections, options, request_trailers
+from allswell._fields import HeaderSection, RequestSections, kept_idle, options, request_trailers
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
@@ -97,6 +98,7 @@ class Http1:
         self._surplus = b""  # and what came behind it
         self.followed = False
         self.must_abort = False
+        self.kept_idle = math.inf
 
     def _engine(self) -> h11.Connection:
         return h11.Connection(h11.CLIENT, max_incomplete_event_size=self._max_header_size)
@@ -335,6 +337,8 @@ class Http1:
                     length = int(value)  # (h11 has seen to it that it is one)
                 elif lower == b"transfer-encoding":
                     encoded = True
+                elif lower == b"keep-alive":
+                    self.kept_idle = kept_idle(value)
             if encoded and length is not None:
                 # RFC 9112 §6.3: "ought to be handled as an error", for it may be an attempt at response splitting.
                 raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")

@@ -16,6 +16,7 @@ connection still open, so that a server that takes one request each time never s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from functools import partial
 from itertools import count
@@ -45,6 +46,7 @@ class Http1Pipeline:
         self._engine = partial(Http1, max_header_size=max_header_size, numbers=count(1), requests=Requests())
         self._line = deque([self._engine()])  # never empty
         self._output: list[bytes] = []
+        self.kept_idle = math.inf
         self._persists = False  # the first response is complete, and the connection still open
         self._idempotent = True  # the last request's method
 
@@ -126,6 +128,7 @@ class Http1Pipeline:
         events = first.receive(data)
         while not first.exchange and not first.spent:
             self._persists = True
+            self.kept_idle = first.kept_idle
             if len(line) == 1:
                 return events
             line.popleft()

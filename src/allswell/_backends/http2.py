@@ -37,6 +37,7 @@ counted; progress on any exchange, or anything we send for one, starts the count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from h2.errors import ErrorCodes
@@ -88,6 +89,7 @@ class Http2:
     name = "h2"
     http_version = "HTTP/2"
     pauses_reading = False
+    kept_idle = math.inf
     says_goodbye = "GOAWAY"
     must_abort = False
 

@@ -17,6 +17,7 @@ only 0-RTT (RFC 8470 §4), and an extended CONNECT until the server's settings s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from aioquic.quic.events import (
@@ -91,6 +92,7 @@ class Http3:
     name = "h3"
     http_version = "HTTP/3"
     pauses_reading = False
+    kept_idle = math.inf
     must_abort = False
 
     def __init__(self, quic: Multiplexer, *, max_header_size: int = 100 * 1024) -> None:

@@ -187,6 +187,7 @@ class Backend(Protocol[Input_contra]):
     :cvar http_version: as a response states it: ``"HTTP/1.1"``, ``"HTTP/2"``, ``"HTTP/3"``.
     :cvar pauses_reading: back-pressure works by not reading the connection (h1), not by per-exchange credit (h2, h3).
     :cvar says_goodbye: what ``goodbye`` puts on the wire, for the report: ``"GOAWAY"`` or ``""``.
+    :ivar kept_idle: seconds that the peer says it keeps the connection when that is idle; ``inf``: it does not say.
     :ivar must_abort: nothing can be said on this connection any more (an abandoned h1 exchange): abort it.
     """
 
@@ -194,6 +195,7 @@ class Backend(Protocol[Input_contra]):
     http_version: str
     pauses_reading: bool
     says_goodbye: str
+    kept_idle: float
 
     @property
     def must_abort(self) -> bool: ...

@@ -67,6 +67,10 @@ _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
 _LAST_READS = 16
 
 
+#: A connection is not used any more so many seconds before its server ends it, as that says; or in the last half of its
+#: time, where that is shorter.
+_ON_THE_WAY = 1.0
+
 #: Where somebody waits for room on a connection that would be idle for too long: looked at again after so many seconds.
 _WANTED_AGAIN = 0.5
 
@@ -111,6 +115,8 @@ class Connection:
         self._exchanges: dict[int, Exchange] = {}
         self._alarm = Alarm(host, self._on_alarm)
         self._idle_since = self.made_at
+        self._idle_limit = math.inf if config.keepalive_expiry is None else config.keepalive_expiry
+        self._idle_for = self._idle_limit  # or less: as long as the server keeps it
         self._pulse = Pulse(config.ping_interval, config.ping_timeout, self.made_at)
         self._heard_goodbye = ""
         self.parting_words = ""
@@ -205,6 +211,8 @@ class Connection:
         as long as reading is suspended there nobody can tell, so nothing follows.
         """
         busy = bool(self._exchanges)
+        if monotonic() >= self._idle_since + self._idle_for:
+            self._expire()  # the event loop was held, and the alarm is late
         if self._life.state is State.OPEN and not self._looking and (self._backend.pauses_reading or not busy):
             if busy and self._full():
                 return False
@@ -662,6 +670,7 @@ class Connection:
                     self._tell_available()
             elif self._idle_since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
                 self._idle_since = monotonic()
+                self._idle_for = min(self._idle_limit, _kept(self._backend.kept_idle))
                 self._watch_idle()
                 self._tell_available()
 
@@ -671,8 +680,14 @@ class Connection:
             self.service.barren += 1
 
     def _watch_idle(self) -> None:
-        if self.config.keepalive_expiry is not None:
-            self.watch(self._idle_since + self.config.keepalive_expiry)
+        if self._idle_for < math.inf:
+            self.watch(self._idle_since + self._idle_for)
+
+    def _expire(self) -> None:
+        """It was idle for too long."""
+        kept = self._backend.kept_idle
+        why = f", and the server keeps it for {kept:g} s" if self._idle_for < self._idle_limit else ""
+        self.close(f"idle for {self._idle_for:g} s{why}")
 
     # Writing
 
@@ -707,14 +722,13 @@ class Connection:
         for exchange in list(self._exchanges.values()):
             following = min(following, exchange.expire(now, seen_all=seen_all))
         if self._life.state is State.OPEN:
-            expiry = self.config.keepalive_expiry
-            if expiry is not None:  # (inf while an exchange is open)
-                if now >= self._idle_since + expiry and self._wanted():
-                    following = min(following, now + max(expiry, _WANTED_AGAIN))
-                elif now >= self._idle_since + expiry:
-                    self.close(f"idle for {expiry:g} s")
-                else:
-                    following = min(following, self._idle_since + expiry)
+            idle_until = self._idle_since + self._idle_for  # (inf while an exchange is open)
+            if now < idle_until:
+                following = min(following, idle_until)
+            elif self._wanted():
+                following = min(following, now + _WANTED_AGAIN)
+            else:
+                self._expire()
         following = min(following, self._pulse.look(now, self._ping))
         if following == -math.inf:
             waited = f"no sign of life within {self._pulse.timeout:g} s of a PING"
@@ -806,3 +820,8 @@ class Connection:
         owner = self._owner()
         if owner is not None:
             owner.connection_leaving(self)
+
+
+def _kept(seconds: float) -> float:
+    """How long a connection may be idle that its server keeps for so long: a request needs time to arrive there."""
+    return seconds - min(_ON_THE_WAY, seconds / 2) if seconds < math.inf else seconds
