@@ -123,8 +123,8 @@ class PoolConfig:
         say goodbye) do not count.
     :ivar max_connections_per_route: to one origin.
     :ivar max_keepalive_connections: idle ones that are kept; 0: none.
-    :ivar keepalive_expiry: seconds that one is kept idle; 0: not at all; ``None`` for as long as the peer lets us. Less,
-        where an HTTP/1.1 server says that it keeps it for less (``Keep-Alive: timeout``).
+    :ivar keepalive_expiry: seconds that one is kept idle; 0: not at all; ``None`` for as long as the peer lets us.
+        (For less, where an HTTP/1.1 server says that it keeps it for less: ``Keep-Alive: timeout``.)
     :ivar grace: seconds that a close may take.
     :ivar retries: further tries to connect after the first failed, with back-off.
     :ivar proxies: what all connections go through, the nearest first.
