@@ -358,6 +358,20 @@ async def test_early_data_that_is_rejected_costs_nothing(method: str) -> None:
             assert len(server.all("request")) == 2
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_early_data_that_is_answered_with_retry_costs_nothing(method: str) -> None:
+    with QuicServer(retry=True) as server:
+        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+            await pool.request("GET", url(server))
+            await _has_ended(server)
+            content = b"12" if method == "POST" else None
+            path = "/echo" if method == "POST" else "/hello"
+            response = await pool.request(method, url(server, path), content=content, timeouts=SOON)
+            assert await response.read() == (b"2" if method == "POST" else b"hello")
+            assert (response.attempts, len(server.all("request"))) == ([], 2)
+            assert len(server.connections) == 2
+
+
 async def test_too_early_goes_again() -> None:
     """RFC 8470 §5.2: 425 to early data is replayed, and once more when it was none."""
 
