@@ -359,7 +359,7 @@ async def test_the_event_loop_ends_first(how: str, warned: bool, anyio_backend_n
         assert ("ResourceWarning: unclosed <ConnectionPool" in done.stderr) is warned, done.stderr
         assert "Traceback" not in done.stderr
         await peer.ended()
-        assert peer.connections[0].saw == (["RST"] if warned else ["FIN"])
+        assert peer.connections[0].saw == ["FIN"]  # it was idle: the end of the event loop is no reason to be rude
 
 
 async def test_tunnel_of_threads_is_not_needed() -> None:

@@ -136,6 +136,7 @@ async def _in_a_task_that_ends_with_the_loop(client: AsyncClient, use: Use) -> N
 
 
 async def _interrupted(client: AsyncClient, use: Use) -> None:
+    """By Ctrl-C."""
     async with client:
         await use(client)
         signal.raise_signal(signal.SIGINT)
@@ -313,8 +314,12 @@ def leave(kind: str, loop: str, way: Way, *, lives: bool) -> tuple[CloseReport |
             if lives:
                 await anyio.to_thread.run_sync(server.ended)
 
-        with suppress(KeyboardInterrupt):
-            anyio.run(main, **LOOPS[loop])
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have none
+        try:
+            with suppress(KeyboardInterrupt):
+                anyio.run(main, **LOOPS[loop])
+        finally:
+            signal.signal(signal.SIGINT, before)
         for task in LEFT:
             assert task.cancelled()
         LEFT.clear()
