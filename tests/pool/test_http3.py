@@ -587,6 +587,34 @@ async def test_alt_svc_is_followed_and_cleared() -> None:
                 assert (response.http_version, await response.read()) == (b"HTTP/3", b"hello")
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["Alt-Svc", "prior knowledge"])
+@pytest.mark.parametrize("own", [None, b"own.example"])
+async def test_requests_name_the_alternative_that_they_go_to(known: bool, own: bytes | None) -> None:
+    """RFC 7838 §5: Alt-Used. Where the origin itself is known to speak HTTP/3 there is none."""
+    came: list[dict[bytes, bytes]] = []
+
+    def look(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        came.append(fields)
+        connection.respond(stream, 200)
+
+    with QuicServer({b"/look": look}) as server:
+        offer = f'Alt-Svc: h3="localhost:{server.port}"; ma=60'
+        script = answers(1, fields=(offer,), announce=True)
+        # Where it is known to speak HTTP/3, the origin is there on UDP: at the same port.
+        with scripted_peer(script, tls=certificates().server_context(), port=server.port if known else 0) as tcp:
+            origin = f"https://127.0.0.1:{tcp.port}"
+            async with trusting(True, http3_origins=frozenset({origin} if known else ())) as pool:
+                if not known:
+                    await pool.request("GET", origin, timeouts=SOON)
+                    await tcp.ended()
+                headers = [] if own is None else [(b"Alt-Used", own)]
+                for _ in range(2):
+                    response = await pool.request("GET", f"{origin}/look", headers=headers, timeouts=SOON)
+                    assert response.http_version == b"HTTP/3"
+    used = own if own is not None or known else b"localhost:%d" % server.port
+    assert [fields.get(b"alt-used") for fields in came] == [used, used]
+
+
 async def test_only_http3_does_not_go_elsewhere() -> None:
     with scripted_peer(answers(), tls=certificates().server_context()) as tcp:
         async with trusting() as pool:

@@ -87,6 +87,7 @@ class Http3:
 
     :param quic: the connection; its handshake is complete, or 0-RTT is possible.
     :param max_header_size: bytes of a header section that are accepted, compressed and not.
+    :param alternative: an origin, and which alternative service of its this is; both as authorities.
     """
 
     name = "h3"
@@ -95,7 +96,9 @@ class Http3:
     kept_idle = math.inf
     must_abort = False
 
-    def __init__(self, quic: Multiplexer, *, max_header_size: int = 100 * 1024) -> None:
+    def __init__(
+        self, quic: Multiplexer, *, max_header_size: int = 100 * 1024, alternative: tuple[bytes, bytes] | None = None
+    ) -> None:
         self.says_goodbye = "GOAWAY"
         self._quic = quic
         self._limit = max_header_size
@@ -111,7 +114,8 @@ class Http3:
         self._over = False
         self._decoder = Decoder(0, 0)
         self._encoder = SectionEncoder()
-        self._requests = RequestSections(HeaderSection.end_to_end)
+        self._alternative = alternative
+        self._requests = RequestSections(HeaderSection.end_to_end if alternative is None else self._naming_alternative)
         self._settings: dict[int, int] | None = None
         self._control = ControlReader(_CONTROL_LIMIT)
         self._critical: dict[int, int] = {}  # the peer's control and QPACK streams, by their types
@@ -152,6 +156,14 @@ class Http3:
         else:
             self._send_fields(stream_id, fields, end)
         return stream_id
+
+    def _naming_alternative(self, header: HeaderSection) -> Headers:
+        """What goes to an alternative service names it: Alt-Used (RFC 7838 §5)."""
+        assert self._alternative is not None
+        fields, (origin, used) = header.end_to_end(), self._alternative
+        if header.authority != origin or any(name == b"alt-used" for name, _ in fields):
+            return fields  # it is of another origin, that shares this connection; or its caller knows better
+        return [*fields, (b"alt-used", used)]
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
         state = self._exchanges.get(exchange)

@@ -61,7 +61,8 @@ class AltSvc:
     def alternatives(self, origin: str) -> Sequence[Endpoint]:
         """Where the origin offers HTTP/3, in its order of preference."""
         now = time()
-        return [Endpoint(each.host, each.port) for each in self._store.get(origin) if each.expires > now]
+        known = [each for each in self._store.get(origin) if each.expires > now]
+        return [Endpoint(each.host, each.port, alternative=True) for each in known]
 
     def forget(self, origin: str) -> None:
         """An alternative said that it is none (RFC 7838 §6)."""

@@ -167,7 +167,7 @@ class Dialer:
             self._quic = QuicDialer(self._config, self._trust, self.discovery.lookups.addresses)
         if route.proxies:
             stack = await self._proxies.reach_datagrams(route._replace(host=to.host, port=to.port), send, around)
-            return await self._quic.dial_over(stack, route, around)
+            return await self._quic.dial_over(stack, route, to, around)
         return await self._quic.dial(route, to, around)
 
     async def _dial_tcp(
@@ -221,7 +221,7 @@ class Dialer:
     def _tcp(self, route: Route, to: Endpoint | None = None) -> TcpFilter:
         """To the route's host, or an endpoint of its."""
         config = self._config
-        host, port, hints = to or Endpoint(route.host, route.port)
+        host, port, hints, _ = to or Endpoint(route.host, route.port)
         where = authority(route.scheme, route.host, route.port) if route.proxy is None else f"the proxy {route.proxy}"
 
         async def dial() -> socket.socket:

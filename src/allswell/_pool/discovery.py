@@ -108,7 +108,7 @@ class Discovery:
                 found.update(address for _, address in await self.lookups.addresses(host, port, family))
 
         async with anyio.create_task_group() as tasks:
-            for host, port, _ in endpoints:
+            for host, port, *_ in endpoints:
                 for family in families(host, self._config.local_address):
                     tasks.start_soon(look, host, port, family)
         return found

@@ -20,7 +20,7 @@ from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.quic_tickets import MemoryStore, QuicStore
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
-from allswell._pool.route import Endpoint, Route
+from allswell._pool.route import Endpoint, Route, authority
 
 #: Bytes of the largest UDP payload that every path carries which carries QUIC at all (RFC 9000 §14).
 _SMALLEST = 1200
@@ -72,9 +72,11 @@ class QuicDialer:
             hints=to.hints,
             ask=self._ask,
         )
-        return made[quic], self._backend(quic, route)
+        return made[quic], self._backend(quic, route, to)
 
-    async def dial_over(self, stack: Stack, route: Route, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
+    async def dial_over(
+        self, stack: Stack, route: Route, to: Endpoint, around: AroundConnect | None
+    ) -> tuple[Stack, Backend[Any]]:
         """Connect over a stack that carries datagrams to the server.
 
         :raises ConnectFailed: naming the peer and what went wrong.
@@ -84,12 +86,14 @@ class QuicDialer:
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
         quic = QuicFilter(stack.top, settings)
         await stack.push(quic, around)
-        return stack, self._backend(quic, route)
+        return stack, self._backend(quic, route, to)
 
-    def _backend(self, quic: QuicFilter, route: Route) -> Http3:
+    def _backend(self, quic: QuicFilter, route: Route, to: Endpoint) -> Http3:
         if quic.connection.handshake_complete:
             self._unanswered.discard(_server(route))
-        return Http3(quic.connection, max_header_size=self._config.max_header_size)
+        origin, used = (authority("https", each.host, each.port).encode("ascii") for each in (route, to))
+        alternative = (origin, used) if to.alternative else None
+        return Http3(quic.connection, max_header_size=self._config.max_header_size, alternative=alternative)
 
     def _settings(self, route: Route) -> QuicSettings:
         config, quic = self._config, self._config.quic

@@ -71,11 +71,13 @@ class Endpoint(NamedTuple):
     """Where an origin's service is to be had: at the origin itself, or where Alt-Svc or DNS say.
 
     :ivar hints: addresses to begin with while the host's are not known (RFC 9460 §7.3).
+    :ivar alternative: it is an alternative service (RFC 7838 §2), which requests name.
     """
 
     host: str
     port: int
     hints: tuple[str, ...] = ()
+    alternative: bool = False
 
 
 class Destination(NamedTuple):
