@@ -126,17 +126,17 @@ class SendHalf:
 class ReceiveHalf:
     """The peer's half of one exchange.
 
-    :param method: the request's, which decides what a response may contain.
+    :ivar method: the request's, which decides what a response may contain.
     :ivar state: how far it has come.
     :ivar tunnel: it is, or was, a tunnel's.
     """
 
-    __slots__ = ("_left", "_method", "state", "tunnel")
+    __slots__ = ("_left", "method", "state", "tunnel")
 
     def __init__(self, method: bytes) -> None:
         self.state = Receive.HEAD
         self.tunnel = False
-        self._method = method
+        self.method = method
         self._left: int | None = None
 
     @property
@@ -162,20 +162,16 @@ class ReceiveHalf:
         self.tunnel = self.tunnel or to is Receive.TUNNEL
         return True
 
-    def begin(self, status: int) -> bool:
-        """The final response's head came; whether a Content-Length in it is that of the content that follows."""
-        if self._method == b"CONNECT" and status < 300:
-            self.move(Receive.TUNNEL)
-            return False
-        self.move(Receive.BODY)
-        if self._method == b"HEAD" or status in (204, 304):
-            self._left = 0  # RFC 9110 §6.4.1: no content; their Content-Length tells of another response
-            return False
-        return True
+    def begin(self, status: int, content: int | None) -> None:
+        """The final response's head came.
 
-    def expect(self, length: int | None) -> None:
-        """The Content-Length of what follows."""
-        self._left = length
+        :param content: how much content follows, where it is known.
+        """
+        if self.method == b"CONNECT" and status < 300:
+            self.move(Receive.TUNNEL)
+        else:
+            self.move(Receive.BODY)
+            self._left = content
 
     def count(self, size: int) -> None:
         """So much content came.
@@ -192,9 +188,28 @@ class ReceiveHalf:
 
         :raises LengthError: when less content came than was announced.
         """
-        self.move(Receive.ENDED)
         if self._left:
             raise LengthError
+        self.move(Receive.ENDED)
+
+
+class Halves:
+    """What has two halves: an exchange, as a backend or a requester knows it.
+
+    :ivar sending: ours.
+    :ivar receiving: the peer's.
+    """
+
+    __slots__ = ("receiving", "sending")
+
+    def __init__(self, sending: SendHalf, receiving: ReceiveHalf) -> None:
+        self.sending = sending
+        self.receiving = receiving
+
+    @property
+    def over(self) -> bool:
+        """Whether both are."""
+        return self.receiving.over and not self.sending.open
 
 
 def wants_rest(status: int) -> bool:

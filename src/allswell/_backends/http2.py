@@ -67,6 +67,7 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import HeaderSection, RequestSection, RequestSections, request_trailers, section_size
+from allswell._halves import LengthError, Send
 from allswell._messages import Headers, RequestHead
 
 _DEFAULT_WINDOW = 65535
@@ -191,23 +192,23 @@ class Http2:
 
     def send_window(self, exchange: int) -> int:
         stream = self._streams.get(exchange)
-        if stream is None or stream.sent_end or self._over:
+        if stream is None or not stream.sending.open or self._over:
             return 0
         return max(0, min(stream.h2.outbound_flow_control_window, self._h2.outbound_flow_control_window))
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
         stream = self._streams.get(exchange)
-        if stream is None or stream.sent_end or self._over:
+        if stream is None or not stream.sending.open or self._over:
             return
         size = len(data)
         if size > self.send_window(exchange):
             raise LocalProtocolError("more body than the window allows")
-        if stream.to_send is not None and (size > stream.to_send or (end and size < stream.to_send)):
-            raise LocalProtocolError("the body is not as long as its Content-Length")
         fields = [(name.lower(), value) for name, value in request_trailers(trailers)] if end and trailers else []
+        try:
+            stream.sending.count(size, end=end)
+        except LengthError:
+            raise LocalProtocolError("the body is not as long as its Content-Length") from None
         self._quiet = 0
-        if stream.to_send is not None:
-            stream.to_send -= size
         if size or (end and not fields):
             # h2 keeps the state and the windows; framing it here saves three copies.
             last = end and not fields
@@ -218,8 +219,8 @@ class Http2:
         if fields:
             self._h2.send_headers(exchange, fields, end_stream=True)
         if end:
-            stream.sent_end = True
-            if stream.done:
+            stream.sending.move(Send.ENDED)
+            if stream.over:
                 self._forget(stream)
 
     def cancel(self, exchange: int) -> None:
@@ -250,7 +251,7 @@ class Http2:
             return
         credit = min(credit, stream.unread)
         stream.unread -= credit
-        if not stream.done:
+        if not stream.receiving.over:
             self._open_window(exchange, stream.window.consume(credit))
         self._give_back(credit)
 
@@ -305,7 +306,7 @@ class Http2:
             return RemoteProtocolError(f"the peer closed the connection before the response was complete{told}")
 
         self._refusal = ended
-        for stream in [stream for stream in self._streams.values() if reused and not stream.answered]:
+        for stream in [stream for stream in self._streams.values() if reused and not stream.receiving.answered]:
             # Not the only request that ended its connection, or an end that was announced: most likely the peer never
             # saw it, as in HTTP/1.1 (RFC 9112 §9.3.1, RFC 9110 §9.2.2). Or it did.
             self._fail(stream, NotProcessed(ended(), proven=False), events)
@@ -447,7 +448,7 @@ class Http2:
             self._fail_malformed(stream, malformed, events)
             return
         try:
-            if stream.answered:
+            if stream.receiving.answered:
                 stream.receive_trailers(fields, end)
                 self._complete(stream, list(fields), events)
                 return
@@ -455,11 +456,11 @@ class Http2:
         except StreamError as error:
             self._fail_malformed(stream, error, events)
             return
-        if not stream.answered:
+        if not stream.receiving.answered:
             events.append(InformationalReceived(id_, head))
             return
         self._quiet = 0
-        events.append(ResponseReceived(id_, head, stream.tunnel))
+        events.append(ResponseReceived(id_, head, stream.receiving.tunnel))
         if end:
             self._complete(stream, [], events)
 
@@ -480,11 +481,11 @@ class Http2:
         self._fail_held(refused, events)
         for stream in [stream for stream in self._streams.values() if stream.id > self._last_allowed]:
             self._reset_ids(stream.id)
-            if stream.done:
+            if stream.receiving.over:
                 self._forget(stream)
                 events.append(UploadRefused(stream.id))
             else:
-                self._fail(stream, told() if stream.answered else refused(), events)
+                self._fail(stream, told() if stream.receiving.answered else refused(), events)
 
     def _receive_announcement(self, kind: int, flags: int, id_: int, frame: memoryview, events: list[Event]) -> None:
         try:
@@ -514,7 +515,7 @@ class Http2:
                 events.append(SendWindowOpened(None))
         else:
             stream = self._streams[event.stream_id]
-            if not stream.sent_end and stream.h2.outbound_flow_control_window - event.delta <= 0:
+            if stream.sending.open and stream.h2.outbound_flow_control_window - event.delta <= 0:
                 events.append(SendWindowOpened(stream.id))
 
     def _receive_settings(self, event: RemoteSettingsChanged, events: list[Event]) -> None:
@@ -536,18 +537,17 @@ class Http2:
 
     def _receive_reset(self, stream: Stream, event: StreamReset, events: list[Event]) -> None:
         code = event.error_code or 0
-        if stream.done:
+        if stream.receiving.over:
             self._forget(stream)
             events.append(UploadRefused(stream.id))  # §8.1: the rest of the request is not wanted (or of a tunnel)
-        elif event.remote_reset and code == ErrorCodes.NO_ERROR and stream.whole:
+        elif event.remote_reset and code == ErrorCodes.NO_ERROR and stream.receiving.whole:
             # §8.1 has END_STREAM before this. But all of the content has come, and the server names no error.
-            stream.done = True
-            if not stream.sent_end:
+            if stream.sending.open:
                 events.append(UploadRefused(stream.id))
             self._forget(stream)
             events.append(ResponseCompleted(stream.id, []))
         elif event.remote_reset:
-            self._fail(stream, reset_error(code, answered=stream.answered), events)
+            self._fail(stream, reset_error(code, answered=stream.receiving.answered), events)
         else:
             self._reset_ids(stream.id)
             words = f"the peer broke HTTP/2 on this stream: {error_name(code)}"
@@ -557,7 +557,7 @@ class Http2:
 
     def _complete(self, stream: Stream, trailers: Headers, events: list[Event]) -> None:
         self._quiet = 0
-        if stream.sent_end:
+        if stream.over:
             self._forget(stream)
         events.append(ResponseCompleted(stream.id, trailers))
 
@@ -577,12 +577,12 @@ class Http2:
         self._reset_stream(stream, error.code)
         self._give_back(self._unread.pop(stream.id, 0))
         told = RemoteProtocolError(f"the peer sent {error}", reach="exchange")
-        events.append(UploadRefused(stream.id) if stream.done else ExchangeFailed(stream.id, told))
+        events.append(UploadRefused(stream.id) if stream.receiving.over else ExchangeFailed(stream.id, told))
 
     def _fail_all(self, error: Callable[[], AllswellError], events: list[Event]) -> None:
         self._fail_held(error, events)
         for stream in list(self._streams.values()):
-            if stream.done:
+            if stream.receiving.over:
                 self._forget(stream)
             else:
                 self._fail(stream, error(), events)

@@ -7,6 +7,7 @@ from h2.stream import H2Stream
 
 from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._fields import MalformedSection, response_section, trailer_section
+from allswell._halves import Halves, LengthError, Receive, ReceiveHalf, Send, SendHalf
 from allswell._messages import Headers, ResponseHead
 
 _WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
@@ -41,83 +42,59 @@ class Window:
         return increment
 
 
-class Stream:
+class Stream(Halves):
     """What we know of a stream beside h2's own state of it, which serves for sending.
 
-    :ivar h2: h2's stream: its sending state and the window that limits what we send.
+    :ivar h2: h2's stream: the window that limits what we send.
     :ivar window: what the peer may still send here.
     :ivar unread: bytes received and not consumed.
-    :ivar to_send: what the request's Content-Length still promises.
-    :ivar sent_end: we have ended our side.
-    :ivar answered: the final response's head has come.
-    :ivar tunnel: both sides are raw bytes now.
-    :ivar done: the peer has ended its side.
     """
 
-    __slots__ = (
-        "answered",
-        "done",
-        "h2",
-        "id",
-        "left",
-        "method",
-        "sent_end",
-        "to_send",
-        "tunnel",
-        "unread",
-        "window",
-    )
+    __slots__ = ("h2", "id", "unread", "window")
 
     def __init__(
         self, id_: int, h2: H2Stream, *, window: Window, method: bytes, to_send: int | None, end: bool
     ) -> None:
+        super().__init__(SendHalf(Send.ENDED if end else Send.BODY, to_send), ReceiveHalf(method))
         self.id = id_
         self.h2 = h2
         self.window = window
         self.unread = 0
-        self.to_send = to_send
-        self.sent_end = end
-        self.method = method
-        self.answered = False
-        self.tunnel = False
-        self.left: int | None = None
-        self.done = False
 
     def receive_head(self, fields: Headers, end: bool) -> ResponseHead:
         """:raises StreamError: for a malformed head."""
         try:
-            status, headers, content = response_section(fields, self.method)
+            status, headers, content = response_section(fields, self.receiving.method)
         except MalformedSection as error:
             raise StreamError(str(error)) from None
         if status < 200:
             if end:
                 raise StreamError("an informational response that ends its stream")  # RFC 9113 §8.1
             return ResponseHead(status, headers, b"HTTP/2")
-        self.tunnel = self.method == b"CONNECT" and status < 300
-        self.left = content
-        self.answered = True
+        self.receiving.begin(status, content)
         if end:
             self._receive_end()
         return ResponseHead(status, headers, b"HTTP/2")
 
     def receive_data(self, size: int, end: bool) -> None:
         """:raises StreamError: for content that may not come here or now."""
-        if self.done:
+        half = self.receiving
+        if half.state is Receive.ENDED:
             raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
-        if not self.answered:
+        if half.state is Receive.HEAD:
             raise StreamError("a body before its response")
-        if self.left is not None:
-            self.left -= size
-            if self.left < 0:
-                raise StreamError(_WRONG_LENGTH)
+        try:
+            half.count(size)
+        except LengthError:
+            raise StreamError(_WRONG_LENGTH) from None
         if end:
             self._receive_end()
 
     def receive_trailers(self, fields: Headers, end: bool) -> None:
         """:raises StreamError: for a malformed trailer section."""
-        if self.done:
+        if self.receiving.state is Receive.ENDED:
             raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
-        if self.tunnel:
+        if self.receiving.tunnel:
             raise StreamError("a header section in a tunnel")  # RFC 9113 §8.5
         if not end:
             raise StreamError("a header section in the middle of a body")  # RFC 9113 §8.1
@@ -127,12 +104,8 @@ class Stream:
             raise StreamError(str(error)) from None
         self._receive_end()
 
-    @property
-    def whole(self) -> bool:
-        """Whether all content that was announced has come."""
-        return self.answered and not self.tunnel and self.left == 0
-
     def _receive_end(self) -> None:
-        if self.left:
-            raise StreamError(_WRONG_LENGTH)
-        self.done = True
+        try:
+            self.receiving.end()
+        except LengthError:
+            raise StreamError(_WRONG_LENGTH) from None

@@ -70,6 +70,7 @@ from allswell._fields import (
     section_size,
     trailer_section,
 )
+from allswell._halves import LengthError, Receive, Send
 from allswell._messages import SAFE_METHODS, Headers, RequestHead, ResponseHead
 
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
@@ -145,8 +146,8 @@ class Http3:
         end = end and head.method != b"CONNECT"  # RFC 9114 §4.4: what follows is the tunnel's
         early = not quic.handshake_complete
         stream_id = quic.get_next_available_stream_id()
-        exchange = Http3Exchange(head, FrameReader(h3.NOT_ON_REQUEST, self._limit), request.content_length, early)
-        exchange.uploaded = end
+        reader = FrameReader(h3.NOT_ON_REQUEST, self._limit)
+        exchange = Http3Exchange(head, reader, end=end, owed=request.content_length, with_early_data=early)
         self._exchanges[stream_id] = exchange
         if (early and head.method not in SAFE_METHODS) or (head.protocol is not None and settings is None):
             exchange.held = fields
@@ -167,22 +168,23 @@ class Http3:
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
         state = self._exchanges.get(exchange)
-        if state is None or state.uploaded:
+        if state is None or not state.sending.open:
             return
         last: Headers = []
         if trailers:
             last = [(name.lower(), value) for name, value in request_trailers(trailers)]
-        if state.owed is not None:
-            if len(data) > state.owed or (end and len(data) < state.owed):
-                raise LocalProtocolError("the body is not as long as its Content-Length says")
-            state.owed -= len(data)
-        state.uploaded = end
+        try:
+            state.sending.count(len(data), end=end)
+        except LengthError:
+            raise LocalProtocolError("the body is not as long as its Content-Length says") from None
         if state.held is not None:
             state.waiting.append((data, end, last))
         else:
             self._send_piece(exchange, data, end, last)
-        if end and state.ended:
-            del self._exchanges[exchange]
+        if end:
+            state.sending.move(Send.ENDED)
+            if state.over:
+                del self._exchanges[exchange]
 
     def _send_piece(self, stream_id: int, data: bytes, end: bool, trailers: Headers) -> None:
         if data:
@@ -195,7 +197,7 @@ class Http3:
 
     def send_window(self, exchange: int) -> int:
         state = self._exchanges.get(exchange)
-        if state is None or state.uploaded:
+        if state is None or not state.sending.open:
             return 0
         window = self._room(exchange) - _waiting(state)
         if window <= 0:
@@ -238,7 +240,7 @@ class Http3:
         fields, state.held = state.held, None
         assert fields is not None
         self._held.remove(stream_id)
-        self._send_fields(stream_id, fields, state.uploaded and not state.waiting)
+        self._send_fields(stream_id, fields, not state.sending.open and not state.waiting)
         for data, end, trailers in state.waiting:
             self._send_piece(stream_id, data, end, trailers)
         state.waiting.clear()
@@ -271,7 +273,7 @@ class Http3:
 
     def _credit(self, stream_id: int, state: Http3Exchange | None, size: int) -> None:
         self._quic.credit(size)
-        if state is not None and not state.ended:
+        if state is not None and not state.receiving.over:
             state.freed += size
             if state.freed >= self._quic.stream_window >> 2:
                 self._quic.credit_stream(stream_id, state.freed)
@@ -279,7 +281,7 @@ class Http3:
 
     def stop(self, exchange: int) -> None:
         state = self._exchanges.pop(exchange, None)
-        if state is not None and not state.uploaded:
+        if state is not None and state.sending.open:
             self._starved.discard(exchange)
             self._quic.reset_stream(exchange, h3.H3_NO_ERROR)
 
@@ -296,9 +298,9 @@ class Http3:
         if state.held is not None:
             self._held.remove(stream_id)
         self.consumed(stream_id, self._unread.get(stream_id, 0))
-        if not state.ended:
+        if not state.receiving.over:
             self._quic.stop_stream(stream_id, code)
-        if not state.uploaded or not state.ended:
+        if not state.over:
             self._quic.reset_stream(stream_id, code)
 
     def _fail(self, stream_id: int, error: AllswellError, code: int) -> None:
@@ -376,7 +378,7 @@ class Http3:
     def _feed_starved(self) -> None:
         for stream_id in list(self._starved):
             state = self._exchanges.get(stream_id)
-            if state is None or state.uploaded:
+            if state is None or not state.sending.open:
                 self._starved.discard(stream_id)
             elif state.held is None and self._room(stream_id) >= _SEND_RESUME:
                 self._starved.discard(stream_id)
@@ -408,32 +410,32 @@ class Http3:
                 self._credit(stream_id, self._exchanges.get(stream_id), framing)
 
     def _on_body(self, stream_id: int, state: Http3Exchange, data: bytes) -> None:
-        if not state.final or state.trailers is not None:
+        if not state.receiving.answered or state.trailers is not None:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "DATA outside of a body")  # RFC 9114 §4.1
         if not data:
             return
         size = len(data)
-        state.received += size
-        if state.expected is not None and state.received > state.expected:
-            raise Malformed("more body than Content-Length says")
+        try:
+            state.receiving.count(size)
+        except LengthError:
+            raise Malformed("more body than Content-Length says") from None
         self._unread[stream_id] = self._unread.get(stream_id, 0) + size
         self._events.append(BodyReceived(stream_id, data, size))
 
     def _on_fields(self, stream_id: int, state: Http3Exchange, section: bytes) -> None:
-        if state.trailers is not None or state.tunnel:
+        if state.trailers is not None or state.receiving.tunnel:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "HEADERS after the trailer section")
         try:
             _, fields = self._decoder.feed_header(stream_id, section)
         except (DecompressionFailed, StreamBlocked) as error:
             raise H3Error(h3.QPACK_DECOMPRESSION_FAILED, "a header section that QPACK cannot decode") from error
-        method = state.head.method
         try:
             fields = received_section(fields, self._limit)
             state.touched = True
-            if state.final:
+            if state.receiving.answered:
                 state.trailers = trailer_section(fields)
                 return
-            status, fields, content = response_section(fields, method)
+            status, fields, content = response_section(fields, state.head.method)
         except SectionTooLarge as error:
             raise Malformed(str(error), h3.H3_EXCESSIVE_LOAD) from None
         except MalformedSection as error:
@@ -447,21 +449,20 @@ class Http3:
             refused = RemoteProtocolError("425 Too Early", reach="exchange")
             self._fail(stream_id, NotProcessed(refused, proven=True), h3.H3_REQUEST_CANCELLED)
             return
-        state.final = True
-        state.tunnel = method == b"CONNECT" and status < 300
-        state.expected = content
-        self._events.append(ResponseReceived(stream_id, head, state.tunnel))
+        state.receiving.begin(status, content)
+        self._events.append(ResponseReceived(stream_id, head, state.receiving.tunnel))
 
     def _on_end(self, stream_id: int, state: Http3Exchange) -> None:
         if not state.reader.between_frames:
             raise H3Error(h3.H3_FRAME_ERROR, "the stream ends within a frame")  # RFC 9114 §7.1
-        state.ended = True
-        if not state.final:
+        if not state.receiving.answered:
             raise Malformed("the stream ends before a response")
-        if state.expected is not None and state.received != state.expected:
-            raise Malformed("less body than Content-Length says")
+        try:
+            state.receiving.end()
+        except LengthError:
+            raise Malformed("less body than Content-Length says") from None
         self._events.append(ResponseCompleted(stream_id, state.trailers or []))
-        if state.uploaded:
+        if state.over:
             del self._exchanges[stream_id]
 
     def _on_reset(self, stream_id: int, code: int) -> None:
@@ -475,8 +476,9 @@ class Http3:
             # RFC 9114 §4.1 has the stream ended. But all of the content has come, and the server names no error.
             self._on_end(stream_id, state)
         else:
-            state.ended = True
-            self._fail(stream_id, state.reset_error(code), h3.H3_REQUEST_CANCELLED)
+            error = state.reset_error(code)
+            state.receiving.move(Receive.FAILED)
+            self._fail(stream_id, error, h3.H3_REQUEST_CANCELLED)
 
     def _on_stop_sending(self, stream_id: int, code: int) -> None:
         if stream_id in (self._control_stream, self._encoder_stream):
@@ -485,14 +487,13 @@ class Http3:
         if state is None:
             return
         if state.held is not None:
-            state.uploaded = True  # QUIC has reset our half by itself (RFC 9000 §3.5)
+            state.sending.stop("peer")  # QUIC has reset our half by itself (RFC 9000 §3.5)
             self._fail(stream_id, state.reset_error(code), h3.H3_REQUEST_CANCELLED)
-        elif not state.uploaded:
+        elif state.sending.stop("peer"):
             # Whatever the code says, the response does not need the rest of the request: RFC 9114 §4.1, "Clients MUST
             # NOT discard complete responses as a result of having their request terminated abruptly".
-            state.uploaded = True
             self._events.append(UploadRefused(stream_id))
-            if state.ended:
+            if state.over:
                 del self._exchanges[stream_id]
 
     def _on_datagram(self, data: bytes) -> None:

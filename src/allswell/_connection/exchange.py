@@ -34,7 +34,7 @@ from allswell._errors import (
     TimeoutPhase,
     TransportError,
 )
-from allswell._halves import Receive, ReceiveHalf, Send, SendHalf, wants_rest
+from allswell._halves import Halves, Receive, ReceiveHalf, Send, SendHalf, wants_rest
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _UploadStopped(Exception):
     """The rest of the body is not wanted any more."""
 
 
-class Exchange:
+class Exchange(Halves):
     """One request and its response. Made by :meth:`Connection.open`.
 
     :ivar number: the backend's name for it.
@@ -73,8 +73,6 @@ class Exchange:
     :ivar label: the origin, as errors name it; the connection may have been made for another.
     :ivar informational: the 1xx responses so far (of many, the newest).
     :ivar trailers: the response's trailer section, once its body was read.
-    :ivar sending: our half.
-    :ivar receiving: the peer's half, as it has come (though perhaps it was not read yet).
     :ivar buffered: bytes that have come and were not read yet.
     :ivar uploading: a task takes the request's body from the caller's iterator.
     """
@@ -100,9 +98,7 @@ class Exchange:
         "informational",
         "label",
         "number",
-        "receiving",
         "request",
-        "sending",
         "trailers",
         "uploading",
     )
@@ -110,6 +106,7 @@ class Exchange:
     def __init__(
         self, connection: Connection, request: RequestHead, label: str, timeouts: Timeouts, total_at: float
     ) -> None:
+        super().__init__(SendHalf(), ReceiveHalf(request.method))
         host = connection.host
         self.label = label
         self.connection = connection
@@ -118,8 +115,6 @@ class Exchange:
         self.informational: list[ResponseHead] = []
         self._informational: Informational | None = None
         self.trailers: Headers = []
-        self.sending = SendHalf()
-        self.receiving = ReceiveHalf(request.method)
         self.buffered = 0
         self.uploading = False
         self._timeouts = timeouts
@@ -180,11 +175,6 @@ class Exchange:
     def lingers(self) -> bool:
         """Whether it is a tunnel whose end we have sent: what is left is the peer's."""
         return self.receiving.tunnel and self.sending.state is Send.ENDED
-
-    @property
-    def over(self) -> bool:
-        """Whether both halves are."""
-        return self.receiving.over and not self.sending.open
 
     async def settled(self) -> None:
         """Wait until it has, or never will, or the peer that had fallen silent is heard again."""
