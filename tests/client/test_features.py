@@ -143,7 +143,7 @@ async def test_upload_and_download_at_once(client: allswell.AsyncClient) -> None
             await heard.wait()
 
     got = b""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with client.stream("POST", "/echo", content=pieces()) as response:
             async for piece in response.aiter_bytes():
                 got += piece
@@ -253,12 +253,12 @@ async def test_websocket(origin: ServerInfo, trusting: ssl.SSLContext) -> None:
             assert await talk.receive_text() == "hello"
             await talk.send_bytes(b"\x00" * 60_000)
             assert await talk.receive_bytes() == b"\x00" * 60_000
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await (await talk.ping()).wait()
         async with client.websocket(f"ws://127.0.0.1:{origin.http_port}/talk") as talk:
             await talk.send_json({"a": 1})
             assert await talk.receive_json() == {"a": 1}
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await talk.close()
     assert client.close_report is not None
     assert client.close_report.clean, str(client.close_report)
@@ -271,7 +271,7 @@ async def test_websocket_closed_by_the_server(origin: ServerInfo, trusting: ssl.
     ends: list[allswell.ConnectionEnd] = []
     pool = allswell.ConnectionPool(ssl_context=trusting, on_connection_end=ends.append)
     async with allswell.AsyncClient(pool=pool) as client:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             async with client.websocket(f"wss://localhost:{origin.port}/talk") as talk:
                 await talk.send_text("bye")
                 with pytest.raises(WebSocketDisconnect) as caught:

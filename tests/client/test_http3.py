@@ -180,7 +180,7 @@ async def test_trailers_and_early_hints() -> None:
             assert response.http_version == "HTTP/3"
             assert [head.status for head in response.extensions["informational"]] == [103]
             assert response.extensions["trailers"] == [(b"checksum", b"1")]
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while not server.all("trailers"):  # noqa: ASYNC110  a thread's doing
                     await anyio.sleep(0.005)
             assert server.all("trailers")[0][1] == [(b"digest", b"2")]

@@ -166,7 +166,7 @@ async def test_413_while_uploading_reaches_the_caller(ending: str, tls: bool) ->
 
     with scripted_peer(_refuses(ending), tls=tls) as peer:
         async with allswell.AsyncClient(timeout=5, verify=certificates().client_context()) as client:
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 answer = await client.post(peer.url, content=pieces())
                 assert (answer.status_code, answer.text) == (413, "too much")
                 answer = await client.post(peer.url, content=b"x" * 50_000_000)

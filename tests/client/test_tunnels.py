@@ -74,7 +74,7 @@ async def test_a_reader_learns_that_the_stream_was_closed() -> None:
                 except httpcore2.ReadError as error:
                     errors.append(error)
 
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(read)
                     await anyio.wait_all_tasks_blocked()
@@ -137,7 +137,7 @@ async def test_closing_the_pool_ends_a_tunnel_within_the_grace() -> None:
         async with client.stream("GET", peer.url, headers=_UPGRADE) as response:
             stream = response.extensions["network_stream"]
             await stream.read(100)
-            with anyio.fail_after(2):
+            with anyio.fail_after(30):
                 report = await client.aclose(timeout=0.2)
             assert not report.clean
             with pytest.raises(httpcore2.ReadError):
@@ -207,7 +207,7 @@ async def test_connect_and_tls_through_the_tunnel(trusting: ssl.SSLContext) -> N
                 assert stream.get_extra_info("server_addr") == (peer.host, peer.port)
                 await stream.write(b"ping")
                 assert await stream.read(100) == b"pong"
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     await stream.aclose()
         await peer.ended()
         assert peer.connections[0].saw == ["FIN"]
@@ -284,7 +284,7 @@ async def test_a_websocket_whose_server_vanishes() -> None:
 
     with scripted_peer(script) as peer:
         async with allswell.AsyncClient() as client:
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 async with client.websocket(peer.url.replace("http", "ws")) as talk:
                     await talk.send_text("anybody?")
                     with pytest.raises(WebSocketNetworkError):

@@ -44,7 +44,7 @@ async def test_reader_that_does_not_read_holds_the_peer(tls: bool) -> None:
     with scripted_peer(script, tls=tls, send_buffer=65536) as peer:
         async with pool_for() as pool, pool.stream("GET", peer.url) as streamed:
             before = -1
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while before != sent:  # until it is held
                     before = sent
                     await anyio.sleep(0.2)
@@ -174,7 +174,7 @@ async def test_server_that_takes_no_more_until_we_take_what_it_echoes() -> None:
     with scripted_peer(echo, send_buffer=4096, receive_buffer=4096) as peer:
         async with pool_for(socket_options=small) as pool:
             headers = [(b"Content-Length", b"%d" % (len(piece) * count))]
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 response = await pool.request("POST", peer.url, headers=headers, content=pieces())
             assert await response.read() == piece * count
 
@@ -202,7 +202,7 @@ async def test_buffer_that_its_owner_fills_anew() -> None:
     small = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
     with scripted_peer(script, receive_buffer=4096) as peer:
         async with pool_for(socket_options=small) as pool:
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 headers = [(b"Content-Length", b"%d" % size)]
                 await pool.request("POST", peer.url, headers=headers, content=pieces())
     assert came == bytes([1]) * (size // 2) + bytes([2]) * (size // 2)
@@ -226,7 +226,7 @@ async def test_iterator_that_fails_at_its_end_is_told() -> None:
 
     with scripted_peer(_refuses) as peer:
         async with pool_for() as pool:
-            with anyio.fail_after(3), pytest.raises(ValueError, match="the caller's own"):
+            with anyio.fail_after(30), pytest.raises(ValueError, match="the caller's own"):
                 await pool.request("POST", peer.url, content=pieces())
 
 
@@ -242,5 +242,5 @@ async def test_iterator_that_waits_for_what_was_cancelled(anyio_backend: str) ->
 
     with scripted_peer(answers()) as peer:
         async with pool_for() as pool:
-            with anyio.fail_after(3), pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
+            with anyio.fail_after(30), pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
                 await pool.request("POST", peer.url, content=pieces(), timeouts=Timeouts(None, None, None, None))

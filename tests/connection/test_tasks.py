@@ -61,7 +61,7 @@ def hop(kind: str) -> Iterator[ProxyHop]:
 
 async def others_end() -> None:
     """The whole program but we waits for all that runs; it ends."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.gather(*others)
 

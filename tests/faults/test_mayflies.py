@@ -143,7 +143,7 @@ async def test_those_who_need_connections_of_their_own_need_not_wait_in_turn() -
     answered: list[int] = []
     with scripted_peer(script, tls=h2_tls(), handshake=False) as peer:
         async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
-            with anyio.fail_after(5):  # in turn it would be eight
+            with anyio.fail_after(30):  # in turn it would be eight
                 async with anyio.create_task_group() as tasks:
                     for number in range(40):
                         tasks.start_soon(fetch, pool, f"{peer.url}/r/", number, answered)
@@ -184,7 +184,7 @@ async def test_who_waits_does_not_go_on_a_connection_that_has_ended_behind_its_a
         async with ConnectionPool(max_connections=1, ssl_context=context) as pool, anyio.create_task_group() as tasks:
             tasks.start_soon(post, 1)
             tasks.start_soon(post, 2)
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while not (pool.snapshot().exchanges == pool.snapshot().waiting == 1):  # noqa: ASYNC110  to be seen only
                     await anyio.sleep(0.005)
             peer.release()

@@ -35,7 +35,7 @@ def stack_to(peer: ScriptedPeer, headers: Headers = SECRET, max_head: int = 4096
 
 async def read_to_end(stream: ByteStream) -> bytes:
     received = b""
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while True:
             while (data := stream.receive_nowait()) is None:
                 await stream.wait_readable()
@@ -47,7 +47,7 @@ async def read_to_end(stream: ByteStream) -> bytes:
 async def failure_of(script: Script, max_head: int = 4096) -> ConnectFailed:
     with scripted_peer(script) as peer:
         stack, _ = stack_to(peer, max_head=max_head)
-        with anyio.fail_after(5), pytest.raises(ConnectFailed) as caught:
+        with anyio.fail_after(30), pytest.raises(ConnectFailed) as caught:
             await stack.connect()
         assert [end.outcome for end in stack.abort()] == [Outcome.SKIPPED, Outcome.ABORTED]
         peer.wait_ended()
@@ -102,7 +102,7 @@ async def test_bytes_go_both_ways() -> None:
         received = 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(top.flush)
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while received < 600_000:
                     while (data := top.receive_nowait()) is None:
                         await top.wait_readable()

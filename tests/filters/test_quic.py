@@ -39,6 +39,7 @@ from allswell._messages import RequestHead
 from allswell._report import Outcome
 from tests.backends.test_http3 import seen
 from tests.support.certificates import Certificates, certificates, issue
+from tests.support.lag import LAG
 from tests.support.quic_client import QuicClient, bare_quic, quic_client, quic_settings, read
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay, Weather
@@ -95,7 +96,7 @@ async def test_no_way_is_not_waited_for(error: int, words: str) -> None:
         began = monotonic()
         with pytest.raises(ConnectFailed, match=words) as caught:
             await quic.connect()
-        assert monotonic() - began < 1
+        assert monotonic() - began < LAG
         assert caught.value.phase == "quic"
         quic.abort()
         quic._udp.abort()
@@ -114,7 +115,7 @@ async def test_an_obstacle_on_the_way_is_none_where_the_peer_was_heard() -> None
     with QuicServer() as server:
         quic = QuicFilter(Disturbed(socket.AF_INET, ("127.0.0.1", server.port)), quic_settings())
         await quic._udp.connect()
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await quic.connect()
         assert quic.connection.handshake_complete
         quic.abort()
@@ -128,7 +129,7 @@ async def test_nobody_listens() -> None:
         began = monotonic()
         with pytest.raises(ConnectFailed, match="unreachable") as caught:
             await client.start()
-        assert monotonic() - began < 1
+        assert monotonic() - began < LAG
         assert caught.value.phase == "quic"
 
 
@@ -368,7 +369,7 @@ async def test_early_data_and_then_retry(size: int) -> None:
             early = client.open("/echo", "GET", body=b"g" * size)
             cancelled = client.open("/hello")
             cancelled.abandon()
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 assert await read(early) == str(size).encode()
                 assert await read(post) == str(size + 1).encode()
                 assert (await client.get("/hello"))[1] == b"hello"
@@ -392,7 +393,7 @@ async def test_early_data_and_then_version_negotiation() -> None:
             assert not client.quic.connection.handshake_complete
             post = client.open("/echo", "POST", body=b"p" * 50_000)
             early = client.open("/echo", "GET", body=b"g" * 50_000)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 assert (await read(early), await read(post)) == (b"50000", b"50000")
                 await acknowledged(client)
             assert client.quic.connection._loss.bytes_in_flight == 0
@@ -418,7 +419,7 @@ async def test_limits_that_changed_since_the_ticket(rejected: bool) -> None:
         server._configuration.max_data, server._configuration.max_stream_data = after, after // 2
         async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
             early = [client.open("/echo", "GET", body=b"g" * 45_000) for _ in range(2)]
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 assert [await read(each) for each in early] == [b"45000"] * 2
                 await acknowledged(client)
             connection = client.quic.connection
@@ -445,7 +446,7 @@ async def test_fewer_streams_than_the_ticket_promised() -> None:
             patch.setattr(QuicConnection, "_initialize", fewer)
             async with quic_client(server.port, quic_settings(store=store, early_data=True)) as client:
                 early = [client.open("/hello") for _ in range(7)]
-                with anyio.fail_after(10):
+                with anyio.fail_after(30):
                     assert [await read(each) for each in early] == [b"hello"] * 7
                 await client.aclose()
     assert server.all("handshake")[-1] == (False, False)
@@ -579,7 +580,7 @@ async def test_never_longer_than_the_grace() -> None:
         async with bare_quic(server.port) as client:
             end = await client.quic.shutdown(Deadline.after(0.02))
             assert end.outcome is Outcome.TIMED_OUT
-            assert end.seconds < 0.2
+            assert end.seconds < LAG
             assert await seen(server, "close") == [(0x1D, 0x100)]
 
 
@@ -676,7 +677,7 @@ async def test_draining_is_silent() -> None:
         client = QuicClient(relay.port)
         await client.stack.connect()
         server.call(lambda connection: connection.quic.close(error_code=0x100))
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while client.quic.connection.ended is None:
                 await client.quic.wait_readable()
                 client.quic.receive_nowait()

@@ -68,7 +68,7 @@ async def test_a_path_that_ceases_to_carry_them() -> None:
 
         async def body() -> AsyncIterator[bytes]:
             yield bytes(MEGABYTE)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while 1452 not in map(len, relay.went_up[-5:]):  # noqa: ASYNC110 - the relay is another thread
                     await anyio.sleep(0.005)
             relay.up.mtu = 1400

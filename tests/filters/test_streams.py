@@ -24,6 +24,7 @@ from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._report import Outcome
 from tests.support.certificates import certificates
+from tests.support.lag import LAG
 from tests.support.leaks import await_client_states
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
 
@@ -100,7 +101,7 @@ def over(request: pytest.FixtureRequest) -> Over:
 async def read(stream: ByteStream, size: int | None = None) -> bytes:
     """So many bytes, or all until the end."""
     data = bytearray()
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while size is None or len(data) < size:
             piece = stream.receive_nowait()
             if piece is None:
@@ -246,14 +247,14 @@ async def test_silent_peer_costs_the_deadline_and_less_the_next_time(over: Over)
     for _ in range(2):
         async with over(script, patience) as made:
             began = monotonic()
-            ends = await made.stack.shutdown(Deadline.after(0.6))
+            ends = await made.stack.shutdown(Deadline.after(2.0))
             seconds.append(monotonic() - began)
             assert {end.outcome for end in ends} == {Outcome.TIMED_OUT}
             assert [end.said for end in ends] == over.goodbye
             await made.peer.ended()
             assert made.peer.connections[0].saw == over.goodbye
-    assert 0.55 < seconds[0] < 0.75
-    assert seconds[1] < 0.3
+    assert seconds[0] > 1.9
+    assert seconds[1] < seconds[0] / 2
 
 
 async def test_no_time_left_says_all_and_waits_for_nothing(over: Over) -> None:
@@ -265,7 +266,7 @@ async def test_no_time_left_says_all_and_waits_for_nothing(over: Over) -> None:
     async with over(script) as made:
         began = monotonic()
         ends = await made.stack.shutdown(Deadline.after(0))
-        assert monotonic() - began < 0.5
+        assert monotonic() - began < LAG
         assert [end.said for end in ends] == over.goodbye
         await made.peer.ended()
         assert made.peer.connections[0].saw == over.goodbye
@@ -278,13 +279,13 @@ async def test_tightened_while_it_waits(over: Over) -> None:
         connection.stall()
 
     async with over(script) as made:
-        deadline = Deadline.after(20)
+        deadline = Deadline.after(3 * LAG)
         began = monotonic()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(made.stack.shutdown, deadline)
             await anyio.sleep(0.1)
             deadline.tighten(monotonic() + 0.1)
-        assert monotonic() - began < 0.5
+        assert monotonic() - began < LAG
         await made.peer.ended()
         assert made.peer.connections[0].saw == over.goodbye
 
@@ -461,7 +462,7 @@ async def test_reset_while_the_rest_is_written(over: Over) -> None:
         for _ in range(3):
             made.top.transmit(BYTES)
         assert made.top.unsent > 0
-        with anyio.fail_after(10), pytest.raises(TransportError, match="reset the connection"):
+        with anyio.fail_after(30), pytest.raises(TransportError, match="reset the connection"):
             await made.top.flush()
         assert made.top.dead
         assert made.top.unsent == 0

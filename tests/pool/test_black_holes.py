@@ -8,10 +8,10 @@ import pytest
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
-from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY
 from tests.support.capture import capture, needs_capture
 from tests.support.certificates import certificates
 from tests.support.holes import UdpHole, tcp_hole
+from tests.support.lag import LAG, stagger
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers
@@ -19,9 +19,7 @@ from tests.support.udp_relay import UdpRelay, Weather
 
 pytestmark = pytest.mark.anyio
 
-SOON = Timeouts(connect=8, read=8, write=8, pool=8, total=8)
-#: What a busy machine may add.
-SLACK = 1.0
+SOON = Timeouts(connect=30, read=30, write=30, pool=30, total=30)
 
 
 async def first_response(origin: str) -> tuple[bytes, float]:
@@ -34,19 +32,21 @@ async def first_response(origin: str) -> tuple[bytes, float]:
         return response.http_version, monotonic() - began
 
 
-async def test_udp_is_swallowed() -> None:
+async def test_udp_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stagger(monkeypatch, 2.0)
     with scripted_peer(answers(), tls=certificates().server_context()) as peer, UdpHole(peer.port) as hole:
         version, seconds = await first_response(f"https://127.0.0.1:{peer.port}")
         assert version == b"HTTP/1.1"
-        assert seconds < CONNECTION_ATTEMPT_DELAY + SLACK
+        assert 1.9 < seconds < 4.0
         assert len(hole.swallowed()[0]) >= 1200  # QUIC was tried (RFC 9000 §14.1)
 
 
-async def test_tcp_is_swallowed() -> None:
+async def test_tcp_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stagger(monkeypatch, 3 * LAG)
     with tcp_hole() as port, QuicServer(port=port) as server:
         version, seconds = await first_response(f"https://127.0.0.1:{server.port}")
         assert version == b"HTTP/3"
-        assert seconds < CONNECTION_ATTEMPT_DELAY + SLACK
+        assert seconds < LAG
 
 
 @needs_capture
@@ -58,5 +58,5 @@ async def test_tcp_is_swallowed_and_quic_is_slow() -> None:
             version, seconds = await first_response(f"https://127.0.0.1:{relay.port}")
             seen.sync()
         assert version == b"HTTP/3"
-        assert 0.4 < seconds < 1.0 + CONNECTION_ATTEMPT_DELAY + SLACK  # two round trips, and the server's patience
+        assert seconds > 0.4  # a round trip
         assert any("SYN" in packet.flags and packet.from_client for packet in seen.packets)

@@ -27,6 +27,7 @@ from allswell._pool.route_state import RouteState
 from tests.backends.test_announcements import altsvc, entries
 from tests.support.certificates import Certificates, issue
 from tests.support.h2_script import INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk
+from tests.support.lag import LAG
 from tests.support.names import Names, names
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import ESTABLISHED, relay
@@ -35,7 +36,7 @@ from tests.support.scripts import answers
 
 pytestmark = pytest.mark.anyio
 
-SOON = Timeouts(connect=8, read=8, write=8, pool=8, total=8)
+SOON = Timeouts(connect=30, read=30, write=30, pool=30, total=30)
 ALTSVC, ORIGIN = 0xA, 0xC
 
 
@@ -219,7 +220,7 @@ async def test_room_serves_all_its_origins_in_turn() -> None:
             async with anyio.create_task_group() as tasks, pool.stream("GET", url):
                 for number in range(10):
                     tasks.start_soon(get, pool, "ab"[number % 2] + ".test", peer.port, f"/{number}")
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     while pool.snapshot().waiting < 10:
                         await anyio.lowlevel.checkpoint()
     assert len(peer.connections) == 1
@@ -235,7 +236,7 @@ async def test_a_search_that_comes_to_nothing_at_the_limit(resolver: Names) -> N
         async with trusting(max_connections=1) as pool, anyio.create_task_group() as tasks, pool.stream("GET", url):
             for number in range(3):
                 tasks.start_soon(get, pool, "b.test", peer.port, f"/{number}")
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while pool.snapshot().waiting < 3 or pool.snapshot().dials:
                     await anyio.lowlevel.checkpoint()
             asked = resolver.asked["b.test"]
@@ -269,9 +270,9 @@ async def test_a_search_that_is_given_up(ending: str, resolver: Names) -> None:
                     tasks.start_soon(refused)
                     while not pool.snapshot().dials:
                         await anyio.lowlevel.checkpoint()
-                    report = await pool.aclose(1.0)
+                    report = await pool.aclose(3 * LAG)
                 assert report.clean
-                assert report.seconds < 1.0
+                assert report.seconds < LAG
             else:
                 with pytest.raises(Timeout, match=r"b\.test.*no connection within 0\.05 s"):
                     await pool.request("GET", url, timeouts=Timeouts(connect=0.05))
@@ -310,7 +311,7 @@ async def test_searches_at_once_find_the_same(resolver: Names) -> None:
             async with anyio.create_task_group() as tasks:
                 for number in range(3):
                     tasks.start_soon(get, pool, "b.test", peer.port, f"/{number}")
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     while pool.snapshot().dials < 3:
                         await anyio.lowlevel.checkpoint()
                 event.set()
@@ -337,7 +338,7 @@ async def test_when_it_leaves_all_its_routes_forget_it() -> None:
             for host in ("a.test", "b.test", "x.wild.test"):
                 await get(pool, host, peer.port)
             await get(pool, "b.test", peer.port, "/last")
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while any_open(pool):
                     await anyio.lowlevel.checkpoint()
             dispatcher = pool._dispatcher
@@ -526,7 +527,7 @@ async def test_421_goes_to_a_connection_of_its_own_and_is_remembered(resolver: N
             assert all(not each.serves for route in pool.snapshot().routes for each in route.connections)
             # a's connection is there, b's leaves: b must not come back to a's.
             server.talk(1).goaway(2**31 - 1)
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while pool.snapshot().routes[-1].route.startswith("https://b.test"):  # noqa: ASYNC110  it is told by data
                     await anyio.sleep(0.005)
             assert await get(pool, "b.test", peer.port, "/4") == b"/4"
@@ -622,7 +623,7 @@ async def test_an_origin_frame_of_http3() -> None:
     with QuicServer({b"/o": route}, files=two_names()) as server:
         async with trusting(http3="only") as pool:
             await get(pool, "a.test", server.port, "/o")
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 dispatcher = pool._dispatcher
                 assert dispatcher is not None
                 reaches = dispatcher._coalescing._reaches
@@ -670,7 +671,7 @@ async def test_alternatives_of_the_origins_that_it_serves() -> None:
                 await get(pool, "x.wild.test", peer.port, "/named")
                 await get(pool, "b.test", peer.port, "/stream")
                 await get(pool, "b.test", peer.port, "/leave")
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     while any_open(pool):  # noqa: ASYNC110  a server's thread
                         await anyio.sleep(0.005)
                 versions = {}

@@ -25,7 +25,7 @@ from tests.support.peer import scripted_peer
 
 pytestmark = pytest.mark.anyio
 
-SOON = Timeouts(total=10)
+SOON = Timeouts(total=30)
 
 
 def h2c() -> ConnectionPool:
@@ -138,7 +138,7 @@ async def test_interim_responses_and_continue() -> None:
     with scripted_peer(server) as peer:
         async with ConnectionPool(http1=False, expect_continue_timeout=5) as pool:
             headers = [(b"Expect", b"100-continue")]
-            with anyio.fail_after(4):
+            with anyio.fail_after(30):
                 response = await pool.request("POST", peer.url, headers=headers, content=b"body", timeouts=SOON)
             assert await response.read() == b"4"
             assert [head.status for head in response.informational] == [103, 100]

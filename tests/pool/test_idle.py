@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def until_ended(ends: list[ConnectionEnd], count: int = 1) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while len(ends) < count:  # noqa: ASYNC110  a plain callback tells
             await anyio.sleep(0.01)
 

@@ -21,6 +21,7 @@ from allswell._pool import route_state
 from allswell._pool.dialer import Dialer
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk, h2_tls
+from tests.support.lag import LAG
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import answers, response
@@ -54,7 +55,7 @@ class Gate:
 
     async def until_held(self, count: int) -> None:
         """Wait until the server holds so many."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while self.held < count:  # noqa: ASYNC110  nothing tells of what happens in the peer's threads
                 await anyio.sleep(0.002)
 
@@ -170,7 +171,7 @@ async def test_pool_timeout_and_the_pool_goes_on() -> None:
             with pytest.raises(Timeout, match=r"no room in the pool within 0\.2 s") as caught:
                 await get(pool, f"{peer.url}/2", pool_timeout=0.2)
             assert caught.value.phase == "pool"
-            assert 0.2 <= monotonic() - began < 1
+            assert 0.2 <= monotonic() - began < 0.2 + LAG
             gate.open(2)
             assert await get(pool, f"{peer.url}/3") == b"/3"
         assert [request.split(b" ")[1] for request in peer.connections[0].requests] == [b"/1", b"/3"]
@@ -203,7 +204,7 @@ async def test_keepalive_count() -> None:
                     tasks.start_soon(get, pool, f"{peer.url}/{number}")
                 await gate.until_held(5)
                 gate.open(5)
-            with anyio.fail_after(3):
+            with anyio.fail_after(30):
                 while sum(not connection.ended.is_set() for connection in peer.connections) > 2:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
             ended = [connection.saw for connection in peer.connections if connection.ended.is_set()]
@@ -225,13 +226,13 @@ async def test_no_keepalive_at_all(none: dict[str, Any]) -> None:
 
 async def test_keepalive_expiry() -> None:
     with scripted_peer(answers()) as peer:
-        async with ConnectionPool(keepalive_expiry=0.2) as pool:
+        async with ConnectionPool(keepalive_expiry=2.0) as pool:
             await get(pool, f"{peer.url}/1")
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.5)
             await get(pool, f"{peer.url}/2")
             began = monotonic()
-            await peer.ended(2)
-            assert 0.15 <= monotonic() - began < 1
+            await peer.ended()
+            assert monotonic() - began > 1.5
             assert peer.connections[0].saw == ["FIN"]
             assert len(peer.connections[0].requests) == 2
             assert await get(pool, f"{peer.url}/3") == b"/3"
@@ -268,7 +269,7 @@ def slow_to_greet(*seconds: float) -> Script:
 
 
 async def test_who_has_less_time_leaves_the_dial_to_the_others() -> None:
-    with scripted_peer(slow_to_greet(0.4), tls=h2_tls(), handshake=False) as peer:
+    with scripted_peer(slow_to_greet(2.0), tls=h2_tls(), handshake=False) as peer:
         async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
 
             async def hurried() -> None:
@@ -276,7 +277,7 @@ async def test_who_has_less_time_leaves_the_dial_to_the_others() -> None:
                 with pytest.raises(Timeout, match=r"no connection within 0\.1 s") as caught:
                     await pool.request("GET", peer.url, timeouts=Timeouts(connect=0.1))
                 assert caught.value.phase == "connect"
-                assert monotonic() - began < 0.35
+                assert monotonic() - began < 2.0
 
             async def patient() -> None:
                 assert (await pool.request("GET", f"{peer.url}/patient")).attempts == []
@@ -335,7 +336,7 @@ async def test_a_dial_that_may_take_for_ever_does_not_outlive_its_last_waiter(mo
                 first.cancel()
                 await anyio.wait_all_tasks_blocked()
                 assert pool.snapshot().dials == 1  # somebody waits for it still; but nobody more will
-                with anyio.fail_after(3):
+                with anyio.fail_after(30):
                     await pool.request("GET", peer.url, timeouts=forever)
             assert not second.cancelled_caught  # it was served too, by the other connection
             assert await anyio.to_thread.run_sync(peer.connections[0].ended.wait, 3)
@@ -374,7 +375,7 @@ async def test_who_needs_a_fresh_connection_holds_up_nobody_else() -> None:
             await get(pool, peer.url)
             async with pool.stream("GET", f"{peer.url}/events"), anyio.create_task_group() as tasks:
                 tasks.start_soon(get, pool, f"{peer.url}/misdirected", None, 60.0)
-                with anyio.fail_after(3):
+                with anyio.fail_after(30):
                     while not pool.snapshot().waiting:  # noqa: ASYNC110
                         await anyio.sleep(0.002)
                 assert await get(pool, f"{peer.url}/other", pool_timeout=1.0) == b"/other"

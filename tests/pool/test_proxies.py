@@ -259,7 +259,7 @@ async def test_a_proxy_that_leaves_keeps_its_tunnels_and_gets_no_more() -> None:
         async with pool_through(hop_to(proxy)) as pool:
             await pool.request("GET", one.url)
             script.talks[0].goaway(1)
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while len(proxy.connections) < 2:
                     await pool.request("GET", f"{two.url}/", headers=[(b"Connection", b"close")])
             assert await (await pool.request("GET", f"{one.url}/still")).read() == b"/still"

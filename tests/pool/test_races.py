@@ -14,6 +14,7 @@ from allswell._config import Timeouts
 from allswell._pool.dialer import Dialer
 from tests.support.certificates import certificates
 from tests.support.holes import UdpHole, tcp_hole
+from tests.support.lag import stagger
 from tests.support.leaks import sockets_closed
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer
@@ -22,10 +23,10 @@ from tests.support.udp_relay import UdpRelay, Weather
 
 pytestmark = pytest.mark.anyio
 
-SOON = Timeouts(connect=8, read=8, write=8, pool=8, total=8)
+SOON = Timeouts(connect=30, read=30, write=30, pool=30, total=30)
 
-#: Seconds between attempts, and what these tests allow for the rest.
-STAGGER, REST = 0.25, 0.35
+#: Seconds between attempts, in tests that count them: less than another one is what these allow for the rest.
+STAGGER = 2.0
 
 
 def pool_for(origin: str, *alternatives: tuple[str, int], **settings: Any) -> ConnectionPool:
@@ -60,8 +61,9 @@ async def request(pool: ConnectionPool, origin: str) -> tuple[bytes, float]:
     return response.http_version, monotonic() - began
 
 
-async def test_udp_that_is_dropped_costs_the_stagger(both_families: None) -> None:
+async def test_udp_that_is_dropped_costs_the_stagger(both_families: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many addresses and alternatives there are. What was tried in vain is broken; what had no time is not."""
+    stagger(monkeypatch, STAGGER)
     with (
         UdpHole() as hole,
         UdpHole(hole.port, socket.AF_INET6),
@@ -75,7 +77,7 @@ async def test_udp_that_is_dropped_costs_the_stagger(both_families: None) -> Non
         ) as pool:
             version, seconds = await request(pool, origin)
             assert version == b"HTTP/1.1"
-            assert STAGGER - 0.01 < seconds < STAGGER + REST
+            assert STAGGER - 0.01 < seconds < 2 * STAGGER
             discovery = pool._dispatcher.dialer.discovery  # type: ignore[union-attr]  # it has been used
             assert [mark[2] for mark in discovery._broken._marks] == [hole.port]
 
@@ -92,18 +94,19 @@ async def test_tcp_that_is_dropped_costs_nothing() -> None:
         async with pool_for(origin, ("127.0.0.1", relay.port)) as pool:
             version, seconds = await request(pool, origin)
             assert version == b"HTTP/3"
-            assert 0.6 < seconds < 0.64 + REST  # two round trips
+            assert seconds > 0.6  # two round trips
             await pool.aclose(0.1)
 
 
-async def test_quic_alternates_between_the_families(both_families: None) -> None:
-    """IPv6 first; 250 ms later IPv4, and TCP (which is refused)."""
+async def test_quic_alternates_between_the_families(both_families: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPv6 first; IPv4 when that has had its time, and TCP (which is refused)."""
+    stagger(monkeypatch, STAGGER)
     with QuicServer() as server, UdpHole(server.port, socket.AF_INET6), sockets_closed():
         origin = f"https://name.example:{server.port}"
         async with pool_for(origin, ("name.example", server.port)) as pool:
             version, seconds = await request(pool, origin)
             assert version == b"HTTP/3"
-            assert STAGGER - 0.01 < seconds < STAGGER + REST
+            assert STAGGER - 0.01 < seconds < 2 * STAGGER
 
 
 @pytest.fixture
@@ -133,7 +136,7 @@ async def test_who_comes_second_ends_in_the_pools_sight(stubborn: None, closing:
         async with pool_for(origin, ("127.0.0.1", relay.port), on_connection_end=ends.append) as pool:
             version, _ = await request(pool, origin)
             if not closing:
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     while not ends:  # noqa: ASYNC110  it ends in the background
                         await anyio.sleep(0.01)
             report = await pool.aclose()

@@ -83,7 +83,7 @@ def origin(request: pytest.FixtureRequest) -> Iterator[Origin]:
 
 async def get(client: AsyncClient, origin: Origin, name: object) -> None:
     """A request that is answered in time, and with its own answer."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         answer = await client.get(f"{origin.url}{name}")
     assert answer.content == right(f"/a/{name}")
 

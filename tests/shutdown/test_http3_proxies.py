@@ -245,9 +245,10 @@ async def test_a_cancelled_handshake_inside_leaves_nothing() -> None:
         connection.read_until_end()
 
     with scripted_peer(silent, tls=True, handshake=False) as origin, Http3Proxy() as proxy:
-        async with pool_through(proxy) as pool:
-            with anyio.move_on_after(0.3):
-                await pool.request("GET", origin.url)
+        async with pool_through(proxy) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.request, "GET", origin.url)
+            await anyio.to_thread.run_sync(origin.wait_accepted)
+            tasks.cancel_scope.cancel()
         await origin.ended()
         assert "close_notify" not in origin.connections[0].saw
 

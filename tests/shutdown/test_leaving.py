@@ -73,7 +73,7 @@ async def _out_of_time_while_closing(client: AsyncClient, use: Use) -> None:
 
 
 async def _failed_after(client: AsyncClient, use: Use) -> None:
-    with suppress(TimeoutError), anyio.fail_after(10) as scope:
+    with suppress(TimeoutError), anyio.fail_after(30) as scope:
         async with client:
             await use(client)
             scope.deadline = anyio.current_time()

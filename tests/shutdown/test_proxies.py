@@ -211,9 +211,10 @@ async def test_a_cancelled_handshake_through_a_tunnel_leaves_nothing() -> None:
         connection.read_until_end()
 
     with scripted_peer(silent, tls=True, handshake=False) as origin, scripted_peer(connect_proxy(), tls=True) as proxy:
-        async with pool_through(proxy) as pool:
-            with anyio.move_on_after(0.2):
-                await pool.request("GET", origin.url)
+        async with pool_through(proxy) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.request, "GET", origin.url)
+            await anyio.to_thread.run_sync(origin.wait_accepted)
+            tasks.cancel_scope.cancel()
         await proxy.ended()
         await origin.ended()
         assert "close_notify" not in proxy.connections[0].saw

@@ -15,7 +15,7 @@ from tests.versions.peers import VERSIONS, Side, serving
 
 pytestmark = pytest.mark.anyio
 
-SOON = Timeouts(total=20)
+SOON = Timeouts(total=30)
 
 
 @pytest.mark.parametrize("listens", [True, False])

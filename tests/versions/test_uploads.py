@@ -16,7 +16,7 @@ from tests.versions.peers import VERSIONS, Side, serving
 
 pytestmark = pytest.mark.anyio
 
-SOON = Timeouts(total=20)
+SOON = Timeouts(total=30)
 request_id: ContextVar[str] = ContextVar("request_id", default="nobody's")
 
 
