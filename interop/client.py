@@ -29,7 +29,6 @@ from urllib.parse import urlsplit
 import anyio
 from aioquic.tls import SessionTicket
 
-from allswell._backends.http09 import Http09
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig, QuicConfig, Timeouts
@@ -51,6 +50,7 @@ from allswell._pool.route import Endpoint as ServiceEndpoint
 from allswell._pool.route import Route
 from allswell._report import ConnectionEnd, Outcome
 from allswell._tasks import TaskHost
+from interop.http09 import Http09
 
 UNSUPPORTED = 127
 HQ = "hq-interop"

@@ -1,4 +1,4 @@
-"""What HTTP/3 and HTTP/0.9 ask of the QUIC connection they sit on (``_filters/quic_connection.py`` is one)."""
+"""What a backend asks of the QUIC connection it sits on (``_filters/quic_connection.py`` is one)."""
 
 from __future__ import annotations
 

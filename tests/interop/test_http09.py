@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from interop.http09 import Http09
 
-from allswell._backends.http09 import Http09
 from allswell._errors import AllswellError, ExchangeReset, LocalProtocolError
 from allswell._report import Outcome
 from tests.backends.test_http3 import seen
