@@ -1,4 +1,7 @@
-"""ASGI application of hypercorn and HAProxy: ``/``, ``/10mb``, ``/echo``, ``/slow/SECONDS``, an echoing WebSocket."""
+"""ASGI application of hypercorn and HAProxy: ``/``, ``/10mb``, ``/echo``, ``/slow/SECONDS``, an echoing WebSocket.
+
+``/accepted`` and ``/denied`` answer without a look at the request's body.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ async def _serve(path: str, receive: Receive, send: Send) -> None:
     elif path.startswith("/slow/"):
         await anyio.sleep(float(path.removeprefix("/slow/")))
     elif path != "/":
-        status, size, part = 404, 0, b""
+        status, size, part = {"/accepted": 202, "/denied": 403}.get(path, 404), 0, b""
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", str(size).encode())]})
     for _ in range(0, size, len(part) or 1):
         await send({"type": "http.response.body", "body": part, "more_body": True})

@@ -34,11 +34,15 @@ def caddy() -> Iterator[ServerInfo]:
                 bind 127.0.0.1
                 tls {files.chain} {files.key}
                 root * {made.www}
+                respond /accepted 202
+                respond /denied 403
                 file_server
             }}
             http://:{made.http_port} {{
                 bind 127.0.0.1
                 root * {made.www}
+                respond /accepted 202
+                respond /denied 403
                 file_server
             }}
             """,

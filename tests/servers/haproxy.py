@@ -36,6 +36,8 @@ defaults
 frontend in
     bind 127.0.0.1:{made.port} ssl crt {files.chain_and_key} alpn h2,http/1.1
     bind 127.0.0.1:{made.http_port}
+    http-request return status 202 if {{ path /accepted }}
+    http-request deny deny_status 403 if {{ path /denied }}
     default_backend app
 backend app
     server hypercorn 127.0.0.1:{port}

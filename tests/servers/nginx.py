@@ -32,6 +32,7 @@ def nginx(requests_per_connection: int = 100_000, http2: bool = True) -> Iterato
                 access_log off;
                 {temporary}
                 keepalive_timeout 30;
+                client_max_body_size 0;
                 keepalive_requests {requests_per_connection};
                 server {{
                     listen 127.0.0.1:{made.port} ssl{" http2" * http2};
@@ -42,6 +43,8 @@ def nginx(requests_per_connection: int = 100_000, http2: bool = True) -> Iterato
                     ssl_certificate_key {files.key};
                     root {made.www};
                     location = / {{ try_files /index.html =404; }}
+                    location = /accepted {{ return 202; }}
+                    location = /denied {{ return 403; }}
                 }}
             }}
             """,
