@@ -36,8 +36,6 @@ from allswell._connection.exchange import Exchange
 from allswell._errors import AllswellError, ConnectFailed
 from allswell._filters.lookups import resolve
 from allswell._filters.quic import QuicFilter
-from allswell._filters.quic_settings import VERSION_1, VERSION_2, QuicSettings
-from allswell._filters.quic_tickets import MemoryStore
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pool.dialer import Dialer
@@ -48,6 +46,8 @@ from allswell._pool.request import Request
 from allswell._pool.response import Attempt
 from allswell._pool.route import Endpoint as ServiceEndpoint
 from allswell._pool.route import Route
+from allswell._quic.settings import VERSION_1, VERSION_2, QuicSettings
+from allswell._quic.tickets import MemoryStore
 from allswell._report import ConnectionEnd, Outcome
 from allswell._tasks import TaskHost
 from interop.http09 import Http09

@@ -20,9 +20,9 @@ from allswell._backends.interface import (
     ResponseCompleted,
     ResponseReceived,
 )
-from allswell._backends.multiplexer import Multiplexer, why_ended
 from allswell._errors import AllswellError, ExchangeReset, LocalProtocolError, NotProcessed, TransportError
 from allswell._messages import Headers, RequestHead, ResponseHead
+from allswell._quic.interface import Multiplexer, why_ended
 
 _CANCELLED = 0x10C
 

@@ -11,8 +11,8 @@ from pylsqpack import Encoder
 from allswell._backends import http3_frames as h3
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Event
-from allswell._backends.multiplexer import End
 from allswell._messages import Headers, RequestHead
+from allswell._quic.interface import End
 
 CONTROL = 3
 

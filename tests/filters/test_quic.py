@@ -31,11 +31,11 @@ from allswell._backends.http3 import Http3
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, NotProcessed, TransportError
 from allswell._filters.quic import QuicFilter
-from allswell._filters.quic_connection import ClientConnection
-from allswell._filters.quic_settings import VERSION_1, VERSION_2
-from allswell._filters.quic_tickets import MemoryStore
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
+from allswell._quic.connection import ClientConnection
+from allswell._quic.settings import VERSION_1, VERSION_2
+from allswell._quic.tickets import MemoryStore
 from allswell._report import Outcome
 from tests.backends.test_http3 import seen
 from tests.support.certificates import Certificates, certificates, issue

@@ -9,7 +9,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
 
-from allswell._filters.quic_connection import ClientConnection
+from allswell._quic.connection import ClientConnection
 from tests.support.certificates import certificates
 
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)

@@ -20,8 +20,8 @@ from aioquic.tls import Epoch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allswell._filters.quic_connection import ClientConnection
-from allswell._filters.quic_pieces import Held, PiecesReceiver
+from allswell._quic.connection import ClientConnection
+from allswell._quic.pieces import Held, PiecesReceiver
 from tests.support.certificates import certificates
 
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)

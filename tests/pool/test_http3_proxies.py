@@ -21,7 +21,7 @@ from allswell import (
     Timeout,
     Timeouts,
 )
-from allswell._filters.quic_tickets import MemoryStore
+from allswell._quic.tickets import MemoryStore
 from tests.support.certificates import certificates, issue
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server, h2_tls

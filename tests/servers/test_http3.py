@@ -20,7 +20,7 @@ import pytest
 
 from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
-from allswell._filters.quic_tickets import MemoryStore
+from allswell._quic.tickets import MemoryStore
 from allswell._report import Outcome
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates

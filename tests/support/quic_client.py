@@ -17,11 +17,11 @@ from allswell._connection.driver import Connection
 from allswell._connection.exchange import Exchange, FallenSilent
 from allswell._deadline import Deadline
 from allswell._filters.quic import QuicFilter
-from allswell._filters.quic_connection import ClientConnection
-from allswell._filters.quic_settings import QuicSettings
 from allswell._filters.stack import Stack
 from allswell._filters.udp import UdpFilter
 from allswell._messages import Headers, RequestHead, ResponseHead
+from allswell._quic.connection import ClientConnection
+from allswell._quic.settings import QuicSettings
 from allswell._report import ConnectionEnd
 from allswell._tasks import current_host
 from tests.support.certificates import certificates

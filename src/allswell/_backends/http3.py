@@ -51,7 +51,6 @@ from allswell._backends.interface import (
     SilenceChanged,
     UploadRefused,
 )
-from allswell._backends.multiplexer import Multiplexer, why_ended
 from allswell._errors import (
     AllswellError,
     LocalProtocolError,
@@ -72,6 +71,7 @@ from allswell._fields import (
 )
 from allswell._halves import LengthError, Receive, Send
 from allswell._messages import SAFE_METHODS, Headers, RequestHead, ResponseHead
+from allswell._quic.interface import Multiplexer, why_ended
 
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
 _SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024

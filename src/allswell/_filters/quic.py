@@ -1,6 +1,6 @@
 """The QUIC filter: a connection on a UDP filter, driven in batches, and ended so that the peer learns of it.
 
-Theory of operation. :class:`~allswell._filters.quic_connection.ClientConnection` is sans-IO; three things move it.
+Theory of operation. :class:`~allswell._quic.connection.ClientConnection` is sans-IO; three things move it.
 Input: :meth:`QuicFilter.receive_nowait` feeds it a batch of datagrams and returns what they meant, and sends nothing,
 so that a whole batch is answered by one flush. Output: :meth:`QuicFilter.transmit`, which any task may call, builds all
 datagrams that may go now and hands them to UDP. Time: acknowledgements that are due, probes, pacing, the idle timeout.
@@ -41,10 +41,10 @@ from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import Carrier, Datagrams
 from allswell._filters.keylog import open_log
-from allswell._filters.quic_connection import PROGRESS, ClientConnection, QuicEnd
-from allswell._filters.quic_ecn import ECT_0, NOT_ECT
-from allswell._filters.quic_settings import QuicSettings
-from allswell._filters.quic_tickets import QuicStore, ShownTicket, trusted
+from allswell._quic.connection import PROGRESS, ClientConnection, QuicEnd
+from allswell._quic.ecn import ECT_0, NOT_ECT
+from allswell._quic.settings import QuicSettings
+from allswell._quic.tickets import QuicStore, ShownTicket, trusted
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
@@ -164,7 +164,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             configuration.secrets_log_file = self._keylog
         return configuration
 
-    # Sessions that go on (see quic_tickets.py)
+    # Sessions that go on (see _quic/tickets.py)
 
     def _take_up(self, store: QuicStore, configuration: QuicConfiguration) -> None:
         """With a ticket or token of any version to speak: it is of that one only, and a hint to it (RFC 9369 §5)."""

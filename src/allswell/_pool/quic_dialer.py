@@ -16,11 +16,11 @@ from allswell._filters.happy_eyeballs import connect_any
 from allswell._filters.interface import Datagrams
 from allswell._filters.lookups import Address, Resolve
 from allswell._filters.quic import QuicFilter
-from allswell._filters.quic_settings import QuicSettings
-from allswell._filters.quic_tickets import MemoryStore, QuicStore
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pool.route import Endpoint, Route, authority
+from allswell._quic.settings import QuicSettings
+from allswell._quic.tickets import MemoryStore, QuicStore
 
 #: Bytes of the largest UDP payload that every path carries which carries QUIC at all (RFC 9000 §14).
 _SMALLEST = 1200

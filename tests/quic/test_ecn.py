@@ -10,7 +10,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import HandshakeCompleted
 from aioquic.tls import Epoch
 
-from allswell._filters.quic_ecn import CE, ECT_0, ECT_1, NOT_ECT, EcnConnection
+from allswell._quic.ecn import CE, ECT_0, ECT_1, NOT_ECT, EcnConnection
 from tests.support.certificates import certificates
 
 _ADDRESSES = ("127.0.0.1", 1), ("127.0.0.1", 2)

@@ -1,4 +1,4 @@
-"""What a backend asks of the QUIC connection it sits on (``_filters/quic_connection.py`` is one)."""
+"""What a backend asks of the QUIC connection it sits on (``_quic/connection.py`` is one)."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ end well it lacks seven things, and this subclass adds them by overriding as lit
 - **0-RTT that was for nothing** (Retry, Version Negotiation, a ticket that is not accepted) is sent again at once. For
   aioquic it stays sent, and the limits that were remembered with the ticket stay in force.
 - **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps a handshake message of any length in a string, and
-  copies it for each piece; for streams see ``quic_pieces.py``. A server gets few streams, with small windows.
+  copies it for each piece; for streams see ``pieces.py``. A server gets few streams, with small windows.
 
-It uses aioquic's private names. Each is listed in ``tests/filters/test_quic_canary.py``, which breaks first.
+It uses aioquic's private names. Each is listed in ``tests/quic/test_canary.py``, which breaks first.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
 from allswell._errors import Party, printable, shown
-from allswell._filters import quic_trust
 from allswell._filters.certificates import strict
-from allswell._filters.quic_path_mtu import PathMtuConnection
-from allswell._filters.quic_pieces import Held, PiecesReceiver
+from allswell._quic import trust as quic_trust
+from allswell._quic.path_mtu import PathMtuConnection
+from allswell._quic.pieces import Held, PiecesReceiver
 
 
 def _printable(record: logging.LogRecord) -> bool:
@@ -522,7 +522,7 @@ class ClientConnection(PathMtuConnection):
         trust = self._trust
         if trust is None:
             return
-        # Its judgement in place of aioquic's: after the signature, before anything is answered. See quic_trust.py.
+        # Its judgement in place of aioquic's: after the signature, before anything is answered. See trust.py.
         self.tls._verify_mode = ssl.CERT_NONE
         signature = self.tls._client_handle_certificate_verify
 

@@ -13,7 +13,7 @@ from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
-from allswell._filters.quic_tickets import QuicStore
+from allswell._quic.tickets import QuicStore
 
 VERSION_1 = int(QuicProtocolVersion.VERSION_1)
 VERSION_2 = int(QuicProtocolVersion.VERSION_2)

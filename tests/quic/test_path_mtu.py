@@ -13,7 +13,7 @@ from aioquic.quic.packet import QuicTransportParameters, push_quic_transport_par
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
-from allswell._filters.quic_connection import ClientConnection
+from allswell._quic.connection import ClientConnection
 from tests.support.certificates import certificates
 from tests.support.quic_client import QuicClient, quic_client, read
 from tests.support.quic_server import QuicServer

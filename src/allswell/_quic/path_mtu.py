@@ -17,7 +17,7 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
-from allswell._filters.quic_ecn import EcnConnection
+from allswell._quic.ecn import EcnConnection
 
 #: UDP payloads worth asking for: what Ethernet carries over IPv6 (and the largest that many servers receive), and what
 #: WireGuard does.

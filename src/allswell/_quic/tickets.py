@@ -16,7 +16,7 @@ from aioquic.tls import AlertBadCertificate, SessionTicket
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import Certificate, load_der_x509_certificate
 
-from allswell._filters import quic_trust
+from allswell._quic import trust as quic_trust
 
 _T = TypeVar("_T")
 
