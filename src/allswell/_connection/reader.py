@@ -141,12 +141,17 @@ class Reader:
 
     def _turn(self) -> None:
         until = monotonic() + TURN
+        # Where the last turn ended before it was told that there is no more, that may be old news by now: ask again.
+        old = self._next is not _Next.ARRIVAL
         self._next = _Next.ARRIVAL
-        while self._take() and self._next is _Next.ARRIVAL:  # (what came may have been the end)
+        more = self._take() or (old and self._next is _Next.ARRIVAL and self._take())
+        while more and self._next is _Next.ARRIVAL:  # (what came may have been the end)
             if self._full():
                 self._next = _Next.ROOM
             elif monotonic() >= until:
                 self._next = _Next.OTHERS
+            else:
+                more = self._take()
         self._done()
 
     def _ask_for_turn(self) -> None:
