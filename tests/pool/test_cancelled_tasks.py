@@ -17,7 +17,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from allswell import ConnectionEnd, ConnectionPool
+from allswell import ConnectionEnd, ConnectionPool, TransportError
 from allswell._config import Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
@@ -239,3 +239,24 @@ async def test_whoever_cancels_all_can_wait_for_all() -> None:
                 await asyncio.gather(*ours, return_exceptions=True)
             await pool.request("GET", peer.url, timeouts=SOON)
         assert len(peer.connections) == 1
+
+
+@in_its_own_loop
+async def test_an_upload_is_told_that_it_was_cancelled() -> None:
+    """Its body has been taken from by half, by a task that is no more."""
+
+    taken: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"half"
+        taken.append(b"half")
+        await asyncio.Event().wait()
+
+    with scripted_peer(answers()) as peer:
+        async with pool_for() as pool:
+            request = pool.request("POST", peer.url, content=body(), timeouts=SOON)
+            async with begun(request, lambda: taken) as waits:
+                cancel_all_but(waits)
+                with pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
+                    await waits
+            assert await (await pool.request("GET", f"{peer.url}/next", timeouts=SOON)).read() == b"/next"

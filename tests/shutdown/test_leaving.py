@@ -10,18 +10,26 @@ import asyncio
 import gc
 import os
 import signal
+import ssl
+import subprocess
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
+import httpx
+import httpx2
 import pytest
 
-from allswell import AsyncClient, CloseReport, ConnectionEnd, ConnectionPool, ProxyHop
+import allswell
+import allswell.httpx
+from allswell import AsyncClient, AsyncTransport, CloseReport, ConnectionEnd, ConnectionPool, ProxyHop
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import NO_ERROR, Http2Server, h2_tls
@@ -456,3 +464,114 @@ def test_a_loop_that_is_closed_without_ending_its_tasks() -> None:
         gc.collect()
         peer.wait_ended()
         assert peer.connections[0].saw == ["FIN"]
+
+
+# Whatever holds the connections
+
+
+@asynccontextmanager
+async def _client_of(library: Any, transport: Any) -> AsyncIterator[Callable[[str], Awaitable[Any]]]:
+    async with library.AsyncClient(transport=transport) as client:
+        yield client.get
+
+
+@asynccontextmanager
+async def _a_pool(context: ssl.SSLContext) -> AsyncIterator[Callable[[str], Awaitable[Any]]]:
+    async with ConnectionPool(ssl_context=context) as pool:
+        yield partial(pool.request, "GET")
+
+
+class Wrapper(httpx2.AsyncBaseTransport):
+    """As transports that cache, or try again: it hands on, and closes what it wraps."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._hidden = inner
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._hidden.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._hidden.aclose()
+
+
+HOLDERS: dict[str, Callable[[ssl.SSLContext], Any]] = {
+    "pool": _a_pool,
+    "httpx2": lambda context: _client_of(httpx2, AsyncTransport(context)),
+    "httpx": lambda context: _client_of(httpx, allswell.httpx.AsyncTransport(context)),
+    "wrapped": lambda context: _client_of(allswell, Wrapper(AsyncTransport(context))),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_whatever_holds_the_connections(holder: str, loop: str) -> None:
+    with scripted_peer(answers(), tls=True) as peer:
+
+        async def main() -> None:
+            with anyio.CancelScope() as scope:
+                async with HOLDERS[holder](certificates().client_context()) as get:
+                    await get(peer.url)
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+
+        anyio.run(main, **LOOPS[loop])
+        peer.wait_ended()
+        _saw(peer)
+
+
+def test_the_command_by_ctrl_c() -> None:
+    def stuck(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.read_until_end()
+
+    with scripted_peer(answers(), tls=True) as idle, scripted_peer(stuck) as busy:
+        program = "import sys; from allswell._cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", program, "--insecure", idle.url, busy.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c) as run:
+            busy.wait_accepted(timeout=20)
+            while not busy.connections[0].requests:
+                threading.Event().wait(0.005)  # nobody tells of what happens in the peer's thread
+            run.send_signal(signal.SIGINT)
+            out, err = run.communicate(timeout=20)
+        assert run.returncode == 130, err
+        assert out == b"/"
+        idle.wait_ended()
+        busy.wait_ended()
+        _saw(idle)
+        assert busy.connections[0].saw == ["RST"]
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # where tests run in the background it is ignored
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_hurried_while_it_closes(loop: str) -> None:
+    """A second close without grace ends the first one's wait; both report the same, and each connection once."""
+
+    def mute(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        answers()(connection)
+        connection.read_until_end()
+        connection.stall()
+
+    with scripted_peer(mute, tls=True) as peer:
+        pool = ConnectionPool(ssl_context=certificates().client_context())
+        reports: list[CloseReport] = []
+
+        async def close(grace: float) -> None:
+            reports.append(await pool.aclose(grace))
+
+        async def main() -> None:
+            await pool.request("GET", peer.url)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(close, 60)
+                await anyio.wait_all_tasks_blocked()
+                tasks.start_soon(close, 0)
+
+        anyio.run(main, **LOOPS[loop])
+        peer.wait_ended()
+        _saw(peer)
+        assert reports[0] is reports[1]
+        [end] = reports[0].connections
+        assert said(end) == ["close_notify", "FIN"]

@@ -423,6 +423,8 @@ class Connection:
         The connection's task then goes on hearing, within the grace, as long as the event loop lives: a socket that is
         closed before the peer's answer has come would reset it. A connection with an exchange in flight is aborted.
         """
+        if self._ended:
+            return
         if self._exchanges:
             self.abort(reason)
             return
