@@ -149,7 +149,7 @@ def _client(case: InteropCase, alpn: str, port: int, names: Sequence[str], folde
         except subprocess.TimeoutExpired:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(3)  # for its qlogs
+                process.wait(20)  # for its qlogs
             return None
         finally:
             process.kill()

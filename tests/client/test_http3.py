@@ -78,7 +78,7 @@ async def test_a_black_out_of_three_seconds() -> None:
             relay.black_out(3)
             began = monotonic()
             assert len(await response.aread()) == 3_000_000
-            assert 2.5 < monotonic() - began < 8
+            assert monotonic() - began > 2.5
             assert len(server.connections) == 1
 
 

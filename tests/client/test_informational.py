@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 import allswell
+from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import response
 
@@ -39,7 +40,7 @@ async def test_informational_responses_are_heard_at_once_and_listed() -> None:
                 assert head.headers == [(b"Link", b"</a.css>")]
                 peer.release()
 
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             answer = await client.get(peer.url, extensions={"informational": hear})
             again = await client.get(peer.url)
         assert seen == [102, 103]
@@ -59,7 +60,7 @@ async def test_a_hook_that_fails_ends_the_request() -> None:
         raise ZeroDivisionError
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             with pytest.raises(ZeroDivisionError):
                 await client.get(peer.url, extensions={"informational": hear})
         await peer.ended()
@@ -82,7 +83,7 @@ async def test_the_body_waits_for_100(content: str) -> None:
         yield b"body"
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             for _ in range(2):
                 sent = b"the body" if content == "bytes" else pieces()
                 answer = await client.post(peer.url, content=sent, headers=_EXPECT)
@@ -97,10 +98,10 @@ async def test_the_body_does_not_wait_for_ever() -> None:
 
     with scripted_peer(script) as peer:
         pool = allswell.ConnectionPool(expect_continue_timeout=0.2)
-        async with allswell.AsyncClient(timeout=5, pool=pool) as client:
+        async with allswell.AsyncClient(timeout=30, pool=pool) as client:
             began = time.monotonic()
             answer = await client.post(peer.url, content=b"body", headers=_EXPECT)
-            assert 0.2 <= time.monotonic() - began < 2
+            assert 0.2 <= time.monotonic() - began < LAG
         assert answer.content == b"body"
 
 
@@ -120,7 +121,7 @@ async def test_a_final_answer_instead_of_100(status: str) -> None:
             pytest.fail("the body was not wanted")
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             for _ in range(1 if status.startswith("200") else 2):
                 answer = await client.post(peer.url, content=pieces(), headers={**_EXPECT, "Content-Length": "100"})
                 assert (answer.status_code, answer.content) == (int(status[:3]), b"no")
@@ -165,7 +166,7 @@ async def test_413_while_uploading_reaches_the_caller(ending: str, tls: bool) ->
     from tests.support.certificates import certificates
 
     with scripted_peer(_refuses(ending), tls=tls) as peer:
-        async with allswell.AsyncClient(timeout=5, verify=certificates().client_context()) as client:
+        async with allswell.AsyncClient(timeout=30, verify=certificates().client_context()) as client:
             with anyio.fail_after(30):
                 answer = await client.post(peer.url, content=pieces())
                 assert (answer.status_code, answer.text) == (413, "too much")
@@ -189,7 +190,7 @@ async def test_the_request_that_follows_a_refused_upload() -> None:
             await anyio.lowlevel.checkpoint()
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             assert (await client.post(peer.url, content=endless())).status_code == 403
             assert (await client.get(peer.url)).text == "yes"
         assert len(peer.connections) == 2
@@ -213,7 +214,7 @@ async def test_a_large_early_answer_does_not_hold_up_the_next_request() -> None:
         yield b"z"
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             async with client.stream("POST", peer.url, content=pieces()) as first:
                 stream = first.aiter_raw()
                 size = 0
@@ -245,7 +246,7 @@ async def test_trailers_both_ways() -> None:
         return [(b"X-Sum", b"%d" % total[-1])]
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             for given in (trailers, [(b"X-Sum", b"7")]):
                 async with client.stream("POST", peer.url, content=pieces(), extensions={"trailers": given}) as answer:
                     assert "trailers" not in answer.extensions
@@ -260,7 +261,7 @@ async def test_bytes_with_trailers_are_sent_chunked_by_choice() -> None:
         connection.send(response(b""))
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             await client.post(
                 peer.url,
                 content=b"hi",
@@ -275,7 +276,7 @@ async def test_illegal_trailers_are_the_callers_error() -> None:
         connection.read_until_end()
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             with pytest.raises(httpx2.LocalProtocolError, match="illegal value of the header X-T"):
                 await client.post(
                     peer.url,
@@ -296,7 +297,7 @@ async def test_close_delimited_bodies() -> None:
         connection.fin()
 
     with scripted_peer(script, tls=True) as peer:
-        async with allswell.AsyncClient(timeout=5, verify=certificates().client_context()) as client:
+        async with allswell.AsyncClient(timeout=30, verify=certificates().client_context()) as client:
             assert (await client.get(peer.url + "/whole")).text == "some text"
             with pytest.raises(httpx2.RemoteProtocolError, match="truncated"):
                 await client.get(peer.url + "/cut")
@@ -312,7 +313,7 @@ async def test_a_generator_that_fails_fails_the_request() -> None:
         raise ZeroDivisionError
 
     with scripted_peer(script) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             with pytest.raises(ZeroDivisionError):
                 await client.post(peer.url, content=pieces())
         await peer.ended()
@@ -322,7 +323,7 @@ async def test_a_generator_that_fails_fails_the_request() -> None:
 @pytest.mark.parametrize("content", [b"too long", b"x"])
 async def test_a_body_of_the_wrong_length(content: bytes) -> None:
     with scripted_peer(lambda connection: connection.read_until_end()) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient(timeout=30) as client:
             with pytest.raises(httpx2.LocalProtocolError):
                 await client.post(peer.url, content=content, headers={"Content-Length": "4"})
 

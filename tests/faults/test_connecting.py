@@ -356,7 +356,7 @@ async def test_the_event_loop_ends_first(how: str, warned: bool, anyio_backend_n
 
         def run() -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-W", "always", "-c", PROGRAM, peer.url, anyio_backend_name, how]
-            return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            return subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
 
         done = await anyio.to_thread.run_sync(run)
         assert done.stdout == "200\n"

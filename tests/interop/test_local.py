@@ -80,7 +80,17 @@ def test_a_client_whose_time_is_over_leaves_its_qlog(backend: str, tmp_path: Pat
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute, pytest.MonkeyPatch.context() as patch:
         mute.bind(("127.0.0.1", 0))
         patch.setenv("BACKEND", backend)
-        case = replace(_BY_NAME["handshake"], timeout=1.5)
+        case = replace(_BY_NAME["handshake"], timeout=55)
+
+        class Popen(subprocess.Popen[bytes]):
+            def wait(self, timeout: float | None = None) -> int:
+                if timeout != case.timeout:
+                    return super().wait(timeout)
+                mute.settimeout(timeout)
+                mute.recv(2000)  # it has begun, however long that took: its time is over now
+                raise subprocess.TimeoutExpired(self.args, timeout)
+
+        patch.setattr(subprocess, "Popen", Popen)
         assert local._client(case, "h3", mute.getsockname()[1], ["file"], tmp_path) is None
     [qlog] = (tmp_path / "client-qlog").iterdir()
     assert "packet_sent" in qlog.read_text()

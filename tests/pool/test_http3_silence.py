@@ -85,8 +85,8 @@ async def test_in_a_black_out_there_is_nothing_elsewhere() -> None:
     with QuicServer() as server, UdpRelay(server.port) as relay:
         async with trusting() as pool:
             await pool.request("GET", url(relay.port), timeouts=SOON)
-            relay.black_out(2.5)
-            patient = Timeouts(connect=0.5, read=8, write=8, pool=8)
+            relay.black_out(6.0)
+            patient = Timeouts(connect=0.5, read=40, write=40, pool=40)
             response = await pool.request("GET", url(relay.port), timeouts=patient)
             assert (await response.read(), response.attempts) == (b"hello", [])
             assert len(server.connections) == 1

@@ -14,7 +14,7 @@ from allswell._config import Timeouts
 from allswell._pool.dialer import Dialer
 from tests.support.certificates import certificates
 from tests.support.holes import UdpHole, tcp_hole
-from tests.support.lag import stagger
+from tests.support.lag import LAG, stagger
 from tests.support.leaks import sockets_closed
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer
@@ -31,6 +31,7 @@ STAGGER = 2.0
 
 def pool_for(origin: str, *alternatives: tuple[str, int], **settings: Any) -> ConnectionPool:
     """A pool that knows of these alternatives of the origin."""
+    settings.setdefault("grace", 3 * LAG)
     store = AltSvcMemory()
     store.put(origin, [Alternative(host, port, time() + 60) for host, port in alternatives])
     return ConnectionPool(http3=True, alt_svc=store, ssl_context=certificates().client_context(), **settings)

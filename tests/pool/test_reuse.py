@@ -51,6 +51,7 @@ async def test_one_connection(version: str, at_once: int) -> None:
         http3="only" if version == "h3" else False,
         pipelining=4 if version == "h1 pipelined" else 0,
         max_connections=1 if version == "h1 pipelined" else 100,
+        keepalive_expiry=None,
         max_keepalive_connections=50,  # those that fifty workers need are kept, however slow the machine
         ssl_context=certificates().client_context(),
         on_connection_end=ends.append,

@@ -161,10 +161,10 @@ def run(
     quit_signal: signal.Signals = signal.SIGTERM,
     env: dict[str, str] | None = None,
 ) -> Iterator[ServerInfo]:
-    """Run the command until the block is left; enter it when all its TCP ports accept.
+    """Run the command until the block is left; enter it when all its ports are open.
 
     :param plain: whether it serves plain HTTP on ``made.http_port`` too.
-    :raises RuntimeError: it died, or did not listen within 15 s; with what it wrote.
+    :raises RuntimeError: it died, or did not listen within 50 s; with what it wrote.
     """
     log_file = made.folder / "log"
     with log_file.open("wb") as log:
@@ -192,13 +192,15 @@ def run(
     try:
         for port in filter(None, [server.port, server.http_port]):
             _await_listening(server, port)
+        if "h3" in protocols:
+            _await_bound(server)
         yield server
     finally:
         running.remove(server)
         _end(process)
 
 
-def _await_listening(server: ServerInfo, port: int, patience: float = 15.0) -> None:
+def _await_listening(server: ServerInfo, port: int, patience: float = 50.0) -> None:
     deadline = time.monotonic() + patience
     while server.process.poll() is None and time.monotonic() < deadline:
         try:
@@ -208,6 +210,23 @@ def _await_listening(server: ServerInfo, port: int, patience: float = 15.0) -> N
         else:
             return
     raise RuntimeError(f"{server.name} does not listen on {port} (exit {server.process.poll()}):\n{server.log()}")
+
+
+def _await_bound(server: ServerInfo, patience: float = 50.0) -> None:
+    """Its UDP port: some servers open it after they listen on TCP. Until then, nobody is there."""
+    deadline = time.monotonic() + patience
+    while server.process.poll() is None and time.monotonic() < deadline:
+        with socket.socket(type=socket.SOCK_DGRAM) as probe:
+            probe.connect(("127.0.0.1", server.port))
+            probe.settimeout(0.05)
+            try:
+                probe.send(b"?")
+                probe.recv(1)
+            except ConnectionRefusedError:
+                time.sleep(0.02)
+            except TimeoutError:
+                return  # it was taken, and is no packet of QUIC's
+    raise RuntimeError(f"{server.name} has no UDP port {server.port} (exit {server.process.poll()}):\n{server.log()}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
