@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from aioquic.quic.events import ConnectionTerminated, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
-
 from allswell._backends.interface import (
     BodyReceived,
     CapacityChanged,
@@ -22,7 +20,15 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, ExchangeReset, LocalProtocolError, NotProcessed, TransportError
 from allswell._messages import Headers, RequestHead, ResponseHead
-from allswell._quic.interface import Multiplexer, why_ended
+from allswell._quic.interface import (
+    ConnectionTerminated,
+    Multiplexer,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
+    why_ended,
+)
 
 _CANCELLED = 0x10C
 
@@ -114,8 +120,7 @@ class Http09:
                     reset = ExchangeReset(f"the server reset the exchange (0x{code:x})", code=code, by="peer")
                     out.append(ExchangeFailed(event.stream_id, reset))
             elif isinstance(event, ConnectionTerminated) and not self._over:
-                end = self._quic.ended
-                assert end is not None
+                end = event.end
                 error = why_ended(end, "the server closed the connection")
                 out += self.receive_eof(error)
                 out.append(ConnectionBroken(error) if end.code else PeerLeaving())

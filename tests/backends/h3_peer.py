@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceived
 from pylsqpack import Encoder
 
 from allswell._backends import http3_frames as h3
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Event
 from allswell._messages import Headers, RequestHead
-from allswell._quic.interface import End
+from allswell._quic.interface import End, QuicEvent, StopSendingReceived, StreamDataReceived
 
 CONTROL = 3
 

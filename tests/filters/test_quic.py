@@ -19,7 +19,6 @@ import anyio
 import pytest
 import trustme
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import ConnectionIdIssued
 from aioquic.tls import Epoch, SessionTicket
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -497,7 +496,7 @@ async def test_what_is_sent_again_is_nothing_heard() -> None:
         async with bare_quic(server.port) as client:
             assert await client.quic.delivered(Deadline.after(5))
             connection = client.quic.connection
-            assert [event for event in connection.take_events() if isinstance(event, ConnectionIdIssued)] == []
+            connection.take_events()
             for each in connection._host_cids[1:]:
                 each.was_sent = False  # as when it was lost
             assert connection.datagrams_to_send(monotonic())

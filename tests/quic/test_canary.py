@@ -126,7 +126,11 @@ SOURCES = {
     "_write_connection_limits": ["max_data.value *= 2", "limit.sent - limit.used >= limit.value - limit.sent"],
     "_write_stream_limits": ["stream.max_stream_data_local *= 2"],
     "_handle_connection_close_frame": ["if self._close_event is None:"],
-    "_handle_stream_frame": ["event = stream.receiver.handle_frame(frame)", "except FinalSizeError as exc:"],
+    "_handle_stream_frame": [
+        "event = stream.receiver.handle_frame(frame)",
+        "self._events.append(event)",
+        "except FinalSizeError as exc:",
+    ],
     "_handle_reset_stream_frame": ["stream.receiver.handle_reset("],
     "_receive_retry_packet": ["self._retry_count += 1", "self._connect(now=now)"],
     "_receive_version_negotiation_packet": ["self._version_negotiated_incompatible = True", "self._connect(now=now)"],

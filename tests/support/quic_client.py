@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from aioquic.quic.events import QuicEvent
 
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import AlternativeOffered, Backend, OriginsNamed
@@ -21,6 +20,7 @@ from allswell._filters.stack import Stack
 from allswell._filters.udp import UdpFilter
 from allswell._messages import Headers, RequestHead, ResponseHead
 from allswell._quic.connection import ClientConnection
+from allswell._quic.interface import QuicEvent
 from allswell._quic.settings import QuicSettings
 from allswell._report import ConnectionEnd
 from allswell._tasks import current_host

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import h11
-from aioquic.quic.events import StreamDataReceived
 from h2.settings import SettingCodes
 from hpack import Decoder as HpackDecoder
 from hpack.huffman_table import decode_huffman
@@ -27,6 +26,7 @@ from allswell._backends.interface import (
 from allswell._backends.literals import integer, string
 from allswell._errors import LocalProtocolError, RemoteProtocolError
 from allswell._messages import Headers, RequestHead
+from allswell._quic.interface import StreamDataReceived
 from tests.backends import h2_peer, h3_peer
 
 VERSIONS = ("h1", "h2", "h3")

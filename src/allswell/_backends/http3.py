@@ -20,15 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from aioquic.quic.events import (
-    ConnectionTerminated,
-    DatagramFrameReceived,
-    HandshakeCompleted,
-    QuicEvent,
-    StopSendingReceived,
-    StreamDataReceived,
-    StreamReset,
-)
 from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, EncoderStreamError, StreamBlocked
 
 from allswell._backends import http3_frames as h3
@@ -71,7 +62,18 @@ from allswell._fields import (
 )
 from allswell._halves import LengthError, Receive, Send
 from allswell._messages import SAFE_METHODS, Headers, RequestHead, ResponseHead
-from allswell._quic.interface import Multiplexer, why_ended
+from allswell._quic.interface import (
+    ConnectionTerminated,
+    DatagramFrameReceived,
+    End,
+    HandshakeCompleted,
+    Multiplexer,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
+    why_ended,
+)
 
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
 _SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
@@ -357,7 +359,7 @@ class Http3:
                 elif isinstance(event, DatagramFrameReceived):
                     self._on_datagram(event.data)
                 elif isinstance(event, ConnectionTerminated):
-                    self._on_terminated()
+                    self._on_terminated(event.end)
         except H3Error as error:
             self._break(error)
         if self._starved:
@@ -608,9 +610,8 @@ class Http3:
             self._lost(broken)
             self._events.append(ConnectionBroken(broken))
 
-    def _on_terminated(self) -> None:
-        end = self._quic.ended
-        if self._over or end is None:
+    def _on_terminated(self, end: End) -> None:
+        if self._over:
             return
         self.says_goodbye = ""  # nobody would hear it
         error = why_ended(end, "the server closed the connection")

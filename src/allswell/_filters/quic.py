@@ -29,7 +29,6 @@ from typing import IO, Any
 import anyio
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import NetworkAddress
-from aioquic.quic.events import QuicEvent
 from aioquic.quic.logger import QuicLogger, QuicLoggerTrace
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import AlertDescription, SessionTicket
@@ -41,8 +40,9 @@ from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.interface import Carrier, Datagrams
 from allswell._filters.keylog import open_log
-from allswell._quic.connection import PROGRESS, ClientConnection, QuicEnd
+from allswell._quic.connection import ClientConnection
 from allswell._quic.ecn import ECT_0, NOT_ECT
+from allswell._quic.interface import End, Progress, QuicEvent
 from allswell._quic.settings import QuicSettings
 from allswell._quic.tickets import QuicStore, ShownTicket, trusted
 from allswell._report import LayerEnd, Outcome
@@ -105,7 +105,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._turn = False
         self._waiting: anyio.CancelScope | None = None
         self._pings = 0
-        self._answered: QuicEnd | None = None
+        self._answered: End | None = None
         self._unreachable = False
         self._early = False
         self._ourselves = ""
@@ -201,7 +201,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             words = f"datagrams of {self._settings.max_datagram_size} bytes are too large for this network"
         return TransportError(f"{self._udp.address[0]}: {words}", operation="write")
 
-    def _failed(self, end: QuicEnd) -> ConnectFailed:
+    def _failed(self, end: End) -> ConnectFailed:
         message, phase = str(end), "quic"
         if end.code is not None and not end.application and end.code & ~0xFF == QuicErrorCode.CRYPTO_ERROR:
             alert = end.code & 0xFF
@@ -245,7 +245,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             events = connection.take_events()
             if connection.silence_is_news:
                 connection.tell_silence()
-                events.append(PROGRESS)
+                events.append(Progress())
             return events or None
         now = self._heard_at = monotonic()
         address = self._udp.address
@@ -259,7 +259,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if events:
             self._quiet_since, self._silence = now, _SILENCE
             return events
-        return [PROGRESS]
+        return [Progress()]
 
     def _ended(self, now: float) -> None:
         end = self.connection.ended
@@ -267,7 +267,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if end.by == "us":
             return  # the next flush says it
         if end.code is not None and self._answered is None and self._alive:
-            self._answered = QuicEnd("us", self._settings.no_error, True, "")
+            self._answered = End("us", self._settings.no_error, True, "")
             self._udp.send(self.connection.answer_close(self._settings.no_error, now))
         self._rest()
 

@@ -26,12 +26,14 @@ from __future__ import annotations
 import hmac
 import logging
 import ssl
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic._crypto import CryptoError
+from aioquic.quic import events as theirs
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -41,13 +43,6 @@ from aioquic.quic.connection import (
     QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
-)
-from aioquic.quic.events import (
-    ConnectionIdIssued,
-    ConnectionTerminated,
-    PingAcknowledged,
-    QuicEvent,
-    StreamDataReceived,
 )
 from aioquic.quic.packet import (
     QuicErrorCode,
@@ -61,9 +56,19 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpa
 from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
-from allswell._errors import Party, printable, shown
+from allswell._errors import printable, shown
 from allswell._filters.certificates import strict
 from allswell._quic import trust as quic_trust
+from allswell._quic.interface import (
+    ConnectionTerminated,
+    DatagramFrameReceived,
+    End,
+    HandshakeCompleted,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
+)
 from allswell._quic.path_mtu import PathMtuConnection
 from allswell._quic.pieces import Held, PiecesReceiver
 
@@ -101,36 +106,15 @@ _LONGEST_MESSAGE = 128 * 1024
 _SILENT_PROBES = 3
 #: Packets that were sent and not acknowledged: so many, and those that ask for no acknowledgement are forgotten.
 _REMEMBERED = 4096
-#: Nothing has come with these: a connection ID of ours is told of whenever it is sent, and a PING asked for its ACK.
-_NO_NEWS = frozenset({ConnectionIdIssued, PingAcknowledged})
+#: What a backend is told of aioquic's events, besides those that ``pieces.py`` makes. The others are no news.
+_TOLD: dict[type, Callable[[Any], QuicEvent]] = {
+    StreamReset: lambda event: event,
+    theirs.StopSendingReceived: lambda event: StopSendingReceived(event.stream_id, event.error_code),
+    theirs.DatagramFrameReceived: lambda event: DatagramFrameReceived(event.data),
+    theirs.HandshakeCompleted: lambda event: HandshakeCompleted(),
+}
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
-
-
-@dataclass
-class Progress(QuicEvent):
-    """Datagrams came that mean nothing to the application: acknowledgements, credit. More may be sent than before."""
-
-
-PROGRESS = Progress()
-
-
-@dataclass(frozen=True, slots=True)
-class QuicEnd:
-    """Why a connection is over.
-
-    :ivar by: ``"us"``, ``"peer"``, or ``"network"`` (nothing was heard for the idle timeout).
-    :ivar code: of the CONNECTION_CLOSE; ``None`` when there was none (a stateless reset, the idle timeout).
-    :ivar application: whether the code is the application's (frame type 0x1d) or QUIC's (0x1c).
-    """
-
-    by: Party
-    code: int | None
-    application: bool
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason if self.code is None else f"CONNECTION_CLOSE(0x{self.code:x})"
 
 
 class _Pacer(QuicPacketPacer):
@@ -175,9 +159,9 @@ class ClientConnection(PathMtuConnection):
         self._context: QuicReceiveContext | None = None
         #: Seconds of silence after which the connection is forgotten: the smaller of both sides' (RFC 9000 §10.1).
         self.idle_timeout = configuration.idle_timeout
-        self.ended: QuicEnd | None = None
+        self.ended: End | None = None
         #: The peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
-        self.heard: QuicEnd | None = None
+        self.heard: End | None = None
         #: The server's, where its chain and name were verified. (A session that is resumed shows none.)
         self.verified_certificate: Certificate | None = None
         self.dirty = True
@@ -290,7 +274,7 @@ class ClientConnection(PathMtuConnection):
                 True  # or aioquic, which closes but once, would go on with what we hear while we close
             )
         if self.ended is None:
-            self.ended = QuicEnd("us", int(error_code), frame_type is None, reason_phrase)
+            self.ended = End("us", int(error_code), frame_type is None, reason_phrase)
 
     # What the filter needs
 
@@ -327,11 +311,11 @@ class ClientConnection(PathMtuConnection):
     def take_events(self) -> list[QuicEvent]:
         """All that happened. What arrived in order on one stream is one event, in however many packets it came."""
         events: list[QuicEvent] = []
-        queue = self._events
+        queue: deque[Any] = self._events  # of aioquic's events, and of those that pieces.py makes
         while queue:
             event = queue.popleft()
-            if type(event) is StreamDataReceived and queue:
-                following = queue[0]
+            if type(event) is StreamDataReceived:
+                following = queue[0] if queue else None
                 stream_id = event.stream_id
                 if type(following) is StreamDataReceived and following.stream_id == stream_id:
                     pieces = [event.data]
@@ -339,23 +323,21 @@ class ClientConnection(PathMtuConnection):
                         pieces.append(following.data)
                         event.end_stream = following.end_stream
                         queue.popleft()
-                        if not queue:
-                            break
-                        following = queue[0]
+                        following = queue[0] if queue else None
                     event.data = b"".join(pieces)
-            if type(event) not in _NO_NEWS:
                 events.append(event)
+            elif (told := _TOLD.get(type(event))) is not None:
+                events.append(told(event))
         if self.ended is not None and not self._announced:
             self._announced = True
-            end = self.ended
-            events.append(ConnectionTerminated(error_code=end.code or 0, frame_type=None, reason_phrase=end.reason))
+            events.append(ConnectionTerminated(self.ended))
         return events
 
     def answer_close(self, error_code: int, now: float) -> list[bytes]:
         """The one CONNECTION_CLOSE that may be sent before draining, in answer to the peer's (RFC 9000 §10.2.2)."""
         state, event = self._state, self._close_event
         self._state = self._state_before_close
-        self._close_event = ConnectionTerminated(error_code=error_code, frame_type=None, reason_phrase="")
+        self._close_event = theirs.ConnectionTerminated(error_code=error_code, frame_type=None, reason_phrase="")
         self._close_pending = True
         datagrams = [datagram for datagram, _ in super().datagrams_to_send(now)]
         self._state, self._close_event = state, event
@@ -497,11 +479,11 @@ class ClientConnection(PathMtuConnection):
 
     def _reset_by_peer(self, now: float) -> None:
         """RFC 9000 §10.3.1: the peer has lost its state. Nothing may be sent any more."""
-        end = QuicEnd("peer", None, False, "stateless reset")
+        end = End("peer", None, False, "stateless reset")
         self.heard = self.heard or end
         if self.ended is None:
             self.ended = end
-            self._close_event = ConnectionTerminated(error_code=0, frame_type=None, reason_phrase=end.reason)
+            self._close_event = theirs.ConnectionTerminated(error_code=0, frame_type=None, reason_phrase=end.reason)
             self._close_begin(is_initiator=False, now=now)
 
     def _connect(self, now: float) -> None:
@@ -578,8 +560,8 @@ class ClientConnection(PathMtuConnection):
         super()._close_end()
         event = self._events.pop()  # take_events tells it, once
         if self.ended is None:
-            assert isinstance(event, ConnectionTerminated)
-            self.ended = QuicEnd("network", None, False, event.reason_phrase)
+            assert isinstance(event, theirs.ConnectionTerminated)
+            self.ended = End("network", None, False, event.reason_phrase)
 
     def _handle_connection_close_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
@@ -588,7 +570,7 @@ class ClientConnection(PathMtuConnection):
         super()._handle_connection_close_frame(context, frame_type, buf)
         reason = self._close_event.reason_phrase if self._close_event is not None else ""
         if self.heard is None:
-            self.heard = QuicEnd("peer", code, frame_type == QuicFrameType.APPLICATION_CLOSE, shown(reason))
+            self.heard = End("peer", code, frame_type == QuicFrameType.APPLICATION_CLOSE, shown(reason))
         if self.ended is None:
             self.ended = self.heard
 

@@ -1,28 +1,95 @@
-"""What a backend asks of the QUIC connection it sits on (``_quic/connection.py`` is one)."""
+"""What a backend asks of the QUIC connection that it sits on, and what that tells it. It names no QUIC library."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from allswell._errors import AllswellError, ConnectFailed, Party, RemoteProtocolError, TransportError
 
 
-class End(Protocol):
-    """Why the connection is over.
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a connection is over.
 
-    :ivar by: who ended it: ``"us"``, ``"peer"``, or ``"network"`` (the idle timeout).
-    :ivar code: of the CONNECTION_CLOSE, if there was one.
-    :ivar application: whether the code is the application's.
+    :ivar by: ``"us"``, ``"peer"``, or ``"network"`` (nothing was heard for the idle timeout).
+    :ivar code: of the CONNECTION_CLOSE; ``None`` when there was none (a stateless reset, the idle timeout).
+    :ivar application: whether the code is the application's (frame type 0x1d) or QUIC's (0x1c).
     """
 
-    @property
-    def by(self) -> Party: ...
-    @property
-    def code(self) -> int | None: ...
-    @property
-    def application(self) -> bool: ...
-    @property
-    def reason(self) -> str: ...
+    by: Party
+    code: int | None
+    application: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.code is None else f"CONNECTION_CLOSE(0x{self.code:x})"
+
+
+# Events. There is one for each piece of a stream, so they must be cheap to make: a frozen dataclass costs more.
+
+
+@dataclass(slots=True)
+class StreamDataReceived:
+    """Bytes of a stream, in order.
+
+    :ivar end_stream: whether they are the last.
+    """
+
+    stream_id: int
+    data: bytes
+    end_stream: bool
+
+
+@dataclass(slots=True)
+class StreamReset:
+    """The peer gave up its half of a stream (RESET_STREAM)."""
+
+    stream_id: int
+    error_code: int
+
+
+@dataclass(slots=True)
+class StopSendingReceived:
+    """The peer wants no more of our half of a stream. QUIC has reset that half already (RFC 9000 §3.5)."""
+
+    stream_id: int
+    error_code: int
+
+
+@dataclass(slots=True)
+class DatagramFrameReceived:
+    """A DATAGRAM frame (RFC 9221)."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class HandshakeCompleted:
+    """From now on nothing that is sent can be replayed by an attacker."""
+
+
+@dataclass(slots=True)
+class ConnectionTerminated:
+    """The connection is over. This is told once, and last."""
+
+    end: End
+
+
+@dataclass(slots=True)
+class Progress:
+    """Datagrams came that mean nothing to the application: acknowledgements, credit. More may be sent than before."""
+
+
+QuicEvent = (
+    StreamDataReceived
+    | StreamReset
+    | StopSendingReceived
+    | DatagramFrameReceived
+    | HandshakeCompleted
+    | ConnectionTerminated
+    | Progress
+)
 
 
 class Multiplexer(Protocol):
@@ -39,8 +106,6 @@ class Multiplexer(Protocol):
     datagrams: bool
     silent: bool
 
-    @property
-    def ended(self) -> End | None: ...
     @property
     def handshake_complete(self) -> bool: ...
     @property

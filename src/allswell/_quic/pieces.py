@@ -10,9 +10,10 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from aioquic.quic.connection import QuicConnectionError
-from aioquic.quic.events import StreamDataReceived, StreamReset
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicStreamFrame
 from aioquic.quic.stream import FinalSizeError, QuicStreamReceiver
+
+from allswell._quic.interface import StreamDataReceived, StreamReset
 
 #: Bytes that a connection may hold for all of its streams together; or one whole window, where that is more. A network
 #: that has just lost a packet has no more than this on its way.
@@ -60,30 +61,40 @@ class PiecesReceiver(QuicStreamReceiver):
         self._starts: list[int] = []  # of the pieces, in order; no two have a byte in common
         self._pieces: list[bytearray] = []
 
-    def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:
-        if not self._starts and frame.offset <= self._buffer_start and self._final_size is None:
-            return super().handle_frame(frame)  # in order: nothing is kept
-        end = frame.offset + len(frame.data)
-        final = end if frame.fin and self._final_size is None else self._final_size
-        if final is not None and (end > final or self.highest_offset > final or (frame.fin and end != final)):
+    # Its events are ours. aioquic does no more with them than to put them into the connection's queue.
+
+    def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:  # type: ignore[override]  # see above
+        data, fin = frame.data, frame.fin
+        end = frame.offset + len(data)
+        if frame.offset == self._buffer_start and data and not self._starts and self._final_size is None:
+            # In order, as nearly all of them are: nothing is kept.
+            self._buffer_start = self.highest_offset = end
+            if fin:
+                self._final_size, self.is_finished = end, True
+            assert self._stream_id is not None
+            return StreamDataReceived(self._stream_id, data, fin)
+        final = end if fin and self._final_size is None else self._final_size
+        if final is not None and (end > final or self.highest_offset > final or (fin and end != final)):
             raise FinalSizeError("the final size changes, or there are data beyond it")  # RFC 9000 §4.5
         self._final_size = final
         self.highest_offset = max(self.highest_offset, end)
         if self.is_finished:
             return None
-        self._keep(frame.offset, frame.data)
+        self._keep(frame.offset, data)
         data = self._take()
         self.is_finished = self._buffer_start == final
         if not data and not self.is_finished:
             return None
         assert self._stream_id is not None
-        return StreamDataReceived(data=data, end_stream=self.is_finished, stream_id=self._stream_id)
+        return StreamDataReceived(self._stream_id, data, self.is_finished)
 
-    def handle_reset(self, *, final_size: int, error_code: int = QuicErrorCode.NO_ERROR) -> StreamReset | None:
+    def handle_reset(  # type: ignore[override]  # see above
+        self, *, final_size: int, error_code: int = QuicErrorCode.NO_ERROR
+    ) -> StreamReset | None:
         event = super().handle_reset(final_size=final_size, error_code=error_code)
         if self.is_finished:
             self._drop(len(self._starts))
-        return event
+        return None if event is None else StreamReset(event.stream_id, error_code)
 
     def _keep(self, start: int, data: bytes) -> None:
         """Keep of these data what is new."""
