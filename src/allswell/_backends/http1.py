@@ -1,7 +1,8 @@
 """The HTTP/1.1 backend (RFC 9112), over h11: one exchange at a time. (`http1_pipeline.py` has several.)
 
-h11 keeps the two halves of the exchange straight; this file turns its events into ours, decides what an end of the
-stream means (which depends on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
+h11 keeps the two halves of the exchange straight, and knows how far ours has gone. The peer's has a state of our own
+(``_receiving``), for not all of it passes through h11. This file turns h11's events into ours, decides what an end of
+the stream means (which depends on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
 
 An HTTP/1.1 connection is reusable only when both halves of an exchange are complete and nothing lies behind the
 response. An abandoned exchange, or bytes that nobody asked for, end it: they would be read as the next response.
@@ -31,6 +32,7 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import HeaderSection, RequestSections, kept_idle, options, request_trailers
+from allswell._halves import Receive, ReceiveHalf
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
@@ -90,8 +92,7 @@ class Http1:
         self._chunked = False  # the request's content is
         self._unparsed = 0  # bytes given to h11 that may belong to the section that it reads, or a few more
         self._begun = b""  # the first bytes of the response
-        self._complete = False
-        self._tunnel = False
+        self._receiving = ReceiveHalf(b"")  # of the last request
         self._leaving = False
         self._length: int | None = None  # of the response's body, where it is known, less what h11 gave us of it
         self._rest = 0  # what of it does not go through h11
@@ -123,7 +124,8 @@ class Http1:
         request = h11.Request(method=head.method, target=target, headers=section.fields.headers)
         self._chunked = section.chunked
         self._current = next(self._numbers)
-        self._begun, self._complete, self._unparsed = b"", False, 0
+        self._receiving = ReceiveHalf(head.method)
+        self._begun, self._unparsed = b"", 0
         self._length, self._surplus = None, b""
         self._send(request)
         if end:
@@ -133,7 +135,7 @@ class Http1:
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
         if exchange != self._current:
             return
-        if self._tunnel:
+        if self._receiving.tunnel:
             if data:
                 self._output.append(data)
             if end:
@@ -146,7 +148,7 @@ class Http1:
             self._send(h11.Data(data=data))
         if end:
             self._send(h11.EndOfMessage(headers=last) if last else _END)
-            if self._complete:
+            if self._receiving.over:
                 self._finish()
 
     def send_window(self, exchange: int) -> int:
@@ -207,13 +209,13 @@ class Http1:
     # Responses
 
     def receive(self, data: memoryview) -> list[Event]:
-        if self._tunnel:
+        if self._receiving.state is Receive.TUNNEL:
             return [BodyReceived(self._current, bytes(data), len(data))]
         if not self._current:
             # Nobody asked: a 408 before the server closes, at best (RFC 9112 §9.5), or smuggling. Not ours to read.
             self._leaving = True
             return [PeerLeaving(RemoteProtocolError("the server spoke without being asked"))]
-        if self._complete:
+        if self._receiving.over:
             # While we still upload, more than one response: it would be read as the next request's.
             self.must_abort = True
             return []
@@ -247,11 +249,13 @@ class Http1:
         exchange = self._current
         if not exchange:
             return [PeerLeaving(why)]
-        if self._tunnel and why is None:
+        receiving = self._receiving
+        if receiving.tunnel and why is None:
+            receiving.move(Receive.ENDED)
             return [ResponseCompleted(exchange, [])]  # our half of it is still open
         if self._rest and why is None:
             why = RemoteProtocolError(f"the server broke HTTP/1.1: it ended the body {self._rest} bytes too early")
-        if not self._tunnel and why is None and self._begun:
+        if not receiving.tunnel and why is None and self._begun:
             self._h11.receive_data(b"")
             return self._events()
         self.must_abort = True
@@ -260,7 +264,7 @@ class Http1:
         if not self._begun and exchange > 1:
             # RFC 9112 §9.3.1: it may have closed the idle connection before it saw the request. Or it may not.
             return [ExchangeFailed(exchange, NotProcessed(cause, proven=False))]
-        if self._complete:
+        if receiving.over:
             return []  # the response is whole; only our upload was cut
         return [ExchangeFailed(exchange, cause)]
 
@@ -290,7 +294,7 @@ class Http1:
                     break
                 assert isinstance(event, (h11.InformationalResponse, h11.Response))
                 self._head(event, events)
-                if self._tunnel:
+                if self._receiving.tunnel:
                     break
         except h11.RemoteProtocolError as error:
             if body:
@@ -322,7 +326,7 @@ class Http1:
         head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason.translate(_SHOWN))
         exchange = self._current
         if self._h11.their_state is h11.SWITCHED_PROTOCOL:
-            self._tunnel = True
+            self._receiving.move(Receive.TUNNEL)
             events.append(ResponseReceived(exchange, head, tunnel=True))
             leading = self._h11.trailing_data[0]
             if leading:
@@ -342,6 +346,7 @@ class Http1:
             if encoded and length is not None:
                 # RFC 9112 §6.3: "ought to be handled as an error", for it may be an attempt at response splitting.
                 raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")
+            self._receiving.move(Receive.BODY)
             events.append(ResponseReceived(exchange, head))
             ours = self._h11.our_state
             if length is not None and ours in _SENT and self._h11.their_state is h11.SEND_BODY:
@@ -351,7 +356,7 @@ class Http1:
                 events.append(UploadRefused(exchange))
 
     def _completed(self, events: list[Event]) -> None:
-        self._complete = True
+        self._receiving.move(Receive.ENDED)
         if not self.followed and self.surplus:
             # More than was asked for: the next response on this connection would be forged.
             self.must_abort = True
@@ -363,7 +368,7 @@ class Http1:
     def _finish(self) -> None:
         """Both halves are complete."""
         self._current = 0
-        if self._tunnel or self.must_abort:
+        if self._receiving.tunnel or self.must_abort:
             self._leaving = True
         elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
