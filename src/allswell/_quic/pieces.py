@@ -66,8 +66,9 @@ class PiecesReceiver(QuicStreamReceiver):
     def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:  # type: ignore[override]  # see above
         data, fin = frame.data, frame.fin
         end = frame.offset + len(data)
-        if frame.offset == self._buffer_start and data and not self._starts and self._final_size is None:
-            # In order, as nearly all of them are: nothing is kept.
+        in_order = frame.offset == self._buffer_start and not self._starts
+        if in_order and data and end >= self.highest_offset and self._final_size is None:
+            # As nearly all frames are: nothing is kept.
             self._buffer_start = self.highest_offset = end
             if fin:
                 self._final_size, self.is_finished = end, True
