@@ -1,112 +1,131 @@
-"""``make bench``: whole runs side by side, repeated and interleaved: a busy moment of the machine hits all alike.
+"""``make bench``: runs of many clients side by side, each in a process of its own, repeated in turns.
 
-make bench                                  # everything, some minutes
-make bench ARGS=--quick                     # the same shape, in about two minutes
-make bench ARGS="--clients aiohttp --versions h1 --repeat 9 --loop uvloop"
+make bench                                  # everything, about half an hour
+make bench ARGS=--quick                     # only what the goals compare, in about two minutes
+make bench ARGS="--clients aiohttp --versions h1 --scenarios 50 json --repeat 9 --loop uvloop"
+
+CPU time leads: user and system, of all threads of the client's process, per request or MB. It hardly depends on
+what else the machine does. Each round runs every cell once, neighbours are those that are compared, and the
+rounds go forwards and backwards: a busy moment hits all alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS
 from tests.bench.origin import caddy
-from tests.bench.report import OURS, SCENARIOS, Cell, Results, table, verdicts
-from tests.bench.worker import Job, Run
+from tests.bench.report import GOALS, OURS, Cell, Results, as_json, table, verdict_lines
+from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS
+from tests.bench.worker import PROGRAM, Job, Run
+
+#: Seconds of a run beside those that it measures: to start a process, import, connect and warm up. For the estimate.
+_BESIDE = 1.0
 
 
-def main() -> None:
-    """Run what was asked for; table on the terminal, JSON and chart on disk."""
-    asked = _arguments()
-    names = [name for name in CLIENTS if name in OURS or not asked.clients or name in asked.clients]
-    cells = [
-        Cell(version, scenario, name)
-        for version in asked.versions
-        for scenario in asked.scenarios
-        for name in names
-        if version in CLIENTS[name][1] and (scenario != "upload" or version == "h3")
-    ]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what was asked for; tables and goals on the terminal, JSON and chart on disk."""
+    asked = _arguments(arguments)
+    cells = _cells(asked)
+    minutes = len(cells) * asked.repeat * (asked.seconds + _BESIDE) / 60
+    print(
+        f"{len(cells)} cells, {asked.repeat} runs of {asked.seconds:g} s each: {minutes:.0f} minutes or so", flush=True
+    )
     results: Results = {cell: [] for cell in cells}
     with caddy() as origin:
-        for number, (cell, left) in enumerate(_interleaved(cells, asked.repeat), 1):
-            _progress(f"{number} of {number + left}: {cell.version} {cell.scenario}, {cell.client}")
-            job = Job(
-                cell.client,
-                cell.version,
-                asked.loop,
-                SCENARIOS[cell.scenario],
-                asked.seconds,
-                origin.url,
-                str(origin.ca),
-            )
-            results[cell].append(_run(job))
+        for number, cell in enumerate(_turns(cells, asked.repeat), 1):
+            _progress(f"{number} of {len(cells) * asked.repeat}: {cell.version} {cell.scenario}, {cell.client}")
+            job = Job(cell.client, cell.version, asked.loop, cell.scenario, asked.seconds, origin.url, str(origin.ca))
+            results[cell].append(run_apart(job))
     _progress("")
-    for version in asked.versions:
-        print(table(version, results))
-    print(verdicts(results))
+    for spoken in asked.versions:
+        print(table(spoken, results))
+    print(verdict_lines(results))
     _save(asked, results)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    spoken = sorted(CLIENTS["allswell"][1])
     others = [name for name in CLIENTS if name not in OURS]
+    scenarios = "\n".join(f"{name}: {scenario.title}" for name, scenario in SCENARIOS.items())
     parser.add_argument("--clients", nargs="*", choices=others, help="beside ours; all by default")
-    parser.add_argument("--versions", nargs="*", choices=spoken, default=spoken)
-    parser.add_argument("--scenarios", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS))
-    parser.add_argument("--repeat", type=int, help="runs of each client, of which the median counts (5)")
-    parser.add_argument("--seconds", type=float, help="how long each run measures (3)")
+    parser.add_argument("--versions", nargs="*", choices=ALL_VERSIONS, default=ALL_VERSIONS)
+    parser.add_argument("--scenarios", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS), help=scenarios)
+    parser.add_argument("--repeat", type=int, help="runs of each cell, of which the median counts (5)")
+    parser.add_argument("--seconds", type=float, help="how long each run measures (1)")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
-    parser.add_argument("--quick", action="store_true", help="3 runs of 1 s")
+    parser.add_argument("--quick", action="store_true", help="only the cells of goals, 3 runs of 0.3 s")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="the folder for JSON and chart")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     asked.repeat = asked.repeat or (3 if asked.quick else 5)
-    asked.seconds = asked.seconds or (1.0 if asked.quick else 3.0)
+    asked.seconds = asked.seconds or (0.3 if asked.quick else 1.0)
     return asked
 
 
-def _interleaved(cells: list[Cell], repeat: int) -> Iterator[tuple[Cell, int]]:
-    """Each round runs every cell once; each starts elsewhere. With how many are still to come."""
-    left = len(cells) * repeat
+def _cells(asked: argparse.Namespace) -> list[Cell]:
+    compared = {Cell(goal.version, goal.scenario, name) for goal in GOALS for name in (goal.ours, goal.other)}
+    every = (
+        Cell(spoken, scenario, name)
+        for spoken in asked.versions
+        for scenario in asked.scenarios
+        for name in CLIENTS
+        if spoken in CLIENTS[name][1]
+        and spoken in SCENARIOS[scenario].versions
+        and (name in OURS or not asked.clients or name in asked.clients)
+    )
+    return [cell for cell in every if cell in compared or not asked.quick]
+
+
+def _turns(cells: list[Cell], repeat: int) -> Iterator[Cell]:
     for turn in range(repeat):
-        start = turn * len(cells) // repeat
-        for cell in cells[start:] + cells[:start]:
-            left -= 1
-            yield cell, left
+        yield from reversed(cells) if turn % 2 else cells
 
 
-def _run(job: Job) -> Run | str:
+def run_apart(job: Job) -> Run | str:
     """The run, in a process of its own; or why it failed."""
-    command = [sys.executable, "-m", "tests.bench.worker", json.dumps(asdict(job))]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(job._asdict())]
+    root = Path(__file__).parents[2]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=job.seconds + 30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=job.seconds + 20, cwd=root)
     except subprocess.TimeoutExpired:
         return "hung"
     if done.returncode < 0:
         return f"killed by {signal.Signals(-done.returncode).name}"
     if done.returncode:
-        return next(iter(done.stderr.strip().splitlines()[-1:]), f"exit {done.returncode}")
+        return next(iter(done.stderr.strip().splitlines()[-1:]), f"exit {done.returncode}").strip(" |+-")
     return Run(**json.loads(done.stdout))
 
 
 def _save(asked: argparse.Namespace, results: Results) -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
-    runs = [
-        {**cell._asdict(), "runs": [run if isinstance(run, str) else asdict(run) for run in all_runs]}
-        for cell, all_runs in results.items()
-    ]
-    settings = {"repeat": asked.repeat, "seconds": asked.seconds, "loop": asked.loop, "python": sys.version}
-    (asked.out / "results.json").write_text(json.dumps({"settings": settings, "results": runs}, indent=1))
+    settings = {
+        "repeat": asked.repeat,
+        "seconds": asked.seconds,
+        "loop": asked.loop,
+        "python": sys.version,
+        "machine": f"{platform.platform()}, {os.cpu_count()} CPUs",
+        "clients": {cell.client: _release(cell.client) for cell in results},
+    }
+    (asked.out / "results.json").write_text(json.dumps({"settings": settings, **as_json(results)}, indent=1))
     (asked.out / "chart.svg").write_text(chart(results))
     print(f"\nall runs: {asked.out / 'results.json'}; chart: {asked.out / 'chart.svg'}")
+
+
+def _release(client: str) -> str:
+    try:
+        return version("allswell" if client in OURS else client)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _progress(text: str) -> None:

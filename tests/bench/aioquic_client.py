@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from aioquic.asyncio.client import connect
@@ -15,43 +15,56 @@ from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import QuicEvent
 
-if TYPE_CHECKING:
-    from tests.bench.clients import Fetch
+from tests.bench.clients import Answer, Fetch
+from tests.bench.scenarios import Request
+
+
+class _Response:
+    def __init__(self, whole: asyncio.Future[None]) -> None:
+        self.head: list[tuple[bytes, bytes]] = []
+        self.pieces: list[bytes] = []
+        self.whole = whole
 
 
 class _Client(QuicConnectionProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._http = H3Connection(self._quic)
-        self._pieces: dict[int, list[bytes]] = {}
-        self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._responses: dict[int, _Response] = {}
 
-    async def fetch(self, url: str, body: bytes | None = None) -> tuple[Any, int]:
-        to = urlsplit(url)
+    async def fetch(self, request: Request) -> Answer:
+        to = urlsplit(request.url)
         stream = self._quic.get_next_available_stream_id()
         fields = [
-            (b":method", b"GET" if body is None else b"POST"),
+            (b":method", b"GET" if request.body is None else b"POST"),
             (b":scheme", b"https"),
             (b":authority", to.netloc.encode()),
-            (b":path", to.path.encode() or b"/"),
+            (b":path", f"{to.path}?{to.query}".encode()),
+            *((name.encode(), value.encode()) for name, value in request.headers.items()),
         ]
-        self._http.send_headers(stream, fields, end_stream=body is None)
-        if body is not None:
-            self._http.send_data(stream, body, end_stream=True)
-        self._pieces[stream] = []
-        waiting = self._waiting[stream] = self._loop.create_future()
+        if request.body is not None:
+            fields.append((b"content-length", b"%d" % len(request.body)))
+        self._http.send_headers(stream, fields, end_stream=request.body is None)
+        if request.body is not None:
+            self._http.send_data(stream, request.body, end_stream=True)
+        response = self._responses[stream] = _Response(self._loop.create_future())
         self.transmit()
-        return "HTTP/3", await waiting
+        await response.whole
+        head = dict(response.head)
+        return Answer("HTTP/3", int(head[b":status"]), len(b"".join(response.pieces)), head[b"etag"])
 
     def quic_event_received(self, event: QuicEvent) -> None:
         for each in self._http.handle_event(event):
-            if not isinstance(each, (HeadersReceived, DataReceived)) or each.stream_id not in self._pieces:
+            if not isinstance(each, (HeadersReceived, DataReceived)) or each.stream_id not in self._responses:
                 continue
+            response = self._responses[each.stream_id]
             if isinstance(each, DataReceived):
-                self._pieces[each.stream_id].append(each.data)
+                response.pieces.append(each.data)
+            else:
+                response.head = each.headers
             if each.stream_ended:
-                body = b"".join(self._pieces.pop(each.stream_id))
-                self._waiting.pop(each.stream_id).set_result(len(body))
+                del self._responses[each.stream_id]
+                response.whole.set_result(None)
 
 
 @asynccontextmanager

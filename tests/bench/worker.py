@@ -1,98 +1,197 @@
-"""One run of one client in this process: warm up, fetch until the time is over, print what it took as JSON."""
+"""One run of one client in this process: warm up, fetch until the time is over, print what it took as JSON.
+
+The process that is measured imports little but the client, and begins to count before it does (:data:`PROGRAM`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass
-from time import perf_counter
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any, NamedTuple
 
-from tests.bench.clients import CLIENTS, VERSIONS, Fetch, Setting
-from tests.bench.origin import TEN_MB
+from tests.bench.clients import CLIENTS, VERSIONS, Answer, Fetch, Setting
+from tests.bench.scenarios import SCENARIOS, Request, Scenario, requests
 
-WARM_UP = 0.3
+WARM_UP = 0.2
+
+#: What the process runs: the clocks are read before anything is imported.
+PROGRAM = """\
+from time import perf_counter, process_time
+began = perf_counter(), process_time()
+from tests.bench.worker import Clocks, main
+main(Clocks(*began))
+"""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What to run.
 
     :ivar loop: ``"asyncio"`` or ``"uvloop"``.
-    :ivar concurrency: small requests at once, or 0: download 10 MB, again and again; -1: upload as much.
+    :ivar scenario: a name of :data:`SCENARIOS`.
+    :ivar url: the origin's.
     """
 
     client: str
     version: str
     loop: str
-    concurrency: int
+    scenario: str
     seconds: float
     url: str
     ca: str
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """What came of it.
 
-    :ivar cpu: seconds of this process's CPU time, of its threads too.
-    :ivar rss: the most memory it held, in MB.
+    :ivar cpu: seconds of CPU time, user and system, of all threads of this process.
+    :ivar rss: the most memory that the process held, in MB.
+    :ivar first: how much more memory the first request took at its height than was held before it, in MB.
+    :ivar closing: seconds of CPU time that closing the clients took, which is not in ``cpu`` (``"cold"`` only).
     """
 
     requests: int
     seconds: float
     cpu: float
     rss: float
+    first: float
+    closing: float = 0.0
 
 
-async def run(job: Job, warm_up: float = WARM_UP) -> Run:
+class Clocks(NamedTuple):
+    """Both at one moment."""
+
+    wall: float
+    cpu: float
+
+
+def now() -> Clocks:
+    """Both now. The CPU's is that of all threads."""
+    return Clocks(perf_counter(), process_time())
+
+
+async def run(job: Job, warm_up: float = WARM_UP, began: Clocks | None = None) -> Run:
     """Do it.
 
-    :raises RuntimeError: when the client does not speak the version that it was told to, or a body is not whole.
+    :param began: when the process began.
+    :raises RuntimeError: when the client does not speak the version that it was told to, or a response is not what it
+        should be.
     """
+    scenario = SCENARIOS[job.scenario]
+    job_requests = requests(job.url, scenario)
+    match scenario.way:
+        case "kept":
+            return await _kept(job, scenario, job_requests, warm_up)
+        case "cold":
+            return await _cold(job, scenario, job_requests, warm_up)
+        case "fresh":
+            return await _fresh(job, scenario, job_requests, began or now())
+
+
+async def _kept(job: Job, scenario: Scenario, all_requests: Iterator[Request], warm_up: float) -> Run:
+    opening = SCENARIOS["1"]
+    async with _opened(job, scenario) as fetch:
+        await _checked(fetch, next(requests(job.url, opening, seed=1)), opening, job.version)
+        request = next(all_requests)
+        before = _memory_reset()
+        await _checked(fetch, request, scenario, job.version)
+        first = _memory().peak - before
+        if warm_up:
+            await _fetch_for(warm_up, fetch, all_requests, scenario, job.version)
+        began = now()
+        count = await _fetch_for(job.seconds, fetch, all_requests, scenario, job.version)
+        ended = now()
+    return Run(count, ended.wall - began.wall, ended.cpu - began.cpu, _memory().peak, first)
+
+
+async def _cold(job: Job, scenario: Scenario, all_requests: Iterator[Request], warm_up: float) -> Run:
+    count, wall, cpu, closing, first = 0, 0.0, 0.0, 0.0, 0.0
+    memory_before = _memory_reset()
+    for seconds in (warm_up, job.seconds):
+        count, wall, cpu, closing = 0, 0.0, 0.0, 0.0
+        while not count or wall < seconds:
+            request = next(all_requests)
+            began = now()
+            async with _opened(job, scenario) as fetch:
+                await _checked(fetch, request, scenario, job.version)
+                ended = now()
+            count, wall, cpu = count + 1, wall + ended.wall - began.wall, cpu + ended.cpu - began.cpu
+            closing += now().cpu - ended.cpu
+            first = first or _memory().peak - memory_before
+    return Run(count, wall, cpu, _memory().peak, first, closing)
+
+
+async def _fresh(job: Job, scenario: Scenario, all_requests: Iterator[Request], began: Clocks) -> Run:
+    memory_before = _memory().now
+    async with _opened(job, scenario) as fetch:
+        await _checked(fetch, next(all_requests), scenario, job.version)
+        ended = now()
+    memory = _memory().peak
+    return Run(1, ended.wall - began.wall, ended.cpu - began.cpu, memory, memory - memory_before)
+
+
+def _opened(job: Job, scenario: Scenario) -> Any:
     open_client, _ = CLIENTS[job.client]
-    url, size = (job.url + "/10mb", TEN_MB) if job.concurrency == 0 else (job.url + "/", 5)
-    body = bytes(TEN_MB) if job.concurrency < 0 else None
-    if body is not None:
-        url += "upload"
-    async with open_client(Setting(job.version, job.ca, max(1, job.concurrency))) as fetch:
-        spoken, got = await fetch(url, body)
-        if spoken not in VERSIONS[job.version]:
-            raise RuntimeError(f"{job.client} was to speak {job.version}, and spoke {spoken!r}")
-        if got != size:
-            raise RuntimeError(f"{got} bytes came, not {size}")
-        await _fetch_for(warm_up, fetch, url, body, size, job.concurrency)
-        began, cpu = perf_counter(), _cpu()
-        requests = await _fetch_for(job.seconds, fetch, url, body, size, job.concurrency)
-        seconds, cpu = perf_counter() - began, _cpu() - cpu
-    return Run(requests, seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return open_client(Setting(job.version, job.ca, scenario.at_once))
 
 
-async def _fetch_for(seconds: float, fetch: Fetch, url: str, body: bytes | None, size: int, concurrency: int) -> int:
+async def _fetch_for(
+    seconds: float, fetch: Fetch, all_requests: Iterator[Request], scenario: Scenario, version: str
+) -> int:
     until = perf_counter() + seconds
 
     async def one_after_another() -> int:
-        count = 0
-        while perf_counter() < until:
-            _, got = await fetch(url, body)
-            if got != size:
-                raise RuntimeError(f"{got} bytes came, not {size}")
+        count, last = 0, None
+        while not count or perf_counter() < until:
+            answer = await _checked(fetch, next(all_requests), scenario, version)
+            if answer.etag == last:
+                raise RuntimeError("the response is the last one again: it should vary")
+            last = answer.etag
             count += 1
         return count
 
-    if concurrency <= 1:
+    if scenario.at_once == 1:
         return await one_after_another()
     async with asyncio.TaskGroup() as tasks:
-        all_of_them = [tasks.create_task(one_after_another()) for _ in range(concurrency)]
+        all_of_them = [tasks.create_task(one_after_another()) for _ in range(scenario.at_once)]
     return sum(task.result() for task in all_of_them)
 
 
-def _cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+async def _checked(fetch: Fetch, request: Request, scenario: Scenario, version: str) -> Answer:
+    answer = await fetch(request)
+    if answer.version not in VERSIONS[version]:
+        raise RuntimeError(f"it was to speak {version}, and spoke {answer.version!r}")
+    if answer.status != 200 or answer.size != scenario.size:
+        raise RuntimeError(f"{answer.status} with {answer.size} bytes came, not 200 with {scenario.size}")
+    return answer
+
+
+class _Memory(NamedTuple):
+    now: float
+    peak: float
+
+
+def _memory() -> _Memory:
+    """What this process holds, in MB. (``ru_maxrss`` would know what its parent held before ``exec``, too.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        held = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return _Memory(*(int(held[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return _Memory(peak, peak)
+
+
+def _memory_reset() -> float:
+    """What is held now, in MB; the peak begins here, where the system can do that (Linux)."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+    return _memory().now
 
 
 def runner(loop: str) -> Callable[[Coroutine[Any, Any, Run]], Run]:
@@ -104,6 +203,7 @@ def runner(loop: str) -> Callable[[Coroutine[Any, Any, Run]], Run]:
     return uvloop.run
 
 
-if __name__ == "__main__":
+def main(began: Clocks) -> None:
+    """Run the job that the command line has, and print."""
     job = Job(**json.loads(sys.argv[1]))
-    json.dump(asdict(runner(job.loop)(run(job))), sys.stdout)
+    json.dump(runner(job.loop)(run(job, began=began))._asdict(), sys.stdout)
