@@ -267,3 +267,24 @@ async def test_a_server_that_takes_more_than_it_did_is_given_more(version: str) 
             before = len(connections)
             await burst()
         assert len(connections) <= before + 1
+
+
+async def test_a_connection_that_somebody_waits_for_is_not_idle() -> None:
+    """It was, as long as nobody wanted anything. Now another one is, and one too many if both were."""
+    got: list[bytes] = []
+    with NoStreams() as server, QuicServer() as other:
+        async with pool_for(http3="only", max_keepalive_connections=1, keepalive_expiry=60) as pool:
+            with pytest.raises(Timeout):
+                await pool.request("GET", f"{url_of(server)}1", timeouts=Timeouts(pool=0.1))
+
+            async def fetch() -> None:
+                got.append(await (await pool.request("GET", f"{url_of(server)}2")).read())
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fetch)
+                await all_wait(pool, 1)
+                await pool.request("GET", f"https://127.0.0.1:{other.port}/hello")
+                await anyio.sleep(0.7)  # longer than one too many is kept
+                server.call(partial(grant, 100))
+        assert len(server.connections) == 1
+    assert got == [b"/r/2"]

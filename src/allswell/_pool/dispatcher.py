@@ -171,6 +171,8 @@ class Dispatcher:
             state = self._routes[route] = RouteState(route)
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
         self._waiters.add(route, waiter)
+        for connection in state.expected:
+            self._idle.pop(connection, None)  # somebody wants it
         for connection in list(state.available):  # who waits in front of it may need a fresh one
             self._serve(state, connection)
         try:
@@ -491,6 +493,8 @@ class Dispatcher:
         home = states[0]
         # (One that has carried nothing yet was made for who waits here, when it was his turn.)
         if connection.opened and not connection.open_exchanges and self._owed_elsewhere(home):
+            for state in states:
+                state.expected.pop(connection, None)  # its end is not the server's doing: who waits here waits on
             connection.close("its place was needed")
             return
         for state in states if len(states) == 1 else sorted(states, key=self._waited_since):
