@@ -165,6 +165,28 @@ async def test_a_body_that_resists_is_not_waited_for_long(version: str) -> None:
             await over.wait()
 
 
+async def test_a_caller_that_fails_waits_for_nothing(version: str) -> None:
+    held, go, over = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first"
+        with anyio.fail_after(15, shield=True):
+            held.set()
+            await go.wait()
+        over.set()
+
+    with serving(version, accepted) as server:
+        async with server.pool() as pool:
+            streamed = pool.stream("POST", f"{server.url}/", content=body(), timeouts=PATIENT)
+            assert await (await streamed.__aenter__()).read() == b"later"
+            await held.wait()
+            error = ZeroDivisionError()
+            assert not await streamed.__aexit__(type(error), error, None)  # it goes on
+            assert not over.is_set()
+            go.set()
+            await over.wait()
+
+
 async def test_a_server_that_takes_no_more_is_not_waited_for_long(version: str) -> None:
     def handler(side: Side) -> None:
         side.reads = False

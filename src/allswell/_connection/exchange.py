@@ -383,7 +383,8 @@ class Exchange(Halves):
             self.fail(TransportError(f"the upload to {self.label} was cancelled", operation="write", by="us"))
             raise
         except BaseException as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
-            self._error = self._error or error
+            if self._error is None or not isinstance(error, Exception):  # (who wants the program to end is heard)
+                self._error = error
             self.fail(error)
         finally:
             self.uploading = False

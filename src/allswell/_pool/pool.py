@@ -113,7 +113,7 @@ class ConnectionPool:
             await response.read()
             await response.finish()
         except BaseException:
-            await response.aclose()
+            await response.drop()
             raise
         return response
 
@@ -133,8 +133,10 @@ class ConnectionPool:
         response = await self.send(made)
         try:
             yield response
-        finally:
-            await response.aclose()
+        except BaseException:
+            await response.drop()
+            raise
+        await response.aclose()
 
     def _to(self, url: str | httpx2.URL) -> Destination:
         return self._destinations[url] if isinstance(url, str) else destination(url)

@@ -147,9 +147,10 @@ class Response:
             if self._exchange.all_read:
                 await self.finish()
         finally:
-            await self._close()
+            await self.drop()
 
-    async def _close(self) -> None:
+    async def drop(self) -> None:
+        """The same for a caller that fails: nothing is waited for."""
         if self._tracer is not None:
             self._tell_body_over(self._tracer, "failed", {"exception": GeneratorExit()})
             self._tracer.note("response_closed.started", {})
