@@ -10,7 +10,9 @@ import pytest
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._report import ConnectionEnd
+from tests.servers.apache import apache
 from tests.servers.haproxy import haproxy
+from tests.servers.nginx import nginx
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.peer import scripted_peer
@@ -86,3 +88,46 @@ async def test_haproxys_backend(http2: bool, at_once: int, at_most: int) -> None
             await thousand(pool, server.url, at_once)
         assert len(origin.connections) - before <= at_most
         assert [end.exchanges for end in ends] == [REQUESTS]
+
+
+@pytest.mark.server("nginx")
+@pytest.mark.parametrize("takes", [1, 3, 10])
+async def test_fifty_at_once_at_nginx_that_takes_few_requests_on_each_connection(takes: int) -> None:
+    """Two connections show how few; then it is given no more than that (RFC 9113 §6.8)."""
+    ends: list[ConnectionEnd] = []
+    attempts: list[int] = []
+
+    with nginx(requests_per_connection=takes) as server:
+        async with ConnectionPool(
+            http1=False, ssl_context=certificates().client_context(), on_connection_end=ends.append
+        ) as pool:
+
+            async def fetch() -> None:
+                response = await pool.request("GET", f"{server.url}/", timeouts=PATIENT)
+                assert response.status == 200
+                attempts.append(len(response.attempts))
+
+            for in_vain in (2 * 50, 0):
+                attempts.clear()
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(50):
+                        tasks.start_soon(fetch)
+                assert len(attempts) == 50
+                assert sum(attempts) <= in_vain + 50 // takes  # (one more than it takes may be tried on each)
+    assert len(ends) <= 2 * (50 // takes + 3)
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=pytest.mark.server(each)) for each in ("nginx", "apache")])
+async def test_servers_that_say_how_long_they_keep_an_idle_connection(name: str) -> None:
+    ends: list[ConnectionEnd] = []
+    with nginx(keepalive="2 2") if name == "nginx" else apache(keepalive="2") as server:
+        url = f"http://127.0.0.1:{server.http_port}/"
+        async with ConnectionPool(keepalive_expiry=60, on_connection_end=ends.append) as pool:
+            for _ in range(2):
+                asks = [(b"Connection", b"keep-alive")]  # without which Apache does not say
+                assert (await pool.request("GET", url, headers=asks)).status == 200
+            with anyio.fail_after(5):
+                while not ends:  # noqa: ASYNC110  a plain callback tells
+                    await anyio.sleep(0.01)
+    assert [(end.reason, end.exchanges) for end in ends] == [("idle for 1 s, and the server keeps it for 2 s", 2)]
+    assert ends[0].clean

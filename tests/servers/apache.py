@@ -14,8 +14,12 @@ _MODULES = "/usr/lib/apache2/modules"
 
 
 @contextmanager
-def apache(requests_per_connection: int = 0) -> Iterator[ServerInfo]:
-    """Run it. :param requests_per_connection: 0 means as many as one likes."""
+def apache(requests_per_connection: int = 0, keepalive: str = "30") -> Iterator[ServerInfo]:
+    """Run it.
+
+    :param requests_per_connection: 0 means as many as one likes.
+    :param keepalive: seconds that an idle connection is kept, as responses say, too.
+    """
     program = needed("apache2")
     files = certificates()
     modules = "\n".join(
@@ -42,7 +46,7 @@ def apache(requests_per_connection: int = 0) -> Iterator[ServerInfo]:
             ThreadsPerChild 64
             MaxRequestWorkers 128
             KeepAlive On
-            KeepAliveTimeout 30
+            KeepAliveTimeout {keepalive}
             MaxKeepAliveRequests {requests_per_connection}
             Protocols h2 http/1.1
             DocumentRoot {made.www}

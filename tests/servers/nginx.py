@@ -11,8 +11,11 @@ from tests.support.servers import ServerInfo, needed, run, setup, signal_reload
 
 
 @contextmanager
-def nginx(requests_per_connection: int = 100_000, http2: bool = True) -> Iterator[ServerInfo]:
-    """Run it."""
+def nginx(requests_per_connection: int = 100_000, http2: bool = True, keepalive: str = "30") -> Iterator[ServerInfo]:
+    """Run it.
+
+    :param keepalive: seconds that an idle connection is kept; and behind a blank, what responses say of that.
+    """
     program = needed("nginx")
     files = certificates()
     with setup() as made:
@@ -31,7 +34,7 @@ def nginx(requests_per_connection: int = 100_000, http2: bool = True) -> Iterato
             http {{
                 access_log off;
                 {temporary}
-                keepalive_timeout 30;
+                keepalive_timeout {keepalive};
                 client_max_body_size 0;
                 keepalive_requests {requests_per_connection};
                 server {{
