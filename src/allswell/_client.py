@@ -16,6 +16,7 @@ from allswell._pool.alt_svc_store import AltSvcStore
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.route import Proxies
 from allswell._report import CloseReport
+from allswell._short import ShortWays
 from allswell._transport import AsyncTransport, Closing
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ClientSettings(TypedDict, total=False):
     default_encoding: str | Callable[[bytes], str | None]
 
 
-class AsyncClient(httpx2.AsyncClient):
+class AsyncClient(ShortWays):
     """An async HTTP client: all that ``httpx2.AsyncClient`` documents, and an end.
 
     :param http1: may speak HTTP/1.1.

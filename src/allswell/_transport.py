@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -28,7 +28,6 @@ from allswell._errors import (
 )
 from allswell._fields import as_bytes
 from allswell._filters.keylog import new_context
-from allswell._gzip import Response as GzipResponse
 from allswell._messages import RequestHead
 from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
@@ -37,6 +36,8 @@ from allswell._pool.response import Response
 from allswell._pool.route import Proxies, destination, proxy_hops
 from allswell._pool.websocket import as_extended_connect, as_upgraded
 from allswell._report import CloseReport
+from allswell._short import Response as ShortResponse
+from allswell._short import WholeStream
 from allswell._trace import Tracer
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class RawStream(httpcore2.AsyncNetworkStream):
             raise getattr(self._library, operation + kind)(str(error)) from error
 
 
-class ResponseStream(httpx2.AsyncByteStream):
+class ResponseStream(WholeStream):
     """The body of a response, for httpx2."""
 
     _library: ModuleType = httpx2
@@ -145,6 +146,19 @@ class ResponseStream(httpx2.AsyncByteStream):
         except AllswellError as error:
             _raise_as(self._library, error)
         self.extensions["trailers"] = self._response.trailers
+
+    async def read_whole(self, count: Callable[[int], None]) -> bytes:
+        """See :class:`WholeStream`."""
+        receive = self._response.receive
+        pieces = []
+        try:
+            while piece := await receive():
+                count(len(piece))
+                pieces.append(piece)
+        except AllswellError as error:
+            _raise_as(self._library, error)
+        self.extensions["trailers"] = self._response.trailers
+        return b"".join(pieces)
 
     async def aclose(self) -> None:
         """See :meth:`Response.aclose`."""
@@ -395,8 +409,6 @@ class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
         """
         response, extensions = await self._handle(request)
         stream = ResponseStream(response)
-        answer = GzipResponse(
-            status_code=response.status, headers=response.headers, stream=stream, extensions=extensions
-        )
+        answer = ShortResponse.of(response.status, response.headers, stream, extensions)
         stream.extensions = answer.extensions
         return answer

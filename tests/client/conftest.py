@@ -1,4 +1,7 @@
-"""The origin of these tests: hypercorn with ``tests.support.app``, one for all."""
+"""The origin of these tests: hypercorn with ``tests.support.app``, one for all.
+
+``ALLSWELL_WAYS=long`` in the environment runs them all without the client's short ways.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from allswell import _short
 from tests.support.certificates import certificates
 from tests.support.servers import ServerInfo, run, setup
 
 _ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _the_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ.get("ALLSWELL_WAYS") == "long":
+        monkeypatch.setattr(_short, "ON", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,513 @@
+"""The short ways of :class:`AsyncClient`: what httpx2 does around each request, where the request is an ordinary one.
+
+Theory of operation. httpx2 writes its client for every case: it parses a URL twice, copies headers four times, runs an
+authentication that does nothing as an async generator, and reads a body through four generators, one in the other. For
+most requests none of that can be seen from outside. So each method here takes the place of one of httpx2's and does the
+same in fewer steps.
+
+- **One for one.** A short way replaces one method and calls what that calls, by the same names: what a subclass
+  overrides, or what is patched, keeps its effect. Only the constructors of ``URL``, ``Request``, ``Headers`` and
+  ``Response`` are passed by, where they would copy what is there.
+- **What is not ordinary goes the long way**, which is httpx2's own method: parameters, files, cookies to be sent,
+  hooks, ``auth``, redirects from the second on, encoded content, URLs that parsing would change, objects of types that
+  are not httpx2's own. So does all where the method that would be replaced is another than the one that is known:
+  another class in the hierarchy may have it, or a tool may have patched it.
+- **What is known of httpx2** is in `_shapes.py`. With a httpx2 that is not known, there are no short ways.
+
+The judge is ``tests/client/test_short.py``: both ways must give the same requests, responses and errors.
+
+Private names of httpx2 are used throughout; `_shapes.py` lists the functions, and so does a canary test.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx2
+from httpx2 import _client as _theirs
+from httpx2._client import USE_CLIENT_DEFAULT, BoundAsyncStream, ClientState, UseClientDefault
+from httpx2._content import encode_request
+from httpx2._urlparse import ParseResult
+
+from allswell import _gzip, _shapes
+
+if TYPE_CHECKING:
+    from httpx2._types import (
+        AuthTypes,
+        CookieTypes,
+        HeaderTypes,
+        QueryParamTypes,
+        RequestContent,
+        RequestData,
+        RequestExtensions,
+        RequestFiles,
+        TimeoutTypes,
+    )
+
+#: Whether there are short ways.
+ON = _shapes.known()
+
+_Field = tuple[bytes, bytes, bytes]  # as httpx2.Headers has them: the name, in lower case too, the value
+
+_MERGE_URL = httpx2.AsyncClient._merge_url
+_MERGE_HEADERS = httpx2.AsyncClient._merge_headers
+_BUILD_REQUEST = httpx2.AsyncClient.build_request
+_BUILD_REQUEST_AUTH = httpx2.AsyncClient._build_request_auth
+_SEND = httpx2.AsyncClient.send
+_SEND_HANDLING_AUTH = httpx2.AsyncClient._send_handling_auth
+_SEND_HANDLING_REDIRECTS = httpx2.AsyncClient._send_handling_redirects
+_SEND_SINGLE_REQUEST = httpx2.AsyncClient._send_single_request
+_AUTH_FLOW = httpx2.Auth.async_auth_flow
+_EXTRACT_COOKIES = httpx2.Cookies.extract_cookies
+_NEW_URL = httpx2.URL.__init__
+_NEW_HEADERS = httpx2.Headers.__init__
+_NEW_REQUEST = httpx2.Request.__init__
+_NEW_RESPONSE = httpx2.Response.__init__
+_READ = _gzip.Response.aread
+_ITER_BYTES = _gzip.Response.aiter_bytes
+_ITER_RAW = _gzip.Response.aiter_raw
+_CLOSE = _gzip.Response.aclose
+
+_new = object.__new__
+
+# --- URLs
+
+# What httpx2 (RFC 3986) leaves as it is in a path and in a query. A "%" it never changes.
+_IN_SEGMENT = r"[!$%&'()*+,\-.0-9:;=@A-Z\[\\\]^_a-z|~]"
+_IN_QUERY = r"[!$%&'()*+,\-./0-9:;=?@A-Z\[\\\]^_`a-z{|}~]"
+_SEGMENT = rf"(?!\.\.?(?:[/?]|\Z)){_IN_SEGMENT}*+"  # "." and ".." it takes out
+_BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_NAME = r"(?:[a-z0-9_-]++\.)*+(?=[0-9_-]*+[a-z])[a-z0-9_-]++"  # no address: its last label has a letter
+_ABSOLUTE = re.compile(
+    rf"(https?|wss?)://({_BYTE}(?:\.{_BYTE}){{3}}|{_NAME})(?::([1-9][0-9]{{0,5}}))?((?:/{_SEGMENT})*+)(?:\?({_IN_QUERY}*+))?"
+)
+_RELATIVE = re.compile(rf"(?:/(?!/)|(?!/|[^/?]*:))({_SEGMENT}(?:/{_SEGMENT})*+)(?:\?({_IN_QUERY}*+))?")
+_LONGEST_URL = 65536
+_DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443"}
+
+
+def plain_url(text: str) -> ParseResult | None:
+    """An absolute URL, taken apart, if its normal form is the text itself."""
+    match = _ABSOLUTE.fullmatch(text)
+    if match is None or len(text) > _LONGEST_URL:
+        return None
+    scheme, host, port, path, query = match.groups()
+    number = None if port is None or port == _DEFAULT_PORTS[scheme] else int(port)
+    return ParseResult(scheme, "", host, number, path, query, None)
+
+
+def _url(parsed: ParseResult) -> httpx2.URL:
+    url: httpx2.URL = _new(httpx2.URL)
+    url._uri_reference = parsed
+    return url
+
+
+# --- Requests
+
+
+def _ordinary_request(
+    method: str,
+    url: httpx2.URL,
+    headers: httpx2.Headers,
+    content: Any,
+    data: Any,
+    json: Any,
+    extensions: dict[str, Any],
+) -> httpx2.Request:
+    """As httpx2's constructor makes it, of a URL and extensions that are its own."""
+    request: httpx2.Request = _new(httpx2.Request)
+    request.method = method = method.upper()
+    request.url = url
+    fields = headers._list
+    names = {field[1] for field in fields}
+    begin: list[_Field] = []
+    end: list[_Field] = []
+    if content is None and data is None and json is None:
+        stream: Any = httpx2.ByteStream(b"")
+    else:
+        defaults, stream = encode_request(content=content, data=data, json=json)
+        for name, value in defaults.items():
+            raw = name.encode("ascii")
+            lower = raw.lower()
+            framed = (lower == b"content-length" and b"transfer-encoding" in names) or (
+                lower == b"transfer-encoding" and b"content-length" in names
+            )
+            if lower not in names and not framed:
+                names.add(lower)
+                end.append((raw, lower, value.encode("ascii")))
+    if b"host" not in names and url._uri_reference.host:
+        begin.append((b"Host", b"host", url._uri_reference.netloc.encode("ascii")))
+    if (
+        method in ("POST", "PUT", "PATCH", "QUERY")
+        and b"content-length" not in names
+        and b"transfer-encoding" not in names
+    ):
+        begin.append((b"Content-Length", b"content-length", b"0"))
+    request.headers = _headers([*begin, *fields, *end])
+    request.extensions = extensions
+    request.stream = stream
+    if type(stream) is httpx2.ByteStream and type(stream._stream) is bytes:
+        request._content = stream._stream
+    elif isinstance(stream, httpx2.ByteStream):
+        request.read()
+    return request
+
+
+def _headers(fields: list[_Field]) -> httpx2.Headers:
+    headers: httpx2.Headers = _new(httpx2.Headers)
+    headers._list = fields
+    headers._encoding = None
+    return headers
+
+
+def _constructors_are_known() -> bool:
+    return (
+        httpx2.URL.__init__ is _NEW_URL
+        and httpx2.Headers.__init__ is _NEW_HEADERS
+        and httpx2.Request.__init__ is _NEW_REQUEST
+    )
+
+
+# --- Responses
+
+#: The status codes of responses that say where to go instead.
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class WholeStream(httpx2.AsyncByteStream):
+    """A body that can be read in one go."""
+
+    async def read_whole(self, count: Callable[[int], None]) -> bytes:
+        """What iterating over it gives, put together.
+
+        :param count: called with how many bytes have come, as they come.
+        """
+        raise NotImplementedError
+
+
+class Response(_gzip.Response):
+    """A response of our transport: httpx2's, read in one go where nobody is in between and nothing is to be decoded."""
+
+    @classmethod
+    def of(
+        cls, status: int, headers: list[tuple[bytes, bytes]], stream: WholeStream, extensions: dict[str, Any]
+    ) -> Response:
+        """As the constructor makes it, of extensions that are its own."""
+        if not ON or httpx2.Response.__init__ is not _NEW_RESPONSE or httpx2.Headers.__init__ is not _NEW_HEADERS:
+            return cls(status, headers=headers, stream=stream, extensions=extensions)
+        made: Response = _new(cls)
+        made.status_code = status
+        made.headers = _headers([(name, name.lower(), value) for name, value in headers])
+        made._request = None
+        made.next_request = None
+        made.extensions = extensions
+        made.history = []
+        made.is_closed = False
+        made.is_stream_consumed = False
+        made.default_encoding = "utf-8"
+        made.stream = stream
+        made._num_bytes_downloaded = 0
+        return made
+
+    async def aread(self) -> bytes:
+        """See httpx2."""
+        stream = self.stream
+        if (
+            hasattr(self, "_content")
+            or type(stream) is not BoundAsyncStream
+            or not issubclass(type(stream._stream), WholeStream)
+            or not self._reads_ordinarily()
+        ):
+            return await super().aread()
+        self.is_stream_consumed = True
+        self._num_bytes_downloaded = 0
+        try:
+            try:
+                content = await cast(WholeStream, stream._stream).read_whole(self._count)
+            finally:
+                await self.aclose()
+        except httpx2.RequestError as error:
+            self._names_request(error)
+            raise
+        self._content = content
+        return content
+
+    def _reads_ordinarily(self) -> bool:
+        theirs = _gzip.Response
+        return (
+            ON
+            and type(self) is Response
+            and not self.is_stream_consumed
+            and not self.is_closed
+            and theirs.aread is _READ
+            and theirs.aiter_bytes is _ITER_BYTES
+            and theirs.aiter_raw is _ITER_RAW
+            and self.__dict__.keys().isdisjoint(("aiter_bytes", "aiter_raw", "_decoder"))
+            and type(self.headers) is httpx2.Headers
+            and b"content-encoding" not in [field[1] for field in self.headers._list]
+        )
+
+    async def aclose(self) -> None:
+        """See httpx2."""
+        if not ON or _gzip.Response.aclose is not _CLOSE or not isinstance(self.stream, httpx2.AsyncByteStream):
+            await super().aclose()
+        elif not self.is_closed:
+            self.is_closed = True
+            try:
+                await self.stream.aclose()
+            except httpx2.RequestError as error:
+                self._names_request(error)
+                raise
+
+    def _names_request(self, error: httpx2.RequestError) -> None:
+        if self._request is not None:
+            error.request = self._request
+
+    def _count(self, count: int) -> None:
+        self._num_bytes_downloaded += count
+
+
+# --- The client
+
+
+def _is(method: Any, known: Any) -> bool:
+    """Whether a method that a short way would take the place of is httpx2's own."""
+    return ON and getattr(method, "__func__", None) is known
+
+
+class ShortWays(httpx2.AsyncClient):
+    """httpx2's client, with the short ways."""
+
+    _plain_base: tuple[httpx2.URL, ParseResult | None] | None = None
+
+    def _merge_url(self, url: httpx2.URL | str) -> httpx2.URL:
+        long = super()._merge_url
+        if _is(long, _MERGE_URL) and httpx2.URL.__init__ is _NEW_URL:
+            if type(url) is str:
+                parsed = plain_url(url) or self._below_base(url)
+                if parsed is not None:
+                    return _url(parsed)
+            elif type(url) is httpx2.URL and url.is_absolute_url:
+                return _url(url._uri_reference)
+        return long(url)
+
+    def _below_base(self, text: str) -> ParseResult | None:
+        """A relative URL at the base URL, where both are in their normal form."""
+        base = self.base_url
+        if self._plain_base is None or self._plain_base[0] is not base:
+            parsed = plain_url(str(base)) if type(base) is httpx2.URL else None
+            fits = parsed is not None and parsed == base._uri_reference and parsed.query is None and parsed.path != ""
+            self._plain_base = base, parsed if fits else None
+        found = self._plain_base[1]
+        if found is None:
+            return None
+        match = _RELATIVE.fullmatch(text)
+        if match is None or len(text) + len(found.path) > _LONGEST_URL:
+            return None
+        path, query = match.groups()
+        return ParseResult(found.scheme, "", found.host, found.port, found.path + path, query, None)
+
+    def _merge_headers(self, headers: HeaderTypes | None = None) -> HeaderTypes | None:
+        long = super()._merge_headers
+        ours = self.headers
+        if not _is(long, _MERGE_HEADERS) or type(ours) is not httpx2.Headers:
+            return long(headers)
+        if headers is None:
+            return _headers(list(ours._list))
+        given = httpx2.Headers(headers)._list
+        names = {field[1] for field in given}
+        if not all(map(bytes.isascii, names)):
+            return long(_headers(given))
+        return _headers([*(field for field in ours._list if field[1] not in names), *given])
+
+    def build_request(
+        self,
+        method: str,
+        url: httpx2.URL | str,
+        *,
+        content: RequestContent | None = None,
+        data: RequestData | None = None,
+        files: RequestFiles | None = None,
+        json: Any | None = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        cookies: CookieTypes | None = None,
+        timeout: TimeoutTypes | UseClientDefault = USE_CLIENT_DEFAULT,
+        extensions: RequestExtensions | None = None,
+    ) -> httpx2.Request:
+        """See httpx2."""
+        long = super().build_request
+        if not _is(long, _BUILD_REQUEST):
+            return long(
+                method,
+                url,
+                content=content,
+                data=data,
+                files=files,
+                json=json,
+                params=params,
+                headers=headers,
+                cookies=cookies,
+                timeout=timeout,
+                extensions=extensions,
+            )
+        url = self._merge_url(url)
+        headers = self._merge_headers(headers)
+        cookies = self._merge_cookies(cookies)
+        params = self._merge_queryparams(params)
+        extensions = {} if extensions is None else extensions
+        if "timeout" in extensions:
+            extensions = dict(extensions)
+        else:
+            wait = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
+            extensions = dict(**extensions, timeout=wait.as_dict())
+        if (
+            params is None
+            and files is None
+            and (data is None or type(data) is dict)
+            and not cookies
+            and type(url) is httpx2.URL
+            and type(headers) is httpx2.Headers
+            and _constructors_are_known()
+        ):
+            return _ordinary_request(method, url, headers, content, data, json, extensions)
+        return httpx2.Request(
+            method,
+            url,
+            content=content,
+            data=data,
+            files=files,
+            json=json,
+            params=params,
+            headers=headers,
+            cookies=cookies,
+            extensions=extensions,
+        )
+
+    async def send(
+        self,
+        request: httpx2.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = USE_CLIENT_DEFAULT,
+        follow_redirects: bool | UseClientDefault = USE_CLIENT_DEFAULT,
+    ) -> httpx2.Response:
+        """See httpx2."""
+        long = super().send
+        if (
+            auth is not USE_CLIENT_DEFAULT
+            or self._auth is not None
+            or self._state is not ClientState.OPENED
+            or type(request) is not httpx2.Request
+            or request.url.userinfo
+            or not _is(long, _SEND)
+            or not _is(self._build_request_auth, _BUILD_REQUEST_AUTH)
+        ):
+            return await long(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+        if isinstance(follow_redirects, UseClientDefault):
+            follow_redirects = self.follow_redirects
+        self._set_timeout(request)
+        response = await self._send_handling_auth(
+            request, auth=httpx2.Auth(), follow_redirects=follow_redirects, history=[]
+        )
+        if not stream:
+            try:
+                await response.aread()
+            except BaseException:
+                await response.aclose()
+                raise
+        return response
+
+    async def _send_handling_auth(
+        self, request: httpx2.Request, auth: httpx2.Auth, follow_redirects: bool, history: list[httpx2.Response]
+    ) -> httpx2.Response:
+        long = super()._send_handling_auth
+        if type(auth) is not httpx2.Auth or httpx2.Auth.async_auth_flow is not _AUTH_FLOW:
+            return await long(request, auth, follow_redirects, history)
+        if not _is(long, _SEND_HANDLING_AUTH):
+            return await long(request, auth, follow_redirects, history)
+        return await self._send_handling_redirects(request, follow_redirects=follow_redirects, history=history)
+
+    async def _send_handling_redirects(
+        self, request: httpx2.Request, follow_redirects: bool, history: list[httpx2.Response]
+    ) -> httpx2.Response:
+        long = super()._send_handling_redirects
+        hooks = self._event_hooks
+        if (
+            hooks["request"]
+            or hooks["response"]
+            or history
+            or self.max_redirects < 0
+            or not _is(long, _SEND_HANDLING_REDIRECTS)
+        ):
+            return await long(request, follow_redirects, history)
+        response = await self._send_single_request(request)
+        if type(response) is Response and response.status_code not in _REDIRECTS:
+            response.history = []
+            return response
+        try:
+            response.history = []
+            if not response.has_redirect_location:
+                return response
+            if not follow_redirects:
+                with suppress(httpx2.RemoteProtocolError):
+                    response.next_request = self._build_redirect_request(request, response)
+                return response
+            following = self._build_redirect_request(request, response)
+            await response.aread()
+        except BaseException:
+            await response.aclose()
+            raise
+        return await long(following, follow_redirects, [response])
+
+    async def _send_single_request(self, request: httpx2.Request) -> httpx2.Response:
+        long = super()._send_single_request
+        if not _is(long, _SEND_SINGLE_REQUEST) or type(request) is not httpx2.Request:
+            return await long(request)
+        transport = self._transport_for_url(request.url)
+        start = perf_counter()
+        if not isinstance(request.stream, httpx2.AsyncByteStream):
+            return await long(request)  # which tells
+        try:
+            response = await transport.handle_async_request(request)
+        except httpx2.RequestError as error:
+            error.request = request
+            raise
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.request = request
+        response.stream = BoundAsyncStream(response.stream, start=start)
+        cookies = self.cookies
+        if (
+            type(cookies) is not httpx2.Cookies
+            or httpx2.Cookies.extract_cookies is not _EXTRACT_COOKIES
+            or not _sets_no_cookie(response.headers)
+        ):
+            cookies.extract_cookies(response)
+        response.default_encoding = self._default_encoding
+        if _theirs.logger.isEnabledFor(logging.INFO):
+            _theirs.logger.info(
+                'HTTP Request: %s %s "%s %d %s"',
+                request.method,
+                request.url,
+                response.http_version,
+                response.status_code,
+                response.reason_phrase,
+            )
+        return response
+
+
+def _sets_no_cookie(headers: httpx2.Headers) -> bool:
+    """Whether a response has no cookies for the jar. (Asked for them, headers settle their encoding; they do here.)"""
+    if type(headers) is not httpx2.Headers:
+        return False
+    for _, name, value in headers._list:
+        if name in (b"set-cookie", b"set-cookie2") or not (name.isascii() and value.isascii()):
+            return False
+    if headers._encoding is None:
+        headers._encoding = "ascii"
+    return True
