@@ -27,7 +27,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-from aioquic.tls import SessionTicket
 
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
@@ -47,7 +46,7 @@ from allswell._pool.response import Attempt
 from allswell._pool.route import Endpoint as ServiceEndpoint
 from allswell._pool.route import Route
 from allswell._quic.settings import VERSION_1, VERSION_2, QuicSettings
-from allswell._quic.tickets import MemoryStore
+from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import ConnectionEnd, Outcome
 from allswell._tasks import TaskHost
 from interop.http09 import Http09
@@ -99,14 +98,14 @@ CASES: Mapping[str, Case] = {
 }
 
 
-class _Store(MemoryStore):
+class _Store(QuicMemory):
     """Tells when a ticket has come."""
 
     def __init__(self) -> None:
         super().__init__()
         self.came = anyio.Event()
 
-    def put_ticket(self, server: str, ticket: SessionTicket) -> None:
+    def put_ticket(self, server: str, ticket: QuicTicket) -> None:
         super().put_ticket(server, ticket)
         self.came.set()
 

@@ -20,6 +20,7 @@ from allswell._pool.alt_svc_store import Alternative, AltSvcFile, AltSvcMemory, 
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.response import Attempt, Response
 from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
+from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
 from allswell._transport import AsyncTransport
 
@@ -50,6 +51,9 @@ __all__ = [
     "ProxyHop",
     "ProxyRefused",
     "QuicConfig",
+    "QuicMemory",
+    "QuicStore",
+    "QuicTicket",
     "RemoteProtocolError",
     "Response",
     "ResponseHead",

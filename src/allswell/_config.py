@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
+from allswell._quic_store import QuicStore
 from allswell._report import ConnectionEnd
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class QuicConfig:
     :ivar idle_timeout: seconds of silence after which both sides forget a connection (RFC 9000 §10.1).
     :ivar keepalive: seconds of silence after which a PING keeps it alive; ``None``: let it be forgotten.
     :ivar early_data: allow 0-RTT for requests with safe methods. An attacker can replay what it carries (RFC 8470).
-    :ivar store: where session tickets and tokens are kept (see ``QuicStore``); ``None`` for the pool's memory.
+    :ivar store: where session tickets and tokens are kept: a :class:`QuicStore`; ``None`` for the pool's memory.
     :ivar certfile: a client certificate and its chain, PEM, for origins; proxies are not shown it. (A context does not
         give its own away.)
     :ivar keyfile: its key, where that is not in the same file.
@@ -58,7 +59,7 @@ class QuicConfig:
     idle_timeout: float = 30.0
     keepalive: float | None = None
     early_data: bool = False
-    store: Any = None
+    store: QuicStore | None = None
     certfile: str | None = None
     keyfile: str | None = None
     key_password: str | None = field(default=None, repr=False)

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import pickle
 import socket
 import ssl
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import anyio
 import pytest
 import trustme
 from aioquic.quic.connection import QuicConnection
-from aioquic.tls import Epoch, SessionTicket
+from aioquic.tls import Epoch
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -34,7 +35,7 @@ from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
 from allswell._quic.connection import ClientConnection
 from allswell._quic.settings import VERSION_1, VERSION_2
-from allswell._quic.tickets import MemoryStore
+from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import Outcome
 from tests.backends.test_http3 import seen
 from tests.support.certificates import Certificates, certificates, issue
@@ -251,7 +252,7 @@ async def test_a_certificate_file_that_is_not_there() -> None:
 
 
 async def test_session_ticket_and_early_data() -> None:
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer() as server:
         for early, expected in ((False, (False, False)), (False, (True, False)), (True, (True, True))):
             settings = quic_settings(store=store, early_data=early)
@@ -276,7 +277,7 @@ async def visit(server: QuicServer, /, **changes: Any) -> tuple[Any, ...]:
 
 async def test_a_session_of_whoever_trusts_everybody_opens_nothing_to_others() -> None:
     """Nobody shows a certificate where a session goes on, so it is judged what was shown when it began."""
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer(files=issue(trustme.CA(), "localhost")) as server:
         assert await visit(server, store=store, trust=anybody()) == (False, False)
         with pytest.raises(ConnectFailed, match="bad_certificate"):
@@ -284,7 +285,7 @@ async def test_a_session_of_whoever_trusts_everybody_opens_nothing_to_others() -
 
 
 async def test_a_session_goes_on_where_what_it_began_with_is_trusted() -> None:
-    store = MemoryStore(per_server=1)
+    store = QuicMemory(per_server=1)
     with QuicServer() as server:
         assert await visit(server, store=store, trust=anybody()) == (False, False)
         assert await visit(server, store=store) == (True, False)
@@ -293,10 +294,9 @@ async def test_a_session_goes_on_where_what_it_began_with_is_trusted() -> None:
 
 
 async def test_a_ticket_that_tells_not_whose_it_is_is_used_by_nobody_who_asks() -> None:
-    class Forgetful(MemoryStore):
-        def put_ticket(self, server: str, ticket: SessionTicket) -> None:
-            known = {each.name: getattr(ticket, each.name) for each in dataclasses.fields(SessionTicket)}
-            super().put_ticket(server, SessionTicket(**known))
+    class Forgetful(QuicMemory):
+        def put_ticket(self, server: str, ticket: QuicTicket) -> None:
+            super().put_ticket(server, dataclasses.replace(ticket, chain=()))
 
     store = Forgetful()
     with QuicServer() as server:
@@ -305,9 +305,24 @@ async def test_a_ticket_that_tells_not_whose_it_is_is_used_by_nobody_who_asks() 
         assert await visit(server, store=store, trust=anybody()) == (True, False)
 
 
+async def test_a_store_can_write_tickets_down() -> None:
+    """They are plain values; and what is secret of them is in no log."""
+
+    class Written(QuicMemory):
+        def put_ticket(self, server: str, ticket: QuicTicket) -> None:
+            assert repr(ticket.secret)[2:-1] not in repr(ticket)
+            super().put_ticket(server, pickle.loads(pickle.dumps(ticket)))
+
+    store = Written()
+    with QuicServer() as server:
+        assert await visit(server, store=store) == (False, False)
+        assert await visit(server, store=store) == (True, False)
+        assert await visit(server, store=store, early_data=True) == (True, True)
+
+
 async def test_a_session_is_of_who_began_it_and_of_the_way() -> None:
     """The server knows by it whom it talks to, and an observer that it is the same client."""
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer() as server:
         for different in (
             {"certfile": str(certificates().client)},
@@ -321,7 +336,7 @@ async def test_a_session_is_of_who_began_it_and_of_the_way() -> None:
 
 async def test_a_session_is_of_its_version_and_a_hint_to_it() -> None:
     """RFC 9369 §5. The version of the ticket comes first, without Version Negotiation."""
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer(versions=[VERSION_2]) as server:
         assert await visit(server, store=store) == (False, False)
         server.seen.clear()
@@ -333,7 +348,7 @@ async def test_a_session_is_of_its_version_and_a_hint_to_it() -> None:
 
 
 async def test_early_data_that_is_rejected_is_sent_again() -> None:
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer() as server:
         async with quic_client(server.port, quic_settings(store=store)) as client:
             await client.get("/hello")
@@ -356,7 +371,7 @@ async def acknowledged(client: QuicClient) -> None:
 @pytest.mark.parametrize("size", [0, 100_000])
 async def test_early_data_and_then_retry(size: int) -> None:
     """RFC 9000 §17.2.5.3: nothing of it was processed, so all of it goes again, also what waits for the handshake."""
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer(retry=True) as server:
         async with quic_client(server.port, quic_settings(store=store)) as client:
             await client.get("/hello")
@@ -382,7 +397,7 @@ async def test_early_data_and_then_retry(size: int) -> None:
 
 async def test_early_data_and_then_version_negotiation() -> None:
     """RFC 9369 §5: the ticket is of one version only. The requests go on, without it."""
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer(versions=[VERSION_1]) as server:
         async with quic_client(server.port, quic_settings(store=store)) as client:
             await client.get("/hello")
@@ -407,7 +422,7 @@ async def test_limits_that_changed_since_the_ticket(rejected: bool) -> None:
 
     Lower ones must not be broken, and of higher ones a server may expect that we use them: it gives no more credit.
     """
-    store = MemoryStore()
+    store = QuicMemory()
     before, after = (100_000, 20_000) if rejected else (20_000, 100_000)
     with QuicServer(max_data=before, max_stream_data=before // 2) as server:
         async with quic_client(server.port, quic_settings(store=store)) as client:
@@ -428,7 +443,7 @@ async def test_limits_that_changed_since_the_ticket(rejected: bool) -> None:
 
 
 async def test_fewer_streams_than_the_ticket_promised() -> None:
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer() as server:
         async with quic_client(server.port, quic_settings(store=store)) as client:
             await client.get("/hello")
@@ -455,7 +470,7 @@ async def test_too_early_is_not_processed() -> None:
     def early(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
         connection.respond(stream, 425)
 
-    store = MemoryStore()
+    store = QuicMemory()
     with QuicServer({b"/early": early}) as server:
         async with quic_client(server.port, quic_settings(store=store)) as client:
             assert (await client.get("/early"))[0].status == 425  # to a request that was not early data: the user's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
 
 from allswell._quic.connection import ClientConnection
+from allswell._quic.trust import check
 from tests.support.certificates import certificates
 
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
@@ -21,8 +24,10 @@ class Shaking:
     def __init__(self, **options: Any) -> None:
         files = certificates()
         self.now = 0.0
-        ours = QuicConfiguration(is_client=True, alpn_protocols=["x"], server_name="localhost")
-        self.client = ClientConnection(ours, trust=files.client_context())
+        ours = QuicConfiguration(
+            is_client=True, alpn_protocols=["x"], server_name="localhost", verify_mode=ssl.CERT_NONE
+        )
+        self.client = ClientConnection(ours, judge=partial(check, files.client_context(), "localhost"))
         theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"], **options)
         theirs.load_cert_chain(files.chain, files.key)
         assert theirs.certificate is not None

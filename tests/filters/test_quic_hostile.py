@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import process_time
 from typing import Any
 
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from allswell._quic.connection import ClientConnection
 from allswell._quic.interface import StopSendingReceived
 from allswell._quic.pieces import Held, PiecesReceiver
+from allswell._quic.trust import check
 from tests.support.certificates import certificates
 
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
@@ -42,10 +45,11 @@ class Pair:
             is_client=True,
             alpn_protocols=["x"],
             server_name="localhost",
+            verify_mode=ssl.CERT_NONE,
             max_data=connection_window or window,
             max_stream_data=window,
         )
-        self.client = client(ours, trust=files.client_context())
+        self.client = client(ours, judge=partial(check, files.client_context(), "localhost"))
         theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"])
         theirs.load_cert_chain(files.chain, files.key)
         self.server = QuicConnection(

@@ -21,7 +21,7 @@ from allswell import (
     Timeout,
     Timeouts,
 )
-from allswell._quic.tickets import MemoryStore
+from allswell._quic_store import QuicMemory
 from tests.support.certificates import certificates, issue
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server, h2_tls
@@ -337,7 +337,7 @@ async def test_two_hops_of_one_url_do_not_share_their_trust() -> None:
     """A session with a proxy that nobody verified opens nothing to those who do."""
     anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
-    quic = QuicConfig(store=MemoryStore(), early_data=True)
+    quic = QuicConfig(store=QuicMemory(), early_data=True)
     with Http3Proxy(files=issue(trustme.CA(), "localhost")) as proxy, QuicServer() as origin:
         url = f"https://localhost:{origin.port}/hello"
         async with pool_through(hop_to(proxy.port, ssl_context=anybody), http3="only", quic=quic) as pool:

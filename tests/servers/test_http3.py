@@ -20,7 +20,7 @@ import pytest
 
 from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
-from allswell._quic.tickets import MemoryStore
+from allswell._quic_store import QuicMemory
 from allswell._report import Outcome
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
@@ -263,7 +263,7 @@ async def test_ngtcp2_sees_goaway_and_then_the_close(ngtcp2: tuple[int, Path]) -
     assert re.search(r"rx.*CONNECTION_CLOSE\(0x1d\).*error_code=.*\(0x100\)", text)
 
 
-class Forgetful(MemoryStore):
+class Forgetful(QuicMemory):
     """Tickets only: a server that validates addresses answers each connection with Retry."""
 
     def put_token(self, server: str, token: bytes) -> None:

@@ -19,32 +19,24 @@ with one CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever co
 from __future__ import annotations
 
 import errno
-import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 import anyio
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import NetworkAddress
-from aioquic.quic.logger import QuicLogger, QuicLoggerTrace
-from aioquic.quic.packet import QuicErrorCode
-from aioquic.tls import AlertDescription, SessionTicket
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.certificates import PeerCertificate
+from allswell._filters.certificates import PeerCertificate, strict
 from allswell._filters.interface import Carrier, Datagrams
 from allswell._filters.keylog import open_log
-from allswell._quic.connection import ClientConnection
+from allswell._quic.connection import ClientConnection, handshake_error, new_connection
 from allswell._quic.ecn import ECT_0, NOT_ECT
 from allswell._quic.interface import End, Progress, QuicEvent
+from allswell._quic.qlog import Qlog
 from allswell._quic.settings import QuicSettings
-from allswell._quic.tickets import QuicStore, ShownTicket, trusted
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
@@ -59,25 +51,6 @@ _GOODBYES = 3
 _SILENCE = 0.5
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
-
-
-class _Qlog(QuicLogger):
-    """A connection's qlog, written when the connection is over. (aioquic's is for everybody to read.)
-
-    :raises ValueError: when there is no such folder.
-    """
-
-    def __init__(self, folder: str) -> None:
-        super().__init__()
-        self._folder = Path(folder)
-        if not self._folder.is_dir():
-            raise ValueError(f"there is no folder {folder} for qlogs")
-
-    def end_trace(self, trace: QuicLoggerTrace) -> None:
-        super().end_trace(trace)
-        told = self.to_dict()
-        with open_log(self._folder / f"{told['traces'][0]['common_fields']['ODCID']}.qlog") as file:
-            json.dump(told, file)
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
@@ -110,7 +83,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._early = False
         self._ourselves = ""
         self._aside: Datagrams | None = None
-        self._keylog: IO[str] | None = None
+        self._keylog: TextIO | None = None
         self._goodbye: list[bytes] = []  # the datagrams of our CONNECTION_CLOSE, once it was said
         self._end: LayerEnd | None = None
 
@@ -118,26 +91,22 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     async def connect(self) -> None:
         """Shake hands; with 0-RTT, only begin to: the rest happens while the first requests are on their way."""
+        settings, server = self._settings, self._settings.server
         try:
-            configuration = self._configuration()
+            qlog = None if settings.qlog_dir is None else Qlog(settings.qlog_dir, open_log)
+            self._keylog = None if settings.keylog_file is None else open_log(settings.keylog_file)  # _finish closes it
+            self.connection = connection = new_connection(settings, qlog=qlog, keylog=self._keylog)
         except (OSError, ValueError) as error:
             raise ConnectFailed(f"cannot use the QUIC settings: {error}", phase="quic", by="us") from error
-        store, server = self._settings.store, self._settings.server
-        self.connection = connection = ClientConnection(
-            configuration,
-            trust=self._settings.trust,
-            session_ticket_handler=None if store is None else self._keep_ticket,
-            token_handler=None if store is None else lambda token: store.put_token(self._key(), token),
-        )
         connection.largest_payload = self._udp.largest
-        connection.marking = self._settings.ecn and self._udp.send_marked(ECT_0)
+        connection.marking = settings.ecn and self._udp.send_marked(ECT_0)
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
         self._alive = True
         self._heard_at = self._quiet_since = monotonic()
         connection.connect(self._udp.address, self._heard_at)
         self._send()
-        self._early = self._settings.early_data and connection.early_data_ready
+        self._early = settings.early_data and connection.early_data_ready
         try:
             while True:
                 if self._udp.obstacle is not None and not self._kept:
@@ -148,51 +117,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 self._kept += self._receive() or ()
                 self._send()
                 if connection.ended is not None:
-                    raise self._failed(connection.ended)
+                    raise handshake_error(connection.ended, server or settings.server_name)
         except TransportError as error:
             raise ConnectFailed(f"no QUIC connection to {server}: {error}", phase="quic", by=error.by) from error
-
-    def _configuration(self) -> QuicConfiguration:
-        settings = self._settings
-        configuration = settings.configuration()
-        if settings.store is not None:
-            self._take_up(settings.store, configuration)
-        if settings.qlog_dir is not None:
-            configuration.quic_logger = _Qlog(settings.qlog_dir)
-        if settings.keylog_file is not None:
-            self._keylog = open_log(settings.keylog_file)  # closed by _finish
-            configuration.secrets_log_file = self._keylog
-        return configuration
-
-    # Sessions that go on (see _quic/tickets.py)
-
-    def _take_up(self, store: QuicStore, configuration: QuicConfiguration) -> None:
-        """With a ticket or token of any version to speak: it is of that one only, and a hint to it (RFC 9369 §5)."""
-        settings = self._settings
-        certificate = configuration.certificate
-        self._ourselves = "nobody" if certificate is None else certificate.fingerprint(SHA256()).hex()
-        for version in settings.versions if settings.original_version is None else (settings.original_version,):
-            ticket = trusted(store.take_ticket(self._key(version)), settings.trust, settings.server_name)
-            token = store.take_token(self._key(version))
-            if ticket is not None or token is not None:
-                if ticket is not None and not settings.early_data:
-                    ticket.max_early_data_size = None
-                configuration.session_ticket, configuration.token = ticket, token or b""
-                configuration.original_version = version
-                return
-
-    def _keep_ticket(self, ticket: SessionTicket) -> None:
-        store, before = self._settings.store, self.connection.configuration.session_ticket
-        assert store is not None
-        chain = self.connection.certificate_chain  # none, where the session goes on
-        if not chain and isinstance(before, ShownTicket):
-            chain = before.certificates()
-        store.put_ticket(self._key(), ShownTicket.of(ticket, chain))
-
-    def _key(self, version: int | None = None) -> str:
-        settings = self._settings
-        version = self.connection.version if version is None else version
-        return f"{settings.server} ({settings.server_name}) {settings.way} QUIC 0x{version:x} as {self._ourselves}"
 
     def _obstructed(self, obstacle: OSError) -> TransportError:
         """Where nothing was heard but that there is no way, it is not waited for. (Nor does TCP.)"""
@@ -200,21 +127,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if obstacle.errno == errno.EMSGSIZE:
             words = f"datagrams of {self._settings.max_datagram_size} bytes are too large for this network"
         return TransportError(f"{self._udp.address[0]}: {words}", operation="write")
-
-    def _failed(self, end: End) -> ConnectFailed:
-        message, phase = str(end), "quic"
-        if end.code is not None and not end.application and end.code & ~0xFF == QuicErrorCode.CRYPTO_ERROR:
-            alert = end.code & 0xFF
-            names = {int(description): description.name for description in AlertDescription}
-            message, phase = f"TLS alert {names.get(alert, alert)}", "tls"
-        elif end.code is not None:
-            message = f"{end} from the {'peer' if end.by == 'peer' else 'client'}"
-        if end.reason and end.reason != message:
-            message += f": {end.reason}"
-        server = self._settings.server or self._settings.server_name
-        return ConnectFailed(
-            f"no QUIC connection to {server}: {message}", phase="tls" if phase == "tls" else "quic", by=end.by
-        )
 
     # Receiving
 
@@ -457,7 +369,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     # when it answers. A socket that is connected reaches one address, so the probe has one of its own beside it; when
     # the connection has moved the two change places, and the old one stays for what is still on its way to it.
 
-    def _send_aside(self, datagram: bytes, address: NetworkAddress) -> None:
+    def _send_aside(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         if self._aside is None:
             try:
                 self._aside = self._udp.beside(address)
@@ -635,6 +547,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if name == "quic":
             return self
         if name == "certificate":
-            certificate = self.connection.verified_certificate
+            certificate = self.connection.judged_certificate if strict(self._settings.trust) else None
             return PeerCertificate.of_quic(certificate) if certificate is not None else None
         return self._udp.extra(name)

@@ -20,7 +20,7 @@ from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pool.route import Endpoint, Route, authority
 from allswell._quic.settings import QuicSettings
-from allswell._quic.tickets import MemoryStore, QuicStore
+from allswell._quic_store import QuicMemory, QuicStore
 
 #: Bytes of the largest UDP payload that every path carries which carries QUIC at all (RFC 9000 §14).
 _SMALLEST = 1200
@@ -40,7 +40,7 @@ class QuicDialer:
         self._config = config
         self._ask = ask
         self._trust = trust
-        self._store: QuicStore = config.quic.store or MemoryStore()
+        self._store: QuicStore = config.quic.store or QuicMemory()
         #: Servers that left 0-RTT without an answer. It wins every race, so they shake hands first until one succeeds.
         self._unanswered: set[str] = set()
 

@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import hmac
 import logging
-import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TextIO
 
 from aioquic import tls
 from aioquic._buffer import Buffer
@@ -44,6 +44,7 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
+from aioquic.quic.logger import QuicLogger
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -56,9 +57,8 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpa
 from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
-from allswell._errors import printable, shown
-from allswell._filters.certificates import strict
-from allswell._quic import trust as quic_trust
+from allswell._errors import ConnectFailed, printable, shown
+from allswell._quic import trust
 from allswell._quic.interface import (
     ConnectionTerminated,
     DatagramFrameReceived,
@@ -71,6 +71,8 @@ from allswell._quic.interface import (
 )
 from allswell._quic.path_mtu import PathMtuConnection
 from allswell._quic.pieces import Held, PiecesReceiver
+from allswell._quic.settings import QuicSettings
+from allswell._quic.tickets import Resumption
 
 
 def _printable(record: logging.LogRecord) -> bool:
@@ -117,6 +119,10 @@ _TOLD: dict[type, Callable[[Any], QuicEvent]] = {
 _PACER_BURST = 0.002
 
 
+#: Raises an alert of aioquic's when a chain is not to be trusted.
+Judge = Callable[[list[Certificate]], None]
+
+
 class _Pacer(QuicPacketPacer):
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         super().update_rate(congestion_window=congestion_window, smoothed_rtt=smoothed_rtt)
@@ -126,17 +132,16 @@ class _Pacer(QuicPacketPacer):
 class ClientConnection(PathMtuConnection):
     """One client's QUIC connection; see the module for what it adds to aioquic's.
 
-    :param trust: judges the server's certificate; ``None``: aioquic does.
+    :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
+        (``configuration`` says whether aioquic does, too.)
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar dirty: whether something was done that :meth:`datagrams_to_send` may have datagrams for.
     :ivar silent: whether the peer has left several probes in a row unanswered.
     """
 
-    def __init__(
-        self, configuration: QuicConfiguration, *, trust: ssl.SSLContext | None = None, **callbacks: Any
-    ) -> None:
+    def __init__(self, configuration: QuicConfiguration, *, judge: Judge | None = None, **callbacks: Any) -> None:
         super().__init__(configuration=configuration, **callbacks)
-        self._trust = trust
+        self._judge = judge
         self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
         self._connection_freed = 0
         self._announced = False
@@ -162,8 +167,8 @@ class ClientConnection(PathMtuConnection):
         self.ended: End | None = None
         #: The peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
         self.heard: End | None = None
-        #: The server's, where its chain and name were verified. (A session that is resumed shows none.)
-        self.verified_certificate: Certificate | None = None
+        #: The server's, once it was judged. (A session that is resumed shows none.)
+        self.judged_certificate: Certificate | None = None
         self.dirty = True
         self.silent = False
 
@@ -501,21 +506,17 @@ class ClientConnection(PathMtuConnection):
             hello = self._crypto_streams[tls.Epoch.INITIAL] = QuicStream()
             hello.sender.write(bytes(streams[tls.Epoch.INITIAL].sender._buffer))
             return
-        trust = self._trust
-        if trust is None:
+        judge = self._judge
+        if judge is None:
             return
-        # Its judgement in place of aioquic's: after the signature, before anything is answered. See trust.py.
-        self.tls._verify_mode = ssl.CERT_NONE
+        # After the signature, before anything is answered.
         signature = self.tls._client_handle_certificate_verify
 
         def handle(message: Buffer) -> None:
             signature(message)
-            certificate, name = self.tls._peer_certificate, self._configuration.server_name
-            assert certificate is not None
-            assert name is not None
-            quic_trust.check(trust, name, self.certificate_chain)
-            if strict(trust):
-                self.verified_certificate = certificate
+            chain = self.certificate_chain
+            judge(chain)
+            self.judged_certificate = chain[0]
 
         self.tls._client_handle_certificate_verify = handle  # type: ignore[method-assign, assignment]  # of this one context
 
@@ -651,3 +652,37 @@ class ClientConnection(PathMtuConnection):
         if self._quic_logger is not None and builder.quic_logger_frames is not None:
             frame = self._quic_logger.encode_max_stream_data_frame(stream.max_stream_data_local, stream.stream_id)
             builder.quic_logger_frames.append(frame)
+
+
+def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: TextIO | None) -> ClientConnection:
+    """A connection with these settings, that has sent nothing yet.
+
+    :raises OSError: when a certificate file cannot be read.
+    :raises ValueError: when one cannot be parsed.
+    """
+    configuration = settings.configuration()
+    configuration.quic_logger, configuration.secrets_log_file = qlog, keylog
+    callbacks: dict[str, Any] = {}
+    if settings.store is not None:
+        resumption = Resumption(settings, settings.store, configuration)
+        callbacks["session_ticket_handler"] = lambda ticket: resumption.keep_ticket(
+            ticket, connection.version, connection.certificate_chain
+        )
+        callbacks["token_handler"] = lambda token: resumption.keep_token(token, connection.version)
+    judge = partial(trust.check, settings.trust, settings.server_name)
+    connection: ClientConnection = ClientConnection(configuration, judge=judge, **callbacks)
+    return connection
+
+
+def handshake_error(end: End, server: str) -> ConnectFailed:
+    """The end of a connection that was to be made, as an error."""
+    message, tls_alert = str(end), False
+    if end.code is not None and not end.application and end.code & ~0xFF == QuicErrorCode.CRYPTO_ERROR:
+        alert = end.code & 0xFF
+        names = {int(description): description.name for description in tls.AlertDescription}
+        message, tls_alert = f"TLS alert {names.get(alert, alert)}", True
+    elif end.code is not None:
+        message = f"{end} from the {'peer' if end.by == 'peer' else 'client'}"
+    if end.reason and end.reason != message:
+        message += f": {end.reason}"
+    return ConnectFailed(f"no QUIC connection to {server}: {message}", phase="tls" if tls_alert else "quic", by=end.by)

@@ -13,7 +13,7 @@ from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
-from allswell._quic.tickets import QuicStore
+from allswell._quic_store import QuicStore
 
 VERSION_1 = int(QuicProtocolVersion.VERSION_1)
 VERSION_2 = int(QuicProtocolVersion.VERSION_2)
@@ -26,7 +26,7 @@ H3_NO_ERROR = 0x100
 class QuicSettings:
     """What a QUIC connection is told.
 
-    :ivar server_name: whom to expect: a host name (sent as SNI too) or an IP address.
+    :ivar server_name: the server to expect: a host name (sent as SNI too) or an IP address.
     :ivar server: as errors name it, and ``store``: ``host:port``.
     :ivar way: how it is reached, for ``store``: what one way left is not used on another.
     :ivar alpn: application protocols to offer.
@@ -77,7 +77,7 @@ class QuicSettings:
     keylog_file: str | None = None
 
     def configuration(self) -> QuicConfiguration:
-        """The same in aioquic's words; tickets, tokens and log files are the filter's.
+        """The same in aioquic's words, but for tickets, tokens and log files.
 
         :raises OSError: when a certificate file cannot be read.
         :raises ValueError: when one cannot be parsed.
@@ -94,6 +94,7 @@ class QuicSettings:
             max_stream_data=self.stream_window,
             max_datagram_size=self.max_datagram_size,
             max_datagram_frame_size=65535 if self.datagrams else None,
+            verify_mode=ssl.CERT_NONE,  # ``trust`` judges, see trust.py
         )
         if self.certfile is not None:
             # (aioquic's own loader wants the certificate before the key, and knows one kind of key block.)

@@ -1,115 +1,109 @@
-"""What one QUIC connection leaves for the next to its server: TLS session tickets and address-validation tokens.
+"""How a connection goes on with what an earlier one to its server has left: a TLS session, a validated address.
 
-A session that is resumed shows no certificate, neither the server's nor ours: it goes on as what it was. So whoever
-resumes it must be who began it (the key of a store names our certificate, and the way), and must trust what was shown
-then. Whoever kept the ticket may have trusted everybody, so the chain is kept with it, and judged anew.
+A session that is resumed shows no certificate, neither the server's nor ours: it goes on as what it was. So it is
+resumed only by connections like the one that began it (the key of a store names our certificate, and the way), and only
+where what the server showed then is trusted now. The client that kept the ticket may have trusted every server, so the
+chain is kept with the ticket, and judged anew.
 """
 
 from __future__ import annotations
 
-import ssl
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
-
-from aioquic.tls import AlertBadCertificate, SessionTicket
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.tls import AlertBadCertificate, CipherSuite, SessionTicket
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import Certificate, load_der_x509_certificate
 
-from allswell._quic import trust as quic_trust
+from allswell._quic import trust
+from allswell._quic.settings import QuicSettings
+from allswell._quic_store import QuicStore, QuicTicket
 
-_T = TypeVar("_T")
 
+class Resumption:
+    """What one connection takes from a store, and what it puts there.
 
-@dataclass
-class ShownTicket(SessionTicket):
-    """A session ticket, and whose it is.
-
-    :ivar chain: what the server showed when the session began, DER, its own certificate first.
+    :param settings: the connection's.
+    :param configuration: the same in aioquic's words; a ticket and a token that are taken up are written into it.
     """
 
-    chain: tuple[bytes, ...] = ()
+    def __init__(self, settings: QuicSettings, store: QuicStore, configuration: QuicConfiguration) -> None:
+        self._settings = settings
+        self._store = store
+        certificate = configuration.certificate
+        self._ourselves = "nobody" if certificate is None else certificate.fingerprint(SHA256()).hex()
+        self._taken: QuicTicket | None = None
+        self._take_up(configuration)
 
-    @classmethod
-    def of(cls, ticket: SessionTicket, chain: list[Certificate]) -> ShownTicket:
-        """A ticket of a session that began with this chain."""
-        return cls(**vars(ticket), chain=tuple(each.public_bytes(Encoding.DER) for each in chain))
+    def _take_up(self, configuration: QuicConfiguration) -> None:
+        """Take a ticket or token of the first version that has one. It also decides the version (RFC 9369 §5)."""
+        settings, store = self._settings, self._store
+        for version in settings.versions if settings.original_version is None else (settings.original_version,):
+            self._taken = _trusted(store.take_ticket(self._key(version)), settings)
+            token = store.take_token(self._key(version))
+            if self._taken is not None or token is not None:
+                configuration.token = token or b""
+                configuration.original_version = version
+                if self._taken is not None:
+                    configuration.session_ticket = _session(self._taken, early_data=settings.early_data)
+                return
 
-    def certificates(self) -> list[Certificate]:
-        """The chain."""
-        return [load_der_x509_certificate(each) for each in self.chain]
+    def keep_ticket(self, ticket: SessionTicket, version: int, chain: list[Certificate]) -> None:
+        """Keep a ticket of this connection.
+
+        :param chain: what the server has shown here: nothing, where a session was resumed.
+        """
+        shown = tuple(each.public_bytes(Encoding.DER) for each in chain)
+        if not shown and self._taken is not None:
+            shown = self._taken.chain
+        self._store.put_ticket(self._key(version), _plain(ticket, shown))
+
+    def keep_token(self, token: bytes, version: int) -> None:
+        """Keep a token of this connection."""
+        self._store.put_token(self._key(version), token)
+
+    def _key(self, version: int) -> str:
+        settings = self._settings
+        return f"{settings.server} ({settings.server_name}) {settings.way} QUIC 0x{version:x} as {self._ourselves}"
 
 
-def trusted(ticket: SessionTicket | None, trust: ssl.SSLContext, name: str) -> SessionTicket | None:
+def _trusted(ticket: QuicTicket | None, settings: QuicSettings) -> QuicTicket | None:
     """The ticket, if a handshake with what it stands for would be accepted now; else ``None``."""
-    if ticket is None or trust.verify_mode is ssl.CERT_NONE:
+    if ticket is None or trust.accepts_all(settings.trust):
         return ticket
-    if not isinstance(ticket, ShownTicket) or not ticket.chain:
+    if not ticket.chain:
         return None
     try:
-        quic_trust.check(trust, name, ticket.certificates())
+        chain = [load_der_x509_certificate(each) for each in ticket.chain]
+        trust.check(settings.trust, settings.server_name, chain)
     except AlertBadCertificate:
         return None
     return ticket
 
 
-class QuicStore(Protocol):
-    """Where tickets and tokens are kept. Each thing is given out once, and to its own key only.
-
-    A key is a text that names the server, the way to it, the QUIC version, and our certificate: what differs in one of
-    these is not for each other. A ticket that is used twice lets an observer link two connections (RFC 8446 appendix
-    C.4), and so does a token (RFC 9000 §8.1.3): hence ``take`` and not ``get``. Tickets are dataclasses that can be
-    pickled; one that comes back without its ``chain`` is used by those only who trust everybody.
-    """
-
-    def put_ticket(self, server: str, ticket: SessionTicket) -> None:
-        """Keep a session ticket."""
-
-    def take_ticket(self, server: str) -> SessionTicket | None:
-        """Give out the newest ticket that is still valid."""
-
-    def put_token(self, server: str, token: bytes) -> None:
-        """Keep a token of a NEW_TOKEN frame."""
-
-    def take_token(self, server: str) -> bytes | None:
-        """Give out the newest token."""
+def _plain(ticket: SessionTicket, chain: tuple[bytes, ...]) -> QuicTicket:
+    return QuicTicket(
+        server_name=ticket.server_name,
+        ticket=ticket.ticket,
+        secret=ticket.resumption_secret,
+        cipher_suite=int(ticket.cipher_suite),
+        age_add=ticket.age_add,
+        not_before=ticket.not_valid_before,
+        not_after=ticket.not_valid_after,
+        early_data=ticket.max_early_data_size,
+        extensions=tuple(ticket.other_extensions),
+        chain=chain,
+    )
 
 
-class MemoryStore:
-    """A :class:`QuicStore` that lives as long as the process.
-
-    :param servers: how many servers (keys) to remember; the least recently seen are forgotten.
-    :param per_server: tickets, and tokens, of one server; the oldest are forgotten.
-    """
-
-    def __init__(self, servers: int = 256, per_server: int = 4) -> None:
-        self._servers = servers
-        self._per_server = per_server
-        self._tickets: OrderedDict[str, list[SessionTicket]] = OrderedDict()
-        self._tokens: OrderedDict[str, list[bytes]] = OrderedDict()
-
-    def put_ticket(self, server: str, ticket: SessionTicket) -> None:
-        self._keep(self._tickets, server, ticket)
-
-    def take_ticket(self, server: str) -> SessionTicket | None:
-        tickets = self._tickets.get(server, [])
-        while tickets:
-            ticket = tickets.pop()
-            if ticket.is_valid:
-                return ticket
-        return None
-
-    def put_token(self, server: str, token: bytes) -> None:
-        self._keep(self._tokens, server, token)
-
-    def take_token(self, server: str) -> bytes | None:
-        tokens = self._tokens.get(server)
-        return tokens.pop() if tokens else None
-
-    def _keep(self, kept: OrderedDict[str, list[_T]], server: str, thing: _T) -> None:
-        things = kept.setdefault(server, [])
-        kept.move_to_end(server)
-        things.append(thing)
-        del things[: -self._per_server]
-        while len(kept) > self._servers:
-            kept.popitem(last=False)
+def _session(ticket: QuicTicket, *, early_data: bool) -> SessionTicket:
+    return SessionTicket(
+        age_add=ticket.age_add,
+        cipher_suite=CipherSuite(ticket.cipher_suite),
+        not_valid_after=ticket.not_after,
+        not_valid_before=ticket.not_before,
+        resumption_secret=ticket.secret,
+        server_name=ticket.server_name,
+        ticket=ticket.ticket,
+        max_early_data_size=ticket.early_data if early_data else None,
+        other_extensions=list(ticket.extensions),
+    )

@@ -7,9 +7,11 @@ and goes no further. OpenSSL judges the chain when it has read the Certificate m
 proof of possession that would follow; that proof was given in QUIC's own handshake. So name, chain, dates, purpose,
 revocation, key sizes and whatever else the context was told to look at are judged by the code that judges on TCP.
 
-Silence is the verdict "trusted", so whoever judges later, or elsewhere, would let everybody in (contexts of other TLS
-libraries; ``truststore`` on macOS and Windows). Hence each context first has to refuse a stranger; one that does not
-is believed in nothing.
+Silence is the verdict "trusted", so a context that judges later, or elsewhere, would let every server in (contexts of
+other TLS libraries; ``truststore`` on macOS and Windows). Hence each context first has to refuse a stranger; one that
+does not is believed in nothing.
+
+This is the one part of this layer that works with :mod:`ssl`. It does no I/O: the handshake is one in memory.
 """
 
 from __future__ import annotations
@@ -49,6 +51,11 @@ _RECORD = 16_000
 _judges: WeakSet[ssl.SSLContext] = WeakSet()
 
 
+def accepts_all(context: ssl.SSLContext) -> bool:
+    """Whether it verifies nothing, here as on TCP."""
+    return context.verify_mode is ssl.CERT_NONE
+
+
 def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> None:
     """Have a context judge a server.
 
@@ -56,8 +63,8 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
     :param chain: what the server presented, its own certificate first.
     :raises AlertBadCertificate: when it is not to be trusted, or the context cannot tell.
     """
-    if context.verify_mode == ssl.CERT_NONE:
-        return  # it trusts everybody, as on TCP
+    if accepts_all(context):
+        return
     if context not in _judges:
         if _judge(context, _STRANGER, [_stranger()]) is None:
             raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
