@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS
 from tests.bench.origin import caddy
-from tests.bench.report import GOALS, OURS, Cell, Results, as_json, table, verdict_lines
+from tests.bench.report import GOALS, OURS, Cell, Results, as_json, markdown, table, verdict_lines
 from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS
 from tests.bench.worker import PROGRAM, Job, Run
 
@@ -34,12 +34,13 @@ _BESIDE = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what was asked for; tables and goals on the terminal, JSON and chart on disk."""
+    """Run what was asked for; tables and goals on the terminal, all runs and a chart on disk."""
     asked = _arguments(arguments)
     cells = _cells(asked)
     minutes = len(cells) * asked.repeat * (asked.seconds + _BESIDE) / 60
     print(
-        f"{len(cells)} cells, {asked.repeat} runs of {asked.seconds:g} s each: {minutes:.0f} minutes or so", flush=True
+        f"{len(cells)} cells, {asked.repeat} runs of {asked.seconds:g} s each: about {max(1, round(minutes))} min",
+        flush=True,
     )
     results: Results = {cell: [] for cell in cells}
     with caddy() as origin:
@@ -65,7 +66,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="how long each run measures (1)")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--quick", action="store_true", help="only the cells of goals, 3 runs of 0.3 s")
-    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="the folder for JSON and chart")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench-results"), help="the folder for results.json, figures.md, chart.svg"
+    )
     asked = parser.parse_args(arguments)
     asked.repeat = asked.repeat or (3 if asked.quick else 5)
     asked.seconds = asked.seconds or (0.3 if asked.quick else 1.0)
@@ -118,7 +121,8 @@ def _save(asked: argparse.Namespace, results: Results) -> None:
     }
     (asked.out / "results.json").write_text(json.dumps({"settings": settings, **as_json(results)}, indent=1))
     (asked.out / "chart.svg").write_text(chart(results))
-    print(f"\nall runs: {asked.out / 'results.json'}; chart: {asked.out / 'chart.svg'}")
+    (asked.out / "figures.md").write_text(markdown(results))
+    print(f"\nin {asked.out}: results.json (all runs), figures.md, chart.svg")
 
 
 def _release(client: str) -> str:

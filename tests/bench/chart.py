@@ -7,7 +7,7 @@ from html import escape
 from tests.bench.report import OURS, Cell, Figures, Results, figures, scale
 from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS
 
-_WIDTH, _LABEL, _BAR, _GAP, _HEAD = 460, 110, 18, 6, 44
+_WIDTH, _LABEL, _BAR, _GAP, _HEAD = 580, 110, 18, 6, 44
 
 
 def chart(results: Results) -> str:

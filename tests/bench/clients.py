@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from io import BytesIO
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -153,14 +154,15 @@ async def httpcore2(setting: Setting) -> AsyncIterator[Fetch]:
 
 @asynccontextmanager
 async def aiohttp(setting: Setting) -> AsyncIterator[Fetch]:
-    """aiohttp, its parser in C."""
+    """aiohttp, its parser in C. A long body is given as a file, as it asks for: that is cheaper."""
     import aiohttp
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_context(setting))) as session:
 
         async def fetch(request: Request) -> Answer:
             url, headers, body = request
-            async with session.request(_method(request), url, headers=headers, data=body) as response:
+            data = BytesIO(body) if body and len(body) > 1 << 20 else body
+            async with session.request(_method(request), url, headers=headers, data=data) as response:
                 size = len(await response.read())
                 return Answer(tuple(response.version or ()), response.status, size, response.headers["etag"])
 
@@ -218,7 +220,10 @@ async def curl_cffi(setting: Setting) -> AsyncIterator[Fetch]:
 
 @asynccontextmanager
 async def pyreqwest(setting: Setting) -> AsyncIterator[Fetch]:
-    """Rust's reqwest, on hyper and rustls, its event loop in a thread of its own."""
+    """Rust's reqwest, on hyper and rustls, its event loop in a thread of its own.
+
+    That thread sometimes aborts an interpreter that ends (PyGILState_Release while finalizing): see the worker's end.
+    """
     from pathlib import Path
 
     from pyreqwest.client import ClientBuilder

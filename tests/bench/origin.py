@@ -8,8 +8,9 @@ Whatever follows the first part of the path is ignored. Each response has an ``E
 - ``/10mb/…`` with a file of 10 MB.
 - ``/upload/…`` reads the whole body before it answers.
 
-Caddy is Go: what a small request costs it is less than what it costs any client in Python, but not nothing. The machine
-needs a second core, or the wall clock measures both. CPU time is the client's own in any case.
+Caddy is Go: what a request or a download costs it is of the order of what it costs the cheapest clients. Reading an
+upload costs it more than sending does (it keeps the body). So by the clock, on two cores, uploads and the cheapest
+clients are bounded by the origin too. CPU time is the client's own.
 """
 
 from __future__ import annotations

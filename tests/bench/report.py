@@ -152,6 +152,21 @@ def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
+def markdown(results: Results) -> str:
+    """CPU time of every cell, as docs/explanation/speed.md has it."""
+    clients = list(dict.fromkeys(cell.client for cell in results))
+    rows: dict[tuple[str, str], list[str]] = {(cell.version, cell.scenario): [] for cell in results}
+    for (spoken, name), row in rows.items():
+        unit, times = scale(name)
+        row.append(f"{spoken}, {SCENARIOS[name].title}: {unit} per {SCENARIOS[name].per}")
+        for client in clients:
+            cell = Cell(spoken, name, client)
+            found = figures(cell, results)
+            row.append(_figure(found.cpu * times) if found else "failed" if cell in results else "–")
+    lines = [["CPU time", *clients], ["---"] * (len(clients) + 1), *rows.values()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 class Verdict(NamedTuple):
     """A goal, and how far it was reached: the same ratio by CPU time, which decides, and by the clock."""
 

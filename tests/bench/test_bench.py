@@ -22,7 +22,7 @@ from tests.bench.__main__ import main, run_apart
 from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS, Answer, Fetch, Setting
 from tests.bench.origin import Origin, caddy
-from tests.bench.report import GOALS, OURS, Cell, Results, as_json, figures, table, verdict_lines, verdicts
+from tests.bench.report import GOALS, OURS, Cell, Results, as_json, figures, markdown, table, verdict_lines, verdicts
 from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS, Request, requests
 from tests.bench.worker import Job, Run, run
 
@@ -108,6 +108,7 @@ def test_a_run_that_fails_is_shown(origin: Origin) -> None:
     assert "failed" in text
     assert "1 of 1 runs failed: FileNotFoundError" in text
     assert "failed" in chart(results)
+    assert "failed" in markdown(results)
     assert as_json(results)["cells"][0]["figures"] is None
 
 
@@ -182,7 +183,7 @@ def test_goals_are_about_cells_that_there_are() -> None:
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tables, JSON and chart; with our clients only, as no other that is asked for speaks HTTP/2."""
+    """Tables, all runs, figures and chart; with our clients only, as no other that is asked for speaks HTTP/2."""
     asked = ["--versions", "h2", "--scenarios", "1", "--clients", "aiohttp", "--repeat", "1", "--seconds", "0.01"]
     main([*asked, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
@@ -192,3 +193,6 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [cell["client"] for cell in saved["cells"]] == list(OURS)
     assert all(cell["figures"]["cpu"] > 0 for cell in saved["cells"])
     ElementTree.parse(tmp_path / "chart.svg")
+    head, _, row = (tmp_path / "figures.md").read_text().splitlines()
+    assert head == "| CPU time | allswell pool | allswell |"
+    assert row.startswith("| h2, small GETs, one at a time: µs per request | ")
