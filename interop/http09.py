@@ -43,6 +43,7 @@ class Http09:
     kept_idle = math.inf
     says_goodbye = ""
     must_abort = False
+    unfinished = False
 
     def __init__(self, quic: Multiplexer) -> None:
         self._quic = quic
@@ -107,6 +108,9 @@ class Http09:
 
     def take_output(self) -> bytes:
         return b""
+
+    def go_on(self) -> list[Event]:
+        return []
 
     def receive(self, data: Sequence[QuicEvent]) -> list[Event]:
         out: list[Event] = []

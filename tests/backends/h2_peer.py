@@ -15,6 +15,7 @@ from allswell._backends.http2 import Http2
 from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW
 from allswell._backends.interface import BodyReceived, Event
 from allswell._messages import Headers, RequestHead
+from tests.support.taken import taken
 
 Fields = Sequence[tuple[bytes, bytes]]
 OK: Fields = [(b":status", b"200"), (b"server", b"pretend")]
@@ -92,7 +93,7 @@ class Link:
         for start in range(0, len(data), step):
             piece = bytearray(data[start : start + step])
             with memoryview(piece) as view:
-                events += self.client.receive(view)
+                events += taken(self.client, view)
             piece[:] = b"\xaa" * len(piece)  # the reader's buffer is used again
             piece.clear()  # a BufferError, if a view of it was kept
         return merge(events)

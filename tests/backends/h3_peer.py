@@ -12,6 +12,7 @@ from allswell._backends.http3 import Http3
 from allswell._backends.interface import Event
 from allswell._messages import Headers, RequestHead
 from allswell._quic.interface import End, QuicEvent, StopSendingReceived, StreamDataReceived
+from tests.support.taken import taken
 
 CONTROL = 3
 
@@ -35,6 +36,7 @@ class Quic:
     def __init__(self, *, handshake_complete: bool) -> None:
         self.handshake_complete = handshake_complete
         self.did: list[tuple[Any, ...]] = []
+        self.credited = 0
         self.sent: dict[int, bytes] = {}
         self.stopped: set[int] = set()
         self._next = {False: 0, True: 2}
@@ -77,6 +79,7 @@ class Quic:
 
     def credit(self, size: int) -> None:
         """."""
+        self.credited += size
 
     def credit_stream(self, stream_id: int, size: int) -> None:
         """."""
@@ -105,7 +108,7 @@ class Link:
         for event in events:
             if isinstance(event, StopSendingReceived):  # QUIC resets our half before anybody hears of it
                 self.quic.stopped.add(event.stream_id)
-        return self.client.receive(events)
+        return taken(self.client, events)
 
     def say(self, stream: int, data: bytes, *, end: bool = False) -> list[Event]:
         """Bytes on a stream."""

@@ -22,6 +22,7 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
 from allswell._messages import Headers, RequestHead
+from tests.support.taken import taken
 
 HOST = (b"Host", b"a")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -46,7 +47,7 @@ def feed(backend: Http1, data: bytes, size: int) -> list[Event]:
     """The events of this input, given in pieces; pieces of body that follow one another are joined."""
     events: list[Event] = []
     for start in range(0, len(data), size):
-        for event in backend.receive(memoryview(data[start : start + size])):
+        for event in taken(backend, memoryview(data[start : start + size])):
             last = events[-1] if events else None
             if isinstance(event, BodyReceived) and isinstance(last, BodyReceived):
                 events[-1] = BodyReceived(last.exchange, last.data + event.data, last.credit + event.credit)
@@ -304,7 +305,7 @@ def test_more_than_was_asked_for_while_the_upload_goes_on(size: int) -> None:
 
 def test_unasked() -> None:
     backend = http1()
-    events = backend.receive(memoryview(b"HTTP/1.1 408 Request Timeout\r\n\r\n"))
+    events = taken(backend, memoryview(b"HTTP/1.1 408 Request Timeout\r\n\r\n"))
     assert kinds(events) == ["PeerLeaving"]
     assert isinstance(events[0], PeerLeaving)
     assert isinstance(events[0].error, RemoteProtocolError)
@@ -435,7 +436,7 @@ def test_the_limit_holds_for_trailers_too_however_they_come(cuts: tuple[int, ...
         backend.open(head(), end=True)
         data = wire % (b"X: " + b"y" * size + b"\r\n")
         edges = [0, *(cut for cut in cuts if cut < len(data)), len(data)]
-        events = [event for start, end in pairwise(edges) for event in backend.receive(memoryview(data[start:end]))]
+        events = [event for start, end in pairwise(edges) for event in taken(backend, memoryview(data[start:end]))]
         if fine:
             assert events[-1] == ResponseCompleted(1, [(b"X", b"y" * size)])
         else:
@@ -538,7 +539,7 @@ def test_any_input_means_the_same_in_one_piece_and_byte_by_byte(
 def _long_exchange(pieces: list[bytes], method: bytes = b"GET") -> tuple[Http1, list[Event]]:
     backend = Http1(max_header_size=10_000)
     backend.open(RequestHead(method, b"http", b"a", b"/", [(b"Host", b"a")]), end=True)
-    return backend, [event for piece in pieces for event in backend.receive(memoryview(piece))]
+    return backend, [event for piece in pieces for event in taken(backend, memoryview(piece))]
 
 
 _LONG = bytes(range(256)) * 4096  # 1 MiB
@@ -557,7 +558,7 @@ def test_a_long_body_in_pieces_of_any_size_is_whole_and_the_connection_goes_on_o
     assert backend.capacity() == (0 if close else 1)
     if not close:
         assert backend.open(RequestHead(b"GET", b"http", b"a", b"/", [(b"Host", b"a")]), end=True) == 2
-        answer = backend.receive(memoryview(b"HTTP/1.1 204 No Content\r\n\r\n"))
+        answer = taken(backend, memoryview(b"HTTP/1.1 204 No Content\r\n\r\n"))
         assert [type(event) for event in answer] == [ResponseReceived, ResponseCompleted]
         assert backend.capacity() == 1
 

@@ -10,6 +10,7 @@ from allswell._backends.http1_pipeline import Http1Pipeline
 from allswell._backends.interface import BodyReceived, Event, ExchangeFailed, ResponseCompleted
 from allswell._errors import LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
 from allswell._messages import RequestHead
+from tests.support.taken import taken
 
 HOST = (b"Host", b"a")
 
@@ -30,7 +31,7 @@ def answer(body: bytes, *fields: bytes, framing: str = "length") -> bytes:
 def feed(backend: Http1Pipeline, data: bytes, size: int = 1 << 20) -> list[Event]:
     events: list[Event] = []
     for start in range(0, len(data), size):
-        events += backend.receive(memoryview(data[start : start + size]))
+        events += taken(backend, memoryview(data[start : start + size]))
         if backend.must_abort:
             break  # the driver reads no further
     return events

@@ -24,6 +24,7 @@ from allswell._backends.interface import (
 )
 from allswell._errors import NotProcessed, RemoteProtocolError
 from tests.backends.h2_peer import OK, Link, data, encode_frame, get, goaway, merge, rst, settings
+from tests.support.taken import taken
 
 ENDLESS = encode_frame(9, 0, 1, b"")
 PING = encode_frame(6, 0, 0, b"12345678")
@@ -369,7 +370,7 @@ def feed(client: Http2, wire: bytes, cuts: list[int]) -> list[Event]:
     events: list[Event] = []
     edges = [0, *sorted(cuts), len(wire)]
     for start, end in itertools.pairwise(edges):
-        events += client.receive(memoryview(wire[start:end]))
+        events += taken(client, memoryview(wire[start:end]))
         for event in events:
             if isinstance(event, BodyReceived):
                 client.consumed(event.exchange, event.credit)

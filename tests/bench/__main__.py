@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tests.bench import fairness
 from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS
 from tests.bench.origin import caddy
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table(spoken, results))
     print(verdict_lines(results))
     _save(asked, results)
+    if not asked.clients and asked.scenarios == list(SCENARIOS):  # not for a part
+        fairness.main()
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -253,7 +253,7 @@ def _proxied(kind: str, stack: ExitStack) -> Served:
         )
         return Served(origin.url, partial(_closed, carrier), check_quic, {"proxies": (hop,)})
     script: Any = {"socks": SocksProxy(), "h2 proxy": Http2Proxy()}.get(kind) or connect_proxy()
-    tls: Any = {"https proxy": True, "h1 of h2": True, "h2 proxy": h2_tls()}.get(kind, False)
+    tls: Any = {"https proxy": True, "h2 proxy": h2_tls()}.get(kind, False)
     proxy = stack.enter_context(scripted_peer(script, tls=tls))
 
     def ended() -> None:
@@ -272,7 +272,7 @@ def _proxied(kind: str, stack: ExitStack) -> Served:
         "localhost" if tls else "127.0.0.1",
         proxy.port,
         ssl_context=certificates().client_context(),
-        http2=kind in ("h2 proxy", "h1 of h2"),
+        http2=kind == "h2 proxy",
     )
     return Served(origin.url, ended, check, {"proxies": (hop,)})
 
@@ -283,8 +283,7 @@ _SERVED: dict[str, Callable[[ExitStack], Served]] = {
     "h2": _http2,
     "h3": _http3,
 }
-#: The third is asked for HTTP/2 and speaks HTTP/1.1.
-PROXIES = ["http proxy", "https proxy", "h1 of h2", "socks", "h2 proxy", "h3 proxy"]
+PROXIES = ["http proxy", "https proxy", "socks", "h2 proxy", "h3 proxy"]
 
 
 def _saw(peer: ScriptedPeer, *, tls: bool = True) -> None:
@@ -368,7 +367,7 @@ def test_through_proxies(kind: str, loop: str, way: Way, lives: bool) -> None:
         report, ends = leave(kind, loop, way, lives=lives)
         assert report is not None
         for told in (report.connections, ends):
-            assert len(told) == (2 if kind in ("h1 of h2", "h2 proxy", "h3 proxy") else 1)
+            assert len(told) == (2 if kind in ("h2 proxy", "h3 proxy") else 1)
             for end in told:
                 assert "RST" not in said(end)
 

@@ -28,6 +28,7 @@ from allswell._errors import LocalProtocolError, RemoteProtocolError
 from allswell._messages import Headers, RequestHead
 from allswell._quic.interface import StreamDataReceived
 from tests.backends import h2_peer, h3_peer
+from tests.support.taken import taken
 
 VERSIONS = ("h1", "h2", "h3")
 
@@ -187,7 +188,7 @@ class H3Link:
     def say(self, stream: int, data: bytes, *, end: bool = False) -> list[Event]:
         """Bytes on a stream."""
         event = StreamDataReceived(data=data, end_stream=end, stream_id=stream)
-        return self.client.receive([event])
+        return taken(self.client, [event])
 
     def sections(self, stream: int) -> list[Headers]:
         """The sections that the client has sent there."""
@@ -309,7 +310,7 @@ def h1_answers(
         wire += (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n%s\r\n" % lines(trailers)
     else:
         wire += body
-    events = client.receive(memoryview(wire))
+    events = taken(client, memoryview(wire))
     answer = _answer(events)
     return answer._replace(fields=[field for field in answer.fields if field[0] != b"transfer-encoding"])
 

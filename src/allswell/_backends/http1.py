@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import h11
 
+from allswell._backends.http1_chunks import Chunks
 from allswell._backends.interface import (
+    WORK,
     BodyReceived,
     Event,
     ExchangeFailed,
@@ -51,6 +53,12 @@ _ILLEGAL_LINE = re.compile(r"illegal header line: bytearray\(b.([!#$%&'*+\-.^_`|
 #: Of requests without a body; and what h11 calls our half when it is over.
 _END = h11.EndOfMessage()
 _SENT = (h11.DONE, h11.MUST_CLOSE)
+
+#: Plain chunks that are taken in one call: each costs a fraction of what :data:`WORK` counts.
+_CHUNKS = 4 * WORK
+#: Of an exchange whose response is chunked.
+_ANY = h11.Request(method=b"GET", target=b"/", headers=[(b"Host", b"any")])
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def _form(section: HeaderSection) -> h11.Request:
@@ -97,6 +105,10 @@ class Http1:
         self._length: int | None = None  # of the response's body, where it is known, less what h11 gave us of it
         self._rest = 0  # what of it does not go through h11
         self._surplus = b""  # and what came behind it
+        self._chunks: Chunks | None = None  # of the response, where it is they that read it
+        self._reader: h11.Connection | None = self._h11  # whoever reads the response; None: its end was read otherwise
+        self._left: memoryview | None = None  # input that was not acted on yet
+        self._more = False  # there may be more events in what was read
         self.followed = False
         self.must_abort = False
         self.kept_idle = math.inf
@@ -126,6 +138,7 @@ class Http1:
         self._current = next(self._numbers)
         self._receiving = ReceiveHalf(head.method)
         self._begun, self._unparsed = b"", 0
+        self._reader = self._h11
         self._length, self._surplus = None, b""
         self._send(request)
         if end:
@@ -204,7 +217,7 @@ class Http1:
     @property
     def surplus(self) -> bytes:
         """What came behind the response."""
-        return self._surplus or self._h11.trailing_data[0]
+        return self._surplus or (self._reader.trailing_data[0] if self._reader is not None else b"")
 
     # Responses
 
@@ -221,18 +234,81 @@ class Http1:
             return []
         if self._rest:
             return self._receive_rest(data)
+        if self._chunks is not None:
+            events = self._take_chunks(data)
+            if self._left is not None:
+                self._left = memoryview(bytes(self._left))  # the buffer is not ours
+            return events
         if len(self._begun) < len(_BEGINNING):
             self._begun += data[: len(_BEGINNING) - len(self._begun)]
             if not _BEGINNING.startswith(self._begun):  # h11 would wait for the end of a head that never comes
                 return self._broken(f"its answer begins with {self._begun!r}")
-        self._h11.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
+        assert self._reader is not None
+        self._reader.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
         self._unparsed += len(data)
-        events = self._events()
+        events = self._read()
         if events:
             self._unparsed = len(data)  # what h11 still has came with the last event
-        if self._length is not None and self._length >= _LONG and self._current:
+        return events
+
+    @property
+    def unfinished(self) -> bool:
+        return self._more or self._left is not None
+
+    def go_on(self) -> list[Event]:
+        if self._left is not None:
+            left, self._left = self._left, None
+            return self._take_chunks(left)
+        return self._read() if self._more else []
+
+    def _read(self) -> list[Event]:
+        """What h11 reads."""
+        self._more = False
+        events = self._events()
+        if self._chunks is not None:
+            rest = self._h11.trailing_data[0]
+            if rest:
+                events += self._take_chunks(memoryview(rest))
+        elif self._length is not None and self._length >= _LONG and self._current:
             self._rest, self._length = self._length, None
         return events
+
+    def _take_chunks(self, data: memoryview) -> list[Event]:
+        chunks, exchange = self._chunks, self._current
+        assert chunks is not None
+        events: list[Event] = []
+        pieces: list[memoryview] = []
+        failed: list[Event] = []
+        try:
+            chunks.take(data, pieces, _CHUNKS)
+        except h11.RemoteProtocolError as error:
+            failed = self._broken(self._words(error))
+        if pieces:
+            events.append(_body(exchange, pieces))
+        events += failed
+        if failed:
+            return events
+        if chunks.ended:
+            self._chunks, self._reader, self._surplus = None, None, bytes(chunks.rest)
+            events.append(ResponseCompleted(exchange, []))
+            self._completed(events)
+        elif chunks.judged is not None:
+            self._chunks, self._reader = None, chunks.judged
+            self._reader.receive_data(chunks.rest)  # type: ignore[arg-type]  # as above
+            self._unparsed = len(chunks.rest)
+            events += self._read()
+        elif chunks.rest:
+            self._left = chunks.rest
+        return events
+
+    def _judge(self) -> h11.Connection:
+        """An h11 connection between two chunks."""
+        judge = self._engine()
+        judge.send(_ANY)
+        judge.send(_END)
+        judge.receive_data(_CHUNKED)
+        judge.next_event()
+        return judge
 
     def _receive_rest(self, data: memoryview) -> list[Event]:
         exchange, size = self._current, min(len(data), self._rest)
@@ -255,8 +331,10 @@ class Http1:
             return [ResponseCompleted(exchange, [])]  # our half of it is still open
         if self._rest and why is None:
             why = RemoteProtocolError(f"the server broke HTTP/1.1: it ended the body {self._rest} bytes too early")
-        if not receiving.tunnel and why is None and self._begun:
-            self._h11.receive_data(b"")
+        if self._chunks is not None and why is None:
+            why = RemoteProtocolError("the server broke HTTP/1.1: it ended the body within its chunks")
+        if self._reader is not None and not receiving.tunnel and why is None and self._begun:
+            self._reader.receive_data(b"")
             return self._events()
         self.must_abort = True
         self._current = 0
@@ -272,19 +350,23 @@ class Http1:
         events: list[Event] = []
         body: list[bytearray] = []
         exchange = self._current
-        next_event = self._h11.next_event
+        assert self._reader is not None
+        next_event, work = self._reader.next_event, WORK
         try:
             while True:
+                if work <= 0:
+                    self._more = True
+                    if body:
+                        events.append(self._content(exchange, body))
+                    break
+                work -= 1
                 event = next_event()
                 kind = type(event)
                 if kind is h11.Data:
                     body.append(event.data)  # type: ignore[union-attr]  # narrowed by kind, which mypy does not follow
                     continue
                 if body:
-                    piece = _body(exchange, body)
-                    if self._length is not None:
-                        self._length -= piece.credit
-                    events.append(piece)
+                    events.append(self._content(exchange, body))
                     body = []
                 if event is h11.NEED_DATA or event is h11.PAUSED or kind is h11.ConnectionClosed:
                     break
@@ -294,13 +376,19 @@ class Http1:
                     break
                 assert isinstance(event, (h11.InformationalResponse, h11.Response))
                 self._head(event, events)
-                if self._receiving.tunnel:
+                if self._receiving.tunnel or self._chunks is not None:
                     break
         except h11.RemoteProtocolError as error:
             if body:
                 events.append(_body(exchange, body))
             events += self._broken(self._words(error))
         return events
+
+    def _content(self, exchange: int, pieces: list[bytearray]) -> BodyReceived:
+        piece = _body(exchange, pieces)
+        if self._length is not None:
+            self._length -= piece.credit
+        return piece
 
     def _words(self, error: h11.RemoteProtocolError) -> str:
         if error.error_status_hint == 431:  # (h11 speaks of its receive buffer then)
@@ -351,6 +439,10 @@ class Http1:
             ours = self._h11.our_state
             if length is not None and ours in _SENT and self._h11.their_state is h11.SEND_BODY:
                 self._length = length  # (else h11 has to see it all, to keep the two halves in step)
+            elif (
+                encoded and ours in _SENT and event.status_code not in (204, 304) and self._receiving.method != b"HEAD"
+            ):
+                self._chunks = Chunks(self._judge)
             if ours is h11.SEND_BODY and b"close" in options(headers, b"connection"):
                 # RFC 9112 §9.6: it reads no more. Half a request is out, so the connection ends with this exchange.
                 events.append(UploadRefused(exchange))
@@ -373,11 +465,11 @@ class Http1:
         elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
         elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.SEND_BODY:
-            self._h11 = self._engine()  # the body went past this one
+            self._h11 = self._engine()  # the body, or its end, went past this one
         else:
             self._leaving = True  # Connection: close, HTTP/1.0, or a body that ended with the stream
 
 
-def _body(exchange: int, pieces: list[bytearray]) -> BodyReceived:
+def _body(exchange: int, pieces: Sequence[bytearray | memoryview]) -> BodyReceived:
     data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
     return BodyReceived(exchange, data, len(data))

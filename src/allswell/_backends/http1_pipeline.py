@@ -122,10 +122,20 @@ class Http1Pipeline:
 
     # Responses
 
+    @property
+    def unfinished(self) -> bool:
+        return self._line[0].unfinished
+
     def receive(self, data: memoryview) -> list[Event]:
+        return self._pass_on(self._line[0].receive(data))
+
+    def go_on(self) -> list[Event]:
+        return self._pass_on(self._line[0].go_on())
+
+    def _pass_on(self, events: list[Event]) -> list[Event]:
+        """What came behind a response is for those behind it."""
         line = self._line
         first = line[0]
-        events = first.receive(data)
         while not first.exchange and not first.spent:
             self._persists = True
             self.kept_idle = first.kept_idle

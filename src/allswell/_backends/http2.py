@@ -53,6 +53,7 @@ from allswell._backends.http2_frames import FrameSplitter
 from allswell._backends.http2_hpack import Section, SectionReader
 from allswell._backends.http2_stream import Stream, Window
 from allswell._backends.interface import (
+    WORK,
     BodyReceived,
     CapacityChanged,
     ConnectionBroken,
@@ -120,6 +121,7 @@ class Http2:
         self._held: dict[int, tuple[RequestSection[Headers], bool]] = {}
         self._last_allowed = _LAST_ID
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
+        self._left: memoryview | None = None  # input that was not acted on yet
         self._over = False  # our GOAWAY is written, or the input has ended: h2 is not called any more
         self._h2 = core_connection(initial_window=initial_window, max_header_size=max_header_size)
         self._sections = SectionReader(self._h2.decoder, max_header_size)
@@ -313,10 +315,25 @@ class Http2:
         self._fail_all(ended, events)
         return events
 
+    @property
+    def unfinished(self) -> bool:
+        return self._left is not None
+
+    def go_on(self) -> list[Event]:
+        left, self._left = self._left, None
+        return self._receive(left) if left is not None else []
+
     def receive(self, data: memoryview) -> list[Event]:
+        events = self._receive(data)
+        if self._left is not None:
+            self._left = memoryview(bytes(self._left))  # the buffer is not ours
+        return events
+
+    def _receive(self, data: memoryview) -> list[Event]:
         events: list[Event] = []
         if self._over:
             return events  # frames that crossed our GOAWAY
+        work = 0
         try:
             for kind, flags, id_, frame in self._splitter.split(data):
                 if kind == wire.DATA and id_ in self._streams and not self._sections.unfinished:
@@ -325,6 +342,11 @@ class Http2:
                     if self._run is not None:
                         self._end_run(events)
                     self._receive_frame(kind, flags, id_, frame, events)
+                    work += len(frame) >> 6
+                work += 1
+                if work >= WORK and (left := data[self._splitter.position :]):
+                    self._left = left
+                    break
             self._end_run(events)
         except PeerError as error:
             self._end_run(events)

@@ -52,13 +52,18 @@ class FrameSplitter:
 
     A frame that lies within one piece of input is handed out as a view of it, uncopied; only one that straddles two
     pieces is put together in a buffer, which :data:`MAX_FRAME_SIZE` bounds.
+
+    :ivar position: where in the input the frame ends that was handed out last.
     """
 
     def __init__(self) -> None:
         self._partial = bytearray()
+        self.position = 0
 
     def split(self, data: memoryview) -> Iterator[Frame]:
         """The frames that ``data`` completes. Their views are valid until the caller's buffer is used again.
+
+        Whoever takes no more of them gives what is behind :attr:`position` in the next call.
 
         :raises PeerError: FRAME_SIZE_ERROR, as soon as a frame announces too great a length (RFC 9113 §4.2).
         """
@@ -75,6 +80,7 @@ class FrameSplitter:
                 return
             frame = bytes(partial)
             partial.clear()
+            self.position = pos
             yield kind, flags, stream & 0x7FFFFFFF, memoryview(frame)
         unpack = _HEADER.unpack_from
         while end - pos >= 9:
@@ -82,6 +88,7 @@ class FrameSplitter:
             until = pos + 9 + _checked(high << 8 | low)
             if until > end:
                 break
+            self.position = until
             yield kind, flags, stream & 0x7FFFFFFF, data[pos:until]
             pos = until
         partial += data[pos:]

@@ -18,7 +18,9 @@ only 0-RTT (RFC 8470 §4), and an extended CONNECT until the server's settings s
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, EncoderStreamError, StreamBlocked
 
@@ -28,6 +30,7 @@ from allswell._backends.http3_exchange import Http3Exchange
 from allswell._backends.http3_frames import ControlReader, FrameReader, H3Error, Malformed
 from allswell._backends.http3_qpack import SectionEncoder
 from allswell._backends.interface import (
+    WORK,
     BodyReceived,
     CapacityChanged,
     ConnectionBroken,
@@ -85,6 +88,21 @@ _CONTROL_LIMIT = 16 * 1024
 _KIND, _OURS_BOTH_WAYS, _THEIRS_ONE_WAY = 0b11, 0b00, 0b11
 
 
+@dataclass(slots=True)
+class _Frames:
+    """Frames of one stream that came together.
+
+    :ivar framing: bytes of them that nobody will consume: headers, and what is skipped.
+    :ivar end: the stream ends with them.
+    """
+
+    stream_id: int
+    state: Http3Exchange
+    frames: deque[tuple[int, bytes]]
+    framing: int
+    end: bool
+
+
 class Http3:
     """HTTP/3 on one connection.
 
@@ -108,6 +126,8 @@ class Http3:
         self._exchanges: dict[int, Http3Exchange] = {}
         self._unread: dict[int, int] = {}
         self._starved: set[int] = set()
+        self._input: deque[QuicEvent | _Frames] = deque()  # not acted on yet
+        self._work = 0  # steps that are left to this call
         self._held: list[int] = []
         self._events: list[Event] = []
         self._max_streams = self._side_by_side = quic.max_streams
@@ -340,27 +360,22 @@ class Http3:
         self._lost(why or TransportError("the QUIC connection is gone", operation="read"))
         return self._take_events()
 
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._input)
+
     def receive(self, data: Sequence[QuicEvent]) -> list[Event]:
+        self._input.extend(data)
+        return self.go_on()
+
+    def go_on(self) -> list[Event]:
+        self._work = WORK
         try:
-            for event in data:
-                if isinstance(event, StreamDataReceived):
-                    stream_id = event.stream_id
-                    state = self._exchanges.get(stream_id)
-                    if state is not None:
-                        self._on_data(stream_id, state, event.data, event.end_stream)
-                    elif not self._over:
-                        self._on_other_data(stream_id, event.data, event.end_stream)
-                elif isinstance(event, StreamReset):
-                    self._on_reset(event.stream_id, event.error_code)
-                elif isinstance(event, StopSendingReceived):
-                    self._on_stop_sending(event.stream_id, event.error_code)
-                elif isinstance(event, HandshakeCompleted):
-                    self._release_held()
-                elif isinstance(event, DatagramFrameReceived):
-                    self._on_datagram(event.data)
-                elif isinstance(event, ConnectionTerminated):
-                    self._on_terminated(event.end)
+            while self._input and self._work > 0:
+                self._work -= 1
+                self._on_input(self._input.popleft())
         except H3Error as error:
+            self._input.clear()
             self._break(error)
         if self._starved:
             self._feed_starved()
@@ -369,9 +384,29 @@ class Http3:
             self._events.append(SilenceChanged(self._silent))
         if self._quic.max_streams != self._max_streams:
             self._max_streams = self._quic.max_streams
-            self._side_by_side = self._side_by_side or self._max_streams
             self._events.append(CapacityChanged())
         return self._take_events()
+
+    def _on_input(self, event: QuicEvent | _Frames) -> None:
+        if isinstance(event, StreamDataReceived):
+            stream_id = event.stream_id
+            state = self._exchanges.get(stream_id)
+            if state is not None:
+                self._on_data(stream_id, state, event.data, event.end_stream)
+            elif not self._over:
+                self._on_other_data(stream_id, event.data, event.end_stream)
+        elif isinstance(event, _Frames):
+            self._on_frames(event)
+        elif isinstance(event, StreamReset):
+            self._on_reset(event.stream_id, event.error_code)
+        elif isinstance(event, StopSendingReceived):
+            self._on_stop_sending(event.stream_id, event.error_code)
+        elif isinstance(event, HandshakeCompleted):
+            self._release_held()
+        elif isinstance(event, DatagramFrameReceived):
+            self._on_datagram(event.data)
+        elif isinstance(event, ConnectionTerminated):
+            self._on_terminated(event.end)
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -389,27 +424,38 @@ class Http3:
     # Responses
 
     def _on_data(self, stream_id: int, state: Http3Exchange, data: bytes, end: bool) -> None:
-        framing = len(data)
         try:
             if state.held is not None:
                 raise Malformed("a response to a request that was not sent")
-            for kind, payload in state.reader.feed(data):
+            frames = state.reader.feed(data)
+        except Malformed as error:
+            self._fail(stream_id, RemoteProtocolError(str(error), reach="exchange"), error.code)
+            self._credit(stream_id, self._exchanges.get(stream_id), len(data))
+            return
+        self._on_frames(_Frames(stream_id, state, deque(frames), len(data), end))
+
+    def _on_frames(self, left: _Frames) -> None:
+        stream_id, state, frames = left.stream_id, left.state, left.frames
+        try:
+            while frames and self._exchanges.get(stream_id) is state:  # (or it has failed, or is to be sent again)
+                if self._work <= 0:
+                    self._input.appendleft(left)
+                    return
+                self._work -= 1
+                kind, payload = frames.popleft()
                 if kind == h3.DATA:
                     self._on_body(stream_id, state, payload)
-                    framing -= len(payload)
+                    left.framing -= len(payload)
                 elif kind == h3.HEADERS:
                     self._on_fields(stream_id, state, payload)
-                    if stream_id not in self._exchanges:  # to be sent again
-                        return
                 else:
                     raise H3Error(h3.H3_ID_ERROR, "a push that was never allowed")  # RFC 9114 §7.2.5
-            if end:
+            if left.end and self._exchanges.get(stream_id) is state:
                 self._on_end(stream_id, state)
         except Malformed as error:
             self._fail(stream_id, RemoteProtocolError(str(error), reach="exchange"), error.code)
-        finally:
-            if framing:
-                self._credit(stream_id, self._exchanges.get(stream_id), framing)
+        if left.framing:
+            self._credit(stream_id, self._exchanges.get(stream_id), left.framing)
 
     def _on_body(self, stream_id: int, state: Http3Exchange, data: bytes) -> None:
         if not state.receiving.answered or state.trailers is not None:

@@ -17,6 +17,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 from allswell._errors import AllswellError
 from allswell._messages import Headers, RequestHead, ResponseHead
 
+#: Steps (a frame, a chunk, a line) that a backend takes in one call: about a millisecond's worth.
+WORK = 100
+
 Input_contra = TypeVar("Input_contra", contravariant=True)
 
 
@@ -253,8 +256,19 @@ class Backend(Protocol[Input_contra]):
     def ping(self) -> bool:
         """Ask the peer for a sign of life; any input is one. ``False`` where the protocol has no such thing."""
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether :meth:`receive` has left some of its input for :meth:`go_on`, which must be called first."""
+
     def receive(self, data: Input_contra) -> list[Event]:
-        """Feed input; what it means."""
+        """Feed input; what it means.
+
+        No more than about :data:`WORK` of it is done, however small the pieces are that the peer has cut it into:
+        others have their turn before the rest.
+        """
+
+    def go_on(self) -> list[Event]:
+        """Act on input that was left over, with the same bound; what it means."""
 
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
         """The layer below has ended: what that means for the exchanges that are open.

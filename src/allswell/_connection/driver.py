@@ -518,24 +518,29 @@ class Connection:
 
     def _receive(self) -> bool:
         """Take one batch of input, act on it and answer it; whether there may be more."""
-        try:
-            data = self._top.receive_nowait()
-        except TransportError as error:
-            self._lost(error)
-            return False
-        if data is None:
-            return False
-        if not len(data):
-            self._end_of_stream()
+        backend = self._backend
+        if backend.unfinished:
+            events = backend.go_on()
         else:
-            self._dispatch(self._backend.receive(data))
-            if not self.silent:
-                self._pulse.heard_at = monotonic()
-            self._transmit(answers=True)
-            if self._backend.must_abort:
-                self.abort("the connection cannot be used any more")
-            elif self._life.state is State.DRAINING:
-                self._settle()
+            try:
+                data = self._top.receive_nowait()
+            except TransportError as error:
+                self._lost(error)
+                return False
+            if data is None:
+                return False
+            if not len(data):
+                self._end_of_stream()
+                return self._reads()
+            events = backend.receive(data)
+        self._dispatch(events)
+        if not self.silent:
+            self._pulse.heard_at = monotonic()
+        self._transmit(answers=True)
+        if backend.must_abort:
+            self.abort("the connection cannot be used any more")
+        elif self._life.state is State.DRAINING:
+            self._settle()
         return self._reads()
 
     def _end_of_stream(self) -> None:

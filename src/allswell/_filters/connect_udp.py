@@ -23,6 +23,8 @@ from allswell._tasks import TaskHost
 _DATAGRAM = 0  # the capsule type (RFC 9297 §3.5) and the context id of plain UDP payloads (RFC 9298 §5)
 _LARGEST = 65527 + 8  # a UDP payload (RFC 9298 §5) behind its context id
 _SMALLEST = 1200 + 1
+#: Capsules that are looked at in one go.
+_CAPSULES = 256
 
 
 class HttpDatagrams(Protocol):
@@ -62,6 +64,7 @@ class ConnectUdpFilter(Datagrams):
         self._lower = lower
         self._proxy = proxy
         self._received = bytearray()
+        self._more = False  # perhaps, in what was received
         self._skip = 0  # bytes of a capsule that is not for us
         self._end: LayerEnd | None = None
 
@@ -77,22 +80,31 @@ class ConnectUdpFilter(Datagrams):
             if datagrams:
                 self.marks = [0] * len(datagrams)
                 return datagrams
-        while (data := self._lower.receive_nowait()) is not None:
-            if not len(data):
-                raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
-            skipped = min(self._skip, len(data))
-            self._skip -= skipped
-            self._received += data[skipped:]
+        while True:
+            if not self._more:
+                data = self._lower.receive_nowait()
+                if data is None:
+                    return None
+                if not len(data):
+                    raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
+                skipped = min(self._skip, len(data))
+                self._skip -= skipped
+                self._received += data[skipped:]
             datagrams = self._take()
-            if datagrams:
+            if datagrams or self._more:
                 self.marks = [0] * len(datagrams)
                 return datagrams
-        return None
 
     def _take(self) -> list[bytes]:
-        """The datagrams that are here whole."""
+        """The datagrams that are here whole, of so many capsules at most."""
         received, datagrams, start = self._received, list[bytes](), 0
+        self._more = False
+        capsules = 0
         while True:
+            if capsules == _CAPSULES:
+                self._more = True
+                break
+            capsules += 1
             kind, position = _varint(received, start)
             size, position = _varint(received, position)
             if position < 0:

@@ -181,6 +181,8 @@ class Datagrams(Filter):
     def receive_nowait(self) -> list[bytes] | None:
         """The datagrams that have arrived, a batch of them at most; ``None`` when there are none.
 
+        (An empty batch was something else, and there may be more.)
+
         :raises TransportError: when there is no peer any more.
         """
 

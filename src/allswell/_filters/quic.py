@@ -1,8 +1,8 @@
 """The QUIC filter: a connection on a UDP filter, driven in batches, and ended so that the peer learns of it.
 
 Theory of operation. :class:`~allswell._quic.connection.ClientConnection` is sans-IO; three things move it.
-Input: :meth:`QuicFilter.receive_nowait` feeds it a batch of datagrams and returns what they meant, and sends nothing,
-so that a whole batch is answered by one flush. Output: :meth:`QuicFilter.transmit`, which any task may call, builds all
+Input: :meth:`QuicFilter.receive_nowait` feeds it a few datagrams and returns what they meant, and sends nothing, so
+that they are answered by one flush. Output: :meth:`QuicFilter.transmit`, which any task may call, builds all
 datagrams that may go now and hands them to UDP. Time: acknowledgements that are due, probes, pacing, the idle timeout.
 Whoever transmits sets the one :class:`~allswell._tasks.Alarm` anew, which costs a comparison; when it rings it serves
 the timers and sends, there and then, in a callback of the event loop: no task is switched to, and the connection's task
@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import errno
 import math
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
 import anyio
+import anyio.lowlevel
 
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
@@ -51,6 +53,8 @@ _GOODBYES = 3
 _SILENCE = 0.5
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
+#: Of what has arrived, so much is looked into at a time, however small the frames are that the peer has made of it.
+_TAKE_SECONDS, _TAKE_BYTES = 0.002, 24 * 1024
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
@@ -75,6 +79,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._quiet_since = 0.0  # the last news, or the last PING that asked for some
         self._silence = _SILENCE
         self._kept: list[QuicEvent] = []
+        self._arrived: deque[tuple[bytes, int]] = deque()  # datagrams that nobody has looked into yet, and their marks
         self._turn = False
         self._waiting: anyio.CancelScope | None = None
         self._pings = 0
@@ -131,7 +136,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     # Receiving
 
     def receive_nowait(self) -> list[QuicEvent] | None:
-        """What the next batch of datagrams meant; never an empty list (see ``Progress``).
+        """What the next datagrams meant, a few at a time; never an empty list (see ``Progress``).
 
         The end of the connection is an event too (``ConnectionTerminated``), with the batch that brought it.
         """
@@ -140,15 +145,23 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             return kept
         return self._receive()
 
+    def _take_batch(self) -> bool:
+        """Take datagrams from the socket; whether there were any."""
+        datagrams = self._udp.receive_nowait()
+        if datagrams is None:
+            return False
+        self._arrived.extend(zip(datagrams, self._udp.marks, strict=True))
+        return True
+
     def _receive(self) -> list[QuicEvent] | None:
         connection = self.connection
         try:
-            datagrams = self._udp.receive_nowait()
+            more = bool(self._arrived) or self._take_batch()
         except TransportError:
             self._unreachable = True
             self._rest()
             raise
-        if datagrams is None:
+        if not more:
             if self._early and connection.silent and not connection.handshake_complete:
                 # A handshake that is waited for ends with the time to connect. This one is not, and it was no success.
                 if self._settings.unanswered is not None:
@@ -160,9 +173,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 events.append(Progress())
             return events or None
         now = self._heard_at = monotonic()
-        address = self._udp.address
-        for datagram, connection.mark in zip(datagrams, self._udp.marks, strict=True):
+        address, arrived, until, size = self._udp.address, self._arrived, now + _TAKE_SECONDS, _TAKE_BYTES
+        while arrived and size > 0 and monotonic() < until:
+            datagram, connection.mark = arrived.popleft()
             connection.receive_datagram(datagram, address, now)
+            size -= len(datagram)
         connection.was_heard()
         self._follow()
         events = connection.take_events()
@@ -193,6 +208,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             await self._wait()
 
     async def _wait(self) -> None:
+        if self._arrived:
+            await anyio.lowlevel.checkpoint()
+            return
         # Not a deadline, but the way for the alarm to wake this task: see _wake.
         with anyio.CancelScope() as self._waiting:
             try:
@@ -474,12 +492,15 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                     continue
                 if now >= end:
                     return not cut_short
-                with Deadline(min([*copies[:1], end])).scope():
-                    await udp.flush()
-                    await udp.wait_readable()
-                for datagram in udp.receive_nowait() or ():
+                if not self._arrived:
+                    with Deadline(min([*copies[:1], end])).scope():
+                        await udp.flush()
+                        await udp.wait_readable()
+                    self._take_batch()
+                for datagram, _ in self._arrived:
                     connection.receive_datagram(datagram, udp.address, monotonic())
                     arrived += 1
+                self._arrived.clear()
                 if connection.heard is None and arrived >= answer_at:
                     udp.send(goodbye)
                     while answer_at <= arrived:

@@ -36,6 +36,8 @@ from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
 
 _RECORD = 16 * 1024
+#: Records that are decrypted in one go: a full buffer of those that fit a network packet.
+_RECORDS = 256
 #: Bytes of records without any content that are taken in one go; whoever sends more would keep us from everyone else.
 _BARREN = 4 * _RECORD
 #: RFC 5246 §6.2.1: the type of a handshake message's record.
@@ -158,8 +160,10 @@ class TlsFilter(ByteStream):
         """Decrypt into the buffer, from ``total`` on, until either is spent."""
         assert self._object is not None
         room = len(self._buffer) - _RECORD
+        records = _RECORDS
         try:
-            while total <= room and (self._incoming.pending or self._object.pending()):
+            while total <= room and records and (self._incoming.pending or self._object.pending()):
+                records -= 1
                 # (typeshed knows neither that any writable buffer will do nor that then the size is returned)
                 size = cast(int, self._object.read(_RECORD, cast(bytearray, self._buffer[total:])))
                 if size == 0:
@@ -175,7 +179,7 @@ class TlsFilter(ByteStream):
             broken = self._break(_words(error))
             if not total:
                 raise broken from error
-        self._more = total > room
+        self._more = total > room or not records
         if self._outgoing.pending:
             # Key updates, alerts and handshakes are answers that OpenSSL writes while it reads.
             answer = self._outgoing.read()

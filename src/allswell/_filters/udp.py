@@ -41,8 +41,8 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _LARGEST = 65535
-#: One batch: so many calls at most, lest a fast sender keeps the event loop from everyone else.
-_BATCH_CALLS = 32
+#: One batch is a run of datagrams, as the kernel gives it, or about so many that it gave one by one.
+_BATCH = 16
 #: The kernel takes at most so many segments, and an IP packet's worth of bytes, per call.
 _SEGMENTS, _SEGMENTED_BYTES = 64, 65000
 _IP_RECVTOS = 13
@@ -199,7 +199,9 @@ class UdpFilter(Datagrams):
         datagrams: list[bytes] = []
         marks = self.marks = []
         mark = 0
-        for _ in range(_BATCH_CALLS):
+        for _ in range(_BATCH):
+            if len(datagrams) >= _BATCH:
+                break
             try:
                 if self._gro or self._hears_marks:
                     data, ancillary, _, _ = sock.recvmsg(_LARGEST, _ANCILLARY)
