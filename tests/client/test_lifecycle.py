@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import io
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -379,29 +378,6 @@ async def test_header_injection_is_refused(headers: dict[str, str]) -> None:
                 await client.get(peer.url, headers=headers)
             assert (await client.get(peer.url)).status_code == 200
     assert all(b"Y: b" not in request for each in peer.connections for request in each.requests)
-
-
-def test_private_names_of_httpx2() -> None:
-    """A canary: what we use of httpx2 beyond its documentation. Where it fails, httpx2 has changed under us."""
-    client = httpx2.AsyncClient(mounts={"all://x.example": None})
-    assert isinstance(client._transport, httpx2.AsyncHTTPTransport)
-    assert list(client._mounts.values()) == [None]
-    assert callable(client._init_transport)
-    ours = allswell.AsyncClient()
-    assert isinstance(ours._transport, allswell.AsyncTransport)
-
-    async def pieces() -> object:
-        yield b""
-
-    for library in (httpx2, httpx):
-        request = library.Request("POST", "http://x.example", content=pieces())
-        assert type(request.stream) is library._content.AsyncIteratorByteStream
-        assert isinstance(request.stream._stream, AsyncIterator)
-        form = library.Request("POST", "http://x.example", data={"a": "b"}, files={"f": io.BytesIO(b"x")}).stream
-        assert type(form) is library._multipart.MultipartStream
-        assert [hasattr(field, "file") for field in form.fields] == [False, True]
-        assert issubclass(library.StreamConsumed, Exception)
-        assert issubclass(library.ByteStream, library.AsyncByteStream)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
