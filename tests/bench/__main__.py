@@ -40,10 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _arguments(arguments)
     cells = _cells(asked)
     minutes = len(cells) * asked.repeat * (asked.seconds * _LONGER + _BESIDE) / 60
-    print(
-        f"{len(cells)} cells, {asked.repeat} runs of {asked.seconds:g} s of CPU each: {max(1, round(minutes))} min or so"
-    )
-    sys.stdout.flush()
+    print(f"{len(cells)} cells, {asked.repeat} runs of {asked.seconds:g} s of CPU each: about", end=" ")
+    print(f"{max(1, round(minutes))} min", flush=True)
     results: Results = {cell: [] for cell in cells}
     with caddy() as origin:
         for number, cell in enumerate(_turns(cells, asked.repeat), 1):
@@ -54,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for spoken in asked.versions:
         print(table(spoken, results))
     print(verdict_lines(results))
-    _save(asked, results)
-    if not asked.clients and asked.scenarios == list(SCENARIOS):  # not for a part
-        fairness.main()
+    whole = not asked.clients and asked.scenarios == list(SCENARIOS)
+    _save(asked, results, fairness.main() if whole else [])
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -113,7 +110,7 @@ def run_apart(job: Job) -> Run | str:
     return Run(**json.loads(done.stdout))
 
 
-def _save(asked: argparse.Namespace, results: Results) -> None:
+def _save(asked: argparse.Namespace, results: Results, turns: list[fairness.Measured]) -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     settings = {
         "repeat": asked.repeat,
@@ -123,7 +120,9 @@ def _save(asked: argparse.Namespace, results: Results) -> None:
         "machine": f"{platform.platform()}, {os.cpu_count()} CPUs",
         "clients": {cell.client: _release(cell.client) for cell in results},
     }
-    (asked.out / "results.json").write_text(json.dumps({"settings": settings, **as_json(results)}, indent=1))
+    fair = [{**each._asdict(), "reached": each.good} for each in turns]
+    saved = {"settings": settings, **as_json(results), "fairness": fair}
+    (asked.out / "results.json").write_text(json.dumps(saved, indent=1))
     (asked.out / "chart.svg").write_text(chart(results))
     (asked.out / "figures.md").write_text(markdown(results))
     print(f"\nin {asked.out}: results.json (all runs), figures.md, chart.svg")

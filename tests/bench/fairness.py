@@ -21,6 +21,7 @@ from allswell import AllswellError, ConnectionPool
 from allswell._config import Timeouts
 from tests.bench.hostile import INPUTS
 from tests.bench.origin import Origin, caddy
+from tests.bench.scenarios import TEN_MB
 
 #: The goals: seconds of CPU time that others wait at most, and until a total timeout of 1 s has ended a request.
 SLICE, END = 0.020, 1.5
@@ -66,13 +67,16 @@ async def measure(name: str, url: str, ca: str, *, times: int = 1, total: float 
         watcher = asyncio.create_task(watch())
         began = monotonic()
         end = "complete"
+        size = 0
         for _ in range(times):
             try:
                 async with pool.stream("GET", url, timeouts=Timeouts(read=None, total=total)) as response:
-                    while await response.receive():
-                        pass
+                    while piece := await response.receive():
+                        size += len(piece)
             except AllswellError as error:
                 end = str(error)
+        if end == "complete" and size != times * TEN_MB:
+            raise RuntimeError(f"{size} bytes came")
         seconds = monotonic() - began
         watcher.cancel()
     return Measured(name, longest, seconds, end)
@@ -81,8 +85,8 @@ async def measure(name: str, url: str, ca: str, *, times: int = 1, total: float 
 async def _connect(pool: ConnectionPool, url: str) -> None:
     """What is imported, and made, for the first connection is not what is measured."""
     await asyncio.sleep(0)
-    if url.endswith("/10mb"):
-        await pool.request("GET", url.removesuffix("10mb"))
+    if "/10mb/" in url:
+        await pool.request("GET", url.replace("/10mb/", "/small/"))
 
 
 @contextmanager
@@ -103,7 +107,9 @@ def measure_all() -> Iterator[Measured]:
     """One input after another."""
     with caddy() as origin:
         for version in _SETTINGS:
-            yield asyncio.run(measure(f"{version}, 30 MB", f"{origin.url}/10mb", str(origin.ca), times=3, total=120.0))
+            yield asyncio.run(
+                measure(f"{version}, 30 MB", f"{origin.url}/10mb/fair", str(origin.ca), times=3, total=120.0)
+            )
     for name in INPUTS:
         with hostile(name) as server:
             yield asyncio.run(measure(name, server.url, str(server.ca)))
@@ -115,11 +121,14 @@ def line(one: Measured) -> str:
     return f"{one.name:<28} {one.slice * 1000:7.1f} ms {one.seconds:7.2f} s  {one.end[:60]}{verdict}"
 
 
-def main() -> None:
+def main() -> list[Measured]:
     """Measure all, line by line."""
     print(f"\n{'one response holds others up':<28} {'at most':>10} {'over after':>9}")
+    found = []
     for one in measure_all():
         print(line(one), flush=True)
+        found.append(one)
+    return found
 
 
 if __name__ == "__main__":

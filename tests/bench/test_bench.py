@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 import allswell
+from tests.bench import fairness
 from tests.bench.__main__ import main, run_apart
 from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS, Answer, Fetch, Setting
@@ -180,6 +181,12 @@ def test_goals_are_about_cells_that_there_are() -> None:
     for goal in GOALS:
         assert goal.version in SCENARIOS[goal.scenario].versions
         assert all(goal.version in CLIENTS[name][1] for name in (goal.ours, goal.other))
+
+
+def test_the_benchmark_of_turns_downloads_what_it_says(origin: Origin) -> None:
+    """It fails when not all bytes come."""
+    done = asyncio.run(fairness.measure("h1, 30 MB", f"{origin.url}/10mb/fair", str(origin.ca), total=50.0))
+    assert done.end == "complete"
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
