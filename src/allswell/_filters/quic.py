@@ -49,7 +49,7 @@ _CLOSING_PROBES = 3
 _GOODBYES = 3
 #: Seconds without news of a response that is waited for, before the path is tried with a PING. The next one waits twice
 #: as long, but never longer than half of the idle timeout. A NAT that forgot us lets nothing in until something goes
-#: out, and whoever only receives sends nothing.
+#: out, and a client that only receives sends nothing.
 _SILENCE = 0.5
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
@@ -79,14 +79,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._quiet_since = 0.0  # the last news, or the last PING that asked for some
         self._silence = _SILENCE
         self._kept: list[QuicEvent] = []
-        self._arrived: deque[tuple[bytes, int]] = deque()  # datagrams that nobody has looked into yet, and their marks
+        self._arrived: deque[tuple[bytes, int]] = deque()  # datagrams that were not looked into yet, and their marks
         self._turn = False
         self._waiting: anyio.CancelScope | None = None
         self._pings = 0
         self._answered: End | None = None
         self._unreachable = False
         self._early = False
-        self._ourselves = ""
         self._aside: Datagrams | None = None
         self._keylog: TextIO | None = None
         self._goodbye: list[bytes] = []  # the datagrams of our CONNECTION_CLOSE, once it was said
@@ -223,7 +222,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self._waiting is not None:
             self._waiting.cancel()
         elif self._listener is not None and self._host is not None:
-            self._host.call_soon(self._call_listener)  # not now: it may be the one who called
+            self._host.call_soon(self._call_listener)  # not now: it may be what called this
 
     def _call_listener(self) -> None:
         if self._listener is not None:
@@ -457,7 +456,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self.connection.close(self._settings.no_error)
         self._goodbye = [datagram for datagram, _ in self.connection.datagrams_to_send(monotonic())]
         self._udp.send(self._goodbye)
-        self._wake()  # whoever waits for acknowledgements waits no longer
+        self._wake()  # acknowledgements are not waited for any longer
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         if self._end is not None:
@@ -506,7 +505,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                     while answer_at <= arrived:
                         answer_at *= 2
         except TransportError:
-            self._unreachable = True  # the port is closed: there is nobody left to be told
+            self._unreachable = True  # the port is closed: there is no peer left to be told
         return True
 
     def abort(self, *, reset: bool = True) -> LayerEnd:

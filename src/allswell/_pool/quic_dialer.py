@@ -32,7 +32,7 @@ _CARRIER = 1350
 class QuicDialer:
     """Makes HTTP/3 connections for one pool.
 
-    :param trust: whom to trust at a route's end, as on TCP.
+    :param trust: the context that judges certificates at a route's end, as on TCP.
     :param ask: the resolver.
     """
 

@@ -1,10 +1,10 @@
-"""aioquic's connection as this client needs it: with credit, with ears while it closes, and with words for its end.
+"""aioquic's client connection: windows by consumption, a closing state that listens, typed ends.
 
 Theory of operation. aioquic's ``QuicConnection`` is a complete sans-IO QUIC, but for a client that must be bounded and
 end well it lacks seven things, and this subclass adds them by overriding as little as possible:
 
 - **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without bound.
-  Here windows grow only by what :meth:`credit` and :meth:`credit_stream` say was *consumed*. What never reaches anyone
+  Here windows grow only by what :meth:`credit` and :meth:`credit_stream` say was *consumed*. What is never delivered
   (the rest of a stream that was reset) is credited to the connection here.
 - **Closing.** In its closing state aioquic ignores what comes. RFC 9000 §10.2.1 has the peer's CONNECTION_CLOSE end
   that state, so input is still decrypted and parsed, by the same code as ever, and all of it forgotten save a close.
@@ -246,7 +246,7 @@ class ClientConnection(PathMtuConnection):
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None and stream.sender._reset_error_code is not None:
-            return  # the peer's STOP_SENDING has come (RFC 9000 §3.5), and whoever writes is about to hear of it
+            return  # the peer's STOP_SENDING has come (RFC 9000 §3.5); the writer is about to hear of it
         self.dirty = True
         super().send_stream_data(stream_id, data, end_stream)
 
@@ -446,7 +446,7 @@ class ClientConnection(PathMtuConnection):
             space.ack_at = now + self._ack_delay
 
     def _is_stateless_reset(self, data: bytes) -> bool:
-        """RFC 9000 §10.3.1: compared in constant time, so that nobody can guess the token byte by byte."""
+        """RFC 9000 §10.3.1: compared in constant time, so that the token cannot be guessed byte by byte."""
         token = self._peer_cid.stateless_reset_token
         if not token or len(data) < _SHORTEST_RESET or data[0] & _LONG_HEADER:
             return False
@@ -606,7 +606,7 @@ class ClientConnection(PathMtuConnection):
         over = stream is not None and stream.receiver.is_finished
         super()._handle_reset_stream_frame(context, frame_type, buf)
         if not over:
-            # Up to its final size it has used the connection's window, but nobody will consume the rest.
+            # Up to its final size it has used the connection's window, but the rest will never be consumed.
             stream = self._streams[stream_id]  # which may be new: all that it carried before was lost
             self.credit(stream.receiver.highest_offset - stream.receiver.starting_offset())
 

@@ -3,7 +3,7 @@
 Theory of operation. Every datagram is sent marked ECT(0), so whatever the peer acknowledges was marked, and its counts
 must cover it. :attr:`EcnConnection.marking` turns false, for good, when they do not (something on the path clears or
 mangles the marks, or the peer does not report them), or when three probes in a row got no answer at the start (marked
-packets might be what the path drops); whoever owns the socket then stops to mark. Marks that arrive are counted by
+packets might be what the path drops); the owner of the socket then stops to mark. Marks that arrive are counted by
 packet number space and reported in each ACK. A rising count of CE is congestion, as a lost packet is (RFC 9002 §7.1).
 """
 

@@ -1,4 +1,4 @@
-"""A connection's qlog, written when the connection is over. (aioquic's own can be read by everybody.)"""
+"""A connection's qlog, written when the connection is over. (A file of aioquic's own could be read by every user.)"""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def _key() -> ec.EllipticCurvePrivateKey:
 
 @cache
 def _stranger() -> x509.Certificate:
-    """A certificate, sound in itself, that nobody can have a reason to trust."""
+    """A certificate, sound in itself, that there is no reason to trust."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _STRANGER)])
     now = datetime.now(UTC)
     return (
