@@ -20,7 +20,7 @@ from allswell._connection.driver import Connection
 from allswell._connection.lifecycle import State
 from allswell._connection.service import Service
 from allswell._errors import NotProcessed
-from allswell._messages import Headers
+from allswell._fields import options
 from allswell._pool.request import Request
 from allswell._pool.response import Attempt, Response
 from allswell._pool.route_state import ANY, UNUSED
@@ -64,7 +64,7 @@ class Replay:
         processed: Literal["no", "declined"] = "declined"
         if status == 408:
             crossed = connection.http_version == "HTTP/1.1" and response.stream_id > 1
-            if not crossed or not _closes(response.headers):
+            if not crossed or b"close" not in options(response.headers, b"connection"):
                 return False
             processed = "no"
         elif any(attempt.processed == "declined" for attempt in self.attempts):
@@ -125,7 +125,3 @@ class Replay:
         if tries < 2:
             return 0.0
         return min(_LONGEST_PAUSE, _PAUSE * (1 << min(tries - 2, 8))) * random.uniform(0.5, 1.0)
-
-
-def _closes(headers: Headers) -> bool:
-    return any(name.lower() == b"connection" and b"close" in value.lower() for name, value in headers)
