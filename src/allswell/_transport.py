@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, cast
 
-import httpcore2
 import httpx2
 
 from allswell._config import DEFAULT_GRACE, PoolConfig, SocketOption, Timeouts
@@ -33,7 +34,7 @@ from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.request import Body, Request, starts_anew
 from allswell._pool.response import Response
-from allswell._pool.route import Proxies, destination, proxy_hops
+from allswell._pool.route import Proxies, Route, destination, proxy_hops
 from allswell._pool.websocket import as_extended_connect, as_upgraded
 from allswell._report import CloseReport
 from allswell._short import Response as ShortResponse
@@ -82,12 +83,24 @@ def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
     raise getattr(library, name)(str(error)) from error
 
 
-class RawStream(httpcore2.AsyncNetworkStream):
-    """The ``network_stream`` extension, with the exceptions of httpcore2 (under httpx: httpcore) its users know."""
+@cache
+def _as_httpcore2s() -> type[RawStream]:
+    return type("RawStream", (RawStream, sys.modules["httpcore2"].AsyncNetworkStream), {})
 
-    def __init__(self, stream: NetworkStream, library: ModuleType) -> None:
+
+class RawStream:
+    """The ``network_stream`` extension, with the exceptions of httpcore2 (under httpx: httpcore) its users know.
+
+    It is an ``httpcore2.AsyncNetworkStream``, too, for whoever has imported that. (We do so late: it brings trio.)
+    """
+
+    def __init__(self, stream: NetworkStream, library: str) -> None:
         self._stream = stream
         self._library = library
+
+    @property  # type: ignore[misc]  # read-only; isinstance() asks for it
+    def __class__(self) -> type[RawStream]:
+        return _as_httpcore2s() if "httpcore2" in sys.modules else RawStream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """See :meth:`NetworkStream.read`."""
@@ -112,7 +125,7 @@ class RawStream(httpcore2.AsyncNetworkStream):
     ) -> RawStream:
         """See :meth:`NetworkStream.start_tls`."""
         with self._errors_of("Connect"):
-            return type(self)(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._library)
+            return RawStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._library)
 
     def get_extra_info(self, info: str) -> Any:
         """See :meth:`NetworkStream.get_extra_info`."""
@@ -122,11 +135,10 @@ class RawStream(httpcore2.AsyncNetworkStream):
     def _errors_of(self, operation: str) -> Iterator[None]:
         try:
             yield
-        except LocalProtocolError as error:
-            raise self._library.LocalProtocolError(str(error)) from error
         except AllswellError as error:
-            kind = "Timeout" if isinstance(error, Timeout) else "Error"
-            raise getattr(self._library, operation + kind)(str(error)) from error
+            kind = operation + ("Timeout" if isinstance(error, Timeout) else "Error")
+            kind = "LocalProtocolError" if isinstance(error, LocalProtocolError) else kind
+            raise getattr(import_module(self._library), kind)(str(error)) from error
 
 
 class ResponseStream(WholeStream):
@@ -214,11 +226,22 @@ class Closing:
         )
 
 
+class _Origin(NamedTuple):
+    """Where requests to the URLs of one origin go."""
+
+    route: Route
+    scheme: bytes
+    authority: bytes
+
+
+_MOST_ORIGINS = 1024
+
+
 class Sender:
     """What the transports for httpx2 and httpx share: the pool, and how a request and an error are translated."""
 
     _library: ModuleType = httpx2
-    _core: ModuleType = httpcore2
+    _core = "httpcore2"
 
     def __init__(
         self,
@@ -263,6 +286,8 @@ class Sender:
         self._owns = pool is None
         self._proxies = proxy_hops(proxy) or self.pool.config.proxies
         self._left = False
+        self._origins: dict[tuple[str, bytes, int | None], _Origin] = {}
+        self._waits: tuple[object, Timeouts] = None, Timeouts()
 
     async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
         if self._left:
@@ -277,7 +302,7 @@ class Sender:
             response.status = 101
             response.headers = as_upgraded(request.headers.raw, response.headers)
         facts = response.extension_facts()
-        facts["network_stream"] = RawStream(response.network_stream, self._core)
+        facts["network_stream"] = RawStream(facts["network_stream"], self._core)
         return response, facts
 
     def _without_upgrade(self, request: Request) -> bool:
@@ -293,42 +318,57 @@ class Sender:
 
     def _request(self, request: httpx2.Request) -> Request:
         extensions = request.extensions
-        to = destination(request.url, extensions.get("sni_hostname"))
-        waits: Mapping[str, float | None] = extensions.get("timeout", {})
-        timeouts = Timeouts(
-            waits.get("connect"),
-            waits.get("read"),
-            waits.get("write"),
-            waits.get("pool"),
-            extensions.get("total_timeout", self._total),
-        )
+        origin = self._origin(request.url, extensions.get("sni_hostname"))
         headers = request.headers.raw
-        route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
-        if any(name.lower() == b"upgrade" for name, _ in headers):
-            route = route._replace(upgrades=True)
-        target, protocol = extensions.get("target", to.target), extensions.get("protocol")
+        names = {name.lower() for name, _ in headers}
+        route = origin.route._replace(upgrades=True) if b"upgrade" in names else origin.route
+        target = extensions.get("target", request.url.raw_path)
+        protocol = extensions.get("protocol")
         head = RequestHead(
             as_bytes(request.method, "method"),
-            route.scheme.encode("ascii"),
-            to.authority,
+            origin.scheme,
+            origin.authority,
             as_bytes(target, "target"),
             headers,
             None if protocol is None else as_bytes(protocol, "protocol"),
         )
-        body = self._body(request)
         trace = extensions.get("trace")
         return Request(
             head,
             route,
-            body,
-            timeouts,
+            self._body(request, framed=b"content-length" in names),
+            self._timeouts(extensions),
             extensions.get("trailers"),
             extensions.get("informational"),
             Tracer(trace) if trace is not None else None,
         )
 
-    def _body(self, request: httpx2.Request) -> Body | None:
+    def _origin(self, url: httpx2.URL, server_name: str | None) -> _Origin:
+        """Where a request to this URL goes. (To find that out costs more than to remember it.)"""
+        key = url.scheme, url.raw_host, url.port
+        found = self._origins.get(key) if server_name is None else None
+        if found is None:
+            to = destination(url, server_name)
+            route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
+            found = _Origin(route, route.scheme.encode("ascii"), to.authority)
+            if server_name is None:
+                if len(self._origins) >= _MOST_ORIGINS:
+                    self._origins.clear()
+                self._origins[key] = found
+        return found
+
+    def _timeouts(self, extensions: Mapping[str, Any]) -> Timeouts:
+        waits: Mapping[str, float | None] = extensions.get("timeout", {})
+        total = extensions.get("total_timeout", self._total)
+        key = waits.get("connect"), waits.get("read"), waits.get("write"), waits.get("pool"), total
+        if key != self._waits[0]:  # mostly they are the client's own
+            self._waits = key, Timeouts(*key)
+        return self._waits[1]
+
+    def _body(self, request: httpx2.Request, *, framed: bool) -> Body | None:
         """The request's body; ``None`` where it has none.
+
+        :param framed: the header section tells its length.
 
         :raises StreamConsumed: the client sends it once more (a redirect with 307 or 308, a flow of its ``auth``), and
             its rest only is left. (The library raises it for generators, and sends the rest of all others.)
@@ -336,9 +376,7 @@ class Sender:
         library, stream = self._library, cast(Any, request.stream)
         if isinstance(stream, library.ByteStream):
             content = b"".join(stream)
-            if content or any(name.lower() == b"content-length" for name, _ in request.headers.raw):
-                return Body(content)
-            return None
+            return Body(content) if content or framed else None
         if isinstance(stream, library._content.AsyncIteratorByteStream):
             source = stream._stream  # whatever the caller iterates over, under the library's wrapper
             if starts_anew(source) and not isinstance(source, library.AsyncByteStream):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import httpcore
 import httpx
 import httpx2
 
@@ -20,7 +19,7 @@ class AsyncTransport(Sender, httpx.AsyncBaseTransport):
     """A transport for ``httpx.AsyncClient``; parameters as in :class:`allswell.AsyncTransport`."""
 
     _library = httpx
-    _core = httpcore
+    _core = "httpcore"
 
     async def aclose(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:  # type: ignore[override]
         """See :meth:`ConnectionPool.leave`. (The override: httpx's returns nothing.)"""

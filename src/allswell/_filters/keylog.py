@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from typing import Any, TextIO
 
 import httpx2
@@ -17,7 +20,27 @@ def new_context(verify: Any = True, cert: Any = None, trust_env: bool = True) ->
     """A context as httpx2 makes it. (Python's own default context begins to log keys as soon as it is made.)"""
     if trust_env:
         _environments()
+    if not cert and "httpcore2" not in sys.modules:
+        if isinstance(verify, ssl.SSLContext):
+            return verify
+        if verify is True and (default := _default_context()) is not None:
+            return default(_trust_env=trust_env)
     return httpx2.create_ssl_context(verify, cert, trust_env)
+
+
+def _default_context() -> Callable[..., ssl.SSLContext] | None:
+    """The function of httpcore2 that httpx2 calls for that, without the rest of httpcore2: it brings trio with it.
+
+    (The file and the function are private names that we rely on; where they are not as we know them, httpx2 is asked.)
+    """
+    package = find_spec("httpcore2")
+    for folder in (package and package.submodule_search_locations) or ():
+        spec = spec_from_file_location("allswell._httpcore2_ssl", os.path.join(folder, "_ssl.py"))
+        if spec is not None and spec.loader is not None and os.path.exists(str(spec.origin)):
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return getattr(module, "default_ssl_context", None)
+    return None
 
 
 def logging_keys(context: ssl.SSLContext, trust_env: bool) -> ssl.SSLContext:
