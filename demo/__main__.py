@@ -21,7 +21,7 @@ VERSIONS: Mapping[str, dict[str, bool | str]] = {
 
 async def talk(to: Origin, settings: Mapping[str, bool | str]) -> None:
     """A request, three at once, ten megabytes; and a close while a response is still on its way."""
-    client = allswell.AsyncClient(verify=to.trust, base_url=to.url, timeout=30.0, **settings)  # type: ignore[arg-type]  # see VERSIONS
+    client = allswell.AsyncClient(verify=to.trust, base_url=to.url, timeout=30.0, grace=10.0, **settings)  # type: ignore[arg-type]  # see VERSIONS
 
     began = perf_counter()
     response = await client.get("/")

@@ -33,7 +33,7 @@ async def client(
     assert base is not None
     http2 = request.param == "h2"
     # Without TLS, hypercorn does not answer our FIN until its own timeout: do not wait for it.
-    grace = 0.1 if request.param == "h1" else 2.0
+    grace = 0.1 if request.param == "h1" else 30.0
     async with allswell.AsyncClient(base_url=base, verify=trusting, http2=http2, grace=grace) as client:
         yield client
     assert client.close_report is not None

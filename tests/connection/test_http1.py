@@ -108,7 +108,7 @@ async def test_close_waits_for_bytes_still_to_be_sent(tls: bool) -> None:
                 go_on.set()
 
             tasks.start_soon(later)
-            report = await pool.aclose(5.0)
+            report = await pool.aclose(30)
         await peer.ended()
         assert bodies == [content]
         assert peer.connections[0].saw == (["close_notify", "FIN"] if tls else ["FIN"])

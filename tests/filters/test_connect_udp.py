@@ -159,7 +159,7 @@ async def test_http3_inside_http2() -> None:
     script = Http2Proxy(settings={8: 1})  # ENABLE_CONNECT_PROTOCOL
     with caddy() as origin, scripted_peer(script, tls=h2_tls()) as proxy:
         url = f"https://127.0.0.1:{origin.port}"
-        async with pool_through(proxy.port, http3="only", grace=10) as pool:
+        async with pool_through(proxy.port, http3="only", grace=30) as pool:
             response = await pool.request("GET", url)
             assert (response.http_version, await response.read()) == (b"HTTP/3", HELLO)
             assert len(await (await pool.request("GET", f"{url}/10mb")).read()) == TEN_MB

@@ -815,7 +815,7 @@ async def test_through_a_bad_network(weather: Weather) -> None:
             for piece in range(10):
                 await exchange.send(b"y" * 20_000, end=piece == 9)
             assert await read(exchange) == b"200000"
-            end = await client.aclose(10)
+            end = await client.aclose(30)
             # (Where the acknowledgement was lost, we do not wait for another until the grace is over.)
             assert end.layers[0].outcome in (Outcome.CLEAN, Outcome.TIMED_OUT)
             assert await seen(server, "goaway") == [(0,)]

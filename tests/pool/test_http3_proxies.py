@@ -42,7 +42,7 @@ def hop_to(port: int, **settings: Any) -> ProxyHop:
 
 
 def pool_through(*hops: ProxyHop, **settings: Any) -> ConnectionPool:
-    return ConnectionPool(ssl_context=certificates().client_context(), proxies=hops, **{"grace": 10.0, **settings})
+    return ConnectionPool(ssl_context=certificates().client_context(), proxies=hops, **{"grace": 30.0, **settings})
 
 
 def report_of(pool: ConnectionPool) -> CloseReport:

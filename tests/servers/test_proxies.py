@@ -117,7 +117,7 @@ async def test_tunnels(kind: str, inner: str, hop: Hop, origin: ServerInfo) -> N
 async def test_http3_through_socks(kind: str, hop: Hop, origin: ServerInfo) -> None:
     trusting = certificates().client_context()
     # (The closing period lasts three PTO, and these grow with the load on this machine.)
-    async with ConnectionPool(ssl_context=trusting, proxies=(hop(kind),), http3="only", grace=10) as pool:
+    async with ConnectionPool(ssl_context=trusting, proxies=(hop(kind),), http3="only", grace=30) as pool:
         for _ in range(3):
             response = await pool.request("GET", origin.url)
             assert await response.read() == HELLO
