@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from allswell import ConnectionPool
+from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
 from tests.support.certificates import certificates
 from tests.support.quic_server import QuicServer
@@ -104,3 +104,20 @@ async def test_cancelled_while_the_server_is_silent(seconds: float) -> None:
             states = pool.snapshot().routes[0]
             assert sum(each.exchanges for each in states.connections) == 0
             assert states.waiting == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), ZeroDivisionError()], ids=repr)
+async def test_a_hook_that_fails_on_the_way_elsewhere_is_told_as_it_is(error: BaseException) -> None:
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        if server.connections and server.connections[0].silent and "connect" in name.rpartition(".")[0]:
+            raise error
+
+    with QuicServer() as server:
+        async with trusting() as pool, AsyncClient(pool=pool, timeout=30) as client:
+            await client.get(url(server.port))
+            server.connections[0].silent = True
+            with pytest.raises(type(error)) as caught:
+                await client.get(url(server.port), extensions={"trace": trace})
+            assert caught.value is error
+            server.connections[0].silent = False
+            assert (await client.get(url(server.port))).status_code == 200
