@@ -275,26 +275,31 @@ class Response(_gzip.Response):
 # --- The client
 
 
-def _is(method: Any, known: Any) -> bool:
-    """Whether a method that a short way would take the place of is httpx2's own."""
-    return ON and getattr(method, "__func__", None) is known
-
-
 class ShortWays(httpx2.AsyncClient):
     """httpx2's client, with the short ways."""
 
     _plain_base: tuple[httpx2.URL, ParseResult | None] | None = None
+    _straight: type | None = None  # the class itself, where none stands between this one and httpx2's
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        above = cls.__mro__[cls.__mro__.index(ShortWays) + 1]
+        cls._straight = cls if above is httpx2.AsyncClient else None
 
     def _merge_url(self, url: httpx2.URL | str) -> httpx2.URL:
-        long = super()._merge_url
-        if _is(long, _MERGE_URL) and httpx2.URL.__init__ is _NEW_URL:
+        if (
+            ON
+            and self._straight is type(self)
+            and httpx2.AsyncClient._merge_url is _MERGE_URL
+            and httpx2.URL.__init__ is _NEW_URL
+        ):
             if type(url) is str:
                 parsed = plain_url(url) or self._below_base(url)
                 if parsed is not None:
                     return _url(parsed)
             elif type(url) is httpx2.URL and url.is_absolute_url:
                 return _url(url._uri_reference)
-        return long(url)
+        return super()._merge_url(url)
 
     def _below_base(self, text: str) -> ParseResult | None:
         """A relative URL at the base URL, where both are in their normal form."""
@@ -313,16 +318,20 @@ class ShortWays(httpx2.AsyncClient):
         return ParseResult(found.scheme, "", found.host, found.port, found.path + path, query, None)
 
     def _merge_headers(self, headers: HeaderTypes | None = None) -> HeaderTypes | None:
-        long = super()._merge_headers
         ours = self.headers
-        if not _is(long, _MERGE_HEADERS) or type(ours) is not httpx2.Headers:
-            return long(headers)
+        if (
+            not ON
+            or self._straight is not type(self)
+            or httpx2.AsyncClient._merge_headers is not _MERGE_HEADERS
+            or type(ours) is not httpx2.Headers
+        ):
+            return super()._merge_headers(headers)
         if headers is None:
             return _headers(list(ours._list))
         given = httpx2.Headers(headers)._list
         names = {field[1] for field in given}
         if not all(map(bytes.isascii, names)):
-            return long(_headers(given))
+            return super()._merge_headers(_headers(given))
         return _headers([*(field for field in ours._list if field[1] not in names), *given])
 
     def build_request(
@@ -341,9 +350,8 @@ class ShortWays(httpx2.AsyncClient):
         extensions: RequestExtensions | None = None,
     ) -> httpx2.Request:
         """See httpx2."""
-        long = super().build_request
-        if not _is(long, _BUILD_REQUEST):
-            return long(
+        if not ON or self._straight is not type(self) or httpx2.AsyncClient.build_request is not _BUILD_REQUEST:
+            return super().build_request(
                 method,
                 url,
                 content=content,
@@ -398,17 +406,19 @@ class ShortWays(httpx2.AsyncClient):
         follow_redirects: bool | UseClientDefault = USE_CLIENT_DEFAULT,
     ) -> httpx2.Response:
         """See httpx2."""
-        long = super().send
         if (
-            auth is not USE_CLIENT_DEFAULT
+            not ON
+            or self._straight is not type(self)
+            or httpx2.AsyncClient.send is not _SEND
+            or type(self)._build_request_auth is not _BUILD_REQUEST_AUTH
+            or auth is not USE_CLIENT_DEFAULT
             or self._auth is not None
             or self._state is not ClientState.OPENED
             or type(request) is not httpx2.Request
             or request.url.userinfo
-            or not _is(long, _SEND)
-            or not _is(self._build_request_auth, _BUILD_REQUEST_AUTH)
+            or "_build_request_auth" in self.__dict__
         ):
-            return await long(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+            return await super().send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
         if isinstance(follow_redirects, UseClientDefault):
             follow_redirects = self.follow_redirects
         self._set_timeout(request)
@@ -426,26 +436,30 @@ class ShortWays(httpx2.AsyncClient):
     async def _send_handling_auth(
         self, request: httpx2.Request, auth: httpx2.Auth, follow_redirects: bool, history: list[httpx2.Response]
     ) -> httpx2.Response:
-        long = super()._send_handling_auth
-        if type(auth) is not httpx2.Auth or httpx2.Auth.async_auth_flow is not _AUTH_FLOW:
-            return await long(request, auth, follow_redirects, history)
-        if not _is(long, _SEND_HANDLING_AUTH):
-            return await long(request, auth, follow_redirects, history)
+        if (
+            not ON
+            or self._straight is not type(self)
+            or httpx2.AsyncClient._send_handling_auth is not _SEND_HANDLING_AUTH
+            or httpx2.Auth.async_auth_flow is not _AUTH_FLOW
+            or type(auth) is not httpx2.Auth
+        ):
+            return await super()._send_handling_auth(request, auth, follow_redirects, history)
         return await self._send_handling_redirects(request, follow_redirects=follow_redirects, history=history)
 
     async def _send_handling_redirects(
         self, request: httpx2.Request, follow_redirects: bool, history: list[httpx2.Response]
     ) -> httpx2.Response:
-        long = super()._send_handling_redirects
         hooks = self._event_hooks
         if (
-            hooks["request"]
+            not ON
+            or self._straight is not type(self)
+            or httpx2.AsyncClient._send_handling_redirects is not _SEND_HANDLING_REDIRECTS
+            or hooks["request"]
             or hooks["response"]
             or history
             or self.max_redirects < 0
-            or not _is(long, _SEND_HANDLING_REDIRECTS)
         ):
-            return await long(request, follow_redirects, history)
+            return await super()._send_handling_redirects(request, follow_redirects, history)
         response = await self._send_single_request(request)
         if type(response) is Response and response.status_code not in _REDIRECTS:
             response.history = []
@@ -463,16 +477,19 @@ class ShortWays(httpx2.AsyncClient):
         except BaseException:
             await response.aclose()
             raise
-        return await long(following, follow_redirects, [response])
+        return await super()._send_handling_redirects(following, follow_redirects, [response])
 
     async def _send_single_request(self, request: httpx2.Request) -> httpx2.Response:
-        long = super()._send_single_request
-        if not _is(long, _SEND_SINGLE_REQUEST) or type(request) is not httpx2.Request:
-            return await long(request)
+        if (
+            not ON
+            or self._straight is not type(self)
+            or httpx2.AsyncClient._send_single_request is not _SEND_SINGLE_REQUEST
+            or type(request) is not httpx2.Request
+            or not isinstance(request.stream, httpx2.AsyncByteStream)  # which httpx2 tells
+        ):
+            return await super()._send_single_request(request)
         transport = self._transport_for_url(request.url)
         start = perf_counter()
-        if not isinstance(request.stream, httpx2.AsyncByteStream):
-            return await long(request)  # which tells
         try:
             response = await transport.handle_async_request(request)
         except httpx2.RequestError as error:
