@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from allswell import AllswellError, ConnectionPool, Timeout, Timeouts
+from allswell import AllswellError, ConnectionEnd, ConnectionPool, Timeout, Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
 from tests.support.peer import scripted_peer
@@ -117,6 +117,21 @@ async def test_http3_connections_that_end_before_they_grant_anything_are_few(at_
         assert len(server.connections) <= 6
     assert len(errors) == at_once
     assert all("before it allowed a request" in str(error) for error in errors)
+
+
+async def test_where_http3_has_no_room_tcp_may_have() -> None:
+    """They race each other, and a connection without room has not won."""
+    ends: list[ConnectionEnd] = []
+    with NoStreams() as server, scripted_peer(Http2Server(), tls=h2_tls(), port=server.port) as peer:
+        origin = peer.url
+        async with pool_for(http3=True, http3_origins=frozenset({origin}), on_connection_end=ends.append) as pool:
+            for _ in range(2):
+                answer = await pool.request("GET", f"{origin}/1", timeouts=PATIENT)
+                assert (answer.http_version, answer.attempts) == (b"HTTP/2", [])
+        assert len(server.connections) == 1
+        assert len(peer.connections) == 1
+        assert len(server.all("close")) >= 1
+    assert [end.reason for end in ends if end.http_version == "HTTP/3"] == ["it has no room yet, and TCP may have"]
 
 
 # HTTP/2: SETTINGS come behind the first requests

@@ -88,7 +88,7 @@ class Dialer:
         route: Route,
         owner: Owner,
         send: Send,
-        discard: Callable[[Connection], None],
+        discard: Callable[[Connection, str], None],
         tracer: Tracer | None,
         *,
         timeout: float | None = None,
@@ -96,7 +96,7 @@ class Dialer:
         """A new connection; its task is not running yet.
 
         :param send: sends a request on another connection of the owner's: one for a tunnel that this one goes through.
-        :param discard: ends a connection that was made second.
+        :param discard: ends a connection that was made and is not wanted, for this reason.
         :param timeout: what the caller allows for it, for the tracer to tell.
         :raises ConnectFailed: naming the peer and what went wrong.
         """
@@ -108,14 +108,17 @@ class Dialer:
         async def over_quic(endpoint: Endpoint) -> _Made:
             began = trying[endpoint] = monotonic()
             try:
-                stack, backend = await self._dial_quic(route, endpoint, send, around)
+                made = _Made(*await self._dial_quic(route, endpoint, send, around), began)
+                if ways.tcp and not made.backend.capacity():
+                    discard(connection(made), "it has no room yet, and TCP may have")
+                    raise ConnectFailed(f"{route.label} grants no request streams over QUIC", phase="quic", by="peer")
             except ConnectFailed:
                 del trying[endpoint]
                 discovery.failed(route, endpoint)
                 raise
             del trying[endpoint]
             discovery.worked(route, endpoint)
-            return _Made(stack, backend, began)
+            return made
 
         async def over_tcp(endpoint: Endpoint) -> _Made:
             began = monotonic()
@@ -134,7 +137,7 @@ class Dialer:
             )
 
         def second(made: _Made) -> None:
-            discard(connection(made))
+            discard(connection(made), "another was made sooner")
 
         async def race(ways: Ways) -> _Made:
             races = [

@@ -439,10 +439,10 @@ class Dispatcher:
         self.connections[connection] = route
         connection.start()
 
-    def _discard(self, route: Route, connection: Connection) -> None:
-        """It came second in a race: it counts nowhere, and says its goodbyes."""
+    def _discard(self, route: Route, connection: Connection, reason: str) -> None:
+        """It has not won its race: it counts nowhere, and says its goodbyes."""
         self._start(connection, route)
-        connection.close("another was made sooner", self._time_left())
+        connection.close(reason, self._time_left())
 
     def _time_left(self) -> Deadline | None:
         """When the goodbyes must be over; ``None`` when nobody waits for them (then they have the grace)."""
