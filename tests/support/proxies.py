@@ -62,8 +62,9 @@ def connect_proxy(
         assert method == b"CONNECT"
         host, _, port = target.decode().rpartition(":")
         origin = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
-        connection.send(answer)
-        carry(connection, origin)
+        with origin:
+            connection.send(answer)
+            carry(connection, origin)
 
     return script
 
@@ -134,8 +135,9 @@ class SocksProxy:
         except ConnectionRefusedError:
             connection.send(b"\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00")
             return
-        connection.send(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x12\x34", pieces=self._pieces)
-        relay(connection, origin)
+        with origin:
+            connection.send(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x12\x34", pieces=self._pieces)
+            relay(connection, origin)
 
 
 def socks_relay(over: threading.Event) -> Script:
