@@ -28,6 +28,7 @@ from tests.support.leaks import sockets_closed
 from tests.support.peer import ScriptedPeer, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
+from tests.support.servers import free_port
 from tests.support.udp_relay import UdpRelay
 
 pytestmark = pytest.mark.anyio
@@ -597,7 +598,7 @@ async def test_requests_name_the_alternative_that_they_go_to(known: bool, own: b
         came.append(fields)
         connection.respond(stream, 200)
 
-    with QuicServer({b"/look": look}) as server:
+    with QuicServer({b"/look": look}, port=free_port()) as server:
         offer = f'Alt-Svc: h3="localhost:{server.port}"; ma=60'
         script = answers(1, fields=(offer,), announce=True)
         # Where it is known to speak HTTP/3, the origin is there on UDP: at the same port.

@@ -16,6 +16,7 @@ from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -29,8 +30,9 @@ class NoStreams(QuicServer):
     :param closes: it ends each connection as soon as the client has made it.
     """
 
-    def __init__(self, *, closes: bool = False) -> None:
-        super().__init__({b"/r": lambda connection, stream, fields: connection.respond(stream, 200, fields[b":path"])})
+    def __init__(self, *, closes: bool = False, port: int = 0) -> None:
+        handler = {b"/r": lambda connection, stream, fields: connection.respond(stream, 200, fields[b":path"])}
+        super().__init__(handler, port=port)
         self._closes = closes
 
     def _accept(self, header: Any, address: Any) -> ServedConnection | None:
@@ -122,7 +124,8 @@ async def test_http3_connections_that_end_before_they_grant_anything_are_few(at_
 async def test_where_http3_has_no_room_tcp_may_have() -> None:
     """They race each other, and a connection without room has not won."""
     ends: list[ConnectionEnd] = []
-    with NoStreams() as server, scripted_peer(Http2Server(), tls=h2_tls(), port=server.port) as peer:
+    port = free_port()
+    with NoStreams(port=port) as server, scripted_peer(Http2Server(), tls=h2_tls(), port=port) as peer:
         origin = peer.url
         async with pool_for(http3=True, http3_origins=frozenset({origin}), on_connection_end=ends.append) as pool:
             for _ in range(2):
