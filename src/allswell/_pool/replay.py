@@ -95,8 +95,8 @@ class Replay:
         elif self.since == UNUSED:
             raise error.cause from error
         else:
-            # Its like would end just the same, so a new one. Many may have been lost at once: where they can share it,
-            # they do; but who is lost a second time gets one of his own, and that is the last.
+            # Connections of its age would end just the same, so it goes on a newer one. Many requests may have been
+            # lost at once: where they can share one, they do. One that is lost again gets a connection of its own.
             self.since = now if connection.shared and self.since == ANY else UNUSED
 
     def _look_for_progress(self, connection: Connection, now: float) -> None:

@@ -139,7 +139,6 @@ class RouteState:
         "dialling",
         "dials",
         "expected",
-        "expected",
         "label",
         "multiplexes",
         "route",
@@ -170,10 +169,12 @@ class RouteState:
         """It has no room, for now."""
         self.available.pop(connection, None)
         self.behind.pop(connection, None)
-        if connection.capacity_expected:
-            self.expected[connection] = monotonic() + EXPECTED_WITHIN if connection.answered else math.inf
-        else:
+        if not connection.capacity_expected:
             self.expected.pop(connection, None)
+        elif not connection.answered:
+            self.expected[connection] = math.inf
+        elif self.expected.get(connection, math.inf) == math.inf:  # else it has been waited for already
+            self.expected[connection] = monotonic() + EXPECTED_WITHIN
 
     @property
     def ungranted(self) -> bool:
