@@ -29,14 +29,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
-from httpx2 import _client as _theirs
-from httpx2._client import USE_CLIENT_DEFAULT, BoundAsyncStream, ClientState, UseClientDefault
-from httpx2._content import encode_request
-from httpx2._urlparse import ParseResult
+from httpx2 import USE_CLIENT_DEFAULT
 
 from allswell import _gzip, _shapes
 
 if TYPE_CHECKING:
+    from httpx2._client import BoundAsyncStream, ClientState, UseClientDefault
+    from httpx2._content import encode_request
     from httpx2._types import (
         AuthTypes,
         CookieTypes,
@@ -48,22 +47,29 @@ if TYPE_CHECKING:
         RequestFiles,
         TimeoutTypes,
     )
+    from httpx2._urlparse import ParseResult
+else:  # where one is missing, there are no short ways, and the client goes on
+    BoundAsyncStream = _shapes.find("httpx2._client", "BoundAsyncStream")
+    ClientState = _shapes.find("httpx2._client", "ClientState")
+    UseClientDefault = type(USE_CLIENT_DEFAULT)
+    encode_request = _shapes.find("httpx2._content", "encode_request")
+    ParseResult = _shapes.find("httpx2._urlparse", "ParseResult")
 
 #: Whether there are short ways.
 ON = _shapes.known()
 
 _Field = tuple[bytes, bytes, bytes]  # as httpx2.Headers has them: the name, in lower case too, the value
 
-_MERGE_URL = httpx2.AsyncClient._merge_url
-_MERGE_HEADERS = httpx2.AsyncClient._merge_headers
-_BUILD_REQUEST = httpx2.AsyncClient.build_request
-_BUILD_REQUEST_AUTH = httpx2.AsyncClient._build_request_auth
-_SEND = httpx2.AsyncClient.send
-_SEND_HANDLING_AUTH = httpx2.AsyncClient._send_handling_auth
-_SEND_HANDLING_REDIRECTS = httpx2.AsyncClient._send_handling_redirects
-_SEND_SINGLE_REQUEST = httpx2.AsyncClient._send_single_request
-_AUTH_FLOW = httpx2.Auth.async_auth_flow
-_EXTRACT_COOKIES = httpx2.Cookies.extract_cookies
+_MERGE_URL = _shapes.find("httpx2", "AsyncClient._merge_url")
+_MERGE_HEADERS = _shapes.find("httpx2", "AsyncClient._merge_headers")
+_BUILD_REQUEST = _shapes.find("httpx2", "AsyncClient.build_request")
+_BUILD_REQUEST_AUTH = _shapes.find("httpx2", "AsyncClient._build_request_auth")
+_SEND = _shapes.find("httpx2", "AsyncClient.send")
+_SEND_HANDLING_AUTH = _shapes.find("httpx2", "AsyncClient._send_handling_auth")
+_SEND_HANDLING_REDIRECTS = _shapes.find("httpx2", "AsyncClient._send_handling_redirects")
+_SEND_SINGLE_REQUEST = _shapes.find("httpx2", "AsyncClient._send_single_request")
+_AUTH_FLOW = _shapes.find("httpx2", "Auth.async_auth_flow")
+_EXTRACT_COOKIES = _shapes.find("httpx2", "Cookies.extract_cookies")
 _NEW_URL = httpx2.URL.__init__
 _NEW_HEADERS = httpx2.Headers.__init__
 _NEW_REQUEST = httpx2.Request.__init__
@@ -73,6 +79,7 @@ _ITER_BYTES = _gzip.Response.aiter_bytes
 _ITER_RAW = _gzip.Response.aiter_raw
 _CLOSE = _gzip.Response.aclose
 
+_logger = logging.getLogger("httpx2")  # as httpx2 has it
 _new = object.__new__
 
 # --- URLs
@@ -506,8 +513,8 @@ class ShortWays(httpx2.AsyncClient):
         ):
             cookies.extract_cookies(response)
         response.default_encoding = self._default_encoding
-        if _theirs.logger.isEnabledFor(logging.INFO):
-            _theirs.logger.info(
+        if _logger.isEnabledFor(logging.INFO):
+            _logger.info(
                 'HTTP Request: %s %s "%s %d %s"',
                 request.method,
                 request.url,

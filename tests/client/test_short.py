@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import pickle
+import re
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -41,23 +46,59 @@ def test_what_is_known_of_httpx2() -> None:
     assert _short.ON
 
 
-def test_another_httpx2_has_no_short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_of_another_has_no_short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     async def send(self: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Response:
         raise NotImplementedError
 
+    made: dict[str, Any] = {}
+    exec("async def send(self, request): pass", made)
     assert _shapes.known()
-    with monkeypatch.context() as patch:
-        patch.setattr(httpx2.AsyncClient, "send", send)
-        assert [name for name, _ in _shapes.changed()] == ["httpx2._client.AsyncClient.send"]
-        assert not _shapes.known()
-    with monkeypatch.context() as patch:
-        patch.delattr(httpx2.AsyncClient, "send")
-        assert not _shapes.known()
+    for other in (send, made["send"], missing, lambda: None, None):
+        for sources in (True, False):
+            with monkeypatch.context() as patch:
+                patch.setattr(httpx2.AsyncClient, "send", other)
+                if not sources:
+                    patch.setattr("builtins.open", missing)
+                assert not _shapes.known()
     with monkeypatch.context() as patch:  # installed without sources
         patch.setattr("builtins.open", missing)
         assert _shapes.known()
         patch.setattr(httpx2, "__version__", "2.99.0")
         assert not _shapes.known()
+
+
+def test_another_httpx2_is_asked_for_all(tmp_path: Path) -> None:
+    """One in which all that the short ways know has other names."""
+    names = "_merge_url|_merge_headers|_build_request_auth|_send_handling_auth|_send_handling_redirects"
+    names += "|_send_single_request|_uri_reference|BoundAsyncStream|ClientState"
+    names += "|UseClientDefault|encode_request|ParseResult"
+    copy = tmp_path / "httpx2"
+    shutil.copytree(Path(httpx2.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in copy.glob("*.py"):
+        file.write_text(re.sub(rf"\b({names})\b", r"\1_of_late", file.read_text(encoding="utf-8")), encoding="utf-8")
+    program = """
+import asyncio, sys
+import httpx2, allswell
+from allswell import _short
+async def main():
+    async with allswell.AsyncClient(base_url=sys.argv[1], follow_redirects=True) as client:
+        response = await client.post("/a", json={"a": 1}, headers={"x": "y"})
+        print(httpx2.__file__.startswith(sys.argv[2]), _short.ON, response.text, response.url.path, response.is_closed)
+        async with client.stream("GET", "/b") as response:
+            print(await response.aread())
+asyncio.run(main())
+"""
+    path = os.pathsep.join([str(tmp_path), *(each for each in sys.path if each)])
+    with scripted_peer(answers()) as peer:
+        result = subprocess.run(
+            [sys.executable, "-c", program, peer.url, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.stderr == ""
+    assert result.stdout.split("\n")[:2] == ["True False /a /a True", "b'/b'"]
 
 
 def missing(*_: object) -> None:
