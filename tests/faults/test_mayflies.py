@@ -110,7 +110,7 @@ ways = pytest.mark.parametrize(
 
 
 async def fetch(pool: ConnectionPool, url: str, number: int, answered: list[int]) -> None:
-    response = await pool.request("GET", f"{url}{number}", timeouts=Timeouts(total=20))
+    response = await pool.request("GET", f"{url}{number}", timeouts=Timeouts(connect=50, read=50, pool=50, total=50))
     assert await response.read() == f"/r/{number}".encode()
     answered.append(number)
 
