@@ -80,6 +80,8 @@ from allswell._quic.interface import (
 
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
 _SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
+#: Bytes of a stream that are looked into in one call, whatever frames they are cut into.
+_SLICE = 16 * 1024
 #: What the encoder may keep of our requests' fields, where the peer allows as much.
 _ENCODER_TABLE = 4096
 #: Bytes of the largest frame on a control stream.
@@ -391,6 +393,10 @@ class Http3:
         if isinstance(event, StreamDataReceived):
             stream_id = event.stream_id
             state = self._exchanges.get(stream_id)
+            if len(event.data) > _SLICE:
+                self._work = 0
+                self._input.appendleft(StreamDataReceived(stream_id, event.data[_SLICE:], event.end_stream))
+                event = StreamDataReceived(stream_id, event.data[:_SLICE], False)
             if state is not None:
                 self._on_data(stream_id, state, event.data, event.end_stream)
             elif not self._over:

@@ -536,7 +536,8 @@ class Connection:
         self._dispatch(events)
         if not self.silent:
             self._pulse.heard_at = monotonic()
-        self._transmit(answers=True)
+        if not backend.unfinished:
+            self._transmit(answers=True)
         if backend.must_abort:
             self.abort("the connection cannot be used any more")
         elif self._life.state is State.DRAINING:

@@ -54,7 +54,7 @@ _SILENCE = 0.5
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
 #: Of what has arrived, so much is looked into at a time, however small the frames are that the peer has made of it.
-_TAKE_SECONDS, _TAKE_BYTES = 0.002, 24 * 1024
+_TAKE_SECONDS, _TAKE_BYTES = 0.004, 128 * 1024
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
