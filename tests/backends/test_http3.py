@@ -405,7 +405,7 @@ async def test_ten_thousand_requests_leave_nothing_behind() -> None:
                 tracemalloc.stop()
             server_side = 8000 * 200  # the server, in this process too, records every request
             assert after - before < server_side
-            quic: Any = client.quic.connection
+            quic: Any = client.quic.connection.engine
             backend: Any = client.connection._backend
             with anyio.fail_after(30):
                 while len(quic._streams) > 8:

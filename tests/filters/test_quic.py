@@ -33,7 +33,7 @@ from allswell._errors import AllswellError, ConnectFailed, NotProcessed, Transpo
 from allswell._filters.quic import QuicFilter
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
-from allswell._quic.connection import ClientConnection
+from allswell._quic.engine import Engine
 from allswell._quic.settings import VERSION_1, VERSION_2
 from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import Outcome
@@ -219,7 +219,7 @@ async def test_the_keys_of_a_judgement_are_not_logged(tmp_path: Path) -> None:
     with QuicServer() as server:
         async with quic_client(server.port, quic_settings(trust=trust, keylog_file=str(keys))) as client:
             assert (await client.get("/hello"))[0].status == 200
-            ours = client.quic.connection.tls.client_random.hex()
+            ours = client.quic.connection.engine.tls.client_random.hex()
         with pytest.raises(ConnectFailed, match="Hostname mismatch"):
             await QuicClient(server.port, quic_settings(trust=trust, server_name="example.org")).start()
     lines = [line for line in keys.read_text().splitlines() if not line.startswith("#")]
@@ -388,8 +388,8 @@ async def test_early_data_and_then_retry(size: int) -> None:
                 assert await read(post) == str(size + 1).encode()
                 assert (await client.get("/hello"))[1] == b"hello"
                 await acknowledged(client)
-            assert connection._loss.bytes_in_flight == 0
-            assert connection._remote_max_data_used == server.call(lambda each: each.quic._local_max_data.used)
+            assert connection.engine._loss.bytes_in_flight == 0
+            assert connection.engine._remote_max_data_used == server.call(lambda each: each.quic._local_max_data.used)
             await client.aclose()
     assert server.all("handshake")[-1] == (True, True)
     assert len(server.connections) == 2
@@ -410,7 +410,7 @@ async def test_early_data_and_then_version_negotiation() -> None:
             with anyio.fail_after(30):
                 assert (await read(early), await read(post)) == (b"50000", b"50000")
                 await acknowledged(client)
-            assert client.quic.connection._loss.bytes_in_flight == 0
+            assert client.quic.connection.engine._loss.bytes_in_flight == 0
             await client.aclose()
     assert server.all("handshake")[-1] == (False, False)
     assert server.all("initial")[-1] == (VERSION_2, False)
@@ -437,7 +437,7 @@ async def test_limits_that_changed_since_the_ticket(rejected: bool) -> None:
                 assert [await read(each) for each in early] == [b"45000"] * 2
                 await acknowledged(client)
             connection = client.quic.connection
-            assert connection._remote_max_data_used == server.call(lambda each: each.quic._local_max_data.used)
+            assert connection.engine._remote_max_data_used == server.call(lambda each: each.quic._local_max_data.used)
             await client.aclose()
     assert server.all("handshake")[-1] == (not rejected, not rejected)
 
@@ -492,7 +492,7 @@ async def test_who_is_heard_is_not_silent_whatever_he_acknowledges() -> None:
             assert await client.quic.delivered(Deadline.after(5))
 
             def probe() -> bool:
-                connection._loss._pto_count += 1
+                connection.engine._loss._pto_count += 1
                 connection.handle_timer(monotonic())
                 return connection.silent
 
@@ -500,7 +500,7 @@ async def test_who_is_heard_is_not_silent_whatever_he_acknowledges() -> None:
             connection.was_heard()  # by a datagram that acknowledged nothing: the count goes on
             assert not connection.silent
             assert [probe() for _ in range(3)] == [False, False, True]
-            connection._loss._pto_count = 0  # an acknowledgement
+            connection.engine._loss._pto_count = 0  # an acknowledgement
             connection.was_heard()
             assert [probe() for _ in range(3)] == [False, False, True]
 
@@ -512,10 +512,10 @@ async def test_what_is_sent_again_is_nothing_heard() -> None:
             assert await client.quic.delivered(Deadline.after(5))
             connection = client.quic.connection
             connection.take_events()
-            for each in connection._host_cids[1:]:
+            for each in connection.engine._host_cids[1:]:
                 each.was_sent = False  # as when it was lost
             assert connection.datagrams_to_send(monotonic())
-            assert connection._events
+            assert connection.engine._events
             assert connection.take_events() == []
 
 
@@ -884,20 +884,20 @@ async def test_the_peer_changes_our_connection_id(monkeypatch: pytest.MonkeyPatc
     with QuicServer() as server:
         async with quic_client(server.port) as client:
             await client.get("/hello")
-            first = client.quic.connection.host_cid
+            first = client.quic.connection.engine.host_cid
             server.call(lambda connection: connection.quic.change_connection_id())
             long_way: list[bytes] = []
             original = QuicConnection.receive_datagram
 
             def counted(self: QuicConnection, data: bytes, *more: Any) -> None:
-                if isinstance(self, ClientConnection):
+                if isinstance(self, Engine):
                     long_way.append(data)
                 original(self, data, *more)
 
             monkeypatch.setattr(QuicConnection, "receive_datagram", counted)
             assert (await client.get("/bytes/100000"))[1] == b"x" * 100_000
             assert long_way == []
-            assert first not in [each.cid for each in client.quic.connection._host_cids]  # retired
+            assert first not in [each.cid for each in client.quic.connection.engine._host_cids]  # retired
 
 
 async def test_the_port_closes_under_a_request() -> None:

@@ -22,7 +22,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver
 
-from allswell._quic.connection import ClientConnection
+from allswell._quic.engine import Engine
 from allswell._quic.settings import VERSION_1
 
 _BROKE = f"aioquic {version('aioquic')} broke it"
@@ -164,18 +164,18 @@ NAMES = {*ATTRIBUTES, *METHODS, *PARTS}
 
 
 @pytest.fixture
-def connection() -> ClientConnection:
+def connection() -> Engine:
     """A client that has sent its first flight."""
     configuration = QuicConfiguration(
         is_client=True, alpn_protocols=["h3"], server_name="localhost", verify_mode=ssl.CERT_NONE
     )
-    client = ClientConnection(configuration, judge=lambda chain: None)
+    client = Engine(configuration, judge=lambda chain: None)
     client.connect(("127.0.0.1", 443), 0.0)
     return client
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_attribute(connection: ClientConnection, name: str) -> None:
+def test_attribute(connection: Engine, name: str) -> None:
     kind = ATTRIBUTES[name]
     assert hasattr(connection, name), _BROKE
     assert kind is None or isinstance(getattr(connection, name), kind), _BROKE
@@ -195,7 +195,7 @@ def test_source(name: str) -> None:
         assert line in source, f"{_BROKE}: {line}"
 
 
-def test_parts(connection: ClientConnection) -> None:
+def test_parts(connection: Engine) -> None:
     stream = QuicStream(stream_id=0, max_stream_data_local=10, max_stream_data_remote=10)
     stream.sender.write(b"abc")
     assert (stream.sender._buffer_stop, stream.sender.highest_offset) == (3, 0), _BROKE

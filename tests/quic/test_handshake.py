@@ -12,6 +12,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
 
 from allswell._quic.connection import ClientConnection
+from allswell._quic.engine import Engine
 from allswell._quic.trust import check
 from tests.support.certificates import certificates
 
@@ -27,15 +28,16 @@ class Shaking:
         ours = QuicConfiguration(
             is_client=True, alpn_protocols=["x"], server_name="localhost", verify_mode=ssl.CERT_NONE
         )
-        self.client = ClientConnection(ours, judge=partial(check, files.client_context(), "localhost"))
+        self.client = ClientConnection(Engine(ours, judge=partial(check, files.client_context(), "localhost")))
         theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"], **options)
         theirs.load_cert_chain(files.chain, files.key)
         assert theirs.certificate is not None
         theirs.certificate_chain = 3 * [theirs.certificate]  # so that its first flight is several datagrams
         self.server = QuicConnection(
-            configuration=theirs, original_destination_connection_id=self.client.original_destination_connection_id
+            configuration=theirs,
+            original_destination_connection_id=self.client.engine.original_destination_connection_id,
         )
-        self.client.connect(_SERVER, self.now)
+        self.client.engine.connect(_SERVER, self.now)
 
     def from_client(self) -> list[bytes]:
         return [datagram for datagram, _ in self.client.datagrams_to_send(self.now)]
@@ -53,8 +55,8 @@ class Shaking:
 
     def probes(self) -> list[bytes]:
         """What the client sends when its next probe timeout is over."""
-        probes = self.client._loss._pto_count
-        while self.client._loss._pto_count == probes:
+        probes = self.client.engine._loss._pto_count
+        while self.client.engine._loss._pto_count == probes:
             timer = self.client.get_timer()
             assert timer is not None
             self.now = timer
@@ -71,7 +73,7 @@ class Shaking:
                     each.handle_timer(self.now)
             self.up(self.from_client())
             self.down(self.from_server())
-        assert self.client._handshake_confirmed
+        assert self.client.engine._handshake_confirmed
         assert self.server._handshake_complete
 
 
@@ -98,7 +100,7 @@ def test_the_probes_of_the_whole_handshake_are_two() -> None:
         assert len(pair.probes()) == 2
     pair.down(pair.from_server())
     pair.finish()
-    assert pair.client._loss._pto_count == 0
+    assert pair.client.engine._loss._pto_count == 0
 
 
 @pytest.mark.parametrize("arrives", [0, 1])

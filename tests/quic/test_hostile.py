@@ -22,6 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allswell._quic.connection import ClientConnection
+from allswell._quic.ecn import NOT_ECT
+from allswell._quic.engine import Engine
 from allswell._quic.interface import StopSendingReceived
 from allswell._quic.pieces import Held, PiecesReceiver
 from allswell._quic.trust import check
@@ -36,7 +38,7 @@ class Pair:
     def __init__(
         self,
         window: int = 4 * 1024 * 1024,
-        client: type[ClientConnection] = ClientConnection,
+        engine: type[Engine] = Engine,
         connection_window: int | None = None,
     ) -> None:
         files = certificates()
@@ -49,27 +51,37 @@ class Pair:
             max_data=connection_window or window,
             max_stream_data=window,
         )
-        self.client = client(ours, judge=partial(check, files.client_context(), "localhost"))
+        self.client = ClientConnection(engine(ours, judge=partial(check, files.client_context(), "localhost")))
         theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"])
         theirs.load_cert_chain(files.chain, files.key)
         self.server = QuicConnection(
-            configuration=theirs, original_destination_connection_id=self.client.original_destination_connection_id
+            configuration=theirs,
+            original_destination_connection_id=self.client.engine.original_destination_connection_id,
         )
-        self.client.connect(_SERVER, self.now)
+        self.client.engine.connect(_SERVER, self.now)
         for _ in range(4):
             self.now += 0.01
             for datagram, _ in self.client.datagrams_to_send(self.now):
                 self.server.receive_datagram(datagram, _CLIENT, self.now)
             for datagram, _ in self.server.datagrams_to_send(self.now):
                 self.client.receive_datagram(datagram, _SERVER, self.now)
-        assert self.client._handshake_confirmed
+        assert self.client.engine._handshake_confirmed
         self.client.take_events()
 
-    def say(self, payload: bytes, *, number: int | None = None, bits: int = 0, cid: bytes | None = None) -> None:
+    def say(
+        self,
+        payload: bytes,
+        *,
+        number: int | None = None,
+        bits: int = 0,
+        cid: bytes | None = None,
+        mark: int = NOT_ECT,
+    ) -> None:
         """These frames reach the client, in a packet.
 
         :param bits: of the first byte, besides those that must be.
         :param cid: to which of the client's connection ids.
+        :param mark: of ECN.
         """
         if number is None:
             number = self.server._packet_number
@@ -77,7 +89,7 @@ class Pair:
         crypto = self.server._cryptos[Epoch.ONE_RTT]
         first = 0x41 | crypto.key_phase << 2 | bits
         header = bytes([first]) + (cid or self.server._peer_cid.cid) + (number & 0xFFFF).to_bytes(2, "big")
-        self.client.receive_datagram(crypto.encrypt_packet(header, payload, number), _SERVER, self.now)
+        self.client.receive_datagram(crypto.encrypt_packet(header, payload, number), _SERVER, self.now, mark)
 
     def request(self) -> int:
         """A stream of the client's, in use."""
@@ -132,7 +144,7 @@ def test_a_byte_at_the_end_of_each_window_costs_no_more_than_a_byte() -> None:
             pair.say(stream(number, 64 * 1024 - 1, b"x"))
             pair.say(b"\x04" + encode_uint_var(number) + encode_uint_var(0x100) + encode_uint_var(64 * 1024))
     assert pair.client.ended is None
-    assert pair.client._held.size == 0
+    assert pair.client.engine._held.size == 0
 
 
 def test_a_server_that_sends_all_but_the_first_byte_is_cut_off() -> None:
@@ -224,7 +236,7 @@ def test_an_endless_handshake_message_ends_the_connection(way: str) -> None:
             pair.say(b"".join(crypto(5 + 2 * (10 * index + each), b"x") for each in range(10)))
     assert pair.client.ended is not None
     assert pair.client.ended.code == QuicErrorCode.CRYPTO_BUFFER_EXCEEDED
-    assert len(pair.client.tls._receive_buffer) < 200_000
+    assert len(pair.client.engine.tls._receive_buffer) < 200_000
     assert process_time() - began < 2
 
 
@@ -235,7 +247,7 @@ def test_a_stream_that_is_reset_before_anything_of_it_came_gives_its_window_back
         pair.say(b"\x04" + encode_uint_var(number) + encode_uint_var(0x100) + encode_uint_var(10_000))
         pair.client.datagrams_to_send(pair.now)
     assert pair.client.ended is None
-    limit = pair.client._local_max_data
+    limit = pair.client.engine._local_max_data
     assert limit.used == 400_000
     assert limit.value - limit.used > 70_000
 
@@ -268,7 +280,7 @@ def test_whatever_is_heard_while_we_close_raises_nothing() -> None:
     assert pair.client.ended.code == 0x100
 
 
-class LongWay(ClientConnection):
+class LongWay(Engine):
     """Without our short way for packets in a connection's prime."""
 
     def _addressee(self, data: bytes) -> bytes | None:
@@ -307,21 +319,21 @@ _PACKETS = st.tuples(
 
 
 def _state(client: ClientConnection) -> Iterable[Any]:
-    space = client._spaces[Epoch.ONE_RTT]
+    space = client.engine._spaces[Epoch.ONE_RTT]
     yield client.take_events()
-    yield client.ended, client.heard, client._state, client._close_pending, client._close_at
+    yield client.ended, client.heard, client.engine._state, client.engine._close_pending, client.engine._close_at
     yield list(space.ack_queue), space.largest_received_packet, space.largest_received_time, space.ack_at
-    yield space.expected_packet_number, client._marks.get(space), client.marking
-    yield client._spin_bit, client._spin_highest_pn, client._ack_eliciting_sent_since_receipt
-    yield len(client._host_cids), client._peer_cid.sequence_number, client._local_max_data.used
-    yield client._cryptos[Epoch.ONE_RTT].key_phase, list(client._network_paths[0].remote_challenges)
-    yield [path.addr for path in client._network_paths], client.get_timer() is None
+    yield space.expected_packet_number, client.engine._marks.get(space), client.engine.marking
+    yield client.engine._spin_bit, client.engine._spin_highest_pn, client.engine._ack_eliciting_sent_since_receipt
+    yield len(client.engine._host_cids), client.engine._peer_cid.sequence_number, client.engine._local_max_data.used
+    yield client.engine._cryptos[Epoch.ONE_RTT].key_phase, list(client.engine._network_paths[0].remote_challenges)
+    yield [path.addr for path in client.engine._network_paths], client.get_timer() is None
 
 
 @given(st.lists(_PACKETS, max_size=12))
 @hypothesis.settings(max_examples=150, deadline=None)
 def test_the_short_way_of_a_packet_leads_where_the_long_one_does(packets: list[tuple[Any, ...]]) -> None:
-    pairs = [Pair(), Pair(client=LongWay)]
+    pairs = [Pair(), Pair(engine=LongWay)]
     numbers = {pair.request() for pair in pairs}
     assert len(numbers) == 1
     last = max(pair.server._packet_number for pair in pairs)
@@ -330,14 +342,13 @@ def test_the_short_way_of_a_packet_leads_where_the_long_one_does(packets: list[t
         last = max(last, number)
         for pair in pairs:
             pair.now += 0.001
-            pair.client.mark = mark
             if extra == "update keys":
                 pair.server._cryptos[Epoch.ONE_RTT].update_key()
-            cids = pair.client._host_cids
+            cids = pair.client.engine._host_cids
             cid = cids[which % len(cids)].cid
             if extra == "garble":
                 pair.client.receive_datagram(b"\x41" + cid + b"?" * 40, _SERVER, pair.now)
-            pair.say(frames, number=number, bits=bits, cid=cid)
+            pair.say(frames, number=number, bits=bits, cid=cid, mark=mark)
             if extra == "flush":
                 pair.client.datagrams_to_send(pair.now)
         assert list(_state(pairs[0].client)) == list(_state(pairs[1].client))
@@ -350,5 +361,5 @@ def test_a_peer_that_acknowledges_nothing_costs_no_more_for_each_acknowledgement
         pair.now += 0.01
         pair.say(b"\x01\0\0")
         assert len(pair.client.datagrams_to_send(pair.now)) <= 1
-    assert len(pair.client._spaces[Epoch.ONE_RTT].sent_packets) < 6000
+    assert len(pair.client.engine._spaces[Epoch.ONE_RTT].sent_packets) < 6000
     assert pair.client.ended is None

@@ -13,7 +13,7 @@ from aioquic.quic.packet import QuicTransportParameters, push_quic_transport_par
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
-from allswell._quic.connection import ClientConnection
+from allswell._quic.engine import Engine
 from tests.support.certificates import certificates
 from tests.support.quic_client import QuicClient, quic_client, read
 from tests.support.quic_server import QuicServer
@@ -103,7 +103,7 @@ async def test_another_path_begins_anew() -> None:
 
 
 def test_no_larger_than_the_peer_accepts() -> None:
-    connection = ClientConnection(QuicConfiguration(is_client=True, alpn_protocols=["h3"]))
+    connection = Engine(QuicConfiguration(is_client=True, alpn_protocols=["h3"]))
     connection.connect(("127.0.0.1", 443), 0.0)
     buffer = Buffer(capacity=512)
     theirs = connection._remote_initial_source_connection_id = b"theirs"

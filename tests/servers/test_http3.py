@@ -282,6 +282,6 @@ async def test_ngtcp2_answers_early_data_with_retry(ngtcp2: tuple[int, Path]) ->
         early = [client.open("/ten") for _ in range(20)]
         with anyio.fail_after(30):
             assert [await read(each) for each in early] == [b"0123456789"] * 20
-        assert client.quic.connection.tls.early_data_accepted
+        assert client.quic.connection.engine.tls.early_data_accepted
         await client.aclose()
     assert log.read_text(errors="replace").count("Sending Retry packet") >= 2  # one at least for each connection

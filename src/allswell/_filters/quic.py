@@ -102,13 +102,12 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self.connection = connection = new_connection(settings, qlog=qlog, keylog=self._keylog)
         except (OSError, ValueError) as error:
             raise ConnectFailed(f"cannot use the QUIC settings: {error}", phase="quic", by="us") from error
-        connection.largest_payload = self._udp.largest
-        connection.marking = settings.ecn and self._udp.send_marked(ECT_0)
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
         self._alive = True
         self._heard_at = self._quiet_since = monotonic()
-        connection.connect(self._udp.address, self._heard_at)
+        marking = settings.ecn and self._udp.send_marked(ECT_0)
+        connection.connect(self._udp.address, self._heard_at, largest=self._udp.largest, marking=marking)
         self._send()
         self._early = settings.early_data and connection.early_data_ready
         try:
@@ -174,8 +173,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         now = self._heard_at = monotonic()
         address, arrived, until, size = self._udp.address, self._arrived, now + _TAKE_SECONDS, _TAKE_BYTES
         while arrived and size > 0 and monotonic() < until:
-            datagram, connection.mark = arrived.popleft()
-            connection.receive_datagram(datagram, address, now)
+            datagram, mark = arrived.popleft()
+            connection.receive_datagram(datagram, address, now, mark)
             size -= len(datagram)
         connection.was_heard()
         self._follow()
@@ -402,8 +401,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         with suppress(TransportError):
             while self._aside is aside:
                 await aside.wait_readable()
-                for datagram, connection.mark in zip(aside.receive_nowait() or (), aside.marks, strict=True):
-                    connection.receive_datagram(datagram, aside.address, monotonic())
+                for datagram, mark in zip(aside.receive_nowait() or (), aside.marks, strict=True):
+                    connection.receive_datagram(datagram, aside.address, monotonic(), mark)
                 self._follow()
                 if self._alive:
                     self._send()
@@ -413,9 +412,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     def _follow(self) -> None:
         """Send from where the connection has moved to; at once, and not only probes (§9.6.1)."""
         aside = self._aside
-        if aside is not None and self.connection.get_peer_address() == aside.address and self._host is not None:
+        if aside is not None and self.connection.peer_address == aside.address and self._host is not None:
             self._udp.change_places(aside)
-            self.connection.path_changed()
+            self.connection.path_changed(ours=False)
             self._ping()
             self._host.call_later(_CLOSING_PROBES * self.connection.probe_timeout, self._leave_aside)
 
@@ -435,14 +434,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self.connection.migration_allowed:
             raise ConnectFailed("the peer does not allow migration", phase="quic", by="peer")
         self._udp.rebind(local_address)
-        self.connection.path_changed()
-        self.connection.change_connection_id()
+        self.connection.path_changed(ours=True)
         self._ping()
         self._send()
 
     def update_keys(self) -> None:
         """Begin to use new packet protection keys (RFC 9001 §6)."""
-        self.connection.request_key_update()
+        self.connection.update_keys()
         self._ping()
         self._send()
 

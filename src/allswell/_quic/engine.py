@@ -1,0 +1,478 @@
+"""aioquic's connection for clients: windows by consumption, a closing state that listens, typed ends.
+
+Theory of operation. aioquic's ``QuicConnection`` is a complete sans-IO QUIC, but for a client that must be bounded and
+end well it lacks seven things, and this subclass adds them by overriding as little as possible
+(:class:`~allswell._quic.connection.ClientConnection` has one and is what others use):
+
+- **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without bound.
+  Here windows grow only by what was *consumed*. What is never delivered
+  (the rest of a stream that was reset) is credited to the connection here.
+- **Closing.** In its closing state aioquic ignores what comes. RFC 9000 §10.2.1 has the peer's CONNECTION_CLOSE end
+  that state, so input is still decrypted and parsed, by the same code as ever, and all of it forgotten save a close.
+- **The end, known at once.** aioquic tells of a peer's close when the draining period is over, three PTO late. Here
+  :attr:`ended` says who ended it and why as soon as it is so.
+- **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
+- **A handshake that gets through.** After a probe timeout aioquic sends one datagram, and it sends no ACK twice. Until
+  the handshake is confirmed we send two, each with all that is not acknowledged, and with the ACKs.
+- **0-RTT that was for nothing** (Retry, Version Negotiation, a ticket that is not accepted) is sent again at once. For
+  aioquic it stays sent, and the limits that were remembered with the ticket stay in force.
+- **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps a handshake message of any length in a string, and
+  copies it for each piece; for streams see ``pieces.py``. A server gets few streams, with small windows.
+
+It uses aioquic's private names. Each is listed in ``tests/quic/test_canary.py``, which breaks first.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aioquic import tls
+from aioquic._buffer import Buffer
+from aioquic._crypto import CryptoError
+from aioquic.quic import events as theirs
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    CONNECTION_LIMIT_FRAME_CAPACITY,
+    END_STATES,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    NetworkAddress,
+    QuicConnectionError,
+    QuicConnectionState,
+    QuicReceiveContext,
+)
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicHeader,
+    get_spin_bit,
+    pull_quic_transport_parameters,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from cryptography.x509 import Certificate
+
+from allswell._errors import printable, shown
+from allswell._quic.interface import (
+    End,
+)
+from allswell._quic.path_mtu import PathMtuConnection
+from allswell._quic.pieces import Held, PiecesReceiver
+
+
+def _printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
+# aioquic's log has what the peer said in it. And where a program has not set up logging at all, its warnings are not
+# for standard error: they are told as errors here.
+_log = logging.getLogger("quic")
+_log.addFilter(_printable)
+_log.addHandler(logging.NullHandler())
+
+#: RFC 9000 §10.3: a stateless reset is at least so long.
+_SHORTEST_RESET = 21
+#: RFC 9000 §17.3.1: the header form and the fixed bit.
+_HEADER_FORM, _SHORT_HEADER, _LONG_HEADER = 0xC0, 0x40, 0x80
+_RESERVED_BITS = 0x18
+#: RFC 9000 §2.1: the two low bits of a stream's number.
+_KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
+#: Streams that a server may have open, and the window of each. HTTP/3 has none that go both ways (RFC 9114 §6.1), and
+#: three that are one-way (§6.2.1, RFC 9204 §4.2); some servers open others, to see them ignored, and more as those end.
+_SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
+#: Pieces of the handshake that may lie apart, waiting for what is between them.
+_GAPS = 256
+#: Bytes of the longest handshake message, in the main a chain of certificates (OpenSSL: 100 KiB).
+_LONGEST_MESSAGE = 128 * 1024
+#: Packets that were sent and not acknowledged: so many, and those that ask for no acknowledgement are forgotten.
+_REMEMBERED = 4096
+#: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
+_PACER_BURST = 0.002
+
+
+#: Raises an alert of aioquic's when a chain is not to be trusted.
+Judge = Callable[[list[Certificate]], None]
+
+
+class _Pacer(QuicPacketPacer):
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        super().update_rate(congestion_window=congestion_window, smoothed_rtt=smoothed_rtt)
+        self.bucket_max = max(self.bucket_max, _PACER_BURST)
+
+
+class Engine(PathMtuConnection):
+    """aioquic's connection, with what is overridden of it; see the module.
+
+    :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
+        (``configuration`` says whether aioquic does, too.)
+    :ivar ended: why it is over, or ``None`` while it lives.
+    :ivar heard: the peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
+    :ivar judged_certificate: the server's, once it was judged. (A session that is resumed shows none.)
+    :ivar idle_timeout: seconds of silence after which the connection is forgotten: the smaller of both sides'
+        (RFC 9000 §10.1).
+    """
+
+    def __init__(self, configuration: QuicConfiguration, *, judge: Judge | None = None, **callbacks: Any) -> None:
+        super().__init__(configuration=configuration, **callbacks)
+        self._judge = judge
+        self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
+        self._freed = 0
+        #: Whether there may have been 0-RTT, and limits that were remembered with the ticket.
+        self._early = False
+        self._second_probe = False
+        self._remembered = _REMEMBERED
+        self._state_before_close = self._state
+        self._held = Held(configuration.max_stream_data)
+        self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
+        self._local_max_streams_uni.value = self._local_max_streams_uni.sent = _SERVER_STREAMS
+        self._local_max_stream_data_uni = _SERVER_WINDOW
+        self._context: QuicReceiveContext | None = None
+        self.migration_allowed = True
+        self.idle_timeout = configuration.idle_timeout
+        self.ended: End | None = None
+        self.heard: End | None = None
+        self.judged_certificate: Certificate | None = None
+
+    @property
+    def certificate_chain(self) -> list[Certificate]:
+        """What the server showed, its own certificate first; nothing, where a session was resumed."""
+        certificate = self.tls._peer_certificate
+        return [] if certificate is None else [certificate, *self.tls._peer_certificate_chain]
+
+    @property
+    def version(self) -> int:
+        """The QUIC version that is spoken."""
+        assert self._version is not None
+        return self._version
+
+    def credit(self, size: int) -> bool:
+        """So many bytes of any stream were consumed. Whether there is enough of it to tell the peer."""
+        self._freed += size
+        if self._freed < self._configuration.max_data >> 2:
+            return False
+        self._local_max_data.value += self._freed
+        self._freed = 0
+        return True
+
+    def close(
+        self, error_code: int = QuicErrorCode.NO_ERROR, frame_type: int | None = None, reason_phrase: str = ""
+    ) -> None:
+        super().close(error_code, frame_type, reason_phrase)
+        if self._state not in END_STATES:
+            # Or aioquic, which closes but once, would go on with what we hear while we close.
+            self._close_pending = True
+        if self.ended is None:
+            self.ended = End("us", int(error_code), frame_type is None, reason_phrase)
+
+    def answer_close(self, error_code: int, now: float) -> list[bytes]:
+        """The one CONNECTION_CLOSE that may be sent before draining, in answer to the peer's (RFC 9000 §10.2.2)."""
+        state, event = self._state, self._close_event
+        self._state = self._state_before_close
+        self._close_event = theirs.ConnectionTerminated(error_code=error_code, frame_type=None, reason_phrase="")
+        self._close_pending = True
+        datagrams = [datagram for datagram, _ in super().datagrams_to_send(now)]
+        self._state, self._close_event = state, event
+        return datagrams
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        datagrams = super().datagrams_to_send(now)
+        if self._second_probe:
+            self._second_probe = False
+            if len(datagrams) < 2 and not self._close_pending and self._state not in END_STATES:
+                self._loss.reschedule_data(now=now)  # all of it again, for either may be the one that is lost
+                self._repeat_acknowledgements(now)
+                datagrams += super().datagrams_to_send(now)
+        sent = self._spaces[tls.Epoch.ONE_RTT].sent_packets
+        if len(sent) > self._remembered:
+            # A peer need not acknowledge those that ask for nothing (RFC 9000 §13.2.1), and some never do.
+            for number in [number for number, packet in sent.items() if not packet.is_ack_eliciting]:
+                del sent[number]
+            self._remembered = max(_REMEMBERED, 2 * len(sent))
+        return datagrams
+
+    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        if (
+            self._handshake_confirmed
+            and self._state is QuicConnectionState.CONNECTED
+            and self._quic_logger is None
+            and addr == self._network_paths[0].addr
+            and (cid := self._addressee(data)) is not None
+            and data[0] & _HEADER_FORM == _SHORT_HEADER
+        ):
+            self._receive_packet(data, cid, now)
+        elif self._is_stateless_reset(data):
+            self._reset_by_peer(now)
+        elif self._state is not QuicConnectionState.CLOSING:
+            super().receive_datagram(data, addr, now)
+        else:
+            # As if we were not closing; then forget all that it did, save that a close was heard.
+            close_at = self._close_at
+            self._state = self._state_before_close
+            super().receive_datagram(data, addr, now)
+            self._state, self._close_at, self._close_pending = QuicConnectionState.CLOSING, close_at, False
+            self._events.clear()
+
+    def _addressee(self, data: bytes) -> bytes | None:
+        """Which of our connection ids a packet with a short header is for. (Peers may change at will.)"""
+        for each in self._host_cids:
+            if data.startswith(each.cid, 1):
+                return each.cid
+        return None
+
+    def _receive_packet(self, data: bytes, cid: bytes, now: float) -> None:
+        """A 1-RTT packet of a connection in its prime: what downloads consist of.
+
+        It does what ``receive_datagram`` would, without asking what cannot be: a client, past its handshake, on a
+        connected socket, that keeps no qlog. That is a quarter of the time that a packet takes.
+        """
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        try:
+            header, payload, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(
+                data, 1 + len(cid), space.expected_packet_number
+            )
+        except CryptoError:
+            if self._is_stateless_reset(data):
+                self._reset_by_peer(now)
+            return
+        if number in space.received_packets:
+            return
+        if header[0] & _RESERVED_BITS:
+            self.close(QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "Reserved bits must be zero")
+            return
+        if number > space.expected_packet_number:
+            space.expected_packet_number = number + 1
+        if number > self._spin_highest_pn:
+            self._spin_bit = not get_spin_bit(header[0])
+            self._spin_highest_pn = number
+        context = self._context
+        if context is None or context.time != now or context.host_cid != cid:
+            context = self._context = QuicReceiveContext(
+                tls.Epoch.ONE_RTT, cid, self._network_paths[0], None, now, None
+            )
+            self.idle_timeout = self._idle_timeout()
+        try:
+            is_ack_eliciting, _ = self._payload_received(context, payload)
+        except QuicConnectionError as error:
+            self.close(error.error_code, error.frame_type, error.reason_phrase)
+            return
+        if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
+            return
+        self._close_at = now + self.idle_timeout
+        self._ack_eliciting_sent_since_receipt = False
+        if number > space.largest_received_packet:
+            space.largest_received_packet = number
+            space.largest_received_time = now
+        space.ack_queue.add(number)
+        space.received_packets.add(number)
+        if len(space.ack_queue) > MAX_ACK_RANGES:
+            space.ack_queue.shift()
+        if is_ack_eliciting and space.ack_at is None:
+            space.ack_at = now + self._ack_delay
+
+    def _is_stateless_reset(self, data: bytes) -> bool:
+        """RFC 9000 §10.3.1: compared in constant time, so that the token cannot be guessed byte by byte."""
+        token = self._peer_cid.stateless_reset_token
+        if not token or len(data) < _SHORTEST_RESET or data[0] & _LONG_HEADER:
+            return False
+        return hmac.compare_digest(data[-16:], token)
+
+    def handle_timer(self, now: float) -> None:
+        before = self._loss._pto_count
+        super().handle_timer(now)
+        if self._loss._pto_count > before and not self._handshake_confirmed:
+            # RFC 9002 §6.2.4 allows two datagrams for each probe timeout: the next one is twice as far away.
+            self._second_probe = True
+            self._repeat_acknowledgements(now)
+
+    def _repeat_acknowledgements(self, now: float) -> None:
+        """With a probe of the handshake: the peer's silence may mean that it waits for what was lost (§13.2.1)."""
+        for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
+            space = self._spaces[epoch]
+            if len(space.ack_queue) and not space.discarded:
+                space.ack_at = now
+
+    def discard(self) -> None:
+        """Forget the streams, and finish the qlog."""
+        self._streams.clear()
+        self._streams_queue.clear()
+        logger = self._configuration.quic_logger
+        if self._quic_logger is not None and logger is not None:
+            logger.end_trace(self._quic_logger)
+            self._quic_logger = None
+
+    # Overrides of aioquic's inner works
+
+    def _reset_by_peer(self, now: float) -> None:
+        """RFC 9000 §10.3.1: the peer has lost its state. Nothing may be sent any more."""
+        end = End("peer", None, False, "stateless reset")
+        self.heard = self.heard or end
+        if self.ended is None:
+            self.ended = end
+            self._close_event = theirs.ConnectionTerminated(error_code=0, frame_type=None, reason_phrase=end.reason)
+            self._close_begin(is_initiator=False, now=now)
+
+    def _connect(self, now: float) -> None:
+        self._early = self._early or self._configuration.session_ticket is not None
+        self._send_anew(list(self._spaces.values()), now)
+        before = (self.tls, self._cryptos, self._crypto_streams) if self._retry_count else None
+        if self._version_negotiated_incompatible and not self._retry_count:
+            # RFC 9369 §5: both are of one version only. (What was sent with 0-RTT goes when the handshake is complete.)
+            self._configuration.session_ticket, self._peer_token = None, b""
+        super()._connect(now)
+        if before is not None:
+            # RFC 9000 §17.2.5.3: after Retry the same ClientHello again; aioquic has just made another.
+            self.tls, cryptos, streams = before
+            self._cryptos[tls.Epoch.ZERO_RTT] = cryptos[tls.Epoch.ZERO_RTT]
+            hello = self._crypto_streams[tls.Epoch.INITIAL] = QuicStream()
+            hello.sender.write(bytes(streams[tls.Epoch.INITIAL].sender._buffer))
+            return
+        judge = self._judge
+        if judge is None:
+            return
+        # After the signature, before anything is answered.
+        signature = self.tls._client_handle_certificate_verify
+
+        def handle(message: Buffer) -> None:
+            signature(message)
+            chain = self.certificate_chain
+            judge(chain)
+            self.judged_certificate = chain[0]
+
+        self.tls._client_handle_certificate_verify = handle  # type: ignore[method-assign, assignment]  # of this one context
+
+    def _send_anew(self, spaces: list[QuicPacketSpace], now: float) -> None:
+        """Nothing of what was sent in these spaces was processed, or will be (RFC 9002 §6.3, §6.4).
+
+        Of streams, that is all that was sent so far. What is sent again counts as sent a first time.
+        """
+        for space in spaces:
+            packets = list(space.sent_packets.values())
+            self._loss._on_packets_lost(congestion_event=False, now=now, packets=packets, space=space)
+        self._loss._pto_count = self._remote_max_data_used = 0
+        for stream in self._streams.values():
+            stream.sender.highest_offset = 0
+
+    def _receive_version_negotiation_packet(self, header: QuicHeader, now: float) -> None:
+        if not self._retry_count:  # RFC 9000 §6.2: or another packet was processed
+            super()._receive_version_negotiation_packet(header, now)
+
+    def _early_data_is_over(self, now: float) -> None:
+        """The handshake is complete: the server's own transport parameters hold, not those remembered (§7.4.1)."""
+        if not self.tls.early_data_accepted:
+            self._send_anew([self._spaces[tls.Epoch.ONE_RTT]], now)
+        bidi, uni = self._streams_blocked_bidi, self._streams_blocked_uni
+        for kind, window, most, blocked in (
+            (_OURS_BOTH_WAYS, self._remote_max_stream_data_bidi_remote, self._remote_max_streams_bidi, bidi),
+            (_OURS_ONE_WAY, self._remote_max_stream_data_uni, self._remote_max_streams_uni, uni),
+        ):
+            blocked.clear()
+            for number, stream in sorted(self._streams.items()):
+                if number & _KIND == kind:
+                    stream.max_stream_data_remote = window
+                    stream.is_blocked = number // 4 >= most
+                    blocked += [stream] * stream.is_blocked
+        self._streams_blocked_pending = bool(bidi or uni)
+
+    def _close_begin(self, is_initiator: bool, now: float) -> None:
+        self._state_before_close = self._state
+        super()._close_begin(is_initiator, now)
+
+    def _close_end(self) -> None:
+        super()._close_end()
+        event = self._events.pop()  # take_events tells it, once
+        if self.ended is None:
+            assert isinstance(event, theirs.ConnectionTerminated)
+            self.ended = End("network", None, False, event.reason_phrase)
+
+    def _handle_connection_close_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        code = buf.pull_uint_var()
+        buf.seek(start)
+        super()._handle_connection_close_frame(context, frame_type, buf)
+        reason = self._close_event.reason_phrase if self._close_event is not None else ""
+        if self.heard is None:
+            self.heard = End("peer", code, frame_type == QuicFrameType.APPLICATION_CLOSE, shown(reason))
+        if self.ended is None:
+            self.ended = self.heard
+
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        pieces = len(self._crypto_streams[context.epoch].receiver._ranges)
+        if pieces > _GAPS or len(self.tls._receive_buffer) > _LONGEST_MESSAGE:
+            reason = "a handshake message that is too long, or in too many pieces"
+            raise QuicConnectionError(QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, reason)  # RFC 9000 §7.5
+        before = self._handshake_complete
+        super()._handle_crypto_frame(context, frame_type, buf)
+        if self._handshake_complete and not before and self._early:
+            self._early_data_is_over(context.time)
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        stream = super()._get_or_create_stream(frame_type, stream_id)
+        if type(stream.receiver) is not PiecesReceiver:  # one of the peer's, of which this is the first that is heard
+            stream.receiver = PiecesReceiver(stream_id, self._held)
+        return stream
+
+    def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
+        known = stream_id in self._streams
+        stream = super()._get_or_create_stream_for_send(stream_id)
+        if not known and not stream_id & 2:
+            stream.receiver = PiecesReceiver(stream_id, self._held)
+        return stream
+
+    def _handle_reset_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        stream_id = buf.pull_uint_var()
+        buf.seek(start)
+        stream = self._streams.get(stream_id)
+        over = stream is not None and stream.receiver.is_finished
+        super()._handle_reset_stream_frame(context, frame_type, buf)
+        if not over:
+            # Up to its final size it has used the connection's window, but the rest will never be consumed.
+            stream = self._streams[stream_id]  # which may be new: all that it carried before was lost
+            self.credit(stream.receiver.highest_offset - stream.receiver.starting_offset())
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        self.idle_timeout = self._idle_timeout()
+        parameters = pull_quic_transport_parameters(Buffer(data=data))
+        self.migration_allowed = not parameters.disable_active_migration
+        if parameters.max_udp_payload_size is not None:
+            self.largest_payload = min(self.largest_payload, parameters.max_udp_payload_size)
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        for limit in (self._local_max_data, self._local_max_streams_bidi, self._local_max_streams_uni):
+            if limit.value == limit.sent:
+                continue
+            if limit is not self._local_max_data and limit.sent - limit.used >= limit.value - limit.sent:
+                continue  # MAX_STREAMS in batches, as aioquic does
+            buf = builder.start_frame(
+                limit.frame_type,
+                capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
+                handler=self._on_connection_limit_delivery,
+                handler_args=(limit,),
+            )
+            buf.push_uint_var(limit.value)
+            limit.sent = limit.value
+            if self._quic_logger is not None and builder.quic_logger_frames is not None:
+                frame = self._quic_logger.encode_connection_limit_frame(limit.frame_type, limit.value)
+                builder.quic_logger_frames.append(frame)
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        if stream.max_stream_data_local_sent == stream.max_stream_data_local or stream.receiver.is_finished:
+            return
+        buf = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        assert stream.stream_id is not None
+        buf.push_uint_var(stream.stream_id)
+        buf.push_uint_var(stream.max_stream_data_local)
+        stream.max_stream_data_local_sent = stream.max_stream_data_local
+        if self._quic_logger is not None and builder.quic_logger_frames is not None:
+            frame = self._quic_logger.encode_max_stream_data_frame(stream.max_stream_data_local, stream.stream_id)
+            builder.quic_logger_frames.append(frame)
