@@ -1,4 +1,4 @@
-"""ECN for a QUIC connection (RFC 9000 §13.4, §19.3.2), which aioquic has not.
+"""ECN for a QUIC connection (RFC 9000 §13.4, §19.3.2). aioquic has none.
 
 Theory of operation. Every datagram is sent marked ECT(0), so whatever the peer acknowledges was marked, and its counts
 must cover it. :attr:`EcnConnection.marking` turns false, for good, when they do not (something on the path clears or

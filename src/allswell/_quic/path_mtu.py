@@ -1,9 +1,9 @@
-"""Path MTU discovery for a QUIC connection (RFC 9000 §14.3, RFC 8899), which aioquic has not.
+"""Path MTU discovery for a QUIC connection (RFC 9000 §14.3, RFC 8899). aioquic has none.
 
 Theory of operation. A connection begins with datagrams of a size that every path carries. When it has much to send, an
 upload's flight of several datagrams, it asks for more: a probe is a PING, padded to the size in question, in a datagram
 of its own, so that all that can be lost with it is the question. Once it is acknowledged, datagrams are as large; when
-it is lost, it goes once more, and then a smaller one. That is no sign of congestion (RFC 9000 §14.4): probes do not
+it is lost, it is sent once more, and then a smaller one. That is no sign of congestion (RFC 9000 §14.4): probes do not
 count as in flight. A path that ceases to carry what it carried (three probe timeouts in a row, RFC 8899 §4.3) gets the
 first size again, and the search begins anew; so does that of another path.
 """
@@ -44,7 +44,7 @@ class PathMtuConnection(EcnConnection):
         self.path_changed()
 
     def path_changed(self) -> None:
-        """It is another path, or no more what it was: begin anew."""
+        """The path is another one, or carries less than before: begin anew."""
         self._resize(self.base_size)
         self._sizes_to_try = [size for size in _SIZES for _ in range(_TRIES)]
         self._asking = False

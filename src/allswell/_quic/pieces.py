@@ -1,8 +1,8 @@
-"""What has come of QUIC streams before what belongs in front of it, kept in pieces, and counted.
+"""Stream data that arrived out of order: kept in pieces, and counted.
 
-aioquic keeps it in a buffer that begins at the first gap, so that one byte at the end of a window costs as much memory
-as the window. Here a gap costs nothing, and what came is counted for the whole connection: memory is bounded by what
-the peer really sends, and by ``_MOST_HELD``. (What came in order is the application's, and bounded by the windows.)
+aioquic keeps such data in a buffer that begins at the first gap, so that one byte at the end of a window costs as much
+memory as the window. Here a gap costs nothing, and what came is counted for the whole connection: memory is bounded by
+what the peer really sends, and by ``_MOST_HELD``. (Data in order go to the application, and the windows bound them.)
 """
 
 from __future__ import annotations
