@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import pkgutil
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+import allswell
 from allswell import Timeout
 from allswell._config import Timeouts
 from tests.support.told import VERSIONS, Version, told
@@ -43,6 +46,13 @@ def frozen(monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[None]:
         for each in ("monotonic", "perf_counter", "time"):
             patch.setattr(time, each, still)
         yield
+
+
+def test_no_module_has_a_clock_that_can_be_frozen() -> None:
+    """There is one clock, `_clock.py`'s, which such tools do not know."""
+    for _, name, _ in pkgutil.walk_packages(allswell.__path__, "allswell."):
+        module = importlib.import_module(name)
+        assert not any(value is time.monotonic for value in vars(module).values()), name
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -683,8 +683,8 @@ class Connection:
                 self._tell_available()
 
     def _count(self) -> None:
-        """It is over with its exchanges."""
-        if not self.answered:
+        """It is over with its exchanges. (One that never had any, a race's second or a surplus one, shows nothing.)"""
+        if self.opened and not self.answered:
             self.service.barren += 1
 
     def _watch_idle(self) -> None:

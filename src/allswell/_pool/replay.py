@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import random
-from time import monotonic
 from typing import Literal
 
 import anyio
 
+from allswell._clock import monotonic
 from allswell._connection.driver import Connection
 from allswell._connection.lifecycle import State
 from allswell._connection.service import Service
