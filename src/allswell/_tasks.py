@@ -26,7 +26,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from inspect import CORO_CLOSED, getcoroutinestate
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import anyio
 
 from allswell._clock import monotonic
 
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     import trio
 
 logger = logging.getLogger("allswell")
+
+#: Seconds by which a timer rings late when the program has held the event loop.
+_LATE = 0.005
 
 _BUSY = "another task waits for the same: only one may read a response (or write to a stream) at a time"
 
@@ -173,6 +179,55 @@ class Alarm:
         else:
             self.at = math.inf
             self._callback()
+
+
+class Limit:
+    """A time limit, as a context; but time in which the program held the event loop does not count twice.
+
+    A limit that rings late says that nobody has had a turn for so long: what is waited for may be there. So it looks,
+    and gives as much time again, once.
+
+    :param at: the instant of the limit; ``inf`` for none.
+    :param look: takes what has come.
+    """
+
+    __slots__ = ("_alarm", "_at", "_look", "_scope", "_strict")
+
+    def __init__(self, host: TaskHost, at: float, look: Callable[[], object] | None = None) -> None:
+        self._alarm = Alarm(host, self._ring)
+        self._at = at
+        self._look = look
+        self._scope = anyio.CancelScope()
+        self._strict = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether it has cut short what it limits."""
+        return self._scope.cancelled_caught
+
+    def __enter__(self) -> Self:
+        self._strict = self._at <= monotonic()
+        self._scope.__enter__()
+        if self._at != math.inf:
+            self._alarm.set(self._at)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._alarm.stop()
+        return bool(self._scope.__exit__(kind, error, traceback))
+
+    def _ring(self) -> None:
+        now = monotonic()
+        late = now - self._at
+        if late <= _LATE or self._strict:
+            self._scope.cancel()
+            return
+        self._strict = True
+        self._alarm.set(now + late)
+        if self._look is not None:
+            self._look()
 
 
 def weak_method(method: Callable[[], None]) -> Callable[[], None]:

@@ -55,7 +55,7 @@ from allswell._pool.route_state import Dial, RouteState, Waiter, fit, may_join
 from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 from allswell._pool.waiters import Waiters
 from allswell._report import ConnectionEnd
-from allswell._tasks import Alarm, TaskHost, logger, weak_method
+from allswell._tasks import Alarm, Limit, TaskHost, logger, weak_method
 
 #: How long an idle connection over the keep-alive limit is kept after all, in seconds.
 _SURPLUS_FOR = 0.5
@@ -180,11 +180,11 @@ class Dispatcher:
                 if waiter.dial is None:
                     self._make_room(state)  # again, where its dial was cancelled: who asks proves that the loop runs
                 until, phase = self._until(waiter, pool_at)
-                with Deadline(until).scope() as scope:
+                with Limit(self.host, until) as limit:
                     await waiter.signal.wait()
                 if request.tracer is not None:
                     await request.tracer.tell()
-                if scope.cancelled_caught and waiter.exchange is None and waiter.error is None:
+                if limit.passed and waiter.exchange is None and waiter.error is None:
                     waiter.error = waiter.timed_out(phase, ungranted=state.ungranted)
         except BaseException:
             if waiter.exchange is not None:
@@ -369,7 +369,7 @@ class Dispatcher:
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
         """One of another route's connections, where there is one to be had; else a new one, if there is room for it."""
         route, seconds = state.route, None if dial.patience == math.inf else dial.patience
-        with Deadline.after(seconds).scope():
+        with Limit(self.host, math.inf if seconds is None else monotonic() + seconds):
             if dial.searches:
                 found = await self._coalescing.find(route)
                 dial.searches = False

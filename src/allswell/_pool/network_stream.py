@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from allswell._filters.interface import ByteStream, Carrier
 from allswell._filters.stack import Stack
 from allswell._halves import Receive
 from allswell._report import LayerEnd, Outcome
+from allswell._tasks import Limit
 
 StartTls = Callable[[ByteStream, ssl.SSLContext, str], ByteStream]
 
@@ -186,9 +188,9 @@ class NetworkStream:
         """
         self._require_tunnel()
         if not self._pending:
-            with Deadline.after(timeout).scope() as scope:
+            with self._limit(timeout) as limit:
                 self._pending = await self._receive()
-            if scope.cancelled_caught:
+            if limit.passed:
                 raise Timeout(f"{self._exchange.connection.label} sent nothing within {timeout:g} s", phase="read")
         data, self._pending = self._pending[:max_bytes], self._pending[max_bytes:]
         return data
@@ -200,13 +202,13 @@ class NetworkStream:
         :raises TransportError: when the stream is gone.
         """
         self._require_tunnel()
-        with Deadline.after(timeout).scope() as scope:
+        with self._limit(timeout) as limit:
             if self._stack is None:
                 await self._exchange.send(bytes(buffer))
             else:
                 self._stack.top.transmit(bytes(buffer))
                 await self._stack.top.flush()
-        if scope.cancelled_caught:
+        if limit.passed:
             raise Timeout(f"{self._exchange.connection.label} took nothing within {timeout:g} s", phase="write")
 
     async def aclose(self) -> None:
@@ -235,9 +237,9 @@ class NetworkStream:
         lower: Carrier[Any] = ExchangeStream(self._exchange) if self._stack is None else self._stack.top
         assert isinstance(lower, ByteStream)
         stack = Stack(self._start_tls(lower, ssl_context, server_hostname or ""), lower)
-        with Deadline.after(timeout).scope() as scope:
+        with self._limit(timeout) as limit:
             await stack.connect()
-        if scope.cancelled_caught:
+        if limit.passed:
             raise Timeout(f"TLS with {server_hostname} took over {timeout:g} s", phase="connect")
         return NetworkStream(self._exchange, self._start_tls, stack)
 
@@ -247,6 +249,10 @@ class NetworkStream:
             return self._exchange.buffered > 0 or self._exchange.receiving.over
         fact = self._stack.extra(info) if self._stack is not None else None
         return fact if fact is not None else self._exchange.connection.extra(info)
+
+    def _limit(self, seconds: float | None) -> Limit:
+        connection = self._exchange.connection
+        return Limit(connection.host, math.inf if seconds is None else monotonic() + seconds, connection.catch_up)
 
     async def _receive(self) -> bytes:
         if self._stack is None:
