@@ -200,3 +200,11 @@ def test_interim_responses_are_taken_in_portions() -> None:
     portions = calls(backend, b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000 + b"HTTP/1.1 204 No Content\r\n\r\n")
     assert max(map(len, portions)) <= WORK
     assert sum(map(len, portions)) == 1000 + 2
+
+
+def test_a_large_head_counts_for_many() -> None:
+    backend = Http1(max_header_size=LIMIT)
+    backend.open(GET, end=True)
+    interim = b"HTTP/1.1 103 Early Hints\r\n" + b"a: b\r\n" * 1000 + b"\r\n"
+    portions = calls(backend, interim * 5 + b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert [len(events) for events in portions] == [1, 1, 1, 1, 1, 2]

@@ -376,6 +376,7 @@ class Http1:
                     break
                 assert isinstance(event, (h11.InformationalResponse, h11.Response))
                 self._head(event, events)
+                work -= len(event.headers) >> 2
                 if self._receiving.tunnel or self._chunks is not None:
                     break
         except h11.RemoteProtocolError as error:
