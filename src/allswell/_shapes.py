@@ -83,6 +83,7 @@ HASHES: dict[str, dict[str, str]] = {
         "Response._get_content_decoder": "3803f460b5db",
     },
     "httpx2._urlparse": {
+        "COMPONENT_REGEX": "0dc0e8a30c72",
         "MAX_URL_LENGTH": "0f255ec16482",
         "PATH_SAFE": "5f54a26c0775",
         "QUERY_SAFE": "6ff3ed604cd1",

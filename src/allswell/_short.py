@@ -8,10 +8,10 @@ same in fewer steps.
 - **One for one.** A short way replaces one method and calls what that calls, by the same names: what a subclass
   overrides, or what is patched, keeps its effect. Only the constructors of ``URL``, ``Request``, ``Headers`` and
   ``Response`` are passed by, where they would copy what is there.
-- **What is not ordinary goes the long way**, which is httpx2's own method: parameters, files, cookies to be sent,
-  hooks, ``auth``, redirects from the second on, encoded content, URLs that parsing would change, objects of types that
-  are not httpx2's own. So does all where the method that would be replaced is another than the one that is known:
-  another class in the hierarchy may have it, or a tool may have patched it.
+- **What is not ordinary goes the long way**, which is httpx2's own method: files, cookies to be sent, hooks, ``auth``,
+  redirects from the second on, encoded content, URLs that parsing would change, objects of types that are not httpx2's
+  own. So does all where the method that would be replaced is another than the one that is known: another class in the
+  hierarchy may have it, or a tool may have patched it.
 - **What is known of httpx2** is in `_shapes.py`. With a httpx2 that is not known, there are no short ways.
 
 The judge is ``tests/client/test_short.py``: both ways must give the same requests, responses and errors.
@@ -108,6 +108,15 @@ def plain_url(text: str) -> ParseResult | None:
     return ParseResult(scheme, "", host, number, path, query, None)
 
 
+def _with_query(url: httpx2.URL, params: Any) -> httpx2.URL | None:
+    """The URL with these parameters as its query, if nothing else of it would change."""
+    parsed = url._uri_reference
+    if plain_url(str(parsed)) != parsed:
+        return None
+    query = str(httpx2.QueryParams(params)) if params else None
+    return _url(parsed._replace(query=query)) if query is None or len(query) <= _LONGEST_URL else None
+
+
 def _url(parsed: ParseResult) -> httpx2.URL:
     url: httpx2.URL = _new(httpx2.URL)
     url._uri_reference = parsed
@@ -120,15 +129,21 @@ def _url(parsed: ParseResult) -> httpx2.URL:
 def _ordinary_request(
     method: str,
     url: httpx2.URL,
+    params: Any,
     headers: httpx2.Headers,
     content: Any,
     data: Any,
     json: Any,
     extensions: dict[str, Any],
-) -> httpx2.Request:
-    """As httpx2's constructor makes it, of a URL and extensions that are its own."""
+) -> httpx2.Request | None:
+    """As httpx2's constructor makes it, of a URL and extensions of its own; ``None`` where parameters hinder it."""
     request: httpx2.Request = _new(httpx2.Request)
     request.method = method = method.upper()
+    if params is not None:
+        with_query = _with_query(url, params)
+        if with_query is None:
+            return None
+        url = with_query
     request.url = url
     fields = headers._list
     names = {field[1] for field in fields}
@@ -163,6 +178,20 @@ def _ordinary_request(
     elif isinstance(stream, httpx2.ByteStream):
         request.read()
     return request
+
+
+def _fields(headers: Any) -> list[_Field]:
+    """What a caller gives as headers."""
+    fields: list[_Field] = []
+    if type(headers) is dict:
+        for name, value in headers.items():
+            if type(name) is not str or type(value) is not str:
+                break
+            raw = name.encode("ascii")
+            fields.append((raw, raw.lower(), value.encode("ascii")))
+        else:
+            return fields
+    return httpx2.Headers(headers)._list
 
 
 def _headers(fields: list[_Field]) -> httpx2.Headers:
@@ -335,7 +364,7 @@ class ShortWays(httpx2.AsyncClient):
             return super()._merge_headers(headers)
         if headers is None:
             return _headers(list(ours._list))
-        given = httpx2.Headers(headers)._list
+        given = _fields(headers)
         names = {field[1] for field in given}
         if not all(map(bytes.isascii, names)):
             return super()._merge_headers(_headers(given))
@@ -382,15 +411,16 @@ class ShortWays(httpx2.AsyncClient):
             wait = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
             extensions = dict(**extensions, timeout=wait.as_dict())
         if (
-            params is None
-            and files is None
+            files is None
             and (data is None or type(data) is dict)
             and not cookies
             and type(url) is httpx2.URL
             and type(headers) is httpx2.Headers
             and _constructors_are_known()
         ):
-            return _ordinary_request(method, url, headers, content, data, json, extensions)
+            made = _ordinary_request(method, url, params, headers, content, data, json, extensions)
+            if made is not None:
+                return made
         return httpx2.Request(
             method,
             url,
