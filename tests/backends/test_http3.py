@@ -381,6 +381,7 @@ async def test_what_http_cannot_say() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a busy machine takes so long
 async def test_ten_thousand_requests_leave_nothing_behind() -> None:
     with QuicServer() as server:
         async with quic_client(server.port) as client:

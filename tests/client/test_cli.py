@@ -16,7 +16,7 @@ from tests.support.servers import ServerInfo, free_port
 def allswell(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the command, as installed, with the throw-away CA trusted."""
     command = [str(Path(sys.executable).with_name("allswell")), "--cacert", str(certificates().ca), *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=30)
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=55)
 
 
 def test_body_goes_to_stdout_and_status_to_stderr(origin: ServerInfo) -> None:
@@ -121,10 +121,10 @@ def test_errors_tell_no_password(way: str) -> None:
 
 def test_an_untrusted_certificate_is_refused_unless_told_otherwise(origin: ServerInfo) -> None:
     command = [str(Path(sys.executable).with_name("allswell")), f"{origin.url}/anything"]
-    refused = subprocess.run(command, capture_output=True, timeout=30)
+    refused = subprocess.run(command, capture_output=True, timeout=55)
     assert refused.returncode == 1
     assert b"is not trusted" in refused.stderr
-    assert subprocess.run([*command, "-k"], capture_output=True, timeout=30).returncode == 0
+    assert subprocess.run([*command, "-k"], capture_output=True, timeout=55).returncode == 0
 
 
 @pytest.mark.parametrize(

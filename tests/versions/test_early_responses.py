@@ -12,7 +12,7 @@ from allswell import AsyncClient
 from allswell._config import Timeouts
 from tests.versions.peers import VERSIONS, Side, serving
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 #: No timeouts: what would wait for ever hangs.
 PATIENT = Timeouts(None, None, None, None, None)
