@@ -82,6 +82,7 @@ class PeerConnection:
         self._unread = bytearray()
         self._context = tls
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._sending = threading.RLock()
         self._tls: ssl.SSLObject | None = None  # once it is agreed on; until then recv and send are TCP's
 
     # --- What was seen.
@@ -247,7 +248,8 @@ class PeerConnection:
         view = memoryview(data)
         step = pieces or len(view) or 1
         for start in range(0, len(view), step):
-            self.send_raw(self.encrypt(view[start : start + step]))
+            with self._sending:  # a test may send while the script's thread reads: records must not change places
+                self.send_raw(self.encrypt(view[start : start + step]))
 
     def encrypt(self, data: bytes | memoryview) -> bytes | memoryview:
         """The bytes that :meth:`send` would put on TCP: the same for plain TCP, whole records for TLS."""
@@ -273,7 +275,8 @@ class PeerConnection:
 
     def _flush(self) -> None:
         if self._outgoing.pending:
-            self.send_raw(self._outgoing.read())
+            with self._sending:
+                self.send_raw(self._outgoing.read())
 
     def _gone(self, error: OSError) -> NoReturn:
         """Sending failed: read the client's last words, which came before its RST, then say that it is gone."""
