@@ -45,6 +45,10 @@ _AUTHORITY = re.compile(
 ).fullmatch
 _ZONE = re.compile(rb"(\[[^\]%]*)%[^\]]*\]")
 
+#: The usual ones, which need no second look.
+_METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT"))
+_SCHEMES = frozenset((b"http", b"https"))
+
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*").fullmatch
 _TARGET = re.compile(rb"[!-~]+").fullmatch
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)").fullmatch
@@ -280,7 +284,7 @@ def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSecti
 def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
     """The scheme, the authority where the target names one, and the target without it."""
     method, target, protocol = head.method, head.target, head.protocol
-    if not (isinstance(method, bytes) and _TOKEN(method)):
+    if not (isinstance(method, bytes) and (method in _METHODS or _TOKEN(method))):
         raise LocalProtocolError("the method is no token (RFC 9110 §9.1)")
     if not isinstance(target, bytes):
         raise LocalProtocolError(f"the target must be bytes, not {type(target).__name__}")
@@ -311,7 +315,7 @@ def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
                 target = b"/" + target
         else:
             raise LocalProtocolError("the target is neither a path, nor a whole URI (RFC 9112 §3.2)")
-    if not (isinstance(scheme, bytes) and _SCHEME(scheme)):
+    if not (isinstance(scheme, bytes) and (scheme in _SCHEMES or _SCHEME(scheme))):
         raise LocalProtocolError("the scheme is none (RFC 3986 §3.1)")
     return scheme, named, target
 

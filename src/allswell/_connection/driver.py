@@ -218,7 +218,7 @@ class Connection:
                 return False
             self._looking = True  # whom it tells of room then need not look again
             try:
-                self._reader.look()
+                self._reader.glance()
             finally:
                 self._looking = False
         return self.capacity() > 0

@@ -119,6 +119,20 @@ class Reader:
         elif self._next is _Next.ROOM:
             self._stop_listening()
 
+    def glance(self) -> None:
+        """Take a turn now, if something has arrived.
+
+        Where the last turn has taken all, the socket alone tells, at little cost.
+        """
+        if self._next is _Next.ARRIVAL:
+            try:
+                if self._top.quiet():
+                    return
+            except TransportError as error:
+                self._lost(error)
+                return
+        self.look()
+
     def catch_up(self) -> bool:
         """Take what has arrived, where there is room for it; whether that was all."""
         if self._next is not _Next.ROOM:

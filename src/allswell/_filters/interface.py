@@ -87,6 +87,15 @@ class Carrier(Filter, Generic[Input]):
         :raises TransportError: when the layer is gone (a reset).
         """
 
+    def quiet(self) -> bool:
+        """Whether nothing has arrived, asked of the socket now, at less cost than ``receive_nowait``.
+
+        ``False`` where that cannot be told: then ``receive_nowait`` tells.
+
+        :raises TransportError: when the layer is gone (a reset).
+        """
+        return False
+
     @abstractmethod
     async def wait_readable(self) -> None:
         """Wait until ``receive_nowait`` is worth a call. Spurious returns are allowed.

@@ -95,6 +95,16 @@ class TcpFilter(ByteStream):
         self._emptied = size < len(buffer)
         return buffer[:size]
 
+    def quiet(self) -> bool:
+        self._emptied = False
+        try:
+            self._socket("read").recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            raise self._lost("read", error) from error
+        return False
+
     async def wait_readable(self) -> None:
         try:
             await anyio.wait_readable(self._socket("read"))

@@ -156,6 +156,10 @@ class TlsFilter(ByteStream):
             taken += len(data)
             self._incoming.write(data)
 
+    def quiet(self) -> bool:
+        # (What is there of a record whose rest is still to come tells nothing yet.)
+        return not self._heard and self._broken is None and not self._more and self._lower.quiet()
+
     def _decrypt(self, total: int) -> int:
         """Decrypt into the buffer, from ``total`` on, until either is spent."""
         assert self._object is not None

@@ -54,6 +54,9 @@ class TunnelFilter(ByteStream):
             return memoryview(first)
         return self._lower.receive_nowait()
 
+    def quiet(self) -> bool:
+        return not self._received and self._lower.quiet()
+
     async def wait_readable(self) -> None:
         if not self._received:
             await self._lower.wait_readable()
