@@ -253,6 +253,8 @@ class _LoopEnd:
     """Hears of the end of one of asyncio's loops without a task: it closes what asynchronous generators there are.
 
     (``asyncio.run`` and all that are like it call ``loop.shutdown_asyncgens()`` when all tasks are cancelled.)
+
+    The generator refers to its loop. So nothing that outlives the loop may hold this: its host does.
     """
 
     def __init__(self) -> None:
@@ -269,17 +271,21 @@ class _LoopEnd:
             yield
         finally:
             methods = [method for reference in list(self._methods) if (method := reference()) is not None]
-            await asyncio.gather(*(method() for method in methods))
+            if methods:
+                await asyncio.gather(*(method() for method in methods))
 
-
-_ends: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEnd] = weakref.WeakKeyDictionary()
+    def __del__(self) -> None:
+        # Nothing asks any more, so the generator ends here. (Left to be collected, it would be given a task.)
+        with suppress(StopIteration, RuntimeError):  # RuntimeError: the loop's end is closing it
+            self._generator.aclose().send(None)
 
 
 class _AsyncioHost:
-    __slots__ = ("_context", "_forgets", "_loop", "_tasks", "_watched")
+    __slots__ = ("_context", "_end", "_forgets", "_loop", "_tasks", "_watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._end: _LoopEnd | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # asyncio's own watch until they are told to stop
         self._watched: dict[socket.socket, object] = {}  # where it forgets: by what we learn of it
@@ -338,10 +344,9 @@ class _AsyncioHost:
         self._loop.call_soon(function, context=self._context)
 
     def when_over(self, method: Callable[[], Awaitable[None]]) -> None:
-        end = _ends.get(self._loop)
-        if end is None:
-            end = _ends[self._loop] = _LoopEnd()
-        end.call(method)
+        if self._end is None:
+            self._end = _LoopEnd()
+        self._end.call(method)
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -126,3 +128,18 @@ def test_who_waits_for_all_tasks_before_closing(uvloop: bool) -> None:
 
     with scripted_peer(answers()) as peer:
         run(uvloop, main, peer.url)
+
+
+def test_a_loop_that_is_over_is_not_kept(uvloop: bool) -> None:
+    """What hears of a loop's end refers to the loop, and must not outlive it."""
+    runs: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def main() -> None:
+        runs.append(weakref.ref(asyncio.get_running_loop()))
+        async with ConnectionPool() as pool:
+            await pool.request("GET", url)
+
+    with origin("h1") as url:
+        anyio.run(main, backend_options={"use_uvloop": uvloop})
+        gc.collect()
+    assert runs[0]() is None
