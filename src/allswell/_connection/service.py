@@ -12,7 +12,7 @@ class Service:
     row that ended so show how many one takes; a connection that takes more than that shows that it is not so any more.
 
     :ivar answered: final responses whose heads have come.
-    :ivar barren: connections that are over, that were asked for something, and on which none came.
+    :ivar barren: connections that are over, that were asked or granted no request at all, and on which none came.
     :ivar takes: requests that a connection takes, as far as it is known; else ``inf``.
     """
 

@@ -544,6 +544,8 @@ class Dispatcher:
         if connection.reason == LOOP_ENDED:
             self._wake_starved()
         elif states and self._closing is None:
+            if ungranted:
+                connection.service.barren += 1
             for state in ungranted:
                 self._fail_ungranted(state, connection)
             for state in states[1:]:
