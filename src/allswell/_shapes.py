@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
@@ -149,9 +150,20 @@ def _hash(module: str, name: str, sources: dict[str, list[bytes]]) -> str:
     return hashlib.sha256(text).hexdigest()[:12]
 
 
+@contextmanager
+def _any() -> Iterator[None]:
+    yield
+
+
+#: What contextlib makes of a generator: the function is under it. (Under any other wrapper there may be a tool's.)
+_HELPER = _any.__code__
+
+
 def _code(found: Any) -> CodeType | None:
     function = found.fget if isinstance(found, property) else found
-    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    if getattr(function, "__code__", None) is _HELPER:
+        function = getattr(function, "__wrapped__", None)
+    code = getattr(function, "__code__", None)
     return code if isinstance(code, CodeType) else None
 
 

@@ -60,14 +60,14 @@ ON = _shapes.known()
 
 _Field = tuple[bytes, bytes, bytes]  # as httpx2.Headers has them: the name, in lower case too, the value
 
-_MERGE_URL = _shapes.find("httpx2", "AsyncClient._merge_url")
-_MERGE_HEADERS = _shapes.find("httpx2", "AsyncClient._merge_headers")
-_BUILD_REQUEST = _shapes.find("httpx2", "AsyncClient.build_request")
-_BUILD_REQUEST_AUTH = _shapes.find("httpx2", "AsyncClient._build_request_auth")
-_SEND = _shapes.find("httpx2", "AsyncClient.send")
-_SEND_HANDLING_AUTH = _shapes.find("httpx2", "AsyncClient._send_handling_auth")
-_SEND_HANDLING_REDIRECTS = _shapes.find("httpx2", "AsyncClient._send_handling_redirects")
-_SEND_SINGLE_REQUEST = _shapes.find("httpx2", "AsyncClient._send_single_request")
+_MERGE_URL = _shapes.find("httpx2._client", "BaseClient._merge_url")
+_MERGE_HEADERS = _shapes.find("httpx2._client", "BaseClient._merge_headers")
+_BUILD_REQUEST = _shapes.find("httpx2._client", "BaseClient.build_request")
+_BUILD_REQUEST_AUTH = _shapes.find("httpx2._client", "BaseClient._build_request_auth")
+_SEND = _shapes.find("httpx2._client", "AsyncClient.send")
+_SEND_HANDLING_AUTH = _shapes.find("httpx2._client", "AsyncClient._send_handling_auth")
+_SEND_HANDLING_REDIRECTS = _shapes.find("httpx2._client", "AsyncClient._send_handling_redirects")
+_SEND_SINGLE_REQUEST = _shapes.find("httpx2._client", "AsyncClient._send_single_request")
 _AUTH_FLOW = _shapes.find("httpx2", "Auth.async_auth_flow")
 _EXTRACT_COOKIES = _shapes.find("httpx2", "Cookies.extract_cookies")
 _NEW_URL = httpx2.URL.__init__

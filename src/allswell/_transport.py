@@ -282,9 +282,9 @@ class Sender:
             ),
             **settings,
         )
+        self._proxies = proxy_hops(proxy) or self.pool.config.proxies
         self.pool.share()
         self._owns = pool is None
-        self._proxies = proxy_hops(proxy) or self.pool.config.proxies
         self._left = False
         self._origins: dict[tuple[str, bytes, int | None], _Origin] = {}
         self._waits: tuple[object, Timeouts] = None, Timeouts()
@@ -378,9 +378,10 @@ class Sender:
             content = b"".join(stream)
             return Body(content) if content or framed else None
         if isinstance(stream, library._content.AsyncIteratorByteStream):
-            source = stream._stream  # whatever the caller iterates over, under the library's wrapper
-            if starts_anew(source) and not isinstance(source, library.AsyncByteStream):
-                return Body(source)
+            # Whatever the caller iterates over, under the library's wrapper. An iterator of its own each time proves
+            # nothing about what that reads from (a file, say): we send it once. What the library does is its own rule.
+            if starts_anew(stream._stream):
+                return Body(stream._stream, anew=False)
             anew = False
         elif isinstance(stream, library._multipart.MultipartStream):
             anew = all(map(_rewinds, stream.fields))

@@ -585,3 +585,21 @@ def test_a_long_length_without_a_body_is_no_body() -> None:
     backend, events = _long_exchange([_LONG_HEAD % (len(_LONG), b"")], b"HEAD")
     assert [type(event) for event in events] == [ResponseReceived, ResponseCompleted]
     assert backend.capacity() == 1
+
+
+_MANY = b"".join(b"X-%d: y\r\n" % number for number in range(450))
+
+
+@pytest.mark.parametrize("first", [b"HEAD", b"GET"])
+@pytest.mark.parametrize("interim", [0, 99])
+def test_a_turn_that_ends_behind_the_head_counts_no_byte_twice(first: bytes, interim: int) -> None:
+    """Many fields, or many interim responses, use up a turn's work. The body that has come with them is still to do."""
+    backend = Http1(max_header_size=100 * 1024)
+    content = b"" if first == b"HEAD" else bytes(100_000)
+    start = b"HTTP/1.1 102 Processing\r\n\r\n" * interim + b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n"
+    backend.open(head(first), end=True)
+    events = taken(backend, memoryview(start + _MANY + b"\r\n" + content))
+    assert body(events) == content
+    assert kinds(events)[-1] == "ResponseCompleted"
+    backend.open(head(), end=True)
+    assert kinds(taken(backend, memoryview(OK))) == ["ResponseReceived", "BodyReceived", "ResponseCompleted"]

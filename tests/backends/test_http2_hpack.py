@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
+from hyperframe.frame import Frame, HeadersFrame, SettingsFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allswell._backends.http2 import Http2
 from allswell._backends.http2_errors import StreamError
 from allswell._backends.http2_hpack import FieldEncoder, SectionReader
-from allswell._messages import Headers
+from allswell._messages import Headers, RequestHead
 from tests.backends.h2_peer import encode_frame
 
 NAMES = st.sampled_from([b":path", b"accept", b"user-agent", b"x-a", b"x-b", b"cookie", b"range"])
@@ -27,6 +30,28 @@ SIZES = st.lists(st.integers(0, 400) | st.just(4096), max_size=3)
 def blocks_of(field: st.SearchStrategy[tuple[bytes, bytes]]) -> st.SearchStrategy[list[tuple[Headers, list[int]]]]:
     """Sections, and the sizes of the table before each."""
     return st.lists(st.tuples(st.lists(field, max_size=8), SIZES), min_size=1, max_size=12)
+
+
+def frames(data: bytes) -> Iterator[Frame]:
+    while data:
+        frame, length = Frame.parse_frame_header(memoryview(data[:9]))
+        frame.parse_body(memoryview(data[9 : 9 + length]))
+        yield frame
+        data = data[9 + length :]
+
+
+def test_a_request_that_waited_for_the_settings_obeys_them() -> None:
+    """Its section is the first after our ACK: it says the size that the table has shrunk to (RFC 9113 §4.3.1)."""
+    backend = Http2(max_header_size=100 * 1024)
+    connect = RequestHead(b"CONNECT", b"https", b"a", b"/", [(b"x-a", b"one")], b"websocket")
+    backend.open(connect, end=False)
+    backend.take_output()
+    settings_frame = SettingsFrame(0, settings={SettingsFrame.HEADER_TABLE_SIZE: 0, 8: 1})
+    backend.receive(memoryview(settings_frame.serialize()))
+    [section] = [frame.data for frame in frames(backend.take_output()) if isinstance(frame, HeadersFrame)]
+    decoder = Decoder()
+    decoder.max_allowed_table_size = 0
+    assert (b"x-a", b"one") in list(decoder.decode(section, raw=True))
 
 
 @given(blocks_of(LONG_FIELD))

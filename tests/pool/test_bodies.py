@@ -173,7 +173,7 @@ BODIES: dict[str, tuple[Send, bool]] = {
     "iterator": (of_pool(Once), False),
     "same iterator": (of_pool(SameAgain), False),
     "async file": (open_file, False),
-    "client iterable": (client_anew, True),
+    "client iterable": (client_anew, False),
     "client generator": (client_generator, False),
     "client async file": (client_file, False),
     "client stream": (client_wrapped, False),

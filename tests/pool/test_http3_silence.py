@@ -7,10 +7,10 @@ from typing import Any
 import anyio
 import pytest
 
-from allswell import AsyncClient, ConnectionPool
+from allswell import AsyncClient, ConnectionPool, Timeout
 from allswell._config import Timeouts
 from tests.support.certificates import certificates
-from tests.support.quic_server import QuicServer
+from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +78,22 @@ async def test_what_a_silent_server_left_unanswered_goes_elsewhere(content: byte
             assert len(server.connections) == 2
             report = await pool.aclose()
         assert sorted(end.exchanges for end in report.connections) == [5, 6]
+
+
+async def test_where_another_connection_falls_silent_too_the_read_timeout_decides() -> None:
+    asked: list[int] = []
+
+    def mute(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        asked.append(stream)
+        connection.silent = True
+
+    with QuicServer({b"/mute": mute}) as server:
+        async with trusting(grace=0.2) as pool:
+            with pytest.raises(Timeout, match="sent nothing"):
+                await pool.request(
+                    "PUT", url(server.port, "/mute"), content=b"x", timeouts=Timeouts(connect=30, read=12)
+                )
+    assert len(asked) <= 2
 
 
 async def test_in_a_black_out_there_is_nothing_elsewhere() -> None:

@@ -5,6 +5,7 @@ The event loop is held until the bytes lie in the client's socket, so it cannot 
 
 from __future__ import annotations
 
+import math
 import select
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +18,7 @@ import pytest
 from allswell import ConnectionPool, ProxyHop
 from allswell._connection import reader
 from allswell._filters.interface import ReceiveBuffer
-from allswell._pool import dialer
+from allswell._pool import dialer, replay
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import connect_proxy
@@ -152,7 +153,10 @@ async def pieces() -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("content", [None, b"x"], ids=["GET", "POST"])
-async def test_a_408_that_crossed_with_the_request(kind: str, content: bytes | None) -> None:
+async def test_a_408_that_crossed_with_the_request(
+    kind: str, content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "_CROSSING", math.inf)  # on a busy machine
     with way(kind, gives_up_on_idle_ones) as (peer, pool, one, two):
         async with pool:
             await get(pool, f"{one}/1")
@@ -161,6 +165,16 @@ async def test_a_408_that_crossed_with_the_request(kind: str, content: bytes | N
             assert [attempt.processed for attempt in second.attempts] == ["no"]
             assert "408" in second.attempts[0].why
         assert len(peer.connections) == 2
+
+
+async def test_a_408_that_comes_late_is_the_answer_to_a_post(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has not crossed with it: the server may have worked on it until then."""
+    monkeypatch.setattr(replay, "_CROSSING", 0.0)
+    with scripted_peer(gives_up_on_idle_ones) as peer:
+        async with ConnectionPool() as pool:
+            await get(pool, f"{peer.url}/1")
+            assert (await pool.request("POST", f"{peer.url}/2", content=b"x")).status == 408
+        assert len(peer.connections) == 1
 
 
 async def test_a_408_is_the_answer_where_the_body_cannot_start_anew() -> None:

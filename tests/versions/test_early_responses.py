@@ -218,6 +218,28 @@ async def test_progress_behind_the_response_is_waited_for(version: str) -> None:
             assert (saw.size, saw.whole, saw.stopped) == (6, True, None)
 
 
+async def test_what_the_body_raised_before_the_caller_leaves_is_not_lost(version: str) -> None:
+    read, failed = anyio.Event(), anyio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        await read.wait()
+        failed.set()
+        raise ZeroDivisionError
+
+    with serving(version, accepted) as server:
+        async with server.pool() as pool:
+            streamed = pool.stream("POST", f"{server.url}/", content=body(), timeouts=PATIENT)
+            response = await streamed.__aenter__()
+            await response.read()
+            read.set()
+            await failed.wait()
+            while pool.snapshot().exchanges:
+                await anyio.lowlevel.checkpoint()
+            with pytest.raises(ZeroDivisionError):
+                await streamed.__aexit__(None, None, None)
+
+
 async def test_what_the_body_raises_behind_the_response_reaches_the_caller(version: str) -> None:
     answered = anyio.Event()
 

@@ -139,7 +139,7 @@ class Http1:
         self._receiving = ReceiveHalf(head.method)
         self._begun, self._unparsed = b"", 0
         self._reader = self._h11
-        self._length, self._surplus = None, b""
+        self._length, self._rest, self._surplus = None, 0, b""
         self._send(request)
         if end:
             self._send(_END)
@@ -269,7 +269,7 @@ class Http1:
             rest = self._h11.trailing_data[0]
             if rest:
                 events += self._take_chunks(memoryview(rest))
-        elif self._length is not None and self._length >= _LONG and self._current:
+        elif not self._more and self._length is not None and self._length >= _LONG and self._current:
             self._rest, self._length = self._length, None
         return events
 

@@ -377,9 +377,9 @@ class Http2:
         elif kind == wire.SETTINGS:
             self._count_quiet()
             table_sizes, known = wire.known_settings(frame)
-            self._receive_by_h2(known, events)
-            for size in table_sizes:
+            for size in table_sizes:  # before what waited for the SETTINGS is encoded
                 self._h2.encoder.header_table_size = size
+            self._receive_by_h2(known, events)
         elif kind in (wire.PING, wire.RST_STREAM, wire.WINDOW_UPDATE):
             if kind != wire.PING and id_:
                 self._check_not_idle(id_)

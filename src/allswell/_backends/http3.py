@@ -524,8 +524,8 @@ class Http3:
             raise H3Error(h3.H3_CLOSED_CRITICAL_STREAM, "a control or QPACK stream was reset")
         self._untyped.pop(stream_id, None)
         state = self._exchanges.get(stream_id)
-        if state is None:
-            return
+        if state is None or state.receiving.over:
+            return  # RFC 9000 §3.2: behind the end of its half a reset says nothing
         if not h3.is_error(code) and state.whole:
             # RFC 9114 §4.1 has the stream ended. But all of the content has come, and the server names no error.
             self._on_end(stream_id, state)

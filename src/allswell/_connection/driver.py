@@ -187,7 +187,7 @@ class Connection:
         if self._life.state is not State.OPEN:
             return 0
         room, takes = self._backend.capacity(), self.service.takes
-        if room > takes - self._taken:
+        if room and room > takes - self._taken:
             # More than such connections took before they left. When all of that is answered, one more will show.
             room = max(int(takes) - self._taken, 0 if self._exchanges else 1)
         return room

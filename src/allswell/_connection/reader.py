@@ -141,7 +141,7 @@ class Reader:
 
     def resume(self) -> None:
         """There may be room again."""
-        if self._next is _Next.ROOM:
+        if self._next is _Next.ROOM and not self._full():
             self._next = _Next.OTHERS
             self._go_on.set()
             self._ask_for_turn()

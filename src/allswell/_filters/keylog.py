@@ -25,7 +25,11 @@ def new_context(verify: Any = True, cert: Any = None, trust_env: bool = True) ->
             return verify
         if verify is True and (default := _default_context()) is not None:
             return default(_trust_env=trust_env)
-    return httpx2.create_ssl_context(verify, cert, trust_env)
+    context = httpx2.create_ssl_context(verify, cert, trust_env)
+    if not trust_env and context is not verify and getattr(context, "keylog_filename", None):
+        # Python's default context has read the environment all the same. (None turns it off; typeshed doesn't know.)
+        context.keylog_filename = None  # type: ignore[assignment]
+    return context
 
 
 def _default_context() -> Callable[..., ssl.SSLContext] | None:

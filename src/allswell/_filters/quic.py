@@ -101,6 +101,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._keylog = None if settings.keylog_file is None else open_log(settings.keylog_file)  # _finish closes it
             self.connection = connection = new_connection(settings, qlog=qlog, keylog=self._keylog)
         except (OSError, ValueError) as error:
+            if self._keylog is not None:
+                self._keylog.close()
             raise ConnectFailed(f"cannot use the QUIC settings: {error}", phase="quic", by="us") from error
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))

@@ -188,7 +188,7 @@ class TcpFilter(ByteStream):
             sock.shutdown(socket.SHUT_WR)
             self._said = "FIN"
         except OSError:
-            self._heard = self._heard or "RST"  # there is nobody to be polite to
+            self._heard = "RST"  # behind a FIN, too: there is nobody to be polite to
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         if self._end is not None:

@@ -192,7 +192,7 @@ class Dispatcher:
             raise
         finally:
             self._forget(state, waiter)
-            if waiter.exchange is None and not self._waiters.waiting(route):
+            if not self._waiters.waiting(route):
                 for connection in list(state.expected):
                     self.connection_available(connection)  # it is idle after all
             self._tidy(state)

@@ -42,6 +42,7 @@ from allswell._trace import PREFIXES
 
 #: A server that has fallen silent has so many seconds more before its requests go elsewhere: it may only be busy.
 _SILENT_FOR = 0.5
+_SILENT = "the server has fallen silent"
 
 _POOLS: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 
@@ -159,14 +160,14 @@ class ConnectionPool:
                 if exchange is None:
                     since = ANY if replay is None else replay.since
                     exchange = dispatcher.open_now(request, since) or await dispatcher.wait(request, since)
-                connection = exchange.connection
+                connection, opened_at = exchange.connection, monotonic()
                 response = await self._respond(request, exchange, [] if replay is None else replay.attempts)
                 if response.status not in (408, 421, 425):
                     return response
                 if response.status == 421:
                     dispatcher.misdirected(connection, request.route)
                 replay = replay or Replay(request)
-                if not replay.unserved(response, connection):
+                if not replay.unserved(response, connection, opened_at):
                     return response
                 await response.aclose()
                 if response.status == 421 and connection.http_version == "HTTP/3":
@@ -284,8 +285,8 @@ class ConnectionPool:
         (Restarted, a server knows nothing of its QUIC connections, and may have lost the key to say so. But if it is
         the path that is gone, there is none elsewhere either, and nothing is lost.)
         """
-        if not request.may_repeat(proven=False):
-            return silent
+        if not request.may_repeat(proven=False) or any(attempt.why == _SILENT for attempt in attempts):
+            return silent  # where a second one is silent too, the read timeout decides
         since = monotonic()
         found: list[Exchange] = []
         failed: list[BaseException] = []
@@ -320,7 +321,7 @@ class ConnectionPool:
             other.abandon()
             return silent
         silent.abandon()
-        attempts.append(Attempt("the server has fallen silent", "perhaps", silent.connection.http_version))
+        attempts.append(Attempt(_SILENT, "perhaps", silent.connection.http_version))
         return other
 
     async def _respond(self, request: Request, exchange: Exchange, attempts: list[Attempt]) -> Response:

@@ -33,6 +33,10 @@ _FRUITLESS = 5
 _PAUSE, _LONGEST_PAUSE = 0.1, 0.8
 
 
+#: A 408 that comes later than so many seconds behind a request has not crossed with it.
+_CROSSING = 1.0
+
+
 class Replay:
     """The attempts at one request that did not give its response.
 
@@ -51,12 +55,14 @@ class Replay:
         self._patience = min(bounds, default=math.inf)
         self._until = monotonic() + self._patience
 
-    def unserved(self, response: Response, connection: Connection) -> bool:
+    def unserved(self, response: Response, connection: Connection, opened_at: float) -> bool:
         """Whether a response only says that the request should be sent again.
 
         It is wanted on another connection (421: RFC 9110 §15.5.20) or later (425: RFC 8470 §5.2), for the first time.
         Or the server's patience with an idle connection of HTTP/1.1 was over just when that was used again: a 408 says
         that it "did not receive a complete request message" (RFC 9110 §15.5.9), and that it closes.
+
+        :param opened_at: when the request was sent.
         """
         status = response.status
         if not self._request.may_repeat(proven=True):
@@ -66,6 +72,8 @@ class Replay:
             crossed = connection.http_version == "HTTP/1.1" and response.stream_id > 1
             if not crossed or b"close" not in options(response.headers, b"connection"):
                 return False
+            if monotonic() - opened_at > _CROSSING and not self._request.may_repeat(proven=False):
+                return False  # it has not crossed: it is an answer
             processed = "no"
         elif any(attempt.processed == "declined" for attempt in self.attempts):
             return False
@@ -101,11 +109,14 @@ class Replay:
 
     def _look_for_progress(self, connection: Connection, now: float) -> None:
         service = connection.service
-        answered = service is self._service and service.answered > self._answered
+        # (A connection that left without an answer is no progress, whatever others have served meanwhile.)
+        useful = connection.state is State.OPEN or connection.answered > 0
+        answered = useful and service is self._service and service.answered > self._answered
         serves = connection.state is not State.OPEN and connection.open_exchanges > 0  # what it took before it left
         if answered or serves:
             self._fruitless = 0
-            self._until = now + self._patience
+            if connection.state is not State.OPEN:  # (one that goes on may refuse this request only)
+                self._until = now + self._patience
         if not self._fruitless:
             self._barren = service.barren - 1  # with this one, or another that is about to be
         self._fruitless += 1

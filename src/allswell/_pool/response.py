@@ -133,8 +133,7 @@ class Response:
 
     async def finish(self) -> None:
         """Wait until the request was sent too. (It was, unless the whole response came early.)"""
-        if self._exchange.uploading:
-            await self._exchange.finish()
+        await self._exchange.finish()
 
     async def aclose(self) -> None:
         """Take no more of the body. The connection is kept where the protocol, and what was read, allow it.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 from aioquic.quic.logger import QuicLogger, QuicLoggerTrace
+
+logger = logging.getLogger("allswell")
 
 
 class Qlog(QuicLogger):
@@ -27,5 +30,8 @@ class Qlog(QuicLogger):
     def end_trace(self, trace: QuicLoggerTrace) -> None:
         super().end_trace(trace)
         told = self.to_dict()
-        with self._open(self._folder / f"{told['traces'][0]['common_fields']['ODCID']}.qlog") as file:
-            json.dump(told, file)
+        try:
+            with self._open(self._folder / f"{told['traces'][0]['common_fields']['ODCID']}.qlog") as file:
+                json.dump(told, file)
+        except OSError as error:  # the connection's end must go on without it
+            logger.warning("allswell: a qlog was not written: %s", error)

@@ -16,9 +16,10 @@ This is the one part of this layer that works with :mod:`ssl`. It does no I/O: t
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from weakref import WeakSet
@@ -105,7 +106,9 @@ def _keys_not_logged(context: ssl.SSLContext) -> Iterator[None]:
     try:
         yield
     finally:
-        context.keylog_filename = log
+        with suppress(OSError):  # that it cannot be written is no word about the certificate
+            os.close(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))  # OpenSSL would let all read it
+            context.keylog_filename = log
 
 
 def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> bytes:
