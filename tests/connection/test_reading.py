@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import ssl
-from typing import Any
+from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import allswell
@@ -14,6 +15,7 @@ from allswell._backends.http1 import Http1
 from allswell._connection import reader
 from allswell._filters.interface import ReceiveBuffer
 from allswell._pool import dialer
+from allswell._tasks import current_host
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
 from tests.support.scripts import answers, huge
@@ -68,3 +70,41 @@ async def test_a_bug_of_ours_ends_the_connection(
             assert pool.snapshot().connections == 0
         await peer.ended()
     assert "of ours" in caplog.text
+
+
+async def test_without_room_nothing_is_read_though_what_was_written_has_gone() -> None:
+    """Reading goes on when there is room again, and not whenever somebody says that there may be."""
+
+    class Top:
+        def listen(self, function: object) -> bool:
+            return True
+
+    taken: list[None] = []
+    full = True
+
+    def take() -> bool:
+        taken.append(None)
+        return True
+
+    host = current_host()
+    made = reader.Reader(
+        host,
+        cast(Any, Top()),
+        take=take,
+        full=lambda: full,
+        done=lambda: None,
+        lost=lambda error: None,
+        failed=lambda error: None,
+    )
+    made.look()  # and there is no more room
+    for _ in range(3):
+        made.resume()
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+    assert len(taken) == 1
+    full = False
+    made.resume()
+    with anyio.fail_after(30):
+        while len(taken) < 2:
+            await anyio.lowlevel.checkpoint()
+    made.stop()
