@@ -218,6 +218,15 @@ async def test_progress_behind_the_response_is_waited_for(version: str) -> None:
             assert (saw.size, saw.whole, saw.stopped) == (6, True, None)
 
 
+async def test_a_response_that_nobody_read_may_be_closed_twice(version: str) -> None:
+    with serving(version, accepted) as server:
+        async with server.pool() as pool, pool.stream("GET", f"{server.url}/", timeouts=PATIENT) as response:
+            while pool.snapshot().exchanges:  # until all of it is there
+                await anyio.lowlevel.checkpoint()
+            await response.aclose()
+            await response.aclose()
+
+
 async def test_what_the_body_raised_before_the_caller_leaves_is_not_lost(version: str) -> None:
     read, failed = anyio.Event(), anyio.Event()
 

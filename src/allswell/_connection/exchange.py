@@ -84,6 +84,7 @@ class Exchange(Halves):
         "_error",
         "_head",
         "_informational",
+        "_raised",
         "_read_at",
         "_ready",
         "_room",
@@ -123,6 +124,7 @@ class Exchange(Halves):
         self._chunks: deque[tuple[bytes, int]] = deque()
         self._datagrams: list[bytes] | None = None
         self._error: BaseException | None = None
+        self._raised: BaseException | None = None  # what the request's body raised
         self._ready = host.signal()  # the requester's: something was delivered
         self._room = host.signal()  # the uploader's: more may be sent
         self._read_at = math.inf
@@ -242,8 +244,8 @@ class Exchange(Halves):
             with Deadline.after(self._timeouts.read).scope():
                 while self.uploading:
                     await self._ready.wait()
-        if self._error is not None:
-            raise self._error
+        if self._raised is not None:
+            raise self._raised
 
     def take_datagrams(self) -> list[bytes]:
         """The HTTP datagrams that have come (RFC 9297 §2.1)."""
@@ -383,6 +385,7 @@ class Exchange(Halves):
             self.fail(TransportError(f"the upload to {self.label} was cancelled", operation="write", by="us"))
             raise
         except BaseException as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
+            self._raised = error
             if self._error is None or not isinstance(error, Exception):  # (who wants the program to end is heard)
                 self._error = error
             self.fail(error)
