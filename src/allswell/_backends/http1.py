@@ -40,7 +40,7 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
 _WINDOW = 256 * 1024
 
-#: Of every response (RFC 9112 §2.3, §4). Who begins otherwise (SSH, mail, TLS) speaks no HTTP, or not HTTP/1.
+#: Of every response (RFC 9112 §2.3, §4). What begins otherwise (SSH, mail, TLS) is no HTTP, or not HTTP/1.
 _BEGINNING = b"HTTP/1."
 #: Reason phrases are told in errors and on terminals: no control characters (RFC 9112 §4).
 _SHOWN = bytes(0x3F if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
@@ -106,7 +106,7 @@ class Http1:
         self._rest = 0  # what of it does not go through h11
         self._surplus = b""  # and what came behind it
         self._chunks: Chunks | None = None  # of the response, where it is they that read it
-        self._reader: h11.Connection | None = self._h11  # whoever reads the response; None: its end was read otherwise
+        self._reader: h11.Connection | None = self._h11  # what reads the response; None: its end was read otherwise
         self._left: memoryview | None = None  # input that was not acted on yet
         self._more = False  # there may be more events in what was read
         self.followed = False

@@ -446,7 +446,7 @@ class Http2:
         self._check_dead(id_)
         self._count_quiet()
         self._window.receive(len(frame) - 9)
-        self._give_back(len(frame) - 9)  # §5.1: it counts for the connection, whoever it was for
+        self._give_back(len(frame) - 9)  # §5.1: it counts for the connection, whatever stream it was for
 
     def _check_not_idle(self, id_: int) -> None:
         if id_ % 2 == 0 or id_ >= self._next_id:
@@ -531,7 +531,7 @@ class Http2:
                 self._receive_reset(self._streams[event.stream_id], event, events)
 
     def _receive_window(self, event: WindowUpdated, events: list[Event]) -> None:
-        # Whoever waits does so because a window was shut: only its opening is news.
+        # An upload waits because a window was shut: only its opening is news.
         if not event.stream_id:
             if self._h2.outbound_flow_control_window - event.delta <= 0:
                 events.append(SendWindowOpened(None))

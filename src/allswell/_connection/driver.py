@@ -216,7 +216,7 @@ class Connection:
         if self._life.state is State.OPEN and not self._looking and (self._backend.pauses_reading or not busy):
             if busy and self._full():
                 return False
-            self._looking = True  # whom it tells of room then need not look again
+            self._looking = True  # the owner is told of room meanwhile, and need not look again
             try:
                 self._reader.glance()
             finally:
@@ -431,7 +431,7 @@ class Connection:
         self._keeper = self._owner()
         self.close(reason)
         if self._life.state is State.CLOSING and self._said is None:
-            with suppress(TransportError):  # whoever is gone is told by what follows
+            with suppress(TransportError):  # what follows tells that the peer is gone
                 for _ in range(_LAST_READS):  # and dropped; unread, it would make a RST of our end
                     data = self._top.receive_nowait()
                     if data is None or not len(data):
@@ -486,7 +486,7 @@ class Connection:
     async def _drive(self) -> None:
         if self._reads():
             await self._reader.run()
-            await anyio.lowlevel.checkpoint()  # whoever has just learnt of it (it was a tunnel's) ends first
+            await anyio.lowlevel.checkpoint()  # what ran through it (it was a tunnel's) ends first
         if self._life.state is State.CLOSING:
             await self._say_goodbye()
 

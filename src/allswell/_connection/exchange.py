@@ -40,7 +40,7 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 if TYPE_CHECKING:
     from allswell._connection.driver import Connection
 
-#: HTTP datagrams that may wait for who takes them.
+#: HTTP datagrams that may wait to be taken.
 _DATAGRAMS = 1024
 
 #: Seconds until what has come is looked at again, where a turn did not suffice to see it all.
@@ -255,7 +255,7 @@ class Exchange(Halves):
     def abandon(self) -> None:
         """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
         if not self.all_read:
-            # Who reads on all the same must neither wait for ever nor take what he has for the whole.
+            # A later read must fail: neither hang nor look like the end of the body.
             self._error = self._error or TransportError(
                 f"the response of {self.label} was closed before its body was read",
                 operation="read",
@@ -314,7 +314,7 @@ class Exchange(Halves):
                 raise _UploadStopped
             if offset < len(data) and window <= 0:
                 if self.tunnel and self.receiving.over:
-                    # The peer ended its half, so nobody reads any more, who would notice if the rest ended too.
+                    # The peer ended its half. Nothing reads any more that would notice the end of the rest.
                     raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
                 if not self.tunnel and self._timeouts.write is not None:
                     self._unsent = self.connection.unsent(self)
