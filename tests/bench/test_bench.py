@@ -22,6 +22,7 @@ from tests.bench import fairness
 from tests.bench.__main__ import main, run_apart
 from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS, Answer, Fetch, Setting
+from tests.bench.memory import held, restart_peak
 from tests.bench.origin import Origin, caddy
 from tests.bench.report import GOALS, OURS, Cell, Results, as_json, figures, markdown, table, verdict_lines, verdicts
 from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS, Request, requests
@@ -187,6 +188,13 @@ def test_the_benchmark_of_turns_downloads_what_it_says(origin: Origin) -> None:
     """It fails when not all bytes come."""
     done = asyncio.run(fairness.measure("h1, 30 MB", f"{origin.url}/10mb/fair", str(origin.ca), total=50.0))
     assert done.end == "complete"
+
+
+def test_memory_is_seen() -> None:
+    """Also what is given back at once."""
+    before = restart_peak()
+    del [bytes(1 << 20) + b"x" for _ in range(50)][:]
+    assert held().peak - before >= 45
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 from tests.bench.clients import CLIENTS, VERSIONS, Answer, Fetch, Setting
+from tests.bench.memory import held, restart_peak
 from tests.bench.scenarios import SCENARIOS, Request, Scenario, requests
 
 WARM_UP = 0.15
@@ -119,20 +119,20 @@ async def _kept(job: Job, scenario: Scenario, all_requests: Iterator[Request], w
     async with _opened(job, scenario) as fetch:
         await _checked(fetch, next(requests(job.url, opening, seed=1)), opening, job.version)
         request = next(all_requests)
-        before = _memory_reset()
+        before = restart_peak()
         await _checked(fetch, request, scenario, job.version)
-        first = _memory().peak - before
+        first = held().peak - before
         if warm_up:
             await _fetch_for(warm_up, fetch, all_requests, scenario, job.version)
         began = now()
         count = await _fetch_for(job.seconds, fetch, all_requests, scenario, job.version)
         ended = now()
-    return Run(count, ended.wall - began.wall, ended.cpu - began.cpu, _memory().peak, first)
+    return Run(count, ended.wall - began.wall, ended.cpu - began.cpu, held().peak, first)
 
 
 async def _cold(job: Job, scenario: Scenario, all_requests: Iterator[Request], warm_up: float) -> Run:
     count, wall, cpu, closing, first = 0, 0.0, 0.0, 0.0, 0.0
-    memory_before = _memory_reset()
+    memory_before = restart_peak()
     for seconds in (warm_up, job.seconds):
         budget = _Budget(seconds)
         count, wall, cpu, closing = 0, 0.0, 0.0, 0.0
@@ -144,16 +144,16 @@ async def _cold(job: Job, scenario: Scenario, all_requests: Iterator[Request], w
                 ended = now()
             count, wall, cpu = count + 1, wall + ended.wall - began.wall, cpu + ended.cpu - began.cpu
             closing += now().cpu - ended.cpu
-            first = first or _memory().peak - memory_before
-    return Run(count, wall, cpu, _memory().peak, first, closing)
+            first = first or held().peak - memory_before
+    return Run(count, wall, cpu, held().peak, first, closing)
 
 
 async def _fresh(job: Job, scenario: Scenario, all_requests: Iterator[Request], began: Clocks) -> Run:
-    memory_before = _memory().now
+    memory_before = held().now
     async with _opened(job, scenario) as fetch:
         await _checked(fetch, next(all_requests), scenario, job.version)
         ended = now()
-    memory = _memory().peak
+    memory = held().peak
     return Run(1, ended.wall - began.wall, ended.cpu - began.cpu, memory, memory - memory_before)
 
 
@@ -191,31 +191,6 @@ async def _checked(fetch: Fetch, request: Request, scenario: Scenario, version: 
     if answer.status != 200 or answer.size != scenario.size:
         raise RuntimeError(f"{answer.status} with {answer.size} bytes came, not 200 with {scenario.size}")
     return answer
-
-
-class _Memory(NamedTuple):
-    now: float
-    peak: float
-
-
-def _memory() -> _Memory:
-    """What this process holds, in MB. (``ru_maxrss`` would know what its parent held before ``exec``, too.)"""
-    status = Path("/proc/self/status")
-    if status.exists():
-        held = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return _Memory(*(int(held[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")))
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    return _Memory(peak, peak)
-
-
-def _memory_reset() -> float:
-    """What is held now, in MB; the peak begins here, where the system can do that (Linux)."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")
-    return _memory().now
 
 
 def runner(loop: str) -> Callable[[Coroutine[Any, Any, Run]], Run]:
