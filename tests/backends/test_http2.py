@@ -33,7 +33,7 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._errors import ExchangeReset, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
-from allswell._messages import RequestHead, ResponseHead
+from allswell._messages import Headers, RequestHead, ResponseHead
 from tests.backends.h2_peer import OK, Link, data, encode_frame, get, rst, settings
 
 HEAD = ResponseHead(200, [(b"server", b"pretend")], b"HTTP/2")
@@ -451,6 +451,31 @@ def test_extended_connect_waits_for_the_peers_settings() -> None:
     assert [event.stream_id for event in requests] == [chat, after]
     assert requests[0].stream_ended is None  # it is a tunnel's beginning, whatever the caller said
     assert link.client.send_window(chat) == 65535
+
+
+@pytest.mark.parametrize("trailers", [[], [(b"X-Sum", b"1")]], ids=["", "trailers"])
+def test_the_end_of_a_body_without_content_waits_with_its_head(trailers: Headers) -> None:
+    """The server would wait for ever for the rest of that request."""
+    limits = {SettingCodes.ENABLE_CONNECT_PROTOCOL: 1, SettingCodes.MAX_CONCURRENT_STREAMS: 9}
+    link = Link(settings=limits, greet=False)
+    link.client.open(CHAT, end=False)
+    after = link.client.open(get(method=b"POST"), end=False)
+    link.client.send_body(after, b"", end=True, trailers=trailers)
+    assert not [event for event in link.to_server() if isinstance(event, RequestReceived)]
+    settled(link)
+    events = [event for event in link.to_server() if getattr(event, "stream_id", None) == after]
+    assert [type(event) for event in events] == [RequestReceived, *[TrailersReceived] * len(trailers), StreamEnded]
+    link.server.send_headers(after, OK, end_stream=True)
+    assert link.to_client()[-1] == ResponseCompleted(after, [])
+    assert link.client.capacity() == 8  # the tunnel is what is left
+
+
+def test_a_body_that_waits_with_its_head_is_as_long_as_it_says() -> None:
+    link = Link(greet=False)
+    link.client.open(CHAT, end=False)
+    exchange = link.client.open(get(headers=[(b"Host", b"a"), (b"Content-Length", b"1")], method=b"POST"), end=False)
+    with pytest.raises(LocalProtocolError, match="Content-Length"):
+        link.client.send_body(exchange, b"", end=True)
 
 
 def test_extended_connect_that_turns_out_not_to_be_offered() -> None:

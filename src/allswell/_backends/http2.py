@@ -51,7 +51,7 @@ from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, Str
 from allswell._backends.http2_errors import NOT_REPLAYABLE, PeerError, StreamError, error_name, reset_error
 from allswell._backends.http2_frames import FrameSplitter
 from allswell._backends.http2_hpack import Section, SectionReader
-from allswell._backends.http2_stream import Stream, Window
+from allswell._backends.http2_stream import Held, Stream, Window
 from allswell._backends.interface import (
     WORK,
     BodyReceived,
@@ -118,7 +118,7 @@ class Http2:
         self._limit = self._assumed.value
         self._greeted = False  # the peer's first SETTINGS have come
         self._section_limit: int | None = None  # what the peer takes (SETTINGS_MAX_HEADER_LIST_SIZE)
-        self._held: dict[int, tuple[RequestSection[Headers], bool]] = {}
+        self._held: dict[int, Held] = {}
         self._last_allowed = _LAST_ID
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
         self._left: memoryview | None = None  # input that was not acted on yet
@@ -147,10 +147,12 @@ class Http2:
         end = end and head.method != b"CONNECT"  # what ends there is the tunnel
         id_ = self._next_id
         self._next_id += 2
+        window = Window(self._initial_window)
+        stream = Stream(id_, window=window, method=request.method, to_send=request.content_length, end=end)
         if hold:
-            self._held[id_] = request, end
+            self._held[id_] = Held(request, stream)
         else:
-            self._send_head(id_, request, end)
+            self._send_head(stream, request, end)
         return id_
 
     def _unsendable(self, request: RequestSection[Headers]) -> LocalProtocolError | None:
@@ -162,30 +164,27 @@ class Http2:
             return LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9113 §6.5.2
         return None
 
-    def _send_head(self, id_: int, request: RequestSection[Headers], end: bool) -> None:
-        self._h2.send_headers(id_, request.pseudo_fields + request.fields, end_stream=end)
+    def _send_head(self, stream: Stream, request: RequestSection[Headers], end: bool) -> None:
+        self._h2.send_headers(stream.id, request.pseudo_fields + request.fields, end_stream=end)
         self._quiet = 0
-        self._streams[id_] = Stream(
-            id_,
-            self._h2.streams[id_],
-            window=Window(self._initial_window),
-            method=request.method,
-            to_send=request.content_length,
-            end=end,
-        )
+        stream.h2 = self._h2.streams[stream.id]
+        self._streams[stream.id] = stream
 
     def _release_held(self, events: list[Event]) -> None:
         """The peer has greeted: say what waited for it."""
         held, self._held = self._held, {}
-        for id_, (request, end) in held.items():
-            error = self._unsendable(request)
+        for id_, waiting in held.items():
+            error = self._unsendable(waiting.request)
             if error is not None:
                 events.append(ExchangeFailed(id_, error))
             elif len(self._streams) >= self._limit:
                 cause = RemoteProtocolError("the connection takes no more streams")
                 events.append(ExchangeFailed(id_, NotProcessed(cause, proven=True)))
             else:
-                self._send_head(id_, request, end)
+                ended = not waiting.stream.sending.open
+                self._send_head(waiting.stream, waiting.request, ended and not waiting.trailers)
+                if waiting.trailers:
+                    self._h2.send_headers(id_, waiting.trailers, end_stream=True)
                 events.append(SendWindowOpened(id_))
 
     def _fail_held(self, error: Callable[[], AllswellError], events: list[Event]) -> None:
@@ -199,7 +198,10 @@ class Http2:
         return max(0, min(stream.h2.outbound_flow_control_window, self._h2.outbound_flow_control_window))
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+        held = None
         stream = self._streams.get(exchange)
+        if stream is None and (held := self._held.get(exchange)) is not None:
+            stream = held.stream
         if stream is None or not stream.sending.open or self._over:
             return
         size = len(data)
@@ -210,20 +212,27 @@ class Http2:
             stream.sending.count(size, end=end)
         except LengthError:
             raise LocalProtocolError("the body is not as long as its Content-Length") from None
-        self._quiet = 0
-        if size or (end and not fields):
-            # h2 keeps the state and the windows; framing it here saves three copies.
-            last = end and not fields
-            stream.h2.send_data(data, last)
-            self._h2.outbound_flow_control_window -= size
-            self._flush_h2()  # HEADERS first
-            self._out += wire.data_frames(exchange, data, self._h2.max_outbound_frame_size, end=last)
-        if fields:
-            self._h2.send_headers(exchange, fields, end_stream=True)
+        if held is not None:
+            held.trailers = fields
+        else:
+            self._send_piece(stream, data, end, fields)
         if end:
             stream.sending.move(Send.ENDED)
             if stream.over:
                 self._forget(stream)
+
+    def _send_piece(self, stream: Stream, data: bytes, end: bool, trailers: Headers) -> None:
+        self._quiet = 0
+        size = len(data)
+        last = end and not trailers
+        if size or last:
+            # h2 keeps the state and the windows; framing it here saves three copies.
+            stream.h2.send_data(data, last)
+            self._h2.outbound_flow_control_window -= size
+            self._flush_h2()  # HEADERS first
+            self._out += wire.data_frames(stream.id, data, self._h2.max_outbound_frame_size, end=last)
+        if trailers:
+            self._h2.send_headers(stream.id, trailers, end_stream=True)
 
     def cancel(self, exchange: int) -> None:
         stream = self._streams.get(exchange)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
 from allswell._backends.http2_errors import PeerError, StreamError
-from allswell._fields import MalformedSection, response_section, trailer_section
+from allswell._fields import MalformedSection, RequestSection, response_section, trailer_section
 from allswell._halves import Halves, LengthError, Receive, ReceiveHalf, Send, SendHalf
 from allswell._messages import Headers, ResponseHead
 
@@ -45,19 +47,17 @@ class Window:
 class Stream(Halves):
     """What we know of a stream beside h2's own state of it, which serves for sending.
 
-    :ivar h2: h2's stream: the window that limits what we send.
+    :ivar h2: h2's stream, from when the head is sent: the window that limits what we send.
     :ivar window: what the peer may still send here.
     :ivar unread: bytes received and not consumed.
     """
 
     __slots__ = ("h2", "id", "unread", "window")
+    h2: H2Stream
 
-    def __init__(
-        self, id_: int, h2: H2Stream, *, window: Window, method: bytes, to_send: int | None, end: bool
-    ) -> None:
+    def __init__(self, id_: int, *, window: Window, method: bytes, to_send: int | None, end: bool) -> None:
         super().__init__(SendHalf(Send.ENDED if end else Send.BODY, to_send), ReceiveHalf(method))
         self.id = id_
-        self.h2 = h2
         self.window = window
         self.unread = 0
 
@@ -109,3 +109,15 @@ class Stream(Halves):
             self.receiving.end()
         except LengthError:
             raise StreamError(_WRONG_LENGTH) from None
+
+
+@dataclass(slots=True)
+class Held:
+    """A request that may not go yet. It has no window, so of its body only the end can have come: its stream tells.
+
+    :ivar trailers: what ends the body.
+    """
+
+    request: RequestSection[Headers]
+    stream: Stream
+    trailers: Headers = field(default_factory=list)
