@@ -11,7 +11,8 @@ import pytest
 
 from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
-from allswell._errors import TransportError
+from allswell._errors import PoolClosed, TransportError
+from allswell._report import ConnectionEnd
 from tests.servers.lighttpd import lighttpd
 from tests.support.certificates import certificates
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
@@ -191,6 +192,55 @@ async def test_a_server_that_ends_at_its_fifth_answer(
                 for _ in range(10):
                     tasks.start_soon(work)
         assert right == set(range(100))
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.4])
+async def test_what_a_close_cuts_is_counted_once_and_told_of_the_close(grace: float) -> None:
+    """Each is told of the close: none is sent elsewhere because the one before it was cut."""
+    line = Line()
+    told: list[str] = []
+    with scripted_peer(line.script) as peer:
+        pool = pool_for(max_connections=1)
+        await warmed(pool, peer.url, line)
+
+        async def get(number: int) -> None:
+            with pytest.raises(PoolClosed) as caught:
+                await pool.request("GET", f"{peer.url}/{number}")
+            told.append(str(caught.value))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(get, number)
+            await line.came(4)
+            report = await pool.aclose(grace)
+    [end] = report.connections
+    assert (end.exchanges, end.cut) == (4, 3)
+    assert len(told) == 3
+    assert all("was not complete within its grace" in each for each in told)
+
+
+async def test_those_behind_one_that_was_abandoned_are_counted_once() -> None:
+    line = Line()
+    ends: list[ConnectionEnd] = []
+    with scripted_peer(line.script) as peer:
+        async with pool_for(max_connections=1, on_connection_end=ends.append) as pool:
+            await warmed(pool, peer.url, line)
+            async with anyio.create_task_group() as tasks:
+                with anyio.CancelScope() as first:
+
+                    async def others() -> None:
+                        await line.came(2)
+                        for number in range(2):
+                            tasks.start_soon(pool.request, "GET", f"{peer.url}/{number}")
+                        await line.came(4)
+                        first.cancel()
+
+                    tasks.start_soon(others)
+                    await pool.request("GET", f"{peer.url}/first")
+                await line.came(5)  # one of them again, on another connection
+                await anyio.to_thread.run_sync(peer.connections[0].ended.wait)
+                line.allow(2)
+    assert ends[0].cut == 2
 
 
 def cut_in_the_middle(at: int, ending: Ending) -> Script:

@@ -55,6 +55,7 @@ from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
+from allswell._filters.interface import LAST_READS
 from allswell._filters.stack import Stack
 from allswell._halves import Receive, Send
 from allswell._messages import Headers, RequestHead
@@ -63,9 +64,6 @@ from allswell._tasks import Alarm, TaskHost
 
 #: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
-#: Reads, at most, of what has come when all is said at once.
-_LAST_READS = 16
-
 
 #: A connection is not used any more so many seconds before its server ends it, as that says; or in the last half of its
 #: time, where that is shorter.
@@ -361,8 +359,7 @@ class Connection:
             why = "an exchange was abandoned before it was complete"
             if self._exchanges:  # those that were pipelined with it
                 error = TransportError(f"{self.label}: {why}", operation="read", by="us")
-                self._dispatch(events := self._backend.receive_eof(error))
-                self._count_cut(events)
+                self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(why)
         else:
             self._transmit()
@@ -390,8 +387,9 @@ class Connection:
 
     def cut(self, error: AllswellError) -> None:
         """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
-        self._cut += len(self._exchanges)
-        for exchange in list(self._exchanges.values()):
+        # The last one first: the end of one in a pipeline would end those behind it with another error.
+        for exchange in reversed(list(self._exchanges.values())):
+            self._cut += self.holds(exchange)
             exchange.fail(error)
 
     def abort(self, reason: str, error: AllswellError | None = None) -> None:
@@ -432,7 +430,7 @@ class Connection:
         self.close(reason)
         if self._life.state is State.CLOSING and self._said is None:
             with suppress(TransportError):  # what follows tells that the peer is gone
-                for _ in range(_LAST_READS):  # and dropped; unread, it would make a RST of our end
+                for _ in range(LAST_READS):  # and dropped; unread, it would make a RST of our end
                     data = self._top.receive_nowait()
                     if data is None or not len(data):
                         break
@@ -547,11 +545,10 @@ class Connection:
     def _end_of_stream(self) -> None:
         truncated = getattr(self._top, "truncated", False)
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
-        self._dispatch(events := self._backend.receive_eof(why))
-        cut = self._count_cut(events) or not all(
-            each.tunnel and each.receiving.state is Receive.ENDED for each in self._exchanges.values()
-        )
-        if cut or self._backend.must_abort:
+        cut = self._cut
+        self._dispatch(self._backend.receive_eof(why), last=True)
+        halves = (each.tunnel and each.receiving.state is Receive.ENDED for each in self._exchanges.values())
+        if self._cut > cut or self._backend.must_abort or not all(halves):
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
             # What is left is our half of a tunnel: it may have something to say yet.
@@ -560,22 +557,19 @@ class Connection:
 
     def _lost(self, error: TransportError) -> None:
         if self._life.state is not State.CLOSED:
-            self._dispatch(events := self._backend.receive_eof(error))
-            self._count_cut(events)
+            self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(str(error), error)
 
-    def _count_cut(self, events: Sequence[Event]) -> int:
-        cut = sum(isinstance(event, ExchangeFailed) for event in events)
-        self._cut += cut
-        return cut
+    def _dispatch(self, events: Sequence[Event], *, last: bool = False) -> None:
+        """Hand the events to their exchanges.
 
-    def _dispatch(self, events: Sequence[Event]) -> None:
+        :param last: the connection ends with them: it cuts those that fail. (So it does where it is broken.)
+        """
         exchanges = self._exchanges
+        last = last or bool(events and type(events[-1]) is ConnectionBroken)
         for event in events:
             kind = type(event)
             if isinstance(event, ConnectionEvent):
-                if kind is ConnectionBroken:
-                    self._count_cut(events)
                 self._on_connection_event(event)
                 continue
             if kind is SendWindowOpened and event.exchange is None:
@@ -604,6 +598,7 @@ class Connection:
                 exchange.on_datagram(event.payload)
             elif isinstance(event, ExchangeFailed):
                 del exchanges[exchange.number]
+                self._cut += last
                 if isinstance(event.error, NotProcessed) and event.error.proven:
                     self._refused(self._taken - 1)
                 exchange.on_error(event.error)

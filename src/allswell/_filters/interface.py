@@ -17,6 +17,10 @@ from allswell._errors import ConnectFailed, TransportError
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
+#: Reads, at most, of what has come before an end that waits for nothing. Unread, it would make a RST of our end; from a
+#: peer that never stops, it would never be over.
+LAST_READS = 16
+
 Input = TypeVar("Input")
 
 

@@ -24,14 +24,12 @@ import anyio
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
-from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.interface import LAST_READS, ByteStream, ReceiveBuffer
 from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, current_host
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, 0 s: RST
-#: Reads of what has come, at most, before close().
-_DRAINS = 16
 
 
 class TcpFilter(ByteStream):
@@ -277,7 +275,7 @@ class TcpFilter(ByteStream):
     def _drain(self) -> None:
         """Read what has come, for close() would answer it by RST: all of it, save from a peer that never stops."""
         try:
-            for _ in range(_DRAINS):
+            for _ in range(LAST_READS):
                 self._emptied = False
                 data = self.receive_nowait()
                 if data is None or not len(data):
