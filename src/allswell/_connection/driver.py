@@ -566,7 +566,7 @@ class Connection:
         :param last: the connection ends with them: it cuts those that fail. (So it does where it is broken.)
         """
         exchanges = self._exchanges
-        last = last or bool(events and type(events[-1]) is ConnectionBroken)
+        last = last or ConnectionBroken in map(type, events)
         for event in events:
             kind = type(event)
             if isinstance(event, ConnectionEvent):
