@@ -139,3 +139,40 @@ async def test_some_tickets_are_fine() -> None:
     data = tls.receive_nowait()
     assert data is not None
     assert bytes(data) == b"content"
+
+
+@pytest.mark.parametrize("version", _VERSIONS)
+@pytest.mark.parametrize("last", ["close_notify", "nothing", "garbage"])
+async def test_goodbye_is_said_over_content_that_nobody_reads(version: ssl.TLSVersion, last: str) -> None:
+    """OpenSSL would take it for a breach, and the connection would count as aborted though both sides said goodbye."""
+    wire = Wire(certificates().server_context(version=version), piece=1_000_000)
+    tls = await connected(wire)
+    for _ in range(3000):  # more records, and more of them, than are decrypted in one go
+        wire.say(b"unread")
+    wire.say(bytes(500_000))
+    if last == "close_notify":
+        with pytest.raises(ssl.SSLWantReadError):
+            wire.server.unwrap()
+        wire.say()
+    elif last == "garbage":
+        wire.arriving += b"\x17\x03\x03\x00\x20" + b"?" * 32
+    content = tls.receive_nowait()
+    assert content is not None
+    assert len(content)
+    assert not wire.arriving  # the rest waits within the layer
+    tls.say_goodbye()
+    end = tls.so_far()
+    if last == "garbage":
+        assert (end.said, end.heard, end.outcome) == ("", "", Outcome.ABORTED)
+        return
+    heard, outcome = ("close_notify", Outcome.PEER_FIRST) if last == "close_notify" else ("", Outcome.TIMED_OUT)
+    assert (end.said, end.heard, end.outcome) == ("close_notify", heard, outcome)
+    if last == "close_notify":
+        with pytest.raises(ssl.SSLZeroReturnError):  # the server has heard ours
+            wire.server.read(1)
+    else:
+        assert wire.server.read(1) == b""
+        wire.server.unwrap()
+        wire.say()
+        end = await tls.shutdown(Deadline.after(1))
+        assert (end.said, end.heard, end.outcome) == ("close_notify", "close_notify", Outcome.CLEAN)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import anyio
@@ -283,6 +284,9 @@ class TlsFilter(ByteStream):
         if not self._ready or self._failed or self._said:
             return
         assert self._object is not None
+        self._drop_received()
+        if self._failed:
+            return
         self._peer_first = bool(self._heard)
         self._said = "close_notify"
         try:
@@ -294,6 +298,13 @@ class TlsFilter(ByteStream):
             if not self._outgoing.pending:
                 self._said = ""
         self._push()
+
+    def _drop_received(self) -> None:
+        """Decrypt and drop what is here: ``unwrap()`` takes content for a breach, and hears nothing behind it."""
+        assert self._object is not None
+        with suppress(TransportError):  # broken: we have failed
+            while not (self._heard or self._failed) and (self._incoming.pending or self._object.pending()):
+                self._decrypt(0)
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         if self._end is not None:
