@@ -8,10 +8,12 @@ same in fewer steps.
 - **One for one.** A short way replaces one method and calls what that calls, by the same names: what a subclass
   overrides, or what is patched, keeps its effect. Only the constructors of ``URL``, ``Request``, ``Headers`` and
   ``Response`` are passed by, where they would copy what is there.
-- **What is not ordinary goes the long way**, which is httpx2's own method: files, cookies to be sent, hooks, ``auth``,
-  redirects from the second on, encoded content, URLs that parsing would change, objects of types that are not httpx2's
-  own. So does all where the method that would be replaced is another than the one that is known: another class in the
-  hierarchy may have it, or a tool may have patched it.
+- **What is not ordinary goes the long way**, which is httpx2's own method: files, cookies to be sent, hooks of
+  requests, ``auth``, redirects from the second on, encoded content, URLs that parsing would change, objects of types
+  that are not httpx2's own. So does all where the method that would be replaced is another than the one that is known:
+  another class in the hierarchy may have it, or a tool may have patched it.
+- **What may change in flight** is read when httpx2 reads it: the hooks of responses, the cookies, once the response is
+  there.
 - **What is known of httpx2** is in `_shapes.py`. With a httpx2 that is not known, there are no short ways.
 
 The judge is ``tests/client/test_short.py``: both ways must give the same requests, responses and errors.
@@ -486,22 +488,23 @@ class ShortWays(httpx2.AsyncClient):
     async def _send_handling_redirects(
         self, request: httpx2.Request, follow_redirects: bool, history: list[httpx2.Response]
     ) -> httpx2.Response:
-        hooks = self._event_hooks
         if (
             not ON
             or self._straight is not type(self)
             or httpx2.AsyncClient._send_handling_redirects is not _SEND_HANDLING_REDIRECTS
-            or hooks["request"]
-            or hooks["response"]
+            or self._event_hooks["request"]
             or history
             or self.max_redirects < 0
         ):
             return await super()._send_handling_redirects(request, follow_redirects, history)
         response = await self._send_single_request(request)
-        if type(response) is Response and response.status_code not in _REDIRECTS:
+        hooks = self._event_hooks["response"]  # as they are now: some may have been added while it was in flight
+        if type(response) is Response and response.status_code not in _REDIRECTS and not hooks:
             response.history = []
             return response
         try:
+            for hook in hooks:
+                await hook(response)
             response.history = []
             if not response.has_redirect_location:
                 return response

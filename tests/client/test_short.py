@@ -617,6 +617,59 @@ def test_exchanges_are_the_same(
     assert logs[1] == logs[0]
 
 
+#: What a task may change of a client while its request is in flight.
+MEANWHILE: dict[str, Callable[[allswell.AsyncClient], object]] = {
+    "hook added": lambda client: client.event_hooks["response"].append(hook),
+    "hooks replaced": lambda client: setattr(client, "event_hooks", {"response": [hook], "request": [hook]}),
+    "failing hook": lambda client: client.event_hooks["response"].append(failing_hook),
+    "hook removed": lambda client: client.event_hooks["response"].clear(),
+    "cookies": lambda client: setattr(client, "cookies", {"c": "d"}),
+    "encoding": lambda client: setattr(client, "_default_encoding", "latin-1"),
+    "redirects": lambda client: setattr(client, "max_redirects", 0),
+    "following": lambda client: setattr(client, "follow_redirects", not client.follow_redirects),
+    "auth": lambda client: setattr(client, "auth", ("u", "p")),
+    "headers": lambda client: setattr(client, "headers", {"x": "y"}),
+    "base": lambda client: setattr(client, "base_url", "https://elsewhere.example/"),
+}
+
+
+@pytest.mark.parametrize("status", [200, 302])
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("change", MEANWHILE)
+def test_what_changes_while_a_request_is_in_flight_is_seen_as_late(change: str, follow: bool, status: int) -> None:
+    async def run() -> object:
+        answers: list[Answer] = [
+            (status, [(b"Location", b"/next"), (b"Set-Cookie", b"s=1")], [b"\xc3\xa9"], None),
+            (200, [], [b"after"], None),
+        ]
+        origin = Origin(answers, "")
+        answer = origin.handle_async_request
+
+        async def changes(request: httpx2.Request) -> httpx2.Response:
+            response = await answer(request)
+            if len(origin.requests) == 1:
+                MEANWHILE[change](client)
+            return response
+
+        origin.handle_async_request = changes  # type: ignore[method-assign]
+        hooks = {"response": [hook]} if change == "hook removed" else {}
+        client = allswell.AsyncClient(transport=origin, follow_redirects=follow, event_hooks=hooks)
+        told_of: list[object] = []
+        async with client:
+            for _ in range(2):
+                try:
+                    told_of += await all_of(await client.get("http://example.org/a"))
+                except Exception as error:  # noqa: BLE001  # whatever it is, both ways must raise it
+                    told_of.append(told(error))
+        return [*told_of, told(origin.requests), [body.closed for body in origin.bodies]]
+
+    seen = []
+    for short in (False, True):
+        with ways(short):
+            seen.append(anyio.run(run, backend="asyncio"))
+    assert seen[1] == seen[0]
+
+
 # --- Who takes which way
 
 
