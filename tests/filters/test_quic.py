@@ -34,6 +34,7 @@ from allswell._filters.quic import QuicFilter
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
 from allswell._quic.engine import Engine
+from allswell._quic.interface import StreamDataReceived
 from allswell._quic.settings import VERSION_1, VERSION_2
 from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import Outcome
@@ -480,6 +481,30 @@ async def test_too_early_is_not_processed() -> None:
                 await client.get("/early")
             assert caught.value.proven
             assert (await client.get("/early"))[0].status == 425
+
+
+# Acknowledgements
+
+
+async def test_what_is_not_answered_at_once_is_acknowledged_all_the_same() -> None:
+    """HTTP/3 may have more to do with what came than one turn has time for. Meanwhile the server waits for ACKs."""
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            quic = client.quic
+            with anyio.fail_after(20):
+                engine = quic.connection.engine
+                while not engine._handshake_confirmed or not quic.connection.all_acknowledged:
+                    quic.receive_nowait()
+                    quic.transmit()
+                    await anyio.sleep(0.001)
+                quic._silence = math.inf  # no PING is due, which would take the ACK along
+                quic._send()
+                server.call(lambda served: served.raw(served.quic.get_next_available_stream_id(True), b"x" * 1000))
+                while not any(isinstance(event, StreamDataReceived) for event in quic.receive_nowait() or ()):
+                    await quic.wait_readable()
+                # Nothing is sent by hand any more.
+                while server.call(lambda served: served.quic._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight):  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
 
 
 # Silence

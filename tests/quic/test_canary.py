@@ -7,6 +7,7 @@ the file of ``_quic/`` that uses it must follow. Checked with aioquic 1.7.2.
 from __future__ import annotations
 
 import inspect
+import math
 import ssl
 from collections import deque
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver
 
 from allswell._quic.engine import Engine
@@ -47,6 +48,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_local_max_stream_data_uni": int,
     "_local_max_streams_bidi": Limit,
     "_local_max_streams_uni": Limit,
+    "_logger": None,
     "_loss": None,
     "_max_datagram_size": int,
     "_network_paths": list,
@@ -55,6 +57,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_peer_token": bytes,
     "_ping_pending": list,
     "_quic_logger": type(None),
+    "_remote_ack_delay_exponent": int,
     "_retry_count": int,
     "_remote_max_data_used": int,
     "_remote_max_datagram_frame_size": type(None),
@@ -93,6 +96,8 @@ METHODS = {
     "_on_max_stream_data_delivery": ["self", "delivery", "stream"],
     "_parse_transport_parameters": ["self", "data", "from_session_ticket"],
     "_receive_version_negotiation_packet": ["self", "header", "now"],
+    "_send_probe": ["self"],
+    "_serialize_transport_parameters": ["self"],
     "_payload_received": ["self", "context", "plain", "crypto_frame_required"],
     "_write_ack_frame": ["self", "builder", "space", "now"],
     "_write_connection_limits": ["self", "builder", "space"],
@@ -125,6 +130,13 @@ SOURCES = {
     ],
     "_write_connection_limits": ["max_data.value *= 2", "limit.sent - limit.used >= limit.value - limit.sent"],
     "_write_stream_limits": ["stream.max_stream_data_local *= 2"],
+    "_handle_ack_frame": [
+        "except ValueError as exc:",
+        "if frame_type == QuicFrameType.ACK_ECN:",
+        "ack_delay = (ack_delay_encoded << self._remote_ack_delay_exponent) / 1000000",
+        "self._loss.peer_completed_address_validation = True",
+        "self._loss.on_ack_received(",
+    ],
     "_handle_connection_close_frame": ["if self._close_event is None:"],
     "_handle_stream_frame": [
         "event = stream.receiver.handle_frame(frame)",
@@ -138,6 +150,35 @@ SOURCES = {
     "_write_application": ["stream.sender.highest_offset", "- self._remote_max_data_used"],
 }
 
+#: The same of loss recovery.
+RECOVERY_SOURCES = {
+    "on_ack_received": [
+        "if largest_acked > space.largest_acked_packet:",
+        "packet = space.sent_packets.pop(packet_number)",
+        "space.ack_eliciting_in_flight -= 1",
+        "self._cc.on_packet_acked(packet=packet, now=now)",
+        "handler(QuicDeliveryState.ACKED, *args)",
+        "if largest_acked == largest_newly_acked and is_ack_eliciting:",
+        "ack_delay = min(ack_delay, self.max_ack_delay)",
+        "self._rtt_latest = max(latest_rtt, 0.001)",
+        "self._rtt_first_sample_time = now",
+        "self._rtt_variance = latest_rtt / 2",
+        "self._cc.on_rtt_measurement(now=now, rtt=latest_rtt)",
+        "self._detect_loss(now=now, space=space)",
+        "if self.peer_completed_address_validation:",
+    ],
+}
+
+RECOVERY_OPTIONS = [
+    "congestion_control_algorithm",
+    "initial_rtt",
+    "max_datagram_size",
+    "peer_completed_address_validation",
+    "send_probe",
+    "logger",
+    "quic_logger",
+]
+
 #: Private names of the other parts, which :func:`test_parts` looks at, and the private modules.
 PARTS = {
     "_buffer",
@@ -146,7 +187,9 @@ PARTS = {
     "_cc",
     "_client_handle_certificate_verify",
     "_crypto",
+    "_detect_loss",
     "_final_size",
+    "_log_metrics_updated",
     "_on_packets_lost",
     "_pacer",
     "_packet",
@@ -156,7 +199,12 @@ PARTS = {
     "_ranges",
     "_receive_buffer",
     "_reset_error_code",
+    "_rtt_first_sample_time",
+    "_rtt_initialized",
     "_rtt_latest",
+    "_rtt_min",
+    "_rtt_smoothed",
+    "_rtt_variance",
     "_stream_id",
 }
 
@@ -195,6 +243,13 @@ def test_source(name: str) -> None:
         assert line in source, f"{_BROKE}: {line}"
 
 
+@pytest.mark.parametrize("name", RECOVERY_SOURCES)
+def test_recovery_source(name: str) -> None:
+    source = inspect.getsource(getattr(QuicPacketRecovery, name))
+    for line in RECOVERY_SOURCES[name]:
+        assert line in source, f"{_BROKE}: {line}"
+
+
 def test_parts(connection: Engine) -> None:
     stream = QuicStream(stream_id=0, max_stream_data_local=10, max_stream_data_remote=10)
     stream.sender.write(b"abc")
@@ -214,6 +269,12 @@ def test_parts(connection: Engine) -> None:
     assert connection._loss._cc._max_datagram_size == 1200, _BROKE  # type: ignore[attr-defined]  # that is what is asked
     assert connection._loss.get_probe_timeout() > 0, _BROKE
     assert (connection._loss._pto_count, connection._loss._rtt_latest) == (0, 0.0), _BROKE
+    loss = connection._loss
+    assert (loss._rtt_min, loss._rtt_smoothed, loss._rtt_variance) == (math.inf, 0.0, 0.0), _BROKE
+    assert (loss._rtt_initialized, loss._rtt_first_sample_time) == (False, 0.0), _BROKE
+    assert list(inspect.signature(loss._detect_loss).parameters) == ["now", "space"], _BROKE
+    assert list(inspect.signature(loss._log_metrics_updated).parameters) == ["log_rtt"], _BROKE
+    assert list(inspect.signature(QuicPacketRecovery).parameters) == RECOVERY_OPTIONS, _BROKE
     assert connection._loss._cc.ssthresh is None, _BROKE
     lost = inspect.signature(connection._loss._on_packets_lost)
     assert list(lost.parameters) == ["congestion_event", "now", "packets", "persistent_congestion", "space"], _BROKE

@@ -7,15 +7,19 @@ import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from time import process_time
 from typing import Any
 
 import hypothesis
 import pytest
+from aioquic._buffer import Buffer
 from aioquic.buffer import encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame
+from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame, pull_quic_transport_parameters
+from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import FinalSizeError, QuicStreamReceiver
 from aioquic.tls import Epoch
 from hypothesis import given
@@ -23,8 +27,8 @@ from hypothesis import strategies as st
 
 from allswell._quic.connection import ClientConnection
 from allswell._quic.ecn import NOT_ECT
-from allswell._quic.engine import Engine
-from allswell._quic.interface import StopSendingReceived
+from allswell._quic.engine import LARGEST_DATAGRAM, Engine
+from allswell._quic.interface import StopSendingReceived, StreamDataReceived
 from allswell._quic.pieces import Held, PiecesReceiver
 from allswell._quic.trust import check
 from tests.support.certificates import certificates
@@ -150,7 +154,7 @@ def test_a_byte_at_the_end_of_each_window_costs_no_more_than_a_byte() -> None:
 def test_a_server_that_sends_all_but_the_first_byte_is_cut_off() -> None:
     pair = Pair(window=2 * 1024 * 1024, connection_window=256 * 1024 * 1024)
     numbers = [pair.request() for _ in range(30)]
-    data = bytes(16 * 1024)
+    data = bytes(1400)
     with memory_of_at_most(40 << 20):
         for number in numbers:
             for offset in range(1, 2 * 1024 * 1024 - len(data), len(data)):
@@ -361,5 +365,98 @@ def test_a_peer_that_acknowledges_nothing_costs_no_more_for_each_acknowledgement
         pair.now += 0.01
         pair.say(b"\x01\0\0")
         assert len(pair.client.datagrams_to_send(pair.now)) <= 1
-    assert len(pair.client.engine._spaces[Epoch.ONE_RTT].sent_packets) < 6000
+    assert len(pair.client.engine._spaces[Epoch.ONE_RTT].sent_packets) <= 256
     assert pair.client.ended is None
+
+
+def test_a_datagram_that_is_larger_than_agreed_is_ignored() -> None:
+    """What the frames of one may cost, nothing else bounds: 64 KB of them held the event loop for 240 ms."""
+    pair = Pair()
+    number = pair.request()
+    ours = pull_quic_transport_parameters(Buffer(data=pair.client.engine._serialize_transport_parameters()))
+    assert ours.max_udp_payload_size == LARGEST_DATAGRAM
+    overhead = 1 + len(pair.server._peer_cid.cid) + 2 + 16
+    frames = stream(number, 0, b"x")
+    frames += bytes(LARGEST_DATAGRAM - overhead - len(frames))
+    pair.say(frames + b"\0")
+    assert pair.client.take_events() == []
+    pair.say(frames)
+    assert pair.client.take_events() == [StreamDataReceived(number, b"x", False)]
+
+
+_SENT = st.lists(st.sampled_from(["data", "ping", "ack", "flush"]), min_size=1, max_size=40)
+_ACKS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 6)), min_size=1, max_size=6)
+
+
+@given(_SENT, st.lists(_ACKS, max_size=4), st.integers(0, 3))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_acknowledgements_do_what_aioquic_has_them_do(sent: list[str], acks: list[Any], fewer: int) -> None:
+    """They are parsed once, and the packets that they name found without a look at all others."""
+    pairs = [Pair(), Pair(engine=AioquicAcks)]
+    for pair in pairs:
+        stream_id = pair.client.get_next_available_stream_id()
+        first = pair.client.engine._packet_number
+        for what in sent:
+            pair.now += 0.001
+            if what == "data":
+                pair.client.send_stream_data(stream_id, b"x" * 1500)
+            elif what == "ping":
+                pair.client.send_ping(1)
+            elif what == "ack":
+                pair.say(b"\x01\0\0")
+            pair.client.datagrams_to_send(pair.now)
+        largest = pair.client.engine._packet_number - 1
+        for each in acks:
+            pair.now += 0.01
+            pair.say(ack(largest - first, each, first, max(0, len(sent) - fewer)))
+    seen = []
+    for pair in pairs:
+        engine = pair.client.engine
+        space, loss = engine._spaces[Epoch.ONE_RTT], engine._loss
+        seen.append(
+            (
+                [*_state(pair.client)],
+                list(space.sent_packets),
+                space.ack_eliciting_in_flight,
+                space.largest_acked_packet,
+                space.loss_time,
+                (loss.bytes_in_flight, loss.congestion_window, loss._cc.ssthresh),
+                (loss._rtt_latest, loss._rtt_min, loss._rtt_smoothed, loss._rtt_variance, loss._pto_count),
+                [(stream.sender._buffer_start, list(stream.sender._pending)) for stream in engine._streams.values()],
+                engine._told,
+            )
+        )
+    assert seen[0] == seen[1]
+
+
+def ack(span: int, ranges: list[tuple[int, int]], first: int, marked: int) -> bytes:
+    """An ACK frame with the counts of ECN (RFC 9000 §19.3): of packets from ``first`` to ``first + span``.
+
+    :param ranges: where each range begins, and how many packets more it has.
+    """
+    numbers = sorted({first + (start + each) % (span + 1) for start, more in ranges for each in range(more + 1)})
+    spans: list[list[int]] = []
+    for number in reversed(numbers):
+        if spans and spans[-1][0] == number + 1:
+            spans[-1][0] = number
+        else:
+            spans.append([number, number])
+    frame = b"\x03" + encode_uint_var(spans[0][1]) + b"\0" + encode_uint_var(len(spans) - 1)
+    frame += encode_uint_var(spans[0][1] - spans[0][0])
+    for above, below in pairwise(spans):
+        frame += encode_uint_var(above[0] - below[1] - 2) + encode_uint_var(below[1] - below[0])
+    return frame + encode_uint_var(marked) + b"\0\0"
+
+
+class AioquicAcks(Engine):
+    """With aioquic's own way of taking ACK frames."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        theirs = partial(QuicPacketRecovery.on_ack_received, self._loss)
+
+        def on_ack_received(*, ack_rangeset: RangeSet, space: QuicPacketSpace, **more: Any) -> None:
+            self._loss.newly_acknowledged = sum(number in ack_rangeset for number in space.sent_packets)
+            theirs(ack_rangeset=ack_rangeset, space=space, **more)
+
+        self._loss.on_ack_received = on_ack_received  # type: ignore[method-assign]  # of this one

@@ -179,6 +179,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             connection.receive_datagram(datagram, address, now, mark)
             size -= len(datagram)
         connection.was_heard()
+        self._set_alarm()  # an ACK may be due before what came is answered
         self._follow()
         events = connection.take_events()
         if connection.ended is not None:
@@ -268,7 +269,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                     self._send_aside(datagram, address)
             if self._udp.failed:
                 self._wake()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
         assert self._alarm is not None
+        connection = self.connection
         timer = connection.get_timer()
         if timer is None:
             timer = math.inf

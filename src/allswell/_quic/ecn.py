@@ -9,15 +9,16 @@ packet number space and reported in each ACK. A rising count of CE is congestion
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Any
 
 from aioquic._buffer import Buffer
-from aioquic.quic.connection import ACK_FRAME_CAPACITY, QuicConnection, QuicReceiveContext
-from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, push_ack_frame
+from aioquic.quic.connection import ACK_FRAME_CAPACITY, QuicConnection, QuicConnectionError, QuicReceiveContext
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, pull_ack_frame, push_ack_frame
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.tls import Epoch
+
+from allswell._quic.recovery import Recovery
 
 #: The two bits of RFC 3168 §5.
 NOT_ECT, ECT_1, ECT_0, CE = 0, 1, 2, 3
@@ -36,6 +37,16 @@ class EcnConnection(QuicConnection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        configuration = self._configuration
+        self._loss: Recovery = Recovery(
+            congestion_control_algorithm=configuration.congestion_control_algorithm,
+            initial_rtt=configuration.initial_rtt,
+            max_datagram_size=configuration.max_datagram_size,
+            peer_completed_address_validation=False,
+            quic_logger=self._quic_logger,
+            send_probe=self._send_probe,
+            logger=self._logger,
+        )
         self.mark = NOT_ECT
         self.marking = True
         self._marks: dict[QuicPacketSpace, list[int]] = {}  # received: ECT(0), ECT(1), CE
@@ -82,30 +93,25 @@ class EcnConnection(QuicConnection):
             self._write_ping_frame(builder, comment="ACK-of-ACK trigger")
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        if not self.marking:
-            super()._handle_ack_frame(context, frame_type, buf)
-            return
-        space = self._spaces[context.epoch]
-        start = buf.tell()
-        newly = self._newly_acknowledged(space, buf)
+        # What aioquic's does, and what the counts are for. (Parsing a frame costs more than the rest.)
+        try:
+            acknowledged, delay = pull_ack_frame(buf)
+        except ValueError as error:  # RFC 9000 §19.3.1: a negative packet number
+            raise QuicConnectionError(QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, str(error)) from error
         counts = None
         if frame_type == QuicFrameType.ACK_ECN:
             counts = (buf.pull_uint_var(), buf.pull_uint_var(), buf.pull_uint_var())
-        end = buf.tell()
-        buf.seek(start)
+        seconds = (delay << self._remote_ack_delay_exponent) / 1000000
+        if self._quic_logger is not None and context.quic_logger_frames is not None:
+            context.quic_logger_frames.append(self._quic_logger.encode_ack_frame(acknowledged, seconds))
+        loss, space = self._loss, self._spaces[context.epoch]
+        if context.epoch is not Epoch.INITIAL:
+            loss.peer_completed_address_validation = True
         largest = space.largest_acked_packet
-        super()._handle_ack_frame(context, frame_type, buf)
-        assert buf.tell() == end
-        if space.largest_acked_packet > largest:  # counts of older frames come out of order, and mean nothing
-            self._validate(space, newly, counts, context.time)
-
-    def _newly_acknowledged(self, space: QuicPacketSpace, buf: Buffer) -> int:
-        try:
-            acknowledged, _ = pull_ack_frame(buf)
-        except ValueError:
-            return 0  # which aioquic is about to find, too
-        sent = list(space.sent_packets)
-        return sum(bisect_left(sent, each.stop) - bisect_left(sent, each.start) for each in acknowledged)
+        loss.on_ack_received(ack_rangeset=acknowledged, ack_delay=seconds, now=context.time, space=space)
+        if self.marking and space.largest_acked_packet > largest:
+            # (Counts of older frames come out of order, and mean nothing.)
+            self._validate(space, loss.newly_acknowledged, counts, context.time)
 
     def _validate(self, space: QuicPacketSpace, newly: int, counts: tuple[int, int, int] | None, now: float) -> None:
         """RFC 9000 §13.4.2.1."""

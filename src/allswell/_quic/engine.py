@@ -32,6 +32,7 @@ from typing import Any
 from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic._crypto import CryptoError
+from aioquic.buffer import encode_uint_var
 from aioquic.quic import events as theirs
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
@@ -88,8 +89,15 @@ _SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
 _GAPS = 256
 #: Bytes of the longest handshake message, in the main a chain of certificates (OpenSSL: 100 KiB).
 _LONGEST_MESSAGE = 128 * 1024
-#: Packets that were sent and not acknowledged: so many, and those that ask for no acknowledgement are forgotten.
-_REMEMBERED = 4096
+#: Packets that were sent and not acknowledged: so many, and those that ask for no acknowledgement are forgotten. An
+#: honest peer names them with the next ACK that it has a reason for, and never has many more of ours unnamed; and where
+#: more are remembered, each search among them costs more.
+_REMEMBERED = 256
+#: Bytes of the largest UDP payload that is taken (RFC 9000 §18.2): an Ethernet packet's. Jumbo frames and the loopback
+#: carry up to 64 KB, but nothing else bounds what the frames of one datagram cost: 64 KB of the smallest, 240 ms.
+LARGEST_DATAGRAM = 1500
+#: RFC 9000 §18.2.
+_MAX_UDP_PAYLOAD_SIZE = 0x03
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
 _PACER_BURST = 0.002
 
@@ -195,6 +203,8 @@ class Engine(PathMtuConnection):
         return datagrams
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        if len(data) > LARGEST_DATAGRAM:
+            return
         if (
             self._handshake_confirmed
             and self._state is QuicConnectionState.CONNECTED
@@ -441,6 +451,11 @@ class Engine(PathMtuConnection):
         self.migration_allowed = not parameters.disable_active_migration
         if parameters.max_udp_payload_size is not None:
             self.largest_payload = min(self.largest_payload, parameters.max_udp_payload_size)
+
+    def _serialize_transport_parameters(self) -> bytes:
+        size = encode_uint_var(LARGEST_DATAGRAM)
+        parameter = encode_uint_var(_MAX_UDP_PAYLOAD_SIZE) + encode_uint_var(len(size)) + size
+        return super()._serialize_transport_parameters() + parameter
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         for limit in (self._local_max_data, self._local_max_streams_bidi, self._local_max_streams_uni):
