@@ -25,7 +25,10 @@ _LIBRARIES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "aioquic": (("_quic/",), aioquic_canary.NAMES),
     "h2": (("_backends/http2",), set()),
     "hpack": (("_backends/http2",), set()),
-    "httpx2": (("_client.py", "_gzip.py", "_shapes.py", "_short.py", "_transport.py"), httpx2_canary.NAMES),
+    "httpx2": (
+        ("_client.py", "_gzip.py", "_patched.py", "_shapes.py", "_short.py", "_transport.py"),
+        httpx2_canary.NAMES,
+    ),
 }
 
 #: Names of our own classes, which inherit nothing there. That the library has such a name too means nothing.

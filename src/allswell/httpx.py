@@ -7,6 +7,7 @@ from typing import Any, cast
 import httpx
 import httpx2
 
+from allswell._patched import Library
 from allswell._report import CloseReport
 from allswell._transport import ResponseStream, Sender
 
@@ -20,6 +21,8 @@ class AsyncTransport(Sender, httpx.AsyncBaseTransport):
 
     _library = httpx
     _core = "httpcore"
+    _stream = _Stream
+    _patches = Library(httpx, "httpcore")
 
     async def aclose(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:  # type: ignore[override]
         """See :meth:`ConnectionPool.leave`. (The override: httpx's returns nothing.)"""
@@ -30,6 +33,8 @@ class AsyncTransport(Sender, httpx.AsyncBaseTransport):
 
         :raises httpx.TransportError: one of its subclasses, with the :class:`allswell.AllswellError` as ``__cause__``.
         """
+        if self._patches.is_patched():
+            return cast(httpx.Response, await self._hand_over(request))
         # The two libraries' requests are of one shape: httpx2 continues httpx.
         response, extensions = await self._handle(cast(httpx2.Request, request))
         stream = _Stream(response)

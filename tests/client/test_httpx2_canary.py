@@ -1,4 +1,4 @@
-"""Canaries: every private name of httpx2 that is used here, and what it must be.
+"""Canaries: every private name of httpx2 and httpcore2 that is used here, and what it must be.
 
 When one of these dies, read the name in the test's id: the httpx2 that is installed has changed it. (What functions of
 httpx2's must *do* is watched by ``test_short.py``.)
@@ -11,6 +11,7 @@ import io
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpcore2
 import httpx
 import httpx2
 import httpx2._client
@@ -27,6 +28,7 @@ _REQUEST = httpx2.Request("POST", "http://x.example/", content=b"x")
 #: Attributes, the object that has each, and the type of its value.
 ATTRIBUTES: dict[str, tuple[Any, type]] = {
     "_auth": (httpx2.AsyncClient(), type(None)),
+    "_connection": (httpcore2.AsyncHTTPConnection(httpcore2.URL("http://x.example").origin), type(None)),
     "_content": (_REQUEST, bytes),
     "_decoder": (httpx2.Response(200, content=b"x"), httpx2._decoders.ContentDecoder),
     "_default_encoding": (httpx2.AsyncClient(), str),
@@ -35,6 +37,7 @@ ATTRIBUTES: dict[str, tuple[Any, type]] = {
     "_list": (httpx2.Headers(), list),
     "_mounts": (httpx2.AsyncClient(), dict),
     "_num_bytes_downloaded": (httpx2.Response(200), int),
+    "_pool": (httpx2.AsyncHTTPTransport(), httpcore2.AsyncConnectionPool),
     "_request": (httpx2.Response(200), type(None)),
     "_state": (httpx2.AsyncClient(), httpx2._client.ClientState),
     "_stream": (httpx2.ByteStream(b"x"), bytes),
