@@ -77,6 +77,28 @@ async def test_datagrams_however_they_are_cut(pieces: int | None) -> None:
     assert datagrams == [b"one", b"two", b"", b"!" if pieces == 1 else large + b"!"]
 
 
+async def test_what_is_here_is_not_waited_for() -> None:
+    """A proxy's burst would stand still until the proxy says something else."""
+
+    def script(connection: PeerConnection) -> None:
+        connection.send(UNKNOWN * 300 + b"\x00\x02\x00x" * 600)
+        connection.read_until_end()
+
+    with scripted_peer(script) as peer:
+        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
+        top = ConnectUdpFilter(tcp, proxy="https://proxy.example:443", host="origin.example", port=443)
+        stack = Stack(tcp)
+        await stack.connect()
+        await stack.push(top)
+        count = 0
+        with anyio.fail_after(30):
+            while count < 600:
+                await top.wait_readable()
+                count += len(top.receive_nowait() or ())
+        stack.abort()
+        peer.wait_ended()
+
+
 async def test_a_long_unknown_capsule_is_not_kept() -> None:
     size = 3_000_000
     capsule = b"\x11" + (0x80000000 | size).to_bytes(4, "big") + bytes(size)

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trustme
 from aioquic.quic.connection import QuicConnection
@@ -34,7 +35,7 @@ from allswell._filters.quic import QuicFilter
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
 from allswell._quic.engine import Engine
-from allswell._quic.interface import StreamDataReceived
+from allswell._quic.interface import Progress, StreamDataReceived
 from allswell._quic.settings import VERSION_1, VERSION_2
 from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import Outcome
@@ -933,6 +934,66 @@ async def test_the_port_closes_under_a_request() -> None:
             with pytest.raises((TransportError, NotProcessed), match="unreachable"):
                 await client.get("/hello")
             assert (await client.ended()).layers[-2].heard == "port unreachable"
+
+
+async def test_an_unreachable_port_that_a_late_timer_meets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells it once. The program held the event loop, so a timer hears of it before the next read."""
+
+    class Refused(UdpFilter):
+        told = False
+
+        def receive_nowait(self) -> list[bytes] | None:
+            if not self.told:
+                return super().receive_nowait()
+            self.told = False
+            raise TransportError("the port is unreachable", operation="read", by="peer")
+
+    with QuicServer() as server:
+        udp = Refused(socket.AF_INET, ("127.0.0.1", server.port))
+        quic = QuicFilter(udp, quic_settings())
+        await udp.connect()
+        with anyio.fail_after(30):
+            await quic.connect()
+        server.stop_listening()
+        while quic.receive_nowait() is not None:
+            pass  # all that has come so far
+        udp.told = True
+        monkeypatch.setattr("allswell._filters.quic.monotonic", lambda: monotonic() + 3600)
+        quic._ring()
+        assert not udp.told
+        for _ in range(2):
+            with anyio.fail_after(30):
+                await quic.wait_readable()
+            with pytest.raises(TransportError, match="the port is unreachable"):
+                quic.receive_nowait()
+        end = quic.abort()
+        assert (end.heard, end.outcome) == ("port unreachable", Outcome.ABORTED)
+        udp.abort()
+
+
+class NothingHeard(UdpFilter):
+    """What comes is not a datagram: capsules of other kinds, from a proxy."""
+
+    async def wait_readable(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    def receive_nowait(self) -> list[bytes] | None:
+        self.marks = []
+        return []
+
+
+async def test_what_is_no_datagram_is_no_sign_of_life() -> None:
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            quic = client.quic
+            while quic.receive_nowait() is not None:
+                pass
+            quic.connection.silent = True
+            quic._udp = NothingHeard(socket.AF_INET, ("127.0.0.1", server.port))
+            heard_at = quic._heard_at
+            assert quic.receive_nowait() == [Progress()]
+            assert quic.connection.silent
+            assert quic._heard_at == heard_at
 
 
 # Logs

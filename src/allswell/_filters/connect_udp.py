@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import anyio.lowlevel
+
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
 from allswell._filters.interface import ByteStream, Datagrams
@@ -133,7 +135,10 @@ class ConnectUdpFilter(Datagrams):
         return self._lower.listen(function)
 
     async def wait_readable(self) -> None:
-        await self._lower.wait_readable()
+        if self._more:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await self._lower.wait_readable()
 
     # Sending
 

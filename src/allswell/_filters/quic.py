@@ -85,6 +85,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._pings = 0
         self._answered: End | None = None
         self._unreachable = False
+        self._lost: TransportError | None = None  # it is told to every read: the system tells it once
         self._early = False
         self._aside: Datagrams | None = None
         self._keylog: TextIO | None = None
@@ -146,7 +147,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return self._receive()
 
     def _take_batch(self) -> bool:
-        """Take datagrams from the socket; whether there were any."""
+        """Take datagrams from the socket; whether there may be more."""
         datagrams = self._udp.receive_nowait()
         if datagrams is None:
             return False
@@ -155,12 +156,17 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     def _receive(self) -> list[QuicEvent] | None:
         connection = self.connection
+        if self._lost is not None:
+            raise self._lost
         try:
             more = bool(self._arrived) or self._take_batch()
-        except TransportError:
+        except TransportError as error:
+            self._lost = error
             self._unreachable = True
             self._rest()
             raise
+        if more and not self._arrived:
+            return [Progress()]  # nothing was heard, but there may be more to look at
         if not more:
             if self._early and connection.silent and not connection.handshake_complete:
                 # A handshake that is waited for ends with the time to connect. This one is not, and it was no success.
@@ -205,7 +211,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return self._listener is not None
 
     async def wait_readable(self) -> None:
-        if not self._kept:
+        if not self._kept and self._lost is None:
             await self._wait()
 
     async def _wait(self) -> None:
@@ -307,6 +313,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         timer = connection.get_timer()
         if timer is not None and now >= timer + _LATE:
             self._look()
+            if self._lost is not None:
+                return
             timer = connection.get_timer()
         if timer is not None and now >= timer:
             connection.handle_timer(now)
@@ -334,8 +342,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._udp.catch_up()
         try:
             events = self._receive()
-        except TransportError:
-            self._wake()  # to be told it by the next read
+        except TransportError as error:
+            self._lost = error
+            self._wake()
             return
         if events is not None:
             self._kept += events

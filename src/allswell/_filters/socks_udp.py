@@ -124,7 +124,7 @@ class SocksDatagrams(Datagrams):
             if start is not None:
                 datagrams.append(datagram[start:])
                 marks.append(mark)
-        return datagrams or None
+        return datagrams
 
     def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
         listening = self._lower.listen(host, function)
