@@ -106,6 +106,9 @@ class MalformedSection(ValueError):
 class SectionTooLarge(MalformedSection):
     """A section that the peer sent is larger than we accept."""
 
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a header section of {size} bytes, {limit} allowed")
+
 
 # Requests
 
@@ -415,7 +418,7 @@ def received_section(fields: Iterable[tuple[bytes, bytes]], limit: int) -> Heade
             raise MalformedSection(f"the connection-specific header {_shown(name)}")  # RFC 9113 §8.2.2, 9114 §4.2
         received.append((name, value))
     if size > limit:
-        raise SectionTooLarge(f"a header section of {size} bytes, {limit} allowed")
+        raise SectionTooLarge(size, limit)
     return received
 
 

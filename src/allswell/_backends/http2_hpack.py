@@ -1,24 +1,38 @@
-"""HPACK (RFC 7541) on the hot path: header sections put together, decoded and checked; what repeats is remembered.
+"""HPACK (RFC 7541) on the hot path: header sections put together, decoded and checked.
 
-Most of what a small exchange costs is HPACK in Python. But a client says nearly the same in each request, and a server
-in each response; and as long as the dynamic table does not change, the same field has the same code, and the same block
-the same meaning. So both directions keep a small memory, and forget it when the table changes.
+Theory of operation
+===================
 
-What is used of hpack beyond its documented interface (``Encoder.add``, ``huffman_coder``, ``header_table`` with
-``search``, ``dynamic_entries``, ``maxsize``, ``STATIC_TABLE_MAPPING``) has a canary in the tests.
+hpack keeps the tables and knows every rule, but it is written octet by octet, and most of what a small exchange costs
+would be its work. Here are short ways around it, for what is ordinary.
+
+*Encoding.* A client says nearly the same in each request. As long as the table does not change, a field in it has the
+same code, so these are looked up. A field whose value is another each time would change the table each time: it stays
+out of it (:data:`_RESTLESS`). Codes that the table has no part in are remembered for as long as they are used.
+
+*Decoding.* A server says nearly the same in each response, save for one or two values. Whatever refers to the tables is
+a field that was checked before, and is remembered as checked; a literal is read, put into hpack's table where it says
+so, and checked. Both ways share that table. What is not ordinary is left to hpack, which goes on at the very line
+where the short way stopped: changes of the table's size, what does not exist, what is cut off or garbled, and too much.
+
+What is used of hpack beyond its documented interface (the tables of codes, ``decode_huffman``, ``header_table`` with
+``add``, ``dynamic_entries``, ``maxsize``, ``STATIC_TABLE``) has a canary in the tests.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 from h2.errors import ErrorCodes
-from hpack import Decoder, Encoder, HPACKError, OversizedHeaderListError
+from hpack import Decoder, Encoder, HPACKDecodingError, HPACKError, OversizedHeaderListError
+from hpack.table import HeaderTable
 
+from allswell._backends import http2_huffman as huffman
 from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._backends.http2_frames import CONTINUATION, END_HEADERS, END_STREAM, HAS_PRIORITY, payload
 from allswell._backends.literals import integer, string
-from allswell._fields import MalformedSection, never_indexed, received_section
+from allswell._fields import MalformedSection, SectionTooLarge, never_indexed, received_section, section_size
 from allswell._messages import Headers
 
 # A header list too large for us costs its stream; one of this many times the limit, or in this many frames, costs the
@@ -33,24 +47,36 @@ _RESTLESS = 4
 #: Strings above this go without Huffman's code.
 _LONG = 1024
 
-_REMEMBERED_FIELDS = 256
-_REMEMBERED_BLOCKS = 64
-_LONGEST_REMEMBERED = 256
+_REMEMBERED = 256
+
+_UNLIMITED = sys.maxsize
+
+_Field = tuple[bytes, bytes]
+
+#: The static table (RFC 7541, Appendix A), by index.
+_STATIC: dict[int, _Field] = dict(enumerate(HeaderTable.STATIC_TABLE, 1))
+_STATIC_LENGTH = len(_STATIC)
+_STATIC_FIELDS = {field: integer(index, 7, 0x80) for index, field in _STATIC.items()}
+_STATIC_NAMES = {name: index for index, (name, _) in reversed(_STATIC.items())}  # the lowest of each
 
 
 class FieldEncoder(Encoder):
     """hpack's encoder, which searches its table from end to end for each field, with a memory in front.
 
     It leaves out of the table what would only push the rest out. (Each entry moves all others, so it also empties the
-    memory.) It writes long strings as they are: in Python, Huffman's code costs more per byte the longer a string is.
+    memory.) It writes long strings as they are: Huffman's code costs more per byte in Python than it saves.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._indexes: dict[tuple[bytes, bytes], bytes] = {}  # as the table is now
-        self._literals: dict[tuple[bytes, bytes], bytes] = {}  # which refer to the static table, if at all
+        self._indexed: dict[_Field, bytes] = {}  # all that the tables hold, as they are now
+        self._names: dict[bytes, int] = {}  # likewise, the lowest index of each name
+        self._moved = True  # the table has changed since these two were made
+        self._literals: dict[_Field, bytes] = {}  # which refer to the static table, if at all
+        self._older: dict[_Field, bytes] = {}  # likewise: those before
         self._entered: dict[bytes, int] = {}  # how often a field of this name has entered the table
         self._said = self._smallest = self.header_table.maxsize
+        self._resized = False
 
     @property
     def header_table_size(self) -> int:
@@ -60,70 +86,220 @@ class FieldEncoder(Encoder):
     def header_table_size(self, value: int) -> None:
         self.header_table.maxsize = value
         self._smallest = min(self._smallest, value)
-        self._indexes.clear()
+        self._resized = True
+        self._move()
 
     def encode(self, headers: Any, huffman: bool = True) -> bytes:
-        codes = []
-        size = self.header_table.maxsize
-        if size != self._said or self._smallest != size:
-            codes += self._size_updates(size)
-        indexes, literals = self._indexes, self._literals
+        codes = self._size_updates() if self._resized else []
+        indexed, literals = self._indexed, self._literals
         for field in headers:
-            code = indexes.get(field) or literals.get(field)
-            if code is None:
-                code = self._new(*field)
-            codes.append(code)
+            code = indexed.get(field) or literals.get(field)
+            codes.append(code if code is not None else self._new(field))
         return b"".join(codes)
 
-    def _size_updates(self, size: int) -> list[bytes]:
+    def _size_updates(self) -> list[bytes]:
         """RFC 7541 §4.2: the smallest that it was since the last section, then the one that it is."""
-        smallest, said = self._smallest, self._said
+        smallest, said, size = self._smallest, self._said, self.header_table.maxsize
         self._smallest = self._said = size
-        sizes = [smallest, size] if smallest < min(said, size) else [size]
+        self._resized = False
+        sizes = [smallest, size] if smallest < min(said, size) else [size] if size != said else []
         return [integer(each, 5, 0x20) for each in sizes]  # §6.3
 
     # Three kinds of lines: indexed, or entering the table (§6.1, §6.2.1); without indexing (§6.2.2); never (§6.2.3).
 
-    def _new(self, name: bytes, value: bytes) -> bytes:
-        table = self.header_table
+    def _new(self, field: _Field) -> bytes:
+        name, value = field
+        if self._moved:
+            self._look_up()
+            if (code := self._indexed.get(field)) is not None:
+                return code
+        if (code := self._older.get(field)) is not None:
+            self._remember(field, code)
+            return code
         size = len(name) + len(value) + 32  # §4.1
         secret = never_indexed(name, value)
-        if not secret and name not in _SELDOM_THE_SAME and 2 * size <= table.maxsize:
+        if not secret and name not in _SELDOM_THE_SAME and 2 * size <= self.header_table.maxsize:
+            index = self._names.get(name, 0)
             if self._entered.get(name, 0) < _RESTLESS:
-                return self._index((name, value))
-            known = table.search(name, value)
-            if known is not None:
-                index, _, same = known
-                return self._index((name, value)) if same is not None else integer(index, 4) + self._string(value)
-        index, _ = table.STATIC_TABLE_MAPPING.get(name, (0, {}))
-        code = integer(index, 4, 0x10 if secret else 0) + (b"" if index else self._string(name)) + self._string(value)
+                return self._enter(name, value, index)
+            if index > _STATIC_LENGTH:  # that holds until the table changes: there is no use in remembering it
+                return integer(index, 4) + _string(value)
+        index = _STATIC_NAMES.get(name, 0)
+        code = integer(index, 4, 0x10 if secret else 0) + (b"" if index else _string(name)) + _string(value)
         if size <= _LONG:
-            _remember(self._literals, (name, value), code)
+            self._remember(field, code)
         return code
 
-    def _index(self, field: tuple[bytes, bytes]) -> bytes:
-        name, value = field
-        code = self.add(field, False, len(value) <= _LONG)
-        if code[0] & 0xC0 == 0x40:  # §6.2.1: it has entered the table, and all others have moved on
-            self._indexes.clear()
-            if name not in self._entered and len(self._entered) >= _REMEMBERED_FIELDS:
-                self._entered.clear()
-            self._entered[name] = self._entered.get(name, 0) + 1
-        else:
-            _remember(self._indexes, field, code)
-        return code
+    def _look_up(self) -> None:
+        """Note where everything stands in the tables (§2.3.3)."""
+        self._moved = False
+        indexed, names = self._indexed, self._names
+        indexed.clear()
+        names.clear()
+        entries = self.header_table.dynamic_entries
+        for index in range(len(entries), 0, -1):
+            entry = entries[index - 1]
+            indexed[entry] = integer(_STATIC_LENGTH + index, 7, 0x80)
+            names[entry[0]] = _STATIC_LENGTH + index
+        indexed.update(_STATIC_FIELDS)
+        names.update(_STATIC_NAMES)
 
-    def _string(self, text: bytes) -> bytes:
-        if len(text) > _LONG:
-            return string(text)
-        coded = self.huffman_coder.encode(text)
-        return integer(len(coded), 7, 0x80) + coded  # §5.2
+    def _move(self) -> None:
+        self._moved = True
+        self._indexed.clear()
+
+    def _enter(self, name: bytes, value: bytes, index: int) -> bytes:
+        self.header_table.add(name, value)
+        self._move()
+        if name not in self._entered and len(self._entered) >= _REMEMBERED:
+            self._entered.clear()
+        self._entered[name] = self._entered.get(name, 0) + 1
+        return integer(index, 6, 0x40) + (b"" if index else _string(name)) + _string(value)
+
+    def _remember(self, field: _Field, code: bytes) -> None:
+        """For as long as it is asked for now and then: what came only once is forgotten soonest."""
+        literals = self._literals
+        if len(literals) >= _REMEMBERED:
+            self._older = literals.copy()
+            literals.clear()
+        literals[field] = code
 
 
-def _remember(memory: dict[tuple[bytes, bytes], bytes], field: tuple[bytes, bytes], code: bytes) -> None:
-    if len(memory) >= _REMEMBERED_FIELDS:
-        del memory[next(iter(memory))]
-    memory[field] = code
+def _string(text: bytes) -> bytes:
+    if len(text) > _LONG:
+        return string(text)
+    coded = huffman.encode(text)
+    return integer(len(coded), 7, 0x80) + coded  # §5.2
+
+
+class FieldDecoder:
+    """hpack's decoder, with a short way in front that reads ordinary lines and checks their fields.
+
+    :param decoder: both ways use its table.
+    :param max_size: bytes of a header list that are accepted.
+    """
+
+    def __init__(self, decoder: Decoder, max_size: int) -> None:
+        self._decoder = decoder
+        self._max_size = max_size
+        self._hard_limit = decoder.max_header_list_size = _HARD_LIMIT * max_size
+        self._checked: dict[_Field, tuple[_Field, int]] = {}
+
+    def decode(self, block: bytes) -> Headers:
+        """The fields of a block, as :func:`received_section` gives them.
+
+        :raises HPACKError: when it is garbled, or far too large.
+        :raises IndexError: when it is garbled.
+        :raises MalformedSection: when it has what no section may hold, or is too large.
+        """
+        table = self._decoder.header_table
+        entries, checked, limit = table.dynamic_entries, self._checked, self._hard_limit
+        fields: Headers = []
+        size = position = line = 0
+        end = len(block)
+        try:
+            while position < end:
+                line = position
+                kind = block[position]
+                position += 1
+                if kind & 0x80:  # indexed (§6.1)
+                    index = kind & 0x7F
+                    if index == 0x7F:
+                        index, position = _integer(block, position, index)
+                    entry = entries[index - 62] if index > 61 else _STATIC[index]
+                    field, counts = checked.get(entry) or self._check(entry)
+                    if size + counts > limit:
+                        break
+                else:
+                    enters = kind & 0x40  # (§6.2.1; else §6.2.2, §6.2.3)
+                    if kind & 0x20 and not enters:
+                        break  # a change of the table's size (§6.3)
+                    most = 0x3F if enters else 0x0F
+                    index = kind & most
+                    if index == most:
+                        index, position = _integer(block, position, index)
+                    if index:
+                        name = (entries[index - 62] if index > 61 else _STATIC[index])[0]
+                    else:
+                        name, position = _read_string(block, position)
+                    value, position = _read_string(block, position)
+                    [field] = received_section(((name, value),), _UNLIMITED)
+                    counts = len(name) + len(value) + 32
+                    if size + counts > limit:
+                        break
+                    if enters:
+                        table.add(name, value)
+                size += counts
+                fields.append(field)
+            else:
+                line = end
+        except (LookupError, HPACKError, MalformedSection):
+            pass  # hpack, or the check of all, will say what it is
+        if line < end:
+            rest = self._decode_rest(block[line:], within=bool(fields), limit=limit - size)
+            size += section_size(rest)
+            fields += received_section(rest, _UNLIMITED)
+        if size > self._max_size:
+            raise SectionTooLarge(size, self._max_size)
+        return fields
+
+    def _check(self, entry: _Field) -> tuple[_Field, int]:
+        """A field of the tables, and what it counts for; they are remembered.
+
+        :raises MalformedSection: when no section may hold it.
+        """
+        [field] = received_section((entry,), _UNLIMITED)
+        if len(self._checked) >= _REMEMBERED:
+            self._checked.clear()
+        checked = self._checked[entry] = field, section_size([entry])
+        return checked
+
+    def _decode_rest(self, block: bytes, *, within: bool, limit: int) -> Headers:
+        """By hpack, from the first line on that is not ordinary.
+
+        :param within: there were fields before.
+        :param limit: what is left of the hard limit.
+        """
+        if within and block[0] & 0xE0 == 0x20:
+            raise HPACKDecodingError("a change of the table's size behind a field")  # §4.2
+        self._decoder.max_header_list_size = limit
+        try:
+            return [(name, value) for name, value in self._decoder.decode(block, raw=True)]
+        finally:
+            self._decoder.max_header_list_size = self._hard_limit
+
+
+def _integer(block: bytes, position: int, value: int) -> tuple[int, int]:
+    """The rest of an integer that its prefix has no room for (§5.1), and where it ends.
+
+    :raises LookupError: when it does not end soon.
+    """
+    for shift in (0, 7, 14, 21):
+        octet = block[position]
+        position += 1
+        value += (octet & 0x7F) << shift
+        if octet < 0x80:
+            return value, position
+    raise LookupError
+
+
+def _read_string(block: bytes, position: int) -> tuple[bytes, int]:
+    """The string that begins there (§5.2), and where it ends.
+
+    :raises LookupError: when it ends behind the block.
+    :raises HPACKError: when its Huffman code is none.
+    """
+    length = block[position]
+    position += 1
+    coded = length & 0x80
+    length &= 0x7F
+    if length == 0x7F:
+        length, position = _integer(block, position, length)
+    end = position + length
+    if end > len(block):
+        raise LookupError
+    text = block[position:end]
+    return (huffman.decode(text) if coded else text), end
 
 
 class Section(NamedTuple):
@@ -146,13 +322,11 @@ class SectionReader:
     """
 
     def __init__(self, decoder: Decoder, max_size: int) -> None:
-        decoder.max_header_list_size = _HARD_LIMIT * max_size
-        self._decoder = decoder
+        self._decoder = FieldDecoder(decoder, max_size)
         self._max_size = max_size
         self._open: tuple[int, bool] | None = None
         self._pieces: list[bytes] = []
         self._size = 0
-        self._known: dict[bytes, Headers] = {}
 
     @property
     def unfinished(self) -> bool:
@@ -194,25 +368,11 @@ class SectionReader:
         return self._decode(stream, end, b"".join(self._pieces))
 
     def _decode(self, stream: int, end: bool, block: bytes) -> Section:
-        known = self._known.get(block)
-        if known is not None:
-            return Section(stream, end, known, None)
-        table = self._decoder.header_table
-        entries = table.dynamic_entries
-        newest, count, size = entries[0] if entries else None, len(entries), table.maxsize
         try:
-            decoded = self._decoder.decode(block, raw=True)
+            return Section(stream, end, self._decoder.decode(block), None)
         except OversizedHeaderListError as error:
             raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer's header list is too large") from error
         except (HPACKError, IndexError) as error:
             raise PeerError(ErrorCodes.COMPRESSION_ERROR, "the peer's header section is garbled") from error
-        changed = len(entries) != count or (entries[0] if entries else None) is not newest or table.maxsize != size
-        if changed or len(self._known) >= _REMEMBERED_BLOCKS:
-            self._known.clear()
-        try:
-            fields = received_section(decoded, self._max_size)
         except MalformedSection as error:
             return Section(stream, end, [], StreamError(str(error)))
-        if not changed and len(block) <= _LONGEST_REMEMBERED:
-            self._known[block] = fields
-        return Section(stream, end, fields, None)

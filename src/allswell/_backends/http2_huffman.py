@@ -1,0 +1,83 @@
+"""Huffman's code of HPACK (RFC 7541 §5.2), octet by octet where hpack goes bit by bit.
+
+Theory of operation. To encode, the codes of all octets are joined as text, and that text is read as one number: both
+are done in C, in time that grows with the length.
+
+To decode, one walks through the tree of codes. Before each octet one is at one of 256 places in it: the beginnings of
+codes. What an octet brings there is always the same: the symbols that it completes, and the next place. So each such
+*step* is worked out once, when it first comes, and looked up from then on. There are at most 65 536, for all
+connections together.
+
+hpack is the judge: whatever does not decode here goes to it, for its word on what is wrong.
+"""
+
+from __future__ import annotations
+
+from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
+from hpack.huffman_table import decode_huffman
+
+_CODES = [format(code, f"0{length}b") for code, length in zip(REQUEST_CODES, REQUEST_CODES_LENGTH, strict=True)]
+_END_OF_STRING = 256
+
+_code = _CODES.__getitem__
+
+#: By what the length in bits leaves over: the beginning of the code of the end of string (§5.2).
+_PADDING = [_CODES[_END_OF_STRING][: -left % 8] for left in range(8)]
+
+# A place is a code's beginning, with a 1 in front of it that keeps its zeros: the root is 1.
+_SYMBOLS = {int("1" + code, 2): symbol for symbol, code in enumerate(_CODES)}
+
+
+def encode(text: bytes) -> bytes:
+    """A string in Huffman's code, with its padding."""
+    bits = "".join(map(_code, text))
+    bits += _PADDING[len(bits) & 7]
+    return int(bits or "0", 2).to_bytes(len(bits) >> 3, "big")
+
+
+def decode(coded: bytes) -> bytes:
+    """The string that a Huffman code means.
+
+    :raises hpack.HPACKDecodingError: when it means none.
+    """
+    steps = _ROOT
+    found = []
+    try:
+        for octet in coded:
+            symbols, steps = steps[octet]
+            found.append(symbols)
+    except LookupError:
+        return decode_huffman(coded)
+    return b"".join(found) if steps.may_end else decode_huffman(coded)
+
+
+class _Steps(dict[int, "tuple[bytes, _Steps]"]):
+    """The steps from one place, by the octet; those that have been asked for.
+
+    :ivar may_end: whether the bits since the last symbol are padding: fewer than eight, and all ones.
+    """
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self._place = place
+        self.may_end = place < 1 << 8 and not place & (place + 1)
+
+    def __missing__(self, octet: int) -> tuple[bytes, _Steps]:
+        """:raises LookupError: when there is none: the end of string must not be said."""
+        place, symbols = self._place, bytearray()
+        for bit in range(7, -1, -1):
+            place = place << 1 | octet >> bit & 1
+            symbol = _SYMBOLS.get(place)
+            if symbol == _END_OF_STRING:
+                raise LookupError
+            if symbol is not None:
+                symbols.append(symbol)
+                place = 1
+        if place not in _PLACES:
+            _PLACES[place] = _Steps(place)
+        step = self[octet] = bytes(symbols), _PLACES[place]
+        return step
+
+
+_ROOT = _Steps(1)
+_PLACES = {1: _ROOT}
