@@ -314,3 +314,14 @@ async def test_hints_of_another_family_than_ours(world: World) -> None:
     world.hosts = {V4[1]: 0.0}
     assert await hinted(world, V6[1], V4[1], local_address="192.0.2.99") == V4[1]
     assert world.order() == [V4[1]]
+
+
+async def test_hints_do_not_use_up_the_attempts_at_the_resolvers_addresses(world: World) -> None:
+    """Neither share is unbounded: whoever gives the hints names as many as it likes."""
+    hints = [f"192.0.3.{number}" for number in range(100)]
+    found = [f"192.0.2.{number}" for number in range(100)]
+    world.lookups = {socket.AF_INET6: (LAG, []), socket.AF_INET: (LAG, found)}
+    world.hosts = dict.fromkeys(hints + found, REFUSED)
+    with pytest.raises(ConnectFailed, match="its other addresses were not tried"):
+        await hinted(world, *hints)
+    assert world.order() == hints[:ATTEMPTS] + found[:ATTEMPTS]

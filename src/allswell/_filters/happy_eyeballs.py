@@ -8,7 +8,7 @@ what each address said. At most 16 addresses of each family are tried: whoever a
 us connect to thousands.
 
 Where DNS gave hints of the addresses (RFC 9460 §7.3), they stand in for what the resolver has not answered after 50 ms,
-or not at all; once it answers, its word counts.
+or not at all; once it answers, its word counts, and it has its 16 attempts.
 """
 
 from __future__ import annotations
@@ -235,6 +235,7 @@ class _Race(Generic[T]):
         for family in {family for family, _ in found}:
             fresh = (each for each in found if each[0] == family and each[1] not in self._tried)
             self._found[family] = list(dict.fromkeys(fresh))
+            self._tries[family] = 0  # those of hints do not count against it
 
     def _take_hints(self) -> None:
         own = _family(self._local_address) if self._local_address is not None else None
