@@ -5,6 +5,7 @@ What follows a member and is none itself is ignored, as httpx2 ignores all that 
 
 from __future__ import annotations
 
+import sys
 import zlib
 
 import httpx2
@@ -13,6 +14,8 @@ from httpx2._decoders import ContentDecoder, GZipDecoder, ZlibDecompressor
 _MAGIC = b"\x1f\x8b"
 #: Members without content that may follow one another: each is work, and no caller sees anything of it.
 _EMPTY_MEMBERS = 1000
+#: Bytes that a member is given at first.
+_PORTION = 16 * 1024
 
 
 class Response(httpx2.Response):
@@ -32,47 +35,54 @@ class Response(httpx2.Response):
 class _Members:
     """A decompressor with zlib's interface, which goes on with the next member where one ends.
 
-    :ivar unconsumed_tail: what the next call must be given, because of ``max_length``.
+    What zlib is given and does not consume, it copies. So it gets no more of a new member than a portion, until that
+    proves to be larger; otherwise the work would grow with the square of the members that arrive together.
+
+    :ivar unconsumed_tail: always empty: what is not consumed stays here.
     """
 
+    unconsumed_tail = b""
+
     def __init__(self) -> None:
-        self.unconsumed_tail = b""
         self._member = _member()
-        self._kept = b""  # between members: what may be the start of the next
+        self._input = b""
+        self._position = 0  # of what is not consumed
+        self._portion = sys.maxsize
         self._over = False
         self._empty = 0
 
     def decompress(self, data: bytes, max_length: int = 0) -> bytes:
-        """At most so many bytes."""
-        self.unconsumed_tail = b""
-        while True:
-            if self._member.eof and not self._next(data := self._kept + data):
-                return b""
-            decompressed = self._member.decompress(data, max_length)
-            if not self._member.eof:
-                self.unconsumed_tail = self._member.unconsumed_tail
-                return decompressed
-            data = self._member.unused_data
+        """At most so many bytes; none when all is consumed."""
+        if data:
+            self._input, self._position = self._input[self._position :] + data, 0
+        while not self._member.eof or self._next():
+            member = self._member
+            piece = memoryview(self._input)[self._position :][: self._portion]
+            decompressed = member.decompress(piece, max_length)
+            self._position += len(piece) - len(member.unused_data if member.eof else member.unconsumed_tail)
+            if not member.eof:
+                self._portion = sys.maxsize
             if decompressed:
                 self._empty = 0
-                self.unconsumed_tail = data
                 return decompressed
-            self._empty += 1
-            if self._empty > _EMPTY_MEMBERS:
-                raise zlib.error("members without content, and no end of them")
+            if member.eof:
+                self._empty += 1
+                if self._empty > _EMPTY_MEMBERS:
+                    raise zlib.error("members without content, and no end of them")
+            elif self._position == len(self._input):
+                break
+        return b""
 
-    def _next(self, data: bytes) -> bool:
+    def _next(self) -> bool:
         """Begin another member, if there is one."""
-        self._kept = b""
-        if self._over or not data:
-            return False
-        if data == _MAGIC[:1]:
-            self._kept = data
-            return False
-        if not data.startswith(_MAGIC):
-            self._over = True
+        magic = self._input[self._position : self._position + len(_MAGIC)]
+        self._over = self._over or not _MAGIC.startswith(magic)
+        if self._over:
+            self._input = b""
+        if self._over or len(magic) < len(_MAGIC):  # the rest of it may be still to come
             return False
         self._member = _member()
+        self._portion = _PORTION
         return True
 
     def flush(self) -> bytes:

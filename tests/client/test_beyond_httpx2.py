@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import random
 import zlib
 from typing import Any
 
 import httpx2
 import pytest
 
-from allswell import AsyncClient, AsyncTransport
+from allswell import AsyncClient, AsyncTransport, _gzip
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import answers, response, target
 
@@ -68,7 +69,41 @@ async def test_broken_member() -> None:
         await decoded(gzip.compress(b"first") + broken)
 
 
-async def test_members_without_readare_bounded() -> None:
+async def test_many_members_that_come_together_cost_no_more_than_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """zlib copies what it is given and does not consume: if that is all of it each time, the loop is held for long."""
+    copied: list[int] = []
+    new_member = _gzip._member
+
+    class Counted:
+        def __init__(self) -> None:
+            self._member = new_member()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._member, name)
+
+        def decompress(self, data: bytes, max_length: int) -> bytes:
+            decompressed = self._member.decompress(data, max_length)
+            copied.append(len(self._member.unused_data) + len(self._member.unconsumed_tail))
+            return decompressed
+
+    monkeypatch.setattr(_gzip, "_member", Counted)
+    large = gzip.compress(bytes(range(256)) * 400 + random.Random(1).randbytes(100_000))
+    assert await decoded(gzip.compress(b"x") * 20_000 + large + gzip.compress(b"y") * 10) == (
+        b"x" * 20_000 + bytes(range(256)) * 400 + random.Random(1).randbytes(100_000) + b"y" * 10
+    )
+    assert sum(copied) < 16 * 1024 * 20_000
+    assert len(copied) < 3 * 20_000
+
+
+def test_what_follows_the_last_member_is_not_kept() -> None:
+    members = _gzip._Members()
+    assert members.decompress(gzip.compress(b"all") + b"!" * 1000, 1 << 20) == b"all"
+    for _ in range(2):
+        assert members.decompress(b"!" * 1000, 1 << 20) == b""
+        assert members._input == b""
+
+
+async def test_members_without_content_are_bounded() -> None:
     with pytest.raises(httpx2.DecodingError, match="no end of them"):
         await decoded(gzip.compress(b"") * 100_000)
 
