@@ -17,6 +17,7 @@ from allswell._pool.pool import ConnectionPool
 from allswell._pool.route import Proxies
 from allswell._report import CloseReport
 from allswell._short import ShortWays
+from allswell._tasks import side_by_side
 from allswell._transport import AsyncTransport, Closing
 
 if TYPE_CHECKING:
@@ -169,8 +170,9 @@ class AsyncClient(ShortWays):
         Responses in flight may finish while there is time. See :meth:`ConnectionPool.aclose`.
 
         :param timeout: the grace in seconds, in place of the client's own; 0 to say everything and wait for nothing.
+        :raises RuntimeError: in another event loop than the connections', that has not ended. They are left open then.
         """
-        await self._close(super().aclose, timeout, cut=False)
+        await self._close(super().aclose, lambda each: each.aclose(), timeout, cut=False)
         assert self.close_report is not None
         return self.close_report
 
@@ -181,32 +183,54 @@ class AsyncClient(ShortWays):
         traceback: TracebackType | None = None,
     ) -> None:
         rest = partial(super().__aexit__, exc_type, exc_value, traceback)
-        await self._close(rest, None, cut=exc_type is not None)
+        await self._close(
+            rest, lambda each: each.__aexit__(exc_type, exc_value, traceback), None, cut=exc_type is not None
+        )
 
-    async def _close(self, rest: Callable[[], Awaitable[None]], timeout: float | None, *, cut: bool) -> None:
-        """Close our transports side by side, then what httpx2 closes one by one: the others, which may wrap ours."""
+    async def _close(
+        self,
+        theirs: Callable[[], Awaitable[None]],
+        close: Callable[[httpx2.AsyncBaseTransport], Awaitable[None]],
+        timeout: float | None,
+        *,
+        cut: bool,
+    ) -> None:
+        """Close all transports side by side. (httpx2 closes them one by one, and none behind one that fails.)
+
+        :param theirs: as httpx2 closes the client.
+        :param close: closes one transport, in the same way.
+        """
         if self.close_report is not None:
-            await rest()
-        elif self._closing is not None:
-            await self._close_ours(timeout, cut=cut)
+            await theirs()
+            return
+        if self._closing is not None:
+            await self._closing.hurry(timeout)
             await self._closed.wait()
-        else:
-            closing = self._closing = Closing(timeout, cut=cut)
-            try:
-                with closing.under_way():
+            if self.close_report is None:  # the other close was refused
+                await self._close(theirs, close, timeout, cut=cut)
+            return
+        there = {id(each): each for each in (self._transport, *self._mounts.values()) if each is not None}
+        transports = list(there.values())
+        ours = [each for each in transports if isinstance(each, AsyncTransport)]
+        for each in ours:
+            each.pool.may_close()
+        closing, state = Closing(timeout, cut=cut), self._state
+        self._closing = closing
+        try:
+            with closing.under_way():
+                if self._closes_ordinarily():
+                    self._state = type(state).CLOSED
+                    await side_by_side([partial(close, each) for each in transports])
+                else:
                     try:
-                        await self._close_ours(timeout, cut=cut)
+                        await side_by_side([partial(close, each) for each in ours])
                     finally:
-                        await rest()
-            finally:
+                        await theirs()
+        finally:
+            if closing.refused:  # by the pool of a transport that others have wrapped: it stays as it was
+                self._closing, self._state = None, state
+            else:
                 self.close_report = closing.report(self._grace)
-                self._closed.set()
-
-    async def _close_ours(self, timeout: float | None, *, cut: bool) -> None:
-        ours = [each for each in (self._transport, *self._mounts.values()) if isinstance(each, AsyncTransport)]
-        if len(ours) == 1:
-            await ours[0].aclose(timeout, cut=cut)
-        else:
-            async with anyio.create_task_group() as tasks:
-                for each in ours:
-                    tasks.start_soon(partial(each.aclose, timeout, cut=cut))
+            self._closed.set()
+            if closing.refused:
+                self._closed = anyio.Event()

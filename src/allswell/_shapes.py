@@ -36,6 +36,8 @@ HASHES: dict[str, dict[str, str]] = {
         "AsyncClient._send_handling_auth": "55c331fe0853",
         "AsyncClient._send_handling_redirects": "8e0566b87991",
         "AsyncClient._send_single_request": "eb7ef7d7d2d3",
+        "AsyncClient.aclose": "1494cde5da7f",
+        "AsyncClient.__aexit__": "f38dab4298ad",
         "BoundAsyncStream.__init__": "7134d4189316",
         "BoundAsyncStream.__aiter__": "80b3111ef016",
         "BoundAsyncStream.aclose": "827baff71ac1",

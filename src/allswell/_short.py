@@ -70,6 +70,8 @@ _SEND = _shapes.find("httpx2._client", "AsyncClient.send")
 _SEND_HANDLING_AUTH = _shapes.find("httpx2._client", "AsyncClient._send_handling_auth")
 _SEND_HANDLING_REDIRECTS = _shapes.find("httpx2._client", "AsyncClient._send_handling_redirects")
 _SEND_SINGLE_REQUEST = _shapes.find("httpx2._client", "AsyncClient._send_single_request")
+_CLOSE_CLIENT = _shapes.find("httpx2._client", "AsyncClient.aclose")
+_LEAVE_CLIENT = _shapes.find("httpx2._client", "AsyncClient.__aexit__")
 _AUTH_FLOW = _shapes.find("httpx2", "Auth.async_auth_flow")
 _EXTRACT_COOKIES = _shapes.find("httpx2", "Cookies.extract_cookies")
 _NEW_URL = httpx2.URL.__init__
@@ -323,6 +325,15 @@ class ShortWays(httpx2.AsyncClient):
         super().__init_subclass__(**given)
         above = cls.__mro__[cls.__mro__.index(ShortWays) + 1]
         cls._straight = cls if above is httpx2.AsyncClient else None
+
+    def _closes_ordinarily(self) -> bool:
+        """Whether closing, as httpx2 does it, is to close each transport, and nothing else."""
+        return (
+            ON
+            and self._straight is type(self)
+            and httpx2.AsyncClient.aclose is _CLOSE_CLIENT
+            and httpx2.AsyncClient.__aexit__ is _LEAVE_CLIENT
+        )
 
     def _merge_url(self, url: httpx2.URL | str) -> httpx2.URL:
         if (

@@ -22,7 +22,7 @@ import math
 import socket
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import CORO_CLOSED, getcoroutinestate
@@ -228,6 +228,33 @@ class Limit:
         self._alarm.set(now + late)
         if self._look is not None:
             self._look()
+
+
+async def side_by_side(steps: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    """Take all steps at the same time. What one raises does not stop the others; a cancellation reaches all.
+
+    :raises BaseException: what one of them raised; of several, a group.
+    """
+    if len(steps) == 1:
+        await steps[0]()
+        return
+    errors: list[BaseException] = []
+
+    async def take(step: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await step()
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised below, when all is over
+            errors.append(error)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for step in steps:
+                tasks.start_soon(take, step)
+    finally:
+        if errors:
+            raise errors[0] if len(errors) == 1 else BaseExceptionGroup("several steps failed", errors)
 
 
 def weak_method(method: Callable[[], None]) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import sys
 import weakref
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, cast
 
 import httpx2
 
+from allswell._clock import monotonic
 from allswell._config import DEFAULT_GRACE, PoolConfig, SocketOption, Timeouts
 from allswell._errors import (
     AllswellError,
@@ -40,6 +42,7 @@ from allswell._pool.websocket import as_extended_connect, as_upgraded
 from allswell._report import CloseReport
 from allswell._short import Response as ShortResponse
 from allswell._short import WholeStream
+from allswell._tasks import side_by_side
 from allswell._trace import Tracer
 
 if TYPE_CHECKING:
@@ -186,27 +189,50 @@ class Closing:
     """A client's closing, as our transports take part in it, however deep others have wrapped them.
 
     A wrapper (a cache, retries, tracing) closes what it wraps, in the client's context or one copied from it. There our
-    transport finds how much time it has, and says which pool it leaves.
+    transport finds how much time is left, and says which pool it leaves. All pools have one deadline, whichever is
+    closed when.
 
     :param timeout: as for :meth:`ConnectionPool.aclose`.
     :param cut: do not wait for exchanges in flight.
+    :ivar refused: a pool is another event loop's.
     """
 
     _current: ContextVar[Closing | None] = ContextVar("allswell closing", default=None)
 
     def __init__(self, timeout: float | None, *, cut: bool) -> None:
-        self.timeout = timeout
-        self.cut = cut
+        self._began = monotonic()
+        self._allowed = timeout
+        self._cut = cut
+        self._within = math.inf if timeout is None else timeout  # seconds from then on
         self._pools: dict[ConnectionPool, None] = {}
+        self.refused = False
 
     @classmethod
-    def joined(cls, pool: ConnectionPool, timeout: float | None, cut: bool) -> tuple[float | None, bool]:
-        """Say that this pool is left; the timeout and the cut to leave it with."""
+    def joined(cls, pool: ConnectionPool, timeout: float | None, cut: bool) -> tuple[float | None, bool, float | None]:
+        """Say that this pool is left; with which timeout and cut, and since when.
+
+        :raises RuntimeError: when it is another event loop's.
+        """
         closing = cls._current.get()
+        try:
+            pool.may_close()
+        except RuntimeError:
+            if closing is not None:
+                closing.refused = True
+            raise
         if closing is None:
-            return timeout, cut
+            return timeout, cut, None
         closing._pools[pool] = None
-        return closing.timeout if timeout is None else timeout, cut or closing.cut
+        within = closing._within
+        if timeout is not None:
+            within = min(within, monotonic() - closing._began + timeout)
+        return None if within == math.inf else within, cut or closing._cut, closing._began
+
+    async def hurry(self, timeout: float | None) -> None:
+        """Close sooner than was said at first."""
+        if timeout is not None:
+            self._within = min(self._within, monotonic() - self._began + timeout)
+        await side_by_side([partial(pool.aclose, timeout) for pool in self._pools if pool.closing])
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
@@ -223,7 +249,7 @@ class Closing:
         reports = [pool.close_report for pool in self._pools if pool.close_report is not None]
         return CloseReport(
             tuple(end for report in reports for end in report.connections),
-            grace if self.timeout is None else self.timeout,
+            grace if self._allowed is None else self._allowed,
             max((report.seconds for report in reports), default=0.0),
         )
 
@@ -427,11 +453,11 @@ class Sender:
 
     async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
         """Leave the pool; the last to leave closes it: see :meth:`ConnectionPool.leave`."""
-        timeout, cut = Closing.joined(self.pool, timeout, cut)
+        timeout, cut, began = Closing.joined(self.pool, timeout, cut)
         if self._left:
-            return await self.pool.aclose(timeout) if self.pool.closing else CloseReport()
+            return await self.pool.aclose(timeout, began=began) if self.pool.closing else CloseReport()
         self._left = True
-        return await self.pool.leave(timeout, cut=cut)
+        return await self.pool.leave(timeout, cut=cut, began=began)
 
     def _return(self) -> None:
         """Begin anew after the end: clients that share a transport, one after another, each close it."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import httpx2
 import pytest
@@ -296,6 +298,130 @@ async def test_two_aclose_of_a_wrapped_transport_report_the_same() -> None:
             peer.release()
             assert await response.aread() == b"abcde"
         assert [len(report.connections) for report in reports] == [1, 1]
+
+
+class Silent:
+    """A script that answers requests, and the client's FIN not before it is let go.
+
+    :ivar heard: how many clients have ended.
+    """
+
+    def __init__(self) -> None:
+        self.heard = threading.Semaphore(0)
+
+    def __call__(self, connection: PeerConnection) -> None:
+        answers()(connection)
+        self.heard.release()
+        connection.stall()
+
+
+def wrapped_twice(two: str) -> allswell.AsyncClient:
+    """A client with two pools, one of them for this origin, both wrapped."""
+    limits = httpx2.Limits(keepalive_expiry=None)
+    first, second = (Wrapper(allswell.AsyncTransport(grace=20 * LAG, limits=limits)) for _ in range(2))
+    return allswell.AsyncClient(transport=first, mounts={two: second})
+
+
+async def test_wrapped_transports_end_side_by_side() -> None:
+    """The second says its goodbye while the first waits for the answer to its own."""
+    silent = Silent()
+    with scripted_peer(silent) as one, scripted_peer(silent) as two:
+        client = wrapped_twice(two.url)
+        for peer in (one, two):
+            await client.get(peer.url)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.aclose)
+            for _ in range(2):
+                assert await anyio.to_thread.run_sync(silent.heard.acquire, True, 3 * LAG)
+            assert client.close_report is None
+            for peer in (one, two):
+                peer.release()
+        assert client.close_report is not None
+        assert client.close_report.clean
+        assert {end.route for end in client.close_report.connections} == {one.url, two.url}
+
+
+async def test_wrapped_transports_whose_close_is_cancelled_all_say_goodbye() -> None:
+    silent = Silent()
+    with scripted_peer(silent) as one, scripted_peer(silent) as two:
+        client = wrapped_twice(two.url)
+        for peer in (one, two):
+            await client.get(peer.url)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await client.aclose()
+        assert scope.cancelled_caught
+        for _ in range(2):
+            assert await anyio.to_thread.run_sync(silent.heard.acquire, True, 3 * LAG)
+        for peer in (one, two):
+            peer.release()
+            await peer.ended()
+            assert peer.connections[0].saw == ["FIN"]
+        assert client.close_report is not None
+        assert {end.route for end in client.close_report.connections} == {one.url, two.url}
+
+
+class Two(Wrapper):
+    """As one that turns to another transport when the first fails; it closes one after the other."""
+
+    def __init__(self, first: httpx2.AsyncBaseTransport, second: httpx2.AsyncBaseTransport, url: str) -> None:
+        super().__init__(first)
+        self._second, self._url = second, url
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        chosen = self._second if str(request.url).startswith(self._url) else self._hidden
+        return await chosen.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self._second.aclose()
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["a timeout", "their own grace"])
+async def test_pools_that_are_closed_one_after_the_other_have_one_grace(given: bool) -> None:
+    """What the first has used up, the second has no more: it says its goodbye and does not wait."""
+    grace = 0.5
+    with scripted_peer(Silent()) as one, scripted_peer(pauses_within) as two:
+        first, second = (allswell.AsyncTransport(grace=20 * LAG if given else grace) for _ in range(2))
+        client = allswell.AsyncClient(transport=Two(first, second, two.url), grace=grace)
+        await client.get(one.url)
+        async with client.stream("GET", two.url):
+            report = await client.aclose(grace if given else None)
+        [silent, cut] = report.connections
+        assert (silent.cut, cut.cut) == (0, 1)
+        assert cut.began >= silent.seconds  # all are on one clock
+        assert cut.began + cut.seconds <= report.seconds < 10 * LAG
+        assert second.pool.close_report is not None
+        assert second.pool.close_report.grace == report.grace == grace
+
+
+async def test_a_second_close_hurries_what_is_wrapped() -> None:
+    silent = Silent()
+    with scripted_peer(silent) as one, scripted_peer(silent) as two:
+        client = wrapped_twice(two.url)
+        for peer in (one, two):
+            await client.get(peer.url)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.aclose)
+            for _ in range(2):
+                assert await anyio.to_thread.run_sync(silent.heard.acquire, True, 3 * LAG)
+            assert await client.aclose(0) is client.close_report
+
+
+async def test_a_transport_that_fails_to_close_keeps_no_other_open() -> None:
+    class Fails(httpx2.AsyncBaseTransport):
+        async def aclose(self) -> None:
+            raise ZeroDivisionError
+
+    with scripted_peer(answers()) as peer:
+        kept = allswell.AsyncTransport(limits=httpx2.Limits(keepalive_expiry=None))
+        client = allswell.AsyncClient(transport=Fails(), mounts={peer.url: Wrapper(kept)})
+        await client.get(peer.url)
+        with pytest.raises(ZeroDivisionError):
+            await client.aclose()
+        await peer.ended()
+        assert peer.connections[0].saw == ["FIN"]
+        assert client.is_closed
 
 
 async def test_under_httpx(trusting: ssl.SSLContext) -> None:

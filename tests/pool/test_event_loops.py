@@ -12,9 +12,10 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx2
 import pytest
 
-from allswell import AsyncClient, ConnectionEnd, ConnectionPool
+from allswell import AsyncClient, AsyncTransport, ConnectionEnd, ConnectionPool
 from tests.support.leaks import sockets_closed
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers, target
@@ -127,6 +128,72 @@ def test_used_in_another_loop_before_its_own_has_ended(backend: str) -> None:
 
         run(backend, main)
         assert len(peer.connections) == 1
+
+
+class Wrapper(httpx2.AsyncBaseTransport):
+    """As transports that cache, or try again: it hands on, and closes what it wraps."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._hidden = inner
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._hidden.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._hidden.aclose()
+
+
+MADE: dict[str, Callable[[], AsyncClient]] = {
+    "client": AsyncClient,
+    "wrapped": lambda: AsyncClient(transport=Wrapper(AsyncTransport())),
+    "mounted": lambda: AsyncClient(mounts={"all://": Wrapper(AsyncTransport())}),
+}
+
+
+@pytest.mark.parametrize("leave", ["aclose", "with"])
+@pytest.mark.parametrize("made", MADE)
+def test_closed_in_another_loop_before_its_own_has_ended(made: str, leave: str, backend: str) -> None:
+    """It is refused and changes nothing: in its own loop the client goes on, and ends."""
+    with scripted_peer(answers()) as peer:
+
+        async def main() -> None:
+            client = MADE[made]()
+            assert (await client.get(f"{peer.url}/1")).text == "/1"
+
+            async def elsewhere() -> None:
+                with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                    await (client.aclose() if leave == "aclose" else client.__aexit__())
+
+            with anyio.fail_after(30):
+                for number in range(2, 4):
+                    await anyio.to_thread.run_sync(run, backend, elsewhere)
+                    assert client.close_report is None
+                    assert (await client.get(f"{peer.url}/{number}")).text == f"/{number}"
+                report = await client.aclose()
+            assert [end.exchanges for end in report.connections] == [3]
+            assert report.clean
+
+        run(backend, main)
+        assert peer.connections[0].saw == ["FIN"]
+
+
+def test_a_user_that_leaves_in_another_loop_is_still_there(backend: str) -> None:
+    async def main() -> None:
+        async with ConnectionPool() as pool:
+            client = AsyncClient(pool=pool)
+
+            async def elsewhere() -> None:
+                for leave in (client.aclose, pool.leave):
+                    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                        await leave()
+
+            await anyio.to_thread.run_sync(run, backend, elsewhere)
+            assert pool.snapshot().users == 2
+            await client.aclose()
+            assert not pool.closing
+        assert pool.close_report is not None
+
+    run(backend, main)
 
 
 FORKING = """

@@ -633,13 +633,13 @@ class Dispatcher:
 
     # Closing
 
-    async def close(self, deadline: Deadline, *, cut: bool) -> None:
+    async def close(self, deadline: Deadline, began: float, *, cut: bool) -> None:
         """End everything, as :meth:`ConnectionPool.aclose` says it; ``ends`` tells how.
 
-        :param deadline: the end of the grace, which has just begun.
+        :param deadline: the end of the grace.
+        :param began: when it began.
         """
-        epoch = monotonic()
-        grace = deadline.left()
+        grace, left = deadline.at - began, deadline.left()
         self._closing = deadline
         if self._surplus is not None:
             self._surplus.stop()
@@ -651,25 +651,25 @@ class Dispatcher:
             waiter.signal.set()
         for state in list(self._routes.values()):
             for dial in list(state.dials):
-                dial.deadline.tighten(epoch)
-        reserve = min(0.5, grace / 4)
+                dial.deadline.tighten(monotonic())
+        reserve = min(0.5, left / 4)
         carried = any(route.carries for route in self.connections.values())
         for connection, route in list(self.connections.items()):
             # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
             # exchanges are tunnels.)
             sooner = carried and route.proxies and not route.carries
             until = deadline.shifted(-reserve / 2) if sooner else deadline
-            connection.close("the pool closes", until if grace else None, epoch=epoch)
+            connection.close("the pool closes", until if left else None, epoch=began)
         self._late = f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
         try:
-            if grace and not cut:
+            if left and not cut:
                 await self._all_ended(deadline.shifted(-reserve))
             self._cut()
-            if grace:
+            if left:
                 await self._all_ended(deadline.shifted(_SLACK))
         finally:
             self.take_leave("the grace is over")
-        if not grace:
+        if not left:
             await (
                 anyio.lowlevel.checkpoint()
             )  # the tasks that hear the answers have begun, whatever becomes of the loop

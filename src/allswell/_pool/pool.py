@@ -207,15 +207,27 @@ class ConnectionPool:
         """A user was dropped without leaving: it counts no more, so that the others can be the last."""
         self._users -= 1
 
-    async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
+    async def leave(
+        self, timeout: float | None = None, *, cut: bool = False, began: float | None = None
+    ) -> CloseReport:
         """Be a user no longer; the last one closes the pool. Others' exchanges are not disturbed.
 
         :return: as :meth:`aclose`; empty when the pool stays open for others.
+        :raises RuntimeError: in another event loop than the pool's, that has not ended. Nothing has changed then.
         """
+        self.may_close()
         self._users -= 1
         if self._users > 0:
             return CloseReport()
-        return await self.aclose(timeout, cut=cut)
+        return await self.aclose(timeout, cut=cut, began=began)
+
+    def may_close(self) -> None:
+        """See that the event loop that runs now may close it.
+
+        :raises RuntimeError: otherwise.
+        """
+        if self.close_report is None:
+            self._own()
 
     async def __aenter__(self) -> Self:
         self._dispatch()
@@ -227,7 +239,9 @@ class ConnectionPool:
     ) -> None:
         await self.leave(cut=kind is not None)
 
-    async def aclose(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
+    async def aclose(
+        self, timeout: float | None = None, *, cut: bool = False, began: float | None = None
+    ) -> CloseReport:
         """Close all connections, side by side, each layer with its goodbye; never longer than the grace.
 
         Refuses new requests; fails those that wait for a connection. Exchanges in flight may finish, until a quarter of
@@ -236,16 +250,21 @@ class ConnectionPool:
 
         :param timeout: the grace in seconds; the pool's own (2.0) by default; 0 to say everything and wait for nothing.
         :param cut: do not wait for exchanges in flight.
+        :param began: when the close began that this one is part of, as :func:`time.monotonic` tells. The grace counts
+            from then.
+        :raises RuntimeError: in another event loop than the pool's, that has not ended. Nothing has changed then.
         """
+        if self.close_report is not None:
+            return self.close_report
+        dispatcher = self._own()
         grace = self.config.grace if timeout is None else timeout
+        began = monotonic() if began is None else began
         if self._closing is None:
-            dispatcher = self._own()
-            began = monotonic()
-            deadline = self._closing = Deadline.after(grace)
+            deadline = self._closing = Deadline(began + grace)
             try:
                 if dispatcher is not None:
                     try:
-                        await dispatcher.close(deadline, cut=cut)
+                        await dispatcher.close(deadline, began, cut=cut)
                     finally:
                         await dispatcher.dialer.discovery.aclose()
             finally:
@@ -253,9 +272,9 @@ class ConnectionPool:
                 self.close_report = CloseReport(tuple(ends), grace, monotonic() - began)
                 self._closed.set()
         else:
-            self._closing.tighten(monotonic() + grace)
-            if self._dispatcher is not None:
-                self._dispatcher.hurry(self._closing)
+            self._closing.tighten(began + grace)
+            if dispatcher is not None:
+                dispatcher.hurry(self._closing)
             await self._closed.wait()
         assert self.close_report is not None
         return self.close_report
