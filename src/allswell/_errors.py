@@ -90,9 +90,9 @@ def _rebuilt(kind: type[AllswellError], args: tuple[Any, ...], facts: dict[str, 
     return error
 
 
-def first_of(error: Exception) -> Exception:
+def first_of(error: BaseException) -> BaseException:
     """The first error in an exception group, which is what a task group makes of one; any other as it is."""
-    while isinstance(error, ExceptionGroup):
+    while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 

@@ -7,6 +7,7 @@ import re
 import socket
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
@@ -277,6 +278,79 @@ async def test_basic_by_httpx2() -> None:
 def test_socks_knows_no_digest() -> None:
     with pytest.raises(ValueError, match="SOCKS knows a name and a password only"):
         ProxyHop("socks5", "a", 1, httpx2.DigestAuth("ada", SECRET))
+
+
+class Stops(httpx2.Auth):
+    """Basic, but that it wants the program to end when it is first asked, before it says anything or behind a 407."""
+
+    def __init__(self, error: BaseException, *, late: bool) -> None:
+        self._errors, self._late = [error], late
+
+    def auth_flow(self, request: httpx2.Request) -> Any:
+        if not self._late:
+            self._stop()
+            request.headers["Authorization"] = "Basic YWRhOmw="
+        yield request
+        self._stop()
+        request.headers["Authorization"] = "Basic YWRhOmw="
+        yield request
+
+    def _stop(self) -> None:
+        if self._errors:
+            raise self._errors.pop()
+
+
+def asks_once(connection: PeerConnection) -> None:
+    """Refuses those that do not say who they are, and relays the others."""
+    while (asked := head_of(connection))[0]:
+        if asked[2] is None:
+            connection.send(b"HTTP/1.1 407 Who\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n")
+        else:
+            host, port = asked[1].split(":")
+            origin = socket.create_connection((host, int(port)), timeout=10)
+            connection.send(ESTABLISHED)
+            relay(connection, origin)
+            return
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), pytest.fail.Exception("no"), ZeroDivisionError()], ids=repr)
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "behind a 407"])
+async def test_what_wants_the_program_to_end_reaches_the_request_and_harms_nobody_else(
+    late: bool, error: BaseException
+) -> None:
+    """It ends the dial, and no event loop: the next one is made for the other request, in the same place."""
+    told: list[BaseException | int] = []
+    with scripted_peer(asks_once) as proxy, scripted_peer(answers(), tls=True) as origin:
+        hop = ProxyHop("http", "127.0.0.1", proxy.port, Stops(error, late=late))
+        async with pool_through(hop, max_connections=1, http2=False) as pool:
+
+            async def get() -> None:
+                try:
+                    told.append((await pool.request("GET", origin.url)).status)
+                except BaseException as raised:  # noqa: BLE001  it is what is asserted
+                    told.append(raised)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(get)
+            assert 200 in told
+            [raised] = [each for each in told if each != 200]
+            if isinstance(error, Exception):
+                assert isinstance(raised, ConnectFailed)
+                assert raised.__cause__ is error
+            else:
+                assert raised is error
+            assert pool.snapshot().dials == pool.snapshot().waiting == 0
+            assert (await pool.request("GET", origin.url)).status == 200
+
+
+async def test_what_wants_the_program_to_end_in_a_race_reaches_the_request() -> None:
+    """The proxy behind this one is asked for each address of the host: attempts have tasks of their own."""
+    hops = (ProxyHop("http", "127.0.0.1", 1, Stops(error := SystemExit(3), late=False)), ProxyHop("socks5", "a", 1))
+    async with ConnectionPool(proxies=hops) as pool:
+        with pytest.raises(SystemExit) as caught:
+            await pool.request("GET", "https://localhost/")
+        assert caught.value is error
 
 
 async def test_the_total_timeout_is_for_both_tries() -> None:

@@ -86,12 +86,15 @@ async def connect_any(
     :param hints: addresses to begin with while the resolver says nothing.
     :param ask: the resolver.
     :raises ConnectFailed: naming the host, and every address that was tried with its error.
+    :raises BaseException: whatever else an attempt raises, which ends the race.
     """
     race = _Race(host, port, attempt, discard, local_address, hints, ask)
     try:
         async with anyio.create_task_group() as tasks:
             await race.run(tasks)
             tasks.cancel_scope.cancel()
+        if race.raised is not None:
+            raise race.raised
     except BaseException:
         race.give_up()  # here: an attempt may still succeed while the group is being cancelled
         raise
@@ -115,11 +118,13 @@ async def staggered(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Cal
     :param attempts: at least one.
     :param discard: ends a connection that came second.
     :raises ConnectFailed: the last attempt's, with what the others said.
+    :raises BaseException: whatever else one of them raises, which ends the race.
     """
     if len(attempts) == 1:
         return await attempts[0]()
     winner: list[T] = []
     errors: list[ConnectFailed] = []
+    raised: list[BaseException] = []
     settled = [anyio.Event() for _ in attempts]
 
     async def run(attempt: Callable[[], Awaitable[T]], over: anyio.Event) -> None:
@@ -127,6 +132,11 @@ async def staggered(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Cal
             made = await attempt()
         except ConnectFailed as error:
             errors.append(error)
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised below: asyncio ends its loop for what leaves a task
+            raised.append(error)
+            tasks.cancel_scope.cancel()
         else:
             if winner:
                 discard(made)
@@ -141,6 +151,8 @@ async def staggered(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Cal
                 tasks.start_soon(run, attempt, over)
                 with Deadline.after(CONNECTION_ATTEMPT_DELAY).scope():
                     await over.wait()
+        if raised:
+            raise raised[0]
     except BaseException:
         for made in winner:
             discard(made)
@@ -178,6 +190,7 @@ class _Race(Generic[T]):
         self._found: dict[int, list[Address]] = {socket.AF_INET6: [], socket.AF_INET: []}
         self._prefer = socket.AF_INET6
         self._winner: T | None = None
+        self.raised: BaseException | None = None
         self._dns_errors: list[OSError] = []
         self._errors: list[tuple[str, OSError | ConnectFailed]] = []
 
@@ -198,7 +211,7 @@ class _Race(Generic[T]):
             await self._wait(RESOLUTION_DELAY)
         if not any(self._found.values()):
             self._take_hints()
-        while self._winner is None:
+        while self._winner is None and self.raised is None:
             address = self._next()
             if address is not None:
                 self._trying += 1
@@ -273,6 +286,10 @@ class _Race(Generic[T]):
             connection = await self._connect(address)
         except (OSError, ConnectFailed) as error:
             self._errors.append((str(address[1][0]), error))
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised when the race is over: see :func:`staggered`
+            self.raised = error
         else:
             if self._winner is None:
                 self._winner = connection

@@ -323,6 +323,7 @@ class Dispatcher:
 
     async def _dial(self, state: RouteState, dial: Dial, request: Request) -> None:
         error: AllswellError | None = None
+        raised: BaseException | None = None
         connection: Connection | None = None
         crowded = cancelled = False
         try:
@@ -344,9 +345,11 @@ class Dispatcher:
             told = first_of(failure)
             error = ConnectFailed(f"cannot connect to {state.route.label}: {told!r}", phase="tcp", by="us")
             error.__cause__ = failure
-        except BaseException:
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
             cancelled = True
             raise
+        except BaseException as failure:  # noqa: BLE001 - of the caller's code (a proxy's Auth): it is its request's
+            raised = first_of(failure)
         finally:
             del state.dials[dial]
             if dial.counts:
@@ -361,6 +364,8 @@ class Dispatcher:
                 self._tidy(state)
             elif cancelled:
                 self._dial_cancelled(state, dial)
+            elif raised is not None:
+                self._dial_stopped(state, dial, raised)
             else:
                 assert error is not None
                 self._dial_failed(state, dial, error)
@@ -392,10 +397,24 @@ class Dispatcher:
             if isinstance(error, Timeout) and waiter.patience > dial.patience:
                 self._uncover(state, waiter)  # it came later, and has more time than this dial had
                 continue
-            self._forget(state, waiter)
-            waiter.error = error.twin()
-            waiter.signal.set()
+            self._fail(state, waiter, error.twin())
         self._room_came(state)
+
+    def _dial_stopped(self, state: RouteState, dial: Dial, error: BaseException) -> None:
+        """The caller's code wants more to end than this dial: one request is told. For the others another is made."""
+        told = next(iter(dial.waiters), None)
+        if told is None:
+            logger.error("allswell: a dial that nobody waited for was stopped", exc_info=error)
+        else:
+            self._fail(state, told, error)
+        for waiter in list(dial.waiters):
+            self._uncover(state, waiter)
+        self._room_came(state)
+
+    def _fail(self, state: RouteState, waiter: Waiter, error: BaseException) -> None:
+        self._forget(state, waiter)
+        waiter.error = error
+        waiter.signal.set()
 
     def _dial_cancelled(self, state: RouteState, dial: Dial) -> None:
         """Its task was cancelled: the event loop ends, or somebody cancels all tasks of a loop that goes on.
@@ -557,9 +576,7 @@ class Dispatcher:
         """Who waited for room on a connection that has never had any may try again; it counts as an attempt."""
         for waiter in self._waiters.of(state.route):
             if waiter.dial is None and fit(connection, waiter.since):
-                self._forget(state, waiter)
-                waiter.error = Ungranted(connection, state.label)
-                waiter.signal.set()
+                self._fail(state, waiter, Ungranted(connection, state.label))
 
     def _detach(self, connection: Connection) -> tuple[RouteState, ...]:
         """Count it no more; the routes that it served until now."""

@@ -97,7 +97,7 @@ class Waiter:
         self.searched = since > ANY  # who was lost or sent away already gets one of his own
         self.dial: Dial | None = None
         self.exchange: Exchange | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def timed_out(self, phase: TimeoutPhase, *, ungranted: bool) -> Timeout:
         """The error that says so.
