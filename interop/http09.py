@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from allswell._backends.interface import (
+    BackPressure,
     BodyReceived,
     CapacityChanged,
     ConnectionBroken,
@@ -39,7 +40,8 @@ class Http09:
     name = "hq"
     http_version = "HTTP/0.9"
     capacity_expected = False
-    pauses_reading = False
+    in_order = False
+    back_pressure = BackPressure.CREDIT
     kept_idle = math.inf
     says_goodbye = ""
     must_abort = False

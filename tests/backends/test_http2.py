@@ -52,7 +52,7 @@ def as_backend(client: Http2) -> Backend[memoryview]:
 def test_is_a_backend() -> None:
     backend = as_backend(Http2(max_header_size=65536))
     assert (backend.name, backend.http_version, backend.says_goodbye) == ("h2", "HTTP/2", "GOAWAY")
-    assert not backend.pauses_reading
+    assert not backend.in_order
     assert not backend.must_abort
 
 

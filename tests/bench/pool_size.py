@@ -11,7 +11,7 @@ from time import monotonic, perf_counter
 from typing import Any, cast
 
 from allswell._config import PoolConfig
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import State
 from allswell._messages import RequestHead

@@ -75,34 +75,34 @@ async def test_a_bug_of_ours_ends_the_connection(
 async def test_without_room_nothing_is_read_though_what_was_written_has_gone() -> None:
     """Reading goes on when there is room again, and not whenever somebody says that there may be."""
 
-    class Top:
+    class Both:
+        """What is read, and what it is read for."""
+
+        is_full = True
+
         def listen(self, function: object) -> bool:
             return True
 
+        def take(self) -> bool:
+            taken.append(None)
+            return True
+
+        def full(self) -> bool:
+            return self.is_full
+
+        def done(self) -> None:
+            """Nothing follows from it."""
+
     taken: list[None] = []
-    full = True
-
-    def take() -> bool:
-        taken.append(None)
-        return True
-
-    host = current_host()
-    made = reader.Reader(
-        host,
-        cast(Any, Top()),
-        take=take,
-        full=lambda: full,
-        done=lambda: None,
-        lost=lambda error: None,
-        failed=lambda error: None,
-    )
+    both = Both()
+    made = reader.Reader(current_host(), cast(Any, both), cast(Any, both))
     made.look()  # and there is no more room
     for _ in range(3):
         made.resume()
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
     assert len(taken) == 1
-    full = False
+    both.is_full = False
     made.resume()
     with anyio.fail_after(30):
         while len(taken) < 2:

@@ -13,7 +13,7 @@ import pytest
 from allswell import Timeout
 from allswell._config import Timeouts
 from allswell._connection import reader
-from allswell._connection.reader import Reader
+from allswell._connection.reader import Reader, Takes
 from allswell._filters.interface import Carrier
 from allswell._tasks import TaskHost
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
@@ -35,18 +35,14 @@ class Loop:
         self.taken = 0
         self.soon: list[Callable[[], None]] = []
         self.listener: Callable[[], None] | None = None
-        self.full = False
+        self.is_full = False
         self._batches = batches
         monkeypatch.setattr(reader, "monotonic", lambda: self.now)
         monkeypatch.setattr(reader, "TURN", TURN)
         self.reader = Reader(
             cast(TaskHost, self),
-            cast("Carrier[Any]", self),
-            take=self._take,
-            full=lambda: self.full,
-            done=lambda: None,
-            lost=lambda error: None,
-            failed=lambda error: None,
+            cast("Carrier[object]", self),
+            cast(Takes, self),
         )
         assert self.reader.start()
         self.run_once()
@@ -65,7 +61,13 @@ class Loop:
         self.listener = function
         return function is not None
 
-    def _take(self) -> bool:
+    def full(self) -> bool:
+        return self.is_full
+
+    def done(self) -> None:
+        """Nothing follows from it."""
+
+    def take(self) -> bool:
         if self.taken >= self._batches:
             return False
         self.taken += 1
@@ -109,14 +111,14 @@ def test_a_look_from_outside_is_a_turn_too(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_no_turn_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(monkeypatch)
-    loop.full = True
+    loop.is_full = True
     loop.run_once()
     before = loop.taken
     assert loop.listener is None
     for _ in range(3):
         loop.run_once()
     assert loop.taken == before
-    loop.full = False
+    loop.is_full = False
     loop.reader.resume()
     loop.run_once()
     assert loop.taken == before + TURN

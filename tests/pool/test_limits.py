@@ -15,7 +15,7 @@ import pytest
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
 from allswell._errors import ConnectFailed, LocalProtocolError, RemoteProtocolError, Timeout, TransportError
 from allswell._pool import route_state
 from allswell._pool.dialer import Dialer

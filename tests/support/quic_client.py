@@ -12,7 +12,8 @@ import anyio
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import AlternativeOffered, Backend, OriginsNamed
 from allswell._config import PoolConfig, Timeouts
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
+from allswell._connection.driver import Driver
 from allswell._connection.exchange import Exchange, FallenSilent
 from allswell._deadline import Deadline
 from allswell._filters.quic import QuicFilter
@@ -79,14 +80,14 @@ class QuicClient:
         with anyio.fail_after(20):
             await self.stack.connect()
         host = current_host()
-        self.connection = Connection(
-            host=host,
+        self.connection = Driver(
+            host,
+            self.stack,
+            backend(self.quic.connection),
             label="https://localhost",
-            stack=self.stack,
-            backend=backend(self.quic.connection),
             owner=self,
             config=PoolConfig(keepalive_expiry=None),
-        )
+        ).connection
         self.connection.start()
 
     def open(

@@ -23,6 +23,7 @@ import h11
 from allswell._backends.http1_chunks import Chunks
 from allswell._backends.interface import (
     WORK,
+    BackPressure,
     BodyReceived,
     Event,
     ExchangeFailed,
@@ -85,7 +86,8 @@ class Http1:
     name = "h1"
     http_version = "HTTP/1.1"
     capacity_expected = False
-    pauses_reading = True
+    in_order = True
+    back_pressure = BackPressure.READING
     says_goodbye = ""
 
     def __init__(

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import count
 
 from allswell._backends.http1 import Http1, Requests
-from allswell._backends.interface import Event, ExchangeFailed
+from allswell._backends.interface import BackPressure, Event, ExchangeFailed
 from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError
 from allswell._messages import IDEMPOTENT_METHODS, Headers, RequestHead
 
@@ -38,7 +38,8 @@ class Http1Pipeline:
     name = "h1"
     http_version = "HTTP/1.1"
     capacity_expected = False
-    pauses_reading = True
+    in_order = True
+    back_pressure = BackPressure.READING
     says_goodbye = ""
 
     def __init__(self, *, depth: int, max_header_size: int) -> None:

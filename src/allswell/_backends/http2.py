@@ -54,6 +54,7 @@ from allswell._backends.http2_hpack import Section, SectionReader
 from allswell._backends.http2_stream import Held, Stream, Window
 from allswell._backends.interface import (
     WORK,
+    BackPressure,
     BodyReceived,
     CapacityChanged,
     ConnectionBroken,
@@ -90,7 +91,8 @@ class Http2:
 
     name = "h2"
     http_version = "HTTP/2"
-    pauses_reading = False
+    in_order = False
+    back_pressure = BackPressure.CREDIT
     kept_idle = math.inf
     says_goodbye = "GOAWAY"
     must_abort = False

@@ -31,6 +31,7 @@ from allswell._backends.http3_frames import ControlReader, FrameReader, H3Error,
 from allswell._backends.http3_qpack import SectionEncoder
 from allswell._backends.interface import (
     WORK,
+    BackPressure,
     BodyReceived,
     CapacityChanged,
     ConnectionBroken,
@@ -115,7 +116,8 @@ class Http3:
 
     name = "h3"
     http_version = "HTTP/3"
-    pauses_reading = False
+    in_order = False
+    back_pressure = BackPressure.CREDIT
     kept_idle = math.inf
     must_abort = False
 

@@ -1,6 +1,6 @@
 """The interface of all backends: sans-IO engines that turn requests into output and input into events.
 
-A backend is driven by one connection (`_connection/driver.py`) and never waits. What comes in (bytes for h1 and h2,
+A backend is driven by one connection (`_connection/connection.py`) and never waits. What comes in (bytes for h1 and h2,
 QUIC events for h3) goes through ``receive``, which returns events; what must go out is fetched with ``take_output``
 (a multiplexer's backend queues its output in the multiplexer and returns ``b""``). Nothing but
 :class:`~allswell._errors.LocalProtocolError` and :class:`~allswell._errors.NotProcessed` is ever raised, and those only
@@ -12,6 +12,7 @@ Exchanges are named by an ``int`` (the stream id in h2 and h3). Calls that name 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar, runtime_checkable
 
 from allswell._errors import AllswellError
@@ -183,12 +184,20 @@ Event = (
 )
 
 
+class BackPressure(Enum):
+    """How the peer is kept from sending more than the application reads."""
+
+    READING = "the connection is not read"
+    CREDIT = "an exchange is given no credit"
+
+
 class Backend(Protocol[Input_contra]):
     """One HTTP connection as a state machine: h1, h2 and h3 differ only here.
 
     :cvar name: the layer's name in reports: ``"h1"``, ``"h2"``, ``"h3"``.
     :cvar http_version: as a response states it: ``"HTTP/1.1"``, ``"HTTP/2"``, ``"HTTP/3"``.
-    :cvar pauses_reading: back-pressure works by not reading the connection (h1), not by per-exchange credit (h2, h3).
+    :cvar in_order: responses have no name but their order (h1), so that what belongs to none ends the connection.
+    :cvar back_pressure: by not reading (h1), or by credit for each exchange (h2, h3).
     :cvar says_goodbye: what ``goodbye`` puts on the wire, for the report: ``"GOAWAY"`` or ``""``.
     :ivar kept_idle: seconds that the peer says it keeps the connection when that is idle; ``inf``: it does not say.
     :ivar must_abort: nothing can be said on this connection any more (an abandoned h1 exchange): abort it.
@@ -196,7 +205,8 @@ class Backend(Protocol[Input_contra]):
 
     name: str
     http_version: str
-    pauses_reading: bool
+    in_order: bool
+    back_pressure: BackPressure
     says_goodbye: str
     kept_idle: float
 

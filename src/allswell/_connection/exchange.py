@@ -38,7 +38,7 @@ from allswell._halves import Halves, Receive, ReceiveHalf, Send, SendHalf, wants
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    from allswell._connection.driver import Connection
+    from allswell._connection.connection import Connection
 
 #: HTTP datagrams that may wait to be taken.
 _DATAGRAMS = 1024

@@ -11,9 +11,8 @@ to a task, and a connection that is idle has none. Elsewhere (trio) a task waits
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Protocol
 
 import anyio.lowlevel
 
@@ -36,36 +35,39 @@ class _Next(Enum):
     NOTHING = "there will be none"
 
 
+class Takes(Protocol):
+    """What a reader reads for."""
+
+    def take(self) -> bool:
+        """Take one batch and act on it; whether there may be more to take."""
+
+    def full(self) -> bool:
+        """Whether there is no room for more."""
+
+    def done(self) -> None:
+        """All that has come was taken, or enough of it.
+
+        (The peer's end may be right behind a response, and whoever is next on that connection had better know.)
+        """
+
+    def lost(self, error: TransportError) -> None:
+        """A loss was met while waiting."""
+
+    def failed(self, error: Exception) -> None:
+        """There is a bug, of which nobody else would hear."""
+
+
 class Reader:
     """Reads for one connection.
 
-    :param top: what is read, and waited for.
-    :param take: takes one batch and acts on it; whether there may be more to take.
-    :param full: whether there is no room for more.
-    :param done: told when all that has come was taken, or enough of it. (The peer's end may be right behind a
-        response, and whoever is next on that connection had better know.)
-    :param lost: told of a loss that was met while waiting.
-    :param failed: told of a bug, which nobody else would hear of.
+    :param top: what is waited for.
+    :param taker: what takes it.
     """
 
-    def __init__(
-        self,
-        host: TaskHost,
-        top: Carrier[Any],
-        *,
-        take: Callable[[], bool],
-        full: Callable[[], bool],
-        done: Callable[[], None],
-        lost: Callable[[TransportError], None],
-        failed: Callable[[Exception], None],
-    ) -> None:
+    def __init__(self, host: TaskHost, top: Carrier[object], taker: Takes) -> None:
         self._host = host
         self._top = top
-        self._take = take
-        self._full = full
-        self._done = done
-        self._lost = lost
-        self._failed = failed
+        self._taker = taker
         self._next = _Next.ARRIVAL
         self._due = False  # the event loop has been asked for the next turn
         self._listening = False
@@ -100,7 +102,7 @@ class Reader:
                 try:
                     await self._top.wait_readable()
                 except TransportError as error:
-                    self._lost(error)
+                    self._taker.lost(error)
 
     def look(self) -> None:
         """Take a turn now."""
@@ -110,7 +112,7 @@ class Reader:
             self._turn()
         except Exception as error:  # noqa: BLE001 - a bug: the connection must not go on as if nothing had been
             logger.exception("allswell: reading failed")
-            self._failed(error)
+            self._taker.failed(error)
             return
         if self._next is _Next.OTHERS:
             self._ask_for_turn()
@@ -129,7 +131,7 @@ class Reader:
                 if self._top.quiet():
                     return
             except TransportError as error:
-                self._lost(error)
+                self._taker.lost(error)
                 return
         self.look()
 
@@ -141,7 +143,7 @@ class Reader:
 
     def resume(self) -> None:
         """There may be room again."""
-        if self._next is _Next.ROOM and not self._full():
+        if self._next is _Next.ROOM and not self._taker.full():
             self._next = _Next.OTHERS
             self._go_on.set()
             self._ask_for_turn()
@@ -158,15 +160,16 @@ class Reader:
         # Where the last turn ended before it was told that there is no more, that may be old news by now: ask again.
         old = self._next is not _Next.ARRIVAL
         self._next = _Next.ARRIVAL
-        more = self._take() or (old and self._next is _Next.ARRIVAL and self._take())
+        taker = self._taker
+        more = taker.take() or (old and self._next is _Next.ARRIVAL and taker.take())
         while more and self._next is _Next.ARRIVAL:  # (what came may have been the end)
-            if self._full():
+            if taker.full():
                 self._next = _Next.ROOM
             elif monotonic() >= until:
                 self._next = _Next.OTHERS
             else:
-                more = self._take()
-        self._done()
+                more = taker.take()
+        taker.done()
 
     def _ask_for_turn(self) -> None:
         if not self._due:

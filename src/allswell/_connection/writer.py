@@ -8,7 +8,6 @@ more of an upload until we take more of the response must be read on from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
@@ -27,7 +26,7 @@ class Writer:
     :param room: called when what was left over has been taken, or never will be.
     """
 
-    def __init__(self, host: TaskHost, top: Carrier[Any], *, name: str, room: Callable[[], None]) -> None:
+    def __init__(self, host: TaskHost, top: Carrier[object], *, name: str, room: Callable[[], None]) -> None:
         self._host = host
         self._top = top
         self._name = name
@@ -52,12 +51,17 @@ class Writer:
             self._host.spawn(self._finish, name=self._name)
 
     @property
+    def unsent(self) -> int:
+        """Bytes that are left over."""
+        return self._top.unsent
+
+    @property
     def full(self) -> bool:
         """Whether uploads must wait."""
         return self._top.unsent > UNSENT_LIMIT or self._top.dead
 
     @property
-    def owes(self) -> bool:
+    def answers_backed_up(self) -> bool:
         """Whether the peer does not take our answers, so that nothing more should be read that asks for some."""
         return self._answers > UNSENT_LIMIT
 

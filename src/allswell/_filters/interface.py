@@ -21,7 +21,7 @@ from allswell._tasks import TaskHost
 #: peer that never stops, it would never be over.
 LAST_READS = 16
 
-Input = TypeVar("Input")
+Input_co = TypeVar("Input_co", covariant=True)
 
 
 class Filter(ABC):
@@ -81,11 +81,14 @@ class Filter(ABC):
         return None
 
 
-class Carrier(Filter, Generic[Input]):
+class Carrier(Filter, Generic[Input_co]):
     """A filter that a backend can sit on: a :class:`ByteStream` gives bytes, a multiplexer (QUIC) gives events."""
 
+    #: After its end: whether it was cut, i.e. ended without the layer's goodbye (TLS without close_notify).
+    truncated: bool = False
+
     @abstractmethod
-    def receive_nowait(self) -> Input | None:
+    def receive_nowait(self) -> Input_co | None:
         """What has arrived, or ``None`` when nothing has. The caller must loop: there may be more.
 
         :raises TransportError: when the layer is gone (a reset).
@@ -169,9 +172,6 @@ class ByteStream(Carrier[memoryview]):
     call of ``receive_nowait`` on any of them, so use it or copy it before you await. An empty view is the end of
     the stream.
     """
-
-    #: After its end: whether the stream was cut, i.e. ended without the layer's goodbye (TLS without close_notify).
-    truncated: bool = False
 
 
 class Datagrams(Filter):

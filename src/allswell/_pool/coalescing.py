@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from allswell._config import PoolConfig
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
 from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.happy_eyeballs import is_address

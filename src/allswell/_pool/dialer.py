@@ -26,8 +26,8 @@ from allswell._backends.http2_core import StreamLimit
 from allswell._backends.interface import Backend
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
-from allswell._connection.driver import Connection
-from allswell._connection.interface import Owner
+from allswell._connection.connection import Connection, Owner
+from allswell._connection.driver import Driver
 from allswell._connection.service import Service
 from allswell._errors import ConnectFailed
 from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
@@ -126,15 +126,16 @@ class Dialer:
             return _Made(stack, backend, began)
 
         def connection(made: _Made) -> Connection:
-            return Connection(
-                host=self._host,
+            driver = Driver(
+                self._host,
+                made.stack,
+                made.backend,
                 label=route.label,
-                stack=made.stack,
-                backend=made.backend,
                 owner=owner,
                 config=self._config,
                 service=self._manners_of(route).service,
             )
+            return driver.connection
 
         def second(made: _Made) -> None:
             discard(connection(made), "another was made sooner")

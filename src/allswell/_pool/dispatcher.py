@@ -32,7 +32,7 @@ import anyio.lowlevel
 from allswell._backends.interface import AlternativeOffered, OriginsNamed
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED
 from allswell._deadline import Deadline
@@ -502,7 +502,7 @@ class Dispatcher:
         if not used and self._routes.get(state.route) is state:  # and not another, that was made since
             del self._routes[state.route]
 
-    # What connections tell (see _connection/interface.py)
+    # What connections tell (see _connection/connection.py)
 
     def connection_available(self, connection: Connection) -> None:
         """It has room, or is idle: serve who waits, or keep it."""

@@ -16,7 +16,7 @@ from typing import Literal
 import anyio
 
 from allswell._clock import monotonic
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
 from allswell._connection.lifecycle import State
 from allswell._connection.service import Service
 from allswell._errors import NotProcessed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from allswell._clock import monotonic
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
 from allswell._errors import Timeout, TimeoutPhase

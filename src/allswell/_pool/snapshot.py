@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from allswell._connection.driver import Connection
+from allswell._connection.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)

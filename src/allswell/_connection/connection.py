@@ -1,0 +1,720 @@
+"""A connection: its exchanges, its life, and what its backend's events mean for both. Without any I/O.
+
+Theory of operation. All of it is synchronous, and there is no ``await`` between a check and its change, so there are no
+locks. Requesters change it by calls (``open``, ``send_body``, ``consumed``, ``abandon``), its owner by ``close``,
+``cut`` and ``abort``, and what arrives by :meth:`Connection.received`: the backend's events, which are handed to their
+exchanges. What the backend has to say to that goes out at once, in one write for each batch of input.
+
+Bytes, time and goodbyes are the driver's (`driver.py`), of which this knows a small protocol (:class:`Drives`). The
+driver reads, writes, and wakes this when a deadline has passed; this tells it when nothing is left and the goodbyes can
+begin, or that all ends now. So a connection can be tested without an event loop.
+
+The owner is held weakly: a pool that nobody holds any more is collected, and its connections end.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any, Never, Protocol, cast
+
+from allswell._backends.interface import (
+    AlternativeOffered,
+    Backend,
+    BackPressure,
+    BodyReceived,
+    ConnectionBroken,
+    ConnectionEvent,
+    DatagramBackend,
+    DatagramReceived,
+    Event,
+    ExchangeFailed,
+    InformationalReceived,
+    OriginsNamed,
+    PeerLeaving,
+    ResponseCompleted,
+    ResponseReceived,
+    SendWindowOpened,
+    SilenceChanged,
+    UploadRefused,
+)
+from allswell._clock import monotonic
+from allswell._config import PoolConfig, Timeouts
+from allswell._connection.exchange import Exchange
+from allswell._connection.lifecycle import Lifecycle, State
+from allswell._connection.service import Service
+from allswell._connection.writer import Writer
+from allswell._deadline import Deadline
+from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
+from allswell._halves import Receive, Send
+from allswell._messages import Headers, RequestHead
+from allswell._report import ConnectionEnd
+from allswell._tasks import Alarm, TaskHost
+
+#: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
+_PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
+
+#: A connection is not used any more so many seconds before its server ends it, as that says; or in the last half of its
+#: time, where that is shorter.
+_ON_THE_WAY = 1.0
+
+#: Where somebody waits for room on a connection that would be idle for too long: looked at again after so many seconds.
+_WANTED_AGAIN = 0.5
+
+
+class Owner(Protocol):
+    """The owner of connections. Called synchronously, from whichever task made the change; must not raise."""
+
+    def connection_available(self, connection: Connection) -> None:
+        """It is open, and has capacity or is idle: an exchange ended, or the peer allows more (or less)."""
+
+    def connection_wanted(self, connection: Connection) -> bool:
+        """Whether somebody waits for room on it, of which it has none yet: then it is not idle."""
+
+    def connection_leaving(self, connection: Connection) -> None:
+        """It takes no new exchanges any more."""
+
+    def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
+        """The server says for which origins it is ready, or where else one of them is to be had."""
+
+    def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
+        """It is closed; this is how."""
+
+
+class Drives(Protocol):
+    """What a connection asks of its driver.
+
+    :ivar host: the event loop.
+    :ivar alarm: has :meth:`Connection.expire` called.
+    :ivar writer: what is written goes there.
+    """
+
+    host: TaskHost
+    alarm: Alarm
+    writer: Writer
+
+    def start(self) -> None:
+        """Begin to read."""
+
+    def full(self) -> bool:
+        """Whether nothing is read for want of room."""
+
+    def resume(self) -> None:
+        """There may be room again."""
+
+    def glance(self) -> None:
+        """Take what has arrived, if the socket says that anything has."""
+
+    def catch_up(self) -> bool:
+        """See :meth:`Connection.catch_up`."""
+
+    def limit(self, deadline: Deadline | None, epoch: float | None) -> None:
+        """See :meth:`Connection.close`."""
+
+    def leave(self) -> None:
+        """No exchange is left: read no more, and say the goodbyes."""
+
+    def abort(self, last_words: str) -> None:
+        """End all layers without a word but these, which the backend has said."""
+
+    def take_leave(self, reason: str) -> None:
+        """See :meth:`Connection.take_leave`."""
+
+    def so_far(self) -> ConnectionEnd:
+        """See :meth:`Connection.so_far`."""
+
+    def extra(self, name: str) -> Any:
+        """See :meth:`Filter.extra`."""
+
+
+class Connection:
+    """One HTTP connection, of any version. Made by its driver.
+
+    :param label: the origin, as errors and reports name it: ``"https://example.org"``.
+    :param service: what all connections to this server have in common.
+    :ivar silent: whether the peer is known to have fallen silent.
+    :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
+    :ivar opened: exchanges opened in its life.
+    :ivar answered: those of which the final response's head has come.
+    :ivar cut_short: those that ended because the connection did.
+    :ivar heard_goodbye: the backend's goodbye, as far as the peer has said it.
+    :ivar parting_words: how the peer said that it leaves, and why: ``"sent GOAWAY, ENHANCE_YOUR_CALM"``.
+    :ivar peer_ended: all that the peer sends has come, though our half of a tunnel may have something to say yet.
+    :ivar made_at: when it was made, as :func:`time.monotonic` tells.
+    """
+
+    def __init__(
+        self,
+        driver: Drives,
+        backend: Backend[Never],
+        *,
+        label: str,
+        owner: Owner,
+        config: PoolConfig,
+        service: Service | None = None,
+    ) -> None:
+        self.host = driver.host
+        self.label = label
+        self.service = service or Service()
+        self.config = config
+        self.silent = False
+        self.opened = 0
+        self.answered = 0
+        self.cut_short = 0
+        self.heard_goodbye = ""
+        self.parting_words = ""
+        self.peer_ended = False
+        self.made_at = monotonic()
+        self._taken = 0  # of those that were opened; refused ones do not count
+        self._driver = driver
+        self._alarm = driver.alarm
+        self._writer = driver.writer
+        self._backend = backend
+        self.http_version = backend.http_version
+        self._in_order = backend.in_order
+        self._gives_credit = backend.back_pressure is BackPressure.CREDIT
+        self._owner = weakref.ref(owner)
+        self._life = Lifecycle()
+        self._exchanges: dict[int, Exchange] = {}
+        self._idle_since = self.made_at
+        self._idle_limit = math.inf if config.keepalive_expiry is None else config.keepalive_expiry
+        self._idle_for = self._idle_limit  # or less: as long as the server keeps it
+        self._looking = False
+
+    def __repr__(self) -> str:
+        state = f"{self.state.value}, {len(self._exchanges)} open, {self.opened} in all"
+        return f"<{self.http_version} to {self.label} over {self._driver}: {state}>"
+
+    # What the pool asks
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._life.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is not open any more."""
+        return self._life.reason
+
+    @property
+    def multiplexes(self) -> bool:
+        """Whether it carries many exchanges side by side."""
+        return not self._in_order
+
+    @property
+    def shared(self) -> bool:
+        """Whether exchanges of several requesters may be under way at once: it multiplexes, or pipelines."""
+        return self.multiplexes or self.config.pipelining > 0
+
+    @property
+    def open_exchanges(self) -> int:
+        """Exchanges under way."""
+        return len(self._exchanges)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether nothing is under way but tunnels whose other half is the peer's to end."""
+        return all(exchange.lingers for exchange in self._exchanges.values())
+
+    @property
+    def idle_since(self) -> float:
+        """When the last exchange ended, or it was made; ``inf`` while one is open."""
+        return self._idle_since
+
+    def capacity(self) -> int:
+        """Exchanges that may be opened now."""
+        if self._life.state is not State.OPEN:
+            return 0
+        room, takes = self._backend.capacity(), self.service.takes
+        if room and room > takes - self._taken:
+            # More than such connections took before they left. When all of that is answered, one more will show.
+            room = max(int(takes) - self._taken, 0 if self._exchanges else 1)
+        return room
+
+    @property
+    def capacity_expected(self) -> bool:
+        """Whether it has no room, but is expected to have some without the end of what is open."""
+        return self._life.state is State.OPEN and self._backend.capacity_expected
+
+    def extra(self, name: str) -> Any:
+        """See :meth:`Filter.extra`."""
+        return self._driver.extra(name)
+
+    def usable(self) -> bool:
+        """Whether it can still take a request, after one more look at the socket.
+
+        A server may have closed an idle connection, or said something without being asked, and the event loop has not
+        told us yet. That race cannot be won for good. But a request that must not be sent twice is worth a system call,
+        and so is any that goes where responses have no name but their order (HTTP/1.1): what lies in the socket before
+        it is sent cannot be its response, and ends the connection. That holds behind other exchanges, too (pipelining);
+        as long as reading is suspended there nobody can tell, so nothing follows.
+        """
+        busy = bool(self._exchanges)
+        if monotonic() >= self._idle_since + self._idle_for:
+            self._end_idle()  # the event loop was held, and the alarm is late
+        if self._life.state is State.OPEN and not self._looking and (self._in_order or not busy):
+            if busy and self._driver.full():
+                return False
+            self._looking = True  # the owner is told of room meanwhile, and need not look again
+            try:
+                self._driver.glance()
+            finally:
+                self._looking = False
+        return self.capacity() > 0
+
+    # What requesters do: synchronous, all of it
+
+    def open(
+        self,
+        head: RequestHead,
+        body: bytes | None,
+        *,
+        timeouts: Timeouts,
+        label: str = "",
+        total_at: float = math.inf,
+        upload: bool = False,
+    ) -> Exchange:
+        """Open an exchange and send the request's head, with the body where that is small.
+
+        :param body: all of the body, small enough to go at once; ``None`` for no body. Where the peer's window is too
+            small for it, it is not sent: ``sending`` of the exchange tells.
+        :param label: what errors call the origin, where the connection was made for another.
+        :param upload: the body follows by :meth:`Exchange.start_upload`.
+        :raises LocalProtocolError: when HTTP cannot say it.
+        :raises NotProcessed: when the connection takes no more.
+        """
+        exchange = Exchange(self, head, label or self.label, timeouts, total_at)
+        backend = self._backend
+        try:
+            number = exchange.number = backend.open(head, end=body is None and not upload)
+            if body is not None:
+                if len(body) <= backend.send_window(number):
+                    backend.send_body(number, body, end=True)
+                else:
+                    upload = True
+        except LocalProtocolError as error:
+            if exchange.number or backend.must_abort:
+                self._abandon(exchange.number)
+            raise error.named(exchange.label) from error
+        # (Behind the head of a CONNECT comes its tunnel.)
+        exchange.sending.move(Send.BODY if upload or head.method == b"CONNECT" else Send.ENDED)
+        self._exchanges[number] = exchange
+        self._idle_since = math.inf
+        self.opened += 1
+        self._taken += 1
+        if total_at != math.inf:
+            self.watch(total_at)
+        self._transmit()
+        return exchange
+
+    def holds(self, exchange: Exchange) -> bool:
+        """Whether it is under way: at least one of its halves has not ended."""
+        return exchange.number in self._exchanges
+
+    def in_line(self, exchange: Exchange) -> bool:
+        """Whether others have to be answered before it (pipelining)."""
+        return self._in_order and next(iter(self._exchanges.values()), exchange) is not exchange
+
+    def unsent(self, exchange: Exchange) -> int:
+        """Bytes that keep the exchange from sending more: of its own, and of all that was written before."""
+        return self._writer.unsent + self._backend.unsent(exchange.number)
+
+    def send_window(self, exchange: Exchange) -> int:
+        """Bytes of body that may be sent now."""
+        if exchange.number not in self._exchanges or self._writer.full:
+            return 0
+        return self._backend.send_window(exchange.number)
+
+    def send_body(self, exchange: Exchange, data: bytes, *, end: bool, trailers: Headers | None) -> None:
+        """Send a piece of body, at most :meth:`send_window` bytes.
+
+        :raises LocalProtocolError: when it contradicts its head.
+        """
+        try:
+            self._backend.send_body(exchange.number, data, end=end, trailers=trailers)
+        except LocalProtocolError as error:
+            raise error.named(exchange.label) from error
+        self._transmit()
+        if len(self._exchanges) > 1 and exchange.number in self._exchanges:
+            # Behind those that wait for room: they are woken in this order, and the first takes what there is.
+            self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
+        if end:
+            exchange.sending.move(Send.ENDED)
+            if exchange.tunnel and self._in_order:
+                # In HTTP/1.1 a tunnel is the connection: its other half ends with that, which says goodbye now.
+                exchange.receiving.move(Receive.FAILED)
+            self.half_ended(exchange)
+
+    def half_ended(self, exchange: Exchange) -> None:
+        """One of its halves has ended by our own doing: with the other over too, so is the exchange."""
+        if exchange.over:
+            self._over(exchange)
+            self.settle()
+
+    def datagram_room(self, exchange: Exchange) -> int:
+        """Bytes of the largest HTTP datagram that may go beside the exchange's stream; 0: none may."""
+        backend = self._backend
+        return backend.datagram_room(exchange.number) if isinstance(backend, DatagramBackend) else 0
+
+    def send_datagrams(self, exchange: Exchange, payloads: Sequence[bytes]) -> None:
+        """Send HTTP datagrams, where there is room for them. They may be lost."""
+        backend = cast(DatagramBackend, self._backend)
+        for payload in payloads:
+            backend.send_datagram(exchange.number, payload)
+        self._transmit()
+
+    def consumed(self, exchange: Exchange, credit: int) -> None:
+        """The application has read so much."""
+        if self._gives_credit:
+            self._backend.consumed(exchange.number, credit)
+            self._transmit()
+        elif exchange.buffered <= _RESUME_AT:
+            self._driver.resume()
+
+    def stop_lingering(self, exchange: Exchange) -> None:
+        """Wait no longer for the peer's end of a tunnel. A connection that goes on is rid of the stream by a reset.
+
+        One that leaves is not in need of it, and the reset might overtake what the tunnel carried last.
+        """
+        if self._life.state is State.OPEN:
+            exchange.abandon()
+        else:
+            self._over(exchange)
+            self.settle()
+
+    def abandon(self, exchange: Exchange) -> None:
+        """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
+        if exchange.tunnel and exchange.all_read and exchange.number in self._exchanges:
+            self.send_body(exchange, b"", end=True, trailers=None)  # its other half ended well: so does ours
+        open_still = self._exchanges.pop(exchange.number, None) is not None
+        if open_still or self._gives_credit:
+            self._abandon(exchange.number)
+        if open_still:
+            self.settle()
+
+    def _abandon(self, number: int) -> None:
+        if self._life.state is State.CLOSED:
+            return
+        self._backend.cancel(number)
+        if self._backend.must_abort:
+            why = "an exchange was abandoned before it was complete"
+            if self._exchanges:  # those that were pipelined with it
+                error = TransportError(f"{self.label}: {why}", operation="read", by="us")
+                self._dispatch(self._backend.receive_eof(error), last=True)
+            self.abort(why)
+        else:
+            self._transmit()
+
+    def close(self, reason: str, deadline: Deadline | None = None, *, epoch: float | None = None) -> None:
+        """Take no new exchanges, and say goodbye when the last one is over.
+
+        :param deadline: when the goodbyes must be over; without one, they have the grace from when they begin.
+        :param epoch: the instant that the report counts this connection's end from.
+        """
+        if deadline is not None or epoch is not None:
+            self._driver.limit(deadline, epoch)
+        if self._life.move(State.DRAINING, reason):
+            self._tell_leaving()
+        self.settle()
+
+    def cut(self, error: AllswellError) -> None:
+        """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
+        # The last one first: the end of one in a pipeline would end those behind it with another error.
+        for exchange in reversed(list(self._exchanges.values())):
+            self.cut_short += self.holds(exchange)
+            exchange.fail(error)
+
+    def abort(self, reason: str, error: AllswellError | None = None) -> None:
+        """End it now, without a word: no close_notify, TCP RST. Idempotent."""
+        self._abort(reason, error or TransportError(f"{self.label}: {reason}", operation="read", by="us"))
+
+    def _abort(self, reason: str, error: AllswellError, last_words: str = "") -> None:
+        counted = self._life.state is State.CLOSING
+        if not self._life.move(State.CLOSED, reason):
+            return
+        if not counted:
+            self._count()
+        self._tell_leaving()
+        self.cut_short += len(self._exchanges)
+        self._fail_all(error)
+        self._driver.abort(last_words)
+
+    def take_leave(self, reason: str) -> None:
+        """Say everything now, and wait for nothing: GOAWAY, close_notify and FIN leave in this one step.
+
+        The connection's task then goes on hearing, within the grace, as long as the event loop lives: a socket that is
+        closed before the peer's answer has come would reset it. A connection with an exchange in flight is aborted.
+        """
+        self._driver.take_leave(reason)
+
+    def so_far(self) -> ConnectionEnd:
+        """How it ends, as far as that has come: what was said and heard until now."""
+        return self._driver.so_far()
+
+    # What its driver tells and asks
+
+    def start(self) -> None:
+        """Begin to drive it, until it is closed."""
+        self._watch_idle()
+        self._driver.start()
+
+    @property
+    def reads(self) -> bool:
+        """Whether anything that arrives is still of use."""
+        return self._life.state in (State.OPEN, State.DRAINING)
+
+    def unread_much(self) -> bool:
+        """Whether nothing is to be read before the application has read more."""
+        return not self._gives_credit and any(each.buffered >= _PAUSE_AT for each in self._exchanges.values())
+
+    def received(self, events: Sequence[Event]) -> None:
+        """The backend was fed one batch of input: act on what that means, and answer it."""
+        backend = self._backend
+        self._dispatch(events)
+        if not backend.unfinished:
+            self._transmit(answers=True)
+        if backend.must_abort:
+            self.abort("the connection cannot be used any more")
+        elif self._life.state is State.DRAINING:
+            self.settle()
+
+    def end_of_stream(self, *, truncated: bool) -> None:
+        """The peer has ended what it sends.
+
+        :param truncated: without the goodbye of the layer below.
+        """
+        why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
+        cut = self.cut_short
+        self._dispatch(self._backend.receive_eof(why), last=True)
+        halves = (each.tunnel and each.receiving.state is Receive.ENDED for each in self._exchanges.values())
+        if self.cut_short > cut or self._backend.must_abort or not all(halves):
+            self.abort("the server ended the connection in the middle of an exchange", why)
+        else:
+            # What is left is our half of a tunnel: it may have something to say yet.
+            self.peer_ended = True
+            self.close("the server ended the connection")
+
+    def ended(self) -> bool:
+        """The goodbyes are over; whether it was not aborted before."""
+        return self._life.move(State.CLOSED)
+
+    def lost(self, error: TransportError) -> None:
+        """The layer below is gone."""
+        if self._life.state is not State.CLOSED:
+            self._dispatch(self._backend.receive_eof(error), last=True)
+            self.abort(str(error), error)
+
+    def _dispatch(self, events: Sequence[Event], *, last: bool = False) -> None:
+        """Hand the events to their exchanges.
+
+        :param last: the connection ends with them: it cuts those that fail. (So it does where it is broken.)
+        """
+        exchanges = self._exchanges
+        for event in events:
+            kind = type(event)
+            if isinstance(event, ConnectionEvent):
+                self._on_connection_event(event)
+                continue
+            if kind is SendWindowOpened and event.exchange is None:
+                for each in exchanges.values():
+                    each.on_room()
+                continue
+            exchange = exchanges.get(event.exchange)  # type: ignore[arg-type]  # None was dealt with just above
+            if exchange is None:
+                if isinstance(event, BodyReceived):
+                    self._backend.consumed(event.exchange, event.credit)
+            elif isinstance(event, ResponseReceived):
+                self.answered += 1
+                self.service.answered += 1
+                if self.answered > self.service.takes:
+                    self.service.takes_more()
+                exchange.on_response(event.head, tunnel=event.tunnel)
+            elif isinstance(event, BodyReceived):
+                exchange.on_body(event.data, event.credit)
+            elif isinstance(event, ResponseCompleted):
+                exchange.on_complete(event.trailers)
+                if exchange.over:
+                    self._over(exchange)
+            elif isinstance(event, InformationalReceived):
+                exchange.on_informational(event.head)
+            elif isinstance(event, DatagramReceived):
+                exchange.on_datagram(event.payload)
+            elif isinstance(event, ExchangeFailed):
+                del exchanges[exchange.number]
+                self.cut_short += last or ConnectionBroken in map(type, events)
+                if isinstance(event.error, NotProcessed) and event.error.proven:
+                    self._refused(self._taken - 1)
+                exchange.on_error(event.error)
+            elif kind is UploadRefused:
+                exchange.on_upload_refused()
+                if exchange.over:
+                    self._over(exchange)
+            else:
+                exchange.on_room()
+
+    def _refused(self, taken: int) -> None:
+        """The peer has refused a request, so it took so many until now."""
+        self._taken = taken
+        if self._life.state is not State.OPEN:
+            self.service.leaves(self.made_at, taken)
+
+    def _on_connection_event(self, event: ConnectionEvent) -> None:
+        if isinstance(event, PeerLeaving):
+            self.heard_goodbye = self._backend.says_goodbye
+            if event.error is not None:
+                self.parting_words = str(event.error).removeprefix("the peer ")
+            elif not self.parting_words and self.heard_goodbye:
+                self.parting_words = f"sent {self.heard_goodbye}"
+            self.close(str(event.error) if event.error is not None else "the server is leaving")
+        elif isinstance(event, ConnectionBroken):
+            self._transmit()  # GOAWAY with the error code
+            self._abort(str(event.error), event.error, self._backend.says_goodbye)
+        elif isinstance(event, (OriginsNamed, AlternativeOffered)):
+            self._tell_announced(event)
+        else:
+            if isinstance(event, SilenceChanged):
+                self.silent = event.silent
+                for exchange in self._exchanges.values():
+                    exchange.on_silence(event.silent)
+            if self._life.state is State.OPEN:
+                self._tell_available()
+
+    def _tell_announced(self, news: OriginsNamed | AlternativeOffered) -> None:
+        owner = self._owner()
+        if isinstance(news, AlternativeOffered) and news.exchange:
+            exchange = self._exchanges.get(news.exchange)
+            if exchange is None:
+                return  # nobody waits for it any more
+            news.origin = exchange.request.origin
+        if owner is not None:
+            owner.connection_announced(self, news)
+
+    def _over(self, exchange: Exchange) -> None:
+        """Both halves are over: the response is complete, and our side sent all, or stopped."""
+        if self._exchanges.pop(exchange.number, None) is not None:
+            if exchange.sending.state is Send.STOPPED:
+                self._backend.stop(exchange.number)
+            self._driver.resume()  # what has yet to be read of it holds up nobody else
+            if self._exchanges and self._in_order:
+                next(iter(self._exchanges.values())).on_first_in_line()
+
+    def settle(self) -> None:
+        """After exchanges ended: move on in life, or tell the owner of the room."""
+        state = self._life.state
+        if state is State.DRAINING:
+            if not self._exchanges and self._life.move(State.CLOSING):
+                self._count()
+                self._driver.leave()
+        elif state is State.OPEN:
+            if self._backend.spent:
+                # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
+                self.close("it can carry no more requests")
+            elif self._exchanges:
+                if self.capacity():
+                    self._tell_available()
+            elif self._idle_since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
+                self._idle_since = monotonic()
+                self._idle_for = min(self._idle_limit, _kept(self._backend.kept_idle))
+                self._watch_idle()
+                self._tell_available()
+
+    def _count(self) -> None:
+        """It is over with its exchanges. (One that never had any, a race's second or a surplus one, shows nothing.)"""
+        if self.opened and not self.answered:
+            self.service.barren += 1
+
+    def _watch_idle(self) -> None:
+        if self._idle_for < math.inf:
+            self.watch(self._idle_since + self._idle_for)
+
+    def _end_idle(self) -> None:
+        """It was idle for too long."""
+        kept = self._backend.kept_idle
+        why = f", and the server keeps it for {kept:g} s" if self._idle_for < self._idle_limit else ""
+        self.close(f"idle for {self._idle_for:g} s{why}")
+
+    # Writing
+
+    def _transmit(self, *, answers: bool = False) -> None:
+        data = self._backend.take_output()
+        if self._life.state is not State.CLOSED:
+            self._writer.write(data, answers=answers)
+
+    def written(self) -> None:
+        """What was left over has gone out."""
+        for exchange in self._exchanges.values():
+            exchange.on_room()
+
+    # Time
+
+    def watch(self, at: float) -> None:
+        """See to it that deadlines are looked at, at this instant."""
+        if at < self._alarm.at:
+            self._alarm.set(at)
+
+    def catch_up(self) -> bool:
+        """Take what has come, and send what can go, though the event loop had no time to have us do so.
+
+        :return: whether that was all that has come.
+        """
+        return self._driver.catch_up()
+
+    def expire(self, now: float, *, seen_all: bool) -> float:
+        """Do what is due; when to look again.
+
+        :param seen_all: all that has come so far was taken.
+        """
+        following = math.inf
+        for exchange in list(self._exchanges.values()):
+            following = min(following, exchange.expire(now, seen_all=seen_all))
+        if self._life.state is State.OPEN:
+            idle_until = self._idle_since + self._idle_for  # (inf while an exchange is open)
+            if now < idle_until:
+                following = min(following, idle_until)
+            elif self._wanted():
+                following = min(following, now + _WANTED_AGAIN)
+            else:
+                self._end_idle()
+        return following
+
+    def ping(self) -> bool:
+        """Ask the peer for a sign of life; whether that can be had."""
+        if not self.reads or not self._backend.ping():
+            return False
+        self._transmit()
+        return True
+
+    # Its owner
+
+    @property
+    def owner(self) -> Owner | None:
+        """The owner, while it lives."""
+        return self._owner()
+
+    def _fail_all(self, error: AllswellError) -> None:
+        exchanges, self._exchanges = self._exchanges, {}
+        for exchange in exchanges.values():
+            exchange.on_error(error)
+
+    def _tell_available(self) -> None:
+        owner = self._owner()
+        if owner is not None:
+            owner.connection_available(self)
+        elif not self._exchanges:
+            self.close("its pool is gone")
+
+    def _wanted(self) -> bool:
+        owner = self._owner()
+        return owner is not None and not self.capacity() and owner.connection_wanted(self)
+
+    def _tell_leaving(self) -> None:
+        owner = self._owner()
+        if owner is not None:
+            owner.connection_leaving(self)
+
+
+def _kept(seconds: float) -> float:
+    """How long a connection may be idle that its server keeps for so long: a request needs time to arrive there."""
+    return seconds - min(_ON_THE_WAY, seconds / 2) if seconds < math.inf else seconds
