@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -478,7 +479,7 @@ def trailer_section(fields: Headers) -> Headers:
 
 def section_size(fields: Headers) -> int:
     """The size of a section, as limits on it count (RFC 9113 §6.5.2, RFC 9114 §4.2.2)."""
-    return sum(len(name) + len(value) + 32 for name, value in fields)
+    return 32 * len(fields) + sum(map(len, chain.from_iterable(fields)))
 
 
 def received_field(line: bytes) -> tuple[bytes, bytes] | None:

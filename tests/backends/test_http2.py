@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import h2.connection
-import h2.stream
 import pytest
 from h2.config import H2Configuration
+from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, PingReceived, RequestReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.events import (
+    DataReceived,
+    PingReceived,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
 from h2.settings import SettingCodes
+from h2.stream import StreamState
 from hyperframe.frame import (
     ContinuationFrame,
     GoAwayFrame,
@@ -20,6 +29,7 @@ from hyperframe.frame import (
 )
 
 from allswell._backends.http2 import Http2
+from allswell._backends.http2_core import core_connection, core_stream
 from allswell._backends.interface import (
     Backend,
     BodyReceived,
@@ -838,17 +848,29 @@ def test_a_cut_is_the_cause() -> None:
 
 def test_what_is_used_of_h2_is_still_there() -> None:
     """A canary: these names are beyond h2's documented interface."""
-    connection = h2.connection.H2Connection(H2Configuration(validate_outbound_headers=False))
-    connection.initiate_connection()
-    connection.send_headers(1, [(b":method", b"GET")])
-    stream = connection.streams[1]
-    assert isinstance(stream, h2.stream.H2Stream)
-    connection.data_to_send()
-    stream.send_data(b"1234", True)
-    assert connection.data_to_send() == b""
-    assert stream.outbound_flow_control_window == 65531
+    connection = core_connection(initial_window=1000, max_header_size=2000)
+    assert connection.state_machine.state is ConnectionState.CLIENT_OPEN  # as if HEADERS had been sent
+    assert connection.streams == {}
+    assert connection.highest_outbound_stream_id == 0
     assert connection.outbound_flow_control_window == 65535
+    assert connection.max_outbound_frame_size == 16384
     assert connection.decoder.decode(b"\x82", raw=True) == [(b":method", b"GET")]
     assert not connection.decoder.header_table.dynamic_entries
     connection.decoder.decode(b"\x40\x01a\x01b", raw=True)
     assert list(connection.decoder.header_table.dynamic_entries) == [(b"a", b"b")]
+
+
+@pytest.mark.parametrize(("ended", "state"), [(False, StreamState.OPEN), (True, StreamState.HALF_CLOSED_LOCAL)])
+def test_what_is_used_of_h2s_streams_is_still_there(ended: bool, state: StreamState) -> None:
+    """A canary: a stream that is made for h2 is one that h2 might have."""
+    connection = core_connection(initial_window=1000, max_header_size=2000)
+    connection.highest_outbound_stream_id = 1
+    stream = connection.streams[1] = core_stream(connection, 1, 5, ended=ended)
+    assert stream.state_machine.state is state
+    assert stream.outbound_flow_control_window == 5
+    [window] = connection.receive_data(encode_frame(8, 0, 1, b"\0\0\0\1"))
+    assert isinstance(window, WindowUpdated)
+    assert stream.outbound_flow_control_window == 6
+    [reset] = connection.receive_data(encode_frame(3, 0, 1, b"\0\0\0\x08"))
+    assert isinstance(reset, StreamReset)
+    assert (reset.stream_id, reset.error_code) == (1, ErrorCodes.CANCEL)

@@ -3,11 +3,14 @@
 Theory of operation
 ===================
 
-**Who does what.** h2 keeps the connection: preface, SETTINGS and their consequences, PING, the windows that limit what
-we send, stream states as far as sending goes, HPACK, and every frame we send that is not bulk. We read the frames
-ourselves (``http2_frames.FrameSplitter``) and give h2 four types, whole: SETTINGS, PING, RST_STREAM, WINDOW_UPDATE.
-The rest is handled here, for three reasons:
+**Who does what.** h2 keeps the connection: preface, SETTINGS and their consequences, PING, what is left of the
+connection's window, HPACK's tables, GOAWAY. It is also the judge of what is not ordinary. We read all frames
+(``http2_frames.FrameSplitter``), and write those that requests are made of:
 
+* *Requests.* HEADERS, CONTINUATION, DATA and RST_STREAM. h2 would spend ten times as long, most of it on checks that
+  `_fields.py` has done. It does not know our streams: what the peer may say of them, beside what is handled here, is
+  WINDOW_UPDATE and RST_STREAM. An increment that fits is added here. For anything else h2 is told of the stream, as it
+  is by then, gives its verdict, and forgets it.
 * *The GOAWAY guard.* h2 4.4 takes any GOAWAY, sent or received, as the end of all streams, while RFC 9113 §6.8 wants
   those up to the last stream id to finish. So h2 must never see one, and our own is the last thing it is asked for.
 * *DATA.* h2 copies a DATA frame five times (two of them for a hex dump that nobody reads) and opens windows on its own
@@ -15,11 +18,11 @@ The rest is handled here, for three reasons:
 * *HEADERS.* h2 checks fields octet by octet, ends the connection for a malformed message, where a stream error is asked
   for (§8.1.1), and forgets Content-Length when trailers come.
 
-What is used of h2 beyond its documented interface (``streams``, ``H2Stream.send_data``, ``decoder``,
-``outbound_flow_control_window``) has a canary in the tests.
+A test (`test_http2_judge.py`) holds all of it against a plain h2 connection that is told the same. What is used of h2
+beyond its documented interface (see `http2_core.py`) has a canary in the tests.
 
-**A stream's life.** ``_streams`` holds the open ones. A stream leaves it, and h2, the moment it is over: complete,
-reset, failed. Then its id is above 0 and below ``_next_id``, and unknown. Frames for such a stream are swallowed if it
+**A stream's life.** ``_streams`` holds the open ones. A stream leaves it the moment it is over: complete, reset,
+failed. Then its id is above 0 and below ``_next_id``, and unknown. Frames for such a stream are swallowed if it
 was us who reset it (§5.1; the last 4096 ids are remembered), else they are a connection error. HPACK is fed either way.
 
 An extended CONNECT must wait for the peer's SETTINGS (RFC 8441 §3). Until they come it is held, and with it what is
@@ -38,16 +41,16 @@ counted; progress on any exchange, or anything we send for one, starts the count
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from h2.errors import ErrorCodes
-from h2.events import RemoteSettingsChanged, StreamReset, WindowUpdated
+from h2.events import RemoteSettingsChanged, StreamReset
 from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes
 
 from allswell._backends import http2_frames as wire
 from allswell._backends.announcements import ALTSVC, ORIGIN, announcement
-from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, StreamLimit, core_connection
+from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, StreamLimit, core_connection, core_stream
 from allswell._backends.http2_errors import NOT_REPLAYABLE, PeerError, StreamError, error_name, reset_error
 from allswell._backends.http2_frames import FrameSplitter
 from allswell._backends.http2_hpack import Section, SectionReader
@@ -73,6 +76,7 @@ from allswell._halves import LengthError, Send
 from allswell._messages import Headers, RequestHead
 
 _DEFAULT_WINDOW = 65535
+_LARGEST_WINDOW = 2**31 - 1
 _LAST_ID = 2**31 - 1
 _MAX_QUIET = 10_000
 _MAX_REMEMBERED = 4096
@@ -120,6 +124,7 @@ class Http2:
         self._limit = self._assumed.value
         self._greeted = False  # the peer's first SETTINGS have come
         self._section_limit: int | None = None  # what the peer takes (SETTINGS_MAX_HEADER_LIST_SIZE)
+        self._peers_window = _DEFAULT_WINDOW  # its SETTINGS_INITIAL_WINDOW_SIZE
         self._held: dict[int, Held] = {}
         self._last_allowed = _LAST_ID
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
@@ -127,7 +132,7 @@ class Http2:
         self._over = False  # our GOAWAY is written, or the input has ended: h2 is not called any more
         self._h2 = core_connection(initial_window=initial_window, max_header_size=max_header_size)
         self._sections = SectionReader(self._h2.decoder, max_header_size)
-        self._out: list[bytes] = [self._h2.data_to_send()]
+        self._out: list[bytes | memoryview] = [self._h2.data_to_send()]
         # RFC 9113 §6.9.2: the connection's window is not a matter of SETTINGS.
         connection_window = max(connection_window, _DEFAULT_WINDOW)
         self._window = Window(connection_window)
@@ -167,10 +172,15 @@ class Http2:
         return None
 
     def _send_head(self, stream: Stream, request: RequestSection[Headers], end: bool) -> None:
-        self._h2.send_headers(stream.id, request.pseudo_fields + request.fields, end_stream=end)
+        id_ = stream.id
+        self._streams[id_] = stream
+        self._h2.highest_outbound_stream_id = id_
         self._quiet = 0
-        stream.h2 = self._h2.streams[stream.id]
-        self._streams[stream.id] = stream
+        self._send_section(id_, request.pseudo_fields + request.fields, end)
+
+    def _send_section(self, id_: int, fields: Headers, end: bool) -> None:
+        block = self._h2.encoder.encode(fields)
+        self._out += wire.section_frames(id_, block, self._h2.max_outbound_frame_size, end=end)
 
     def _release_held(self, events: list[Event]) -> None:
         """The peer has greeted: say what waited for it."""
@@ -186,7 +196,7 @@ class Http2:
                 ended = not waiting.stream.sending.open
                 self._send_head(waiting.stream, waiting.request, ended and not waiting.trailers)
                 if waiting.trailers:
-                    self._h2.send_headers(id_, waiting.trailers, end_stream=True)
+                    self._send_section(id_, waiting.trailers, True)
                 events.append(SendWindowOpened(id_))
 
     def _fail_held(self, error: Callable[[], AllswellError], events: list[Event]) -> None:
@@ -197,7 +207,10 @@ class Http2:
         stream = self._streams.get(exchange)
         if stream is None or not stream.sending.open or self._over:
             return 0
-        return max(0, min(stream.h2.outbound_flow_control_window, self._h2.outbound_flow_control_window))
+        return max(0, min(self._send_window_of(stream), self._h2.outbound_flow_control_window))
+
+    def _send_window_of(self, stream: Stream) -> int:
+        return self._peers_window + stream.send_window_opened
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
         held = None
@@ -228,13 +241,11 @@ class Http2:
         size = len(data)
         last = end and not trailers
         if size or last:
-            # h2 keeps the state and the windows; framing it here saves three copies.
-            stream.h2.send_data(data, last)
+            stream.send_window_opened -= size
             self._h2.outbound_flow_control_window -= size
-            self._flush_h2()  # HEADERS first
             self._out += wire.data_frames(stream.id, data, self._h2.max_outbound_frame_size, end=last)
         if trailers:
-            self._h2.send_headers(stream.id, trailers, end_stream=True)
+            self._send_section(stream.id, trailers, True)
 
     def cancel(self, exchange: int) -> None:
         stream = self._streams.get(exchange)
@@ -296,13 +307,13 @@ class Http2:
             return False
         self._quiet = 0  # the answer that we ask for is no flood
         self._h2.ping(b"allswell")
+        self._flush_h2()
         return True
 
     def take_output(self) -> bytes:
-        self._flush_h2()
         if not self._out:
             return b""
-        output = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        output = b"".join(self._out)
         self._out.clear()
         return output
 
@@ -390,12 +401,20 @@ class Http2:
             table_sizes, known = wire.known_settings(frame)
             for size in table_sizes:  # before what waited for the SETTINGS is encoded
                 self._h2.encoder.header_table_size = size
-            self._receive_by_h2(known, events)
-        elif kind in (wire.PING, wire.RST_STREAM, wire.WINDOW_UPDATE):
-            if kind != wire.PING and id_:
+            # §6.9.2: a window that it makes too large ends the connection. One that was never opened cannot be.
+            opened = [stream for stream in self._streams.values() if stream.send_window_opened > 0]
+            self._receive_by_h2(known, events, opened)
+        elif kind == wire.WINDOW_UPDATE:
+            if id_:
                 self._check_not_idle(id_)
             self._count_quiet()
-            self._receive_by_h2(wire.without_reserved_bit(frame) if kind == wire.WINDOW_UPDATE else frame, events)
+            self._receive_window(id_, frame, events)
+        elif kind in (wire.PING, wire.RST_STREAM):
+            if kind == wire.RST_STREAM and id_:
+                self._check_not_idle(id_)
+            self._count_quiet()
+            stream = self._streams.get(id_)
+            self._receive_by_h2(frame, events, [stream] if stream is not None else [])
         else:
             self._count_quiet()  # unknown types are to be ignored (§5.5)
             if kind == wire.PRIORITY:
@@ -528,28 +547,43 @@ class Http2:
         if news is not None:
             events.append(news)
 
-    def _receive_by_h2(self, frame: bytes | memoryview, events: list[Event]) -> None:
+    def _receive_by_h2(self, frame: bytes | memoryview, events: list[Event], streams: Iterable[Stream]) -> None:
+        """Have h2 act on a frame.
+
+        :param streams: those that it is about.
+        """
+        core = self._h2
+        for each in streams:
+            core.streams[each.id] = core_stream(core, each.id, self._send_window_of(each), ended=not each.sending.open)
         try:
-            happened = self._h2.receive_data(frame)
+            happened = core.receive_data(frame)
         except H2ProtocolError as error:
             raise PeerError(int(error.error_code), f"the peer broke HTTP/2: {error}", told=True) from error
+        finally:
+            core.streams.clear()
+            self._flush_h2()
         for event in happened:
-            if isinstance(event, WindowUpdated):
-                self._receive_window(event, events)
-            elif isinstance(event, RemoteSettingsChanged):
+            if isinstance(event, RemoteSettingsChanged):
                 self._receive_settings(event, events)
             elif isinstance(event, StreamReset):
                 self._receive_reset(self._streams[event.stream_id], event, events)
 
-    def _receive_window(self, event: WindowUpdated, events: list[Event]) -> None:
+    def _receive_window(self, id_: int, frame: memoryview, events: list[Event]) -> None:
+        stream = self._streams.get(id_)
+        increment = wire.increment(frame)
+        before = self._send_window_of(stream) if stream is not None else self._h2.outbound_flow_control_window
+        if not increment or before + increment > _LARGEST_WINDOW:
+            self._receive_by_h2(wire.without_reserved_bit(frame), events, [stream] if stream is not None else [])
+            return
         # An upload waits because a window was shut: only its opening is news.
-        if not event.stream_id:
-            if self._h2.outbound_flow_control_window - event.delta <= 0:
+        if stream is not None:
+            stream.send_window_opened += increment
+            if before <= 0 and stream.sending.open:
+                events.append(SendWindowOpened(id_))
+        elif not id_:
+            self._h2.outbound_flow_control_window = before + increment
+            if before <= 0:
                 events.append(SendWindowOpened(None))
-        else:
-            stream = self._streams[event.stream_id]
-            if stream.sending.open and stream.h2.outbound_flow_control_window - event.delta <= 0:
-                events.append(SendWindowOpened(stream.id))
 
     def _receive_settings(self, event: RemoteSettingsChanged, events: list[Event]) -> None:
         greeted, self._greeted = self._greeted, True
@@ -563,8 +597,10 @@ class Http2:
             self._assumed.value = limit
             events.append(CapacityChanged())
         window = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
-        if window is not None and window.new_value > (window.original_value or 0):
-            events.append(SendWindowOpened(None))
+        if window is not None:
+            before, self._peers_window = self._peers_window, window.new_value
+            if window.new_value > before:
+                events.append(SendWindowOpened(None))
         if not greeted:
             self._release_held(events)
 
@@ -597,7 +633,6 @@ class Http2:
     def _forget(self, stream: Stream) -> None:
         """The stream is over; what it received may still be read."""
         del self._streams[stream.id]
-        self._h2.streams.pop(stream.id, None)
         if stream.unread:
             self._unread[stream.id] = stream.unread
 
@@ -622,7 +657,7 @@ class Http2:
 
     def _reset_stream(self, stream: Stream, code: int) -> None:
         if not self._over:
-            self._h2.reset_stream(stream.id, code)
+            self._out.append(wire.rst_stream(stream.id, code))
         self._reset_ids(stream.id)
         self._forget(stream)
 
@@ -667,7 +702,6 @@ class Http2:
 
     def _open_window(self, id_: int, increment: int) -> None:
         if increment and not self._over:
-            self._flush_h2()
             self._out.append(wire.window_update(id_, increment))
 
     def _count_quiet(self) -> None:

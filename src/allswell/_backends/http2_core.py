@@ -1,10 +1,15 @@
-"""What the HTTP/2 backend has of h2: a connection that keeps state, set up for a client that does the rest itself."""
+"""What the HTTP/2 backend has of h2: a connection that keeps state, set up for a client that does the rest itself.
+
+Used beyond its documented interface: ``streams``, ``highest_outbound_stream_id``, ``outbound_flow_control_window``,
+``encoder`` and ``decoder`` of the connection, its and the streams' ``state_machine``, and ``H2Stream``.
+"""
 
 from __future__ import annotations
 
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionInputs, H2Connection
 from h2.settings import SettingCodes, Settings
+from h2.stream import H2Stream, StreamInputs
 
 from allswell._backends.http2_hpack import FieldEncoder
 
@@ -26,17 +31,9 @@ class StreamLimit:
         self.value = _ASSUMED_STREAMS
 
 
-class _Connection(H2Connection):
-    """h2's connection without its walk over all streams for each request: those that are over are gone already."""
-
-    @property
-    def open_outbound_streams(self) -> int:
-        return len(self.streams)
-
-
 def core_connection(*, initial_window: int, max_header_size: int) -> H2Connection:
     """A client's connection whose preface and SETTINGS wait to be sent. Header fields are checked elsewhere."""
-    connection = _Connection(
+    connection = H2Connection(
         H2Configuration(
             client_side=True,
             validate_outbound_headers=False,
@@ -57,4 +54,18 @@ def core_connection(*, initial_window: int, max_header_size: int) -> H2Connectio
     connection.local_settings = settings
     connection.encoder = FieldEncoder()
     connection.initiate_connection()
+    connection.state_machine.process_input(ConnectionInputs.SEND_HEADERS)  # we write them: it would not know
     return connection
+
+
+def core_stream(connection: H2Connection, stream: int, window: int, *, ended: bool) -> H2Stream:
+    """A stream as h2 would have it by now.
+
+    :param window: what we may still send.
+    :param ended: whether we have ended our half.
+    """
+    core = H2Stream(stream, connection.config, connection.local_settings.initial_window_size, window)
+    core.state_machine.process_input(StreamInputs.SEND_HEADERS)
+    if ended:
+        core.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+    return core

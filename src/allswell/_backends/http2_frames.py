@@ -40,7 +40,7 @@ _MAX_ENCODER_TABLE = 4096
 
 _HEADER = struct.Struct(">HBBBL")
 _SETTING = struct.Struct(">HL")
-_WINDOW_UPDATE = struct.Struct(">HBBBLL")
+_FRAME_OF_A_WORD = struct.Struct(">HBBBLL")
 _TWO_WORDS = struct.Struct(">LL")
 
 #: One whole frame: its type, its flags, its stream, and all its octets from the frame header on.
@@ -143,6 +143,11 @@ def known_settings(frame: memoryview) -> tuple[list[int], bytes]:
     return sizes, frame_header(len(kept), SETTINGS, frame[4], int.from_bytes(frame[5:9], "big")) + kept
 
 
+def increment(frame: memoryview) -> int:
+    """By how much a WINDOW_UPDATE opens a window (RFC 9113 §6.9); 0 for one that may not be."""
+    return int.from_bytes(frame[9:], "big") & 0x7FFFFFFF if len(frame) == 13 else 0
+
+
 def without_reserved_bit(frame: memoryview) -> bytes | memoryview:
     """A WINDOW_UPDATE without the bit that is to be ignored (RFC 9113 §6.9), which h2 takes for the increment's."""
     if len(frame) != 13 or not frame[9] & 0x80:
@@ -168,7 +173,24 @@ def frame_header(length: int, kind: int, flags: int, stream: int) -> bytes:
 
 
 def window_update(stream: int, increment: int) -> bytes:
-    return _WINDOW_UPDATE.pack(0, 4, WINDOW_UPDATE, 0, stream, increment)
+    return _FRAME_OF_A_WORD.pack(0, 4, WINDOW_UPDATE, 0, stream, increment)
+
+
+def rst_stream(stream: int, code: int) -> bytes:
+    return _FRAME_OF_A_WORD.pack(0, 4, RST_STREAM, 0, stream, code)
+
+
+def section_frames(stream: int, block: bytes, size: int, *, end: bool) -> list[bytes]:
+    """A HEADERS frame for a block, and as many CONTINUATION frames as it needs (RFC 9113 §4.3, §6.10)."""
+    flags = END_STREAM if end else 0
+    if len(block) <= size:
+        return [frame_header(len(block), HEADERS, flags | END_HEADERS, stream), block]
+    pieces = [frame_header(size, HEADERS, flags, stream), block[:size]]
+    for start in range(size, len(block), size):
+        chunk = block[start : start + size]
+        last = start + size >= len(block)
+        pieces += (frame_header(len(chunk), CONTINUATION, END_HEADERS if last else 0, stream), chunk)
+    return pieces
 
 
 def data_frames(stream: int, data: bytes, size: int, *, end: bool) -> list[bytes]:

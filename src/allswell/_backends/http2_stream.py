@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from h2.errors import ErrorCodes
-from h2.stream import H2Stream
 
 from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._fields import MalformedSection, RequestSection, response_section, trailer_section
@@ -45,19 +44,19 @@ class Window:
 
 
 class Stream(Halves):
-    """What we know of a stream beside h2's own state of it, which serves for sending.
+    """A stream.
 
-    :ivar h2: h2's stream, from when the head is sent: the window that limits what we send.
+    :ivar send_window_opened: the window that limits what we send, less the peer's SETTINGS_INITIAL_WINDOW_SIZE.
     :ivar window: what the peer may still send here.
     :ivar unread: bytes received and not consumed.
     """
 
-    __slots__ = ("h2", "id", "unread", "window")
-    h2: H2Stream
+    __slots__ = ("id", "send_window_opened", "unread", "window")
 
     def __init__(self, id_: int, *, window: Window, method: bytes, to_send: int | None, end: bool) -> None:
         super().__init__(SendHalf(Send.ENDED if end else Send.BODY, to_send), ReceiveHalf(method))
         self.id = id_
+        self.send_window_opened = 0
         self.window = window
         self.unread = 0
 
