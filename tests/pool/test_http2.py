@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -13,7 +15,8 @@ from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
-from allswell._errors import ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
+from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
+from allswell._pool import replay
 from allswell._pool.response import Response
 from tests.support.certificates import certificates
 from tests.support.h2_script import (
@@ -335,6 +338,59 @@ async def test_a_server_that_refuses_some_goes_on() -> None:
                 await batch.run("/1", "/3")
                 done = True
             await batch.check("/1", "/3")
+
+
+def all_but(luckless: str) -> Callable[[Talk, Request], None]:
+    """A handler that leaves when it is asked for this, and answers all else, on the connections that it leaves too."""
+
+    def handle(talk: Talk, request: Request) -> None:
+        if request.path == luckless:
+            talk.goaway(max(0, request.stream - 2))
+            for each in talk.requests.values():
+                if each.path == "/held" and each.stream < request.stream:
+                    talk.answer(each)
+        elif request.path != "/held":
+            talk.answer(request)
+
+    return handle
+
+
+@asynccontextmanager
+async def served_beside(pool: ConnectionPool, url: str) -> AsyncIterator[None]:
+    """Others that are answered all the while, so that each connection that is left has something to serve."""
+    async with anyio.create_task_group() as tasks:
+
+        async def work(path: str) -> None:
+            while True:
+                with suppress(AllswellError):  # some are refused with it
+                    await pool.request("GET", url + path, timeouts=Timeouts(None, None, None, None))
+                await anyio.lowlevel.checkpoint()
+
+        for path in ("/held", "/held", "/other"):
+            tasks.start_soon(work, path)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_others_are_served_is_no_licence_for_one_that_is_always_refused() -> None:
+    """It is slowed from its fifth attempt on, and given up within its own timeouts."""
+    server = Http2Server(all_but("/luckless"))
+    with scripted_peer(server) as peer:
+        async with h2c() as pool, served_beside(pool, peer.url):
+            with pytest.raises(RemoteProtocolError, match="GOAWAY"):
+                await pool.request("POST", f"{peer.url}/luckless", content=b"x", timeouts=Timeouts(read=1, pool=2))
+        assert 5 <= server.served.count("/luckless") < 15
+
+
+async def test_one_that_is_always_refused_ends_without_timeouts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_PAUSE", 0.001)
+    monkeypatch.setattr(replay, "_LONGEST_PAUSE", 0.002)
+    server = Http2Server(all_but("/luckless"))
+    with scripted_peer(server) as peer:
+        async with h2c() as pool, served_beside(pool, peer.url):
+            with pytest.raises(RemoteProtocolError):
+                await pool.request("GET", f"{peer.url}/luckless", timeouts=Timeouts(None, None, None, None))
+        assert server.served.count("/luckless") == 50
 
 
 # An end without GOAWAY

@@ -4,7 +4,9 @@
 What is *proven* may repeat as long as there is progress: the server has answered something since, or is about to, on
 the connection that it leaves. So one that takes ten requests on each connection serves hundreds. Without progress there
 are few tries, with growing pauses; and none when the request has been without a sign of life for longer than it would
-wait for a response, or for room in the pool. What is only *likely* goes on a newer connection, then on one of its own.
+wait for a response, or for room in the pool. Others' progress does not license one request for ever. When it has been
+refused five times, it pauses as well, and from then on it has only so long, and so many tries. What is only *likely*
+goes on a newer connection, then on one of its own.
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ from allswell._pool.response import Attempt, Response
 from allswell._pool.route_state import ANY, UNUSED
 
 #: Attempts in a row that may come to nothing, at a server that meanwhile serves nothing else either; and connections
-#: to it that may, when many requests try at a time.
+#: to it that may, when many requests try at a time. So many attempts of one request are made at once, where others are
+#: served.
 _FRUITLESS = 5
+
+#: Attempts at one request in all.
+_MOST = 50
 
 #: The pause after the second of them, in seconds; it doubles up to the other number.
 _PAUSE, _LONGEST_PAUSE = 0.1, 0.8
@@ -115,7 +121,8 @@ class Replay:
         serves = connection.state is not State.OPEN and connection.open_exchanges > 0  # what it took before it left
         if answered or serves:
             self._fruitless = 0
-            if connection.state is not State.OPEN:  # (one that goes on may refuse this request only)
+            # (One that goes on may refuse this request only. So may a server that leaves, when it does so each time.)
+            if connection.state is not State.OPEN and len(self.attempts) <= _FRUITLESS:
                 self._until = now + self._patience
         if not self._fruitless:
             self._barren = service.barren - 1  # with this one, or another that is about to be
@@ -124,6 +131,8 @@ class Replay:
 
     def _hopeless(self) -> bool:
         assert self._service is not None
+        if len(self.attempts) >= _MOST:
+            return True
         if self._service.answered > self._answered:
             return False  # while we paused
         return self._fruitless >= _FRUITLESS or (
@@ -132,7 +141,9 @@ class Replay:
 
     def _pause(self, connection: Connection) -> float:
         """Not together with everybody else; and not at once where the connection goes on and only refuses."""
-        tries = len(self.attempts) if connection.state is State.OPEN else self._fruitless
+        tries = len(self.attempts)
+        if connection.state is not State.OPEN:
+            tries = max(self._fruitless, tries + 2 - _FRUITLESS)
         if tries < 2:
             return 0.0
         return min(_LONGEST_PAUSE, _PAUSE * (1 << min(tries - 2, 8))) * random.uniform(0.5, 1.0)
