@@ -20,7 +20,7 @@ import socket
 import ssl
 import sys
 import traceback
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,25 +113,27 @@ class _Store(QuicMemory):
 class _QuicDialer(QuicDialer):
     """Dials one address, once, with the case's settings."""
 
-    def __init__(self, config: PoolConfig, context: ssl.SSLContext, case: Case) -> None:
-        super().__init__(config, lambda route: context, resolve)
+    def __init__(self, config: PoolConfig, trust: Callable[[Route], ssl.SSLContext], case: Case) -> None:
+        super().__init__(config, trust, resolve)
         self._case = case
         self.dialled: list[QuicFilter] = []
 
-    async def dial(self, route: Route, to: ServiceEndpoint, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
+    async def dial(
+        self, route: Route, settings: QuicSettings, to: ServiceEndpoint, around: AroundConnect | None
+    ) -> tuple[Stack, Backend[Any]]:
         try:
             (family, _, _, _, address), *_ = await anyio.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)
         except OSError as error:
             raise ConnectFailed(f"cannot resolve {to.host}: {error}", phase="dns") from error
         udp = UdpFilter(family, address)
-        quic = QuicFilter(udp, self._settings(route))
+        quic = QuicFilter(udp, settings)
         stack = Stack(quic, udp)
         await stack.connect(around)
         self.dialled.append(quic)
         return stack, Http09(quic.connection) if self._case.alpn == HQ else Http3(quic.connection)
 
-    def _settings(self, route: Route) -> QuicSettings:
-        case, settings = self._case, super()._settings(route)
+    def settings(self, route: Route) -> QuicSettings:
+        case, settings = self._case, super().settings(route)
         no_error = 0 if case.alpn == HQ else settings.no_error
         return replace(
             settings,
@@ -145,7 +147,7 @@ class _QuicDialer(QuicDialer):
 class _Dialer(Dialer):
     def __init__(self, host: TaskHost, config: PoolConfig, case: Case) -> None:
         super().__init__(host, config)
-        self.quic = self._quic = _QuicDialer(config, self._ssl_context(), case)
+        self.quic = self._quic = _QuicDialer(config, self._trust, case)
 
 
 class Pool(ConnectionPool):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import os
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import pytest
 
 import allswell
+import allswell.httpx
 from allswell._client import ClientSettings
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
@@ -90,6 +94,61 @@ async def test_key_log_is_for_us_only(tmp_path: Path, monkeypatch: pytest.Monkey
                 await client.get(url)
             assert "CLIENT_TRAFFIC_SECRET_0" in log.read_text()
             assert log.stat().st_mode & 0o777 == 0o600, name
+
+
+WAYS: dict[str, Callable[[ssl.SSLContext], object]] = {
+    "client": lambda _: allswell.AsyncClient(),
+    "client with a context": lambda context: allswell.AsyncClient(verify=context),
+    "client of QUIC": lambda _: allswell.AsyncClient(verify=False, http3="only"),
+    "transport": lambda _: allswell.AsyncTransport(),
+    "transport of httpx": lambda _: allswell.httpx.AsyncTransport(),
+    "pool": lambda context: allswell.ConnectionPool(ssl_context=context),
+    "pool of QUIC": lambda _: allswell.ConnectionPool(http3="only"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "kind"), [("", IsADirectoryError), ("nowhere/keys", FileNotFoundError)])
+def test_a_key_log_that_cannot_be_written(
+    way: str, name: str, kind: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told at once, of TCP and of QUIC, and what is to be put right."""
+    context = certificates().client_context()
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / name))
+    with pytest.raises(kind, match="SSLKEYLOGFILE") as caught:
+        WAYS[way](context)
+    assert caught.value.filename == str(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    allswell.ConnectionPool(trust_env=False)
+
+
+@pytest.mark.parametrize("http3", [False, "only"])
+@pytest.mark.parametrize("given", [True, False], ids=["given", "default"])
+async def test_a_key_log_that_cannot_be_written_any_more(
+    http3: Literal[False, "only"], given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = certificates().client_context() if given else None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with allswell.ConnectionPool(ssl_context=context, http3=http3) as pool:
+            monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path))
+            with pytest.raises(allswell.ConnectFailed, match=f"SSLKEYLOGFILE.*{tmp_path}") as caught:
+                await pool.request("GET", f"https://127.0.0.1:{server.getsockname()[1]}/")
+        assert (caught.value.phase, caught.value.by) == ("tls", "us")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize("http3", [False, "only"])
+async def test_a_key_log_that_is_full_stops_nobody(
+    http3: Literal[False, "only"], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL says nothing of it; what is ours says it in the log."""
+    context = certificates().client_context()
+    with scripted_peer(answers(), tls=True) as peer, QuicServer() as quic:
+        monkeypatch.setenv("SSLKEYLOGFILE", "/dev/full")
+        async with allswell.ConnectionPool(ssl_context=context, http3=http3) as pool:
+            url = f"https://127.0.0.1:{quic.port}/hello" if http3 else peer.url
+            assert (await pool.request("GET", url)).status == 200
+    assert ("the key log /dev/full was not written" in caplog.text) == bool(http3)
 
 
 @pytest.mark.parametrize("version", ["h1", "h3", "proxy"])

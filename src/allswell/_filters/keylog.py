@@ -6,6 +6,7 @@ connections did (qlog) are made in the same way.
 
 from __future__ import annotations
 
+import io
 import os
 import ssl
 import sys
@@ -15,11 +16,17 @@ from typing import Any, TextIO
 
 import httpx2
 
+from allswell._errors import ConnectFailed
+from allswell._tasks import logger
+
 
 def new_context(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
-    """A context as httpx2 makes it. (Python's own default context begins to log keys as soon as it is made.)"""
+    """A context as httpx2 makes it. (Python's own default context begins to log keys as soon as it is made.)
+
+    :raises OSError: when a file that is named, also by the environment, cannot be used.
+    """
     if trust_env:
-        _environments()
+        named_log()
     if not cert and "httpcore2" not in sys.modules:
         if isinstance(verify, ssl.SSLContext):
             return verify
@@ -47,10 +54,19 @@ def _default_context() -> Callable[..., ssl.SSLContext] | None:
     return None
 
 
-def logging_keys(context: ssl.SSLContext, trust_env: bool) -> ssl.SSLContext:
-    """The context, made to write TLS secrets where the environment says, unless it was told otherwise."""
-    if trust_env and getattr(context, "keylog_filename", "") is None and (path := _environments()) is not None:
-        context.keylog_filename = path
+def trusted(context: ssl.SSLContext | None, trust_env: bool) -> ssl.SSLContext:
+    """The context to dial with, a new one where none is given. It writes TLS secrets where the environment says.
+
+    (Unless it was told otherwise.)
+
+    :raises ConnectFailed: when what the environment names cannot be used.
+    """
+    try:
+        context = context or new_context(trust_env=trust_env)
+        if trust_env and getattr(context, "keylog_filename", "") is None and (path := named_log()) is not None:
+            context.keylog_filename = path
+    except OSError as error:
+        raise ConnectFailed(f"no TLS context can be made: {error}", phase="tls", by="us") from error
     return context
 
 
@@ -59,12 +75,48 @@ def open_log(path: str | os.PathLike[str]) -> TextIO:
 
     :raises OSError: when it cannot be written.
     """
-    return open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return open(path, "a", opener=_private)
 
 
-def _environments() -> str | None:
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
+
+
+class KeyLog(io.TextIOBase):
+    """A key log of ours. When it can no longer be written, that is told, and connections go on: as with OpenSSL's.
+
+    :raises OSError: when it cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = io.FileIO(path, "a", opener=_private)
+
+    def write(self, text: str) -> int:
+        """A line."""
+        try:
+            self._file.write(text.encode("ascii"))
+        except OSError as error:
+            logger.warning("allswell: the key log %s was not written: %s", self._path, error)
+        return len(text)
+
+    def close(self) -> None:
+        """."""
+        self._file.close()
+        super().close()
+
+
+def named_log() -> str | None:
+    """The file that ``SSLKEYLOGFILE`` names. It is made, if it is not there.
+
+    :raises OSError: when it cannot be written.
+    """
     path = os.environ.get("SSLKEYLOGFILE")
     if not path:
         return None
-    open_log(path).close()
+    try:
+        open_log(path).close()
+    except OSError as error:
+        told = f"the key log that SSLKEYLOGFILE names cannot be written: {error.strerror}"
+        raise OSError(error.errno, told, path) from error
     return path

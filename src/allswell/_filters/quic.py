@@ -23,7 +23,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -33,7 +33,7 @@ from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate, strict
 from allswell._filters.interface import Carrier, Datagrams
-from allswell._filters.keylog import open_log
+from allswell._filters.keylog import KeyLog, open_log
 from allswell._quic.connection import ClientConnection, handshake_error, new_connection
 from allswell._quic.ecn import ECT_0, NOT_ECT
 from allswell._quic.interface import End, Progress, QuicEvent
@@ -88,7 +88,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._lost: TransportError | None = None  # it is told to every read: the system tells it once
         self._early = False
         self._aside: Datagrams | None = None
-        self._keylog: TextIO | None = None
+        self._keylog: KeyLog | None = None
         self._goodbye: list[bytes] = []  # the datagrams of our CONNECTION_CLOSE, once it was said
         self._end: LayerEnd | None = None
 
@@ -99,7 +99,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         settings, server = self._settings, self._settings.server
         try:
             qlog = None if settings.qlog_dir is None else Qlog(settings.qlog_dir, open_log)
-            self._keylog = None if settings.keylog_file is None else open_log(settings.keylog_file)  # _finish closes it
+            self._keylog = None if settings.keylog_file is None else KeyLog(settings.keylog_file)  # _finish closes it
             self.connection = connection = new_connection(settings, qlog=qlog, keylog=self._keylog)
         except (OSError, ValueError) as error:
             if self._keylog is not None:

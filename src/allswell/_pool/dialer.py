@@ -32,7 +32,7 @@ from allswell._connection.service import Service
 from allswell._errors import ConnectFailed
 from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
-from allswell._filters.keylog import logging_keys, new_context
+from allswell._filters.keylog import trusted
 from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
@@ -169,22 +169,24 @@ class Dialer:
             from allswell._pool.quic_dialer import QuicDialer
 
             self._quic = QuicDialer(self._config, self._trust, self.discovery.lookups.addresses)
+        settings = self._quic.settings(route)
         if route.proxies:
             stack = await self._proxies.reach_datagrams(route._replace(host=to.host, port=to.port), send, around)
-            return await self._quic.dial_over(stack, route, to, around)
-        return await self._quic.dial(route, to, around)
+            return await self._quic.dial_over(stack, route, settings, to, around)
+        return await self._quic.dial(route, settings, to, around)
 
     async def _dial_tcp(
         self, route: Route, to: Endpoint, send: Send, around: AroundConnect | None
     ) -> tuple[Stack, Backend[Any]]:
+        context = self._trust(route) if route.scheme == "https" else None
         if route.proxies:
             stack = await self._proxies.reach(route, send, around)
         else:
             stack = Stack(self._tcp(route, to))
             await stack.connect(around)
         chosen: str | None = None
-        if route.scheme == "https":
-            tls = self._tls(route, stack)
+        if context is not None:
+            tls = self._tls(route, stack, context)
             await stack.push(tls, around)
             chosen = tls.alpn_protocol
         try:
@@ -193,13 +195,13 @@ class Dialer:
             stack.abort()
             raise
 
-    def _tls(self, route: Route, stack: Stack) -> TlsFilter:
+    def _tls(self, route: Route, stack: Stack, context: ssl.SSLContext) -> TlsFilter:
         if route.proxy is not None:
-            return self._proxies.tls(stack, route, self._alpn(route))
+            return self._proxies.tls(stack, route, context, self._alpn(route))
         return TlsFilter(
             top_of(stack),
             peer=authority(route.scheme, route.host, route.port),
-            context=self._ssl_context(),
+            context=context,
             server_name=route.tls_name,
             alpn=self._alpn(route),
             buffer=self._buffer,
@@ -272,13 +274,12 @@ class Dialer:
             return ["h2"] * (self._config.http2 and route.proxy.http2) + ["http/1.1"]
         return ["h2"] * self._config.http2 + ["http/1.1"] * self._config.http1
 
-    def _ssl_context(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = new_context(trust_env=self._config.trust_env)
-        return logging_keys(self._context, self._config.trust_env)
-
     def _trust(self, route: Route) -> ssl.SSLContext:
-        return self._ssl_context() if route.proxy is None else self._proxies.context(route.proxy)
+        """Whom to trust at the route's end. To be asked before anything is connected: it may fail."""
+        if route.proxy is not None:
+            return self._proxies.context(route.proxy)
+        self._context = trusted(self._context, self._config.trust_env)
+        return self._context
 
     def streams(self, route: Route) -> int:
         """How many exchanges a connection that multiplexes is likely to take."""

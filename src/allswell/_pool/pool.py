@@ -26,6 +26,7 @@ from allswell._connection.exchange import Exchange, FallenSilent, TrailerSource
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._fields import as_bytes
+from allswell._filters.keylog import named_log
 from allswell._messages import Headers, RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher, Ungranted
@@ -67,6 +68,8 @@ class ConnectionPool:
                 import dns.asyncresolver  # noqa: F401
             except ImportError as error:
                 raise ImportError("https_records needs the package dnspython: install allswell[dns]") from error
+        if self.config.trust_env:
+            named_log()  # a name that is of no use is told here, not by the first request
         self._dispatcher: Dispatcher | None = None  # made when an event loop runs
         _POOLS.add(self)
         self._destinations = Destinations()

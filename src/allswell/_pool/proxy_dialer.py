@@ -28,7 +28,7 @@ from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.happy_eyeballs import connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
 from allswell._filters.interface import ByteStream, ReceiveBuffer
-from allswell._filters.keylog import logging_keys, new_context
+from allswell._filters.keylog import trusted
 from allswell._filters.lookups import Address
 from allswell._filters.patience import Patience
 from allswell._filters.socks import Socks5Filter
@@ -116,11 +116,12 @@ class ProxyDialer:
             await stack.push(_socks(stack, hop, route.host, route.port), around)
             return stack
         target = host_and_port(route.host, route.port)
+        context = self.context(hop) if hop.scheme == "https" else None
         async with ProxyAuth(hop, b"CONNECT", target) as auth:
             while True:
                 stack = await self.reach(route.to_proxy(), send, around)
-                if hop.scheme == "https":
-                    await stack.push(self.tls(stack, route.to_proxy(), ["http/1.1"]), around)
+                if context is not None:
+                    await stack.push(self.tls(stack, route.to_proxy(), context, ["http/1.1"]), around)
                 tunnel = HttpConnectFilter(
                     top_of(stack),
                     proxy=str(hop),
@@ -197,21 +198,21 @@ class ProxyDialer:
                     raise refused(str(hop), response.status, response.reason, response.headers, body)
 
     def context(self, hop: ProxyHop) -> ssl.SSLContext:
-        """Whom to trust as this proxy."""
-        if hop.ssl_context is None and self._context is None:
-            self._context = new_context(trust_env=self._config.trust_env)
-        context = hop.ssl_context or self._context
-        assert context is not None
-        return logging_keys(context, self._config.trust_env)
+        """Whom to trust as this proxy. To be asked before anything is connected.
 
-    def tls(self, stack: Stack, route: Route, alpn: list[str]) -> TlsFilter:
+        :raises ConnectFailed: when what the environment names cannot be used.
+        """
+        context = trusted(hop.ssl_context or self._context, self._config.trust_env)
+        if hop.ssl_context is None:
+            self._context = context
+        return context
+
+    def tls(self, stack: Stack, route: Route, context: ssl.SSLContext, alpn: list[str]) -> TlsFilter:
         """TLS with the proxy that a route ends at, to be put on the stack that reaches it."""
-        hop = route.proxy
-        assert hop is not None
         return TlsFilter(
             top_of(stack),
-            peer=f"the proxy {hop}",
-            context=self.context(hop),
+            peer=f"the proxy {route.proxy}",
+            context=context,
             server_name=route.tls_name,
             alpn=alpn,
             buffer=self._buffer,

@@ -44,9 +44,12 @@ class QuicDialer:
         #: Servers that left 0-RTT without an answer. It wins every race, so they shake hands first until one succeeds.
         self._unanswered: set[str] = set()
 
-    async def dial(self, route: Route, to: Endpoint, around: AroundConnect | None) -> tuple[Stack, Backend[Any]]:
+    async def dial(
+        self, route: Route, settings: QuicSettings, to: Endpoint, around: AroundConnect | None
+    ) -> tuple[Stack, Backend[Any]]:
         """Connect to the first of the host's addresses that answers.
 
+        :param settings: as :meth:`settings` gives them.
         :param to: the UDP service, which need not be at the route's host and port (RFC 7838 §2.1).
         :raises ConnectFailed: naming the peer and what went wrong.
         """
@@ -55,7 +58,7 @@ class QuicDialer:
 
         async def attempt(address: Address) -> QuicFilter:
             udp = UdpFilter(*address, local_address=config.local_address, socket_options=config.socket_options)
-            quic = QuicFilter(udp, self._settings(route))
+            quic = QuicFilter(udp, settings)
             made[quic] = Stack(quic, udp)
             await made[quic].connect(around)
             return quic
@@ -75,14 +78,13 @@ class QuicDialer:
         return made[quic], self._backend(quic, route, to)
 
     async def dial_over(
-        self, stack: Stack, route: Route, to: Endpoint, around: AroundConnect | None
+        self, stack: Stack, route: Route, settings: QuicSettings, to: Endpoint, around: AroundConnect | None
     ) -> tuple[Stack, Backend[Any]]:
         """Connect over a stack that carries datagrams to the server.
 
         :raises ConnectFailed: naming the peer and what went wrong.
         """
         assert isinstance(stack.top, Datagrams)
-        settings = self._settings(route)
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
         quic = QuicFilter(stack.top, settings)
         await stack.push(quic, around)
@@ -95,7 +97,11 @@ class QuicDialer:
         alternative = (origin, used) if to.alternative else None
         return Http3(quic.connection, max_header_size=self._config.max_header_size, alternative=alternative)
 
-    def _settings(self, route: Route) -> QuicSettings:
+    def settings(self, route: Route) -> QuicSettings:
+        """What a connection of this route is made with.
+
+        :raises ConnectFailed: when that cannot be had.
+        """
         config, quic = self._config, self._config.quic
         trust = self._trust(route)
         server = _server(route)

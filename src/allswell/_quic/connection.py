@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TextIO
+from io import TextIOBase
+from typing import Any, TextIO, cast
 
 from aioquic import tls
 from aioquic.quic import events as theirs
@@ -312,14 +313,15 @@ class ClientConnection:
         self.engine.discard()
 
 
-def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: TextIO | None) -> ClientConnection:
+def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: TextIOBase | None) -> ClientConnection:
     """A connection with these settings, that has sent nothing yet.
 
     :raises OSError: when a certificate file cannot be read.
     :raises ValueError: when one cannot be parsed.
     """
     configuration = settings.configuration()
-    configuration.quic_logger, configuration.secrets_log_file = qlog, keylog
+    configuration.quic_logger = qlog
+    configuration.secrets_log_file = cast(TextIO | None, keylog)
     callbacks: dict[str, Any] = {}
     if settings.store is not None:
         resumption = Resumption(settings, settings.store, configuration)
