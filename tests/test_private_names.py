@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import allswell
+from tests.backends import test_h11_canary as h11_canary
 from tests.client import test_httpx2_canary as httpx2_canary
 from tests.quic import test_canary as aioquic_canary
 from tests.support.private_names import defined, of_library, used
@@ -23,6 +24,7 @@ _OWN = frozenset().union(*map(defined, _FILES.values()))
 #: By library: the files that go into its inner works (by the beginnings of their names), and the list of its canary.
 _LIBRARIES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "aioquic": (("_quic/",), aioquic_canary.NAMES),
+    "h11": (("_backends/http1",), h11_canary.NAMES),
     "h2": (("_backends/http2",), set()),
     "hpack": (("_backends/http2",), set()),
     "httpx2": (
@@ -33,6 +35,7 @@ _LIBRARIES: dict[str, tuple[tuple[str, ...], set[str]]] = {
 
 #: Names of our own classes, which inherit nothing there. That the library has such a name too means nothing.
 _OURS = {
+    "_backends/http1.py": {"_length", "_reader"},
     "_backends/http2.py": {"_receive_frame"},
     "_client.py": {"_close", "_pool"},
     "_transport.py": {"_body", "_request", "_response"},

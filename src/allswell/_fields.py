@@ -107,8 +107,18 @@ class MalformedSection(ValueError):
 class SectionTooLarge(MalformedSection):
     """A section that the peer sent is larger than we accept."""
 
-    def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"a header section of {size} bytes, {limit} allowed")
+
+#: Fields of a section that are accepted. Each is work, however short: the bytes alone do not bound it.
+MAX_FIELDS = 1000
+TOO_MANY = f"a header section of more than {MAX_FIELDS} fields"
+
+
+def check_bounds(fields: Headers, size: int, limit: int) -> None:
+    """:raises SectionTooLarge: for a section of the peer's of so many bytes, or of too many fields."""
+    if size > limit:
+        raise SectionTooLarge(f"a header section of {size} bytes, {limit} allowed")
+    if len(fields) > MAX_FIELDS:
+        raise SectionTooLarge(TOO_MANY)
 
 
 # Requests
@@ -403,7 +413,7 @@ def received_section(fields: Iterable[tuple[bytes, bytes]], limit: int) -> Heade
     Those blanks make it malformed (RFC 9113 §8.2.1); HTTP/1.1 strips them (RFC 9112 §5.1), so does every other client.
 
     :raises MalformedSection: for what no section may hold.
-    :raises SectionTooLarge: above ``limit`` bytes.
+    :raises SectionTooLarge: above ``limit`` bytes, or :data:`MAX_FIELDS`.
     """
     received: Headers = []
     size = 0
@@ -418,8 +428,7 @@ def received_section(fields: Iterable[tuple[bytes, bytes]], limit: int) -> Heade
         if name in _OF_ONE_CONNECTION:
             raise MalformedSection(f"the connection-specific header {_shown(name)}")  # RFC 9113 §8.2.2, 9114 §4.2
         received.append((name, value))
-    if size > limit:
-        raise SectionTooLarge(size, limit)
+    check_bounds(received, size, limit)
     return received
 
 

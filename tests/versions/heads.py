@@ -293,10 +293,16 @@ def _request(method: bytes) -> RequestHead:
 
 
 def h1_answers(
-    status: bytes, fields: Headers, body: bytes, trailers: Headers, method: bytes, informational: Headers | None
+    status: bytes,
+    fields: Headers,
+    body: bytes,
+    trailers: Headers,
+    method: bytes,
+    informational: Headers | None,
+    limit: int = 10_000,
 ) -> Answer:
     """What Http1 makes of it."""
-    client = Http1(max_header_size=10_000)
+    client = Http1(max_header_size=limit)
     client.open(_request(method), end=True)
 
     def lines(section: Headers) -> bytes:
@@ -316,10 +322,16 @@ def h1_answers(
 
 
 def h2_answers(
-    status: bytes, fields: Headers, body: bytes, trailers: Headers, method: bytes, informational: Headers | None
+    status: bytes,
+    fields: Headers,
+    body: bytes,
+    trailers: Headers,
+    method: bytes,
+    informational: Headers | None,
+    limit: int = 10_000,
 ) -> Answer:
     """What Http2 makes of it."""
-    link = h2_peer.Link(max_header_size=10_000)
+    link = h2_peer.Link(max_header_size=limit)
     exchange = link.request(_request(method))
     frames: list[Frame] = []
     if informational is not None:
@@ -334,11 +346,17 @@ def h2_answers(
 
 
 def h3_answers(
-    status: bytes, fields: Headers, body: bytes, trailers: Headers, method: bytes, informational: Headers | None
+    status: bytes,
+    fields: Headers,
+    body: bytes,
+    trailers: Headers,
+    method: bytes,
+    informational: Headers | None,
+    limit: int = 10_000,
 ) -> Answer:
     """What Http3 makes of it."""
     link = h3_peer.Link()
-    link.client = Http3(link.quic, max_header_size=10_000)
+    link.client = Http3(link.quic, max_header_size=limit)
     exchange = link.client.open(_request(method), end=True)
 
     def section(headers: Headers) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allswell._errors import LocalProtocolError
-from allswell._fields import header_section
+from allswell._fields import MAX_FIELDS, header_section
 from allswell._messages import Headers, RequestHead
 from tests.backends import h2_peer
 from tests.versions.heads import ANSWERS, SEES, VERSIONS, Answer, H3Link, Seen, h2_sections
@@ -497,6 +497,17 @@ def test_what_is_malformed_is_named_without_its_value(version: str, where: str) 
 def test_a_response_means_the_same_in_every_version(case: str, version: str) -> None:
     said, meaning = RESPONSES[case]
     assert answered(version, said) == meaning
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("where", ["fields", "informational", "trailers"])
+def test_a_section_has_a_thousand_fields_at_most(version: str, where: str) -> None:
+    """Each is work, however short: thousands of them would hold the event loop."""
+    most = [(b"a", b"")] * (MAX_FIELDS - 3)
+    allowed = ANSWERS[version](**EVERYTHING | {where: most, "limit": 100 * 1024})
+    assert not allowed.error
+    refused = ANSWERS[version](**EVERYTHING | {where: most + most[:4], "limit": 100 * 1024})
+    assert f"more than {MAX_FIELDS} fields" in refused.error
 
 
 @given(st.binary(max_size=6), st.sampled_from([b"a", b"b"]))

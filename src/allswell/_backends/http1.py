@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 import h11
+from h11._receivebuffer import ReceiveBuffer
 
 from allswell._backends.http1_chunks import Chunks
 from allswell._backends.interface import (
@@ -34,7 +35,15 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
-from allswell._fields import HeaderSection, RequestSections, kept_idle, options, request_trailers
+from allswell._fields import (
+    MAX_FIELDS,
+    TOO_MANY,
+    HeaderSection,
+    RequestSections,
+    kept_idle,
+    options,
+    request_trailers,
+)
 from allswell._halves import Receive, ReceiveHalf
 from allswell._messages import Headers, RequestHead, ResponseHead
 
@@ -72,6 +81,24 @@ class Requests(RequestSections[h11.Request]):
 
     def __init__(self) -> None:
         super().__init__(_form)
+
+
+class _Lines(ReceiveBuffer):
+    """What h11 reads. The section that it takes from there has so many fields at most."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        lines = super().maybe_extract_lines()
+        if lines is not None and len(lines) > MAX_FIELDS + 1:  # the first may be the status line
+            raise h11.RemoteProtocolError(TOO_MANY)
+        return lines
+
+
+class Engine(h11.Connection):
+    """h11 in the client's role. (Its buffer is a private name that we rely on: see the canary.)"""
+
+    def __init__(self, max_header_size: int) -> None:
+        super().__init__(h11.CLIENT, max_incomplete_event_size=max_header_size)
+        self._receive_buffer = _Lines()
 
 
 class Http1:
@@ -116,7 +143,7 @@ class Http1:
         self.kept_idle = math.inf
 
     def _engine(self) -> h11.Connection:
-        return h11.Connection(h11.CLIENT, max_incomplete_event_size=self._max_header_size)
+        return Engine(self._max_header_size)
 
     # Requests
 
@@ -408,6 +435,8 @@ class Http1:
         """A header or trailer section. (h11 bounds those that are incomplete, not what completes one.)"""
         headers = event.headers.raw_items()
         limit = self._max_header_size
+        if len(headers) > MAX_FIELDS:
+            raise h11.RemoteProtocolError(TOO_MANY)
         if self._unparsed > limit and sum(len(name) + len(value) + 4 for name, value in headers) > limit:
             raise h11.RemoteProtocolError(f"a header section of more than {limit} bytes")
         return headers

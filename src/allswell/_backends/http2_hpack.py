@@ -32,7 +32,7 @@ from allswell._backends import http2_huffman as huffman
 from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._backends.http2_frames import CONTINUATION, END_HEADERS, END_STREAM, HAS_PRIORITY, payload
 from allswell._backends.literals import integer, string
-from allswell._fields import MalformedSection, SectionTooLarge, never_indexed, received_section, section_size
+from allswell._fields import MalformedSection, check_bounds, never_indexed, received_section, section_size
 from allswell._messages import Headers
 
 # A header list too large for us costs its stream; one of this many times the limit, or in this many frames, costs the
@@ -239,8 +239,7 @@ class FieldDecoder:
             rest = self._decode_rest(block[line:], within=bool(fields), limit=limit - size)
             size += section_size(rest)
             fields += received_section(rest, _UNLIMITED)
-        if size > self._max_size:
-            raise SectionTooLarge(size, self._max_size)
+        check_bounds(fields, size, self._max_size)
         return fields
 
     def _check(self, entry: _Field) -> tuple[_Field, int]:
