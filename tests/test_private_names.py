@@ -28,7 +28,7 @@ _LIBRARIES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "h2": (("_backends/http2",), set()),
     "hpack": (("_backends/http2",), set()),
     "httpx2": (
-        ("_client.py", "_gzip.py", "_patched.py", "_shapes.py", "_short.py", "_transport.py"),
+        ("_cli/client.py", "_client.py", "_gzip.py", "_patched.py", "_shapes.py", "_short.py", "_transport.py"),
         httpx2_canary.NAMES,
     ),
 }

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import re
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from allswell import __version__
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
+from tests.support.peer import scripted_peer
+from tests.support.peer_connection import PeerConnection
+from tests.support.scripts import says
 from tests.support.servers import ServerInfo, free_port
 
 
@@ -19,64 +30,78 @@ def allswell(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess
     return subprocess.run(command, input=stdin, capture_output=True, timeout=55)
 
 
-def test_body_goes_to_stdout_and_status_to_stderr(origin: ServerInfo) -> None:
+def test_only_the_body_is_told(origin: ServerInfo) -> None:
     done = allswell(f"{origin.url}/anything")
     assert done.returncode == 0, done.stderr
-    assert b'"method": "GET"' in done.stdout
-    assert done.stderr.startswith(b"HTTP/2 200 ")
+    assert json.loads(done.stdout)["headers"]["user-agent"] == f"allswell/{__version__}"
+    assert done.stderr == b""
 
 
-@pytest.mark.parametrize(("option", "version"), [("--http1", b"HTTP/1.1"), ("--http2", b"HTTP/2")])
-def test_speaks_the_version_it_is_told_to(origin: ServerInfo, option: str, version: bytes) -> None:
-    done = allswell(option, "-i", "-s", f"{origin.url}/anything")
+@pytest.mark.parametrize(
+    ("option", "version"),
+    [("--http1.1", b"HTTP/1.1"), ("--http1", b"HTTP/1.1"), ("--http2", b"HTTP/2"), ("--http3", b"HTTP/2")],
+)
+def test_speaks_the_version_it_is_told_to_or_falls_back(origin: ServerInfo, option: str, version: bytes) -> None:
+    done = allswell(option, "-i", "-s", "-w", "%{http_version}", f"{origin.url}/anything")
     assert done.returncode == 0, done.stderr
-    head, _, body = done.stdout.partition(b"\n\n")
+    head, _, body = done.stdout.partition(b"\r\n\r\n")
     assert head.startswith(version + b" 200")
-    assert b"\ncontent-type: " in head
+    assert b"\r\ncontent-type: " in head
     assert body.startswith(b"{")
-    assert not done.stderr
+    assert body.endswith(version[5:])
 
 
-def test_speaks_http3_and_shows_its_end() -> None:
+def test_http2_falls_back_and_prior_knowledge_does_not(origin: ServerInfo) -> None:
+    done = allswell("--http2", "-i", f"{origin.http_url}/anything")
+    assert done.stdout.startswith(b"HTTP/1.1 200")
+    done = allswell("--http2-prior-knowledge", "-i", f"{origin.http_url}/anything")
+    assert done.stdout.startswith(b"HTTP/2 200")
+
+
+@pytest.mark.parametrize("option", ["--http3", "--http3-only"])
+def test_speaks_http3_and_shows_its_end(option: str) -> None:
     with caddy() as server:
-        done = allswell("--http3", "--ends", f"{server.url}/")
+        done = allswell(option, "-i", "--ends", f"{server.url}/")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == b"hello"
-    assert done.stderr.startswith(b"HTTP/3 200")
-    assert "→ CONNECTION_CLOSE".encode() in done.stderr
+    if option == "--http3-only":  # the other races TCP
+        assert done.stdout.startswith(b"HTTP/3 200")
+        assert "→ CONNECTION_CLOSE".encode() in done.stderr
+    assert done.stdout.endswith(b"hello")
 
 
-def test_verbose_tells_both_heads(origin: ServerInfo) -> None:
-    done = allswell("-v", "-H", "X-Greeting: hello", f"{origin.url}/anything")
-    assert b"> GET /anything\n" in done.stderr
-    assert b"> x-greeting: hello\n" in done.stderr
-    assert b"\n< HTTP/2 200 " in done.stderr
+def test_http3_only_does_not_fall_back(origin: ServerInfo) -> None:
+    done = allswell("--http3-only", "--connect-timeout", "2", f"{origin.url}/anything")
+    assert done.returncode in (28, 96), done.stderr
 
 
-def test_data_is_posted_from_argument_file_and_stdin(origin: ServerInfo, tmp_path: Path) -> None:
+def test_verbose_tells_both_heads_of_every_hop(origin: ServerInfo) -> None:
+    done = allswell("-vL", "-H", "X-Greeting: hello", f"{origin.url}/redirect/2")
+    told = done.stderr.decode().splitlines()
+    assert [line for line in told if line.startswith("> GET")] == [
+        "> GET /redirect/2 HTTP/2",
+        "> GET /redirect/1?status=302 HTTP/2",
+        "> GET /anything HTTP/2",
+    ]
+    assert [line.split()[2] for line in told if line.startswith("< HTTP/2")] == ["302", "302", "200"]
+    assert told.count("> X-Greeting: hello") == 3
+    assert json.loads(done.stdout)["method"] == "GET"
+
+
+def test_data_goes_the_same_way_in_http2(origin: ServerInfo, tmp_path: Path) -> None:
     (tmp_path / "body").write_bytes(b"from a file")
-    for data, stdin, arrived in [
-        ("from the line", b"", b"from the line"),
-        (f"@{tmp_path}/body", b"", b"from a file"),
-        ("@-", b"from stdin", b"from stdin"),
+    for arguments, stdin, method, arrived in [
+        (["-d", "a=1", "-d", "b=2"], b"", "POST", "a=1&b=2"),
+        (["-T", f"{tmp_path}/body"], b"", "PUT", "from a file"),
+        (["-T", "-"], b"from stdin", "PUT", "from stdin"),
     ]:
-        done = allswell("-d", data, f"{origin.url}/anything", stdin=stdin)
+        done = allswell(*arguments, f"{origin.url}/anything", stdin=stdin)
         assert done.returncode == 0, done.stderr
-        assert b'"method": "POST"' in done.stdout
-        assert arrived in done.stdout
-
-
-def test_method_and_output_file(origin: ServerInfo, tmp_path: Path) -> None:
-    (tmp_path / "out").write_bytes(b"what was there before is gone")
-    done = allswell("-X", "DELETE", "-o", f"{tmp_path}/out", f"{origin.url}/anything", f"{origin.url}/anything")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == b""
-    assert (tmp_path / "out").read_bytes().count(b'"method": "DELETE"') == 2
-    assert (tmp_path / "out").read_bytes().startswith(b"{")
+        shown = json.loads(done.stdout)
+        assert (shown["method"], shown["body"]) == (method, arrived)
 
 
 def test_ends_shows_the_waterfall(origin: ServerInfo) -> None:
-    done = allswell("--ends", "--http1", f"{origin.url}/anything", f"{origin.url}/anything")
+    done = allswell("--ends", "--http1.1", f"{origin.url}/anything", f"{origin.url}/anything")
     assert done.returncode == 0, done.stderr
     told = done.stderr.decode()
     assert "closed 1 connection in " in told
@@ -86,63 +111,186 @@ def test_ends_shows_the_waterfall(origin: ServerInfo) -> None:
     assert "2 s grace: clean" in told
 
 
-def test_fail_turns_an_error_status_into_3(origin: ServerInfo) -> None:
-    url = f"{origin.url}/there-is-no-such-page"
-    assert allswell(url).returncode == 0
-    done = allswell("--fail", url)
-    assert done.returncode == 3
-    assert b" 404 " in done.stderr
-
-
-def test_a_refused_connection_is_1_and_the_next_url_is_still_fetched(origin: ServerInfo) -> None:
+def test_the_next_url_is_fetched_after_a_failure(origin: ServerInfo) -> None:
     closed = f"https://localhost:{free_port()}"
     done = allswell(closed, f"{origin.url}/anything")
-    assert done.returncode == 1
-    assert f"allswell: {closed}: ".encode() in done.stderr
+    assert done.returncode == 7
+    assert f"allswell: (7) {closed}: ".encode() in done.stderr or b"allswell: (7) cannot connect" in done.stderr
     assert b'"method": "GET"' in done.stdout
 
 
 @pytest.mark.parametrize("way", ["refused", "no URL", "a slash in it", "no scheme", "another scheme"])
 def test_errors_tell_no_password(way: str) -> None:
     urls = {
-        "refused": f"https://ada:hunter@localhost:{free_port()}/",
-        "no URL": "https://ada:hunter@[::/",
-        "a slash in it": "https://ada:hunter/2@localhost/",
-        "no scheme": f"ada:hunter@localhost:{free_port()}",
-        "another scheme": "ftp://ada:hunter@localhost/",
+        "refused": (7, f"https://ada:hunter@localhost:{free_port()}/"),
+        "no URL": (3, "https://ada:hunter@[::/"),
+        "a slash in it": (3, "https://ada:hunter/2@localhost/"),
+        "no scheme": (7, f"ada:hunter@localhost:{free_port()}"),
+        "another scheme": (1, "ftp://ada:hunter@localhost/"),
     }
-    done = allswell(urls[way])
-    assert done.returncode == 1
-    assert done.stderr.startswith(b"allswell: ")
-    assert b"//localhost" in done.stderr or way == "no URL"
+    code, url = urls[way]
+    done = allswell(url)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(b"allswell: (")
+    assert b"localhost" in done.stderr or way == "no URL"
     assert b"hunter" not in done.stderr
     assert b"ada" not in done.stderr
 
 
-def test_an_untrusted_certificate_is_refused_unless_told_otherwise(origin: ServerInfo) -> None:
+def test_an_untrusted_certificate_is_60_unless_told_otherwise(origin: ServerInfo) -> None:
     command = [str(Path(sys.executable).with_name("allswell")), f"{origin.url}/anything"]
     refused = subprocess.run(command, capture_output=True, timeout=55)
-    assert refused.returncode == 1
+    assert refused.returncode == 60
     assert b"is not trusted" in refused.stderr
     assert subprocess.run([*command, "-k"], capture_output=True, timeout=55).returncode == 0
 
 
+def test_an_untrusted_certificate_is_60_over_quic() -> None:
+    with caddy() as server:
+        command = [str(Path(sys.executable).with_name("allswell")), "--http3-only", f"{server.url}/"]
+        refused = subprocess.run(command, capture_output=True, timeout=55)
+    assert refused.returncode == 60, refused.stderr
+
+
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "code", "told"),
     [
-        ([], b"URL"),
-        (["-H", "no colon", "localhost"], b"is not of the form"),
-        (["-d", "@/there/is/no/such/file", "localhost"], b"cannot read"),
-        (["--http1", "--http2", "localhost"], b"not allowed with"),
+        ([], 2, b"URL"),
+        (["-H", "no colon", "localhost"], 2, b"is not of the form"),
+        (["-d", "@/there/is/no/such/file", "localhost"], 26, b"cannot read"),
+        (["-m", "soon", "localhost"], 2, b"is no number"),
+        (["--http2=yes", "localhost"], 2, b"takes no value"),
+        (["-L", "-C", "x", "localhost"], 2, b"-C"),
     ],
 )
-def test_wrong_usage_is_2(arguments: list[str], told: bytes) -> None:
+def test_wrong_usage(arguments: list[str], code: int, told: bytes) -> None:
     done = allswell(*arguments)
-    assert done.returncode == 2
+    assert done.returncode == code
     assert told in done.stderr
 
 
-def test_an_output_that_cannot_be_written_is_1() -> None:
-    done = allswell("-o", "/there/is/no/such/folder/out", "localhost")
-    assert done.returncode == 1
-    assert b"/there/is/no/such/folder/out" in done.stderr
+def test_help_and_version() -> None:
+    done = allswell("--help")
+    assert done.returncode == 0
+    assert b"--data-urlencode" in done.stdout
+    assert max(map(len, done.stdout.decode().splitlines())) <= 120
+    assert allswell("-V").stdout.decode() == f"allswell {__version__}\n"
+
+
+def test_a_reader_that_leaves_is_23(origin: ServerInfo) -> None:
+    command = f"exec {Path(sys.executable).with_name('allswell')} -ksS {origin.url}/anything"
+    run = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stderr is not None
+    run.stdout.close()
+    assert run.wait(55) == 23
+    assert run.stderr.read().splitlines() == [
+        f"allswell: (23) {origin.url}/anything: nobody reads what is written".encode()
+    ]
+    run.stderr.close()
+
+
+# --- while it goes on
+
+
+def test_events_are_shown_as_they_come() -> None:
+    told = threading.Event()
+
+    def tells(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number in b"12":
+            connection.send(b"9\r\ndata: %c\n\n\r\n" % number)
+            told.wait(30)
+            told.clear()
+        connection.send(b"0\r\n\r\n")
+        connection.read_until_end()
+
+    with scripted_peer(tells) as peer:
+        command = [str(Path(sys.executable).with_name("allswell")), peer.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as run:
+            assert run.stdout is not None
+            for number in b"12":
+                assert run.stdout.readline() == b"data: %c\n" % number
+                assert run.stdout.readline() == b"\n"
+                told.set()
+            assert run.wait(30) == 0
+
+
+@pytest.mark.parametrize("caught", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_gracefully_and_ends_are_told(caught: signal.Signals, origin: ServerInfo) -> None:
+    def stuck(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome")
+        connection.read_until_end()
+
+    with scripted_peer(stuck) as busy:
+        command = [
+            str(Path(sys.executable).with_name("allswell")),
+            "-k",
+            "--ends",
+            f"{origin.url}/status/204",
+            busy.url,
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_signals) as run:
+            assert run.stdout is not None
+            assert run.stdout.read(4) == b"some"
+            run.send_signal(caught)
+            out, err = run.communicate(timeout=30)
+        busy.wait_ended()
+    assert run.returncode == 128 + caught, err
+    assert out == b""
+    told = err.decode()
+    assert "closed 2 connections in " in told
+    assert "→ GOAWAY" in told  # to the one that was idle
+    assert "→ RST" in told  # to the other
+
+
+def _hear_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # where tests run in the background it is ignored
+
+
+# --- on a terminal
+
+
+def on_terminal(arguments: list[str], *, out: int | None = None) -> str:
+    """What the command prints on a terminal; without its standard output, if that goes elsewhere."""
+    command = [str(Path(sys.executable).with_name("allswell")), *arguments]
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "300", "TERM": "xterm"}
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=theirs if out is None else out, stderr=theirs, env=env
+    ):
+        os.close(theirs)
+        told = b""
+        with suppress(OSError):  # EIO: it has ended
+            while piece := os.read(ours, 65536):
+                told += piece
+    os.close(ours)
+    return told.decode()
+
+
+@pytest.mark.parametrize("option", [[], ["-#"], ["-s"], ["--no-progress-meter"]], ids=str)
+def test_progress_is_shown_on_a_terminal(option: list[str], tmp_path: Path) -> None:
+    body = b"x" * 1_000_000
+    with scripted_peer(says(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + body)) as peer:
+        told = on_terminal([*option, "-o", str(tmp_path / "out"), f"{peer.url}/"])
+    assert (tmp_path / "out").read_bytes() == body
+    if not option:
+        assert "1.0/1.0 MB" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told)
+    elif option == ["-#"]:
+        assert "#### 100.0%\r\n" in told
+    else:
+        assert told == ""
+
+
+def test_a_body_on_a_terminal_has_no_progress_in_it() -> None:
+    with scripted_peer(says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as peer:
+        assert on_terminal([f"{peer.url}/"]) == "ok"
+
+
+def test_a_binary_body_is_for_a_terminal_only_when_asked_for() -> None:
+    with scripted_peer(says(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\0bc")) as peer:
+        assert "(23)" in on_terminal([f"{peer.url}/"])
+    with scripted_peer(says(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\0bc")) as peer:
+        assert on_terminal(["-o", "-", f"{peer.url}/"]) == "a\0bc"

@@ -63,6 +63,7 @@ METHODS: dict[str, tuple[type, list[str]]] = {
     "_merge_queryparams": (httpx2.AsyncClient, ["self", "params"]),
     "_merge_url": (httpx2.AsyncClient, ["self", "url"]),
     "_redirect_headers": (httpx2.AsyncClient, ["self", "request", "url", "method"]),
+    "_redirect_method": (httpx2.AsyncClient, ["self", "request", "response"]),
     "_send_handling_auth": (httpx2.AsyncClient, ["self", "request", "auth", "follow_redirects", "history"]),
     "_send_handling_redirects": (httpx2.AsyncClient, ["self", "request", "follow_redirects", "history"]),
     "_send_single_request": (httpx2.AsyncClient, ["self", "request"]),

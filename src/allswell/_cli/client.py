@@ -1,0 +1,151 @@
+"""The client of the command, as the options make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http.cookiejar import CookieJar
+from typing import Any
+
+import httpx2
+
+from allswell._cli.arguments import Asked, with_scheme
+from allswell._cli.exits import Exit, Failed
+from allswell._cli.output import Output
+from allswell._client import AsyncClient
+from allswell._config import QuicConfig
+from allswell._filters.keylog import new_context
+from allswell._pool.pool import ConnectionPool
+from allswell._report import ConnectionEnd
+from allswell._transport import AsyncTransport
+
+#: As in curl.
+_CONNECT_TIMEOUT = 300.0
+
+#: By option: what makes the client speak that version.
+_VERSIONS: Mapping[str, Mapping[str, Any]] = {
+    "1.1": {"http2": False},
+    "2": {},
+    "2only": {"http1": False},
+    "3": {"http3": True},
+    "3only": {"http3": "only"},
+}
+
+
+class CommandClient(AsyncClient):
+    """A client that sends what it is told to and nothing else, and follows redirects by curl's rules.
+
+    :ivar codings: the content codings that it can decode.
+    :ivar literal_cookies: those that were given by themselves, for the first host.
+    :ivar dump: where ``-D`` goes.
+    """
+
+    def __init__(self, asked: Asked, cookies: CookieJar, literal_cookies: str, ends: list[ConnectionEnd]) -> None:
+        pool = _pool(asked, ends)
+        proxies = _proxies(asked)
+        transport = _Directed(asked.connect_to, pool) if asked.connect_to else None
+        super().__init__(
+            pool=pool,
+            transport=transport,
+            grace=asked.grace,
+            timeout=httpx2.Timeout(None, connect=asked.connect_timeout or _CONNECT_TIMEOUT),
+            cookies=cookies,
+            trust_env=asked.no_proxy != "*",
+            **proxies,
+        )
+        self._asked = asked
+        self.codings = self.headers["accept-encoding"]
+        for name in list(self.headers):
+            del self.headers[name]
+        self.literal_cookies = literal_cookies
+        self.dump = Output(asked.dump)
+
+    def _redirect_method(self, request: httpx2.Request, response: httpx2.Response) -> str:
+        # A private name of httpx2's, which makes a GET of more than curl does.
+        asked, method, status = self._asked, request.method, response.status_code
+        kept = {301: asked.post301, 302: asked.post302, 303: asked.post303}.get(status, True)
+        if kept or method in ("GET", "HEAD") or (status != 303 and method != "POST"):
+            return method
+        return "GET"
+
+
+class _Directed(AsyncTransport):
+    """It connects elsewhere than the URL says; the host that is asked, and must prove who it is, stays the URL's."""
+
+    def __init__(self, places: Sequence[tuple[str, str, str, str]], pool: ConnectionPool) -> None:
+        super().__init__(pool=pool)
+        self._places = places
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """See the transport."""
+        url = request.url
+        port = url.port or (443 if url.scheme == "https" else 80)
+        for host, from_port, to_host, to_port in self._places:
+            if host.lower() in ("", url.host.lower()) and from_port in ("", str(port)):
+                request = httpx2.Request(
+                    request.method,
+                    url.copy_with(host=to_host or url.host, port=int(to_port or port)),
+                    headers=request.headers,
+                    stream=request.stream,
+                    extensions={**request.extensions, "sni_hostname": url.raw_host.decode("ascii")},
+                )
+                break
+        return await super().handle_async_request(request)
+
+
+def _pool(asked: Asked, ends: list[ConnectionEnd]) -> ConnectionPool:
+    certfile, colon, password = (asked.cert or "").partition(":")
+    secret = asked.password or (password if colon else None)
+    quic = QuicConfig(certfile=certfile or None, keyfile=asked.key, key_password=secret)
+    settings = dict(_VERSIONS.get(asked.version or "", {}))
+    if asked.version == "3":
+        settings["http3_origins"] = frozenset(filter(None, map(_origin, asked.urls)))
+    try:
+        context = new_context(False if asked.insecure else asked.cacert or True)
+    except OSError as error:
+        raise Failed(Exit.AUTHORITIES, f"cannot use {asked.cacert}: {error.strerror or error}") from error
+    if certfile:
+        try:
+            context.load_cert_chain(certfile, asked.key, secret)
+        except OSError as error:
+            raise Failed(Exit.CLIENT_CERTIFICATE, f"cannot use {certfile}: {error.strerror or error}") from error
+    return ConnectionPool(
+        ssl_context=context,
+        coalescing=not certfile,
+        grace=asked.grace,
+        quic=quic,
+        uds=asked.unix_socket,
+        on_connection_end=ends.append,
+        max_connections=None,
+        **settings,
+    )
+
+
+def _origin(given: str) -> str | None:
+    try:
+        url = httpx2.URL(with_scheme(given))
+    except httpx2.InvalidURL:
+        return None  # which is told when it is requested
+    return f"https://{url.netloc.decode('ascii')}" if url.scheme == "https" else None
+
+
+def _proxies(asked: Asked) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if asked.proxy:
+        given = asked.proxy if "://" in asked.proxy else f"http://{asked.proxy}"
+        try:
+            url = httpx2.URL(given)
+            if url.port is None:
+                url = url.copy_with(port=443 if url.scheme == "https" else 1080)  # as in curl
+            name, colon, password = (asked.proxy_user or "").partition(":")
+            auth = (name, password) if colon or name else None
+            context = new_context(False) if asked.proxy_insecure and url.scheme == "https" else None
+            found["proxy"] = httpx2.Proxy(url, auth=auth, ssl_context=context)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise Failed(Exit.PROXY_NAME, f"not the URL of a proxy: {error}") from error
+    if asked.no_proxy == "*":
+        return {}
+    if asked.no_proxy is not None:
+        hosts = [host.strip().lstrip(".") for host in asked.no_proxy.split(",") if host.strip()]
+        patterns = [f"all://{dots}{host}" for host in hosts for dots in ("", "*.")]
+        found["mounts"] = dict.fromkeys(patterns)
+    return found

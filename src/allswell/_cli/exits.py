@@ -1,0 +1,137 @@
+"""Exit statuses: curl's numbers for what went wrong."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from enum import IntEnum
+
+import httpx2
+
+from allswell._errors import (
+    ConnectFailed,
+    ExchangeReset,
+    LocalProtocolError,
+    RemoteProtocolError,
+    Timeout,
+    TransportError,
+    UnsupportedProtocol,
+)
+from allswell._fields import no_url
+
+
+class Exit(IntEnum):
+    """Why the command ends as it does."""
+
+    OK = 0
+    UNSUPPORTED = 1
+    USAGE = 2
+    URL = 3
+    PROXY_NAME = 5
+    HOST_NAME = 6
+    CONNECT = 7
+    HTTP2 = 16
+    PARTIAL = 18
+    STATUS = 22
+    WRITE = 23
+    READ = 26
+    TIMEOUT = 28
+    RANGE = 33
+    TLS = 35
+    REDIRECTS = 47
+    NOTHING = 52
+    SEND = 55
+    RECEIVE = 56
+    CLIENT_CERTIFICATE = 58
+    CERTIFICATE = 60
+    REWIND = 65
+    AUTHORITIES = 77
+    HTTP2_STREAM = 92
+    HTTP3 = 95
+    QUIC = 96
+    PROXY = 97
+
+
+class Failed(Exception):
+    """A transfer, or the whole command, failed.
+
+    :ivar code: its exit status.
+    """
+
+    def __init__(self, code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def failed(error: Exception, url: str) -> Failed:
+    """An error of the client's, with its exit status."""
+    if isinstance(error, Failed):
+        return error
+    if isinstance(error, httpx2.InvalidURL):
+        return Failed(Exit.URL, no_url(url, error))
+    if isinstance(error, httpx2.StreamConsumed):
+        return Failed(Exit.REWIND, "what was sent cannot be sent once more: it came from standard input")
+    return Failed(_code(error), str(error))
+
+
+def _code(error: BaseException) -> Exit:
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.CertificateError):
+            return Exit.CERTIFICATE
+    for cause in causes:
+        match cause:
+            case Timeout():
+                return Exit.TIMEOUT
+            case UnsupportedProtocol():
+                return Exit.UNSUPPORTED
+            case LocalProtocolError() if str(cause).startswith("cannot request "):
+                return Exit.URL
+            case LocalProtocolError():
+                return Exit.SEND
+            case ConnectFailed():
+                return _not_connected(cause)
+            case ExchangeReset():
+                return Exit.HTTP3 if "HTTP/3" in str(cause) else Exit.HTTP2_STREAM
+            case RemoteProtocolError():
+                return _broken(str(cause))
+            case TransportError():
+                return Exit.SEND if cause.operation == "write" else Exit.RECEIVE
+    if isinstance(error, httpx2.TimeoutException):
+        return Exit.TIMEOUT
+    if isinstance(error, httpx2.ProxyError):
+        return Exit.PROXY
+    return Exit.RECEIVE
+
+
+def _not_connected(error: ConnectFailed) -> Exit:
+    words = str(error)
+    match error.phase:
+        case "dns":
+            return Exit.PROXY_NAME if "the proxy " in words else Exit.HOST_NAME
+        case "tls":
+            # (QUIC's certificates are judged elsewhere; what that found is told in words.)
+            return Exit.CERTIFICATE if "certificate" in words and error.by != "peer" else Exit.TLS
+        case "proxy":
+            return Exit.PROXY if "socks" in words.lower() else Exit.RECEIVE
+        case "quic":
+            return Exit.QUIC
+    return Exit.CONNECT
+
+
+#: What errors say of a response that ended before it was complete.
+_CUT = ("too early", "within its chunks", "truncated", "was complete", "complete message body")
+
+
+def _broken(words: str) -> Exit:
+    if "without a response" in words:
+        return Exit.NOTHING
+    if any(said in words for said in _CUT):
+        return Exit.PARTIAL
+    return Exit.HTTP2 if "HTTP/2" in words else Exit.RECEIVE
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

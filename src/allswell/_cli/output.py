@@ -1,0 +1,138 @@
+"""Where bodies and heads go, and what a terminal may be shown.
+
+Bodies go as they come, each piece at once. What a server says beside them (a status line, fields, errors) never acts on
+a terminal: its control characters are replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO, TextIO
+from urllib.parse import unquote
+
+import httpx2
+
+from allswell._cli.arguments import Asked, with_scheme
+from allswell._cli.exits import Exit, Failed
+from allswell._errors import printable
+
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+
+
+class Output:
+    """Where one URL's response goes. A file is opened with the first byte, so that a failure leaves none.
+
+    :param path: of a file; ``"-"`` for standard output, whatever comes; ``None`` for it, if it is fit for that.
+    :param start: keep so many bytes of the file that is there; ``None``: none.
+    """
+
+    def __init__(self, path: str | None, *, start: int | None = None, folders: bool = False) -> None:
+        self.path = path if path != "-" else None
+        self._any = path == "-"
+        self.start = start
+        self._folders = folders
+        self._file: BinaryIO | None = None
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether it goes to one."""
+        return self.path is None and sys.stdout.isatty()
+
+    def write(self, piece: bytes) -> None:
+        """Write some of the body, at once.
+
+        :raises Failed: when it cannot be written, or must not be shown.
+        """
+        if b"\0" in piece and not self._any and self.on_terminal:
+            raise Failed(Exit.WRITE, "the body is binary, and not for a terminal: -o FILE saves it, -o - shows it")
+        try:
+            file = self._opened()
+            file.write(piece)
+            file.flush()
+        except BrokenPipeError:
+            _silence(sys.stdout)
+            raise Failed(Exit.WRITE, "nobody reads what is written") from None
+        except OSError as error:
+            raise Failed(Exit.WRITE, f"cannot write {self.path or 'the body'}: {error.strerror}") from error
+
+    def head(self, lines: list[str]) -> None:
+        """Write a head."""
+        bold = self.on_terminal and "NO_COLOR" not in os.environ
+        end = "\n" if self.on_terminal else "\r\n"
+        self.write("".join(_emphasized(line, bold) + end for line in [*lines, ""]).encode("utf-8"))
+
+    def begin_anew(self) -> None:
+        """What was written is not what was asked for (a file only: what standard output was given is gone)."""
+        if self._file is not None and self.path is not None:
+            self._file.truncate(self.start or 0)
+            self._file.seek(0, 2)
+
+    def end(self, *, complete: bool) -> None:
+        """It has all; a complete one that is empty makes an empty file."""
+        if complete and self.path is not None:
+            self.write(b"")
+        if self._file is not None and self.path is not None:
+            self._file.close()
+        self._file = None
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            if self.path is None:
+                self._file = sys.stdout.buffer
+            else:
+                if self._folders:
+                    Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "wb" if self.start is None else "ab")  # noqa: SIM115  # see `end`
+        return self._file
+
+
+def _silence(file: TextIO) -> None:
+    """Nobody reads it: Python would say so once more when it flushes it in the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def output(asked: Asked, url: str, index: int) -> Output:
+    """Where the response of one URL goes.
+
+    :raises Failed: when its name is to be the URL's, which has none.
+    """
+    path = asked.outputs[index] if index < len(asked.outputs) else "" if not asked.remote_name_all else None
+    if path is None:
+        path = unquote(httpx2.URL(with_scheme(url)).path.rpartition("/")[2])
+        path = path.replace("/", "_").replace("\0", "_")
+        if path in ("", ".", ".."):
+            raise Failed(Exit.WRITE, "the URL has no name for a file: -o FILE gives one")
+    if path not in ("", "-") and asked.output_dir is not None:
+        path = str(Path(asked.output_dir, path))
+    start = None
+    if asked.resume is not None:
+        here = Path(path)
+        start = int(asked.resume) if asked.resume != "-" else here.stat().st_size if path and here.is_file() else 0
+    return Output(path or None, start=start, folders=asked.create_dirs)
+
+
+def head_lines(response: httpx2.Response) -> list[str]:
+    """A response's head, as it may be shown."""
+    status = f"{response.http_version} {response.status_code} {text(response.extensions.get('reason_phrase', b''))}"
+    return [status, *(f"{text(name)}: {text(value)}" for name, value in response.headers.raw)]
+
+
+def text(said: bytes) -> str:
+    """What somebody said, without what acts on a terminal."""
+    try:
+        decoded = said.decode("utf-8")
+    except UnicodeDecodeError:
+        decoded = said.decode("latin-1")
+    return printable(decoded.replace("\t", " "))
+
+
+def _emphasized(line: str, bold: bool) -> str:
+    name, colon, value = line.partition(":")
+    return f"{_BOLD}{name}{_PLAIN}{colon}{value}" if bold and colon else line
+
+
+def say(line: str) -> None:
+    """A line on standard error."""
+    print("\n".join(map(printable, line.replace("\t", " ").split("\n"))), file=sys.stderr, flush=True)

@@ -1,0 +1,208 @@
+"""What is sent: the method, the URL, the fields and the body that the options make together."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import AsyncIterator, Callable
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from urllib.parse import quote
+
+import anyio
+import httpx2
+
+from allswell._cli.arguments import Asked, with_scheme
+from allswell._cli.exits import Exit, Failed
+
+Count = Callable[[int], None]
+
+_PIECE = 64 * 1024
+_FORM, _JSON = "application/x-www-form-urlencoded", "application/json"
+
+#: The types that curl knows by the ends of names.
+_TYPES = {
+    ".gif": "image/gif",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
+    ".htm": "text/html",
+    ".html": "text/html",
+    ".pdf": "application/pdf",
+    ".xml": "application/xml",
+}
+
+
+class Sent(NamedTuple):
+    """A request before it is one.
+
+    :ivar removed: the names of fields that must not be sent.
+    :ivar size: of the body, where it is a file.
+    """
+
+    method: str
+    url: str
+    fields: list[tuple[str, str]]
+    removed: frozenset[str]
+    body: dict[str, Any]
+    size: int | None
+    user: tuple[str, str] | None
+
+
+class FileBody:
+    """A file as a body: it starts anew each time, and tells what has gone."""
+
+    def __init__(self, path: str, count: Count) -> None:
+        self._path = path
+        self._count = count
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with open(self._path, "rb") as file:  # noqa: ASYNC230  # nothing else is to be done meanwhile
+            while piece := file.read(_PIECE):
+                yield piece
+                self._count(len(piece))
+
+
+async def _standard_input(count: Count) -> AsyncIterator[bytes]:
+    read = cast(BufferedReader, sys.stdin.buffer).read1
+    while piece := await anyio.to_thread.run_sync(read, _PIECE, abandon_on_cancel=True):
+        yield piece
+        count(len(piece))
+
+
+def sent(asked: Asked, url: str, upload: str | None, count: Count, codings: str) -> Sent:
+    """What is sent to one URL.
+
+    :param codings: the content codings that we can decode.
+    :param upload: the file for it.
+    :param count: told how much of an upload has gone.
+    :raises Failed: when there is no such file, or the URL is none.
+    """
+    given, removed = _fields(asked.fields)
+    names = {name.lower() for name, _ in given} | removed
+    body, size, kind = _body(asked, upload, count)
+    made = _url(asked, url, upload)
+    user = None if asked.user is None else _user(asked.user)
+    if user is None and made.userinfo:
+        user = made.username, made.password
+    fields: list[tuple[str, str]] = []
+    if user is not None and not asked.digest:
+        fields.append(("Authorization", _basic(*user)))
+    elif asked.bearer is not None:
+        fields.append(("Authorization", f"Bearer {asked.bearer}"))
+    if asked.range is not None:
+        fields.append(("Range", f"bytes={asked.range}"))
+    if asked.agent:
+        fields.append(("User-Agent", asked.agent))
+    fields.append(("Accept", _JSON if asked.json else "*/*"))
+    if asked.compressed:
+        fields.append(("Accept-Encoding", codings))
+    if asked.referer:
+        fields.append(("Referer", asked.referer))
+    if kind is not None:
+        fields.append(("Content-Type", kind))
+    if size is not None:
+        fields.append(("Content-Length", str(size)))
+    fields = [field for field in fields if field[0].lower() not in names] + given
+    url = str(made.copy_with(userinfo=b"")) if made.userinfo else str(made)
+    return Sent(_method(asked, upload), url, fields, frozenset(removed), body, size, user)
+
+
+def _fields(lines: list[str]) -> tuple[list[tuple[str, str]], set[str]]:
+    given, removed = [], set()
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            given.append((line.removesuffix(";").strip(), ""))
+        elif value.strip():
+            given.append((name.strip(), value.strip()))
+        else:
+            removed.add(name.strip().lower())
+    return given, removed
+
+
+def _method(asked: Asked, upload: str | None) -> str:
+    if asked.method is not None:
+        return asked.method
+    if asked.head:
+        return "HEAD"
+    if upload is not None:
+        return "PUT"
+    return "POST" if asked.form or (asked.data is not None and not asked.as_query) else "GET"
+
+
+def _url(asked: Asked, given: str, upload: str | None) -> httpx2.URL:
+    url = with_scheme(given)
+    if asked.as_query and asked.data:
+        url, hash_sign, fragment = url.partition("#")
+        data = quote(asked.data, safe="!$%&'()*+,-./:;=?@[\\]^_`{|}~")
+        url += ("&" if "?" in url else "?") + data + hash_sign + fragment
+    made = httpx2.URL(url)
+    if upload not in (None, "-") and made.path.endswith("/"):
+        made = made.copy_with(path=made.path + Path(str(upload)).name)
+    return made
+
+
+def _user(given: str) -> tuple[str, str]:
+    name, _, password = given.partition(":")
+    return name, password
+
+
+def _basic(name: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode("utf-8", "surrogateescape")).decode("ascii")
+
+
+def _body(asked: Asked, upload: str | None, count: Count) -> tuple[dict[str, Any], int | None, str | None]:
+    """For the client: the body; its length, where that is known and the client cannot find it; its type."""
+    if upload == "-":
+        return {"content": _standard_input(count)}, None, None
+    if upload is not None:
+        return {"content": FileBody(upload, count)}, _size(upload), None
+    if asked.form:
+        return {"files": [_part(*each) for each in asked.form]}, None, None
+    if asked.data is not None and not asked.as_query:
+        return {"content": asked.data}, None, _JSON if asked.json else _FORM
+    return {}, None, None
+
+
+def _size(path: str) -> int | None:
+    try:
+        with open(path, "rb") as file:
+            return file.seek(0, 2) if file.seekable() else None
+    except OSError as error:
+        raise Failed(Exit.READ, f"cannot read {path}: {error.strerror}") from error
+
+
+def _part(name: str, content: str, literal: bool) -> tuple[str, tuple[Any, ...]]:
+    """One part of a form, as httpx2 takes it: the file's name, what it has, its type."""
+    if literal:
+        return name, (None, content)
+    settings: dict[str, str] = {}
+    *_, content = _settings(content, settings)
+    kind, file_name = settings.get("type"), settings.get("filename")
+    if content.startswith(("@", "<")):
+        path = content[1:].removeprefix('"').removesuffix('"')
+        try:
+            file = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115  # the client reads it later
+            content_of = file.read() if path == "-" or content.startswith("<") else file
+        except OSError as error:
+            raise Failed(Exit.READ, f"cannot read {path}: {error.strerror}") from error
+        if content.startswith("@"):
+            file_name = Path(path).name if file_name is None else file_name
+            kind = kind or _TYPES.get(Path(file_name).suffix.lower(), "application/octet-stream")
+        return name, (file_name, content_of, kind) if kind else (file_name, content_of)
+    return name, (file_name, content, kind) if kind else (file_name, content)
+
+
+def _settings(content: str, found: dict[str, str]) -> list[str]:
+    """Take off ``;type=`` and ``;filename=`` from the end."""
+    while True:
+        before, semicolon, last = content.rpartition(";")
+        name, equals, value = last.strip().partition("=")
+        if not (semicolon and equals and name in ("type", "filename", "encoder")):
+            return [content]
+        found.setdefault(name, value.removeprefix('"').removesuffix('"'))
+        content = before
