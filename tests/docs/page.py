@@ -13,7 +13,7 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def _compiled(page: Path, snippet: Snippet, flags: int = 0) -> Any:
     return compile(code, str(page), "exec", flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
-async def _pieces() -> Any:
+async def _pieces() -> AsyncIterator[bytes]:
     yield b"a body"
 
 
@@ -61,7 +61,7 @@ async def _run(page: Path, those: list[Snippet]) -> None:
     async with allswell.AsyncClient() as client:
         names |= {"client": client, "url": os.environ["ORIGIN"], "pieces": _pieces, "__name__": page.stem}
         for snippet in those:
-            running = eval(_compiled(page, snippet), names)  # noqa: S307  # the project's own page
+            running = eval(_compiled(page, snippet), names)  # the project's own page
             if running is not None:
                 await running
         others = [each for each in names.values() if isinstance(each, allswell.AsyncClient | allswell.ConnectionPool)]
@@ -69,12 +69,24 @@ async def _run(page: Path, those: list[Snippet]) -> None:
             await each.aclose()
 
 
+def packages(those: list[Snippet]) -> set[str]:
+    """What they import."""
+    found: set[str] = set()
+    for snippet in those:
+        for node in ast.walk(ast.parse(snippet.code)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
 def main(page: Path, loop: str) -> None:
     """Run them all."""
     those = list(snippets(page))
     for snippet in those:
         if _RUNS_A_LOOP.search(snippet.code):
-            exec(_compiled(page, snippet), {"__name__": "__main__"})  # noqa: S102  # the project's own page
+            exec(_compiled(page, snippet), {"__name__": "__main__"})  # the project's own page
     anyio.run(_run, page, [each for each in those if not _RUNS_A_LOOP.search(each.code)], backend=loop)
 
 

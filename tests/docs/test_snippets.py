@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from tests.docs.page import snippets
+from tests.docs.page import packages, snippets
+from tests.integrations.needs import needed
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.proxies import ESTABLISHED, relay
 from tests.support.servers import run, setup
@@ -90,6 +91,9 @@ def _read(page: Path, loop: str, network: Network) -> subprocess.CompletedProces
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 @pytest.mark.parametrize("page", _PAGES, ids=[str(page.relative_to(_ROOT)) for page in _PAGES])
 def test_the_snippets_of(page: Path, loop: str, network: Network) -> None:
+    """Where a page is about other people's packages, they are needed."""
+    for package in packages(list(snippets(page))):
+        needed(package)
     done = _read(page, loop, network)
     assert done.returncode == 0, done.stdout + done.stderr
 
