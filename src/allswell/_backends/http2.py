@@ -285,7 +285,10 @@ class Http2:
     def capacity(self) -> int:
         if self._refusal is not None:
             return 0
-        return max(0, min(self._limit - len(self._streams) - len(self._held), self._ids_left()))
+        room = self._limit - len(self._streams) - len(self._held)
+        if self._next_id + 2 * room > _LAST_ID:
+            room = self._ids_left()
+        return room if room > 0 else 0
 
     @property
     def capacity_expected(self) -> bool:
