@@ -34,6 +34,7 @@ import httpx2
 from httpx2 import USE_CLIENT_DEFAULT
 
 from allswell import _gzip, _shapes
+from allswell._pool.route import IN_QUERY, LONGEST_URL, PLAIN_URL, SEGMENT
 
 if TYPE_CHECKING:
     from httpx2._client import BoundAsyncStream, ClientState, UseClientDefault
@@ -88,26 +89,16 @@ _new = object.__new__
 
 # --- URLs
 
-# What httpx2 (RFC 3986) leaves as it is in a path and in a query. A "%" it never changes.
-_IN_SEGMENT = r"[!$%&'()*+,\-.0-9:;=@A-Z\[\\\]^_a-z|~]"
-_IN_QUERY = r"[!$%&'()*+,\-./0-9:;=?@A-Z\[\\\]^_`a-z{|}~]"
-_SEGMENT = rf"(?!\.\.?(?:[/?]|\Z)){_IN_SEGMENT}*+"  # "." and ".." it takes out
-_BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_NAME = r"(?:[a-z0-9_-]++\.)*+(?=[0-9_-]*+[a-z])[a-z0-9_-]++"  # no address: its last label has a letter
-_ABSOLUTE = re.compile(
-    rf"(https?|wss?)://({_BYTE}(?:\.{_BYTE}){{3}}|{_NAME})(?::([1-9][0-9]{{0,5}}))?((?:/{_SEGMENT})*+)(?:\?({_IN_QUERY}*+))?"
-)
-_RELATIVE = re.compile(rf"(?:/(?!/)|(?!/|[^/?]*:))({_SEGMENT}(?:/{_SEGMENT})*+)(?:\?({_IN_QUERY}*+))?")
-_LONGEST_URL = 65536
+_RELATIVE = re.compile(rf"(?:/(?!/)|(?!/|[^/?]*:))({SEGMENT}(?:/{SEGMENT})*+)(?:\?({IN_QUERY}*+))?")
 _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443"}
 
 
 def plain_url(text: str) -> ParseResult | None:
     """An absolute URL, taken apart, if its normal form is the text itself."""
-    match = _ABSOLUTE.fullmatch(text)
-    if match is None or len(text) > _LONGEST_URL:
+    match = PLAIN_URL(text)
+    if match is None or len(text) > LONGEST_URL:
         return None
-    scheme, host, port, path, query = match.groups()
+    _, scheme, host, port, path, query = match.groups()
     number = None if port is None or port == _DEFAULT_PORTS[scheme] else int(port)
     return ParseResult(scheme, "", host, number, path, query, None)
 
@@ -118,7 +109,7 @@ def _with_query(url: httpx2.URL, params: Any) -> httpx2.URL | None:
     if plain_url(str(parsed)) != parsed:
         return None
     query = str(httpx2.QueryParams(params)) if params else None
-    return _url(parsed._replace(query=query)) if query is None or len(query) <= _LONGEST_URL else None
+    return _url(parsed._replace(query=query)) if query is None or len(query) <= LONGEST_URL else None
 
 
 def _url(parsed: ParseResult) -> httpx2.URL:
@@ -361,7 +352,7 @@ class ShortWays(httpx2.AsyncClient):
         if found is None:
             return None
         match = _RELATIVE.fullmatch(text)
-        if match is None or len(text) + len(found.path) > _LONGEST_URL:
+        if match is None or len(text) + len(found.path) > LONGEST_URL:
             return None
         path, query = match.groups()
         return ParseResult(found.scheme, "", found.host, found.port, found.path + path, query, None)

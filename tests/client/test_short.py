@@ -26,6 +26,8 @@ from hypothesis import strategies as st
 
 import allswell
 from allswell import _shapes, _short
+from allswell._errors import AllswellError
+from allswell._pool.route import Destination, Destinations, parsed
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers
 
@@ -172,6 +174,22 @@ def test_a_plain_url_is_what_parsing_makes_of_it(text: str) -> None:
     plain = _short.plain_url(text)
     if plain is not None:
         assert httpx2.URL(text)._uri_reference == plain
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.lists(ABSOLUTE, min_size=1, max_size=4))
+def test_a_pool_goes_where_parsing_says(urls: list[str]) -> None:
+    """What it remembers of one URL is not taken for another's."""
+
+    def found(to: Callable[[str], Destination], url: str) -> Destination | str:
+        try:
+            return to(url)
+        except AllswellError as error:
+            return f"{error!r} {error}"
+
+    destinations = Destinations()
+    for url in [*urls, *urls, f"http://example.org/{'x' * 70_000}"]:
+        assert found(destinations.__getitem__, url) == found(parsed, url)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,21 @@ _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 #: RFC 6874 §2; a bare "%" is how people write it.
 _ZONED = re.compile(r"(?P<address>[0-9A-Fa-f:.]+)%(?:25)?(?P<zone>[A-Za-z0-9._~-]+)")
 
+# What httpx2 (RFC 3986) leaves as it is in a path and in a query. A "%" it never changes.
+IN_SEGMENT = r"[!$%&'()*+,\-.0-9:;=@A-Z\[\\\]^_a-z|~]"
+IN_QUERY = r"[!$%&'()*+,\-./0-9:;=?@A-Z\[\\\]^_`a-z{|}~]"
+SEGMENT = rf"(?!\.\.?(?:[/?]|\Z)){IN_SEGMENT}*+"  # "." and ".." it takes out
+_BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_NAME = r"(?:[a-z0-9_-]++\.)*+(?=[0-9_-]*+[a-z])[a-z0-9_-]++"  # no address: its last label has a letter
+
+#: A URL of the kind that requests are made to, whose normal form is the text itself.
+PLAIN_URL = re.compile(
+    rf"(?P<origin>(https?|wss?)://({_BYTE}(?:\.{_BYTE}){{3}}|{_NAME})(?::([1-9][0-9]{{0,5}}))?)"
+    rf"(?P<path>(?:/{SEGMENT})*+)(?:\?(?P<query>{IN_QUERY}*+))?"
+).fullmatch
+#: httpx2 takes no longer one.
+LONGEST_URL = 65536
+
 Proxy = str | httpx2.URL | httpx2.Proxy | ProxyHop
 #: One proxy, or a chain of them, the nearest first.
 Proxies = Proxy | Sequence[Proxy] | None
@@ -169,19 +184,35 @@ def _proxy(url: str | httpx2.URL) -> httpx2.Proxy:
     raise ValueError(message)
 
 
-class Destinations(dict[str, Destination]):
-    """The URLs that one pool was asked for, taken apart. (That costs 20 µs, so they are remembered.)
+class Destinations:
+    """Where the requests of one pool go. (To parse a URL costs 20 µs.)
 
-    There may be secrets in them, so no two pools share them.
+    Of a plain URL, what is before the path is remembered, and the rest is what is asked for. Others are remembered
+    whole. There may be secrets in them, so no two pools share them.
     """
 
     _MOST = 1024
 
-    def __missing__(self, url: str) -> Destination:
-        if len(self) >= self._MOST:
-            self.clear()
-        made = self[url] = parsed(url)
-        return made
+    def __init__(self) -> None:
+        self._known: dict[str, Destination] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __getitem__(self, url: str) -> Destination:
+        plain = PLAIN_URL(url) if len(url) <= LONGEST_URL else None
+        key = url if plain is None else plain["origin"]
+        known = self._known.get(key)
+        if known is None:
+            known = parsed(url)
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[key] = known
+        if plain is None:
+            return known
+        path, query = plain["path"] or "/", plain["query"]
+        target = path if query is None else f"{path}?{query}"
+        return Destination(known.route, known.authority, target.encode("ascii"))
 
 
 def parsed(url: str) -> Destination:
