@@ -26,7 +26,7 @@ from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from allswell._errors import LocalProtocolError
-from allswell._messages import Headers, RequestHead
+from allswell._messages import Field, Headers, RequestHead
 
 # Grammar
 
@@ -69,6 +69,9 @@ _HOP_BY_HOP = _OF_ONE_CONNECTION | {b"http2-settings"}
 
 #: Where a message goes and where it ends: Connection cannot name them away.
 _NEVER_NOMINATED = frozenset((b"host", b"content-length", b"te"))
+
+#: What these say is about the whole section.
+_OF_THE_SECTION = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade"))
 
 #: RFC 9110 §6.5.1: what frames or routes a message, modifies the request, tells who asks, or says how to read content.
 _NOT_IN_TRAILERS = _HOP_BY_HOP | {
@@ -127,7 +130,7 @@ def check_bounds(fields: Headers, size: int, limit: int) -> None:
 class HeaderSection(NamedTuple):
     """A request's header section, checked.
 
-    :ivar fields: in the caller's order and case, without the blanks around values. Host is there, once.
+    :ivar fields: in the caller's case, without the blanks around values. Host is the first, and the only one.
     :ivar authority: what Host says.
     :ivar content_length: what the section announces; ``None`` for nothing, or for a transfer coding.
     :ivar chunked: it says ``Transfer-Encoding: chunked``.
@@ -139,17 +142,9 @@ class HeaderSection(NamedTuple):
     chunked: bool
 
     def end_to_end(self) -> Headers:
-        """The fields of HTTP/2 and HTTP/3: lower-case, without Host and those of one connection (RFC 9110 §7.6.1)."""
-        fields: Headers = []
-        for name, value in self.fields:
-            lower = name.lower()
-            if lower == b"te":
-                if b"trailers" in _options(value):
-                    fields.append((lower, b"trailers"))
-            elif lower != b"host" and lower not in _HOP_BY_HOP:
-                fields.append((lower, value))
+        """The fields that are for more than this connection (RFC 9110 §7.6.1)."""
         nominated = options(self.fields, b"connection") - _NEVER_NOMINATED
-        return [field for field in fields if field[0] not in nominated] if nominated else fields
+        return [field for field in self.fields if field[0].lower() not in nominated]
 
 
 _Form = TypeVar("_Form")
@@ -164,6 +159,8 @@ class RequestSection(NamedTuple, Generic[_Form]):
     :ivar fields: the header section in the backend's form.
     :ivar content_length: what the header section announces.
     :ivar chunked: it says ``Transfer-Encoding: chunked``.
+    :ivar close: it says ``Connection: close``.
+    :ivar upgrade: it asks for another protocol (RFC 9110 §7.8).
     """
 
     method: bytes
@@ -172,9 +169,11 @@ class RequestSection(NamedTuple, Generic[_Form]):
     target: bytes
     protocol: bytes | None
     absolute: bool
-    fields: _Form
+    fields: list[_Form]
     content_length: int | None
     chunked: bool
+    close: bool = False
+    upgrade: bool = False
 
     @property
     def absolute_form(self) -> bytes:
@@ -197,19 +196,33 @@ class RequestSection(NamedTuple, Generic[_Form]):
         return fields
 
 
+class _Framing(NamedTuple):
+    """What a field says of its whole section: no more than one such field may."""
+
+    host: bytes | None = None
+    content_length: int | None = None
+    chunked: bool = False
+
+
 class RequestSections(Generic[_Form]):
-    """Checks the heads of requests. It remembers header sections: most requests of a client share theirs.
+    """Checks the heads of requests. It remembers fields: most requests of a client share most of theirs.
 
-    There are secrets among them, so each connection has one of its own, and it ends with it.
+    There are secrets among them, so each connection has a memory of its own, which ends with it.
 
-    :param form: makes of a header section what the backend needs.
+    An ordinary section has one Host, one way to frame content at most, and leaves the connection as it is. Field by
+    field is then all that there is to check. What any other section means, :func:`header_section` says.
+
+    :param form: makes of a field's name and value what the backend sends.
+    :param end_to_end: HTTP/2 and HTTP/3: names in lower case, without Host and the fields of one connection.
     """
 
-    _MOST = 128
+    #: Fields that are remembered, and how long their values may be: a long one is checked sooner than it is looked up.
+    _MOST, _LONGEST = 128, 1024
 
-    def __init__(self, form: Callable[[HeaderSection], _Form]) -> None:
+    def __init__(self, form: Callable[[bytes, bytes], _Form], *, end_to_end: bool) -> None:
         self._form = form
-        self._known: dict[tuple[object, ...], tuple[HeaderSection, _Form]] = {}
+        self._end_to_end = end_to_end
+        self._known: dict[Field, tuple[_Form | None, _Framing | None]] = {}
 
     def section(self, head: RequestHead, *, end: bool = False) -> RequestSection[_Form]:
         """A head, taken apart.
@@ -218,9 +231,96 @@ class RequestSections(Generic[_Form]):
         :raises LocalProtocolError: when HTTP cannot say it.
         """
         scheme, named, target = _control_data(head)
-        header, form = self._header_section(head, named)
-        if end and header.content_length:
-            raise LocalProtocolError(f"Content-Length announces {header.content_length} bytes, and there is no body")
+        section = None
+        if head.method != b"CONNECT":
+            section = self._ordinary(head, scheme, named, target)
+        if section is None:
+            section = self._any(head, scheme, named, target)
+        if end and section.content_length:
+            raise LocalProtocolError(f"Content-Length announces {section.content_length} bytes, and there is no body")
+        return section
+
+    def _ordinary(
+        self, head: RequestHead, scheme: bytes, named: bytes | None, target: bytes
+    ) -> RequestSection[_Form] | None:
+        """An ordinary section, else ``None``: what may be wrong with it is not looked into."""
+        fields: list[_Form] = []
+        host: bytes | None = None
+        length: int | None = None
+        chunked = framed = False
+        known = self._known
+        try:
+            for field in head.headers:
+                found = known.get(field)
+                if found is None and (found := self._learnt(field)) is None:
+                    return None
+                form, framing = found
+                if framing is None:
+                    if form is not None:
+                        fields.append(form)
+                elif framing.host is not None:
+                    if host is not None:
+                        return None
+                    host = framing.host
+                    if form is not None:
+                        fields.insert(0, form)
+                elif framed:
+                    return None
+                else:
+                    framed, length, chunked = True, framing.content_length, framing.chunked
+                    if form is not None:
+                        fields.append(form)
+        except (TypeError, ValueError, LocalProtocolError):
+            return None
+        if host is None or (named is not None and named != host):
+            return None
+        return RequestSection(head.method, scheme, host, target, None, named is not None, fields, length, chunked)
+
+    def _learnt(self, field: Field) -> tuple[_Form | None, _Framing | None] | None:
+        """What a field is, which is remembered; ``None`` where it makes its section no ordinary one."""
+        name, value = field
+        if type(name) is not bytes or type(value) is not bytes or not _TOKEN(name):
+            return None
+        value = value.strip(_BLANKS)
+        if _BAD_VALUE(value):
+            return None
+        lower = name.lower()
+        framing: _Framing | None = None
+        if lower in _OF_THE_SECTION:
+            if lower == b"host":
+                if checked_authority(value, "Host") != value:
+                    return None
+                framing = _Framing(host=value)
+            elif lower == b"content-length":
+                if not _LENGTH(value):
+                    return None
+                framing = _Framing(content_length=int(value))
+            elif lower == b"transfer-encoding":
+                if value != b"chunked":
+                    return None
+                framing = _Framing(chunked=True)
+            elif lower != b"connection" or value.lower() != b"keep-alive":
+                return None
+        found = self._formed(name, value), framing
+        if len(value) <= self._LONGEST:
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[field] = found
+        return found
+
+    def _formed(self, name: bytes, value: bytes) -> _Form | None:
+        if not self._end_to_end:
+            return self._form(name, value)
+        name = name.lower()
+        if name == b"te":
+            return self._form(name, b"trailers") if b"trailers" in _options(value) else None
+        return None if name == b"host" or name in _HOP_BY_HOP else self._form(name, value)
+
+    def _any(self, head: RequestHead, scheme: bytes, named: bytes | None, target: bytes) -> RequestSection[_Form]:
+        header = header_section(head, named)
+        formed = (
+            self._formed(name, value) for name, value in (header.end_to_end() if self._end_to_end else header.fields)
+        )
         return RequestSection(
             head.method,
             scheme,
@@ -228,26 +328,17 @@ class RequestSections(Generic[_Form]):
             target,
             head.protocol,
             named is not None and bool(target),
-            form,
+            [form for form in formed if form is not None],
             header.content_length,
             header.chunked,
+            b"close" in options(header.fields, b"connection"),
+            bool(options(header.fields, b"upgrade") - {b""}),
         )
 
-    def _header_section(self, head: RequestHead, named: bytes | None) -> tuple[HeaderSection, _Form]:
-        # (:scheme matters to nobody here, and what else the method says is in ``named``.)
-        key: tuple[object, ...] = head.authority, named, head.method == b"CONNECT", tuple(head.headers)
-        try:
-            known = self._known.get(key)
-        except TypeError:  # what is no bytes may be without a hash; the checks say it in words
-            known, key = None, ()
-        if known is None:
-            header = header_section(head, named)
-            known = header, self._form(header)
-            if key:
-                if len(self._known) >= self._MOST:
-                    self._known.clear()
-                self._known[key] = known
-        return known
+
+def as_pair(name: bytes, value: bytes) -> Field:
+    """The form of a field where a library writes it."""
+    return name, value
 
 
 def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSection:
@@ -256,32 +347,35 @@ def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSecti
     :param named: the authority that the target names, which Host must say (RFC 9112 §3.2).
     :raises LocalProtocolError: when HTTP cannot say it.
     """
-    fields = _checked(head.headers)
-    host: bytes | None = None
+    fields: Headers = []
+    hosts: Headers = []
     lengths: list[bytes] = []
     codings: list[bytes] = []
-    for name, value in fields:
-        lower = name.lower()
+    for field in _checked(head.headers):
+        lower = field[0].lower()
         if lower == b"host":
-            if host is not None:
-                raise LocalProtocolError("there is more than one Host")  # RFC 9112 §3.2
-            host = value
-        elif lower == b"content-length":
-            lengths.append(value)
+            hosts.append(field)
+            continue
+        if lower == b"content-length":
+            lengths.append(field[1])
         elif lower == b"transfer-encoding":
-            codings.append(value.lower())
+            codings.append(field[1].lower())
+            field = field[0], codings[-1]
+        fields.append(field)
+    if len(hosts) > 1:
+        raise LocalProtocolError("there is more than one Host")  # RFC 9112 §3.2
     if codings and codings != [b"chunked"]:
         raise LocalProtocolError("the only transfer coding that can be sent is chunked")
     length = _one_length(lengths)
     if length == _CONTRADICTION:
         raise LocalProtocolError("an illegal Content-Length")
-    if host is None:
-        authority = checked_authority(head.authority if named is None else named, "the authority")
-        fields.insert(0, (b"Host", authority))
+    if named is not None:
+        authority = checked_authority(named, "the authority")
+    elif hosts:
+        authority = checked_authority(hosts[0][1], "Host")
     else:
-        authority = checked_authority(host, "Host") if named is None else named
-        if authority != host:
-            fields = [(name, authority if name.lower() == b"host" else value) for name, value in fields]
+        authority = checked_authority(head.authority, "the authority")
+    fields.insert(0, (hosts[0][0] if hosts else b"Host", authority))  # RFC 9110 §7.2: first
     if head.method == b"CONNECT":
         # RFC 9110 §9.3.6: a CONNECT has no content, and what follows it is not framed.
         fields = [field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding")]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-Headers = list[tuple[bytes, bytes]]
+Field = tuple[bytes, bytes]
+Headers = list[Field]
 
 #: RFC 9110 §9.2.2: sending one of these twice means what sending it once does.
 IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE", b"QUERY"})

@@ -49,7 +49,8 @@ async def received(datagrams: SocksDatagrams) -> list[bytes]:
     with anyio.fail_after(30):
         while (batch := datagrams.receive_nowait()) is None:
             await datagrams.wait_readable()
-    return [each for run in batch for each in run.datagrams()]
+    assert len(datagrams.marks) == len(batch)
+    return batch
 
 
 @pytest.mark.parametrize(

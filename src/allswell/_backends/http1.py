@@ -1,14 +1,19 @@
-"""The HTTP/1.1 backend (RFC 9112), over h11: one exchange at a time. (`http1_pipeline.py` has several.)
+"""The HTTP/1.1 backend (RFC 9112): one exchange at a time. (`http1_pipeline.py` has several.)
 
-h11 keeps the two halves of the exchange straight, and knows how far ours has gone. The peer's has a state of our own
-(``_receiving``), for not all of it passes through h11. This file turns h11's events into ours, decides what an end of
-the stream means (which depends on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
+Theory of operation. *Our half* is written here. `_fields.py` has checked the head, so to write it is to join its lines.
+Content goes as it is, or in chunks.
 
-An HTTP/1.1 connection is reusable only when both halves of an exchange are complete and nothing lies behind the
-response. An abandoned exchange, or bytes that nobody asked for, end it: they would be read as the next response.
+*The peer's half* is read by what is cheapest. An ordinary head goes the short way (`http1_short.py`). h11 reads any
+other, and judges it. Content of a known length is counted, and chunks are taken by `http1_chunks.py`, which hands h11
+what is unusual in them. This file turns all of that into events, decides what an end of the stream means (which depends
+on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
 
-h11 copies a body four times. So the rest of a long one whose length is known does not pass through it (``_rest``):
-it is only counted, and the next exchange gets an h11 connection that has not missed anything.
+h11 never sees our half. Where it is to read, an engine is made and told of a request that makes of a response what the
+real one does: HEAD, CONNECT, one that asks for an upgrade, or any other.
+
+An HTTP/1.1 connection is reusable only when both halves of an exchange are complete, neither has said otherwise, and
+nothing lies behind the response. An abandoned exchange, or bytes that nobody asked for, end it: they would be read as
+the next response.
 """
 
 from __future__ import annotations
@@ -16,12 +21,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import count
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
 
 from allswell._backends.http1_chunks import Chunks
+from allswell._backends.http1_short import Heads
 from allswell._backends.interface import (
     WORK,
     BackPressure,
@@ -35,16 +42,8 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
-from allswell._fields import (
-    MAX_FIELDS,
-    TOO_MANY,
-    HeaderSection,
-    RequestSections,
-    kept_idle,
-    options,
-    request_trailers,
-)
-from allswell._halves import Receive, ReceiveHalf
+from allswell._fields import MAX_FIELDS, TOO_MANY, RequestSections, kept_idle, options, request_trailers
+from allswell._halves import LengthError, Receive, ReceiveHalf, Send, SendHalf
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
@@ -55,32 +54,37 @@ _BEGINNING = b"HTTP/1."
 #: Reason phrases are told in errors and on terminals: no control characters (RFC 9112 §4).
 _SHOWN = bytes(0x3F if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
 
-#: The rest of a body that is worth the trouble of going past h11.
-_LONG = 64 * 1024
+#: Bytes in which a head that goes the short way must end.
+_SHORT = 8 * 1024
 
 _ILLEGAL_LINE = re.compile(r"illegal header line: bytearray\(b.([!#$%&'*+\-.^_`|~0-9A-Za-z]{,64})")
-
-#: Of requests without a body; and what h11 calls our half when it is over.
-_END = h11.EndOfMessage()
-_SENT = (h11.DONE, h11.MUST_CLOSE)
 
 #: Plain chunks that are taken in one call: each costs a fraction of what :data:`WORK` counts.
 _CHUNKS = 4 * WORK
 #: Of an exchange whose response is chunked.
-_ANY = h11.Request(method=b"GET", target=b"/", headers=[(b"Host", b"any")])
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def _form(section: HeaderSection) -> h11.Request:
-    """Any request with this header section, which h11 has checked too. (That costs 10 µs, so it is remembered.)"""
-    return h11.Request(method=b"GET", target=b"/", headers=section.fields)
+@cache
+def _asked(method: bytes, upgrade: bool) -> h11.Request:
+    """A request that makes of responses what any with this method does.
+
+    :param method: ``HEAD``, ``CONNECT``, or ``GET`` for all others.
+    """
+    headers = [(b"Host", b"any"), *([(b"Upgrade", b"any")] if upgrade else [])]
+    return h11.Request(method=method, target=b"any:1" if method == b"CONNECT" else b"/", headers=headers)
 
 
-class Requests(RequestSections[h11.Request]):
-    """The header sections that one connection's requests had."""
+def _line(name: bytes, value: bytes) -> bytes:
+    return b"%b: %b\r\n" % (name, value)
+
+
+class Memory:
+    """What one connection remembers of its requests and responses."""
 
     def __init__(self) -> None:
-        super().__init__(_form)
+        self.requests = RequestSections(_line, end_to_end=False)
+        self.responses = Heads()
 
 
 class _Lines(ReceiveBuffer):
@@ -106,7 +110,7 @@ class Http1:
 
     :param max_header_size: bytes of a response's head that are accepted, and of a trailer section.
     :param numbers: the exchanges' numbers, from 1 for a connection's first; shared by those that are pipelined.
-    :param requests: shared likewise.
+    :param memory: shared likewise.
     :ivar followed: another request was sent behind this one: what lies behind the response is that one's.
     """
 
@@ -118,32 +122,31 @@ class Http1:
     says_goodbye = ""
 
     def __init__(
-        self, *, max_header_size: int, numbers: Iterator[int] | None = None, requests: Requests | None = None
+        self, *, max_header_size: int, numbers: Iterator[int] | None = None, memory: Memory | None = None
     ) -> None:
         self._max_header_size = max_header_size
-        self._requests = requests or Requests()
-        self._h11 = self._engine()
+        self._short = min(_SHORT, max_header_size // 2)  # (counted otherwise, a head may be twice as large)
+        self._memory = memory or Memory()
         self._output: list[bytes] = []
         self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
+        self._sending = SendHalf(Send.ENDED)  # of the last request
+        self._receiving = ReceiveHalf(b"")
         self._chunked = False  # the request's content is
-        self._unparsed = 0  # bytes given to h11 that may belong to the section that it reads, or a few more
-        self._begun = b""  # the first bytes of the response
-        self._receiving = ReceiveHalf(b"")  # of the last request
+        self._upgrade = False  # the request asks for another protocol
+        self._persists = True  # neither half has said that the connection ends with it
         self._leaving = False
-        self._length: int | None = None  # of the response's body, where it is known, less what h11 gave us of it
-        self._rest = 0  # what of it does not go through h11
-        self._surplus = b""  # and what came behind it
+        self._begun = b""  # the first bytes of the response
+        self._reader: h11.Connection | None = None  # what reads the response, where that is h11
+        self._unparsed = 0  # bytes given to h11 that may belong to the section that it reads, or a few more
+        self._more = False  # h11 may have more events
+        self._rest: int | None = None  # of content whose length is known: bytes to come
         self._chunks: Chunks | None = None  # of the response, where it is they that read it
-        self._reader: h11.Connection | None = self._h11  # what reads the response; None: its end was read otherwise
         self._left: memoryview | None = None  # input that was not acted on yet
-        self._more = False  # there may be more events in what was read
+        self._surplus = b""  # what came behind the response
         self.followed = False
         self.must_abort = False
         self.kept_idle = math.inf
-
-    def _engine(self) -> h11.Connection:
-        return Engine(self._max_header_size)
 
     # Requests
 
@@ -159,19 +162,19 @@ class Http1:
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
         if head.protocol is not None:
             raise LocalProtocolError("HTTP/1.1 has no extended CONNECT (RFC 8441)")
-        section = self._requests.section(head, end=end)
+        section = self._memory.requests.section(head, end=end)
         # RFC 9112 §3.2.3: to CONNECT, the target is the authority. §3.2.2: to a proxy, a whole URI.
         target = section.absolute_form if section.absolute else section.target or section.authority
-        request = h11.Request(method=head.method, target=target, headers=section.fields.headers)
-        self._chunked = section.chunked
+        self._output.append(b"%b %b HTTP/1.1\r\n%b\r\n" % (section.method, target, b"".join(section.fields)))
+        # (Without a length, and not chunked, there is no content: RFC 9112 §6.3.)
+        self._sending = SendHalf(Send.BODY, None if section.chunked else section.content_length or 0)
+        self._receiving = ReceiveHalf(section.method)
+        self._chunked, self._upgrade, self._persists = section.chunked, section.upgrade, not section.close
+        self._begun, self._surplus = b"", b""
+        self._reader, self._rest, self._chunks = None, None, None
         self._current = next(self._numbers)
-        self._receiving = ReceiveHalf(head.method)
-        self._begun, self._unparsed = b"", 0
-        self._reader = self._h11
-        self._length, self._rest, self._surplus = None, 0, b""
-        self._send(request)
         if end:
-            self._send(_END)
+            self._end_content([])
         return self._current
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
@@ -183,15 +186,27 @@ class Http1:
             if end:
                 self._finish()
             return
+        if not self._sending.open:
+            return
         last = request_trailers(trailers) if trailers else []
         if last and not self._chunked:
             raise LocalProtocolError("in HTTP/1.1 trailers follow chunked content only (RFC 9112 §7.1.2)")
+        try:
+            self._sending.count(len(data), end=end)
+        except LengthError:
+            self.must_abort = True  # half a request may be on its way
+            raise LocalProtocolError("the body is not as long as its Content-Length says") from None
         if data:
-            self._send(h11.Data(data=data))
+            self._output += (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
         if end:
-            self._send(h11.EndOfMessage(headers=last) if last else _END)
+            self._end_content(last)
             if self._receiving.over:
                 self._finish()
+
+    def _end_content(self, trailers: Headers) -> None:
+        if self._chunked:
+            self._output.append(b"0\r\n%b\r\n" % b"".join([_line(*field) for field in trailers]))
+        self._sending.move(Send.ENDED)
 
     def send_window(self, exchange: int) -> int:
         return _WINDOW if exchange == self._current else 0
@@ -223,14 +238,6 @@ class Http1:
         output.clear()
         return data
 
-    def _send(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
-        try:
-            self._output.extend(self._h11.send_with_data_passthrough(event) or ())
-        except h11.LocalProtocolError as error:
-            # h11 is in its error state now, and half a request may be on its way.
-            self.must_abort = True
-            raise LocalProtocolError(f"cannot send this request: {error}") from error
-
     # For pipelines
 
     @property
@@ -241,7 +248,7 @@ class Http1:
     @property
     def may_be_followed(self) -> bool:
         """Whether a request may follow the one that is open: it was sent, and ends or changes nothing when answered."""
-        return self._h11.our_state is h11.DONE
+        return self._persists and not (self._sending.open or self._upgrade or self._receiving.method == b"CONNECT")
 
     @property
     def surplus(self) -> bytes:
@@ -251,33 +258,26 @@ class Http1:
     # Responses
 
     def receive(self, data: memoryview) -> list[Event]:
-        if self._receiving.state is Receive.TUNNEL:
+        receiving = self._receiving
+        if receiving.state is Receive.TUNNEL:
             return [BodyReceived(self._current, bytes(data), len(data))]
         if not self._current:
             # Nobody asked: a 408 before the server closes, at best (RFC 9112 §9.5), or smuggling. Not ours to read.
             self._leaving = True
             return [PeerLeaving(RemoteProtocolError("the server spoke without being asked"))]
-        if self._receiving.over:
+        if receiving.over:
             # While we still upload, more than one response: it would be read as the next request's.
             self.must_abort = True
             return []
-        if self._rest:
-            return self._receive_rest(data)
-        if self._chunks is not None:
-            events = self._take_chunks(data)
-            if self._left is not None:
-                self._left = memoryview(bytes(self._left))  # the buffer is not ours
-            return events
-        if len(self._begun) < len(_BEGINNING):
-            self._begun += data[: len(_BEGINNING) - len(self._begun)]
-            if not _BEGINNING.startswith(self._begun):  # h11 would wait for the end of a head that never comes
-                return self._broken(f"its answer begins with {self._begun!r}")
-        assert self._reader is not None
-        self._reader.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
-        self._unparsed += len(data)
-        events = self._read()
-        if events:
-            self._unparsed = len(data)  # what h11 still has came with the last event
+        events: list[Event] = []
+        if self._reader is not None:
+            self._to_h11(data, events)
+        elif receiving.state is Receive.BODY:
+            self._take_content(data, events)
+        else:
+            self._take_head(data, events)
+        if self._left is not None:
+            self._left = memoryview(bytes(self._left))  # the buffer is not ours
         return events
 
     @property
@@ -285,68 +285,12 @@ class Http1:
         return self._more or self._left is not None
 
     def go_on(self) -> list[Event]:
+        events: list[Event] = []
         if self._left is not None:
             left, self._left = self._left, None
-            return self._take_chunks(left)
-        return self._read() if self._more else []
-
-    def _read(self) -> list[Event]:
-        """What h11 reads."""
-        self._more = False
-        events = self._events()
-        if self._chunks is not None:
-            rest = self._h11.trailing_data[0]
-            if rest:
-                events += self._take_chunks(memoryview(rest))
-        elif not self._more and self._length is not None and self._length >= _LONG and self._current:
-            self._rest, self._length = self._length, None
-        return events
-
-    def _take_chunks(self, data: memoryview) -> list[Event]:
-        chunks, exchange = self._chunks, self._current
-        assert chunks is not None
-        events: list[Event] = []
-        pieces: list[memoryview] = []
-        failed: list[Event] = []
-        try:
-            chunks.take(data, pieces, _CHUNKS)
-        except h11.RemoteProtocolError as error:
-            failed = self._broken(self._words(error))
-        if pieces:
-            events.append(_body(exchange, pieces))
-        events += failed
-        if failed:
-            return events
-        if chunks.ended:
-            self._chunks, self._reader, self._surplus = None, None, bytes(chunks.rest)
-            events.append(ResponseCompleted(exchange, []))
-            self._completed(events)
-        elif chunks.judged is not None:
-            self._chunks, self._reader = None, chunks.judged
-            self._reader.receive_data(chunks.rest)  # type: ignore[arg-type]  # as above
-            self._unparsed = len(chunks.rest)
-            events += self._read()
-        elif chunks.rest:
-            self._left = chunks.rest
-        return events
-
-    def _judge(self) -> h11.Connection:
-        """An h11 connection between two chunks."""
-        judge = self._engine()
-        judge.send(_ANY)
-        judge.send(_END)
-        judge.receive_data(_CHUNKED)
-        judge.next_event()
-        return judge
-
-    def _receive_rest(self, data: memoryview) -> list[Event]:
-        exchange, size = self._current, min(len(data), self._rest)
-        self._rest -= size
-        events: list[Event] = [BodyReceived(exchange, bytes(data[:size]), size)]
-        if not self._rest:
-            self._surplus = bytes(data[size:])
-            events.append(ResponseCompleted(exchange, []))
-            self._completed(events)
+            self._take_content(left, events)
+        elif self._more:
+            self._read(events)
         return events
 
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
@@ -354,17 +298,22 @@ class Http1:
         exchange = self._current
         if not exchange:
             return [PeerLeaving(why)]
-        receiving = self._receiving
-        if receiving.tunnel and why is None:
-            receiving.move(Receive.ENDED)
-            return [ResponseCompleted(exchange, [])]  # our half of it is still open
-        if self._rest and why is None:
-            why = RemoteProtocolError(f"the server broke HTTP/1.1: it ended the body {self._rest} bytes too early")
-        if self._chunks is not None and why is None:
-            why = RemoteProtocolError("the server broke HTTP/1.1: it ended the body within its chunks")
-        if self._reader is not None and not receiving.tunnel and why is None and self._begun:
-            self._reader.receive_data(b"")
-            return self._events()
+        receiving, events = self._receiving, list[Event]()
+        if why is None and not receiving.over:
+            if receiving.tunnel:
+                receiving.move(Receive.ENDED)
+                return [ResponseCompleted(exchange, [])]  # our half of it is still open
+            if self._reader is not None:
+                self._reader.receive_data(b"")
+                self._read(events)
+                return events
+            if self._rest is not None:
+                why = RemoteProtocolError(f"the server broke HTTP/1.1: it ended the body {self._rest} bytes too early")
+            elif self._chunks is not None:
+                why = RemoteProtocolError("the server broke HTTP/1.1: it ended the body within its chunks")
+            elif receiving.state is Receive.BODY:
+                self._completed([], events)  # RFC 9112 §6.3: where nothing else says it, this is its end
+                return events
         self.must_abort = True
         self._current = 0
         cause = why or RemoteProtocolError("the server ended the connection without a response")
@@ -375,82 +324,103 @@ class Http1:
             return []  # the response is whole; only our upload was cut
         return [ExchangeFailed(exchange, cause)]
 
-    def _events(self) -> list[Event]:
-        events: list[Event] = []
-        body: list[bytearray] = []
-        exchange = self._current
+    # Heads
+
+    def _take_head(self, data: memoryview, events: list[Event]) -> None:
+        method = self._receiving.method
+        if method != b"CONNECT":
+            found = self._memory.responses.read(bytes(data[: self._short]), method)
+            if found is not None:
+                self._begun = _BEGINNING
+                if found.kept_idle is not None:
+                    self.kept_idle = found.kept_idle
+                self._answered(found.head, events, close=found.close)
+                self._rest = found.content_length
+                if found.content_length is None:
+                    self._chunks = Chunks(self._judge)
+                self._take_content(data[found.size :], events)
+                return
+        self._reader = self._engine(method)
+        self._to_h11(data, events)
+
+    def _answered(self, head: ResponseHead, events: list[Event], *, close: bool) -> None:
+        """The final response's head has come."""
+        self._receiving.move(Receive.BODY)
+        events.append(ResponseReceived(self._current, head))
+        if close:
+            self._persists = False
+            if self._sending.open:
+                # RFC 9112 §9.6: it reads no more. Half a request is out, so the connection ends with this exchange.
+                events.append(UploadRefused(self._current))
+
+    def _engine(self, method: bytes) -> h11.Connection:
+        engine = Engine(self._max_header_size)
+        engine.send(_asked(method if method in (b"HEAD", b"CONNECT") else b"GET", self._upgrade))
+        engine.send(h11.EndOfMessage())
+        self._unparsed = 0
+        return engine
+
+    def _to_h11(self, data: memoryview, events: list[Event]) -> None:
+        if len(self._begun) < len(_BEGINNING):
+            self._begun += data[: len(_BEGINNING) - len(self._begun)]
+            if not _BEGINNING.startswith(self._begun):  # h11 would wait for the end of a head that never comes
+                self._broken(f"its answer begins with {self._begun!r}", events)
+                return
         assert self._reader is not None
-        next_event, work = self._reader.next_event, WORK
+        self._reader.receive_data(data)  # type: ignore[arg-type]  # h11 appends it to a bytearray: any buffer will do
+        self._unparsed += len(data)
+        self._read(events)
+        if events:
+            self._unparsed = len(data)  # what h11 still has came with the last event
+
+    def _read(self, events: list[Event]) -> None:
+        """What h11 reads: a head, or chunks that are unusual."""
+        reader = self._reader
+        assert reader is not None
+        self._more = False
+        body: list[bytes | bytearray] = []
+        work = WORK
         try:
             while True:
                 if work <= 0:
                     self._more = True
-                    if body:
-                        events.append(self._content(exchange, body))
                     break
                 work -= 1
-                event = next_event()
-                kind = type(event)
-                if kind is h11.Data:
-                    body.append(event.data)  # type: ignore[union-attr]  # narrowed by kind, which mypy does not follow
-                    continue
-                if body:
-                    events.append(self._content(exchange, body))
+                event = reader.next_event()
+                if isinstance(event, h11.Data):
+                    body.append(event.data)
+                elif isinstance(event, h11.EndOfMessage):
+                    trailers = self._section(event)
+                    _add_body(self._current, body, events)
                     body = []
-                if event is h11.NEED_DATA or event is h11.PAUSED or kind is h11.ConnectionClosed:
+                    self._completed(trailers, events)
                     break
-                if isinstance(event, h11.EndOfMessage):
-                    events.append(ResponseCompleted(exchange, self._section(event)))
-                    self._completed(events)
-                    break
-                assert isinstance(event, (h11.InformationalResponse, h11.Response))
-                self._head(event, events)
-                work -= len(event.headers) >> 2
-                if self._receiving.tunnel or self._chunks is not None:
-                    break
+                elif isinstance(event, (h11.InformationalResponse, h11.Response)):
+                    self._head(reader, event, events)
+                    work -= len(event.headers) >> 2
+                    if self._receiving.answered:
+                        break
+                else:
+                    break  # it needs more, or the stream has ended
         except h11.RemoteProtocolError as error:
-            if body:
-                events.append(_body(exchange, body))
-            events += self._broken(self._words(error))
-        return events
+            _add_body(self._current, body, events)
+            self._broken(self._words(error), events)
+        else:
+            _add_body(self._current, body, events)
 
-    def _content(self, exchange: int, pieces: list[bytearray]) -> BodyReceived:
-        piece = _body(exchange, pieces)
-        if self._length is not None:
-            self._length -= piece.credit
-        return piece
-
-    def _words(self, error: h11.RemoteProtocolError) -> str:
-        if error.error_status_hint == 431:  # (h11 speaks of its receive buffer then)
-            return f"a head, or a line, of more than {self._max_header_size} bytes"
-        illegal = _ILLEGAL_LINE.match(str(error))  # which h11 quotes with its value
-        return f"an illegal line of the header {illegal[1]}" if illegal is not None else shown(str(error))
-
-    def _broken(self, how: str) -> list[Event]:
-        exchange, self._current = self._current, 0
-        self.must_abort = True
-        return [ExchangeFailed(exchange, RemoteProtocolError(f"the server broke HTTP/1.1: {how}"))]
-
-    def _section(self, event: h11.InformationalResponse | h11.Response | h11.EndOfMessage) -> Headers:
-        """A header or trailer section. (h11 bounds those that are incomplete, not what completes one.)"""
-        headers = event.headers.raw_items()
-        limit = self._max_header_size
-        if len(headers) > MAX_FIELDS:
-            raise h11.RemoteProtocolError(TOO_MANY)
-        if self._unparsed > limit and sum(len(name) + len(value) + 4 for name, value in headers) > limit:
-            raise h11.RemoteProtocolError(f"a header section of more than {limit} bytes")
-        return headers
-
-    def _head(self, event: h11.InformationalResponse | h11.Response, events: list[Event]) -> None:
+    def _head(
+        self, reader: h11.Connection, event: h11.InformationalResponse | h11.Response, events: list[Event]
+    ) -> None:
         headers = self._section(event)
         head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason.translate(_SHOWN))
         exchange = self._current
-        if self._h11.their_state is h11.SWITCHED_PROTOCOL:
+        if reader.their_state is h11.SWITCHED_PROTOCOL:
             self._receiving.move(Receive.TUNNEL)
             events.append(ResponseReceived(exchange, head, tunnel=True))
-            leading = self._h11.trailing_data[0]
+            leading = reader.trailing_data[0]
             if leading:
                 events.append(BodyReceived(exchange, leading, len(leading)))
+            self._reader = None
         elif isinstance(event, h11.InformationalResponse):
             events.append(InformationalReceived(exchange, head))
         else:
@@ -466,25 +436,81 @@ class Http1:
             if encoded and length is not None:
                 # RFC 9112 §6.3: "ought to be handled as an error", for it may be an attempt at response splitting.
                 raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")
-            self._receiving.move(Receive.BODY)
-            events.append(ResponseReceived(exchange, head))
-            ours = self._h11.our_state
-            if length is not None and ours in _SENT and self._h11.their_state is h11.SEND_BODY:
-                self._length = length  # (else h11 has to see it all, to keep the two halves in step)
-            elif (
-                encoded and ours in _SENT and event.status_code not in (204, 304) and self._receiving.method != b"HEAD"
-            ):
+            self._persists = self._persists and event.http_version >= b"1.1"
+            self._answered(head, events, close=b"close" in options(headers, b"connection"))
+            if self._receiving.method == b"HEAD" or event.status_code in (204, 304):
+                self._rest = 0
+            elif encoded:
                 self._chunks = Chunks(self._judge)
-            if ours is h11.SEND_BODY and b"close" in options(headers, b"connection"):
-                # RFC 9112 §9.6: it reads no more. Half a request is out, so the connection ends with this exchange.
-                events.append(UploadRefused(exchange))
+            else:
+                self._rest = length
+            self._reader = None
+            self._take_content(memoryview(reader.trailing_data[0]), events)
 
-    def _completed(self, events: list[Event]) -> None:
+    def _section(self, event: h11.InformationalResponse | h11.Response | h11.EndOfMessage) -> Headers:
+        """A header or trailer section. (h11 bounds those that are incomplete, not what completes one.)"""
+        headers = event.headers.raw_items()
+        limit = self._max_header_size
+        if len(headers) > MAX_FIELDS:
+            raise h11.RemoteProtocolError(TOO_MANY)
+        if self._unparsed > limit and sum(len(name) + len(value) + 4 for name, value in headers) > limit:
+            raise h11.RemoteProtocolError(f"a header section of more than {limit} bytes")
+        return headers
+
+    # Content
+
+    def _take_content(self, data: memoryview, events: list[Event]) -> None:
+        if self._chunks is not None:
+            self._take_chunks(self._chunks, data, events)
+        elif self._rest is None:
+            if data:
+                events.append(BodyReceived(self._current, bytes(data), len(data)))
+        else:
+            size = min(len(data), self._rest)
+            self._rest -= size
+            if size:
+                events.append(BodyReceived(self._current, bytes(data[:size]), size))
+            if not self._rest:
+                self._surplus = bytes(data[size:])
+                self._completed([], events)
+
+    def _take_chunks(self, chunks: Chunks, data: memoryview, events: list[Event]) -> None:
+        pieces: list[memoryview] = []
+        try:
+            chunks.take(data, pieces, _CHUNKS)
+        except h11.RemoteProtocolError as error:
+            _add_body(self._current, pieces, events)
+            self._broken(self._words(error), events)
+            return
+        _add_body(self._current, pieces, events)
+        if chunks.ended:
+            self._surplus = bytes(chunks.rest)
+            self._completed([], events)
+        elif chunks.judged is not None:
+            self._chunks, self._reader = None, chunks.judged
+            self._reader.receive_data(chunks.rest)  # type: ignore[arg-type]  # as above
+            self._unparsed = len(chunks.rest)
+            self._read(events)
+        elif chunks.rest:
+            self._left = chunks.rest
+
+    def _judge(self) -> h11.Connection:
+        """An h11 connection between two chunks."""
+        judge = self._engine(b"GET")
+        judge.receive_data(_CHUNKED)
+        judge.next_event()
+        return judge
+
+    # Ends
+
+    def _completed(self, trailers: Headers, events: list[Event]) -> None:
+        """The response is complete."""
+        events.append(ResponseCompleted(self._current, trailers))
         self._receiving.move(Receive.ENDED)
         if not self.followed and self.surplus:
             # More than was asked for: the next response on this connection would be forged.
             self.must_abort = True
-        if self._h11.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
+        if not self._sending.open:
             self._finish()
             if self._leaving:
                 events.append(PeerLeaving())
@@ -492,16 +518,22 @@ class Http1:
     def _finish(self) -> None:
         """Both halves are complete."""
         self._current = 0
-        if self._receiving.tunnel or self.must_abort:
+        if self._receiving.tunnel or self.must_abort or not self._persists:
             self._leaving = True
-        elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
-            self._h11.start_next_cycle()
-        elif self._h11.our_state is h11.DONE and self._h11.their_state is h11.SEND_BODY:
-            self._h11 = self._engine()  # the body, or its end, went past this one
-        else:
-            self._leaving = True  # Connection: close, HTTP/1.0, or a body that ended with the stream
+
+    def _words(self, error: h11.RemoteProtocolError) -> str:
+        if error.error_status_hint == 431:  # (h11 speaks of its receive buffer then)
+            return f"a head, or a line, of more than {self._max_header_size} bytes"
+        illegal = _ILLEGAL_LINE.match(str(error))  # which h11 quotes with its value
+        return f"an illegal line of the header {illegal[1]}" if illegal is not None else shown(str(error))
+
+    def _broken(self, how: str, events: list[Event]) -> None:
+        exchange, self._current = self._current, 0
+        self.must_abort = True
+        events.append(ExchangeFailed(exchange, RemoteProtocolError(f"the server broke HTTP/1.1: {how}")))
 
 
-def _body(exchange: int, pieces: Sequence[bytearray | memoryview]) -> BodyReceived:
-    data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
-    return BodyReceived(exchange, data, len(data))
+def _add_body(exchange: int, pieces: Sequence[bytes | bytearray | memoryview], events: list[Event]) -> None:
+    if pieces:
+        data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        events.append(BodyReceived(exchange, data, len(data)))

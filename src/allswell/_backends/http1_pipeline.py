@@ -21,7 +21,7 @@ from collections import deque
 from functools import partial
 from itertools import count
 
-from allswell._backends.http1 import Http1, Requests
+from allswell._backends.http1 import Http1, Memory
 from allswell._backends.interface import BackPressure, Event, ExchangeFailed
 from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError
 from allswell._messages import IDEMPOTENT_METHODS, Headers, RequestHead
@@ -42,9 +42,9 @@ class Http1Pipeline:
     back_pressure = BackPressure.READING
     says_goodbye = ""
 
-    def __init__(self, *, depth: int, max_header_size: int) -> None:
+    def __init__(self, *, depth: int, max_header_size: int, memory: Memory | None = None) -> None:
         self._depth = depth
-        self._engine = partial(Http1, max_header_size=max_header_size, numbers=count(1), requests=Requests())
+        self._engine = partial(Http1, max_header_size=max_header_size, numbers=count(1), memory=memory or Memory())
         self._line = deque([self._engine()])  # never empty
         self._output: list[bytes] = []
         self.kept_idle = math.inf

@@ -9,7 +9,7 @@ from h2.errors import ErrorCodes
 from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._fields import MalformedSection, RequestSection, response_section, trailer_section
 from allswell._halves import Halves, LengthError, Receive, ReceiveHalf, Send, SendHalf
-from allswell._messages import Headers, ResponseHead
+from allswell._messages import Field, Headers, ResponseHead
 
 _WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
 
@@ -18,21 +18,19 @@ class Window:
     """What a peer may still send, on a stream or on the connection (RFC 9113 §6.9); it opens as content is consumed.
 
     Credit goes back in portions of half a window: often enough to keep the peer sending, seldom enough to cost nothing.
-
-    :ivar left: what it may.
     """
 
-    __slots__ = ("_credit", "_portion", "left")
+    __slots__ = ("_credit", "_left", "_portion")
 
     def __init__(self, size: int) -> None:
-        self.left = size
+        self._left = size
         self._credit = 0
         self._portion = max(1, size // 2)
 
     def receive(self, size: int) -> None:
         """:raises PeerError: when the peer sent more than it may (§6.9.1)."""
-        self.left -= size
-        if self.left < 0:
+        self._left -= size
+        if self._left < 0:
             raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
 
     def consume(self, size: int) -> int:
@@ -41,7 +39,7 @@ class Window:
         if self._credit < self._portion:
             return 0
         increment, self._credit = self._credit, 0
-        self.left += increment
+        self._left += increment
         return increment
 
 
@@ -119,6 +117,6 @@ class Held:
     :ivar trailers: what ends the body.
     """
 
-    request: RequestSection[Headers]
+    request: RequestSection[Field]
     stream: Stream
     trailers: Headers = field(default_factory=list)

@@ -54,10 +54,11 @@ from allswell._errors import (
     TransportError,
 )
 from allswell._fields import (
-    HeaderSection,
     MalformedSection,
+    RequestSection,
     RequestSections,
     SectionTooLarge,
+    as_pair,
     received_section,
     request_trailers,
     response_section,
@@ -65,7 +66,7 @@ from allswell._fields import (
     trailer_section,
 )
 from allswell._halves import LengthError, Receive, Send
-from allswell._messages import SAFE_METHODS, Headers, RequestHead, ResponseHead
+from allswell._messages import SAFE_METHODS, Field, Headers, RequestHead, ResponseHead
 from allswell._quic.interface import (
     ConnectionTerminated,
     DatagramFrameReceived,
@@ -81,8 +82,8 @@ from allswell._quic.interface import (
 
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
 _SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
-#: Frames of an exchange, and bytes of another stream, that are looked into in one call.
-_MOST_FRAMES, _SLICE = 2048, 16 * 1024
+#: Bytes of a stream that are looked into in one call, whatever frames they are cut into.
+_SLICE = 16 * 1024
 #: What the encoder may keep of our requests' fields, where the peer allows as much.
 _ENCODER_TABLE = 4096
 #: Bytes of the largest frame on a control stream.
@@ -142,7 +143,7 @@ class Http3:
         self._decoder = Decoder(0, 0)
         self._encoder = SectionEncoder()
         self._alternative = alternative
-        self._requests = RequestSections(HeaderSection.end_to_end if alternative is None else self._naming_alternative)
+        self._requests = RequestSections(as_pair, end_to_end=True)
         self._settings: dict[int, int] | None = None
         self._control = ControlReader(_CONTROL_LIMIT)
         self._critical: dict[int, int] = {}  # the peer's control and QPACK streams, by their types
@@ -161,7 +162,7 @@ class Http3:
             full = TransportError("the connection takes no more requests", operation="write", by="peer")
             raise NotProcessed(full, proven=True)
         request = self._requests.section(head, end=end)
-        fields = request.pseudo_fields + request.fields
+        fields = request.pseudo_fields + request.fields + self._alt_used(request)
         settings = self._settings
         if settings is not None:
             if head.protocol is not None and not settings.get(h3.ENABLE_CONNECT_PROTOCOL):
@@ -184,13 +185,14 @@ class Http3:
             self._send_fields(stream_id, fields, end)
         return stream_id
 
-    def _naming_alternative(self, header: HeaderSection) -> Headers:
+    def _alt_used(self, request: RequestSection[Field]) -> Headers:
         """What goes to an alternative service names it: Alt-Used (RFC 7838 §5)."""
-        assert self._alternative is not None
-        fields, (origin, used) = header.end_to_end(), self._alternative
-        if header.authority != origin or any(name == b"alt-used" for name, _ in fields):
-            return fields  # it is of another origin, that shares this connection; or its caller knows better
-        return [*fields, (b"alt-used", used)]
+        if self._alternative is None:
+            return []
+        origin, used = self._alternative
+        if request.authority != origin or any(name == b"alt-used" for name, _ in request.fields):
+            return []  # it is of another origin, that shares this connection; or its caller knows better
+        return [(b"alt-used", used)]
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
         state = self._exchanges.get(exchange)
@@ -395,13 +397,13 @@ class Http3:
         if isinstance(event, StreamDataReceived):
             stream_id = event.stream_id
             state = self._exchanges.get(stream_id)
+            if len(event.data) > _SLICE:
+                self._work = 0
+                self._input.appendleft(StreamDataReceived(stream_id, event.data[_SLICE:], event.end_stream))
+                event = StreamDataReceived(stream_id, event.data[:_SLICE], False)
             if state is not None:
                 self._on_data(stream_id, state, event.data, event.end_stream)
             elif not self._over:
-                if len(event.data) > _SLICE:
-                    self._work = 0
-                    self._input.appendleft(StreamDataReceived(stream_id, event.data[_SLICE:], event.end_stream))
-                    event = StreamDataReceived(stream_id, event.data[:_SLICE], False)
                 self._on_other_data(stream_id, event.data, event.end_stream)
         elif isinstance(event, _Frames):
             self._on_frames(event)
@@ -435,16 +437,12 @@ class Http3:
         try:
             if state.held is not None:
                 raise Malformed("a response to a request that was not sent")
-            frames = state.reader.feed(data, _MOST_FRAMES)
+            frames = state.reader.feed(data)
         except Malformed as error:
             self._fail(stream_id, RemoteProtocolError(str(error), reach="exchange"), error.code)
             self._credit(stream_id, self._exchanges.get(stream_id), len(data))
             return
-        rest = state.reader.rest
-        if rest:
-            self._input.appendleft(StreamDataReceived(stream_id, rest, end))
-            end = False
-        self._on_frames(_Frames(stream_id, state, deque(frames), len(data) - len(rest), end))
+        self._on_frames(_Frames(stream_id, state, deque(frames), len(data), end))
 
     def _on_frames(self, left: _Frames) -> None:
         stream_id, state, frames = left.stream_id, left.state, left.frames

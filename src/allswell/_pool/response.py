@@ -18,10 +18,9 @@ class Attempt:
 
     :ivar why: how it ended, in words.
     :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not.
-        ``"perhaps"``: its connection ended before any answer, or it answered that it failed, so only an idempotent
-        request is sent again.
+        ``"perhaps"``: its connection ended before any answer, so only an idempotent request is sent again.
         ``"declined"``: it said that another connection (421) or another moment (425) is the right one.
-    :ivar http_version: of the connection that carried it; empty where none did.
+    :ivar http_version: of the connection that carried it.
     """
 
     why: str
@@ -29,8 +28,7 @@ class Attempt:
     http_version: str
 
     def __str__(self) -> str:
-        carried = f"{self.http_version}; " if self.http_version else ""
-        return f"{self.why} ({carried}processed: {self.processed})"
+        return f"{self.why} ({self.http_version}; processed: {self.processed})"
 
 
 class Response:

@@ -1,0 +1,109 @@
+"""The short way of HTTP/1.1: a response's head that is ordinary and has come whole, read without h11.
+
+**Ordinary** is a head of HTTP/1.1 with a status from 200 to 599 and legal lines, each ended by CRLF, that says in one
+way how its content is framed: by one Content-Length of digits, or as chunked, or by having none; and whose Connection
+field, if any, says ``keep-alive`` or ``close`` and nothing else. Whatever else comes, h11 reads from its first byte:
+it is the judge of what HTTP/1.1 is, and of what is wrong. Tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from allswell._fields import MAX_FIELDS, kept_idle, received_field
+from allswell._messages import Field, Headers, ResponseHead
+
+#: Reason phrases with control characters are h11's.
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: ([ -~\x80-\xff]*))?").fullmatch
+
+#: Of any number of bytes that there can be.
+_MOST_DIGITS = 18
+
+#: What is about the message or the connection, and looked at each time.
+_NOTED = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
+
+
+class Ordinary(NamedTuple):
+    """A head that was read the short way.
+
+    :ivar size: bytes that it took, with the empty line.
+    :ivar content_length: ``None`` where the content is chunked.
+    :ivar close: the connection ends with this response.
+    :ivar kept_idle: see :func:`~allswell._fields.kept_idle`; ``None``: it does not say.
+    """
+
+    head: ResponseHead
+    size: int
+    content_length: int | None
+    close: bool
+    kept_idle: float | None
+
+
+class Heads:
+    """Reads heads. It remembers lines: most responses of a server share most of theirs.
+
+    There may be secrets among them, so each connection has a memory of its own, which ends with it.
+    """
+
+    #: Lines that are remembered, and how long they may be.
+    _MOST, _LONGEST = 64, 256
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Field] = {}
+
+    def read(self, data: bytes, method: bytes) -> Ordinary | None:
+        """The head that the data begins with; ``None`` where it is not ordinary, or not all of it is there.
+
+        :param method: of the request; not CONNECT.
+        """
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        first, *lines = data[:end].split(b"\r\n")
+        status_line = _STATUS_LINE(first)
+        if status_line is None or len(lines) > MAX_FIELDS:
+            return None
+        headers: Headers = []
+        length: int | None = None
+        chunked = connection = close = False
+        idle: float | None = None
+        known = self._known
+        for line in lines:
+            field = known.get(line)
+            if field is None:
+                field = received_field(line)
+                if field is None:
+                    return None
+                name, value = field
+                lower = name.lower()
+                if lower not in _NOTED:
+                    if len(line) <= self._LONGEST:
+                        if len(known) >= self._MOST:
+                            known.clear()
+                        known[line] = field
+                elif lower == b"content-length":
+                    if length is not None or not value.isdigit() or len(value) > _MOST_DIGITS:
+                        return None
+                    length = int(value)
+                elif lower == b"transfer-encoding":
+                    if chunked or value != b"chunked":
+                        return None
+                    chunked = True
+                elif lower == b"keep-alive":
+                    idle = kept_idle(value)
+                else:
+                    option = value.lower()
+                    if connection or option not in (b"keep-alive", b"close"):
+                        return None
+                    connection, close = True, option == b"close"
+            headers.append(field)
+        status = int(status_line[1])
+        if chunked and length is not None:
+            return None
+        if method == b"HEAD" or status in (204, 304):
+            length = 0  # RFC 9112 §6.3: none follows, whatever the fields say
+        elif length is None and not chunked:
+            return None
+        head = ResponseHead(status, headers, b"HTTP/1.1", status_line[2] or b"")
+        return Ordinary(head, end + 4, length, close, idle)
