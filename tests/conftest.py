@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import gc
 
+import hypothesis
 import pytest
 
+from tests.support.lag import be_patient
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  # a fixture: every test must close what it opened
+
+
+def pytest_configure() -> None:
+    be_patient()
+    hypothesis.settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("patient")
 
 
 def pytest_collection_finish() -> None:

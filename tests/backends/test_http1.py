@@ -513,7 +513,7 @@ def played(wire: bytes, size: int, request: RequestHead, end: bool) -> tuple[lis
     return events, backend.must_abort, backend.capacity()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(wires, requests)
 def test_any_input_means_the_same_in_one_piece_and_byte_by_byte(
     wire: bytes, request_end: tuple[RequestHead, bool]

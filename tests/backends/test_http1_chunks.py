@@ -112,7 +112,7 @@ streams = st.builds(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.data(), streams | st.binary(max_size=30) | st.text("0123abcDEF;\r\n \t", max_size=30).map(str.encode))
 def test_as_h11_does(data: st.DataObject, stream: bytes) -> None:
     """After each piece as many bytes, the same end, the same verdict, and the same bytes left over."""
@@ -122,7 +122,7 @@ def test_as_h11_does(data: st.DataObject, stream: bytes) -> None:
     assert list(by_us(pieces)) == list(by_h11(pieces))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(streams)
 @example(b"1\r\na\r\n0\r\n\r\n")
 def test_byte_by_byte(stream: bytes) -> None:

@@ -387,7 +387,7 @@ def finished(events: list[Event]) -> dict[int, int]:
 
 
 @given(st.lists(st.integers(0, len(SESSION)), max_size=30))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_how_input_is_cut_does_not_matter(cuts: list[int]) -> None:
     assert shape(feed(fresh(), SESSION, cuts)) == shape(feed(fresh(), SESSION, []))
 
@@ -404,7 +404,7 @@ def test_cut_at_every_byte_ends_every_exchange_once() -> None:
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 8))
-@hypothesis_settings(max_examples=600, deadline=None)
+@hypothesis_settings(max_examples=600)
 def test_mutated_streams_raise_nothing(rng: random.Random, changes: int) -> None:
     wire = bytearray(SESSION)
     for _ in range(changes):
@@ -437,7 +437,7 @@ FRAME = st.builds(
 
 
 @given(st.lists(FRAME, max_size=25))
-@hypothesis_settings(max_examples=600, deadline=None)
+@hypothesis_settings(max_examples=600)
 def test_random_frames_raise_nothing(frames: list[bytes]) -> None:
     client = fresh()
     wire = settings().serialize() + b"".join(frames)

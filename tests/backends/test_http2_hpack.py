@@ -62,7 +62,7 @@ def test_a_request_that_waited_for_the_settings_obeys_them() -> None:
 
 
 @given(blocks_of(LONG_FIELD))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_encoder_says_what_a_decoder_understands(blocks: list[tuple[Headers, list[int]]]) -> None:
     encoder, decoder = FieldEncoder(), Decoder()
     for fields, sizes in blocks:
@@ -97,7 +97,7 @@ def test_what_the_table_shrank_to_between_two_sections_is_said(sizes: list[int],
 
 
 @given(blocks_of(FIELD))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_reader_understands_what_was_said(blocks: list[tuple[Headers, list[int]]]) -> None:
     encoder, reader = Encoder(), SectionReader(Decoder(), 100_000)
     for fields, sizes in blocks:

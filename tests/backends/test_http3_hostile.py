@@ -162,7 +162,7 @@ _EVENTS = st.one_of(
 
 
 @given(batches=st.lists(st.lists(_EVENTS, max_size=4), max_size=12), early=st.booleans())
-@hypothesis.settings(max_examples=400, deadline=None)
+@hypothesis.settings(max_examples=400)
 def test_whatever_comes_raises_nothing_and_ends_every_exchange_once(
     batches: list[list[QuicEvent]], early: bool
 ) -> None:

@@ -27,7 +27,7 @@ from tests.support.servers import ServerInfo, free_port
 def allswell(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the command, as installed, with the throw-away CA trusted."""
     command = [str(Path(sys.executable).with_name("allswell")), "--cacert", str(certificates().ca), *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=55)
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=100)
 
 
 def test_only_the_body_is_told(origin: ServerInfo) -> None:
@@ -139,16 +139,16 @@ def test_errors_tell_no_password(way: str) -> None:
 
 def test_an_untrusted_certificate_is_60_unless_told_otherwise(origin: ServerInfo) -> None:
     command = [str(Path(sys.executable).with_name("allswell")), f"{origin.url}/anything"]
-    refused = subprocess.run(command, capture_output=True, timeout=55)
+    refused = subprocess.run(command, capture_output=True, timeout=100)
     assert refused.returncode == 60
     assert b"is not trusted" in refused.stderr
-    assert subprocess.run([*command, "-k"], capture_output=True, timeout=55).returncode == 0
+    assert subprocess.run([*command, "-k"], capture_output=True, timeout=100).returncode == 0
 
 
 def test_an_untrusted_certificate_is_60_over_quic() -> None:
     with caddy() as server:
         command = [str(Path(sys.executable).with_name("allswell")), "--http3-only", f"{server.url}/"]
-        refused = subprocess.run(command, capture_output=True, timeout=55)
+        refused = subprocess.run(command, capture_output=True, timeout=100)
     assert refused.returncode == 60, refused.stderr
 
 

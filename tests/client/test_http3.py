@@ -33,7 +33,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 def client(**settings: Any) -> AsyncClient:
     """Speaks HTTP/3 only, and trusts the servers of these tests."""
     settings.setdefault("verify", certificates().client_context())
-    return AsyncClient(http3="only", timeout=20, **settings)
+    return AsyncClient(http3="only", **settings)
 
 
 def url(port: int, path: str = "/hello") -> str:
@@ -55,7 +55,7 @@ def url(port: int, path: str = "/hello") -> str:
 )
 async def test_through_a_bad_network(weather: Weather) -> None:
     with QuicServer() as server, UdpRelay(server.port, seed=3, up=weather, down=weather) as relay:
-        async with client(grace=8) as http:
+        async with client() as http:
             bodies: list[bytes] = []
 
             async def get() -> None:

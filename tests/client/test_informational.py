@@ -347,7 +347,7 @@ async def test_uploads_wait_for_the_peer() -> None:
         options = [(1, 7, 65_536)]  # SOL_SOCKET, SO_SNDBUF
         async with (
             allswell.AsyncTransport(socket_options=options) as transport,
-            httpx2.AsyncClient(transport=transport, timeout=10) as client,
+            httpx2.AsyncClient(transport=transport) as client,
             anyio.create_task_group() as tasks,
         ):
 

@@ -226,9 +226,9 @@ async def test_other_transports_and_mounts() -> None:
             assert (await client.get(f"{peer.url}/x")).text == "/x"
         assert client.close_report is not None
         assert [end.route for end in client.close_report.connections] == [peer.url]
-    async with allswell.AsyncClient(transport=mock) as client:
+    async with allswell.AsyncClient(transport=mock, grace=3.0) as client:
         assert (await client.get("http://anywhere.example/")).status_code == 201
-    assert client.close_report == allswell.CloseReport((), 2.0, 0.0)
+    assert client.close_report == allswell.CloseReport((), 3.0, 0.0)
 
 
 class Wrapper(httpx2.AsyncBaseTransport):

@@ -49,7 +49,7 @@ anyio.run(globals()[sys.argv[1]], sys.argv[2], int(sys.argv[3]), backend=sys.arg
 
 def _grown(what: str, url: str, size: int, backend: str) -> int:
     command = [sys.executable, "-c", _CLIENT, what, url, str(size), backend]
-    return int(subprocess.run(command, check=True, capture_output=True, timeout=50).stdout)
+    return int(subprocess.run(command, check=True, capture_output=True, timeout=150).stdout)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -6,6 +6,8 @@ import inspect
 import os
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -29,6 +31,27 @@ async def test_no_parameter_of_httpx2s_client_is_missing() -> None:
     theirs = inspect.signature(httpx2.AsyncClient).parameters.keys()
     ours = inspect.signature(allswell.AsyncClient).parameters.keys()
     assert theirs - ours == ClientSettings.__annotations__.keys()
+
+
+_DEFAULTS = """
+import inspect, allswell, httpx2
+from allswell._config import PoolConfig, Timeouts
+
+config = PoolConfig()
+print(Timeouts() == Timeouts(5, 5, 5, 5, None), config.expect_continue_timeout == 1)
+for grace in (config.grace, *(inspect.signature(each).parameters["grace"].default for each in (
+    allswell.AsyncClient, allswell.AsyncTransport
+))):
+    print(grace == 2)
+for expiry in (config.keepalive_expiry, allswell.AsyncTransport().pool.config.keepalive_expiry):
+    print(expiry == 5)
+"""
+
+
+def test_the_times_that_hold_unless_told_otherwise() -> None:
+    """Asked for in a process of its own: here they are longer (see ``tests/support/lag.py``)."""
+    told = subprocess.run([sys.executable, "-c", _DEFAULTS], check=True, capture_output=True, text=True).stdout
+    assert set(told.split()) == {"True"}, told
 
 
 async def test_unix_domain_sockets(tmp_path: Path) -> None:

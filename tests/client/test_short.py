@@ -168,7 +168,7 @@ ABSOLUTE = st.builds(
 URLS = st.one_of(ABSOLUTE, _PARTS, _PARTS.map("/".__add__), st.text(max_size=12))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(ABSOLUTE)
 def test_a_plain_url_is_what_parsing_makes_of_it(text: str) -> None:
     plain = _short.plain_url(text)
@@ -341,7 +341,7 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 @given(CLIENTS, REQUESTS, st.booleans())
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_requests_are_the_same(ours: dict[str, Any], request: dict[str, Any], as_url: bool) -> None:
@@ -609,7 +609,7 @@ def exchange_of(*given: Any) -> object:
     return anyio.run(exchange, *given, backend=backend)
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=700)
 @given(SETTINGS, SENT, HOW, WRAPPED, st.lists(ANSWERS, min_size=1, max_size=3))
 def test_exchanges_are_the_same(
     ours: dict[str, Any], given: dict[str, Any], how: str, wrapped: str, answers: list[Answer]

@@ -146,7 +146,7 @@ async def test_closing_the_pool_ends_a_tunnel_within_the_grace() -> None:
 
 async def test_reading_a_switched_response_as_a_body_gives_nothing() -> None:
     with scripted_peer(_talk) as peer:
-        async with allswell.AsyncClient(timeout=5) as client:
+        async with allswell.AsyncClient() as client:
             response = await client.get(peer.url, headers=_UPGRADE)
             assert (response.status_code, response.content) == (101, b"")
 
@@ -202,7 +202,7 @@ async def test_connect_and_tls_through_the_tunnel(trusting: ssl.SSLContext) -> N
             async with client.stream("CONNECT", peer.url, extensions=target) as response:
                 assert response.status_code == 200
                 raw = response.extensions["network_stream"]
-                stream = await raw.start_tls(trusting, "localhost", timeout=5)
+                stream = await raw.start_tls(trusting, "localhost", timeout=60)
                 assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
                 assert stream.get_extra_info("server_addr") == (peer.host, peer.port)
                 await stream.write(b"ping")

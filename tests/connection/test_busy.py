@@ -50,7 +50,7 @@ async def connected(origin: Told, pool: ConnectionPool) -> None:
     """Have a connection, so that the next request is only about a response."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(pool.request, "GET", origin.url)
-        await anyio.to_thread.run_sync(origin.asked.acquire, True, 10)
+        await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
         origin.head()
         origin.end()
 
@@ -67,7 +67,7 @@ async def test_a_response_that_lies_in_the_socket(version: Version, limits: Time
                     responses.append(await pool.request("GET", origin.url, timeouts=limits))
 
                 tasks.start_soon(get)
-                await anyio.to_thread.run_sync(origin.asked.acquire, True, 10)
+                await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
                 await all_wait()
                 hold(origin.head, lambda: origin.data(b"whole"), origin.end)
             assert await responses[0].read() == b"whole"
@@ -91,7 +91,7 @@ async def ticking(origin: Told, pool: ConnectionPool) -> AsyncIterator[list[byte
     async with anyio.create_task_group() as tasks:
 
         async def head() -> None:
-            await anyio.to_thread.run_sync(origin.asked.acquire, True, 10)
+            await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
             origin.head()
 
         tasks.start_soon(head)
@@ -147,10 +147,10 @@ async def test_a_server_that_has_room_again(version: Version) -> None:
                     statuses.append(response.status)
 
                 tasks.start_soon(post)
-                await anyio.to_thread.run_sync(origin.asked.acquire, True, 10)
+                await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
                 await stuck(pool)
                 hold(origin.go_on.set)
-                await anyio.to_thread.run_sync(origin.uploaded.acquire, True, 10)
+                await anyio.to_thread.run_sync(origin.uploaded.acquire, True, 30)
                 origin.head()
                 origin.end()
             assert statuses == [200]

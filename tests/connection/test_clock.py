@@ -81,7 +81,7 @@ async def test_a_connection_made_while_time_stood_still_lives_on(
                         origin.end()
 
                     tasks.start_soon(say)
-                    assert await (await pool.request("GET", origin.url, timeouts=Timeouts(read=5))).read() == b""
+                    assert await (await pool.request("GET", origin.url)).read() == b""
             idle = pool.snapshot().routes[0].connections[0].idle
             assert idle is not None
             assert idle < 60

@@ -80,7 +80,7 @@ async def test_unread_response_and_an_upload_that_ends_after_it() -> None:
                 await anyio.sleep(0.1)
                 assert len(await streamed.read()) == 1_000_000
             for number in range(3):
-                answer = await pool.request("GET", f"{peer.url}/{number}", timeouts=Timeouts(read=2))
+                answer = await pool.request("GET", f"{peer.url}/{number}")
                 assert await answer.read() == b"/%d" % number
         assert len(peer.connections) == 1
 
@@ -95,7 +95,7 @@ async def test_close_waits_for_bytes_still_to_be_sent(tls: bool) -> None:
     def script(connection: PeerConnection) -> None:
         head = connection.read_head()
         connection.send(response(b"early"))
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         bodies.append(connection.read_body(head))
 
     with scripted_peer(script, tls=tls, receive_buffer=4096) as peer:

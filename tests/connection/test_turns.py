@@ -162,10 +162,10 @@ def _h3(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -
 async def test_the_total_timeout_ends_what_would_never_end(version: Version) -> None:
     async def get(origin: Told) -> None:
         async with origin.pool() as pool:
-            timeouts = Timeouts(connect=10, read=None, total=1)
-            with anyio.fail_after(20):
+            timeouts = Timeouts(read=None, total=3)
+            with anyio.fail_after(60):
                 async with pool.stream("GET", origin.url, timeouts=timeouts) as response:
-                    with pytest.raises(Timeout, match=r"did not finish within 1 s"):
+                    with pytest.raises(Timeout, match=r"did not finish within 3 s"):
                         await response.read()
 
     origin = Told(version, stalls=False)

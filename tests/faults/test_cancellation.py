@@ -23,6 +23,7 @@ from allswell._config import Timeouts
 from tests.support.certificates import certificates
 from tests.support.checkpoints import cancelled_at
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
+from tests.support.lag import PATIENCE
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import response, target
@@ -30,7 +31,7 @@ from tests.support.scripts import response, target
 pytestmark = pytest.mark.anyio
 
 FILLING = b"0123456789" * 600
-SOON = Timeouts(total=30)
+SOON = Timeouts(total=PATIENCE)
 #: The path of what is answered by half.
 STUCK = b"/r/stuck"
 
@@ -159,7 +160,7 @@ def no_tasks_left() -> Iterator[Callable[[], Awaitable[None]]]:
     before = len(anyio.get_running_tasks())
 
     async def check() -> None:
-        with anyio.move_on_after(5):
+        with anyio.move_on_after(30):
             while len(anyio.get_running_tasks()) > before:  # noqa: ASYNC110  they end by themselves
                 await anyio.sleep(0.001)
         assert len(anyio.get_running_tasks()) <= before, anyio.get_running_tasks()

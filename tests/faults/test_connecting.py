@@ -255,12 +255,12 @@ async def test_read_timeout_counts_from_the_last_bytes() -> None:
         connection.read_request()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
         for _ in range(8):
-            connection.pause(0.1)
+            connection.pause(0.5)
             connection.send(b"x")
 
     with scripted_peer(script) as peer:
         async with pool_for() as pool:
-            answer = await pool.request("GET", peer.url, timeouts=Timeouts(read=0.4))
+            answer = await pool.request("GET", peer.url, timeouts=Timeouts(read=3))
             assert await answer.read() == b"x" * 8
 
 
@@ -356,7 +356,7 @@ async def test_the_event_loop_ends_first(how: str, warned: bool, anyio_backend_n
 
         def run() -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-W", "always", "-c", PROGRAM, peer.url, anyio_backend_name, how]
-            return subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+            return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
         done = await anyio.to_thread.run_sync(run)
         assert done.stdout == "200\n"

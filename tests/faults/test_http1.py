@@ -204,7 +204,7 @@ async def test_stale_connection_goes_again_on_a_fresh_one() -> None:
             answers()(connection)
             return
         connection.read_request()
-        barrier.wait(10)
+        barrier.wait(30)
         connection.send(response(b"one"))
         if connection.read_request():
             connection.fin()
@@ -248,7 +248,7 @@ async def test_post_finds_a_connection_that_has_ended_and_takes_another() -> Non
     with scripted_peer(script) as peer:
         async with pool_for() as pool:
             await get(pool, f"{peer.url}/1")
-            assert ended.wait(5)  # with the event loop held: it cannot have noticed
+            assert ended.wait(30)  # with the event loop held: it cannot have noticed
             assert await (await pool.request("POST", f"{peer.url}/2", content=b"x")).read() == b"/2"
         assert [len(connection.requests) for connection in peer.connections] == [1, 1]
 
@@ -360,7 +360,7 @@ async def test_answer_before_the_upload_ends_and_more_behind_it() -> None:
 
     async def content() -> AsyncIterator[bytes]:
         yield b"x"
-        await anyio.to_thread.run_sync(go_on.wait, 5)
+        await anyio.to_thread.run_sync(go_on.wait, 30)
         yield b"y"
 
     with scripted_peer(script) as peer:

@@ -123,7 +123,7 @@ async def test_attack_ends_its_connection_and_the_pool_goes_on(attack: Callable[
             await pool.request("GET", f"{peer.url}/warm")
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             with pytest.raises(AllswellError) as caught:
-                await pool.request("GET", f"{peer.url}/attack", timeouts=Timeouts(total=20))
+                await pool.request("GET", f"{peer.url}/attack", timeouts=Timeouts(total=60))
             assert isinstance(caught.value, RemoteProtocolError | ExchangeReset)
             assert caught.value.by == "peer"
             with anyio.fail_after(30):
@@ -131,7 +131,7 @@ async def test_attack_ends_its_connection_and_the_pool_goes_on(attack: Callable[
                     await anyio.sleep(0.005)
             after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             assert after - before < 24 * 1024  # KiB, this test's server included
-            fine = await pool.request("GET", f"{peer.url}/fine", timeouts=Timeouts(total=5))
+            fine = await pool.request("GET", f"{peer.url}/fine", timeouts=Timeouts(total=60))
             assert await fine.read() == b"/fine"
         assert len(server.talks) == 2
         assert not ends[0].clean
@@ -148,8 +148,8 @@ async def test_endless_informational_responses_end_their_exchange_alone() -> Non
     with scripted_peer(server) as peer:
         async with ConnectionPool(http1=False) as pool:
             with pytest.raises(RemoteProtocolError):
-                await pool.request("GET", f"{peer.url}/attack", timeouts=Timeouts(total=10))
-            fine = await pool.request("GET", f"{peer.url}/fine", timeouts=Timeouts(total=10))
+                await pool.request("GET", f"{peer.url}/attack", timeouts=Timeouts(total=60))
+            fine = await pool.request("GET", f"{peer.url}/fine", timeouts=Timeouts(total=60))
             assert await fine.read() == b"/fine"
 
 

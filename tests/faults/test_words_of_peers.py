@@ -191,7 +191,7 @@ async def test_in_errors_reports_and_logs(way: str, logged: list[logging.LogReco
 
     with WAYS[way]() as (url, settings):
         pool = ConnectionPool(ssl_context=certificates().client_context(), on_connection_end=ended, **settings)
-        async with AsyncClient(pool=pool, trust_env=False, timeout=10) as client:
+        async with AsyncClient(pool=pool, trust_env=False) as client:
             with pytest.raises(httpx2.TransportError) as caught:
                 await client.get(url + "/")
     error: BaseException | None = caught.value
@@ -282,7 +282,7 @@ def on_terminal(arguments: list[str]) -> str:
             if not piece:
                 break
             told += piece
-        process.wait(20)
+        process.wait(60)
     os.close(ours)
     return told.decode()
 

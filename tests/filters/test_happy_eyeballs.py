@@ -13,10 +13,9 @@ import anyio
 import pytest
 
 from allswell._errors import ConnectFailed
-from allswell._filters import happy_eyeballs
 from allswell._filters.happy_eyeballs import ATTEMPTS, connect_any, connect_tcp, connect_unix
 from allswell._filters.lookups import Address
-from tests.support.lag import LAG, stagger
+from tests.support.lag import LAG, PATIENCE, resolution_delay, stagger
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +75,8 @@ async def test_families_alternate(world: World) -> None:
     assert world.order() == [V6[0], V4[0], V6[1], V4[1], V6[2], V4[2]]
 
 
-async def test_next_attempt_after_250_ms(world: World) -> None:
+async def test_next_attempt_after_250_ms(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stagger(monkeypatch)
     world.lookups = {socket.AF_INET6: (0, V6[:1]), socket.AF_INET: (0, V4[:1])}
     world.hosts = {V4[0]: 0.0}
     assert await world.connect() == V4[0]
@@ -92,22 +92,23 @@ async def test_failure_starts_the_next_at_once(world: World, monkeypatch: pytest
     assert world.tried[1][1] < LAG
 
 
-async def test_slow_aaaa_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happy_eyeballs, "RESOLUTION_DELAY", LAG)
+async def test_slow_aaaa_is_waited_for(world: World) -> None:
     world.lookups = {socket.AF_INET6: (0.02, V6[:1]), socket.AF_INET: (0, V4[:1])}
     world.hosts = {V6[0]: 0.0, V4[0]: 0.0}
     assert await world.connect() == V6[0]
     assert world.order() == [V6[0]]
 
 
-async def test_slower_aaaa_is_not(world: World) -> None:
-    world.lookups = {socket.AF_INET6: (3 * LAG, V6[:1]), socket.AF_INET: (0, V4[:1])}
+async def test_slower_aaaa_is_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolution_delay(monkeypatch)
+    world.lookups = {socket.AF_INET6: (PATIENCE, V6[:1]), socket.AF_INET: (0, V4[:1])}
     world.hosts = {V4[0]: 0.0}
     assert await world.connect() == V4[0]
     assert 0.04 < monotonic() - world.began < LAG
 
 
-async def test_late_answer_is_tried_too(world: World) -> None:
+async def test_late_answer_is_tried_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolution_delay(monkeypatch)
     world.lookups = {socket.AF_INET6: (1.0, V6[:1]), socket.AF_INET: (0, V4[:1])}
     world.hosts = {V4[0]: REFUSED, V6[0]: 0.0}
     assert await world.connect() == V6[0]
@@ -129,7 +130,7 @@ async def test_thousands_of_addresses_are_not_all_tried(world: World) -> None:
     """Sixteen of each family, however late one of them comes, and however often the resolver names an address."""
     v6 = [f"2001:db8::{number:x}" for number in range(4000)]
     v4 = [f"192.0.{number // 250}.{number % 250}" for number in range(4000)]
-    world.lookups = {socket.AF_INET6: (0, v6[:1] * 20 + v6), socket.AF_INET: (0.2, v4)}
+    world.lookups = {socket.AF_INET6: (0, v6[:1] * 20 + v6), socket.AF_INET: (2.0, v4)}
     world.hosts = dict.fromkeys(v6 + v4, REFUSED)
     with pytest.raises(ConnectFailed, match="its other addresses were not tried"):
         await world.connect()
@@ -280,31 +281,34 @@ async def hinted(world: World, *hints: str, local_address: str | None = None) ->
     )
 
 
-async def test_hints_yield_to_the_resolver(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happy_eyeballs, "RESOLUTION_DELAY", LAG)
+async def test_hints_yield_to_the_resolver(world: World) -> None:
     world.lookups = {socket.AF_INET: (0.02, V4[:1])}
     world.hosts = {V4[0]: 0.0, V4[1]: 0.0}
     assert await hinted(world, V4[1], V6[1]) == V4[0]
     assert world.order() == [V4[0]]
 
 
-async def test_hints_stand_in_for_a_slow_resolver(world: World) -> None:
-    world.lookups = {socket.AF_INET6: (3 * LAG, V6[:1]), socket.AF_INET: (3 * LAG, V4[:1])}
+async def test_hints_stand_in_for_a_slow_resolver(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolution_delay(monkeypatch)
+    world.lookups = {socket.AF_INET6: (PATIENCE, V6[:1]), socket.AF_INET: (PATIENCE, V4[:1])}
     world.hosts = {V4[1]: 0.0, V6[1]: REFUSED}
     assert await hinted(world, V4[1], V6[1]) == V4[1]
     assert world.order() == [V6[1], V4[1]]
     assert 0.04 < world.tried[0][1] < LAG
 
 
-async def test_hints_stand_in_where_the_name_has_no_address(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happy_eyeballs, "RESOLUTION_DELAY", 3 * LAG)
+async def test_hints_stand_in_where_the_name_has_no_address(world: World) -> None:
     world.hosts = {V4[1]: 0.0}
     assert await hinted(world, V4[1]) == V4[1]
     assert world.tried[0][1] < LAG
 
 
-async def test_the_resolvers_word_replaces_hints_that_were_not_tried(world: World) -> None:
-    world.lookups = {socket.AF_INET6: (5, []), socket.AF_INET: (0.1, [V4[0], V4[2]])}
+async def test_the_resolvers_word_replaces_hints_that_were_not_tried(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stagger(monkeypatch, 2.0)
+    resolution_delay(monkeypatch)
+    world.lookups = {socket.AF_INET6: (5, []), socket.AF_INET: (1.0, [V4[0], V4[2]])}
     world.hosts = {V4[2]: 0.0, V4[1]: 0.0}
     assert await hinted(world, V4[0], V4[1]) == V4[2]
     assert world.order() == [V4[0], V4[2]]  # the first was tried as a hint, and once is enough

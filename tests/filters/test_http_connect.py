@@ -16,6 +16,7 @@ from allswell._filters.stack import Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._messages import Headers
 from allswell._report import Outcome
+from tests.support.lag import PATIENCE
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
 from tests.support.scripts import Ending, says
@@ -75,7 +76,7 @@ async def test_what_follows_a_2xx_is_the_tunnels(head: bytes, pieces: int | None
         stack, top = stack_to(peer)
         await stack.connect()
         assert await read_to_end(top) == b"first words"
-        ends = await stack.shutdown(Deadline.after(2))
+        ends = await stack.shutdown(Deadline.after(PATIENCE))
         peer.wait_ended()
         assert peer.connections[0].saw == ["FIN"]
         assert peer.connections[0].requests == [
@@ -109,7 +110,7 @@ async def test_bytes_go_both_ways() -> None:
                     assert bytes(data).isupper()
                     received += len(data)
         assert top.unsent == 0
-        await stack.shutdown(Deadline.after(2))
+        await stack.shutdown(Deadline.after(PATIENCE))
         peer.wait_ended()
 
 

@@ -28,12 +28,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509 import CertificateBuilder, ExtendedKeyUsage, load_pem_x509_certificates
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from allswell._backends.http3 import Http3
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, NotProcessed, TransportError
 from allswell._filters.quic import QuicFilter
 from allswell._filters.udp import UdpFilter
-from allswell._messages import RequestHead
 from allswell._quic.engine import Engine
 from allswell._quic.interface import Progress, StreamDataReceived
 from allswell._quic.settings import VERSION_1, VERSION_2
@@ -41,7 +39,7 @@ from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import Outcome
 from tests.backends.test_http3 import seen
 from tests.support.certificates import Certificates, certificates, issue
-from tests.support.lag import LAG
+from tests.support.lag import LAG, PATIENCE, long_closing_period, silent_after
 from tests.support.quic_client import QuicClient, bare_quic, quic_client, quic_settings, read
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay, Weather
@@ -511,11 +509,12 @@ async def test_what_is_not_answered_at_once_is_acknowledged_all_the_same() -> No
 # Silence
 
 
-async def test_who_is_heard_is_not_silent_whatever_he_acknowledges() -> None:
+async def test_who_is_heard_is_not_silent_whatever_he_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent_after(monkeypatch)
     with QuicServer() as server:
         async with bare_quic(server.port) as client:
             connection = client.quic.connection
-            assert await client.quic.delivered(Deadline.after(5))
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
 
             def probe() -> bool:
                 connection.engine._loss._pto_count += 1
@@ -535,7 +534,7 @@ async def test_what_is_sent_again_is_nothing_heard() -> None:
     """aioquic tells of a connection ID of ours whenever it sends one."""
     with QuicServer() as server:
         async with bare_quic(server.port) as client:
-            assert await client.quic.delivered(Deadline.after(5))
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
             connection = client.quic.connection
             connection.take_events()
             for each in connection.engine._host_cids[1:]:
@@ -579,7 +578,7 @@ async def test_the_peers_idle_timeout_counts_for_ours() -> None:
     """The smaller one holds (RFC 9000 §10.1): a PING at half of it, for a response and for a keep-alive alike."""
     with QuicServer(idle_timeout=4.0) as server:
         async with bare_quic(server.port, quic_settings(idle_timeout=30, keepalive=15)) as client:
-            assert await client.quic.delivered(Deadline.after(5))
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
             assert client.quic.connection.idle_timeout == 4.0
             assert client.quic._keepalive == 2.0
 
@@ -590,7 +589,7 @@ async def test_the_peers_idle_timeout_counts_for_ours() -> None:
 async def test_a_silent_peer_costs_three_probe_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     with QuicServer() as server, UdpRelay(server.port) as relay:
         async with bare_quic(relay.port) as client:
-            assert await client.quic.delivered(Deadline.after(5))
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
             server.call(lambda connection: setattr(connection, "silent", True))
             timeout = client.quic.connection.probe_timeout
             waits: list[float] = []
@@ -603,7 +602,7 @@ async def test_a_silent_peer_costs_three_probe_timeouts(monkeypatch: pytest.Monk
                 await wait()
 
             monkeypatch.setattr(client.udp, "wait_readable", noted)
-            end = await client.quic.shutdown(Deadline.after(5))
+            end = await client.quic.shutdown(Deadline.after(PATIENCE))
             assert (end.said, end.heard, end.outcome) == ("CONNECTION_CLOSE(0x100)", "", Outcome.CLEAN)
             assert end.seconds >= 3 * timeout
             # Three copies within the first PTO, and none later: a peer that has left its draining period (RFC 9000
@@ -636,39 +635,38 @@ async def test_a_deadline_that_has_passed_still_says_it() -> None:
             assert await seen(server, "close") == [(0x1D, 0x100)]
 
 
-async def test_an_answer_ends_it_at_once() -> None:
+async def test_an_answer_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    long_closing_period(monkeypatch)
     with QuicServer(answer_close=True) as server:
         async with bare_quic(server.port) as client:
-            assert await client.quic.delivered(Deadline.after(5))
-            timeout = client.quic.connection.probe_timeout
-            end = await client.quic.shutdown(Deadline.after(5))
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
+            end = await client.quic.shutdown(Deadline.after(PATIENCE))
             assert (end.heard, end.outcome) == ("CONNECTION_CLOSE(0x100)", Outcome.CLEAN)
-            assert end.seconds < 3 * timeout
+            assert end.seconds < LAG
 
 
-async def test_an_unreachable_port_ends_it_at_once() -> None:
+async def test_an_unreachable_port_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    long_closing_period(monkeypatch)
     with QuicServer() as server:
         async with bare_quic(server.port) as client:
-            assert await client.quic.delivered(Deadline.after(5))
-            timeout = client.quic.connection.probe_timeout
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
             server.stop_listening()
-            end = await client.quic.shutdown(Deadline.after(5))
+            end = await client.quic.shutdown(Deadline.after(PATIENCE))
             assert (end.heard, end.outcome) == ("port unreachable", Outcome.CLEAN)
-            assert end.seconds < 3 * timeout
+            assert end.seconds < LAG
 
 
 async def test_what_still_arrives_is_answered_with_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flood(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
-        connection.respond(stream, 200, b"x" * 400_000)
+    """The 1st, 2nd, 4th, 8th … datagram; so the server learns of it, though the first close was lost."""
+    long_closing_period(monkeypatch)
+    arrived = 0
 
-    # The first close is lost.
-    with QuicServer({b"/flood": flood}) as server, UdpRelay(server.port, down=Weather(delay=(0.05, 0.05))) as relay:
+    def stray(connection: ServedConnection) -> None:
+        server._sock.sendto(b"\x40" + os.urandom(40), connection.address)
+
+    with QuicServer() as server, UdpRelay(server.port) as relay:
         async with bare_quic(relay.port) as client:
-            head = RequestHead(b"GET", b"https", b"localhost", b"/flood", [])
-            Http3(client.quic.connection).open(head, end=True)
-            client.quic.transmit()
-            await seen(server, "request")
-            arrived = 0  # while it closes: nothing was read before
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
             receive = client.udp.receive_nowait
 
             def counted() -> list[bytes] | None:
@@ -678,16 +676,18 @@ async def test_what_still_arrives_is_answered_with_the_close(monkeypatch: pytest
                 return datagrams
 
             monkeypatch.setattr(client.udp, "receive_nowait", counted)
-            relay.up.loss = 1.0
-            async with anyio.create_task_group() as group:
-                group.start_soon(client.quic.shutdown, Deadline.after(5))
-                await anyio.sleep(0.02)
-                relay.up.loss = 0.0
-            await seen(server, "close")
-            answers = relay.went_up.count(relay.went_up[-1]) - 3
-            assert arrived >= 4  # or this test shows nothing
-            assert 1 <= answers <= arrived.bit_length()  # the 1st, 2nd, 4th, 8th …; one to those that come together
-    assert server.all("close") == [(0x1D, 0x100)]
+            relay.swallows = 1
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.quic.shutdown, Deadline.after(PATIENCE))
+                for count in range(1, 21):
+                    server.call(stray)
+                    with anyio.fail_after(30):
+                        while arrived < count:  # noqa: ASYNC110  the filter reads by itself
+                            await anyio.sleep(0.001)
+                assert await seen(server, "close") == [(0x1D, 0x100)]
+                tasks.cancel_scope.cancel()
+            relay.settle()
+    assert 2 <= relay.went_up.count(relay.went_up[-1]) <= 3 + arrived.bit_length()  # three of them go unasked
 
 
 @pytest.mark.slow
@@ -698,12 +698,12 @@ async def test_with_a_third_lost_the_peer_still_learns_of_it() -> None:
         for seed in range(runs):
             with UdpRelay(server.port, seed=seed) as relay:
                 async with bare_quic(relay.port) as client:
-                    await client.quic.delivered(Deadline.after(5))
+                    await client.quic.delivered(Deadline.after(PATIENCE))
                     before = len(server.all("close"))
                     relay.up.loss = relay.down.loss = 0.3
-                    await client.quic.shutdown(Deadline.after(2))
-                    with anyio.move_on_after(0.02):
-                        await seen(server, "close", before + 1)
+                    await client.quic.shutdown(Deadline.after(PATIENCE))
+                    relay.settle()
+                    server.settle()
                     informed += len(server.all("close")) > before
     assert informed > runs * 0.9  # (97 of 100 are to be expected)
 
@@ -734,18 +734,23 @@ async def test_draining_is_silent() -> None:
             while client.quic.connection.ended is None:
                 await client.quic.wait_readable()
                 client.quic.receive_nowait()
-        await anyio.sleep(0.05)
+        relay.settle()
         before = len(relay.went_up)
         client.quic.connection.send_stream_data(0, b"more")
         client.quic.transmit()
         for _ in range(20):
             server.call(lambda connection: server._sock.sendto(b"\x40" + os.urandom(40), connection.address))
-        await anyio.sleep(0.1)
-        assert len(relay.went_up) == before
-        assert [end.outcome for end in await client.stack.shutdown(Deadline.after(1))] == [
+        relay.settle()
+        with anyio.fail_after(30):
+            await client.udp.wait_readable()
+        client.quic.receive_nowait()
+        client.quic.transmit()
+        assert [end.outcome for end in await client.stack.shutdown(Deadline.after(PATIENCE))] == [
             Outcome.PEER_FIRST,
             Outcome.CLEAN,
         ]
+        relay.settle()
+        assert len(relay.went_up) == before
 
 
 async def test_the_peer_closes_with_an_error() -> None:
@@ -816,7 +821,7 @@ async def test_stateless_reset() -> None:
 
 async def test_idle_timeout() -> None:
     with QuicServer() as server:
-        async with quic_client(server.port, quic_settings(idle_timeout=0.3)) as client:
+        async with quic_client(server.port, quic_settings(idle_timeout=2.0)) as client:
             await client.get("/hello")
             server.call(lambda connection: setattr(connection, "silent", True))
             end = await client.ended()
@@ -826,9 +831,9 @@ async def test_idle_timeout() -> None:
 
 async def test_keepalive() -> None:
     with QuicServer() as server:
-        async with quic_client(server.port, quic_settings(idle_timeout=0.4, keepalive=0.1)) as client:
+        async with quic_client(server.port, quic_settings(idle_timeout=2.5, keepalive=0.2)) as client:
             await client.get("/hello")
-            await anyio.sleep(1.2)
+            await anyio.sleep(3)
             assert client.end is None
             assert (await client.get("/hello"))[1] == b"hello"
 

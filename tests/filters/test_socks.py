@@ -19,6 +19,7 @@ from allswell._filters.tcp import TcpFilter
 from allswell._report import Outcome
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, h2_tls
+from tests.support.lag import PATIENCE
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import ScriptedPeer, scripted_peer
 from tests.support.proxies import SocksProxy
@@ -161,7 +162,10 @@ async def test_what_follows_the_reply_is_the_tunnels(kind: int, address: bytes) 
             while (data := stack.top.receive_nowait()) is None:
                 await stack.top.wait_readable()
             received += data
-        assert [each.outcome for each in await stack.shutdown(Deadline.after(2))] == [Outcome.CLEAN, Outcome.CLEAN]
+        assert [each.outcome for each in await stack.shutdown(Deadline.after(PATIENCE))] == [
+            Outcome.CLEAN,
+            Outcome.CLEAN,
+        ]
         peer.wait_ended()
 
 

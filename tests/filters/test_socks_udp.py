@@ -19,6 +19,7 @@ from allswell._filters.tcp import TcpFilter
 from allswell._filters.udp import UdpFilter
 from allswell._report import Outcome
 from allswell._tasks import current_host
+from tests.support.lag import PATIENCE
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import Script, ScriptedPeer, scripted_peer
 from tests.support.scripts import Ending, says
@@ -80,7 +81,7 @@ async def test_each_datagram_has_a_header(host: str, address: bytes) -> None:
             heard += await received(top)
         assert heard == [b"answer", b""]
         assert top.unsent == 0
-        ends = await stack.shutdown(Deadline.after(2))
+        ends = await stack.shutdown(Deadline.after(PATIENCE))
         assert [(end.layer, end.outcome) for end in ends] == [
             ("socks5-udp", Outcome.CLEAN),
             ("udp", Outcome.CLEAN),

@@ -24,7 +24,7 @@ from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._report import Outcome
 from tests.support.certificates import certificates
-from tests.support.lag import LAG
+from tests.support.lag import LAG, PATIENCE
 from tests.support.leaks import await_client_states
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
 
@@ -169,23 +169,23 @@ async def test_partial_writes_keep_order(over: Over) -> None:
         for start in range(0, len(BYTES), 50_000):
             made.top.transmit(BYTES[start : start + 50_000])
         assert made.top.unsent > 0
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             await made.top.flush()
         assert made.top.unsent == 0
-        await made.stack.shutdown(Deadline.after(2))
+        await made.stack.shutdown(Deadline.after(PATIENCE))
         await made.peer.ended()
         assert bytes(seen) == BYTES
 
 
 async def test_polite_end(over: Over) -> None:
     async with over(echo) as made:
-        ends = await made.stack.shutdown(Deadline.after(2))
+        ends = await made.stack.shutdown(Deadline.after(PATIENCE))
         assert [end.said for end in ends] == over.goodbye
         assert [end.heard for end in ends] == over.goodbye
         assert {end.outcome for end in ends} == {Outcome.CLEAN}
         await made.peer.ended()
         assert made.peer.connections[0].saw == over.goodbye
-        assert await made.stack.shutdown(Deadline.after(2)) == ends
+        assert await made.stack.shutdown(Deadline.after(PATIENCE)) == ends
         assert made.stack.abort() == ends
 
 
@@ -193,7 +193,7 @@ async def test_polite_end_with_much_unread(over: Over) -> None:
     """What the peer still sends is read and dropped, until its goodbye: no RST."""
     async with over(says(BYTES * 3)) as made:
         await read(made.top, 10)
-        ends = await made.stack.shutdown(Deadline.after(5))
+        ends = await made.stack.shutdown(Deadline.after(PATIENCE))
         assert {end.outcome for end in ends} == {Outcome.CLEAN}
         await made.peer.ended()
         assert made.peer.connections[0].saw == over.goodbye
@@ -212,7 +212,7 @@ async def test_peer_first(over: Over) -> None:
             end = made.top.receive_nowait()
             assert end is not None
             assert not len(end)
-        ends = await made.stack.shutdown(Deadline.after(2))
+        ends = await made.stack.shutdown(Deadline.after(PATIENCE))
         assert ends[0].outcome is Outcome.PEER_FIRST
         assert [end.said for end in ends] == [end.heard for end in ends] == over.goodbye
         await made.peer.ended()
@@ -228,7 +228,7 @@ async def test_end_without_goodbye_is_told_from_a_whole_one(over: Over) -> None:
     async with over(script) as made:
         assert await read(made.top) == b"last words"
         assert made.top.truncated is (over.version is not None)
-        ends = await made.stack.shutdown(Deadline.after(2))
+        ends = await made.stack.shutdown(Deadline.after(PATIENCE))
         assert [end.said for end in ends] == over.goodbye
         if over.version is not None:
             assert ends[0].heard == "EOF"
@@ -323,7 +323,7 @@ async def test_goodbyes_without_a_wait(over: Over) -> None:
         connection = made.peer.connections[0]
         assert connection.saw == over.goodbye
         assert connection.received == len(b"before")
-        ends = await made.stack.shutdown(Deadline.after(5))
+        ends = await made.stack.shutdown(Deadline.after(PATIENCE))
         assert [(end.said, end.heard, end.outcome) for end in ends] == [
             (said, said, Outcome.CLEAN) for said in over.goodbye
         ]
@@ -368,7 +368,7 @@ async def test_what_is_said_does_not_wait_for_a_child_that_has_the_socket(over: 
         await read_nothing_more(made)
         with held_by_a_child(made.top.extra("socket")):
             if how == "shutdown":
-                ends = await made.stack.shutdown(Deadline.after(5))
+                ends = await made.stack.shutdown(Deadline.after(PATIENCE))
             elif how == "say_goodbye":
                 made.stack.say_goodbye()
                 ends = made.stack.abort()
@@ -429,7 +429,7 @@ async def test_reset_by_the_peer(over: Over) -> None:
         with pytest.raises(TransportError, match="reset the connection") as caught:
             await read(made.top)
         assert caught.value.by == "peer"
-        ends = await made.stack.shutdown(Deadline.after(2))
+        ends = await made.stack.shutdown(Deadline.after(PATIENCE))
         assert ends[-1].heard == "RST"
         assert ends[-1].outcome is Outcome.ABORTED
 

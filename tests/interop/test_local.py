@@ -57,7 +57,7 @@ def _endpoint(**environment: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHON": sys.executable} | environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
 

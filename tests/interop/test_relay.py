@@ -15,7 +15,7 @@ def _through(scenario: Scenario) -> Iterator[tuple[Relay, socket.socket, socket.
     with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
         for sock in (server, client):
             sock.bind(("127.0.0.1", 0))
-            sock.settimeout(5)
+            sock.settimeout(30)
         with Relay([server.getsockname()], scenario) as relay:
             client.connect(relay.fronts[0])
             yield relay, client, server

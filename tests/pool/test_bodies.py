@@ -24,6 +24,7 @@ import allswell.httpx
 from allswell import AllswellError, AsyncClient, ConnectionPool, ProxyHop, Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_script import REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
+from tests.support.lag import silent_after
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import body_of, response
@@ -322,7 +323,8 @@ FEW = ("many bytes", "iterable", "async file", "form memory", "form no seek")
 @pytest.mark.parametrize(
     ("kind", "body"), [(kind, body) for kind in REFUSALS for body in (FEW if kind == "h3 silence" else BODIES)]
 )
-async def test_all_of_it_or_nothing(kind: str, body: str, tmp_path: Path) -> None:
+async def test_all_of_it_or_nothing(kind: str, body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent_after(monkeypatch)
     path = tmp_path / "body"
     path.write_bytes(WHOLE)
     send, again = BODIES[body]

@@ -48,7 +48,7 @@ async def test_a_handshake_under_way(version: Version) -> None:
             tasks.start_soon(partial(pool.request, "GET", origin.url, timeouts=Timeouts(connect=SHORT)))
             await all_wait()
             hold()
-            assert await anyio.to_thread.run_sync(origin.asked.acquire, True, 10)
+            assert await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
             origin.head()
             origin.end()
 
@@ -57,11 +57,11 @@ async def test_a_place_that_comes_free() -> None:
     with told("h1") as origin:
         async with origin.pool(max_connections=1) as pool, anyio.create_task_group() as tasks:
             tasks.start_soon(pool.request, "GET", origin.url)
-            assert await anyio.to_thread.run_sync(origin.asked.acquire, True, 10)
+            assert await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
             tasks.start_soon(partial(pool.request, "GET", origin.url, timeouts=Timeouts(pool=SHORT)))
             await all_wait()
             hold(origin.head, origin.end)
-            assert await anyio.to_thread.run_sync(origin.asked.acquire, True, 10)
+            assert await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
             origin.head()
             origin.end()
 

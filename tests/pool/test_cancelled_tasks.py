@@ -156,7 +156,7 @@ def origin(version: str) -> Iterator[Origin]:
 
     def wait(path: bytes | str) -> None:
         if path in (b"/late", "/late"):
-            assert go_on.wait(10)
+            assert go_on.wait(30)
 
     def h1(connection: PeerConnection) -> None:
         while request := connection.read_request():

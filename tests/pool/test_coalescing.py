@@ -687,7 +687,7 @@ async def test_who_has_waited_longest_comes_first_whichever_origin() -> None:
     answers_left = threading.Semaphore(2)
 
     def handle(talk: Talk, request: Request) -> None:
-        assert answers_left.acquire(timeout=10)
+        assert answers_left.acquire(timeout=60)
         talk.answer(request)
 
     server = Http2Server(handle, settings={MAX_CONCURRENT_STREAMS: 1})

@@ -201,7 +201,7 @@ import gc, os, sys, threading
 import allswell, anyio
 
 backend, url = sys.argv[1:]
-pool = allswell.ConnectionPool()
+pool = allswell.ConnectionPool(grace=30)
 
 async def get(path):
     return await (await pool.request("GET", url + path)).read()
@@ -231,7 +231,7 @@ anyio.run(main, backend=backend)
 def test_a_forked_process_begins_anew_and_disturbs_nobody(backend: str) -> None:
     with scripted_peer(answers()) as peer:
         command = [sys.executable, "-c", FORKING, backend, peer.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stderr
         peer.wait_ended(connections=2)
         asked = [[target(request) for request in connection.requests] for connection in peer.connections]

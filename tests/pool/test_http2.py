@@ -195,7 +195,7 @@ async def test_the_new_connection_does_not_wait_for_the_old_one() -> None:
 
     def leave(talk: Talk, requests: list[Request]) -> None:
         talk.goaway(requests[0].stream)
-        assert drain.wait(5)
+        assert drain.wait(30)
         talk.answer(requests[0])
 
     server = Http2Server(Leaver(1, leave))
@@ -639,14 +639,14 @@ async def test_ping_keepalive() -> None:
     """Answered, the connection lives on; unanswered, it ends, and a request on it fails for that reason."""
     server = Http2Server(lambda talk, request: talk.answer(request) if request.path != "/stuck" else None)
     with scripted_peer(server) as peer:
-        async with h2c(ping_interval=0.1, ping_timeout=0.2, keepalive_expiry=None) as pool:
+        async with h2c(ping_interval=0.1, ping_timeout=2.0, keepalive_expiry=None) as pool:
             await pool.request("GET", peer.url)
             talk = server.talks[0]
             await anyio.to_thread.run_sync(lambda: talk.wait_for("PING", 2))
             assert (await pool.request("GET", peer.url)).stream_id == 3
             talk.acks_pings = False
-            with pytest.raises(TransportError, match=r"no sign of life within 0\.2 s of a PING"):
-                await pool.request("GET", f"{peer.url}/stuck", timeouts=Timeouts(read=5))
+            with pytest.raises(TransportError, match=r"no sign of life within 2 s of a PING"):
+                await pool.request("GET", f"{peer.url}/stuck")
             assert (await pool.request("GET", peer.url)).stream_id == 1
         assert len(server.talks) == 2
 
@@ -754,7 +754,7 @@ async def test_goodbye_that_came_behind_something_else_is_heard_before_a_post_is
     def handle(talk: Talk, request: Request) -> None:
         talk.answer(request)
         if request.path == "/1":
-            assert go.wait(5)
+            assert go.wait(30)
             talk.ping()
             talk.connection.send_close_notify()
             talk.connection.await_acknowledged()
@@ -765,6 +765,6 @@ async def test_goodbye_that_came_behind_something_else_is_heard_before_a_post_is
             await pool.request("GET", f"{peer.url}/1", timeouts=SOON)
             await anyio.wait_all_tasks_blocked()
             go.set()
-            assert said.wait(5)  # blocks the event loop
+            assert said.wait(30)  # blocks the event loop
             response = await pool.request("POST", f"{peer.url}/2", content=b"once", timeouts=SOON)
             assert (response.status, response.attempts) == (200, [])

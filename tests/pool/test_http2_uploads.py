@@ -136,7 +136,7 @@ async def test_interim_responses_and_continue() -> None:
 
     server = Http2Server(interim)
     with scripted_peer(server) as peer:
-        async with ConnectionPool(http1=False, expect_continue_timeout=5) as pool:
+        async with ConnectionPool(http1=False, expect_continue_timeout=60) as pool:
             headers = [(b"Expect", b"100-continue")]
             with anyio.fail_after(30):
                 response = await pool.request("POST", peer.url, headers=headers, content=b"body", timeouts=SOON)
@@ -159,9 +159,9 @@ async def test_connect_is_a_tunnel(protocol: bytes | None) -> None:
             response = await pool.send(PoolRequest(head, to.route, timeouts=SOON))
             assert response.status == 200
             stream = response.network_stream
-            assert await stream.read(100, timeout=5) == b"hello"
+            assert await stream.read(100, timeout=60) == b"hello"
             await stream.write(b"ping")
-            assert await stream.read(100, timeout=5) == b"PING"
+            assert await stream.read(100, timeout=60) == b"PING"
             await stream.aclose()
             await response.aclose()
             report = await pool.aclose()

@@ -27,6 +27,7 @@ from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.h3_proxy import Http3Proxy
 from tests.support.holes import UdpHole
+from tests.support.lag import stagger
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import scripted_peer
 from tests.support.proxies import connect_proxy
@@ -157,7 +158,7 @@ async def test_many_tunnels_over_one_connection() -> None:
 
             async def get(url: str) -> None:
                 nonlocal good
-                answer = await pool.request("GET", url, timeouts=Timeouts(20, 20, 20, 20))
+                answer = await pool.request("GET", url, timeouts=Timeouts())
                 good += await answer.read() == b"/x"
 
             async with anyio.create_task_group() as tasks:
@@ -213,7 +214,8 @@ async def test_chains_with_others(first: bool, other: str) -> None:
 # Where there is no QUIC
 
 
-async def test_a_proxy_without_udp_is_reached_by_tcp_and_remembered() -> None:
+async def test_a_proxy_without_udp_is_reached_by_tcp_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    stagger(monkeypatch)
     script = Http2Proxy()
     with (
         scripted_peer(script, tls=h2_tls()) as proxy,

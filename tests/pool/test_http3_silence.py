@@ -10,10 +10,18 @@ import pytest
 from allswell import AsyncClient, ConnectionPool, Timeout
 from allswell._config import Timeouts
 from tests.support.certificates import certificates
+from tests.support.lag import silent_after
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is believed in as soon as outside of tests."""
+    silent_after(monkeypatch)
+
 
 SOON = Timeouts(connect=30, read=30, write=30, pool=30, total=30)
 

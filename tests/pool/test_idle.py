@@ -13,6 +13,7 @@ from allswell._config import Timeouts
 from allswell._errors import Timeout
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk
+from tests.support.lag import LAG
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers
@@ -28,12 +29,12 @@ async def until_ended(ends: list[ConnectionEnd], count: int = 1) -> None:
 
 async def test_a_peer_that_answers_pings_keeps_no_connection_from_expiring() -> None:
     server, ends = Http2Server(), list[ConnectionEnd]()
-    settings: dict[str, Any] = {"keepalive_expiry": 0.5, "ping_interval": 0.05, "on_connection_end": ends.append}
+    settings: dict[str, Any] = {"keepalive_expiry": 2.0, "ping_interval": 0.05, "on_connection_end": ends.append}
     with scripted_peer(server) as peer:
         async with ConnectionPool(http1=False, **settings) as pool:
             await pool.request("GET", peer.url)
             await until_ended(ends)
-    assert ends[0].reason == "idle for 0.5 s"
+    assert ends[0].reason == "idle for 2 s"
     assert server.talks[0].seen.count("PING") > 2
 
 
@@ -78,7 +79,7 @@ async def test_one_without_room_gives_its_place_to_another_origin() -> None:
         settings: dict[str, Any] = {"max_connections": 1, "keepalive_expiry": None, "on_connection_end": ends.append}
         async with ConnectionPool(http1=False, **settings) as pool:
             await get_shut(pool, peer.url)
-            response = await pool.request("GET", other.url, timeouts=Timeouts(pool=1))
+            response = await pool.request("GET", other.url, timeouts=Timeouts(pool=LAG))
             assert response.status == 200
             await until_ended(ends)
     assert ends[0].reason == "its place was needed"
@@ -100,10 +101,10 @@ async def test_one_without_room_expires() -> None:
     ends: list[ConnectionEnd] = []
     server = Http2Server(shut, settings={MAX_CONCURRENT_STREAMS: 1})
     with scripted_peer(server) as peer:
-        async with ConnectionPool(http1=False, keepalive_expiry=0.2, on_connection_end=ends.append) as pool:
+        async with ConnectionPool(http1=False, keepalive_expiry=1.0, on_connection_end=ends.append) as pool:
             await get_shut(pool, peer.url)
             await until_ended(ends)
-    assert ends[0].reason == "idle for 0.2 s"
+    assert ends[0].reason == "idle for 1 s"
 
 
 # Servers that say how long they keep an idle connection (HTTP/1.1: Keep-Alive: timeout=N)
@@ -151,9 +152,9 @@ async def test_a_server_that_keeps_none_gets_one_request_each() -> None:
 async def test_what_says_nothing_of_use_changes_nothing(field: str) -> None:
     ends: list[ConnectionEnd] = []
     with scripted_peer(answers(fields=(f"Keep-Alive: {field}",))) as peer:
-        async with ConnectionPool(keepalive_expiry=0.3, on_connection_end=ends.append) as pool:
+        async with ConnectionPool(keepalive_expiry=1.5, on_connection_end=ends.append) as pool:
             for _ in range(3):
                 await pool.request("GET", peer.url)
             await until_ended(ends)
         assert len(peer.connections) == 1
-    assert [end.reason for end in ends] == ["idle for 0.3 s"]
+    assert [end.reason for end in ends] == ["idle for 1.5 s"]

@@ -21,7 +21,7 @@ from allswell._pool import route_state
 from allswell._pool.dialer import Dialer
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk, h2_tls
-from tests.support.lag import LAG
+from tests.support.lag import LAG, PATIENCE
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import answers, response
@@ -48,7 +48,7 @@ class Gate:
             with self._lock:
                 self.held += 1
                 self.most = max(self.most, self.held)
-            assert self._slots.acquire(timeout=10)
+            assert self._slots.acquire(timeout=60)
             with self._lock:
                 self.held -= 1
             connection.send(response(request.split(b" ", 2)[1]))
@@ -60,7 +60,7 @@ class Gate:
                 await anyio.sleep(0.002)
 
 
-async def get(pool: ConnectionPool, url: str, done: list[str] | None = None, pool_timeout: float = 5.0) -> bytes:
+async def get(pool: ConnectionPool, url: str, done: list[str] | None = None, pool_timeout: float = PATIENCE) -> bytes:
     response = await pool.request("GET", url, timeouts=Timeouts(pool=pool_timeout))
     if done is not None:
         done.append(url)
@@ -104,11 +104,11 @@ async def test_idle_connection_gives_its_place_to_another_origin() -> None:
         async with ConnectionPool(max_connections=2) as pool:
             await get(pool, f"{first.url}/")
             await get(pool, f"{second.url}/")
-            assert await get(pool, f"{third.url}/3", pool_timeout=0.5) == b"/3"
+            assert await get(pool, f"{third.url}/3", pool_timeout=LAG) == b"/3"
             await first.ended()
             assert first.connections[0].saw == ["FIN"]
             assert not second.connections[0].ended.is_set()
-            assert await get(pool, f"{second.url}/2", pool_timeout=0.5) == b"/2"
+            assert await get(pool, f"{second.url}/2", pool_timeout=LAG) == b"/2"
             assert len(second.connections) == 1
 
 
@@ -229,10 +229,10 @@ async def test_keepalive_expiry() -> None:
         async with ConnectionPool(keepalive_expiry=2.0) as pool:
             await get(pool, f"{peer.url}/1")
             await anyio.sleep(0.5)
-            await get(pool, f"{peer.url}/2")
             began = monotonic()
+            await get(pool, f"{peer.url}/2")
             await peer.ended()
-            assert monotonic() - began > 1.5
+            assert monotonic() - began > 1.9
             assert peer.connections[0].saw == ["FIN"]
             assert len(peer.connections[0].requests) == 2
             assert await get(pool, f"{peer.url}/3") == b"/3"
@@ -250,18 +250,19 @@ async def test_an_illegal_request_leaves_the_idle_connection_where_it_was() -> N
             assert len(peer.connections) == 1
             with pytest.raises(LocalProtocolError):
                 await pool.request("GET", f"{peer.url}/", headers=[(b"X", b"a\r\nInjected: b")])
-            assert await get(pool, f"{other.url}/3", pool_timeout=1) == b"/3"
+            assert await get(pool, f"{other.url}/3", pool_timeout=LAG) == b"/3"
 
 
 # The time to connect
 
 
-def slow_to_greet(*seconds: float) -> Script:
-    """An HTTP/2 server whose connections take so long over TLS's handshake, the last number for all others."""
+def slow_to_greet() -> Script:
+    """An HTTP/2 server that takes its time over the first connection's handshake: until it is released."""
     serve = Http2Server()
 
     def script(connection: PeerConnection) -> None:
-        connection.pause(seconds[min(connection.index, len(seconds) - 1)])
+        if connection.index == 0:
+            connection.stall()
         connection.handshake()
         serve(connection)
 
@@ -269,15 +270,13 @@ def slow_to_greet(*seconds: float) -> Script:
 
 
 async def test_who_has_less_time_leaves_the_dial_to_the_others() -> None:
-    with scripted_peer(slow_to_greet(2.0), tls=h2_tls(), handshake=False) as peer:
+    with scripted_peer(slow_to_greet(), tls=h2_tls(), handshake=False) as peer:
         async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
 
             async def hurried() -> None:
-                began = monotonic()
                 with pytest.raises(Timeout, match=r"no connection within 0\.1 s") as caught:
                     await pool.request("GET", peer.url, timeouts=Timeouts(connect=0.1))
                 assert caught.value.phase == "connect"
-                assert monotonic() - began < 2.0
 
             async def patient() -> None:
                 assert (await pool.request("GET", f"{peer.url}/patient")).attempts == []
@@ -286,12 +285,13 @@ async def test_who_has_less_time_leaves_the_dial_to_the_others() -> None:
                 tasks.start_soon(patient)
                 await anyio.to_thread.run_sync(peer.wait_accepted)
                 await hurried()
+                peer.release()
         assert len(peer.connections) == 1
 
 
 async def test_a_dial_that_had_too_little_time_is_repeated_for_who_has_more() -> None:
     """He came when it was under way already."""
-    with scripted_peer(slow_to_greet(0.5, 0), tls=h2_tls(), handshake=False) as peer:
+    with scripted_peer(slow_to_greet(), tls=h2_tls(), handshake=False) as peer:
         async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
 
             async def hurried() -> None:
@@ -339,7 +339,7 @@ async def test_a_dial_that_may_take_for_ever_does_not_outlive_its_last_waiter(mo
                 with anyio.fail_after(30):
                     await pool.request("GET", peer.url, timeouts=forever)
             assert not second.cancelled_caught  # it was served too, by the other connection
-            assert await anyio.to_thread.run_sync(peer.connections[0].ended.wait, 3)
+            assert await anyio.to_thread.run_sync(peer.connections[0].ended.wait, 30)
             await anyio.wait_all_tasks_blocked()
             assert pool.snapshot().dials == 0
         assert len(peer.connections) == 2
@@ -378,7 +378,7 @@ async def test_who_needs_a_fresh_connection_holds_up_nobody_else() -> None:
                 with anyio.fail_after(30):
                     while not pool.snapshot().waiting:  # noqa: ASYNC110
                         await anyio.sleep(0.002)
-                assert await get(pool, f"{peer.url}/other", pool_timeout=1.0) == b"/other"
+                assert await get(pool, f"{peer.url}/other", pool_timeout=LAG) == b"/other"
                 tasks.cancel_scope.cancel()
 
 
@@ -444,16 +444,16 @@ async def test_who_waits_is_served_once_though_more_room_is_heard_of_just_then(m
 
     def late(connection: Connection) -> bool:
         looking.set()
-        assert told.wait(5)
+        assert told.wait(30)
         return usable(connection)
 
     def allows(talk: Talk, request: Request) -> None:
         first = len(server.served) == 2
         if first:
-            assert go_on.wait(5)
+            assert go_on.wait(30)
         talk.answer(request)
         if first:
-            assert looking.wait(5)
+            assert looking.wait(30)
             talk.settings(max_concurrent_streams=7)
             told.set()
 
@@ -481,7 +481,7 @@ async def test_a_server_that_ends_before_any_request_is_not_asked_again(
 
     async def late(*args: Any) -> Any:
         made = await dial(*args)
-        assert ended.wait(5)
+        assert ended.wait(30)
         return made
 
     def ends(connection: PeerConnection) -> None:

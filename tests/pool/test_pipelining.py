@@ -324,13 +324,13 @@ async def test_abandoned_in_a_line(which: int) -> None:
 
 
 async def test_the_read_timeout_begins_when_a_request_is_the_first() -> None:
-    """Three answers of 0.3 s each, with a read timeout of 0.5 s."""
-    with scripted_peer(answers(delay=0.3)) as peer:
+    """Three answers of 1.5 s each, with a read timeout of 2.5 s."""
+    with scripted_peer(answers(delay=1.5)) as peer:
         async with pool_for(max_connections=1) as pool:
             await pool.request("GET", f"{peer.url}/warm")
 
             async def get(number: int) -> None:
-                answer = await pool.request("GET", f"{peer.url}/{number}", timeouts=Timeouts(read=0.5))
+                answer = await pool.request("GET", f"{peer.url}/{number}", timeouts=Timeouts(read=2.5))
                 assert answer.attempts == []
 
             async with anyio.create_task_group() as tasks:
@@ -357,7 +357,7 @@ async def test_who_waits_too_long_in_line_goes_elsewhere() -> None:
         async with pool_for() as pool:
             await pool.request("GET", f"{peer.url}/warm")
             async with pool.stream("GET", f"{peer.url}/endless") as endless:
-                answer = await pool.request("GET", f"{peer.url}/short", timeouts=Timeouts(read=0.2))
+                answer = await pool.request("GET", f"{peer.url}/short", timeouts=Timeouts(read=1.5))
                 assert await answer.read() == b"/short"
                 assert [each.processed for each in answer.attempts] == ["perhaps"]
                 assert await endless.receive()
@@ -460,7 +460,7 @@ async def test_broken_first_fails_alone() -> None:
         while request := connection.read_request():
             if target(request) == b"/broken":
                 connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nten bytes.")
-                assert ready.wait(5)
+                assert ready.wait(30)
                 connection.reset()
                 return
             connection.send(response(target(request)))

@@ -215,7 +215,7 @@ async def test_a_hundred_tunnels_to_twenty_origins_over_one_connection() -> None
 
             async def get(url: str) -> None:
                 nonlocal good
-                answer = await pool.request("GET", url, timeouts=Timeouts(20, 20, 20, 20))
+                answer = await pool.request("GET", url, timeouts=Timeouts())
                 good += await answer.read() == b"/x"
 
             async with anyio.create_task_group() as tasks:
@@ -309,7 +309,7 @@ async def test_refusals_over_http2(status: int) -> None:
         assert script.tunnels == ["origin.example:443"]
 
 
-@pytest.mark.parametrize("connect", [5.0, None])
+@pytest.mark.parametrize("connect", [60.0, None])
 async def test_a_proxy_that_refuses_streams_is_asked_a_few_times(connect: float | None) -> None:
     def refuse(talk: Talk, request: Request) -> bool:
         talk.rst(request.stream, REFUSED_STREAM)
@@ -473,5 +473,5 @@ async def test_a_proxy_that_fell_silent_once_is_asked_again() -> None:
         async with pool_through(hop_to(proxy)) as pool:
             with pytest.raises(Timeout):
                 await pool.request("GET", origin.url, timeouts=Timeouts(connect=0.2))
-            assert (await pool.request("GET", origin.url, timeouts=Timeouts(connect=3))).status == 200
+            assert (await pool.request("GET", origin.url)).status == 200
         assert len(speaks.tunnels) == 1

@@ -83,8 +83,9 @@ async def test_udp_that_is_dropped_costs_the_stagger(both_families: None, monkey
             assert [mark[2] for mark in discovery._broken._marks] == [hole.port]
 
 
-async def test_tcp_that_is_dropped_costs_nothing() -> None:
+async def test_tcp_that_is_dropped_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """QUIC is so slow that TCP has its try: it is not waited for."""
+    stagger(monkeypatch)
     with (
         sockets_closed(),
         QuicServer() as server,
@@ -112,14 +113,24 @@ async def test_quic_alternates_between_the_families(both_families: None, monkeyp
 
 @pytest.fixture
 def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TCP takes its time, and is not called off: as if both had connected in the same turn of the event loop."""
-    dial = Dialer._dial_tcp
+    """QUIC comes first, and TCP is not called off: as if both had connected in the same turn of the event loop."""
+    stagger(monkeypatch, 0.01)
+    dial_quic, dial_tcp = Dialer._dial_quic, Dialer._dial_tcp
+    tcp_began, quic_made = anyio.Event(), anyio.Event()
+
+    async def first(*args: Any) -> Any:
+        made = await dial_quic(*args)
+        await tcp_began.wait()
+        quic_made.set()
+        return made
 
     async def shielded(*args: Any) -> Any:
+        tcp_began.set()
         with anyio.CancelScope(shield=True):
-            await anyio.sleep(0.15)
-            return await dial(*args)
+            await quic_made.wait()
+            return await dial_tcp(*args)
 
+    monkeypatch.setattr(Dialer, "_dial_quic", first)
     monkeypatch.setattr(Dialer, "_dial_tcp", shielded)
 
 
@@ -130,11 +141,10 @@ async def test_who_comes_second_ends_in_the_pools_sight(stubborn: None, closing:
     with (
         sockets_closed(),
         QuicServer() as server,
-        UdpRelay(server.port, up=Weather(delay=(0.14, 0.14)), down=Weather(delay=(0.14, 0.14))) as relay,
         on_tcp() as tcp,
     ):
         origin = f"https://127.0.0.1:{tcp.port}"
-        async with pool_for(origin, ("127.0.0.1", relay.port), on_connection_end=ends.append) as pool:
+        async with pool_for(origin, ("127.0.0.1", server.port), on_connection_end=ends.append) as pool:
             version, _ = await request(pool, origin)
             if not closing:
                 with anyio.fail_after(30):

@@ -18,6 +18,7 @@ from allswell import AllswellError, ConnectionPool
 from allswell._config import Timeouts
 from allswell._report import ConnectionEnd
 from tests.support.certificates import certificates
+from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.anyio
 SIZE = 8 * 1024 * 1024
 #: OpenSSL's SSL_OP_NO_SESSION_RESUMPTION_ON_RENEGOTIATION: a resumed session would ask for no certificate.
 _NO_RESUMPTION = 1 << 16
-PATIENT = Timeouts(connect=20, read=20, write=20, total=40)
+PATIENT = Timeouts(total=60)
 
 
 class Renegotiating:
@@ -140,11 +141,14 @@ async def pieces() -> AsyncIterator[bytes]:
         yield pattern(start, min(40_000, SIZE - start))
 
 
-async def request(peer: ScriptedPeer, ends: list[ConnectionEnd], **settings: Any) -> tuple[int, bytes]:
+async def request(
+    peer: ScriptedPeer, ends: list[ConnectionEnd], *, grace: float = 3 * LAG, **settings: Any
+) -> tuple[int, bytes]:
     trust = certificates().client_context(version=ssl.TLSVersion.TLSv1_2, with_certificate=True)
     url = f"https://localhost:{peer.port}/"
     small = ((socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024),)
-    async with ConnectionPool(ssl_context=trust, on_connection_end=ends.append, socket_options=small) as pool:
+    limits: dict[str, Any] = {"socket_options": small, "grace": grace}
+    async with ConnectionPool(ssl_context=trust, on_connection_end=ends.append, **limits) as pool:
         response = await pool.request("POST", url, timeouts=PATIENT, **settings)
         return response.status, await response.read()
 
@@ -209,7 +213,7 @@ async def test_server_that_asks_and_goes() -> None:
         tls.ask()
         connection.close()
 
-    with scripted_peer(script, handshake=False) as peer, pytest.raises(AllswellError), anyio.fail_after(20):
+    with scripted_peer(script, handshake=False) as peer, pytest.raises(AllswellError), anyio.fail_after(30):
         await request(peer, [], content=pattern(0, SIZE))
 
 
@@ -225,7 +229,7 @@ async def test_server_that_asks_and_falls_silent() -> None:
     with scripted_peer(script, handshake=False) as peer:
         trust = certificates().client_context(version=ssl.TLSVersion.TLSv1_2)
         async with ConnectionPool(ssl_context=trust) as pool:
-            with pytest.raises(AllswellError, match="took nothing of the request"), anyio.fail_after(20):
+            with pytest.raises(AllswellError, match="took nothing of the request"), anyio.fail_after(30):
                 await pool.request(
                     "POST",
                     f"https://localhost:{peer.port}/",
@@ -247,7 +251,7 @@ async def test_goodbye_while_it_is_under_way() -> None:
 
     ends: list[ConnectionEnd] = []
     with scripted_peer(script, handshake=False) as peer:
-        status, _ = await request(peer, ends)
+        status, _ = await request(peer, ends, grace=0.5)
         assert status == 200
         peer.release()
     [end] = ends

@@ -22,7 +22,7 @@ from tests.support.scripts import answers
 pytestmark = pytest.mark.anyio
 
 REQUESTS = 1000
-PATIENT = Timeouts(read=20, pool=20, total=30)
+PATIENT = Timeouts()
 
 
 async def thousand(pool: ConnectionPool, url: str, at_once: int) -> None:
@@ -120,14 +120,14 @@ async def test_fifty_at_once_at_nginx_that_takes_few_requests_on_each_connection
 @pytest.mark.parametrize("name", [pytest.param(each, marks=pytest.mark.server(each)) for each in ("nginx", "apache")])
 async def test_servers_that_say_how_long_they_keep_an_idle_connection(name: str) -> None:
     ends: list[ConnectionEnd] = []
-    with nginx(keepalive="2 2") if name == "nginx" else apache(keepalive="2") as server:
+    with nginx(keepalive="4 4") if name == "nginx" else apache(keepalive="4") as server:
         url = f"http://127.0.0.1:{server.http_port}/"
         async with ConnectionPool(keepalive_expiry=60, on_connection_end=ends.append) as pool:
             for _ in range(2):
                 asks = [(b"Connection", b"keep-alive")]  # without which Apache does not say
                 assert (await pool.request("GET", url, headers=asks)).status == 200
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while not ends:  # noqa: ASYNC110  a plain callback tells
                     await anyio.sleep(0.01)
-    assert [(end.reason, end.exchanges) for end in ends] == [("idle for 1 s, and the server keeps it for 2 s", 2)]
+    assert [(end.reason, end.exchanges) for end in ends] == [("idle for 3 s, and the server keeps it for 4 s", 2)]
     assert ends[0].clean

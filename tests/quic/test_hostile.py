@@ -189,7 +189,7 @@ _PIECES = st.tuples(st.integers(0, 24), st.integers(0, 12), st.sampled_from([Fal
 
 
 @given(st.lists(_PIECES, max_size=14))
-@hypothesis.settings(max_examples=500, deadline=None)
+@hypothesis.settings(max_examples=500)
 def test_pieces_are_put_together_as_aioquic_does(pieces: list[tuple[int, int, bool]]) -> None:
     whole = bytes(range(40))
     ours, theirs = PiecesReceiver(0, Held(1000)), QuicStreamReceiver(0, readable=True)
@@ -335,7 +335,7 @@ def _state(client: ClientConnection) -> Iterable[Any]:
 
 
 @given(st.lists(_PACKETS, max_size=12))
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=150)
 def test_the_short_way_of_a_packet_leads_where_the_long_one_does(packets: list[tuple[Any, ...]]) -> None:
     pairs = [Pair(), Pair(engine=LongWay)]
     numbers = {pair.request() for pair in pairs}
@@ -389,7 +389,7 @@ _ACKS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 6)), min_size=1, m
 
 
 @given(_SENT, st.lists(_ACKS, max_size=4), st.integers(0, 3))
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 def test_acknowledgements_do_what_aioquic_has_them_do(sent: list[str], acks: list[Any], fewer: int) -> None:
     """They are parsed once, and the packets that they name found without a look at all others."""
     pairs = [Pair(), Pair(engine=AioquicAcks)]
@@ -406,6 +406,7 @@ def test_acknowledgements_do_what_aioquic_has_them_do(sent: list[str], acks: lis
                 pair.say(b"\x01\0\0")
             pair.client.datagrams_to_send(pair.now)
         largest = pair.client.engine._packet_number - 1
+        hypothesis.assume(largest >= first)  # an acknowledgement alone may still wait to be sent
         for each in acks:
             pair.now += 0.01
             pair.say(ack(largest - first, each, first, max(0, len(sent) - fewer)))

@@ -21,7 +21,7 @@ from tests.support.udp_relay import UdpRelay, Weather
 
 pytestmark = pytest.mark.anyio
 
-PATIENT = Timeouts(connect=10, read=20, write=20, pool=10)
+PATIENT = Timeouts()
 MEGABYTE = 1 << 20
 
 

@@ -52,7 +52,7 @@ def caddy() -> Iterator[ServerInfo]:
 
         def reload(server: ServerInfo) -> None:
             command = [program, "reload", "--force", "--address", admin, *arguments]
-            subprocess.run(command, check=True, capture_output=True, timeout=15)
+            subprocess.run(command, check=True, capture_output=True, timeout=50)
 
         with run(
             "caddy",

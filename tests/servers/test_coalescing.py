@@ -22,7 +22,7 @@ from tests.support.servers import ServerInfo, free_port, needed, run, setup
 
 pytestmark = pytest.mark.anyio
 
-PATIENT = Timeouts(connect=20, read=20, write=20, pool=20)
+PATIENT = Timeouts()
 
 
 @cache

@@ -16,7 +16,7 @@ from tests.support.servers import HELLO, ServerInfo
 pytestmark = pytest.mark.anyio
 
 #: Only that for writing is needed, and only by hypercorn over HTTP/1.1, which says 202 and may read no further.
-PATIENT = Timeouts(20, 20, 2, 20, None)
+PATIENT = Timeouts(write=2)
 VERSIONS: dict[str, dict[str, Any]] = {
     "h1": {"http2": False},
     "h2": {"http1": False},

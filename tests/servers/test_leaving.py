@@ -19,7 +19,7 @@ TIMES = 5
 
 def answered(seen: Capture) -> None:
     """Block until the server has ended all its sides, too: what our kernel says to that follows at once."""
-    until = monotonic() + 10
+    until = monotonic() + 50
     while not all(seen.flags(from_client=False, client=each) for each in seen.clients()):
         assert monotonic() < until, f"the server has not ended:\n{seen}"
         sleep(0.005)  # between two looks, bounded

@@ -174,7 +174,7 @@ async def test_many_tunnels_over_one_connection(kind: str, hop: Hop, servers: Ca
 
 
 async def _get(pool: ConnectionPool, url: str) -> None:
-    response = await pool.request("GET", url, timeouts=Timeouts(20, 20, 20, 20))
+    response = await pool.request("GET", url, timeouts=Timeouts())
     assert await response.read() == HELLO
 
 

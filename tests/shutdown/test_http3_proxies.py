@@ -12,7 +12,7 @@ import pytest
 from allswell import CloseReport, ConnectionEnd, ConnectionPool, ProxyHop, QuicConfig, TransportError
 from tests.support.certificates import certificates
 from tests.support.h3_proxy import Http3Proxy
-from tests.support.lag import LAG
+from tests.support.lag import LAG, long_closing_period
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.proxies import socks_relay
 from tests.support.quic_server import QuicServer, ServedConnection
@@ -61,7 +61,8 @@ class _Telling(list[tuple[Any, ...]]):
 
 
 @pytest.mark.parametrize("datagrams", [True, False])
-async def test_http3_ends_inside_before_it_ends_outside(datagrams: bool) -> None:
+async def test_http3_ends_inside_before_it_ends_outside(datagrams: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    long_closing_period(monkeypatch)
     with Http3Proxy(datagrams=datagrams, answer_close=True) as proxy, QuicServer(answer_close=True) as origin:
         seen = Timeline(origin=origin, proxy=proxy)
         pool = pool_through(proxy, http3="only")
@@ -76,7 +77,8 @@ async def test_http3_ends_inside_before_it_ends_outside(datagrams: bool) -> None
         assert report.seconds < LAG
 
 
-async def test_tls_ends_inside_before_the_tunnel() -> None:
+async def test_tls_ends_inside_before_the_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    long_closing_period(monkeypatch)
     with scripted_peer(answers(), tls=True) as origin, Http3Proxy(answer_close=True) as proxy:
         pool = pool_through(proxy)
         await pool.request("GET", origin.url)
@@ -234,8 +236,8 @@ async def test_idle_tunnels_end_and_then_their_connection() -> None:
 
 async def test_an_idle_tunnel_outlives_quics_idle_timeout() -> None:
     """A PING in time keeps the connection that carries it."""
-    with scripted_peer(answers(delay=1.2), tls=True) as origin, Http3Proxy(idle_timeout=0.5) as proxy:
-        async with pool_through(proxy, quic=QuicConfig(idle_timeout=0.5)) as pool:
+    with scripted_peer(answers(delay=3), tls=True) as origin, Http3Proxy(idle_timeout=2.0) as proxy:
+        async with pool_through(proxy, quic=QuicConfig(idle_timeout=2.0)) as pool:
             assert await (await pool.request("GET", f"{origin.url}/late")).read() == b"/late"
         assert len(proxy.connections) == 1
 

@@ -393,7 +393,7 @@ def test_what_lies_unread_is_read_first(tls: bool, loop: str) -> None:
                 async with pool:
                     await pool.request("GET", peer.url)
                     peer.release()
-                    assert unread.wait(10)  # and the event loop is held
+                    assert unread.wait(30)  # and the event loop is held
                     scope.cancel()
                     await anyio.lowlevel.checkpoint()
 
@@ -534,11 +534,11 @@ def test_the_command_by_ctrl_c() -> None:
         program = "import sys; from allswell._cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, "--insecure", idle.url, busy.url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c) as run:
-            busy.wait_accepted(timeout=20)
+            busy.wait_accepted(timeout=60)
             while not busy.connections[0].requests:
                 threading.Event().wait(0.005)  # nobody tells of what happens in the peer's thread
             run.send_signal(signal.SIGINT)
-            out, err = run.communicate(timeout=20)
+            out, err = run.communicate(timeout=60)
         assert run.returncode == 130, err
         assert out == b"/"
         idle.wait_ended()

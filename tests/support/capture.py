@@ -146,7 +146,7 @@ class Capture:
 
     # --- Being sure that all is there.
 
-    def sync(self, timeout: float = 5.0) -> None:
+    def sync(self, timeout: float = 30.0) -> None:
         """Block until everything that has crossed the interface before this call is recorded.
 
         :raises TimeoutError: the capture itself is broken.
@@ -161,7 +161,7 @@ class Capture:
                     return
             raise TimeoutError("the capture lost its own marker")
 
-    def settle(self, timeout: float = 5.0, connections: int = 1) -> None:
+    def settle(self, timeout: float = 30.0, connections: int = 1) -> None:
         """Block until at least that many TCP connections were seen and each is over: FIN from both sides, both
         acknowledged, or RST; then :meth:`sync`, for a RST that answers the last of them.
 
@@ -240,7 +240,7 @@ class Capture:
         """End the thread and close the sockets."""
         self._stopping = True
         self._marker.sendto(b"", ("127.0.0.1", self._mark_port))  # something to read, so that it looks
-        self._thread.join(5)
+        self._thread.join(30)
         self._raw.close()
         self._marker.close()
 

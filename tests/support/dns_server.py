@@ -32,18 +32,22 @@ class DnsServer:
     :param zone: records as in a zone file, with absolute names and without their class. It may be changed at any time.
     :param negative: seconds for which a "no" counts.
     :ivar delay: seconds before each answer.
+    :ivar held: no answer goes while this is so.
     :ivar reply: bytes to answer a query with, in place of what the zone says; ``b""`` for no answer.
     :ivar truncate: whether answers over UDP are cut, so that the client has to come by TCP.
-    :ivar queries: the names that were asked for, over UDP; those over TCP end in ``" over TCP"``.
+    :ivar queries: the names that were asked for, over UDP; those over TCP end in ``" over TCP"``. (A query that is sent
+        again, for its answer takes long, is one.)
     """
 
     def __init__(self, zone: str = "", *, negative: int = 60, delay: float = 0.0) -> None:
         self.zone = zone
         self.negative = negative
         self.delay = delay
+        self.held = False
         self.reply: Reply | None = None
         self.truncate = False
         self.queries: list[str] = []
+        self._known: set[tuple[int, bool]] = set()
         self._udp, self._tcp = _bound()
         self.port: int = self._udp.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
@@ -61,7 +65,7 @@ class DnsServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._wake.send(b"x")
-        self._thread.join(5)
+        self._thread.join(30)
         for sock in (self._udp, self._tcp, self._wake, self._woken):
             sock.close()
         if self._failure is not None and error is None:
@@ -77,7 +81,7 @@ class DnsServer:
             self._failure = error
 
     def _once(self) -> bool:
-        timeout = max(0.0, self._later[0][0] - monotonic()) if self._later else None
+        timeout = max(0.01 * self.held, self._later[0][0] - monotonic()) if self._later else None
         ready, _, _ = select.select([self._udp, self._tcp, self._woken], [], [], timeout)
         if self._woken in ready:
             return False
@@ -86,7 +90,7 @@ class DnsServer:
             self._queue(data, lambda answer: self._udp.sendto(answer, peer), over_tcp=False)
         if self._tcp in ready:
             sock, _ = self._tcp.accept()
-            sock.settimeout(5)
+            sock.settimeout(30)
             (size,) = struct.unpack("!H", sock.recv(2, socket.MSG_WAITALL))
             data = sock.recv(size, socket.MSG_WAITALL)
 
@@ -98,14 +102,16 @@ class DnsServer:
                         pass  # the client has given up
 
             self._queue(data, send, over_tcp=True)
-        while self._later and self._later[0][0] <= monotonic():
+        while self._later and self._later[0][0] <= monotonic() and not self.held:
             self._later.pop(0)[2]()
         return True
 
     def _queue(self, data: bytes, send: Callable[[bytes], object], *, over_tcp: bool) -> None:
         query = dns.message.from_wire(data)
         [question] = query.question
-        self.queries.append(question.name.to_text(omit_final_dot=True) + (" over TCP" if over_tcp else ""))
+        if (query.id, over_tcp) not in self._known:
+            self._known.add((query.id, over_tcp))
+            self.queries.append(question.name.to_text(omit_final_dot=True) + (" over TCP" if over_tcp else ""))
         answer = self.reply(query) if self.reply is not None else self._answer(query, over_tcp)
         if answer:
             self._later.append((monotonic() + self.delay, next(self._count), partial(send, answer)))

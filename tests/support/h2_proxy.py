@@ -93,7 +93,7 @@ class Http2Proxy:
                 talk.send(talk.headers(stream, [(":status", "200"), ("capsule-protocol", "?1")]))
             else:
                 host, _, port = request.headers[":authority"].rpartition(":")
-                origins[stream] = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
+                origins[stream] = socket.create_connection((host.strip("[]"), int(port)), timeout=30)
                 talk.send(talk.headers(stream, [(":status", "200")]))
         elif isinstance(frame, DataFrame) and stream in origins:
             if origins[stream].type == socket.SOCK_DGRAM:

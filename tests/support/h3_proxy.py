@@ -106,7 +106,7 @@ class Http3Proxy(QuicServer):
             assert {b":scheme", b":path"}.isdisjoint(fields)
             host, _, port = fields[b":authority"].decode().rpartition(":")
             try:
-                sock = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
+                sock = socket.create_connection((host.strip("[]"), int(port)), timeout=30)
             except ConnectionRefusedError:
                 connection.respond(stream, 502, b"nobody there")
                 return

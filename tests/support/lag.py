@@ -2,16 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
+
+import httpx
+import httpx2
 import pytest
 
+import allswell
+from allswell._config import PoolConfig, Timeouts
 from allswell._filters import happy_eyeballs
-from allswell._pool import dialer
+from allswell._pool import dialer, https_records, route_state
+from allswell._quic import connection
+from allswell._transport import Sender
 
 #: Seconds that a busy machine may add to anything. What a test shows not to be waited for must take far longer.
 LAG = 10.0
 
+#: Seconds that a client waits for whatever a test says nothing of.
+PATIENCE = 6 * LAG
 
-def stagger(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Have connection attempts follow one another at this distance, and not at 250 ms (RFC 8305 §5)."""
+
+def be_patient() -> None:
+    """Let whatever a test says nothing of take as long as it takes: the defaults are made for networks, not for this.
+
+    A test whose subject is a timeout, a grace or an expiry says so; one whose subject is another of these times gets it
+    back with a function below.
+    """
+    monkeypatch = pytest.MonkeyPatch()  # for as long as this process runs
+    for name in ("connect", "read", "write", "pool"):
+        _by_default(Timeouts.__init__, name, PATIENCE)
+        for library in (httpx2, httpx):
+            setattr(signature(library.AsyncClient).parameters["timeout"].default, name, PATIENCE)
+    for takes_grace in (PoolConfig.__init__, Sender.__init__, allswell.AsyncClient.__init__):
+        _by_default(takes_grace, "grace", 3 * LAG)
+    for keeps in (PoolConfig.__init__, httpx2.Limits.__init__):
+        _by_default(keeps, "keepalive_expiry", PATIENCE)
+    signature(httpx2.AsyncClient).parameters["limits"].default.keepalive_expiry = PATIENCE
+    _by_default(PoolConfig.__init__, "expect_continue_timeout", PATIENCE)
+    stagger(monkeypatch, 3 * LAG)
+    resolution_delay(monkeypatch, 3 * LAG)
+    monkeypatch.setattr(route_state, "EXPECTED_WITHIN", LAG)
+    silent_after(monkeypatch, 8)  # from tens of milliseconds on, each waits twice as long as the one before
+
+
+def _by_default(function: Callable[..., None], name: str, value: float) -> None:
+    """Give a parameter another default."""
+    if (by_keyword := function.__kwdefaults__) and name in by_keyword:
+        by_keyword[name] = value
+        return
+    defaults = list(function.__defaults__ or ())
+    names = [each.name for each in signature(function).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    defaults[names.index(name) - len(names)] = value
+    function.__defaults__ = tuple(defaults)
+
+
+def silent_after(monkeypatch: pytest.MonkeyPatch, probes: int = connection._SILENT_PROBES) -> None:
+    """Have a QUIC peer be silent that leaves so many probes unanswered; by default, three."""
+    monkeypatch.setattr(connection, "_SILENT_PROBES", probes)
+
+
+def long_closing_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a QUIC connection's end wait for an answer far longer than any takes (and not three PTO)."""
+    monkeypatch.setattr(connection.ClientConnection, "probe_timeout", LAG)
+
+
+def stagger(monkeypatch: pytest.MonkeyPatch, seconds: float = happy_eyeballs.CONNECTION_ATTEMPT_DELAY) -> None:
+    """Have connection attempts follow one another at this distance; by default, at 250 ms (RFC 8305 §5)."""
     for module in (happy_eyeballs, dialer):
         monkeypatch.setattr(module, "CONNECTION_ATTEMPT_DELAY", seconds)
+
+
+def resolution_delay(monkeypatch: pytest.MonkeyPatch, seconds: float = happy_eyeballs.RESOLUTION_DELAY) -> None:
+    """Have answers of the resolver that are late be waited for for so long; by default, 50 ms (RFC 8305 §3)."""
+    for module in (happy_eyeballs, https_records):
+        monkeypatch.setattr(module, "RESOLUTION_DELAY", seconds)

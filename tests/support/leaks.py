@@ -86,7 +86,7 @@ def sockets_closed() -> Iterator[None]:
     gc.collect()  # what was dropped before is not this block's
     before = set(open_sockets().values())
     yield
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 10
     while left := {number: what for number, what in open_sockets().items() if what not in before}:
         if time.monotonic() > deadline:
             break

@@ -17,7 +17,7 @@ GET = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @contextmanager
 def plain(peer: ScriptedPeer) -> Iterator[socket.socket]:
     """A TCP connection to the peer."""
-    with socket.create_connection((peer.host, peer.port), timeout=5) as client:
+    with socket.create_connection((peer.host, peer.port), timeout=30) as client:
         yield client
 
 

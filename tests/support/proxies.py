@@ -61,7 +61,7 @@ def connect_proxy(
         method, target, _ = head.split(b" ", 2)
         assert method == b"CONNECT"
         host, _, port = target.decode().rpartition(":")
-        origin = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
+        origin = socket.create_connection((host.strip("[]"), int(port)), timeout=30)
         with origin:
             connection.send(answer)
             carry(connection, origin)
@@ -131,7 +131,7 @@ class SocksProxy:
             connection.send(self._reply, pieces=self._pieces)
             return
         try:
-            origin = socket.create_connection((host, port), timeout=10)
+            origin = socket.create_connection((host, port), timeout=30)
         except ConnectionRefusedError:
             connection.send(b"\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00")
             return

@@ -26,8 +26,9 @@ from allswell._quic.settings import QuicSettings
 from allswell._report import ConnectionEnd
 from allswell._tasks import current_host
 from tests.support.certificates import certificates
+from tests.support.lag import PATIENCE
 
-PATIENT = Timeouts(connect=20, read=20, write=20, pool=20)
+PATIENT = Timeouts(PATIENCE, PATIENCE, PATIENCE, PATIENCE)
 
 
 def quic_settings(**changes: Any) -> QuicSettings:
@@ -77,7 +78,7 @@ class QuicClient:
 
     async def start(self, backend: Callable[[ClientConnection], Backend[list[QuicEvent]]] = Http3) -> None:
         """Connect, and drive the connection."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE):
             await self.stack.connect()
         host = current_host()
         self.connection = Driver(
@@ -113,7 +114,7 @@ class QuicClient:
             except FallenSilent:  # a network that loses much: the pool would wait on, too
                 await exchange.settled()
 
-    async def aclose(self, grace: float = 5.0) -> ConnectionEnd:
+    async def aclose(self, grace: float = PATIENCE) -> ConnectionEnd:
         """Close politely; how it ended."""
         if hasattr(self, "connection"):
             self.connection.close("the test is over", Deadline.after(grace))
@@ -121,7 +122,7 @@ class QuicClient:
         self.stack.abort()
         raise AssertionError("never connected")
 
-    async def ended(self, patience: float = 15.0) -> ConnectionEnd:
+    async def ended(self, patience: float = PATIENCE) -> ConnectionEnd:
         """Wait until the connection is over."""
         with anyio.fail_after(patience):
             await self._ended.wait()
@@ -141,7 +142,7 @@ async def read(exchange: Exchange) -> bytes:
 async def bare_quic(port: int, settings: QuicSettings | None = None) -> AsyncIterator[QuicClient]:
     """A client that is connected, but that nobody drives: for the filter's own methods."""
     client = QuicClient(port, settings)
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE):
         await client.stack.connect()
     try:
         yield client

@@ -203,6 +203,10 @@ class QuicServer:
         self._wake.send(b"x")
         return done.get(timeout=30)
 
+    def settle(self) -> None:
+        """Block until all that has arrived so far was taken."""
+        self.call(lambda _: self._take_all())
+
     def all(self, word: str) -> list[tuple[Any, ...]]:
         """What was seen that begins with this word, without it."""
         return [entry[1:] for entry in list(self.seen) if entry[0] == word]
@@ -220,6 +224,7 @@ class QuicServer:
         try:
             while not self._stop:
                 self._once()
+            self._take_all()
         except BaseException as error:  # noqa: BLE001 - told by __exit__, in the test's thread
             self._failure = error
 
@@ -235,11 +240,8 @@ class QuicServer:
             self._jobs.get()()
         if self._sock in ready:
             for _ in range(64):
-                try:
-                    data, address = self._sock.recvfrom(65535)
-                except BlockingIOError:
+                if not self._take():
                     break
-                self._receive(data, address)
         now = monotonic()
         for each in self._live[:]:
             timer = each.quic.get_timer()
@@ -250,6 +252,19 @@ class QuicServer:
                 action, each.afterwards = each.afterwards, None
                 action()
             each.flush()
+
+    def _take_all(self) -> None:
+        while self._take():
+            pass
+
+    def _take(self) -> bool:
+        """One datagram; whether there was one."""
+        try:
+            data, address = self._sock.recvfrom(65535)
+        except BlockingIOError:
+            return False
+        self._receive(data, address)
+        return True
 
     def _receive(self, data: bytes, address: Any) -> None:
         try:

@@ -69,7 +69,7 @@ class Told:
         self.head, self.data, self.end = head, data, lambda: data(b"")
         while request := connection.read_head():
             self.asked.release()
-            self.go_on.wait(10)
+            self.go_on.wait(30)
             if request.startswith(b"POST"):
                 connection.read_body(request)
                 self.uploaded.release()
@@ -81,7 +81,7 @@ class Told:
         self.head = lambda: talk.send(talk.headers(request.stream, [(":status", "200")]))
         self.data, self.end = data, lambda: data(b"", "END_STREAM")
         self.asked.release()
-        self.go_on.wait(10)
+        self.go_on.wait(30)
         if request.headers[":method"] == "POST":
             talk.read_body(request)
             self.uploaded.release()
@@ -99,7 +99,7 @@ class Told:
             self.data = lambda piece: say(lambda: connection.data(stream, piece))
             self.end = lambda: say(lambda: connection.data(stream, b"", end=True))
             self.asked.release()
-            self.go_on.wait(10)
+            self.go_on.wait(30)
             if fields[b":method"] == b"POST":
                 server.on_body = self.uploaded.release
 

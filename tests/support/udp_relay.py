@@ -6,6 +6,7 @@ It runs in a thread of its own, so it serves tests on any event loop. What it do
 from __future__ import annotations
 
 import heapq
+import queue
 import random
 import select
 import socket
@@ -37,6 +38,7 @@ class UdpRelay:
     :ivar port: where clients send to.
     :ivar up: the weather on the way to the server; ``down``: back.
     :ivar went_up: the datagrams that clients sent here, whatever became of them; ``went_down``: back.
+    :ivar swallows: so many of the next that clients send are lost.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class UdpRelay:
         self.down = down or Weather()
         self.went_up: list[bytes] = []
         self.went_down: list[bytes] = []
+        self.swallows = 0
         self._target = ("127.0.0.1", target)
         self._random = random.Random(seed)
         self._dark_until = 0.0
@@ -59,6 +62,7 @@ class UdpRelay:
         self._wake, self._woken = socket.socketpair()
         self._stop = False
         self._rebind = False
+        self._settling: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="udp relay", daemon=True)
 
     def __enter__(self) -> UdpRelay:
@@ -70,9 +74,14 @@ class UdpRelay:
     ) -> None:
         self._stop = True
         self._wake.send(b"x")
-        self._thread.join(5)
+        self._thread.join(30)
         for sock in (self._front, self._wake, self._woken, *self._backs.values(), *self._retired):
             sock.close()
+
+    @property
+    def clients(self) -> int:
+        """How many addresses something came from."""
+        return len(self._backs)
 
     def black_out(self, seconds: float) -> None:
         """Lose everything, both ways, for so long."""
@@ -83,10 +92,20 @@ class UdpRelay:
         self._rebind = True
         self._wake.send(b"x")
 
+    def settle(self) -> None:
+        """Block until all that was sent here so far has been seen, and passed on unless it is delayed."""
+        settled = threading.Event()
+        self._settling.put(settled)
+        self._wake.send(b"x")
+        assert settled.wait(30)
+
     def _run(self) -> None:
         while not self._stop:
+            settling = [self._settling.get() for _ in range(self._settling.qsize())]
             backs = {back: client for client, back in self._backs.items()}
             timeout = max(0.0, self._later[0][0] - monotonic()) if self._later else None
+            if settling:
+                timeout = 0.0
             ready, _, _ = select.select([self._front, self._woken, *backs], [], [], timeout)
             for sock in ready:
                 if sock is self._woken:
@@ -103,6 +122,8 @@ class UdpRelay:
             while self._later and self._later[0][0] <= now:
                 _, _, sock, data, address = heapq.heappop(self._later)
                 _send(sock, data, address)
+            for settled in settling:
+                settled.set()
 
     def _relay_up(self) -> None:
         while True:
@@ -111,6 +132,9 @@ class UdpRelay:
             except BlockingIOError:
                 return
             self.went_up.append(data)
+            if self.swallows:
+                self.swallows -= 1
+                continue
             back = self._backs.get(client)
             if back is None:
                 back = self._backs[client] = _socket()

@@ -73,7 +73,7 @@ class _Always(dict[bytes, Any]):
 def client_of(version: str, **settings: Any) -> AsyncClient:
     """A client that speaks this version only."""
     speaks: dict[str, dict[str, Any]] = {"h1": {"http2": False}, "h2": {"http1": False}, "h3": {"http3": "only"}}
-    return AsyncClient(verify=certificates().client_context(), timeout=5, **speaks[version], **settings)
+    return AsyncClient(verify=certificates().client_context(), **speaks[version], **settings)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
