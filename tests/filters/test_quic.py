@@ -635,6 +635,27 @@ async def test_a_deadline_that_has_passed_still_says_it() -> None:
             assert await seen(server, "close") == [(0x1D, 0x100)]
 
 
+async def test_a_peer_that_takes_its_time_is_heard() -> None:
+    """What says that a goodbye has come may be late: a server that is busy for a moment is not gone."""
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with bare_quic(relay.port) as client:
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
+            relay.down.delay = (5 * client.quic.connection.probe_timeout,) * 2
+            client.quic.connection.send_stream_data(0, b"goodbye")
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
+
+
+async def test_a_peer_that_leaves_three_probes_unanswered_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent_after(monkeypatch)
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with bare_quic(relay.port) as client:
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
+            relay.black_out(PATIENCE)
+            client.quic.connection.send_stream_data(0, b"goodbye")
+            assert not await client.quic.delivered(Deadline.after(PATIENCE))
+            assert client.quic.connection.engine._loss._pto_count == 3
+
+
 async def test_an_answer_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     long_closing_period(monkeypatch)
     with QuicServer(answer_close=True) as server:

@@ -94,8 +94,8 @@ async def test_a_server_that_answers_nothing_costs_three_probe_timeouts() -> Non
     assert report.seconds < LAG
 
 
-async def test_a_server_that_is_gone_costs_six_probe_timeouts_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three for GOAWAY, which is sent again and not acknowledged, and three for the closing period."""
+async def test_a_server_that_is_gone_costs_ten_probe_timeouts_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven until three probes behind the GOAWAY have no answer, and three for the closing period."""
     silent_after(monkeypatch)
     with QuicServer() as server:
         async with trusting(keepalive_expiry=None) as pool:

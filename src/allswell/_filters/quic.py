@@ -44,6 +44,7 @@ from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
 #: RFC 9114 §8.1. An aborted transfer must not look like a completed one, so abort() says this and never NO_ERROR.
 H3_REQUEST_CANCELLED = 0x10C
+#: PTO of the closing period (RFC 9000 §10.2).
 _CLOSING_PROBES = 3
 #: Copies of our CONNECTION_CLOSE, spread over the first PTO of the closing period.
 _GOODBYES = 3
@@ -366,7 +367,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return self.connection.all_acknowledged
 
     async def delivered(self, deadline: Deadline) -> bool:
-        """Wait until all that was sent is acknowledged; whether it is. A peer that is silent for three PTO is gone.
+        """Wait until all that was sent is acknowledged; whether it is. A peer that has fallen silent is gone.
 
         A PING follows in a packet of its own: two packets are acknowledged at once, one only after the peer's
         ``max_ack_delay`` (RFC 9000 §13.2.2).
@@ -380,17 +381,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         with deadline.scope():
             try:
                 await self.flush()
-                heard_at = monotonic()
                 while not connection.all_acknowledged and connection.ended is None:
-                    silence = Deadline(heard_at + _CLOSING_PROBES * connection.probe_timeout)
-                    with silence.scope() as silent:
-                        await self._wait()
-                    events = self._receive()
-                    if events is not None:
-                        heard_at = monotonic()
-                        self._kept += events
-                    elif silent.cancelled_caught:
+                    if connection.silent:
                         return False
+                    await self._wait()
+                    self._kept += self._receive() or ()
                     self._send()
                     await self.flush()
             except TransportError:
