@@ -1,7 +1,7 @@
 """allswell: an async HTTP client that ends well. HTTP/1.1, HTTP/2 and HTTP/3, on asyncio and trio."""
 
 from allswell._client import AsyncClient
-from allswell._config import PoolConfig, ProxyHop, QuicConfig, Timeouts
+from allswell._config import PoolConfig, ProxyHop, QuicConfig, Retry, Timeouts
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -57,6 +57,7 @@ __all__ = [
     "RemoteProtocolError",
     "Response",
     "ResponseHead",
+    "Retry",
     "RouteSnapshot",
     "Timeout",
     "Timeouts",

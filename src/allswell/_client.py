@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 import anyio
 import httpx2
 
-from allswell._config import DEFAULT_GRACE, QuicConfig
+from allswell._config import DEFAULT_GRACE, QuicConfig, Retry
 from allswell._pool.alt_svc_store import AltSvcStore
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.route import Proxies
@@ -58,6 +58,7 @@ class AsyncClient(ShortWays):
     :param pipelining: HTTP/1.1 requests that may be sent behind an unanswered one; see :class:`PoolConfig`.
     :param grace: seconds that closing may take, for all connections and layers together.
     :param total_timeout: seconds that each request may take, from its start until its response was read.
+    :param retry: whether what failed for now is tried again; off by default. Per request: ``extensions={"retry": …}``.
     :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves, and the settings
         of connections (``verify``, ``http1``, ``limits``, …) are its own.
     :param settings: the other parameters of ``httpx2.AsyncClient``; ``proxy`` may be a list, the nearest first.
@@ -78,6 +79,7 @@ class AsyncClient(ShortWays):
         pipelining: int = 0,
         grace: float = DEFAULT_GRACE,
         total_timeout: float | None = None,
+        retry: Retry | None = None,
         pool: ConnectionPool | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         mounts: Mapping[str, httpx2.AsyncBaseTransport | None] | None = None,
@@ -97,6 +99,7 @@ class AsyncClient(ShortWays):
         }
         self._grace = grace
         self._total_timeout = total_timeout
+        self._retrying = retry
         self._pool = pool
         handed_on = cast(dict[str, Any], settings)  # a chain of proxies: httpx2 takes it and gives it to our hook
         super().__init__(http1=http1, http2=http2, transport=transport, mounts=mounts, **handed_on)
@@ -123,6 +126,7 @@ class AsyncClient(ShortWays):
             limits,
             grace=self._grace,
             total_timeout=self._total_timeout,
+            retry=self._retrying,
             pool=self._pool,
             **self._versions,
         )
@@ -148,6 +152,7 @@ class AsyncClient(ShortWays):
             proxy,
             grace=self._grace,
             total_timeout=self._total_timeout,
+            retry=self._retrying,
             pool=self.pool,
             **self._versions,
         )

@@ -39,6 +39,41 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """What failed for now is tried again: a response with one of these statuses, a connection that failed or was lost.
+
+    Only what may be sent twice is: requests with idempotent methods (RFC 9110 §9.2.2), or others that are named, whose
+    body can be sent once more, whole. What certainly was not sent goes again with any method. Nothing is tried again
+    once a response's head was given to the caller, nor beyond the request's total timeout.
+
+    :ivar attempts: in all, the first one included.
+    :ivar statuses: of responses that are not wanted, as long as there are attempts.
+    :ivar methods: that may be sent twice, besides the idempotent ones: ``frozenset({"POST"})``.
+    :ivar backoff: seconds that the first pause may take; it doubles each time. A pause is chosen at random between none
+        and that, and not shorter than the server's ``Retry-After`` asks for.
+    :ivar longest: seconds that any pause may take. If the server asks for more, its response is the last.
+    :ivar budget: retries that each request to an origin adds to what they share, so that a server that always fails is
+        asked little more often; they begin with ten. ``None``: no bound.
+    """
+
+    attempts: int = 3
+    statuses: frozenset[int] = frozenset({429, 502, 503, 504})
+    methods: frozenset[str] = frozenset()
+    backoff: float = 0.5
+    longest: float = 30.0
+    budget: float | None = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("statuses", "methods"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"{name} must be a set, not a str")
+            object.__setattr__(self, name, frozenset(value))
+        if self.attempts < 1 or self.backoff < 0 or self.longest < 0:
+            raise ValueError("a Retry has at least one attempt, and no negative pauses")
+
+
+@dataclass(frozen=True, slots=True)
 class QuicConfig:
     """What is special about connections over QUIC.
 

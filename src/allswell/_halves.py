@@ -35,6 +35,7 @@ connection. It is not told before: in HTTP/2 a reset ends the response too, and 
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 from allswell._errors import Party
@@ -157,6 +158,11 @@ class ReceiveHalf:
     def over(self) -> bool:
         """Whether no more of it will come."""
         return not self.state.moves
+
+    @property
+    def left(self) -> float:
+        """How much content was announced and has not come yet; ``inf`` where that is not known."""
+        return math.inf if self._left is None else self._left
 
     @property
     def whole(self) -> bool:

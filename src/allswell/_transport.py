@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, cast
 import httpx2
 
 from allswell._clock import monotonic
-from allswell._config import DEFAULT_GRACE, PoolConfig, SocketOption, Timeouts
+from allswell._config import DEFAULT_GRACE, PoolConfig, Retry, SocketOption, Timeouts
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -265,6 +265,12 @@ class _Origin(NamedTuple):
 _MOST_ORIGINS = 1024
 
 
+def _retry_settings(given: object) -> Retry | None:
+    if given is None or isinstance(given, Retry):
+        return given
+    raise TypeError(f"retry must be an allswell.Retry or None, not {type(given).__name__}")
+
+
 class Sender:
     """What the transports for httpx2 and httpx share: the pool, and how a request and an error are translated."""
 
@@ -289,11 +295,13 @@ class Sender:
         *,
         grace: float = DEFAULT_GRACE,
         total_timeout: float | None = None,
+        retry: Retry | None = None,
         pool: ConnectionPool | None = None,
         **settings: Any,
     ) -> None:
         limits = limits or httpx2.Limits(max_connections=100, max_keepalive_connections=20)
         self._total = total_timeout
+        self._retrying = _retry_settings(retry)
         self.pool = pool or ConnectionPool(
             PoolConfig(
                 ssl_context=new_context(verify, cert, trust_env),
@@ -401,6 +409,7 @@ class Sender:
             extensions.get("trailers"),
             extensions.get("informational"),
             Tracer(trace) if trace is not None else None,
+            self._retrying if "retry" not in extensions else _retry_settings(extensions["retry"]),
         )
 
     def _origin(self, url: httpx2.URL, server_name: str | None) -> _Origin:
@@ -493,6 +502,7 @@ class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
     :param grace: seconds that closing may take, in all.
     :param total_timeout: seconds that each request may take, from its start until its response was read
         (per request: ``extensions={"total_timeout": 10.0}``).
+    :param retry: whether what failed for now is tried again (per request: ``extensions={"retry": …}``).
     :param pool: a pool to share; the transport then makes none, and the settings above are the pool's.
     :param settings: more settings, as in :class:`PoolConfig`.
     """

@@ -212,3 +212,13 @@ def test_data_in_tiny_frames_is_put_together() -> None:
     assert sum(event.credit for event in bodies) == 3000
     assert len(bodies) <= 3
     assert type(events[-1]) is ResponseCompleted
+
+
+def test_small_frames_are_taken_apart_a_few_at_a_time() -> None:
+    reader = h3.FrameReader(frozenset(), 100)
+    assert reader.feed(b"\0\1x" * 10 + b"\0\5y", 4) == [(0, b"xxxx")]
+    assert reader.rest == b"\0\1x" * 6 + b"\0\5y"
+    assert reader.feed(reader.rest) == [(0, b"xxxxxxy")]
+    assert reader.feed(b"yy", 4) == [(0, b"yy")]
+    assert reader.rest == b""
+    assert not reader.between_frames

@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, NotProcessed, TransportError
+from allswell._filters.interface import Run
 from allswell._filters.quic import QuicFilter
 from allswell._filters.udp import UdpFilter
 from allswell._quic.engine import Engine
@@ -106,7 +107,7 @@ async def test_an_obstacle_on_the_way_is_none_where_the_peer_was_heard() -> None
     """Any router may say anything."""
 
     class Disturbed(UdpFilter):
-        def receive_nowait(self) -> list[bytes] | None:
+        def receive_nowait(self) -> list[Run] | None:
             received = super().receive_nowait()
             if received:
                 self.obstacle = OSError(errno.EHOSTUNREACH, "a router's word")
@@ -690,11 +691,11 @@ async def test_what_still_arrives_is_answered_with_the_close(monkeypatch: pytest
             assert await client.quic.delivered(Deadline.after(PATIENCE))
             receive = client.udp.receive_nowait
 
-            def counted() -> list[bytes] | None:
+            def counted() -> list[Run] | None:
                 nonlocal arrived
-                datagrams = receive()
-                arrived += len(datagrams or ())
-                return datagrams
+                runs = receive()
+                arrived += sum(len(run.datagrams()) for run in runs or ())
+                return runs
 
             monkeypatch.setattr(client.udp, "receive_nowait", counted)
             relay.swallows = 1
@@ -968,7 +969,7 @@ async def test_an_unreachable_port_that_a_late_timer_meets_is_told(monkeypatch: 
     class Refused(UdpFilter):
         told = False
 
-        def receive_nowait(self) -> list[bytes] | None:
+        def receive_nowait(self) -> list[Run] | None:
             if not self.told:
                 return super().receive_nowait()
             self.told = False
@@ -1003,8 +1004,7 @@ class NothingHeard(UdpFilter):
     async def wait_readable(self) -> None:
         await anyio.lowlevel.checkpoint()
 
-    def receive_nowait(self) -> list[bytes] | None:
-        self.marks = []
+    def receive_nowait(self) -> list[Run] | None:
         return []
 
 

@@ -181,6 +181,7 @@ RECOVERY_OPTIONS = [
 
 #: Private names of the other parts, which :func:`test_parts` looks at, and the private modules.
 PARTS = {
+    "_aead",
     "_buffer",
     "_buffer_start",
     "_buffer_stop",
@@ -188,7 +189,10 @@ PARTS = {
     "_client_handle_certificate_verify",
     "_crypto",
     "_detect_loss",
+    "_encryptor",
     "_final_size",
+    "_is_chacha20",
+    "_iv",
     "_log_metrics_updated",
     "_on_packets_lost",
     "_pacer",
@@ -198,6 +202,7 @@ PARTS = {
     "_pto_count",
     "_ranges",
     "_receive_buffer",
+    "_received",
     "_reset_error_code",
     "_rtt_first_sample_time",
     "_rtt_initialized",
@@ -290,6 +295,16 @@ def test_parts(connection: Engine) -> None:
     assert connection._cryptos[tls.Epoch.ZERO_RTT].send.is_valid() is False, _BROKE
     fields = ["epoch", "host_cid", "network_path", "quic_logger_frames", "time", "version"]
     assert list(QuicReceiveContext.__dataclass_fields__) == fields, _BROKE
+    aead = _crypto.AEAD(b"aes-128-gcm", bytes(16), bytes(11) + b"\1")
+    hp = _crypto.HeaderProtection(b"aes-128-ecb", bytes(16))
+    assert aead._iv == 1, _BROKE
+    assert aead._aead.decrypt(bytes(11) + b"\6", aead.encrypt(b"data", b"header", 7), b"header") == b"data", _BROKE
+    assert not hp._is_chacha20, _BROKE
+    assert _crypto.HeaderProtection(b"chacha20", bytes(32))._is_chacha20, _BROKE
+    assert len(hp._encryptor.update(bytes(32))) == 32, _BROKE
+    window = QuicPacketSpace().received_packets
+    assert window._received == set(), _BROKE
+    assert "if packet_number < self._lower:" in inspect.getsource(type(window).add), _BROKE
     space = QuicPacketSpace()
     assert (space.largest_received_packet, space.ack_at, len(space.ack_queue)) == (-1, None, 0), _BROKE
     assert 5 not in space.received_packets, _BROKE

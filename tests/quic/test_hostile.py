@@ -21,15 +21,16 @@ from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame, pull_quic_transp
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import FinalSizeError, QuicStreamReceiver
-from aioquic.tls import Epoch
+from aioquic.tls import CipherSuite, Epoch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from allswell._quic.connection import ClientConnection
 from allswell._quic.ecn import NOT_ECT
-from allswell._quic.engine import LARGEST_DATAGRAM, Engine
+from allswell._quic.engine import Engine
 from allswell._quic.interface import StopSendingReceived, StreamDataReceived
 from allswell._quic.pieces import Held, PiecesReceiver
+from allswell._quic.runs import LARGEST_DATAGRAM
 from allswell._quic.trust import check
 from tests.support.certificates import certificates
 
@@ -44,6 +45,7 @@ class Pair:
         window: int = 4 * 1024 * 1024,
         engine: type[Engine] = Engine,
         connection_window: int | None = None,
+        ciphers: list[CipherSuite] | None = None,
     ) -> None:
         files = certificates()
         self.now = 0.0
@@ -54,6 +56,7 @@ class Pair:
             verify_mode=ssl.CERT_NONE,
             max_data=connection_window or window,
             max_stream_data=window,
+            cipher_suites=ciphers,
         )
         self.client = ClientConnection(engine(ours, judge=partial(check, files.client_context(), "localhost")))
         theirs = QuicConfiguration(is_client=False, alpn_protocols=["x"])
@@ -285,10 +288,11 @@ def test_whatever_is_heard_while_we_close_raises_nothing() -> None:
 
 
 class LongWay(Engine):
-    """Without our short way for packets in a connection's prime."""
+    """Without our short way for packets that come in runs."""
 
-    def _addressee(self, data: bytes) -> bytes | None:
-        return None
+    def receive_run(self, run: bytes, ends: Any, index: int, addr: Any, now: float, over: Any) -> int:
+        self.receive_datagram(run[ends[index - 1] if index else 0 : ends[index]], addr, now)
+        return index + 1
 
 
 _FRAMES = st.sampled_from(
@@ -409,7 +413,7 @@ def test_acknowledgements_do_what_aioquic_has_them_do(sent: list[str], acks: lis
         hypothesis.assume(largest >= first)  # an acknowledgement alone may still wait to be sent
         for each in acks:
             pair.now += 0.01
-            pair.say(ack(largest - first, each, first, max(0, len(sent) - fewer)))
+            pair.say(ack(max(0, largest - first), each, first, max(0, len(sent) - fewer)))
     seen = []
     for pair in pairs:
         engine = pair.client.engine

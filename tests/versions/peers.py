@@ -285,6 +285,7 @@ def _http2(server: Server, handler: Handler, window: int) -> Callable[[PeerConne
         talk = Talk(connection)
         talk.greet({INITIAL_WINDOW_SIZE: window})
         sides: dict[int, _Http2] = {}
+        counted: dict[int, int] = {}
         while (frame := talk.read()) is not None:
             request = talk.requests.get(frame.stream_id)
             if request is None:
@@ -296,8 +297,9 @@ def _http2(server: Server, handler: Handler, window: int) -> Callable[[PeerConne
                 server.begun(side)
                 handler(side)
                 talk.credits_at_once = side.reads
-            before = server.saw[path]
-            server.note(path, len(request.body) - before.size, whole=request.ended, stopped=request.reset)
+            more = len(request.body) - counted.get(request.stream, 0)
+            counted[request.stream] = len(request.body)
+            server.note(path, more, whole=request.ended, stopped=request.reset)
             if request.ended and side.sent is not None:
                 action, side.sent = side.sent, None
                 action()

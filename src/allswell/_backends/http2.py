@@ -78,6 +78,7 @@ from allswell._messages import Field, Headers, RequestHead
 _DEFAULT_WINDOW = 65535
 _LARGEST_WINDOW = 2**31 - 1
 _LAST_ID = 2**31 - 1
+_WHOLE_SECTION = wire.END_HEADERS | wire.END_STREAM
 _MAX_QUIET = 10_000
 _MAX_REMEMBERED = 4096
 _NO_EXTENDED_CONNECT = "the peer does not offer extended CONNECT (RFC 8441 §3)"
@@ -212,7 +213,7 @@ class Http2:
     def _send_window_of(self, stream: Stream) -> int:
         return self._peers_window + stream.send_window_opened
 
-    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+    def send_body(self, exchange: int, data: bytes | memoryview, *, end: bool, trailers: Headers | None = None) -> None:
         held = None
         stream = self._streams.get(exchange)
         if stream is None and (held := self._held.get(exchange)) is not None:
@@ -236,7 +237,7 @@ class Http2:
             if stream.over:
                 self._forget(stream)
 
-    def _send_piece(self, stream: Stream, data: bytes, end: bool, trailers: Headers) -> None:
+    def _send_piece(self, stream: Stream, data: bytes | memoryview, end: bool, trailers: Headers) -> None:
         self._quiet = 0
         size = len(data)
         last = end and not trailers
@@ -284,7 +285,10 @@ class Http2:
     def capacity(self) -> int:
         if self._refusal is not None:
             return 0
-        return max(0, min(self._limit - len(self._streams) - len(self._held), self._ids_left()))
+        room = self._limit - len(self._streams) - len(self._held)
+        if self._next_id + 2 * room > _LAST_ID:
+            room = self._ids_left()
+        return room if room > 0 else 0
 
     @property
     def capacity_expected(self) -> bool:
@@ -355,18 +359,32 @@ class Http2:
         events: list[Event] = []
         if self._over:
             return events  # frames that crossed our GOAWAY
+        streams, splitter, sections = self._streams, self._splitter, self._sections
         work = 0
         try:
-            for kind, flags, id_, frame in self._splitter.split(data):
-                if kind == wire.DATA and id_ in self._streams and not self._sections.unfinished:
-                    self._receive_data(self._streams[id_], flags, frame, events)
+            for kind, flags, id_, frame in splitter.split(data):
+                stream = streams.get(id_)
+                work += 1
+                if kind == wire.DATA and stream is not None and not sections.unfinished:
+                    self._receive_data(stream, flags, frame, events)
+                    if not flags and stream is self._run and work < WORK:
+                        work += self._receive_more_data(stream, data, WORK - work)
                 else:
                     if self._run is not None:
                         self._end_run(events)
-                    self._receive_frame(kind, flags, id_, frame, events)
+                    if (
+                        kind == wire.HEADERS
+                        and flags | wire.END_STREAM == _WHOLE_SECTION
+                        and stream is not None
+                        and self._greeted
+                        and not sections.unfinished
+                    ):
+                        section = sections.decode(id_, flags != wire.END_HEADERS, bytes(frame[9:]))
+                        self._receive_section(section, events)
+                    else:
+                        self._receive_frame(kind, flags, id_, frame, events)
                     work += len(frame) >> 6
-                work += 1
-                if work >= WORK and (left := data[self._splitter.position :]):
+                if work >= WORK and (left := data[splitter.position :]):
                     self._left = left
                     break
             self._end_run(events)
@@ -456,6 +474,19 @@ class Http2:
         if end:
             self._end_run(events)
             self._complete(stream, [], events)
+
+    def _receive_more_data(self, stream: Stream, data: memoryview, most: int) -> int:
+        """As much of a download as lies in one row, and is allowed; how many frames."""
+        room = int(min(self._window.left, stream.window.left, stream.receiving.left))
+        contents, size = self._splitter.following(data, stream.id, room=room, most=most)
+        if contents:
+            self._window.receive(size)
+            stream.window.receive(size)
+            stream.receiving.count(size)
+            self._run_credit += size
+            self._parts += contents
+            self._quiet = 0
+        return len(contents)
 
     def _end_run(self, events: list[Event]) -> None:
         """Hand out what consecutive DATA frames of one stream have brought."""

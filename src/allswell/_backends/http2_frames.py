@@ -39,6 +39,7 @@ _HEADER_TABLE_SIZE = 1
 _MAX_ENCODER_TABLE = 4096
 
 _HEADER = struct.Struct(">HBBBL")
+_HEADER_IN_FOUR = struct.Struct(">HBHL")  # type and flags as one
 _SETTING = struct.Struct(">HL")
 _FRAME_OF_A_WORD = struct.Struct(">HBBBLL")
 _TWO_WORDS = struct.Struct(">LL")
@@ -82,6 +83,7 @@ class FrameSplitter:
             partial.clear()
             self.position = pos
             yield kind, flags, stream & 0x7FFFFFFF, memoryview(frame)
+            pos = self.position
         unpack = _HEADER.unpack_from
         while end - pos >= 9:
             high, low, kind, flags, stream = unpack(data, pos)
@@ -90,8 +92,31 @@ class FrameSplitter:
                 break
             self.position = until
             yield kind, flags, stream & 0x7FFFFFFF, data[pos:until]
-            pos = until
+            pos = self.position
         partial += data[pos:]
+
+    def following(self, data: memoryview, stream: int, *, room: int, most: int) -> tuple[list[memoryview], int]:
+        """Take what follows the last frame as long as it is more of a body: DATA of this stream, with no flags.
+
+        :param room: bytes of content that may be taken.
+        :param most: frames that may be taken.
+        :return: the contents, and their size.
+        """
+        unpack = _HEADER_IN_FOUR.unpack_from
+        pos, end, size = self.position, len(data) - 9, 0
+        contents: list[memoryview] = []
+        while pos <= end and len(contents) < most:
+            high, low, kind, of = unpack(data, pos)
+            length = high << 8 | low
+            size += length
+            if kind or of != stream or not length or length > MAX_FRAME_SIZE or size > room or pos + length > end:
+                size -= length
+                break
+            pos += 9
+            contents.append(data[pos : pos + length])
+            pos += length
+        self.position = pos
+        return contents, size
 
     def _fill(self, data: memoryview, pos: int, size: int) -> int:
         taken = max(0, size - len(self._partial))
@@ -193,13 +218,14 @@ def section_frames(stream: int, block: bytes, size: int, *, end: bool) -> list[b
     return pieces
 
 
-def data_frames(stream: int, data: bytes, size: int, *, end: bool) -> list[bytes]:
+def data_frames(stream: int, data: bytes | memoryview, size: int, *, end: bool) -> list[bytes | memoryview]:
     """DATA frames for all of ``data``, at most ``size`` bytes each; the last one with END_STREAM if ``end``."""
     if len(data) <= size:
         return [frame_header(len(data), DATA, END_STREAM if end else 0, stream), data]
-    pieces: list[bytes] = []
+    pieces: list[bytes | memoryview] = []
+    view = memoryview(data)  # whose slices are no copies
     for start in range(0, len(data), size):
-        chunk = data[start : start + size]
+        chunk = view[start : start + size]
         last = end and start + size >= len(data)
         pieces += (frame_header(len(chunk), DATA, END_STREAM if last else 0, stream), chunk)
     return pieces

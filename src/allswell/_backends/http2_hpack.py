@@ -346,7 +346,7 @@ class SectionReader:
             block = block[5:]
         end = bool(flags & END_STREAM)
         if flags & END_HEADERS:
-            return self._decode(stream, end, bytes(block))
+            return self.decode(stream, end, bytes(block))
         self._open = stream, end
         self._pieces = [bytes(block)]
         self._size = len(block)
@@ -364,9 +364,13 @@ class SectionReader:
             return None
         stream, end = self._open
         self._open = None
-        return self._decode(stream, end, b"".join(self._pieces))
+        return self.decode(stream, end, b"".join(self._pieces))
 
-    def _decode(self, stream: int, end: bool, block: bytes) -> Section:
+    def decode(self, stream: int, end: bool, block: bytes) -> Section:
+        """What a whole block says.
+
+        :raises PeerError: when it is garbled, or far too large.
+        """
         try:
             return Section(stream, end, self._decoder.decode(block), None)
         except OversizedHeaderListError as error:

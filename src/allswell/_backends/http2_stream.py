@@ -18,19 +18,21 @@ class Window:
     """What a peer may still send, on a stream or on the connection (RFC 9113 §6.9); it opens as content is consumed.
 
     Credit goes back in portions of half a window: often enough to keep the peer sending, seldom enough to cost nothing.
+
+    :ivar left: what it may.
     """
 
-    __slots__ = ("_credit", "_left", "_portion")
+    __slots__ = ("_credit", "_portion", "left")
 
     def __init__(self, size: int) -> None:
-        self._left = size
+        self.left = size
         self._credit = 0
         self._portion = max(1, size // 2)
 
     def receive(self, size: int) -> None:
         """:raises PeerError: when the peer sent more than it may (§6.9.1)."""
-        self._left -= size
-        if self._left < 0:
+        self.left -= size
+        if self.left < 0:
             raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
 
     def consume(self, size: int) -> int:
@@ -39,7 +41,7 @@ class Window:
         if self._credit < self._portion:
             return 0
         increment, self._credit = self._credit, 0
-        self._left += increment
+        self.left += increment
         return increment
 
 

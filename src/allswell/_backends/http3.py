@@ -82,8 +82,8 @@ from allswell._quic.interface import (
 
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
 _SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
-#: Bytes of a stream that are looked into in one call, whatever frames they are cut into.
-_SLICE = 16 * 1024
+#: Frames of an exchange, and bytes of another stream, that are looked into in one call.
+_MOST_FRAMES, _SLICE = 2048, 16 * 1024
 #: What the encoder may keep of our requests' fields, where the peer allows as much.
 _ENCODER_TABLE = 4096
 #: Bytes of the largest frame on a control stream.
@@ -397,13 +397,13 @@ class Http3:
         if isinstance(event, StreamDataReceived):
             stream_id = event.stream_id
             state = self._exchanges.get(stream_id)
-            if len(event.data) > _SLICE:
-                self._work = 0
-                self._input.appendleft(StreamDataReceived(stream_id, event.data[_SLICE:], event.end_stream))
-                event = StreamDataReceived(stream_id, event.data[:_SLICE], False)
             if state is not None:
                 self._on_data(stream_id, state, event.data, event.end_stream)
             elif not self._over:
+                if len(event.data) > _SLICE:
+                    self._work = 0
+                    self._input.appendleft(StreamDataReceived(stream_id, event.data[_SLICE:], event.end_stream))
+                    event = StreamDataReceived(stream_id, event.data[:_SLICE], False)
                 self._on_other_data(stream_id, event.data, event.end_stream)
         elif isinstance(event, _Frames):
             self._on_frames(event)
@@ -437,12 +437,16 @@ class Http3:
         try:
             if state.held is not None:
                 raise Malformed("a response to a request that was not sent")
-            frames = state.reader.feed(data)
+            frames = state.reader.feed(data, _MOST_FRAMES)
         except Malformed as error:
             self._fail(stream_id, RemoteProtocolError(str(error), reach="exchange"), error.code)
             self._credit(stream_id, self._exchanges.get(stream_id), len(data))
             return
-        self._on_frames(_Frames(stream_id, state, deque(frames), len(data), end))
+        rest = state.reader.rest
+        if rest:
+            self._input.appendleft(StreamDataReceived(stream_id, rest, end))
+            end = False
+        self._on_frames(_Frames(stream_id, state, deque(frames), len(data) - len(rest), end))
 
     def _on_frames(self, left: _Frames) -> None:
         stream_id, state, frames = left.stream_id, left.state, left.frames

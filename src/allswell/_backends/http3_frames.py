@@ -140,9 +140,10 @@ class FrameReader:
 
     :param forbidden: types that are an error on this kind of stream, seen as soon as their header is.
     :param limit: bytes of the largest whole frame.
+    :ivar rest: what :meth:`feed` has not looked into.
     """
 
-    __slots__ = ("_buffer", "_data", "_empty", "_forbidden", "_left", "_limit")
+    __slots__ = ("_buffer", "_data", "_empty", "_forbidden", "_left", "_limit", "rest")
 
     _WHOLE = frozenset({HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID})
 
@@ -153,19 +154,22 @@ class FrameReader:
         self._left = 0  # bytes that are still to come of a frame that goes through or is dropped
         self._data = False  # which of the two
         self._empty = 0  # frames that said nothing, since the last that did
+        self.rest = b""
 
     @property
     def between_frames(self) -> bool:
         """Whether the stream may end here (RFC 9114 §7.1)."""
         return not self._buffer and not self._left
 
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+    def feed(self, data: bytes, most: int = 1 << 62) -> list[tuple[int, bytes]]:
         """The frames, and pieces of DATA frames, that these bytes complete. Small pieces in a row are one.
 
+        :param most: frames to look into. What is left then is ``rest``, to be fed again.
         :raises H3Error: H3_FRAME_UNEXPECTED, H3_EXCESSIVE_LOAD.
         :raises Malformed: when a frame is too large.
         """
         frames: list[tuple[int, bytes]] = []
+        self.rest = b""
         position = 0
         if left := self._left:
             if len(data) <= left:
@@ -180,6 +184,10 @@ class FrameReader:
             self._buffer = b""
         size = len(data)
         while position < size:
+            if most == 0:
+                self.rest = data[position:]
+                break
+            most -= 1
             start = position
             kind = pull_varint(data, position)
             length = pull_varint(data, kind[1]) if kind is not None else None

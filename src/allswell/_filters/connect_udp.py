@@ -18,7 +18,7 @@ import anyio.lowlevel
 
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
-from allswell._filters.interface import ByteStream, Datagrams
+from allswell._filters.interface import ByteStream, Datagrams, Run
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
@@ -58,7 +58,6 @@ class ConnectUdpFilter(Datagrams):
         self, lower: ByteStream, beside: HttpDatagrams | None = None, *, proxy: str, host: str, port: int
     ) -> None:
         self.address = (host, port)
-        self.marks: list[int] = []
         self._beside = beside
         self._apart = beside is not None and beside.largest_datagram >= _SMALLEST
         if beside is not None and self._apart:
@@ -75,13 +74,12 @@ class ConnectUdpFilter(Datagrams):
 
     # Receiving
 
-    def receive_nowait(self) -> list[bytes] | None:
+    def receive_nowait(self) -> list[Run] | None:
         if self._beside is not None:
             # An unknown context id: dropped (RFC 9298 §4).
-            datagrams = [each[1:] for each in self._beside.take_datagrams() if each[:1] == b"\0"]
-            if datagrams:
-                self.marks = [0] * len(datagrams)
-                return datagrams
+            runs = [Run.of_one(each[1:]) for each in self._beside.take_datagrams() if each[:1] == b"\0"]
+            if runs:
+                return runs
         while True:
             if not self._more:
                 data = self._lower.receive_nowait()
@@ -94,8 +92,7 @@ class ConnectUdpFilter(Datagrams):
                 self._received += data[skipped:]
             datagrams = self._take()
             if datagrams or self._more:
-                self.marks = [0] * len(datagrams)
-                return datagrams
+                return [Run.of_one(each) for each in datagrams]
 
     def _take(self) -> list[bytes]:
         """The datagrams that are here whole, of so many capsules at most."""

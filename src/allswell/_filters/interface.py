@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
@@ -174,24 +174,43 @@ class ByteStream(Carrier[memoryview]):
     """
 
 
+class Run(NamedTuple):
+    """Datagrams that arrived together.
+
+    :ivar data: of all of them, one behind the other.
+    :ivar ends: where each ends.
+    :ivar mark: the ECN bits of each.
+    """
+
+    data: bytes
+    ends: Sequence[int]
+    mark: int = 0
+
+    @classmethod
+    def of_one(cls, datagram: bytes, mark: int = 0) -> Run:
+        return cls(datagram, (len(datagram),), mark)
+
+    def datagrams(self) -> list[bytes]:
+        """Each by itself."""
+        return [self.data[start:end] for start, end in zip([0, *self.ends[:-1]], self.ends, strict=True)]
+
+
 class Datagrams(Filter):
     """A filter that carries datagrams to and from one address: UDP, or a relay of it through a proxy. QUIC sits on it.
 
     :ivar address: the peer's, as :mod:`socket` has it; a relay's peer may have a name.
     :ivar ecn: the ECN bits that are sent.
-    :ivar marks: the ECN bits of each datagram that :meth:`receive_nowait` returned last.
     :ivar largest: bytes of the largest datagram that it carries, for all it knows.
     :ivar obstacle: the last error that was taken for the loss of a datagram, such as "no route to host".
     """
 
     address: tuple[Any, ...]
     ecn: int = 0
-    marks: list[int]
     largest: int = 65527  # of UDP, without jumbograms
     obstacle: OSError | None = None
 
     @abstractmethod
-    def receive_nowait(self) -> list[bytes] | None:
+    def receive_nowait(self) -> list[Run] | None:
         """The datagrams that have arrived, a batch of them at most; ``None`` when there are none.
 
         (An empty batch was something else, and there may be more.)

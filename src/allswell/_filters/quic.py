@@ -32,7 +32,7 @@ from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate, strict
-from allswell._filters.interface import Carrier, Datagrams
+from allswell._filters.interface import Carrier, Datagrams, Run
 from allswell._filters.keylog import KeyLog, open_log
 from allswell._quic.connection import ClientConnection, handshake_error, new_connection
 from allswell._quic.ecn import ECT_0, NOT_ECT
@@ -80,7 +80,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._quiet_since = 0.0  # the last news, or the last PING that asked for some
         self._silence = _SILENCE
         self._kept: list[QuicEvent] = []
-        self._arrived: deque[tuple[bytes, int]] = deque()  # datagrams that were not looked into yet, and their marks
+        self._arrived: deque[Run] = deque()  # not looked into yet
+        self._looked = 0  # datagrams of the first one that were
         self._turn = False
         self._waiting: anyio.CancelScope | None = None
         self._pings = 0
@@ -149,10 +150,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     def _take_batch(self) -> bool:
         """Take datagrams from the socket; whether there may be more."""
-        datagrams = self._udp.receive_nowait()
-        if datagrams is None:
+        runs = self._udp.receive_nowait()
+        if runs is None:
             return False
-        self._arrived.extend(zip(datagrams, self._udp.marks, strict=True))
+        self._arrived += runs
         return True
 
     def _receive(self) -> list[QuicEvent] | None:
@@ -180,11 +181,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 events.append(Progress())
             return events or None
         now = self._heard_at = monotonic()
-        address, arrived, until, size = self._udp.address, self._arrived, now + _TAKE_SECONDS, _TAKE_BYTES
-        while arrived and size > 0 and monotonic() < until:
-            datagram, mark = arrived.popleft()
-            connection.receive_datagram(datagram, address, now, mark)
-            size -= len(datagram)
+        until, size = now + _TAKE_SECONDS, _TAKE_BYTES
+        while self._arrived and size > 0:
+            size -= self._take(now, lambda: monotonic() >= until)
+            if monotonic() >= until:
+                break
         connection.was_heard()
         self._set_alarm()  # an ACK may be due before what came is answered
         self._follow()
@@ -195,6 +196,16 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._quiet_since, self._silence = now, _SILENCE
             return events
         return [Progress()]
+
+    def _take(self, now: float, over: Callable[[], bool]) -> int:
+        """Look into what has arrived, a run at most; bytes that it was."""
+        (data, ends, mark), looked = self._arrived[0], self._looked
+        start = ends[looked - 1] if looked else 0
+        looked = self._looked = self.connection.receive_run(data, ends, looked, self._udp.address, now, mark, over)
+        if looked == len(ends):
+            self._arrived.popleft()
+            self._looked = 0
+        return ends[looked - 1] - start
 
     def _ended(self, now: float) -> None:
         end = self.connection.ended
@@ -412,8 +423,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         with suppress(TransportError):
             while self._aside is aside:
                 await aside.wait_readable()
-                for datagram, mark in zip(aside.receive_nowait() or (), aside.marks, strict=True):
-                    connection.receive_datagram(datagram, aside.address, monotonic(), mark)
+                for run in aside.receive_nowait() or ():
+                    for datagram in run.datagrams():
+                        connection.receive_datagram(datagram, aside.address, monotonic(), run.mark)
                 self._follow()
                 if self._alive:
                     self._send()
@@ -505,10 +517,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                         await udp.flush()
                         await udp.wait_readable()
                     self._take_batch()
-                for datagram, _ in self._arrived:
-                    connection.receive_datagram(datagram, udp.address, monotonic())
+                while self._arrived:
+                    self._take(monotonic(), lambda: True)
                     arrived += 1
-                self._arrived.clear()
                 if connection.heard is None and arrived >= answer_at:
                     udp.send(goodbye)
                     while answer_at <= arrived:

@@ -17,7 +17,7 @@ import anyio.lowlevel
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import ByteStream, Datagrams
+from allswell._filters.interface import ByteStream, Datagrams, Run
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, current_host
 
@@ -36,7 +36,6 @@ class SocksDatagrams(Datagrams):
 
     def __init__(self, lower: Datagrams, control: ByteStream, *, proxy: str, host: str, port: int) -> None:
         self.address = (host, port)
-        self.marks: list[int] = []
         self._lower = lower
         self._control = control
         self._proxy = proxy
@@ -111,20 +110,15 @@ class SocksDatagrams(Datagrams):
 
     # Receiving
 
-    def receive_nowait(self) -> list[bytes] | None:
+    def receive_nowait(self) -> list[Run] | None:
         received = self._lower.receive_nowait()
         if received is None:
             if self._over:
                 raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
             return None
-        datagrams: list[bytes] = []
-        marks = self.marks = []
-        for datagram, mark in zip(received, self._lower.marks, strict=True):
-            start = _payload(datagram)
-            if start is not None:
-                datagrams.append(datagram[start:])
-                marks.append(mark)
-        return datagrams
+        each_alone = ((datagram, run.mark) for run in received for datagram in run.datagrams())
+        payloads = ((datagram, _payload(datagram), mark) for datagram, mark in each_alone)
+        return [Run.of_one(datagram[start:], mark) for datagram, start, mark in payloads if start is not None]
 
     def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
         listening = self._lower.listen(host, function)

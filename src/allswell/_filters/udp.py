@@ -29,7 +29,7 @@ from allswell._clock import monotonic
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import Datagrams
+from allswell._filters.interface import Datagrams, Run
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
@@ -79,8 +79,6 @@ class UdpFilter(Datagrams):
         self._gro = self._gso = self._hears_marks = False
         #: The ECN bits (RFC 3168 §5) to send with: 0, or ECT(0) where the system can.
         self.ecn = 0
-        #: Of the datagrams that were received last, in their order; as ``receive_nowait``'s answer.
-        self.marks: list[int] = []
         self._queue: deque[bytes] = deque()
         self._refused: OSError | None = None
         self._end: LayerEnd | None = None
@@ -187,7 +185,7 @@ class UdpFilter(Datagrams):
 
     # Receiving
 
-    def receive_nowait(self) -> list[bytes] | None:
+    def receive_nowait(self) -> list[Run] | None:
         """The datagrams that have arrived, a batch of them at most; ``None`` when there are none.
 
         :raises TransportError: when the peer's port is unreachable, or the socket is closed.
@@ -196,32 +194,29 @@ class UdpFilter(Datagrams):
         if self._refused is not None:
             error, self._refused = self._refused, None
             raise self._unreachable(error)
-        datagrams: list[bytes] = []
-        marks = self.marks = []
-        mark = 0
+        runs: list[Run] = []
+        pieces: list[bytes] = []
+        ends: list[int] = []
+        mark = length = 0
         for _ in range(_BATCH):
-            if len(datagrams) >= _BATCH:
+            if len(ends) >= _BATCH:
                 break
             try:
+                size, before = 0, mark
                 if self._gro or self._hears_marks:
                     data, ancillary, _, _ = sock.recvmsg(_LARGEST, _ANCILLARY)
-                    size = mark = 0
+                    mark = 0
                     for level, _, value in ancillary:
                         if level == socket.SOL_UDP:
                             size = int.from_bytes(value, sys.byteorder)
                         else:
                             mark = int.from_bytes(value, sys.byteorder) & 3
-                    if 0 < size < len(data):
-                        pieces = [data[start : start + size] for start in range(0, len(data), size)]
-                        datagrams += pieces
-                        marks += [mark] * len(pieces)
-                        continue
                 else:
                     data = sock.recv(_LARGEST)
             except BlockingIOError:
                 break
             except ConnectionRefusedError as error:
-                if datagrams:  # what came before it is read first
+                if pieces:  # what came before it is read first
                     self._refused = error
                     break
                 raise self._unreachable(error) from error
@@ -229,9 +224,17 @@ class UdpFilter(Datagrams):
                 if error.errno != errno.EMSGSIZE:  # RFC 9000 §14.2.1: QUIC takes nobody's word for so small an MTU
                     self.obstacle = error
                 continue  # a hint about the route: see above
-            datagrams.append(data)
-            marks.append(mark)
-        return datagrams or None
+            if mark != before and pieces:
+                runs.append(Run(b"".join(pieces), ends, before))
+                pieces, ends, length = [], [], 0
+            start, length = length, length + len(data)
+            if size:
+                ends += range(start + size, length, size)
+            ends.append(length)
+            pieces.append(data)
+        if pieces:
+            runs.append(Run(b"".join(pieces), ends, mark))
+        return runs or None
 
     def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
         """See :meth:`Carrier.listen`."""

@@ -34,6 +34,7 @@ from allswell._pool.proxy_dialer import forward, forwards
 from allswell._pool.replay import Replay
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Attempt, Response
+from allswell._pool.retries import Budgets, retried
 from allswell._pool.route import Destination, Destinations, destination
 from allswell._pool.route_state import ANY
 from allswell._pool.snapshot import PoolSnapshot
@@ -74,6 +75,7 @@ class ConnectionPool:
         _POOLS.add(self)
         self._destinations = Destinations()
         self._users = 0
+        self._budgets = Budgets()
         self._closing: Deadline | None = None
         self._closed = anyio.Event()
         self.close_report: CloseReport | None = None
@@ -145,17 +147,19 @@ class ConnectionPool:
     def _to(self, url: str | httpx2.URL) -> Destination:
         return self._destinations[url] if isinstance(url, str) else destination(url)
 
-    async def send(self, request: Request) -> Response:
+    async def send(self, request: Request, replay: Replay | None = None) -> Response:
         """Send a request; its response, of which the head has come. The caller must read or close it.
 
+        :param replay: where the ledger is kept, if there is more to do than one attempt.
         :raises AllswellError: saying who failed and how.
         """
         total = request.timeouts.total
         if total is not None and request.total_at == math.inf:
             request.total_at = monotonic() + total
+        if request.retry is not None and replay is None:
+            return await retried(request, request.retry, self._budgets, self.send)
         if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
-            return await forward(request, self.send)
-        replay: Replay | None = None
+            return await forward(request, partial(self.send, replay=replay))
         dispatcher = self._dispatch()
         exchange: Exchange | None = None
         while True:
@@ -164,6 +168,8 @@ class ConnectionPool:
                     since = ANY if replay is None else replay.since
                     exchange = dispatcher.open_now(request, since) or await dispatcher.wait(request, since)
                 connection, opened_at = exchange.connection, monotonic()
+                if replay is not None:
+                    replay.http_version = connection.http_version
                 response = await self._respond(request, exchange, [] if replay is None else replay.attempts)
                 if response.status not in (408, 421, 425):
                     return response

@@ -46,12 +46,15 @@ _CROSSING = 1.0
 class Replay:
     """The attempts at one request that did not give its response.
 
+    :param attempts: the ledger, if it was begun before.
     :ivar attempts: the ledger.
+    :ivar http_version: of the connection that carried the last attempt.
     :ivar since: what the next connection must be like: see :func:`~allswell._pool.route_state.fit`.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.attempts: list[Attempt] = []
+    def __init__(self, request: Request, attempts: list[Attempt] | None = None) -> None:
+        self.attempts: list[Attempt] = [] if attempts is None else attempts
+        self.http_version = ""
         self.since = ANY
         self._request = request
         self._fruitless = 0

@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from allswell._config import Timeouts
+from allswell._config import Retry, Timeouts
 from allswell._connection.exchange import InformationalHook, TrailerSource
 from allswell._messages import IDEMPOTENT_METHODS, RequestHead
 from allswell._pool.route import Route
@@ -92,6 +92,7 @@ class Request:
 
     :ivar trailers: the request's trailer section, or what makes it once the body was sent.
     :ivar on_informational: awaited with each 1xx response.
+    :ivar retry: whether what failed for now is tried again.
     :ivar total_at: the instant at which its total timeout passes; set when it is first sent.
     """
 
@@ -102,6 +103,7 @@ class Request:
     trailers: TrailerSource = None
     on_informational: InformationalHook | None = None
     tracer: Tracer | None = None
+    retry: Retry | None = None
     total_at: float = math.inf
 
     @property

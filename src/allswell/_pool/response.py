@@ -18,9 +18,10 @@ class Attempt:
 
     :ivar why: how it ended, in words.
     :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not.
-        ``"perhaps"``: its connection ended before any answer, so only an idempotent request is sent again.
+        ``"perhaps"``: its connection ended before any answer, or it answered that it failed, so only an idempotent
+        request is sent again.
         ``"declined"``: it said that another connection (421) or another moment (425) is the right one.
-    :ivar http_version: of the connection that carried it.
+    :ivar http_version: of the connection that carried it; empty where none did.
     """
 
     why: str
@@ -28,7 +29,8 @@ class Attempt:
     http_version: str
 
     def __str__(self) -> str:
-        return f"{self.why} ({self.http_version}; processed: {self.processed})"
+        carried = f"{self.http_version}; " if self.http_version else ""
+        return f"{self.why} ({carried}processed: {self.processed})"
 
 
 class Response:

@@ -7,7 +7,7 @@ consume, the events that they are told, whether the peer is silent, whether ther
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import TextIOBase
 from typing import Any, TextIO, cast
@@ -175,9 +175,29 @@ class ClientConnection:
 
         :param mark: of ECN.
         """
+        self.receive_run(data, (len(data),), 0, address, now, mark, lambda: True)
+
+    def receive_run(
+        self,
+        data: bytes,
+        ends: Sequence[int],
+        index: int,
+        address: NetworkAddress,
+        now: float,
+        mark: int,
+        over: Callable[[], bool],
+    ) -> int:
+        """Take some of the datagrams that came together, one at least; the index of the next one.
+
+        :param data: of all of them, one behind the other.
+        :param ends: where each ends.
+        :param index: of the first one to take.
+        :param mark: of ECN.
+        :param over: whether others are to have their turn now.
+        """
         self.dirty = True
         self.engine.mark = mark
-        self.engine.receive_datagram(data, address, now)
+        return self.engine.receive_run(data, ends, index, address, now, over)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """All that may go now."""

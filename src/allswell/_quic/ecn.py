@@ -53,10 +53,13 @@ class EcnConnection(QuicConnection):
         self._told: dict[QuicPacketSpace, tuple[int, int, int]] = {}  # by the peer, the same
 
     def _payload_received(self, context: QuicReceiveContext, plain: bytes, *args: Any, **options: Any) -> Any:
-        if self.mark != NOT_ECT:
-            marks = self._marks.setdefault(self._spaces[context.epoch], [0, 0, 0])
-            marks[(0, 1, 0, 2)[self.mark]] += 1
+        self._count_marks(self._spaces[context.epoch], 1)
         return super()._payload_received(context, plain, *args, **options)
+
+    def _count_marks(self, space: QuicPacketSpace, packets: int) -> None:
+        """So many packets came in datagrams with ``mark``."""
+        if self.mark != NOT_ECT and packets:
+            self._marks.setdefault(space, [0, 0, 0])[(0, 1, 0, 2)[self.mark]] += packets
 
     def handle_timer(self, now: float) -> None:
         super().handle_timer(now)

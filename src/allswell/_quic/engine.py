@@ -31,7 +31,6 @@ from typing import Any
 
 from aioquic import tls
 from aioquic._buffer import Buffer
-from aioquic._crypto import CryptoError
 from aioquic.buffer import encode_uint_var
 from aioquic.quic import events as theirs
 from aioquic.quic.configuration import QuicConfiguration
@@ -48,11 +47,10 @@ from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
     QuicHeader,
-    get_spin_bit,
     pull_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketPacer, QuicPacketSpace
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
@@ -60,8 +58,8 @@ from allswell._errors import printable, shown
 from allswell._quic.interface import (
     End,
 )
-from allswell._quic.path_mtu import PathMtuConnection
 from allswell._quic.pieces import Held, PiecesReceiver
+from allswell._quic.runs import LARGEST_DATAGRAM, RunConnection
 
 
 def _printable(record: logging.LogRecord) -> bool:
@@ -77,9 +75,8 @@ _log.addHandler(logging.NullHandler())
 
 #: RFC 9000 §10.3: a stateless reset is at least so long.
 _SHORTEST_RESET = 21
-#: RFC 9000 §17.3.1: the header form and the fixed bit.
-_HEADER_FORM, _SHORT_HEADER, _LONG_HEADER = 0xC0, 0x40, 0x80
-_RESERVED_BITS = 0x18
+#: RFC 9000 §17.2: the header form.
+_LONG_HEADER = 0x80
 #: RFC 9000 §2.1: the two low bits of a stream's number.
 _KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
 #: Streams that a server may have open, and the window of each. HTTP/3 has none that go both ways (RFC 9114 §6.1), and
@@ -93,9 +90,6 @@ _LONGEST_MESSAGE = 128 * 1024
 #: honest peer names them with the next ACK that it has a reason for, and never has many more of ours unnamed; and where
 #: more are remembered, each search among them costs more.
 _REMEMBERED = 256
-#: Bytes of the largest UDP payload that is taken (RFC 9000 §18.2): an Ethernet packet's. Jumbo frames and the loopback
-#: carry up to 64 KB, but nothing else bounds what the frames of one datagram cost: 64 KB of the smallest, 240 ms.
-LARGEST_DATAGRAM = 1500
 #: RFC 9000 §18.2.
 _MAX_UDP_PAYLOAD_SIZE = 0x03
 #: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
@@ -112,7 +106,7 @@ class _Pacer(QuicPacketPacer):
         self.bucket_max = max(self.bucket_max, _PACER_BURST)
 
 
-class Engine(PathMtuConnection):
+class Engine(RunConnection):
     """aioquic's connection, with what is overridden of it; see the module.
 
     :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
@@ -120,8 +114,6 @@ class Engine(PathMtuConnection):
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar heard: the peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
     :ivar judged_certificate: the server's, once it was judged. (A session that is resumed shows none.)
-    :ivar idle_timeout: seconds of silence after which the connection is forgotten: the smaller of both sides'
-        (RFC 9000 §10.1).
     """
 
     def __init__(self, configuration: QuicConfiguration, *, judge: Judge | None = None, **callbacks: Any) -> None:
@@ -138,9 +130,7 @@ class Engine(PathMtuConnection):
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = _SERVER_STREAMS
         self._local_max_stream_data_uni = _SERVER_WINDOW
-        self._context: QuicReceiveContext | None = None
         self.migration_allowed = True
-        self.idle_timeout = configuration.idle_timeout
         self.ended: End | None = None
         self.heard: End | None = None
         self.judged_certificate: Certificate | None = None
@@ -205,16 +195,7 @@ class Engine(PathMtuConnection):
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         if len(data) > LARGEST_DATAGRAM:
             return
-        if (
-            self._handshake_confirmed
-            and self._state is QuicConnectionState.CONNECTED
-            and self._quic_logger is None
-            and addr == self._network_paths[0].addr
-            and (cid := self._addressee(data)) is not None
-            and data[0] & _HEADER_FORM == _SHORT_HEADER
-        ):
-            self._receive_packet(data, cid, now)
-        elif self._is_stateless_reset(data):
+        if self._is_stateless_reset(data):
             self._reset_by_peer(now)
         elif self._state is not QuicConnectionState.CLOSING:
             super().receive_datagram(data, addr, now)
@@ -225,63 +206,6 @@ class Engine(PathMtuConnection):
             super().receive_datagram(data, addr, now)
             self._state, self._close_at, self._close_pending = QuicConnectionState.CLOSING, close_at, False
             self._events.clear()
-
-    def _addressee(self, data: bytes) -> bytes | None:
-        """Which of our connection ids a packet with a short header is for. (Peers may change at will.)"""
-        for each in self._host_cids:
-            if data.startswith(each.cid, 1):
-                return each.cid
-        return None
-
-    def _receive_packet(self, data: bytes, cid: bytes, now: float) -> None:
-        """A 1-RTT packet of a connection in its prime: what downloads consist of.
-
-        It does what ``receive_datagram`` would, without asking what cannot be: a client, past its handshake, on a
-        connected socket, that keeps no qlog. That is a quarter of the time that a packet takes.
-        """
-        space = self._spaces[tls.Epoch.ONE_RTT]
-        try:
-            header, payload, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(
-                data, 1 + len(cid), space.expected_packet_number
-            )
-        except CryptoError:
-            if self._is_stateless_reset(data):
-                self._reset_by_peer(now)
-            return
-        if number in space.received_packets:
-            return
-        if header[0] & _RESERVED_BITS:
-            self.close(QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "Reserved bits must be zero")
-            return
-        if number > space.expected_packet_number:
-            space.expected_packet_number = number + 1
-        if number > self._spin_highest_pn:
-            self._spin_bit = not get_spin_bit(header[0])
-            self._spin_highest_pn = number
-        context = self._context
-        if context is None or context.time != now or context.host_cid != cid:
-            context = self._context = QuicReceiveContext(
-                tls.Epoch.ONE_RTT, cid, self._network_paths[0], None, now, None
-            )
-            self.idle_timeout = self._idle_timeout()
-        try:
-            is_ack_eliciting, _ = self._payload_received(context, payload)
-        except QuicConnectionError as error:
-            self.close(error.error_code, error.frame_type, error.reason_phrase)
-            return
-        if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
-            return
-        self._close_at = now + self.idle_timeout
-        self._ack_eliciting_sent_since_receipt = False
-        if number > space.largest_received_packet:
-            space.largest_received_packet = number
-            space.largest_received_time = now
-        space.ack_queue.add(number)
-        space.received_packets.add(number)
-        if len(space.ack_queue) > MAX_ACK_RANGES:
-            space.ack_queue.shift()
-        if is_ack_eliciting and space.ack_at is None:
-            space.ack_at = now + self._ack_delay
 
     def _is_stateless_reset(self, data: bytes) -> bool:
         """RFC 9000 §10.3.1: compared in constant time, so that the token cannot be guessed byte by byte."""

@@ -1,0 +1,368 @@
+"""1-RTT packets by the run: as many as one system call has brought, opened and acted on together.
+
+Theory of operation. aioquic takes one datagram at a time, through code that must be ready for all that QUIC has. In its
+prime a connection sees hardly any of it: the datagrams of one run hold one packet each, all with the same connection ID
+and keys, and the packets hold STREAM frames that follow each other. So here such packets have a short way:
+
+- :class:`Opener` takes the protection off the packets of a run. One call makes the masks of all headers
+  (RFC 9001 §5.4.3: they are AES-ECB of samples of the packets).
+- :class:`RunConnection` acts on those that hold nothing else than a few STREAM frames. It puts together what is
+  contiguous, and does the bookkeeping once: flow control, the streams' offsets, the numbers to acknowledge, the marks
+  of ECN, the timers.
+
+aioquic stays the judge of all else. A packet that does not open (another connection ID, other keys, garbage) goes to
+``receive_datagram``, which every datagram can go to. A payload with other frames, or with data that are out of order or
+more than was allowed, goes to ``_payload_received``, after all that came before it has been booked. That a part of it
+may have been acted on already does no harm: what comes twice is nothing new (RFC 9000 §2.2). The bookkeeping of a
+packet, in every case, is what ``receive_datagram`` does; a test has both ways take the same packets, and compares.
+
+There is no short way for ChaCha20, whose masks are made one by one, nor where a qlog is kept, which names each packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aioquic._crypto import AEAD, HeaderProtection
+from aioquic.quic.connection import NetworkAddress, QuicConnectionError, QuicConnectionState, QuicReceiveContext
+from aioquic.quic.packet import decode_packet_number, get_spin_bit
+from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
+from aioquic.tls import Epoch
+from cryptography.exceptions import InvalidTag
+
+from allswell._quic.interface import StreamDataReceived
+from allswell._quic.path_mtu import PathMtuConnection
+from allswell._quic.pieces import PiecesReceiver
+
+#: Bytes of the largest UDP payload that is taken (RFC 9000 §18.2): an Ethernet packet's. Jumbo frames and the loopback
+#: carry up to 64 KB, but nothing else bounds what the frames of one datagram cost: 64 KB of the smallest, 240 ms.
+LARGEST_DATAGRAM = 1500
+#: RFC 9001 §5.4.2: where a sample begins, from the packet number on, and how long it is.
+_SAMPLE_OFFSET, _SAMPLE = 4, 16
+#: RFC 9000 §17.3.1: the header form, the fixed bit, the reserved bits and the key phase; and the fixed bit alone.
+_FORM, _FIXED_BIT = 0b11011100, 0b01000000
+_KEY_PHASE_SHIFT = 2
+#: RFC 9001 §5.4.1: the bits of a short header's first byte that are protected.
+_PROTECTED_BITS = 0b00011111
+#: Packets that are opened in one go.
+_MOST = 64
+#: Distance from the expected packet number below which it is certain which number is meant, even by one byte.
+_NEAR = 64
+#: RFC 9000 §19.8: the frame types of STREAM, and their bits.
+_STREAM, _STREAM_TYPES = 0x08, 0b11111000
+_OFF, _LEN, _FIN = 0x04, 0x02, 0x01
+#: STREAM frames of one packet. One has more only where it is to cost time.
+_FEW = 16
+#: Of a variable-length integer (RFC 9000 §16), by the two bits that say how long it is: bytes, and bits of the value.
+_VARINT = ((1, 0x3F), (2, 0x3FFF), (4, 0x3FFFFFFF), (8, 0x3FFFFFFFFFFFFFFF))
+
+#: A packet without its protection: the first byte of its header, its number, its payload.
+Packet = tuple[int, int, bytes]
+
+
+class Opener:
+    """Takes the protection off packets (RFC 9001 §5) that have one connection ID and are of one key phase.
+
+    :param aead: with the keys of that phase.
+    :param protection: of headers, with AES.
+    """
+
+    def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
+        self.aead, self.cid = aead, cid
+        self._decrypt = aead._aead.decrypt
+        self._iv = aead._iv
+        self._masks = protection._encryptor.update
+        self._form = _FIXED_BIT | key_phase << _KEY_PHASE_SHIFT
+        self._headers: dict[int, bytes] = {}  # without the packet number, by their first byte
+
+    def open(self, run: bytes, ends: Sequence[int], index: int, expected: int) -> list[Packet]:
+        """The packets of a run, up to the first that is not one of these.
+
+        :param ends: where each ends.
+        :param index: of the first one.
+        :param expected: the packet number that is expected next.
+        """
+        form, iv, decrypt = self._form, self._iv, self._decrypt
+        number_at = 1 + len(self.cid)
+        sample_at = number_at + _SAMPLE_OFFSET
+        sample_end = sample_at + _SAMPLE
+        stops = ends[index : index + _MOST]
+        starts = [ends[index - 1] if index else 0, *stops[:-1]]
+        samples = [run[start + sample_at : start + sample_end] for start in starts]
+        while samples and len(samples[-1]) < _SAMPLE:
+            samples.pop()
+        masks = self._masks(b"".join(samples))
+        packets: list[Packet] = []
+        headers = self._headers
+        for start, stop, mask in zip(starts, stops, range(0, len(masks), _SAMPLE), strict=False):
+            if not sample_end <= stop - start <= LARGEST_DATAGRAM:
+                break
+            first = run[start] ^ masks[mask] & _PROTECTED_BITS
+            header = headers.get(first)
+            if header is None:
+                if first & _FORM != form:
+                    break
+                header = headers[first] = bytes((first,)) + self.cid
+            if not run.startswith(self.cid, start + 1):
+                break
+            at = start + number_at
+            if first & 3 == 1:  # as most often: two bytes
+                truncated = (run[at] ^ masks[mask + 1]) << 8 | run[at + 1] ^ masks[mask + 2]
+                header += truncated.to_bytes(2, "big")
+                at += 2
+                ahead = truncated - expected & 0xFFFF
+                number = expected + ahead if ahead < _NEAR else decode_packet_number(truncated, 16, expected)
+            else:
+                length = (first & 3) + 1
+                truncated = int.from_bytes(run[at : at + length], "big")
+                truncated ^= int.from_bytes(masks[mask + 1 : mask + 1 + length], "big")
+                header += truncated.to_bytes(length, "big")
+                at += length
+                number = decode_packet_number(truncated, 8 * length, expected)
+            try:
+                payload = decrypt((iv ^ number).to_bytes(12, "big"), run[at:stop], header)
+            except InvalidTag:
+                break
+            packets.append((first, number, payload))
+            if number > expected:
+                expected = number + 1
+        return packets
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A variable-length integer (RFC 9000 §16), and where it ends.
+
+    :raises IndexError: when it is cut off.
+    """
+    size, bits = _VARINT[data[at] >> 6]
+    stop = at + size
+    if stop > len(data):
+        raise IndexError
+    return int.from_bytes(data[at:stop], "big") & bits, stop
+
+
+class _InOrder:
+    """What came in order on one stream, and was not told yet.
+
+    :ivar stop: where it ends.
+    :ivar limit: where flow control has the stream end.
+    :ivar fin: whether the stream ends with it.
+    """
+
+    __slots__ = ("fin", "limit", "pieces", "receiver", "stop")
+
+    def __init__(self, receiver: PiecesReceiver, limit: int) -> None:
+        self.receiver, self.limit = receiver, limit
+        self.stop = receiver._buffer_start
+        self.pieces: list[bytes] = []
+        self.fin = 0
+
+
+class RunConnection(PathMtuConnection):
+    """aioquic's connection, with a short way for packets that come in runs.
+
+    :ivar idle_timeout: seconds of silence after which the connection is forgotten: the smaller of both sides'
+        (RFC 9000 §10.1).
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.idle_timeout: float = self._configuration.idle_timeout
+        self._opener: Opener | None = None
+        self._in_order: dict[int, _InOrder] = {}
+        self._unbooked = 0  # bytes of them
+
+    def receive_run(
+        self, run: bytes, ends: Sequence[int], index: int, addr: NetworkAddress, now: float, over: Callable[[], bool]
+    ) -> int:
+        """Take datagrams of a run, one at least; the index of the next one.
+
+        :param ends: where each ends.
+        :param index: of the first one to take.
+        :param over: whether others are to have their turn. It is asked where a packet may have cost much.
+        """
+        start = ends[index - 1] if index else 0
+        space = self._spaces[Epoch.ONE_RTT]
+        expected = space.expected_packet_number
+        opener = self._opener_for(run, start, addr)
+        packets = () if opener is None else opener.open(run, ends, index, expected)
+        if opener is None or not packets:
+            self.receive_datagram(run[start : ends[index]], addr, now)
+            return index + 1
+        self.idle_timeout = self._idle_timeout()
+        context = None
+        begin = stop = booked = space.largest_received_packet + 1  # numbers from begin to stop are not booked yet
+        merged = last = 0
+        elicits = False
+        for bits, number, payload in packets:
+            index += 1
+            if number != stop or number < booked:
+                if begin < stop:
+                    self._book(space, begin, stop, last, now, elicits=elicits)
+                    booked, elicits = space.largest_received_packet + 1, False
+                begin = stop = number
+                if number < booked and number in space.received_packets:
+                    continue
+            expected = number + 1 if number > expected else expected
+            if self._take_frames(payload):
+                merged += 1
+                elicits = True
+            else:
+                self._tell(space, merged)
+                merged = 0
+                if begin < stop:
+                    self._book(space, begin, stop, last, now, elicits=elicits)
+                    booked, begin = space.largest_received_packet + 1, stop
+                space.expected_packet_number = expected
+                if number > self._spin_highest_pn:
+                    self._spin_bit, self._spin_highest_pn = not get_spin_bit(bits), number
+                if context is None:
+                    context = QuicReceiveContext(Epoch.ONE_RTT, opener.cid, self._network_paths[0], None, now, None)
+                try:
+                    elicits, _ = self._payload_received(context, payload)
+                except QuicConnectionError as error:
+                    self.close(error.error_code, error.frame_type, error.reason_phrase)
+                if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
+                    return index
+                if over() or not self._goes_on(opener, addr):
+                    self._book(space, begin, number + 1, bits, now, elicits=elicits)
+                    return index
+            stop, last = number + 1, bits
+        self._tell(space, merged)
+        if begin < stop:
+            self._book(space, begin, stop, last, now, elicits=elicits)
+        space.expected_packet_number = expected
+        return index
+
+    def _opener_for(self, run: bytes, start: int, addr: NetworkAddress) -> Opener | None:
+        """What opens the packet that begins there, and may open those that follow it."""
+        if not (
+            self._handshake_confirmed
+            and self._state is QuicConnectionState.CONNECTED
+            and self._quic_logger is None
+            and not self._close_pending
+            and addr == self._network_paths[0].addr
+        ):
+            return None
+        crypto, opener = self._cryptos[Epoch.ONE_RTT].recv, self._opener
+        if opener is not None and opener.aead is crypto.aead and run.startswith(opener.cid, start + 1):
+            return opener if self._goes_on(opener, addr) else None
+        aead, protection = crypto.aead, crypto.hp
+        if aead is None or protection is None or protection._is_chacha20:
+            return None
+        for each in self._host_cids:
+            if run.startswith(each.cid, start + 1):
+                self._opener = Opener(aead, protection, each.cid, crypto.key_phase)
+                return self._opener
+        return None
+
+    def _goes_on(self, opener: Opener, addr: NetworkAddress) -> bool:
+        """Whether packets that were opened are still what they were, after others were acted on."""
+        return addr == self._network_paths[0].addr and any(each.cid == opener.cid for each in self._host_cids)
+
+    def _take_frames(self, payload: bytes) -> bool:
+        """Act on what a packet holds: whether that is STREAM frames (RFC 9000 §19.8), few, in order, and as allowed."""
+        in_order, allowed = self._in_order, self._local_max_data
+        at, end, few = 0, len(payload), _FEW
+        try:
+            while at < end:
+                kind = payload[at]
+                if kind & _STREAM_TYPES != _STREAM:
+                    return False
+                stream_id = payload[at + 1]
+                at += 2
+                if stream_id > 0x3F:
+                    stream_id, at = _varint(payload, at - 1)
+                offset = 0
+                if kind & _OFF:
+                    offset = payload[at]
+                    if 0x80 <= offset < 0xC0:
+                        offset = (offset & 0x3F) << 24 | payload[at + 1] << 16 | payload[at + 2] << 8 | payload[at + 3]
+                        at += 4
+                    else:
+                        offset, at = _varint(payload, at)
+                if kind & _LEN:
+                    size, at = _varint(payload, at)
+                    stop = at + size
+                else:
+                    size, stop = end - at, end
+                one = in_order.get(stream_id) or self._begin(stream_id)
+                unbooked = self._unbooked + size
+                if (
+                    one is None
+                    or offset != one.stop
+                    or offset + size > one.limit
+                    or unbooked > allowed.value - allowed.used
+                    or stop > end
+                    or one.fin
+                    or not few
+                ):
+                    return False
+                fin = kind & _FIN
+                if size <= 0 and not (fin and size == 0):
+                    return False
+                few -= 1
+                self._unbooked = unbooked
+                one.stop, one.fin = offset + size, fin
+                one.pieces.append(payload[at:stop])
+                at = stop
+        except IndexError:  # a frame that is cut off
+            return False
+        return end > 0
+
+    def _begin(self, stream_id: int) -> _InOrder | None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return None
+        receiver = stream.receiver
+        if (
+            type(receiver) is not PiecesReceiver
+            or receiver.is_finished
+            or receiver._starts
+            or receiver.highest_offset != receiver._buffer_start
+            or receiver._final_size is not None
+        ):
+            return None
+        one = self._in_order[stream_id] = _InOrder(receiver, stream.max_stream_data_local)
+        return one
+
+    def _tell(self, space: QuicPacketSpace, packets: int) -> None:
+        """Book, and tell, what so many packets have brought in order."""
+        if not self._in_order:
+            return
+        for stream_id, one in self._in_order.items():
+            if one.pieces:
+                receiver, pieces = one.receiver, one.pieces
+                receiver._buffer_start = receiver.highest_offset = one.stop
+                if one.fin:
+                    receiver._final_size, receiver.is_finished = one.stop, True
+                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                event = StreamDataReceived(stream_id, data, bool(one.fin))
+                self._events.append(event)  # type: ignore[arg-type]  # ours, as those of PiecesReceiver are
+        self._in_order.clear()
+        self._local_max_data.used += self._unbooked
+        self._unbooked = 0
+        self._count_marks(space, packets)
+
+    def _book(self, space: QuicPacketSpace, begin: int, stop: int, bits: int, now: float, *, elicits: bool) -> None:
+        """Packets of these numbers were taken.
+
+        :param bits: the first byte of the last one.
+        :param elicits: whether any of them asks for an acknowledgement.
+        """
+        self._close_at = now + self.idle_timeout
+        self._ack_eliciting_sent_since_receipt = False
+        last = stop - 1
+        if last > self._spin_highest_pn:
+            self._spin_bit, self._spin_highest_pn = not get_spin_bit(bits), last
+        if last > space.largest_received_packet:
+            space.largest_received_packet, space.largest_received_time = last, now
+        space.ack_queue.add(begin, stop)
+        if len(space.ack_queue) > MAX_ACK_RANGES:
+            space.ack_queue.shift()
+        received = space.received_packets
+        received._received.update(range(begin, last))
+        received.add(last)
+        if elicits and space.ack_at is None:
+            space.ack_at = now + self._ack_delay
