@@ -8,6 +8,7 @@ from email.utils import formatdate
 from time import time
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
@@ -34,10 +35,10 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses, which are not waited for."""
     found: list[float] = []
 
-    async def sleep(seconds: float) -> None:
+    async def wait(_: object, seconds: float) -> None:
         found.append(seconds)
 
-    monkeypatch.setattr(retries, "sleep", sleep)
+    monkeypatch.setattr(retries.Pauses, "wait", wait)
     return found
 
 
@@ -176,7 +177,7 @@ async def test_what_asks_for_nothing_is_a_pause_as_any_other(said: str, pauses: 
         async with client(server, Retry(backoff=0.25)) as made:
             assert (await made.get(server.url)).status_code == 200
     assert 0 <= pauses[0] <= 0.25
-    assert retries.retry_after([(b"Retry-After", said.encode())]) == 0.0
+    assert not retries.retry_after([(b"Retry-After", said.encode())])
 
 
 async def test_pauses_are_jittered_in_full_and_double(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +200,34 @@ async def test_it_ends_with_the_total_timeout(version: str, pauses: list[float])
         async with client(server, Retry()) as made:
             assert (await made.get(server.url, extensions={"total_timeout": 15.0})).status_code == 503
     assert failing.requests == 1
+
+
+async def test_closing_ends_a_pause(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pausing = anyio.Event()
+    wait = retries.Pauses.wait
+
+    async def told(self: retries.Pauses, seconds: float) -> None:
+        pausing.set()
+        await wait(self, seconds)
+
+    monkeypatch.setattr(retries.Pauses, "wait", told)
+    with serving(version, Failing(9, 503, ("retry-after", "29"))) as server:
+        async with client(server, Retry()) as made, anyio.create_task_group() as tasks:
+
+            async def get() -> None:
+                with pytest.raises(httpx2.CloseError):
+                    await made.get(server.url)
+
+            tasks.start_soon(get)
+            await pausing.wait()
+            with anyio.fail_after(20):
+                await made.pool.aclose()  # type: ignore[union-attr]  # it is the server's
+
+
+async def test_a_pause_takes_its_time(version: str) -> None:
+    with serving(version, Failing(1)) as server:
+        async with client(server, Retry(backoff=0.02)) as made:
+            assert (await made.get(server.url)).status_code == 200
 
 
 async def test_requests_to_an_origin_share_a_budget(pauses: list[float]) -> None:
@@ -225,11 +254,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]],
     def at_first_pause(action: Callable[[], object]) -> None:
         done: list[object] = []
 
-        async def sleep(_: float) -> None:
+        async def wait(*_: object) -> None:
             if not done:
                 done.append(action())
 
-        monkeypatch.setattr(retries, "sleep", sleep)
+        monkeypatch.setattr(retries.Pauses, "wait", wait)
 
     return at_first_pause
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Any
 
 import anyio
@@ -21,6 +19,7 @@ from allswell._cli.sent import Sent, sent
 from allswell._clock import monotonic
 from allswell._errors import printable
 from allswell._fields import shown_url
+from allswell._pool.retries import retry_after
 
 #: Statuses that may be others soon.
 _FOR_NOW = frozenset({408, 429, 500, 502, 503, 504})
@@ -91,7 +90,7 @@ class Transfer:
                 if why is not None:
                     raise why
                 return
-            pause = _retry_after(response) if response is not None else None
+            pause = retry_after(response.headers.raw) if response is not None else None
             pause = asked.retry_delay or (delay if pause is None else pause)
             if asked.retry_max_time and monotonic() + pause > began + asked.retry_max_time:
                 if why is not None:
@@ -303,17 +302,6 @@ def _with_url(error: Failed, url: str) -> str:
     shown = shown_url(with_scheme(url))
     host = shown.partition("://")[2].partition("/")[0] if error.code is not Exit.URL else ""
     return str(error) if not host or host in str(error) else f"{shown}: {error}"
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    """How long the server asks to wait (RFC 9110 §10.2.3)."""
-    said = response.headers.get("retry-after", "")
-    if said.isdecimal():
-        return float(said)
-    try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time())
-    except ValueError:
-        return None
 
 
 # --- -w

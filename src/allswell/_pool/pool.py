@@ -34,7 +34,7 @@ from allswell._pool.proxy_dialer import forward, forwards
 from allswell._pool.replay import Replay
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Attempt, Response
-from allswell._pool.retries import Budgets, retried
+from allswell._pool.retries import Budgets, Pauses, retried
 from allswell._pool.route import Destination, Destinations, destination
 from allswell._pool.route_state import ANY
 from allswell._pool.snapshot import PoolSnapshot
@@ -75,7 +75,7 @@ class ConnectionPool:
         _POOLS.add(self)
         self._destinations = Destinations()
         self._users = 0
-        self._budgets = Budgets()
+        self._budgets, self._pauses = Budgets(), Pauses()
         self._closing: Deadline | None = None
         self._closed = anyio.Event()
         self.close_report: CloseReport | None = None
@@ -157,7 +157,7 @@ class ConnectionPool:
         if total is not None and request.total_at == math.inf:
             request.total_at = monotonic() + total
         if request.retry is not None and replay is None:
-            return await retried(request, request.retry, self._budgets, self.send)
+            return await retried(request, request.retry, self._budgets, self._pauses, self.send)
         if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
             return await forward(request, partial(self.send, replay=replay))
         dispatcher = self._dispatch()
@@ -270,6 +270,7 @@ class ConnectionPool:
         began = monotonic() if began is None else began
         if self._closing is None:
             deadline = self._closing = Deadline(began + grace)
+            self._pauses.end()
             try:
                 if dispatcher is not None:
                     try:

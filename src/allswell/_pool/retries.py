@@ -14,11 +14,12 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import Literal
 
-from anyio import sleep
+import anyio
 
 from allswell._clock import monotonic
 from allswell._config import Retry
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
+from allswell._messages import Headers
 from allswell._pool.replay import Replay
 from allswell._pool.request import Request
 from allswell._pool.response import Attempt, Response
@@ -53,10 +54,32 @@ class Budgets:
         return True
 
 
+class Pauses:
+    """The pauses of all requests of a pool, which its close cuts short. What follows finds it closed."""
+
+    def __init__(self) -> None:
+        self._now: set[anyio.Event] = set()
+
+    async def wait(self, seconds: float) -> None:
+        """Pause for so long."""
+        over = anyio.Event()
+        self._now.add(over)
+        try:
+            with anyio.move_on_after(seconds):
+                await over.wait()
+        finally:
+            self._now.discard(over)
+
+    def end(self) -> None:
+        """All of them are over."""
+        for over in self._now:
+            over.set()
+
+
 Send = Callable[[Request, Replay], Awaitable[Response]]
 
 
-async def retried(request: Request, retry: Retry, budgets: Budgets, send: Send) -> Response:
+async def retried(request: Request, retry: Retry, budgets: Budgets, pauses: Pauses, send: Send) -> Response:
     """Send a request, as often as it may be; the last response.
 
     :raises AllswellError: what the last attempt raised.
@@ -75,7 +98,7 @@ async def retried(request: Request, retry: Retry, budgets: Budgets, send: Send) 
             if pause is None:
                 return response
             await _leave(response)
-        await sleep(pause)
+        await pauses.wait(pause)
 
 
 class _Tries:
@@ -100,7 +123,7 @@ class _Tries:
         """The same."""
         if response.status not in self._retry.statuses:
             return None
-        asked = retry_after(response.headers)
+        asked = retry_after(response.headers) or 0.0
         why = f"the server answered {response.status}"
         return self._next(why, response.http_version.decode("ascii"), asked, processed="perhaps")
 
@@ -131,8 +154,8 @@ def _passes(error: AllswellError) -> bool:
     return isinstance(error, (TransportError, RemoteProtocolError, ExchangeReset)) and error.by != "us"
 
 
-def retry_after(headers: list[tuple[bytes, bytes]]) -> float:
-    """How many seconds the server asks to wait (RFC 9110 §10.2.3); 0 where it does not say."""
+def retry_after(headers: Headers) -> float | None:
+    """How many seconds the server asks to wait (RFC 9110 §10.2.3); ``None`` where it does not say."""
     for name, value in headers:
         if name.lower() == b"retry-after":
             said = value.decode("latin-1").strip()
@@ -141,9 +164,9 @@ def retry_after(headers: list[tuple[bytes, bytes]]) -> float:
             try:
                 at = parsedate_to_datetime(said)
             except ValueError:
-                return 0.0
+                return None
             return max(0.0, _utc(at).timestamp() - time())
-    return 0.0
+    return None
 
 
 def _utc(at: datetime) -> datetime:
