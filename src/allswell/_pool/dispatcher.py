@@ -524,6 +524,9 @@ class Dispatcher:
                 state.keep(connection)
             elif connection in self._serves:
                 state.filled(connection)
+            if self._waiters.waiting(state.route):
+                # Whoever waited for its room may need another now, or when the room that is expected has not come.
+                self._make_room(state)
         if connection.open_exchanges or connection not in self._serves:
             return
         if connection.capacity() or not self.connection_wanted(connection):
