@@ -83,7 +83,7 @@ from allswell._quic.interface import (
 #: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
 _SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
 #: Frames of an exchange, and bytes of another stream, that are looked into in one call.
-_MOST_FRAMES, _SLICE = 2048, 16 * 1024
+_MOST_FRAMES, _SLICE = 1024, 16 * 1024
 #: What the encoder may keep of our requests' fields, where the peer allows as much.
 _ENCODER_TABLE = 4096
 #: Bytes of the largest frame on a control stream.
@@ -447,6 +447,8 @@ class Http3:
             self._input.appendleft(StreamDataReceived(stream_id, rest, end))
             end = False
         self._on_frames(_Frames(stream_id, state, deque(frames), len(data) - len(rest), end))
+        if rest:
+            self._work = 0
 
     def _on_frames(self, left: _Frames) -> None:
         stream_id, state, frames = left.stream_id, left.state, left.frames
