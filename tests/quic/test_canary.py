@@ -17,13 +17,15 @@ import pytest
 from aioquic import _buffer, _crypto, tls
 from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion import reno
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.packet import QuicPacketType
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver
 
 from allswell._quic.engine import Engine
+from allswell._quic.recovery import RunPacket
 from allswell._quic.settings import VERSION_1
 
 _BROKE = f"aioquic {version('aioquic')} broke it"
@@ -56,9 +58,11 @@ ATTRIBUTES: dict[str, Any] = {
     "_peer_cid": None,
     "_peer_token": bytes,
     "_ping_pending": list,
+    "_probe_pending": bool,
     "_quic_logger": type(None),
     "_remote_ack_delay_exponent": int,
     "_retry_count": int,
+    "_remote_max_data": int,
     "_remote_max_data_used": int,
     "_remote_max_datagram_frame_size": type(None),
     "_remote_max_stream_data_bidi_remote": int,
@@ -147,7 +151,20 @@ SOURCES = {
     "_receive_retry_packet": ["self._retry_count += 1", "self._connect(now=now)"],
     "_receive_version_negotiation_packet": ["self._version_negotiated_incompatible = True", "self._connect(now=now)"],
     "_handle_crypto_frame": ["self._unblock_streams(is_unidirectional=False)"],
-    "_write_application": ["stream.sender.highest_offset", "- self._remote_max_data_used"],
+    "_flush_builder": [
+        "self._packet_number = builder.packet_number",
+        "and not self._ack_eliciting_sent_since_receipt",
+        "self._close_at = now + self._idle_timeout()",
+        "network_path.bytes_sent += payload_length",
+    ],
+    "_write_application": [
+        "stream.sender.highest_offset",
+        "- self._remote_max_data_used",
+        "self._remote_max_data_used += used",
+        "self._streams_queue.extend(sent)",
+        "self._loss._pacer.update_after_send(now=now)",
+    ],
+    "_write_stream_frame": ["return stream.sender.highest_offset - previous_send_highest"],
 }
 
 #: The same of loss recovery.
@@ -167,6 +184,12 @@ RECOVERY_SOURCES = {
         "self._detect_loss(now=now, space=space)",
         "if self.peer_completed_address_validation:",
     ],
+    "on_packet_sent": [
+        "space.sent_packets[packet.packet_number] = packet",
+        "space.ack_eliciting_in_flight += 1",
+        "self._time_of_last_sent_ack_eliciting_packet = packet.sent_time",
+        "self._cc.on_packet_sent(packet=packet)",
+    ],
 }
 
 RECOVERY_OPTIONS = [
@@ -182,6 +205,7 @@ RECOVERY_OPTIONS = [
 #: Private names of the other parts, which :func:`test_parts` looks at, and the private modules.
 PARTS = {
     "_aead",
+    "_buffer_fin",
     "_buffer",
     "_buffer_start",
     "_buffer_stop",
@@ -196,6 +220,7 @@ PARTS = {
     "_log_metrics_updated",
     "_on_packets_lost",
     "_pacer",
+    "_pending",
     "_packet",
     "_peer_certificate",
     "_peer_certificate_chain",
@@ -211,6 +236,8 @@ PARTS = {
     "_rtt_smoothed",
     "_rtt_variance",
     "_stream_id",
+    "_time_of_last_sent_ack_eliciting_packet",
+    "_update_key_requested",
 }
 
 NAMES = {*ATTRIBUTES, *METHODS, *PARTS}
@@ -259,6 +286,8 @@ def test_parts(connection: Engine) -> None:
     stream = QuicStream(stream_id=0, max_stream_data_local=10, max_stream_data_remote=10)
     stream.sender.write(b"abc")
     assert (stream.sender._buffer_stop, stream.sender.highest_offset) == (3, 0), _BROKE
+    assert (list(stream.sender._pending), stream.sender._buffer_fin) == ([range(3)], None), _BROKE
+    assert "self._pending.subtract(start, stop)" in inspect.getsource(type(stream.sender).get_frame), _BROKE
     assert stream.receiver._final_size is None, _BROKE
     assert (len(stream.receiver._ranges), len(stream.receiver._buffer)) == (0, 0), _BROKE
     assert (stream.receiver._buffer_start, stream.receiver._stream_id) == (0, 0), _BROKE
@@ -270,6 +299,17 @@ def test_parts(connection: Engine) -> None:
     assert stream.max_stream_data_local_sent == 10, _BROKE
     assert isinstance(connection._loss._pacer, QuicPacketPacer), _BROKE
     assert connection._loss._pacer.bucket_max == 0.0, _BROKE
+    pacer = inspect.getsource(QuicPacketPacer)
+    assert "if self.bucket_time <= 0:" in pacer, _BROKE
+    assert "self.bucket_time -= self.packet_time" in pacer, _BROKE
+    assert connection._loss._time_of_last_sent_ack_eliciting_packet > -1, _BROKE
+    assert not connection._cryptos[tls.Epoch.ONE_RTT]._update_key_requested, _BROKE
+    # What aioquic asks of a packet that was sent, those of runs know; what congestion control does, of several.
+    assert {*QuicSentPacket.__dataclass_fields__} - {"quic_logger_frames"} <= {*dir(RunPacket)}, _BROKE
+    control = inspect.getsource(reno)
+    for part in ("sent_bytes", "sent_time"):
+        control = control.replace(f"packet.{part}", "")
+    assert "packet." not in control, _BROKE
     assert connection._loss._pacer._max_datagram_size == 1200, _BROKE
     assert connection._loss._cc._max_datagram_size == 1200, _BROKE  # type: ignore[attr-defined]  # that is what is asked
     assert connection._loss.get_probe_timeout() > 0, _BROKE

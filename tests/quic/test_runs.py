@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from aioquic.quic import events as theirs
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import CipherSuite, Epoch
@@ -20,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allswell._quic.connection import ClientConnection
+from allswell._quic.engine import Engine
 from allswell._quic.interface import StreamDataReceived
 from allswell._quic.runs import LARGEST_DATAGRAM
-from tests.quic.test_hostile import _SERVER, LongWay, Pair, stream
+from tests.quic.test_hostile import _CLIENT, _SERVER, LongWay, Pair, stream
 
 _STREAMS = 3
 
@@ -281,3 +283,142 @@ def test_there_is_no_short_way_for_chacha20() -> None:
     assert pair.client.engine._opener is None
     events = [event for event in pair.client.take_events() if isinstance(event, StreamDataReceived)]
     assert [(event.stream_id, len(event.data)) for event in events] == [(number, 60_000)]
+
+
+# Sending
+
+
+class SentLongWay(Engine):
+    """Without our short way for packets that are sent."""
+
+    def _runs_to_send(self, now: float) -> list[bytes]:
+        return []
+
+
+@dataclass
+class Upload:
+    """A client that sends on several streams, and the aioquic server that it reaches by a network that does harm.
+
+    :ivar sizes: of what goes on each stream.
+    :ivar harm: of the n-th datagram, whichever way it goes: "" (none), "lost", "twice", "late".
+    """
+
+    sizes: list[int]
+    harm: list[str]
+    engine: type[Engine] = Engine
+    window: int = 1 << 20
+
+    def run(self) -> dict[int, bytes]:
+        pair = self.pair = Pair(engine=self.engine)
+        server, client = pair.server, pair.client
+        server._local_max_data.value = server._local_max_data.sent = self.window
+        client.engine._remote_max_data = client.engine._remote_max_data_used + self.window
+        self.lengths: list[int] = []
+        self.received: dict[int, bytes] = {}
+        self._ended: set[int] = set()
+        self._seen = 0
+        self._late: list[tuple[Any, bytes]] = []
+        streams = [client.get_next_available_stream_id() + 4 * index for index in range(len(self.sizes))]
+        self.sent = {}
+        for index, (stream_id, size) in enumerate(zip(streams, self.sizes, strict=True)):
+            self.sent[stream_id] = bytes((index + each * 7) % 251 for each in range(size))
+            client.send_stream_data(stream_id, self.sent[stream_id], True)
+        for turn in range(6000):
+            pair.now += 0.005
+            for one in (client, server):
+                timer = one.get_timer()
+                if timer is not None and timer <= pair.now:
+                    one.handle_timer(pair.now)
+            if turn == 3:
+                client.update_keys()
+            late, self._late = self._late, []
+            for deliver, datagram in late:
+                deliver(datagram)
+            datagrams = [datagram for datagram, _ in client.datagrams_to_send(pair.now)]
+            self.lengths += map(len, datagrams)
+            self._carry(datagrams, lambda datagram: server.receive_datagram(datagram, _CLIENT, pair.now))
+            while (event := server.next_event()) is not None:
+                if isinstance(event, theirs.StreamDataReceived):
+                    self.received[event.stream_id] = self.received.get(event.stream_id, b"") + event.data
+                    if event.end_stream:
+                        self._ended.add(event.stream_id)
+            answers = [datagram for datagram, _ in server.datagrams_to_send(pair.now)]
+            self._carry(answers, lambda datagram: client.receive_datagram(datagram, _SERVER, pair.now))
+            if self._ended == set(streams) and client.all_acknowledged:
+                break
+        assert client.ended is None
+        assert client.all_acknowledged
+        assert self._ended == set(streams)
+        return self.received
+
+    def _carry(self, datagrams: list[bytes], deliver: Any) -> None:
+        for datagram in datagrams:
+            harm = self.harm[self._seen % len(self.harm)] if self._seen < 150 else ""
+            self._seen += 1
+            if harm == "late":
+                self._late.append((deliver, datagram))
+            for _ in range({"": 1, "lost": 0, "twice": 2, "late": 0}[harm]):
+                deliver(datagram)
+
+
+_HARM = st.lists(st.sampled_from(["", "", "", "", "", "", "lost", "twice", "late"]), min_size=1, max_size=30)
+_HARM = _HARM.filter(lambda harm: 3 * harm.count("lost") <= len(harm))
+
+
+@given(st.lists(st.integers(0, 120_000), min_size=1, max_size=3), _HARM, st.sampled_from([3_000, 50_000, 1 << 20]))
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_what_is_sent_in_runs_arrives(sizes: list[int], harm: list[str], window: int) -> None:
+    """Whatever is lost, doubled or late, with new keys, and never more than the server allows."""
+    upload = Upload(sizes, harm, window=window)
+    assert upload.run() == upload.sent
+    engine = upload.pair.client.engine
+    assert engine._loss.bytes_in_flight == 0
+    assert engine._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight == 0
+
+
+def test_runs_take_what_congestion_control_gives_and_no_more() -> None:
+    """The same bytes go at the same times, with and without them."""
+    flights = []
+    for engine in (Engine, SentLongWay):
+        pair = Pair(engine=engine)
+        loss = pair.client.engine._loss
+        number = pair.client.get_next_available_stream_id()
+        pair.client.send_stream_data(number, bytes(300_000))
+        flight = []
+        for turn in range(12):
+            pair.now += 0.02
+            datagrams = [datagram for datagram, _ in pair.client.datagrams_to_send(pair.now)]
+            assert loss.bytes_in_flight <= loss.congestion_window
+            flight.append(sum(len(each) >= 1200 for each in datagrams))
+            for index, datagram in enumerate(datagrams):
+                if (turn, index) != (5, 3):  # one is lost
+                    pair.server.receive_datagram(datagram, _CLIENT, pair.now)
+            pair.now += 0.02
+            for datagram, _ in pair.server.datagrams_to_send(pair.now):
+                pair.client.receive_datagram(datagram, _SERVER, pair.now)
+        flights.append(flight)
+    assert max(flights[0]) > 12
+    for short, long in zip(*flights, strict=True):
+        assert abs(short - long) <= 1
+
+
+def test_several_uploads_take_turns() -> None:
+    pair = Pair()
+    numbers = [pair.client.get_next_available_stream_id() + 4 * index for index in range(3)]
+    for number in numbers:
+        pair.client.send_stream_data(number, bytes(200_000))
+    pair.client.engine._loss._cc.congestion_window = 200_000
+    pair.client.engine._loss._pacer.packet_time = None
+    pair.client.datagrams_to_send(pair.now)
+    sent = [pair.client.engine._streams[number].sender.highest_offset for number in numbers]
+    assert max(sent) - min(sent) <= 16 * 1200
+    assert sum(sent) > 180_000
+
+
+def test_a_ping_has_room_beside_an_upload() -> None:
+    pair = Pair()
+    pair.client.send_stream_data(pair.client.get_next_available_stream_id(), bytes(200_000))
+    pair.client.send_ping(7)
+    for datagram, _ in pair.client.datagrams_to_send(pair.now):
+        pair.server.receive_datagram(datagram, _CLIENT, pair.now)
+    assert pair.client.engine._ping_pending == []

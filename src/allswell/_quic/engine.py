@@ -58,8 +58,9 @@ from allswell._errors import printable, shown
 from allswell._quic.interface import (
     End,
 )
+from allswell._quic.path_mtu import PathMtuConnection
 from allswell._quic.pieces import Held, PiecesReceiver
-from allswell._quic.runs import LARGEST_DATAGRAM, RunConnection
+from allswell._quic.runs import LARGEST_DATAGRAM
 
 
 def _printable(record: logging.LogRecord) -> bool:
@@ -106,7 +107,7 @@ class _Pacer(QuicPacketPacer):
         self.bucket_max = max(self.bucket_max, _PACER_BURST)
 
 
-class Engine(RunConnection):
+class Engine(PathMtuConnection):
     """aioquic's connection, with what is overridden of it; see the module.
 
     :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.

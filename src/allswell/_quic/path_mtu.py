@@ -17,7 +17,7 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
-from allswell._quic.ecn import EcnConnection
+from allswell._quic.runs import RunConnection
 
 #: UDP payloads worth asking for: what Ethernet carries over IPv6 (and the largest that many servers receive), and what
 #: WireGuard does.
@@ -30,7 +30,7 @@ _FLIGHT = 8
 _SUSPICIOUS_PROBES = 3
 
 
-class PathMtuConnection(EcnConnection):
+class PathMtuConnection(RunConnection):
     """aioquic's connection, with path MTU discovery.
 
     :ivar base_size: bytes of the datagrams with which it begins.

@@ -5,14 +5,70 @@ aioquic makes a list of all packets on their way for each ACK frame, and a datag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
+from aioquic.quic.stream import QuicStreamSender
+from aioquic.tls import Epoch
 
 _ACKED = QuicDeliveryState.ACKED
+
+
+class SentRun:
+    """Packets that were sent together, each with so many bytes of one stream: what they have in common.
+
+    :ivar first: the number of the first one.
+    :ivar start: where its data begin in the stream.
+    :ivar chunk: bytes of the stream in each.
+    :ivar sent_bytes: bytes of each packet.
+    """
+
+    __slots__ = ("chunk", "first", "sender", "sent_bytes", "sent_time", "start")
+
+    def __init__(
+        self, sender: QuicStreamSender, first: int, start: int, chunk: int, sent_bytes: int, sent_time: float
+    ) -> None:
+        self.sender, self.first, self.start = sender, first, start
+        self.chunk, self.sent_bytes, self.sent_time = chunk, sent_bytes, sent_time
+
+
+class RunPacket:
+    """One of them, as aioquic's recovery knows packets (``QuicSentPacket``)."""
+
+    __slots__ = ("packet_number", "run")
+
+    epoch, packet_type = Epoch.ONE_RTT, QuicPacketType.ONE_RTT
+    in_flight = is_ack_eliciting = True
+    is_crypto_packet = False
+
+    def __init__(self, packet_number: int, run: SentRun) -> None:
+        self.packet_number, self.run = packet_number, run
+
+    @property
+    def sent_time(self) -> float:
+        return self.run.sent_time
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.run.sent_bytes
+
+    @property
+    def delivery_handlers(self) -> list[tuple[Any, Any]]:
+        run = self.run
+        start = run.start + (self.packet_number - run.first) * run.chunk
+        return [(run.sender.on_data_delivery, (start, start + run.chunk, False))]
+
+
+class _Together(NamedTuple):
+    """Several packets of a run, as far as congestion control looks at packets."""
+
+    sent_bytes: int
+    sent_time: float
 
 
 class Recovery(QuicPacketRecovery):
@@ -32,6 +88,8 @@ class Recovery(QuicPacketRecovery):
         last: QuicSentPacket | None = None
         is_ack_eliciting = False
         self.newly_acknowledged = 0
+        run: SentRun | None = None  # of which the packets from begin to stop are acknowledged
+        begin = stop = 0
         for each in ack_rangeset if sent else ():
             for number in _numbers(sent, each):
                 packet = sent.pop(number, None)
@@ -39,6 +97,14 @@ class Recovery(QuicPacketRecovery):
                     continue
                 last = packet
                 self.newly_acknowledged += 1
+                if isinstance(packet, RunPacket):
+                    if packet.run is run and number == stop:
+                        stop += 1
+                        continue
+                    if run is not None:
+                        self._on_run_acked(run, begin, stop, now, space)
+                    run, begin, stop, is_ack_eliciting = packet.run, number, number + 1, True
+                    continue
                 if packet.is_ack_eliciting:
                     is_ack_eliciting = True
                     space.ack_eliciting_in_flight -= 1
@@ -46,6 +112,8 @@ class Recovery(QuicPacketRecovery):
                     self._cc.on_packet_acked(packet=packet, now=now)
                 for handler, arguments in packet.delivery_handlers:
                     handler(_ACKED, *arguments)
+        if run is not None:
+            self._on_run_acked(run, begin, stop, now, space)
         if last is None:
             return
         measured = last.packet_number == largest_acked and is_ack_eliciting
@@ -57,6 +125,34 @@ class Recovery(QuicPacketRecovery):
             self._pto_count = 0
         if self._quic_logger is not None:
             self._log_metrics_updated(log_rtt=measured)
+
+    def _on_run_acked(self, run: SentRun, begin: int, stop: int, now: float, space: QuicPacketSpace) -> None:
+        count = stop - begin
+        space.ack_eliciting_in_flight -= count
+        packets: Any = _Together(count * run.sent_bytes, run.sent_time)
+        self._cc.on_packet_acked(packet=packets, now=now)
+        start = run.start + (begin - run.first) * run.chunk
+        run.sender.on_data_delivery(_ACKED, start, start + count * run.chunk, False)
+
+    def on_run_sent(self, run: SentRun, count: int, space: QuicPacketSpace) -> None:
+        """So many packets of a run are on their way."""
+        packets: Any = {number: RunPacket(number, run) for number in range(run.first, run.first + count)}
+        space.sent_packets.update(packets)
+        space.ack_eliciting_in_flight += count
+        self._time_of_last_sent_ack_eliciting_packet = run.sent_time
+        together: Any = _Together(count * run.sent_bytes, run.sent_time)
+        self._cc.on_packet_sent(packet=together)
+        pacer = self._pacer
+        if pacer.packet_time is not None:
+            pacer.bucket_time = max(0.0, pacer.bucket_time - count * pacer.packet_time)
+
+    def pacer_room(self, now: float) -> int:
+        """Packets that the pacer lets go now."""
+        pacer = self._pacer
+        if pacer.packet_time is None:
+            return 1 << 30
+        pacer.update_bucket(now=now)
+        return math.ceil(pacer.bucket_time / pacer.packet_time)
 
     def _measure(self, rtt: float, ack_delay: float, now: float) -> None:
         """A round trip took so long (RFC 9002 §5.3), of which the peer has waited a part; never below 1 ms."""

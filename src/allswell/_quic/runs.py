@@ -1,4 +1,4 @@
-"""1-RTT packets by the run: as many as one system call has brought, opened and acted on together.
+"""1-RTT packets by the run: those that came together are opened and acted on together, and as many made at once.
 
 Theory of operation. aioquic takes one datagram at a time, through code that must be ready for all that QUIC has. In its
 prime a connection sees hardly any of it: the datagrams of one run hold one packet each, all with the same connection ID
@@ -9,6 +9,10 @@ and keys, and the packets hold STREAM frames that follow each other. So here suc
 - :class:`RunConnection` acts on those that hold nothing else than a few STREAM frames. It puts together what is
   contiguous, and does the bookkeeping once: flow control, the streams' offsets, the numbers to acknowledge, the marks
   of ECN, the timers.
+
+Full packets of one stream's data go out the same way (:class:`Sealer`), as many as congestion control, the pacer and
+flow control allow. They leave room for one packet more, which aioquic fills with whatever else there is to say. What
+ends a stream is aioquic's to send, too.
 
 aioquic stays the judge of all else. A packet that does not open (another connection ID, other keys, garbage) goes to
 ``receive_datagram``, which every datagram can go to. A payload with other frames, or with data that are out of order or
@@ -21,19 +25,23 @@ There is no short way for ChaCha20, whose masks are made one by one, nor where a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from aioquic._crypto import AEAD, HeaderProtection
+from aioquic.buffer import encode_uint_var
 from aioquic.quic.connection import NetworkAddress, QuicConnectionError, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.packet import decode_packet_number, get_spin_bit
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
+from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 from cryptography.exceptions import InvalidTag
 
+from allswell._quic.ecn import EcnConnection
 from allswell._quic.interface import StreamDataReceived
-from allswell._quic.path_mtu import PathMtuConnection
 from allswell._quic.pieces import PiecesReceiver
+from allswell._quic.recovery import SentRun
 
 #: Bytes of the largest UDP payload that is taken (RFC 9000 §18.2): an Ethernet packet's. Jumbo frames and the loopback
 #: carry up to 64 KB, but nothing else bounds what the frames of one datagram cost: 64 KB of the smallest, 240 ms.
@@ -42,7 +50,13 @@ LARGEST_DATAGRAM = 1500
 _SAMPLE_OFFSET, _SAMPLE = 4, 16
 #: RFC 9000 §17.3.1: the header form, the fixed bit, the reserved bits and the key phase; and the fixed bit alone.
 _FORM, _FIXED_BIT = 0b11011100, 0b01000000
-_KEY_PHASE_SHIFT = 2
+_KEY_PHASE_SHIFT, _SPIN_BIT_SHIFT = 2, 5
+#: Bytes of a packet number that is sent: as many as aioquic takes.
+_NUMBER_SIZE = 2
+#: Of a packet: the AEAD's tag (RFC 9001 §5.3).
+_TAG = 16
+#: Packets of one stream that are sent before another has its turn.
+_TURN = 16
 #: RFC 9001 §5.4.1: the bits of a short header's first byte that are protected.
 _PROTECTED_BITS = 0b00011111
 #: Packets that are opened in one go.
@@ -130,6 +144,44 @@ class Opener:
         return packets
 
 
+class Sealer:
+    """Makes packets, and protects them (RFC 9001 §5), that have one connection ID and are of one key phase.
+
+    :param aead: with the keys of that phase.
+    :param protection: of headers, with AES.
+    """
+
+    def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
+        self.aead, self.cid = aead, cid
+        self._encrypt = aead._aead.encrypt
+        self._iv = aead._iv
+        self._masks = protection._encryptor.update
+        self._form = _FIXED_BIT | key_phase << _KEY_PHASE_SHIFT | _NUMBER_SIZE - 1
+
+    def seal(self, frames: list[bytes], number: int, spin_bit: bool) -> list[bytes]:
+        """Packets with these payloads, numbered from here on."""
+        iv, encrypt, cid = self._iv, self._encrypt, self.cid
+        first = self._form | spin_bit << _SPIN_BIT_SHIFT
+        start = bytes((first,)) + cid
+        bodies = [
+            encrypt((iv ^ at).to_bytes(12, "big"), frame, start + (at & 0xFFFF).to_bytes(_NUMBER_SIZE, "big"))
+            for at, frame in enumerate(frames, number)
+        ]
+        begin = _SAMPLE_OFFSET - _NUMBER_SIZE
+        masks = self._masks(b"".join([body[begin : begin + _SAMPLE] for body in bodies]))
+        return [
+            b"%c%b%c%c%b"
+            % (
+                first ^ masks[mask] & _PROTECTED_BITS,
+                cid,
+                at >> 8 & 0xFF ^ masks[mask + 1],
+                at & 0xFF ^ masks[mask + 2],
+                body,
+            )
+            for at, mask, body in zip(itertools.count(number), range(0, len(masks), _SAMPLE), bodies, strict=False)
+        ]
+
+
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """A variable-length integer (RFC 9000 §16), and where it ends.
 
@@ -159,7 +211,7 @@ class _InOrder:
         self.fin = 0
 
 
-class RunConnection(PathMtuConnection):
+class RunConnection(EcnConnection):
     """aioquic's connection, with a short way for packets that come in runs.
 
     :ivar idle_timeout: seconds of silence after which the connection is forgotten: the smaller of both sides'
@@ -172,6 +224,7 @@ class RunConnection(PathMtuConnection):
         self._opener: Opener | None = None
         self._in_order: dict[int, _InOrder] = {}
         self._unbooked = 0  # bytes of them
+        self._sealer: Sealer | None = None
 
     def receive_run(
         self, run: bytes, ends: Sequence[int], index: int, addr: NetworkAddress, now: float, over: Callable[[], bool]
@@ -366,3 +419,87 @@ class RunConnection(PathMtuConnection):
         received.add(last)
         if elicits and space.ack_at is None:
             space.ack_at = now + self._ack_delay
+
+    # Sending
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        address = self._network_paths[0].addr
+        datagrams = [(datagram, address) for datagram in self._runs_to_send(now)]
+        return datagrams + super().datagrams_to_send(now)
+
+    def _runs_to_send(self, now: float) -> list[bytes]:
+        """Packets that are full of one stream's data, as many as may go; but one, in which other frames have room."""
+        pair, path = self._cryptos[Epoch.ONE_RTT], self._network_paths[0]
+        aead, protection = pair.send.aead, pair.send.hp
+        if (
+            not self._handshake_confirmed
+            or self._state is not QuicConnectionState.CONNECTED
+            or self._close_pending
+            or self._quic_logger is not None
+            or self._probe_pending
+            or self._datagrams_pending
+            or pair._update_key_requested
+            or not path.is_validated
+            or aead is None
+            or protection is None
+            or protection._is_chacha20
+        ):
+            return []
+        size = self._max_datagram_size
+        loss = self._loss
+        most = min((loss.congestion_window - loss.bytes_in_flight) // size, loss.pacer_room(now)) - 1
+        datagrams: list[bytes] = []
+        while most - len(datagrams) > 1:
+            run = self._next_run(min(_TURN, most - len(datagrams)))
+            if run is None:
+                break
+            sealer, cid = self._sealer, self._peer_cid.cid
+            if sealer is None or sealer.aead is not aead or sealer.cid != cid:
+                sealer = self._sealer = Sealer(aead, protection, cid, pair.key_phase)
+            stream, start, chunk, frames = run
+            datagrams += sealer.seal(frames, self._packet_number, self._spin_bit)
+            sent = SentRun(stream.sender, self._packet_number, start, chunk, size, now)
+            loss.on_run_sent(sent, len(frames), self._spaces[Epoch.ONE_RTT])
+            self._packet_number += len(frames)
+        if datagrams:
+            path.bytes_sent += len(datagrams) * size
+            if not self._ack_eliciting_sent_since_receipt:  # RFC 9000 §10.1
+                self._close_at = now + self._idle_timeout()
+                self._ack_eliciting_sent_since_receipt = True
+        return datagrams
+
+    def _next_run(self, most: int) -> tuple[QuicStream, int, int, list[bytes]] | None:
+        """Of the next stream: where the data begin, bytes of them in each packet, and the packets' STREAM frames."""
+        for stream in self._streams_queue:
+            sender = stream.sender
+            if sender.buffer_is_empty or stream.is_blocked or sender.reset_pending or not len(sender._pending):
+                continue
+            pending = sender._pending[0]
+            start = pending.start
+            allowed = sender.highest_offset + self._remote_max_data - self._remote_max_data_used
+            limit = min(pending.stop, stream.max_stream_data_remote, allowed)
+            assert stream.stream_id is not None
+            head = bytes((_STREAM | _OFF,)) + encode_uint_var(stream.stream_id)
+            wide = limit > 0x3FFFFFFF
+            room = self._max_datagram_size - 1 - len(self._peer_cid.cid) - _NUMBER_SIZE - _TAG
+            chunk = room - len(head) - (8 if wide else 4)
+            # What ends the stream goes aioquic's way, with its FIN.
+            count = min(most, (limit - start - (limit == sender._buffer_fin)) // chunk)
+            if count < 2:
+                continue
+            stop = start + count * chunk
+            first = start - sender._buffer_start
+            bits, width = (0xC000000000000000, 8) if wide else (0x80000000, 4)
+            with memoryview(sender._buffer)[first : first + stop - start] as data:
+                frames = [
+                    b"".join((head, (start + at | bits).to_bytes(width, "big"), data[at : at + chunk]))
+                    for at in range(0, stop - start, chunk)
+                ]
+            sender._pending.subtract(start, stop)
+            if stop > sender.highest_offset:
+                self._remote_max_data_used += stop - sender.highest_offset
+                sender.highest_offset = stop
+            self._streams_queue.remove(stream)
+            self._streams_queue.append(stream)
+            return stream, start, chunk, frames
+        return None
