@@ -60,7 +60,7 @@ P, F, S = ErrorCodes.PROTOCOL_ERROR, ErrorCodes.FLOW_CONTROL_ERROR, ErrorCodes.F
 CALM, CLOSED, HPACK = ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.STREAM_CLOSED, ErrorCodes.COMPRESSION_ERROR
 
 BROKEN: dict[str, tuple[Callable[[Link], bytes], bytes, ErrorCodes]] = {
-    "an oversize frame": (nothing, b"\x00\x40\x01\x00\x00\x00\x00\x00\x01", S),
+    "an oversize frame": (nothing, b"\x00\x80\x01\x00\x00\x00\x00\x00\x01", S),
     "DATA on stream 0": (nothing, encode_frame(0, 0, 0, b"x"), P),
     "DATA on an idle stream": (nothing, encode_frame(0, 0, 3, b"x"), P),
     "DATA on a pushed stream": (nothing, encode_frame(0, 0, 2, b"x"), P),

@@ -298,6 +298,13 @@ def test_the_same_at_greater_length_means_the_same(said: list[Said]) -> None:
     assert meaning([b"".join(plain)], 2**20) == meaning([b"".join(long)], 2**20)
 
 
+def test_a_frame_of_malformed_content_opens_no_window() -> None:
+    """It is given back to the connection when its stream ends, and not taken for padding."""
+    said = [Said(1, [(b":status", b"200"), (b"content-length", b"300")], 0, False), Said(1, None, 290, True)]
+    _, output = meaning(frames(said, encode_frame), 300)
+    assert output == encode_frame(RST_STREAM, 0, 1, b"\0\0\0\1")
+
+
 @given(RESPONSES, st.sampled_from([50, 300, 1000, 2**20]))
 @hypothesis_settings(max_examples=150, deadline=None)
 def test_frames_in_a_row_mean_what_each_means(said: list[Said], window: int) -> None:

@@ -454,18 +454,19 @@ class Http2:
         length = len(frame) - 9
         self._window.receive(length)
         stream.window.receive(length)
-        if self._run is not stream:
-            if self._run is not None:
-                self._end_run(events)
-            self._run = stream
-        self._run_credit += length
         end = bool(flags & wire.END_STREAM)
         try:
             stream.receive_data(len(content), end)
         except StreamError as error:
             self._end_run(events)
+            stream.unread += length
             self._fail_malformed(stream, error, events)
             return
+        if self._run is not stream:
+            if self._run is not None:
+                self._end_run(events)
+            self._run = stream
+        self._run_credit += length
         if content:
             self._parts.append(content)
             self._quiet = 0
