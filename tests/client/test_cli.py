@@ -20,7 +20,7 @@ from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
-from tests.support.scripts import says
+from tests.support.scripts import Ending, answers, says
 from tests.support.servers import ServerInfo, free_port
 
 
@@ -187,6 +187,67 @@ def test_a_reader_that_leaves_is_23(origin: ServerInfo) -> None:
     assert run.stderr.read().splitlines() == [
         f"allswell: (23) {origin.url}/anything: nobody reads what is written".encode()
     ]
+    run.stderr.close()
+
+
+def test_a_client_certificate(tmp_path: Path) -> None:
+    files = certificates()
+    pem = files.client.read_text()
+    end = pem.index("-----END", pem.index("PRIVATE KEY"))
+    end = pem.index("\n", end) + 1
+    (tmp_path / "key").write_text(pem[:end])
+    (tmp_path / "certificate").write_text(pem[end:])
+    context = files.server_context(ask_client=True)
+    for arguments in (
+        ["--cert", str(files.client)],
+        ["-E", f"{tmp_path}/certificate", "--key", f"{tmp_path}/key"],
+    ):
+        with scripted_peer(answers(), tls=context) as peer:
+            done = allswell(*arguments, f"{peer.url}/asked")
+            assert (done.returncode, done.stdout) == (0, b"/asked"), done.stderr
+    with scripted_peer(answers(), tls=context) as peer:
+        assert allswell(f"{peer.url}/asked").returncode in (35, 55, 56)
+
+
+def test_informational_responses_are_heads_too() -> None:
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    with scripted_peer(says(hint + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", Ending.FIN)) as peer:
+        done = allswell("-iv", f"{peer.url}/")
+    assert done.stdout == hint + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    assert b"< HTTP/1.1 103 Early Hints\n< Link: </a>\n<\n< HTTP/1.1 200 OK\n" in done.stderr
+
+
+def test_what_came_from_standard_input_is_sent_once() -> None:
+    count: list[bytes] = []
+
+    def later(connection: PeerConnection) -> None:
+        count.append(connection.read_request())
+        connection.send(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n")
+        connection.read_until_end()
+
+    with scripted_peer(later) as peer:
+        done = allswell("-T", "-", "--retry", "3", "-f", f"{peer.url}/", stdin=b"once")
+    assert done.returncode == 22
+    assert len(count) == 1
+
+    def elsewhere(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 307 There\r\nContent-Length: 0\r\nLocation: /there\r\n\r\n")
+        connection.read_until_end()
+
+    with scripted_peer(elsewhere) as peer:
+        done = allswell("-L", "-T", "-", f"{peer.url}/", stdin=b"once")
+    assert done.returncode == 65, done.stderr
+
+
+def test_nobody_reads_what_is_written_out(origin: ServerInfo) -> None:
+    command = f"exec {Path(sys.executable).with_name('allswell')} -ksS -o /dev/null -w done {origin.url}/anything"
+    run = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stderr is not None
+    run.stdout.close()
+    assert run.wait(55) == 23
+    assert run.stderr.read() == b""
     run.stderr.close()
 
 

@@ -101,6 +101,7 @@ _CALLS: dict[str, list[str]] = {
     "-o and -i": ["-i", "-o", "out", "ORIGIN/a"],
     "-o empty": ["-o", "out", "ORIGIN/empty"],
     "-o no folder": ["-o", "none/out", "ORIGIN/a"],
+    "-o no folder, nothing to write": ["-o", "none/out", "ORIGIN/empty"],
     "--create-dirs": ["--create-dirs", "-o", "new/out", "ORIGIN/a"],
     "--output-dir": ["--output-dir", "new", "--create-dirs", "-O", "ORIGIN/dir/name?x"],
     "-O": ["-O", "ORIGIN/dir/name?x"],

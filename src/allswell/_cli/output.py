@@ -52,7 +52,7 @@ class Output:
             file.write(piece)
             file.flush()
         except BrokenPipeError:
-            _silence(sys.stdout)
+            silence(sys.stdout)
             raise Failed(Exit.WRITE, "nobody reads what is written") from None
         except OSError as error:
             raise Failed(Exit.WRITE, f"cannot write {self.path or 'the body'}: {error.strerror}") from error
@@ -88,7 +88,7 @@ class Output:
         return self._file
 
 
-def _silence(file: TextIO) -> None:
+def silence(file: TextIO) -> None:
     """Nobody reads it: Python would say so once more when it flushes it in the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 

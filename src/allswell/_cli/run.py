@@ -17,7 +17,7 @@ from allswell._cli.arguments import Asked, parse
 from allswell._cli.client import CommandClient
 from allswell._cli.cookies import jar, save
 from allswell._cli.exits import Exit, Failed
-from allswell._cli.output import say
+from allswell._cli.output import say, silence
 from allswell._cli.progress import Meters
 from allswell._cli.transfer import Transfer
 from allswell._report import CloseReport, ConnectionEnd
@@ -105,6 +105,10 @@ class _Command:
 
     async def _transfer(self, each: Transfer) -> bool:
         """Whether to go on."""
-        code = await each.run()
+        try:
+            code = await each.run()
+        except BrokenPipeError:  # nobody reads what -w says
+            silence(sys.stdout)
+            code = Exit.WRITE
         self._codes.append(code)
         return code is Exit.OK or not self._asked.fail_early

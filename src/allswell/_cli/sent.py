@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import AsyncIterator, Callable
+from getpass import getpass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -147,7 +148,9 @@ def _url(asked: Asked, given: str, upload: str | None) -> httpx2.URL:
 
 
 def _user(given: str) -> tuple[str, str]:
-    name, _, password = given.partition(":")
+    name, colon, password = given.partition(":")
+    if not colon and sys.stdin.isatty():
+        password = getpass(f"password of {name}: ")
     return name, password
 
 

@@ -61,6 +61,7 @@ class Transfer:
             self._output = output(asked, self._url, self._index)
             self._meter = self._meters.meter(on_terminal=self._output.on_terminal)
             await self._tries()
+            self._output.end(complete=True)
         except (Failed, httpx2.InvalidURL) as caught:
             error = failed(caught, self._url)
             code = error.code
@@ -68,7 +69,7 @@ class Transfer:
             if not asked.silent or asked.show_error:
                 say(f"allswell: ({code:d}) {_with_url(error, self._url)}")
         finally:
-            self._output.end(complete=code is Exit.OK)
+            self._output.end(complete=False)
         self.facts["exitcode"] = int(code)
         if asked.write_out is not None:
             self._finish()
@@ -76,7 +77,8 @@ class Transfer:
         return code
 
     async def _tries(self) -> None:
-        asked, left, delay, began = self._asked, int(self._asked.retry), 1.0, monotonic()
+        asked, delay, began = self._asked, 1.0, monotonic()
+        left = 0 if self._upload == "-" else int(asked.retry)  # what was read from there is gone
         while True:
             why: Failed | None = None
             response = None
@@ -112,6 +114,11 @@ class Transfer:
             return self._response is not None and self._response.status_code in _FOR_NOW
         return error.code is Exit.CONNECT and self._asked.retry_refused
 
+    @property
+    def _upload(self) -> str | None:
+        uploads = self._asked.uploads
+        return uploads[self._index] if self._index < len(uploads) else None
+
     async def _try(self) -> httpx2.Response:
         """One try, with all the redirects that it needs; the last response.
 
@@ -123,7 +130,7 @@ class Transfer:
             self.facts[name] = 0
         deadline = None if asked.max_time is None else self._began + asked.max_time
         try:
-            upload = asked.uploads[self._index] if self._index < len(asked.uploads) else None
+            upload = self._upload
             what = sent(asked, url, upload, self._sent, self._client.codings)
             self._meter.begin(f"↑ {upload}" if upload is not None else url, what.size)
             request = self._first(what)
@@ -255,7 +262,7 @@ class Transfer:
             say(">")
 
     async def _informational(self, head: Any) -> None:
-        status = f"HTTP/1.1 {head.status}"
+        status = f"{text(head.http_version)} {head.status} {text(head.reason)}"
         fields = [f"{text(name)}: {text(value)}" for name, value in head.headers]
         self._tell([status, *fields])
 
