@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +48,7 @@ class Retry:
 
     :ivar attempts: in all, the first one included.
     :ivar statuses: of responses that are not wanted, as long as there are attempts.
-    :ivar methods: that may be sent twice, besides the idempotent ones: ``frozenset({"POST"})``.
+    :ivar methods: that may be sent twice, besides the idempotent ones: ``{"POST"}``.
     :ivar backoff: seconds that the first pause may take; it doubles each time. A pause is chosen at random between none
         and that, and not shorter than the server's ``Retry-After`` asks for.
     :ivar longest: seconds that any pause may take. If the server asks for more, its response is the last.
@@ -57,8 +57,8 @@ class Retry:
     """
 
     attempts: int = 3
-    statuses: frozenset[int] = frozenset({429, 502, 503, 504})
-    methods: frozenset[str] = frozenset()
+    statuses: Collection[int] = frozenset({429, 502, 503, 504})
+    methods: Collection[str] = frozenset()
     backoff: float = 0.5
     longest: float = 30.0
     budget: float | None = 0.2
@@ -67,7 +67,7 @@ class Retry:
         for name in ("statuses", "methods"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise TypeError(f"{name} must be a set, not a str")
+                raise TypeError(f"{name} must be a collection, not a str")
             object.__setattr__(self, name, frozenset(value))
         if self.attempts < 1 or self.backoff < 0 or self.longest < 0:
             raise ValueError("a Retry has at least one attempt, and no negative pauses")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -305,6 +307,29 @@ def test_a_signal_ends_it_gracefully_and_ends_are_told(caught: signal.Signals, o
     assert "closed 2 connections in " in told
     assert "→ GOAWAY" in told  # to the one that was idle
     assert "→ RST" in told  # to the other
+
+
+def test_a_signal_ends_it_while_nobody_reads_its_output() -> None:
+    def endless(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.send(bytes(65536))  # until the client is gone, or takes no more
+
+    with scripted_peer(endless, send_buffer=65536) as peer:
+        command = [str(Path(sys.executable).with_name("allswell")), peer.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=_hear_signals) as run:
+            assert run.stdout is not None
+            waiting = fcntl.ioctl(run.stdout, termios.FIONREAD, b"0000")
+            while int.from_bytes(waiting, sys.byteorder) < 60_000:  # the pipe is as good as full
+                threading.Event().wait(0.005)
+                waiting = fcntl.ioctl(run.stdout, termios.FIONREAD, b"0000")
+            run.send_signal(signal.SIGTERM)
+            try:
+                assert run.wait(30) == 143
+            finally:
+                run.kill()
+                run.stdout.close()
 
 
 def _hear_signals() -> None:

@@ -346,8 +346,7 @@ async def test_through_a_proxy_that_forwards(pauses: list[float]) -> None:
 
 
 def test_settings_are_checked() -> None:
-    settings: dict[str, Any] = {"statuses": [503], "methods": ["POST"]}
-    assert Retry(**settings) == Retry(statuses=frozenset({503}), methods=frozenset({"POST"}))
+    assert Retry(statuses=[503], methods={"POST"}) == Retry(statuses=frozenset({503}), methods=frozenset({"POST"}))
     with pytest.raises(ValueError, match="at least one"):
         Retry(attempts=0)
     wrong: Any = "POST"

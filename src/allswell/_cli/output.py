@@ -7,11 +7,14 @@ a terminal: its control characters are replaced.
 from __future__ import annotations
 
 import os
+import select
+import stat
 import sys
 from pathlib import Path
 from typing import BinaryIO, TextIO
 from urllib.parse import unquote
 
+import anyio
 import httpx2
 
 from allswell._cli.arguments import Asked, with_scheme
@@ -34,13 +37,14 @@ class Output:
         self.start = start
         self._folders = folders
         self._file: BinaryIO | None = None
+        self._may_block = False  # for as long as nobody reads: a pipe, a terminal
 
     @property
     def on_terminal(self) -> bool:
         """Whether it goes to one."""
         return self.path is None and sys.stdout.isatty()
 
-    def write(self, piece: bytes) -> None:
+    async def write(self, piece: bytes) -> None:
         """Write some of the body, at once.
 
         :raises Failed: when it cannot be written, or must not be shown.
@@ -49,19 +53,22 @@ class Output:
             raise Failed(Exit.WRITE, "the body is binary, and not for a terminal: -o FILE saves it, -o - shows it")
         try:
             file = self._opened()
-            file.write(piece)
-            file.flush()
+            if self._may_block:
+                await _write_all(file.fileno(), piece)
+            else:
+                file.write(piece)
+                file.flush()
         except BrokenPipeError:
             silence(sys.stdout)
             raise Failed(Exit.WRITE, "nobody reads what is written") from None
         except OSError as error:
             raise Failed(Exit.WRITE, f"cannot write {self.path or 'the body'}: {error.strerror}") from error
 
-    def head(self, lines: list[str]) -> None:
+    async def head(self, lines: list[str]) -> None:
         """Write a head."""
         bold = self.on_terminal and "NO_COLOR" not in os.environ
         end = "\n" if self.on_terminal else "\r\n"
-        self.write("".join(_emphasized(line, bold) + end for line in [*lines, ""]).encode("utf-8"))
+        await self.write("".join(_emphasized(line, bold) + end for line in [*lines, ""]).encode("utf-8"))
 
     def begin_anew(self) -> None:
         """What was written is not what was asked for (a file only: what standard output was given is gone)."""
@@ -69,10 +76,13 @@ class Output:
             self._file.truncate(self.start or 0)
             self._file.seek(0, 2)
 
-    def end(self, *, complete: bool) -> None:
-        """It has all; a complete one that is empty makes an empty file."""
-        if complete and self.path is not None:
-            self.write(b"")
+    async def complete(self) -> None:
+        """It has all; if that is nothing, it makes an empty file."""
+        if self.path is not None:
+            await self.write(b"")
+
+    def close(self) -> None:
+        """Write no more."""
         if self._file is not None and self.path is not None:
             self._file.close()
         self._file = None
@@ -80,12 +90,25 @@ class Output:
     def _opened(self) -> BinaryIO:
         if self._file is None:
             if self.path is None:
+                sys.stdout.flush()
                 self._file = sys.stdout.buffer
             else:
                 if self._folders:
                     Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self.path, "wb" if self.start is None else "ab")  # noqa: SIM115  # see `end`
+                self._file = open(self.path, "wb" if self.start is None else "ab")  # noqa: SIM115  # see `close`
+            self._may_block = not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
         return self._file
+
+
+async def _write_all(file: int, piece: bytes) -> None:
+    """Write to what may block. Signals are heard meanwhile, for nothing blocks here: there is room for so little."""
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    rest = memoryview(piece)
+    while rest:
+        if not poll.poll(0):
+            await anyio.wait_writable(file)
+        rest = rest[os.write(file, rest[: select.PIPE_BUF]) :]
 
 
 def silence(file: TextIO) -> None:

@@ -63,7 +63,7 @@ class _Command:
                     await self._transfers(client, meters)
                 meters.stop()
             tasks.cancel_scope.cancel()
-        client.dump.end(complete=True)
+        client.dump.close()
         if asked.ends:
             seconds = client.close_report.seconds if client.close_report is not None else 0.0
             # Those that ended before the close, in the background, are told too.

@@ -61,7 +61,7 @@ class Transfer:
             self._output = output(asked, self._url, self._index)
             self._meter = self._meters.meter(on_terminal=self._output.on_terminal)
             await self._tries()
-            self._output.end(complete=True)
+            await self._output.complete()
         except (Failed, httpx2.InvalidURL) as caught:
             error = failed(caught, self._url)
             code = error.code
@@ -69,7 +69,7 @@ class Transfer:
             if not asked.silent or asked.show_error:
                 say(f"allswell: ({code:d}) {_with_url(error, self._url)}")
         finally:
-            self._output.end(complete=False)
+            self._output.close()
         self.facts["exitcode"] = int(code)
         if asked.write_out is not None:
             self._finish()
@@ -201,7 +201,7 @@ class Transfer:
         self._response = response
         try:
             self.facts["time_starttransfer"] = monotonic() - self._began
-            self._tell_head(response)
+            await self._tell(head_lines(response))
             following = response.next_request if asked.location else None
             if following is not None:
                 if 0 <= asked.max_redirects <= hops:
@@ -234,7 +234,7 @@ class Transfer:
         pieces = response.aiter_bytes() if asked.compressed else response.aiter_raw()
         try:
             async for piece in pieces:
-                self._output.write(piece)
+                await self._output.write(piece)
                 self._meter.count(len(piece))
         finally:
             self.facts["size_download"] = response.num_bytes_downloaded
@@ -264,20 +264,17 @@ class Transfer:
     async def _informational(self, head: Any) -> None:
         status = f"{text(head.http_version)} {head.status} {text(head.reason)}"
         fields = [f"{text(name)}: {text(value)}" for name, value in head.headers]
-        self._tell([status, *fields])
+        await self._tell([status, *fields])
 
-    def _tell_head(self, response: httpx2.Response) -> None:
-        self._tell(head_lines(response))
-
-    def _tell(self, lines: list[str]) -> None:
+    async def _tell(self, lines: list[str]) -> None:
         asked = self._asked
         if asked.verbose:
             for line in [*lines, ""]:
                 say(f"< {line}".rstrip())
         if asked.include or asked.head:
-            self._output.head(lines)
+            await self._output.head(lines)
         if asked.dump is not None:
-            self._client.dump.head(lines)
+            await self._client.dump.head(lines)
 
     def _finish(self) -> None:
         facts, response = self.facts, self._response
