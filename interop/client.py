@@ -31,6 +31,7 @@ import anyio
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig, QuicConfig, Timeouts
+from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._errors import AllswellError, ConnectFailed
 from allswell._filters.lookups import resolve
@@ -161,8 +162,8 @@ class Pool(ConnectionPool):
         return _Dialer(host, self.config, self._case)
 
     async def _past_silence(
-        self, request: Request, silent: Exchange, dispatcher: Dispatcher, attempts: list[Attempt]
-    ) -> Exchange:
+        self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, attempts: list[Attempt]
+    ) -> Exchange[Connection]:
         return silent
 
     def update_keys(self) -> None:

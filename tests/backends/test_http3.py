@@ -81,7 +81,7 @@ async def test_trailers_both_ways_and_1xx() -> None:
     with QuicServer({b"/t": route}) as server:
         async with quic_client(server.port) as client:
             exchange = client.open("/t", "POST", upload=True)
-            await exchange.send(b"abc", end=True, trailers=[(b"Digest", b"2")])
+            await exchange.begin_upload().send(b"abc", end=True, trailers=[(b"Digest", b"2")])
             assert (await exchange.response()).status == 200
             assert [head.status for head in exchange.informational] == [103]
             assert await read(exchange) == b"body"
@@ -295,9 +295,9 @@ async def test_connect_tunnel_and_extended_connect() -> None:
             ):
                 exchange = client.open(path, "CONNECT", upload=True, protocol=protocol)
                 assert (await exchange.response()).status == 200
-                assert exchange.tunnel
+                assert exchange.tunnel is not None
                 assert await exchange.receive() == expected
-                await exchange.send(b"to you")
+                await exchange.tunnel.send(b"to you")
                 exchange.abandon()
 
 
@@ -342,14 +342,15 @@ async def test_datagrams_wait_where_the_network_is_slow_and_are_bounded_where_no
             exchange = client.open("origin:443", "CONNECT", upload=True)
             assert (await exchange.response()).status == 200
             sent = 0
+            assert exchange.tunnel is not None
             with anyio.fail_after(30):
                 while sent < 2000:
-                    if exchange.room() > 0:
+                    if exchange.tunnel.room() > 0:
                         client.connection.send_datagrams(exchange, [bytes(1200)] * 10)
                         sent += 10
                         assert client.quic.connection.unsent_datagrams < 300_000
                     else:
-                        await exchange.wait_room()
+                        await exchange.tunnel.wait_room()
                 while len(server.up) < 2000:  # noqa: ASYNC110  the server lives in another thread
                     await anyio.sleep(0.005)
             assert len(exchange.take_datagrams()) <= 1024

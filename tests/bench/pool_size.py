@@ -47,11 +47,11 @@ class PretendedConnection:
         """See :class:`Connection`."""
         return not self.open_exchanges
 
-    def open(self, *_: Any, **__: Any) -> Exchange:
+    def open(self, *_: Any, **__: Any) -> Exchange[Connection]:
         """See :class:`Connection`."""
         self.opened += 1
         self.open_exchanges = 1
-        return cast(Exchange, self)
+        return cast(Exchange[Connection], self)
 
     def finish(self) -> None:
         """The exchange is over."""

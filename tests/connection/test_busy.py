@@ -165,7 +165,7 @@ async def stuck(pool: ConnectionPool) -> None:
     """Wait until an upload waits for room."""
     with anyio.fail_after(30):
         while not any(
-            exchange._write_at < math.inf
+            exchange.upload is not None and exchange.upload.write_at < math.inf
             for connection in pool._dispatcher.connections  # type: ignore[union-attr]  # it has one
             for exchange in connection._exchanges.values()
         ):

@@ -570,7 +570,7 @@ async def test_a_response_that_is_waited_for_is_asked_for_ever_more_seldom(monke
             assert [then for _, then in asked] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.5, 1.5])
             for (at, pause), (again, _) in pairwise(asked):
                 assert again - at >= pause
-            await waiting.send(b"x", end=True)
+            await waiting.begin_upload().send(b"x", end=True)
             assert await read(waiting) == b"1"
             assert quic._silence == 0.05  # there was news
 
@@ -878,8 +878,9 @@ async def test_through_a_bad_network(weather: Weather) -> None:
         async with quic_client(relay.port) as client:
             assert (await client.get("/bytes/200000"))[1] == b"x" * 200_000
             exchange = client.open("/echo", "POST", upload=True)
+            upload = exchange.begin_upload()
             for piece in range(10):
-                await exchange.send(b"y" * 20_000, end=piece == 9)
+                await upload.send(b"y" * 20_000, end=piece == 9)
             assert await read(exchange) == b"200000"
             end = await client.aclose(30)
             # (Where the acknowledgement was lost, we do not wait for another until the grace is over.)

@@ -85,9 +85,10 @@ async def test_a_path_that_ceases_to_carry_them() -> None:
 async def test_another_path_begins_anew() -> None:
     async def post(client: QuicClient) -> None:
         exchange = client.open("/echo", "POST", upload=True)
+        body = exchange.begin_upload()
         for _ in range(15):
-            await exchange.send(bytes(MEGABYTE // 16))
-        await exchange.send(bytes(MEGABYTE // 16), end=True)
+            await body.send(bytes(MEGABYTE // 16))
+        await body.send(bytes(MEGABYTE // 16), end=True)
         assert (await exchange.response()).status == 200
         assert int(await read(exchange)) == MEGABYTE
 

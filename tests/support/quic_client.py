@@ -98,7 +98,7 @@ class QuicClient:
         headers: Headers | None = None,
         body: bytes | None = None,
         **more: Any,
-    ) -> Exchange:
+    ) -> Exchange[Connection]:
         """Send a request."""
         head = RequestHead(
             method.encode(), b"https", b"localhost", path.encode(), headers or [], more.pop("protocol", None)
@@ -130,7 +130,7 @@ class QuicClient:
         return self.end
 
 
-async def read(exchange: Exchange) -> bytes:
+async def read(exchange: Exchange[Connection]) -> bytes:
     """The rest of a response's body."""
     pieces = []
     while piece := await exchange.receive():

@@ -176,7 +176,7 @@ class Connection:
         self._gives_credit = backend.back_pressure is BackPressure.CREDIT
         self._owner = weakref.ref(owner)
         self._life = Lifecycle()
-        self._exchanges: dict[int, Exchange] = {}
+        self._exchanges: dict[int, Exchange[Connection]] = {}
         self._idle_since = self.made_at
         self._idle_limit = math.inf if config.keepalive_expiry is None else config.keepalive_expiry
         self._idle_for = self._idle_limit  # or less: as long as the server keeps it
@@ -217,6 +217,11 @@ class Connection:
     def lingers(self) -> bool:
         """Whether nothing is under way but tunnels whose other half is the peer's to end."""
         return all(exchange.lingers for exchange in self._exchanges.values())
+
+    @property
+    def expect_continue_timeout(self) -> float | None:
+        """Seconds that 100 (Continue) is waited for."""
+        return self.config.expect_continue_timeout
 
     @property
     def idle_since(self) -> float:
@@ -275,7 +280,7 @@ class Connection:
         label: str = "",
         total_at: float = math.inf,
         upload: bool = False,
-    ) -> Exchange:
+    ) -> Exchange[Connection]:
         """Open an exchange and send the request's head, with the body where that is small.
 
         :param body: all of the body, small enough to go at once; ``None`` for no body. Where the peer's window is too
@@ -309,25 +314,25 @@ class Connection:
         self._transmit()
         return exchange
 
-    def holds(self, exchange: Exchange) -> bool:
+    def holds(self, exchange: Exchange[Connection]) -> bool:
         """Whether it is under way: at least one of its halves has not ended."""
         return exchange.number in self._exchanges
 
-    def in_line(self, exchange: Exchange) -> bool:
+    def in_line(self, exchange: Exchange[Connection]) -> bool:
         """Whether others have to be answered before it (pipelining)."""
         return self._in_order and next(iter(self._exchanges.values()), exchange) is not exchange
 
-    def unsent(self, exchange: Exchange) -> int:
+    def unsent(self, exchange: Exchange[Connection]) -> int:
         """Bytes that keep the exchange from sending more: of its own, and of all that was written before."""
         return self._writer.unsent + self._backend.unsent(exchange.number)
 
-    def send_window(self, exchange: Exchange) -> int:
+    def send_window(self, exchange: Exchange[Connection]) -> int:
         """Bytes of body that may be sent now."""
         if exchange.number not in self._exchanges or self._writer.full:
             return 0
         return self._backend.send_window(exchange.number)
 
-    def send_body(self, exchange: Exchange, data: bytes, *, end: bool, trailers: Headers | None) -> None:
+    def send_body(self, exchange: Exchange[Connection], data: bytes, *, end: bool, trailers: Headers | None) -> None:
         """Send a piece of body, at most :meth:`send_window` bytes.
 
         :raises LocalProtocolError: when it contradicts its head.
@@ -342,30 +347,30 @@ class Connection:
             self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
         if end:
             exchange.sending.move(Send.ENDED)
-            if exchange.tunnel and self._in_order:
+            if exchange.receiving.tunnel and self._in_order:
                 # In HTTP/1.1 a tunnel is the connection: its other half ends with that, which says goodbye now.
                 exchange.receiving.move(Receive.FAILED)
             self.half_ended(exchange)
 
-    def half_ended(self, exchange: Exchange) -> None:
+    def half_ended(self, exchange: Exchange[Connection]) -> None:
         """One of its halves has ended by our own doing: with the other over too, so is the exchange."""
         if exchange.over:
             self._over(exchange)
             self.settle()
 
-    def datagram_room(self, exchange: Exchange) -> int:
+    def datagram_room(self, exchange: Exchange[Connection]) -> int:
         """Bytes of the largest HTTP datagram that may go beside the exchange's stream; 0: none may."""
         backend = self._backend
         return backend.datagram_room(exchange.number) if isinstance(backend, DatagramBackend) else 0
 
-    def send_datagrams(self, exchange: Exchange, payloads: Sequence[bytes]) -> None:
+    def send_datagrams(self, exchange: Exchange[Connection], payloads: Sequence[bytes]) -> None:
         """Send HTTP datagrams, where there is room for them. They may be lost."""
         backend = cast(DatagramBackend, self._backend)
         for payload in payloads:
             backend.send_datagram(exchange.number, payload)
         self._transmit()
 
-    def consumed(self, exchange: Exchange, credit: int) -> None:
+    def consumed(self, exchange: Exchange[Connection], credit: int) -> None:
         """The application has read so much."""
         if self._gives_credit:
             self._backend.consumed(exchange.number, credit)
@@ -373,7 +378,7 @@ class Connection:
         elif exchange.buffered <= _RESUME_AT:
             self._driver.resume()
 
-    def stop_lingering(self, exchange: Exchange) -> None:
+    def stop_lingering(self, exchange: Exchange[Connection]) -> None:
         """Wait no longer for the peer's end of a tunnel. A connection that goes on is rid of the stream by a reset.
 
         One that leaves is not in need of it, and the reset might overtake what the tunnel carried last.
@@ -384,9 +389,9 @@ class Connection:
             self._over(exchange)
             self.settle()
 
-    def abandon(self, exchange: Exchange) -> None:
+    def abandon(self, exchange: Exchange[Connection]) -> None:
         """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
-        if exchange.tunnel and exchange.all_read and exchange.number in self._exchanges:
+        if exchange.receiving.tunnel and exchange.all_read and exchange.number in self._exchanges:
             self.send_body(exchange, b"", end=True, trailers=None)  # its other half ended well: so does ours
         open_still = self._exchanges.pop(exchange.number, None) is not None
         if open_still or self._gives_credit:
@@ -488,7 +493,7 @@ class Connection:
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
         cut = self.cut_short
         self._dispatch(self._backend.receive_eof(why), last=True)
-        halves = (each.tunnel and each.receiving.state is Receive.ENDED for each in self._exchanges.values())
+        halves = (each.receiving.tunnel and each.receiving.state is Receive.ENDED for each in self._exchanges.values())
         if self.cut_short > cut or self._backend.must_abort or not all(halves):
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
@@ -591,7 +596,7 @@ class Connection:
         if owner is not None:
             owner.connection_announced(self, news)
 
-    def _over(self, exchange: Exchange) -> None:
+    def _over(self, exchange: Exchange[Connection]) -> None:
         """Both halves are over: the response is complete, and our side sent all, or stopped."""
         if self._exchanges.pop(exchange.number, None) is not None:
             if exchange.sending.state is Send.STOPPED:

@@ -5,25 +5,23 @@ delivered waits here until the requester takes it: the head, pieces of body, tra
 after the pieces that arrived before it. Everything but waiting is synchronous, so nothing can be half done when
 the requester is cancelled: a wait that is cancelled abandons the exchange, and that is one synchronous call.
 
-A body that fits the first write goes out with the head. Any other is uploaded by a task of its own, so that an early
-response (RFC 9110 §9.3, 413 and the like) reaches the requester while it is still uploading, and the rest can be
-dropped. Timeouts are instants that the connection's one alarm watches; no wait costs a cancel scope.
+What carries it is known by a small protocol (:class:`Carries`). A body that does not go out with the head is an
+:class:`~allswell._connection.upload.Upload`, raw bytes go through a :class:`~allswell._connection.tunnel.Tunnel`.
+Timeouts are instants that the connection's one alarm watches; no wait costs a cancel scope.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextvars import copy_context
-from typing import TYPE_CHECKING
-
-import anyio
-import anyio.lowlevel
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Generic, Protocol, Self, TypeVar
 
 from allswell._clock import monotonic
 from allswell._config import Timeouts
 from allswell._connection.informational import Informational
+from allswell._connection.tunnel import Tunnel
+from allswell._connection.upload import TrailerSource, Upload
 from allswell._deadline import Deadline
 from allswell._errors import (
     AllswellError,
@@ -36,9 +34,7 @@ from allswell._errors import (
 )
 from allswell._halves import Halves, Receive, ReceiveHalf, Send, SendHalf, wants_rest
 from allswell._messages import Headers, RequestHead, ResponseHead
-
-if TYPE_CHECKING:
-    from allswell._connection.connection import Connection
+from allswell._tasks import TaskHost
 
 #: HTTP datagrams that may wait to be taken.
 _DATAGRAMS = 1024
@@ -46,14 +42,10 @@ _DATAGRAMS = 1024
 #: Seconds until what has come is looked at again, where a turn did not suffice to see it all.
 _LOOK_AGAIN = 0.01
 
-#: Pieces sent in a row without waiting, before other tasks (the one that reads the response) get their turn.
-_SENDS_IN_A_ROW = 8
-
 #: Pieces of a body below this size are put together while they wait: each costs some 100 bytes besides what is in it,
 #: and windows count only that.
 _SMALL = 1024
 
-TrailerSource = Headers | Callable[[], Headers] | None
 InformationalHook = Callable[[ResponseHead], Awaitable[None]]
 
 
@@ -61,11 +53,54 @@ class FallenSilent(Exception):
     """The peer answers nothing any more, not even on QUIC's own level. It may yet."""
 
 
-class _UploadStopped(Exception):
-    """The rest of the body is not wanted any more."""
+class Carries(Protocol):
+    """What an exchange asks of the connection that carries it.
+
+    :ivar host: the event loop.
+    :ivar silent: whether the peer is known to have fallen silent.
+    :ivar parting_words: how the peer said that it leaves.
+    """
+
+    host: TaskHost
+    silent: bool
+    parting_words: str
+
+    @property
+    def expect_continue_timeout(self) -> float | None:
+        """Seconds that 100 (Continue) is waited for."""
+
+    def watch(self, at: float) -> None:
+        """Have :meth:`Exchange.expire` called, at this instant."""
+
+    def holds(self, exchange: Exchange[Self]) -> bool:
+        """Whether it is under way."""
+
+    def in_line(self, exchange: Exchange[Self]) -> bool:
+        """Whether others have to be answered before it."""
+
+    def unsent(self, exchange: Exchange[Self]) -> int:
+        """Bytes that keep the exchange from sending more."""
+
+    def send_window(self, exchange: Exchange[Self]) -> int:
+        """Bytes of body that may be sent now."""
+
+    def send_body(self, exchange: Exchange[Self], data: bytes, *, end: bool, trailers: Headers | None) -> None:
+        """Send a piece of body, at most :meth:`send_window` bytes."""
+
+    def half_ended(self, exchange: Exchange[Self]) -> None:
+        """One of its halves has ended by our own doing."""
+
+    def consumed(self, exchange: Exchange[Self], credit: int) -> None:
+        """The application has read so much."""
+
+    def abandon(self, exchange: Exchange[Self]) -> None:
+        """The requester takes no more of it."""
 
 
-class Exchange(Halves):
+On = TypeVar("On", bound=Carries)
+
+
+class Exchange(Halves, Generic[On]):
     """One request and its response. Made by :meth:`Connection.open`.
 
     :ivar number: the backend's name for it.
@@ -74,65 +109,55 @@ class Exchange(Halves):
     :ivar informational: the 1xx responses so far (of many, the newest).
     :ivar trailers: the response's trailer section, once its body was read.
     :ivar buffered: bytes that have come and were not read yet.
-    :ivar uploading: a task takes the request's body from the caller's iterator.
+    :ivar timeouts: of the request.
+    :ivar error: what it has failed with.
+    :ivar upload: of the request's body, where that did not go out with the head.
+    :ivar tunnel: what it has become, where that is a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
     """
 
     __slots__ = (
         "_chunks",
-        "_continue",
         "_datagrams",
-        "_error",
         "_head",
         "_informational",
-        "_raised",
         "_read_at",
         "_ready",
-        "_room",
         "_silence",
-        "_timeouts",
         "_total_at",
-        "_unsent",
-        "_upload_scope",
-        "_write_at",
         "buffered",
         "connection",
+        "error",
         "informational",
         "label",
         "number",
         "request",
+        "timeouts",
         "trailers",
-        "uploading",
+        "tunnel",
+        "upload",
     )
 
-    def __init__(
-        self, connection: Connection, request: RequestHead, label: str, timeouts: Timeouts, total_at: float
-    ) -> None:
+    def __init__(self, connection: On, request: RequestHead, label: str, timeouts: Timeouts, total_at: float) -> None:
         super().__init__(SendHalf(), ReceiveHalf(request.method))
-        host = connection.host
         self.label = label
         self.connection = connection
         self.request = request
         self.number = 0
+        self.timeouts = timeouts
         self.informational: list[ResponseHead] = []
-        self._informational: Informational | None = None
         self.trailers: Headers = []
         self.buffered = 0
-        self.uploading = False
-        self._timeouts = timeouts
+        self.error: BaseException | None = None
+        self.upload: Upload | None = None
+        self.tunnel: Tunnel | None = None
+        self._informational: Informational | None = None
         self._total_at = total_at
         self._head: ResponseHead | None = None
         self._chunks: deque[tuple[bytes, int]] = deque()
         self._datagrams: list[bytes] | None = None
-        self._error: BaseException | None = None
-        self._raised: BaseException | None = None  # what the request's body raised
-        self._ready = host.signal()  # the requester's: something was delivered
-        self._room = host.signal()  # the uploader's: more may be sent
+        self._ready = connection.host.signal()  # the requester's: something was delivered
         self._read_at = math.inf
-        self._write_at = math.inf
-        self._unsent = 0  # when the wait for room began
-        self._continue = False
         self._silence = False
-        self._upload_scope: anyio.CancelScope | None = None
 
     # For the requester: the response
 
@@ -149,8 +174,8 @@ class Exchange(Halves):
                 await self._tell(self._informational, on_informational)
             if self._head is not None:
                 return self._head
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             if self._silence:
                 self._silence = False
                 raise FallenSilent
@@ -169,18 +194,18 @@ class Exchange(Halves):
         return self._head is not None
 
     @property
-    def tunnel(self) -> bool:
-        """Whether it has become a pair of raw byte streams (RFC 9110 §7.8, §9.3.6)."""
-        return self.receiving.tunnel
-
-    @property
     def lingers(self) -> bool:
         """Whether it is a tunnel whose end we have sent: what is left is the peer's."""
-        return self.receiving.tunnel and self.sending.state is Send.ENDED
+        return self.tunnel is not None and self.sending.state is Send.ENDED
+
+    @property
+    def uploading(self) -> bool:
+        """Whether the request's body is taken from the caller's iterator still."""
+        return self.upload is not None and self.upload.running
 
     async def settled(self) -> None:
         """Wait until it has, or never will, or the peer that had fallen silent is heard again."""
-        while self._head is None and self._error is None and self.connection.silent:
+        while self._head is None and self.error is None and self.connection.silent:
             await self._wait_ready()
 
     async def receive(self) -> bytes:
@@ -199,8 +224,8 @@ class Exchange(Halves):
             self.buffered -= len(data)
             self.connection.consumed(self, credit)
             return data
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return b"" if self.receiving.state is Receive.ENDED else None
 
     @property
@@ -211,11 +236,11 @@ class Exchange(Halves):
     @property
     def needs_requester(self) -> bool:
         """Whether something goes on that must end when nobody waits for it any more."""
-        return self._error is None and not self.tunnel and (self.uploading or not self.all_read)
+        return self.error is None and self.tunnel is None and (not self.all_read or self.uploading)
 
     async def readable(self) -> None:
         """Wait until :meth:`receive_nowait` is worth a call. Spurious returns are allowed."""
-        if not self._chunks and self._error is None and not self.receiving.over and not self._datagrams:
+        if not self._chunks and self.error is None and not self.receiving.over and not self._datagrams:
             await self._wait_ready()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
@@ -234,18 +259,21 @@ class Exchange(Halves):
 
         :raises BaseException: what the caller's iterator raised.
         """
-        while self.uploading and self.sending.open:
-            if self._write_at == math.inf and self._timeouts.read is not None:
-                self._read_at = monotonic() + self._timeouts.read
+        upload = self.upload
+        if upload is None:
+            return
+        while upload.running and self.sending.open:
+            if upload.write_at == math.inf and self.timeouts.read is not None:
+                self._read_at = monotonic() + self.timeouts.read
                 self.connection.watch(self._read_at)
             await self._guarded(self._ready.wait())
         self._read_at = math.inf
-        if self.uploading:  # the exchange is over, so the alarm looks at it no more
-            with Deadline.after(self._timeouts.read).scope():
-                while self.uploading:
+        if upload.running:  # the exchange is over, so the alarm looks at it no more
+            with Deadline.after(self.timeouts.read).scope():
+                while upload.running:
                     await self._ready.wait()
-        if self._raised is not None:
-            raise self._raised
+        if upload.raised is not None:
+            raise upload.raised
 
     def take_datagrams(self) -> list[bytes]:
         """The HTTP datagrams that have come (RFC 9297 §2.1)."""
@@ -254,9 +282,12 @@ class Exchange(Halves):
 
     def abandon(self) -> None:
         """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
-        if not self.all_read:
+        all_read = self.all_read
+        if all_read and not self.sending.open and not self.uploading:
+            return
+        if not all_read:
             # A later read must fail: neither hang nor look like the end of the body.
-            self._error = self._error or TransportError(
+            self.error = self.error or TransportError(
                 f"the response of {self.label} was closed before its body was read",
                 operation="read",
                 by="us",
@@ -268,13 +299,17 @@ class Exchange(Halves):
         self._chunks.clear()
         self.buffered = 0
 
+    async def delivered(self) -> None:
+        """Wait until anything is delivered, for as long as it takes."""
+        await self._ready.wait()
+
     async def _wait_ready(self) -> None:
-        if self.tunnel:
+        if self.tunnel is not None:
             await self._ready.wait()  # raw bytes: how long to wait, and what then, is up to the caller
             return
         # While we upload, silence is the peer listening: the read timeout begins when it has heard all.
-        if not (self.uploading and self.sending.open) and self._timeouts.read is not None:
-            self._read_at = monotonic() + self._timeouts.read
+        if self.timeouts.read is not None and not (self.uploading and self.sending.open):
+            self._read_at = monotonic() + self.timeouts.read
             self.connection.watch(self._read_at)
         await self._guarded(self._ready.wait())
         self._read_at = math.inf
@@ -293,131 +328,60 @@ class Exchange(Halves):
 
         Whatever the caller's iterator raises is raised where the response is waited for.
         """
-        self.uploading = True
-        name = f"allswell upload to {self.label}"
-        self.connection.host.spawn(self._upload, body, trailers, name=name, context=copy_context())
+        self.begin_upload().start(body, trailers)
 
-    async def send(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
-        """Send a piece of the request's body, waiting for room.
+    def begin_upload(self) -> Upload:
+        """The body's way out, for whoever has its pieces."""
+        connection = self.connection
+        continues = self._head is not None or any(head.status == 100 for head in self.informational)
+        patience = connection.expect_continue_timeout
+        self.upload = Upload(self, connection.host, patience, continues=continues)
+        return self.upload
 
-        :raises LocalProtocolError: when the body contradicts its head.
-        :raises AllswellError: when the exchange is over.
-        """
-        offset = 0
-        while offset < len(data) or end:
-            window = self.connection.send_window(self)
-            if self._error is not None:
-                raise self._error
-            if not self.sending.open:
-                if self.tunnel:
-                    raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
-                raise _UploadStopped
-            if offset < len(data) and window <= 0:
-                if self.tunnel and self.receiving.over:
-                    # The peer ended its half. Nothing reads any more that would notice the end of the rest.
-                    raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
-                if not self.tunnel and self._timeouts.write is not None:
-                    self._unsent = self.connection.unsent(self)
-                    self._write_at = monotonic() + self._timeouts.write
-                    self.connection.watch(self._write_at)
-                    if self.receiving.state is Receive.ENDED:
-                        self._read_at = math.inf  # of :meth:`finish`, which waits for the peer now
-                await self._room.wait()
-                self._write_at = math.inf
-                continue
-            piece = data if len(data) <= window and not offset else data[offset : offset + window]
-            offset += len(piece)
-            last = end and offset >= len(data)
-            self.connection.send_body(self, piece, end=last, trailers=trailers if last else None)
-            if self.receiving.state is Receive.ENDED:
-                self._ready.set()  # :meth:`finish` sees progress
-            if last:
-                return
+    # For the upload, and the tunnel
 
-    def room(self) -> int:
-        """How much of our half of a tunnel may be sent now.
+    @property
+    def under_way(self) -> bool:
+        """Whether at least one of its halves has not ended."""
+        return self.connection.holds(self)
 
-        :raises AllswellError: when there never will be room again.
-        """
-        if self._error is not None:
-            raise self._error
-        if not self.sending.open:
-            raise TransportError(f"the tunnel to {self.label} has ended", operation="write")
+    def send_window(self) -> int:
+        """Bytes of body that may be sent now."""
         return self.connection.send_window(self)
 
-    async def wait_room(self) -> None:
-        """Wait until :meth:`room` is worth another call."""
-        await self._room.wait()
+    def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
+        """Send a piece of body, at most :meth:`send_window` bytes.
 
-    def end_our_half(self) -> None:
-        """End our half of a tunnel."""
-        if self.sending.open:
-            self.connection.send_body(self, b"", end=True, trailers=None)
-
-    async def end_tunnel(self) -> bool:
-        """End our half of a tunnel, then drop what comes until the peer has ended its own; whether it has.
-
-        In HTTP/1.1 a tunnel is the connection: there is no end of it to wait for before the layers below say goodbye.
+        :raises LocalProtocolError: when it contradicts its head.
         """
-        self.end_our_half()
-        while self.connection.holds(self):
-            while self.receive_nowait():
-                pass
-            if not self.receiving.over:
-                await self._ready.wait()
-        return self.receiving.state is Receive.ENDED
+        self.connection.send_body(self, data, end=end, trailers=trailers)
 
-    async def _upload(self, body: AsyncIterable[bytes], trailers: TrailerSource) -> None:
-        pieces = aiter(body)
-        try:
-            try:
-                with Deadline().scope() as self._upload_scope:
-                    if self.sending.open:  # nobody stopped us before we began
-                        await self._send_all(pieces, trailers)
-            finally:
-                self._upload_scope = None
-                if isinstance(pieces, AsyncGenerator):
-                    await pieces.aclose()
-        except _UploadStopped:
-            pass  # the exchange goes on without the rest
-        except (anyio.get_cancelled_exc_class(), GeneratorExit):
-            # The iterator waited for what was cancelled; or the event loop ends.
-            self.fail(TransportError(f"the upload to {self.label} was cancelled", operation="write", by="us"))
-            raise
-        except BaseException as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
-            self._raised = error
-            if self._error is None or not isinstance(error, Exception):  # (who wants the program to end is heard)
-                self._error = error
-            self.fail(error)
-        finally:
-            self.uploading = False
-            self._ready.set()  # the read timeout begins
+    def unsent(self) -> int:
+        """Bytes that keep it from sending more."""
+        return self.connection.unsent(self)
 
-    async def _send_all(self, pieces: AsyncIterator[bytes], trailers: TrailerSource) -> None:
-        if any(name.lower() == b"expect" for name, _ in self.request.headers):
-            await self._expect_continue()
-        count = 0
-        async for piece in pieces:
-            await self.send(piece)
-            count += 1
-            if count % _SENDS_IN_A_ROW == 0:  # a source and a peer that never make us wait: others wait
-                await anyio.lowlevel.checkpoint()
-        await self.send(b"", end=True, trailers=trailers() if callable(trailers) else trailers)
+    def on_upload_waits(self, until: float) -> None:
+        """The upload waits for the peer to take more."""
+        self.connection.watch(until)
+        if self.receiving.state is Receive.ENDED:
+            self._read_at = math.inf  # of :meth:`finish`, which waits for the peer now
 
-    async def _expect_continue(self) -> None:
-        """Wait for 100 (Continue), but not for ever (RFC 9110 §10.1.1)."""
-        patience = self.connection.config.expect_continue_timeout
-        with Deadline.after(patience).scope():
-            while not self._continue:
-                await self._room.wait()
-                if not self.sending.open:
-                    raise _UploadStopped
+    def on_upload_moved(self) -> None:
+        """The upload has sent something, or is over: :meth:`finish` sees progress, or the read timeout begins."""
+        self._ready.set()
+
+    def on_upload_raised(self, error: BaseException) -> None:
+        """The caller's iterator has raised this."""
+        if self.error is None or not isinstance(error, Exception):  # (who wants the program to end is heard)
+            self.error = error
+        self.fail(error)
 
     def _stop_upload(self, by: Party) -> None:
         self.sending.stop(by)
-        if self._upload_scope is not None:
-            self._upload_scope.cancel()
-        self._room.set()
+        if self.upload is not None:
+            self.upload.stop()
+        if self.tunnel is not None:
+            self.tunnel.on_room()
         self._ready.set()  # the read timeout begins
 
     # For the connection's task: deliveries
@@ -425,8 +389,8 @@ class Exchange(Halves):
     def on_first_in_line(self) -> None:
         """Those that were pipelined before it were answered: the read timeout begins."""
         if self._read_at != math.inf:
-            assert self._timeouts.read is not None
-            self._read_at = monotonic() + self._timeouts.read
+            assert self.timeouts.read is not None
+            self._read_at = monotonic() + self.timeouts.read
             self.connection.watch(self._read_at)
 
     def on_informational(self, head: ResponseHead) -> None:
@@ -437,24 +401,24 @@ class Exchange(Halves):
             self.fail(RemoteProtocolError(f"{self.label} sent more informational responses than are read"))
             return
         self._read_at = math.inf
-        self._continue = self._continue or head.status == 100
-        self._room.set()
+        if head.status == 100 and self.upload is not None:
+            self.upload.on_continue()
         self._ready.set()
 
     def on_response(self, head: ResponseHead, *, tunnel: bool) -> None:
         """The final response's head came."""
         self._head = head
         self._read_at = math.inf  # what was waited for has come, though who waits may have its turn much later
-        self._continue = True
         if tunnel:
+            self.tunnel = Tunnel(self, self.connection.host.signal())
             self.receiving.move(Receive.TUNNEL)
             self.sending.move(Send.BODY)
         else:
             self.receiving.move(Receive.BODY)
             if not wants_rest(head.status):
                 self._stop_upload("us")
-        if self.sending.open:
-            self._room.set()
+        if self.upload is not None:
+            self.upload.on_continue()
         self._ready.set()
 
     def on_body(self, data: bytes, credit: int) -> None:
@@ -486,8 +450,10 @@ class Exchange(Halves):
 
     def on_room(self) -> None:
         """More may be sent."""
-        self._write_at = math.inf
-        self._room.set()
+        if self.upload is not None:
+            self.upload.on_room()
+        if self.tunnel is not None:
+            self.tunnel.on_room()
 
     def on_upload_refused(self) -> None:
         """The peer wants no more of the request's body."""
@@ -495,8 +461,8 @@ class Exchange(Halves):
 
     def on_error(self, error: BaseException) -> None:
         """The exchange is over. Pieces that came before are still read first."""
-        if self._error is None and self.receiving.state is not Receive.ENDED:
-            self._error = self._told(error) if isinstance(error, AllswellError) else error
+        if self.error is None and self.receiving.state is not Receive.ENDED:
+            self.error = self._told(error) if isinstance(error, AllswellError) else error
         self.receiving.move(Receive.FAILED)
         self._stop_upload(error.by if isinstance(error, AllswellError) else "us")
         self._ready.set()
@@ -531,29 +497,31 @@ class Exchange(Halves):
 
         :param seen_all: all that has come so far was taken.
         """
-        total_at = math.inf if self.tunnel else self._total_at
-        at = min(self._read_at, self._write_at, total_at)
+        upload = self.upload
+        total_at = math.inf if self.tunnel is not None else self._total_at
+        write_at = math.inf if upload is None else upload.write_at
+        at = min(self._read_at, write_at, total_at)
         if at > now:
             return at
-        phase: TimeoutPhase = "total" if total_at <= now else "write" if at == self._write_at else "read"
-        if phase == "write" and self.connection.unsent(self) < self._unsent:
-            # It took some of what waits to be sent, though there is no room yet for more.
-            assert self._timeouts.write is not None
-            self._unsent = self.connection.unsent(self)
-            self._write_at = now + self._timeouts.write
-            return min(self._read_at, self._write_at, total_at)
+        phase: TimeoutPhase = "total" if total_at <= now else "write" if at == write_at else "read"
+        if phase == "write":
+            assert upload is not None
+            if (write_at := upload.write_again_at(now)) < math.inf:
+                return min(self._read_at, write_at, total_at)
         if phase == "read" and not seen_all:
             # What is waited for may be behind what others are sent. The time that this may take is bounded, too.
-            assert self._timeouts.read is not None
-            if now < self._read_at + self._timeouts.read:
+            assert self.timeouts.read is not None
+            if now < self._read_at + self.timeouts.read:
                 return now + _LOOK_AGAIN
-        self._write_at = self._read_at = math.inf
+        self._read_at = math.inf
+        if upload is not None:
+            upload.write_at = math.inf
         if self.receiving.state is Receive.ENDED:
             # Only our upload goes on, and time is up for it.
             self._stop_upload("us")
             self.connection.abandon(self)
             return math.inf
-        seconds = {"total": self._timeouts.total, "write": self._timeouts.write, "read": self._timeouts.read}[phase]
+        seconds = {"total": self.timeouts.total, "write": self.timeouts.write, "read": self.timeouts.read}[phase]
         did = {"total": "did not finish", "write": "took nothing of the request", "read": "sent nothing"}[phase]
         error = Timeout(f"{self.label} {did} within {seconds:g} s", phase=phase)
         # Behind others in a pipeline it is not its own response that is late: it goes elsewhere.

@@ -119,7 +119,7 @@ class Dispatcher:
 
     # For requests
 
-    def open_now(self, request: Request, since: float) -> Exchange | None:
+    def open_now(self, request: Request, since: float) -> Exchange[Connection] | None:
         """Open the exchange at once, where a connection has room and nobody has waited for it longer."""
         state = self._routes.get(request.route)
         if state is None or self._closing is not None or self._waiters.waiting(request.route):
@@ -139,7 +139,7 @@ class Dispatcher:
                 state.filled(connection)
         return None
 
-    def _open_on(self, state: RouteState, connection: Connection, request: Request) -> Exchange:
+    def _open_on(self, state: RouteState, connection: Connection, request: Request) -> Exchange[Connection]:
         inline = request.inline
         exchange = connection.open(
             request.head,
@@ -156,7 +156,7 @@ class Dispatcher:
             state.keep(connection)
         return exchange
 
-    async def wait(self, request: Request, since: float) -> Exchange:
+    async def wait(self, request: Request, since: float) -> Exchange[Connection]:
         """Wait for a connection with room, and for it to be made if need be; the exchange opened there.
 
         :param since: as for :func:`fit`.

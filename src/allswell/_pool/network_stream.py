@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from allswell._clock import monotonic
+from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
+from allswell._connection.tunnel import Tunnel
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, Timeout, TransportError
 from allswell._filters.interface import ByteStream, Carrier
@@ -37,9 +39,11 @@ class ExchangeStream(ByteStream):
 
     name = "tunnel"
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange[Connection]) -> None:
         self.largest_datagram = exchange.connection.datagram_room(exchange)
+        assert exchange.tunnel is not None
         self._exchange = exchange
+        self._tunnel = exchange.tunnel
         self._outgoing = bytearray()
         self._datagrams: deque[bytes] = deque()
         self._failed = False
@@ -86,7 +90,7 @@ class ExchangeStream(ByteStream):
 
     async def flush(self) -> None:
         while self._outgoing or self._datagrams:
-            await self._exchange.wait_room()
+            await self._tunnel.wait_room()
             self._pump()
         if self._failed:
             raise TransportError(
@@ -100,15 +104,15 @@ class ExchangeStream(ByteStream):
 
     def _pump(self) -> None:
         """Send what there is room for."""
-        exchange, outgoing, datagrams = self._exchange, self._outgoing, self._datagrams
+        exchange, tunnel, outgoing, datagrams = self._exchange, self._tunnel, self._outgoing, self._datagrams
         try:
-            if datagrams and exchange.room():
+            if datagrams and tunnel.room():
                 exchange.connection.send_datagrams(exchange, datagrams)
                 datagrams.clear()
-            while outgoing and (room := exchange.room()):
+            while outgoing and (room := tunnel.room()):
                 piece = bytes(outgoing[:room])
                 del outgoing[:room]
-                exchange.connection.send_body(exchange, piece, end=False, trailers=None)
+                exchange.send_body(piece)
         except AllswellError:
             self._failed = True  # the reading side tells why, after the peer's last words
             outgoing.clear()
@@ -117,7 +121,7 @@ class ExchangeStream(ByteStream):
     def say_goodbye(self) -> None:
         """End our half of the stream."""
         if self._end is None and not self._failed and not self.unsent:
-            self._exchange.end_our_half()
+            self._tunnel.end()
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         """End our half of the stream, and wait for the peer's. (Over HTTP/1.1 the connection's own goodbyes follow.)"""
@@ -127,7 +131,7 @@ class ExchangeStream(ByteStream):
         with deadline.scope():
             try:
                 await self.flush()
-                self._heard = await self._exchange.end_tunnel()
+                self._heard = await self._tunnel.end_both()
             except AllswellError:
                 self._failed = True
         return self._end or self._ended(monotonic() - began)
@@ -174,7 +178,7 @@ class ExchangeStream(ByteStream):
 class NetworkStream:
     """A raw byte stream, as httpx2 documents its ``network_stream``: read, write, ``aclose``, ``start_tls``."""
 
-    def __init__(self, exchange: Exchange, start_tls: StartTls, stack: Stack | None = None) -> None:
+    def __init__(self, exchange: Exchange[Connection], start_tls: StartTls, stack: Stack | None = None) -> None:
         self._exchange = exchange
         self._start_tls = start_tls
         self._stack = stack
@@ -201,10 +205,10 @@ class NetworkStream:
         :raises Timeout: when the peer does not take it within so many seconds; part of it may have been sent.
         :raises TransportError: when the stream is gone.
         """
-        self._require_tunnel()
+        tunnel = self._require_tunnel()
         with self._limit(timeout) as limit:
             if self._stack is None:
-                await self._exchange.send(bytes(buffer))
+                await tunnel.send(bytes(buffer))
             else:
                 self._stack.top.transmit(bytes(buffer))
                 await self._stack.top.flush()
@@ -214,12 +218,12 @@ class NetworkStream:
     async def aclose(self) -> None:
         """End the stream politely: what lies on top says goodbye, then the tunnel ends, then (h1) its connection."""
         exchange = self._exchange
-        if not exchange.tunnel or not exchange.sending.open:
+        if exchange.tunnel is None or not exchange.sending.open:
             exchange.abandon()
         elif self._stack is not None:
             await self._stack.shutdown(Deadline.after(exchange.connection.config.grace))
         else:
-            await exchange.send(b"", end=True)
+            exchange.tunnel.end()
         exchange.hang_up()
 
     async def start_tls(
@@ -261,6 +265,8 @@ class NetworkStream:
             await self._stack.top.wait_readable()
         return bytes(data)
 
-    def _require_tunnel(self) -> None:
-        if not self._exchange.tunnel:
+    def _require_tunnel(self) -> Tunnel:
+        tunnel = self._exchange.tunnel
+        if tunnel is None:
             raise LocalProtocolError("this response's connection is HTTP's: only 101 or CONNECT give a raw stream")
+        return tunnel

@@ -22,7 +22,9 @@ import httpx2
 
 from allswell._clock import monotonic
 from allswell._config import PoolConfig, ProxyHop, Timeouts
-from allswell._connection.exchange import Exchange, FallenSilent, TrailerSource
+from allswell._connection.connection import Connection
+from allswell._connection.exchange import Exchange, FallenSilent
+from allswell._connection.upload import TrailerSource
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._fields import as_bytes
@@ -161,7 +163,7 @@ class ConnectionPool:
         if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
             return await forward(request, partial(self.send, replay=replay))
         dispatcher = self._dispatch()
-        exchange: Exchange | None = None
+        exchange: Exchange[Connection] | None = None
         while True:
             try:
                 if exchange is None:
@@ -307,8 +309,8 @@ class ConnectionPool:
     # One request
 
     async def _past_silence(
-        self, request: Request, silent: Exchange, dispatcher: Dispatcher, attempts: list[Attempt]
-    ) -> Exchange:
+        self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, attempts: list[Attempt]
+    ) -> Exchange[Connection]:
         """Where to wait on: there, if the server is heard again, or elsewhere, if a connection can be had sooner.
 
         (Restarted, a server knows nothing of its QUIC connections, and may have lost the key to say so. But if it is
@@ -317,7 +319,7 @@ class ConnectionPool:
         if not request.may_repeat(proven=False) or any(attempt.why == _SILENT for attempt in attempts):
             return silent  # where a second one is silent too, the read timeout decides
         since = monotonic()
-        found: list[Exchange] = []
+        found: list[Exchange[Connection]] = []
         failed: list[BaseException] = []
 
         async def elsewhere() -> None:
@@ -353,7 +355,7 @@ class ConnectionPool:
         attempts.append(Attempt(_SILENT, "perhaps", silent.connection.http_version))
         return other
 
-    async def _respond(self, request: Request, exchange: Exchange, attempts: list[Attempt]) -> Response:
+    async def _respond(self, request: Request, exchange: Exchange[Connection], attempts: list[Attempt]) -> Response:
         tracer = request.tracer
         if request.body is not None and exchange.sending.open and not exchange.uploading:
             exchange.start_upload(request.body.pieces(), request.trailers)

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from dataclasses import dataclass, field
 
 from allswell._config import Retry, Timeouts
-from allswell._connection.exchange import InformationalHook, TrailerSource
+from allswell._connection.exchange import InformationalHook
+from allswell._connection.upload import TrailerSource
 from allswell._messages import IDEMPOTENT_METHODS, RequestHead
 from allswell._pool.route import Route
 from allswell._trace import Tracer

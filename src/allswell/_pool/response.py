@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._messages import Headers, ResponseHead
 from allswell._pool.network_stream import ExchangeStream, NetworkStream, StartTls
@@ -59,7 +60,7 @@ class Response:
     def __init__(
         self,
         head: ResponseHead,
-        exchange: Exchange,
+        exchange: Exchange[Connection],
         attempts: list[Attempt],
         start_tls: StartTls,
         tracer: Tracer | None,

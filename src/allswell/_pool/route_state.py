@@ -96,7 +96,7 @@ class Waiter:
         self.since = since  # see fit
         self.searched = since > ANY  # who was lost or sent away already gets one of his own
         self.dial: Dial | None = None
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange[Connection] | None = None
         self.error: BaseException | None = None
 
     def timed_out(self, phase: TimeoutPhase, *, ungranted: bool) -> Timeout:

@@ -1,0 +1,115 @@
+"""A tunnel: what an exchange becomes by 101 (Switching Protocols) or 2xx to CONNECT (RFC 9110 §7.8, §9.3.6).
+
+Its two halves are raw bytes, each with an end of its own. No timeouts of HTTP's apply: how long to wait for the peer,
+and what then, is up to the caller.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from allswell._errors import TransportError
+from allswell._halves import Receive, ReceiveHalf, SendHalf
+from allswell._messages import Headers
+from allswell._tasks import Signal
+
+
+class Tunnels(Protocol):
+    """What a tunnel asks of its exchange."""
+
+    label: str
+    sending: SendHalf
+    receiving: ReceiveHalf
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the exchange has failed with."""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether its connection carries it still."""
+
+    def send_window(self) -> int:
+        """Bytes that may be sent now."""
+
+    def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
+        """Send some, at most :meth:`send_window` bytes."""
+
+    def receive_nowait(self) -> bytes | None:
+        """What has come."""
+
+    async def delivered(self) -> None:
+        """Wait until anything is delivered."""
+
+
+class Tunnel:
+    """Our half of one tunnel, and the end of both. (What comes is read as any body is.)
+
+    :param room: set when more may be sent, or never will be.
+    """
+
+    __slots__ = ("_exchange", "_room")
+
+    def __init__(self, exchange: Tunnels, room: Signal) -> None:
+        self._exchange = exchange
+        self._room = room
+
+    def room(self) -> int:
+        """How much may be sent now.
+
+        :raises AllswellError: when there never will be room again.
+        """
+        exchange = self._exchange
+        if exchange.error is not None:
+            raise exchange.error
+        if not exchange.sending.open:
+            raise self._over()
+        return exchange.send_window()
+
+    async def wait_room(self) -> None:
+        """Wait until :meth:`room` is worth another call."""
+        await self._room.wait()
+
+    def on_room(self) -> None:
+        """More may be sent, or never will be."""
+        self._room.set()
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it, waiting for room.
+
+        :raises AllswellError: when the tunnel is over.
+        """
+        offset = 0
+        while offset < len(data):
+            window = self.room()
+            if window <= 0:
+                if self._exchange.receiving.over:
+                    # The peer ended its half. Nothing reads any more that would notice the end of the rest.
+                    raise self._over()
+                await self.wait_room()
+                continue
+            piece = data if len(data) <= window and not offset else data[offset : offset + window]
+            offset += len(piece)
+            self._exchange.send_body(piece)
+
+    def end(self) -> None:
+        """End our half."""
+        if self._exchange.sending.open:
+            self._exchange.send_body(b"", end=True)
+
+    async def end_both(self) -> bool:
+        """End our half, then drop what comes until the peer has ended its own; whether it has.
+
+        In HTTP/1.1 a tunnel is the connection: there is no end of it to wait for before the layers below say goodbye.
+        """
+        exchange = self._exchange
+        self.end()
+        while exchange.under_way:
+            while exchange.receive_nowait():
+                pass
+            if not exchange.receiving.over:
+                await exchange.delivered()
+        return exchange.receiving.state is Receive.ENDED
+
+    def _over(self) -> TransportError:
+        return TransportError(f"the tunnel to {self._exchange.label} has ended", operation="write")
