@@ -216,7 +216,7 @@ class WholeStream(httpx2.AsyncByteStream):
     async def read_whole(self, count: Callable[[int], None]) -> bytes:
         """What iterating over it gives, put together.
 
-        :param count: called with how many bytes have come, as they come.
+        :param count: called with how many bytes have come, in the end.
         """
         raise NotImplementedError
 

@@ -166,16 +166,12 @@ class ResponseStream(WholeStream):
 
     async def read_whole(self, count: Callable[[int], None]) -> bytes:
         """See :class:`WholeStream`."""
-        receive = self._response.receive
-        pieces = []
         try:
-            while piece := await receive():
-                count(len(piece))
-                pieces.append(piece)
+            content = await self._response.read_counted(count)
         except AllswellError as error:
             _raise_as(self._library, error)
         self.extensions["trailers"] = self._response.trailers
-        return b"".join(pieces)
+        return content
 
     async def aclose(self) -> None:
         """See :meth:`Response.aclose`."""

@@ -15,7 +15,7 @@ from allswell._backends.http2 import Http2
 from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW
 from allswell._backends.interface import BodyReceived, Event
 from allswell._messages import Headers, RequestHead
-from tests.support.taken import taken
+from tests.support.taken import content, taken
 
 Fields = Sequence[tuple[bytes, bytes]]
 OK: Fields = [(b":status", b"200"), (b"server", b"pretend")]
@@ -31,7 +31,7 @@ def merge(events: list[Event]) -> list[Event]:
     for event in events:
         last = merged[-1] if merged else None
         if isinstance(event, BodyReceived) and isinstance(last, BodyReceived) and last.exchange == event.exchange:
-            merged[-1] = BodyReceived(event.exchange, last.data + event.data, last.credit + event.credit)
+            merged[-1] = BodyReceived(event.exchange, content(last) + content(event), last.credit + event.credit)
         else:
             merged.append(event)
     return merged

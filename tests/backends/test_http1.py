@@ -22,7 +22,7 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
 from allswell._messages import Headers, RequestHead
-from tests.support.taken import taken
+from tests.support.taken import content, taken
 
 HOST = (b"Host", b"a")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -50,7 +50,7 @@ def feed(backend: Http1, data: bytes, size: int) -> list[Event]:
         for event in taken(backend, memoryview(data[start : start + size])):
             last = events[-1] if events else None
             if isinstance(event, BodyReceived) and isinstance(last, BodyReceived):
-                events[-1] = BodyReceived(last.exchange, last.data + event.data, last.credit + event.credit)
+                events[-1] = BodyReceived(last.exchange, content(last) + content(event), last.credit + event.credit)
             else:
                 events.append(event)
         if backend.must_abort:

@@ -19,7 +19,7 @@ from allswell._backends.http1_pipeline import Http1Pipeline
 from allswell._backends.http1_short import Heads, Ordinary
 from allswell._backends.interface import BodyReceived, Event, ExchangeFailed, PeerLeaving, ResponseReceived
 from allswell._messages import RequestHead
-from tests.support.taken import taken
+from tests.support.taken import content, taken
 
 
 class _NoHeads(Heads):
@@ -149,7 +149,7 @@ def seen(events: list[Event]) -> list[Event | str]:
     for event in events:
         last = found[-1] if found else None
         if isinstance(event, BodyReceived) and isinstance(last, BodyReceived):
-            found[-1] = BodyReceived(last.exchange, last.data + event.data, last.credit + event.credit)
+            found[-1] = BodyReceived(last.exchange, content(last) + content(event), last.credit + event.credit)
         elif isinstance(event, ExchangeFailed | PeerLeaving):
             found.append(f"{type(event).__name__}: {event.error!r} {event.error}")
         else:

@@ -7,7 +7,8 @@ connection.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from types import coroutine
 from typing import Any, cast
 
 from hpack import Encoder
@@ -32,12 +33,25 @@ from tests.backends.h3_peer import CONTROL, Quic
 VERSIONS = ["h1", "h2", "h3"]
 
 
+@coroutine
+def _turn() -> Generator[None, None, None]:
+    yield
+
+
 class _Signal:
+    """Whoever waits goes on when the test says so.
+
+    :ivar sets: how often it was set.
+    """
+
+    def __init__(self) -> None:
+        self.sets = 0
+
     def set(self) -> None:
-        """Nobody waits."""
+        self.sets += 1
 
     async def wait(self) -> None:
-        raise AssertionError("there is no event loop to wait in")
+        await _turn()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
         return False
@@ -219,6 +233,15 @@ class Http3Server(Server):
 
 
 SERVERS: dict[str, type[Server]] = {"h1": Http1Server, "h2": Http2Server, "h3": Http3Server}
+
+
+def goes_on(requester: Coroutine[Any, Any, bytes]) -> bytes | None:
+    """Give a requester its turn: what it has read, or ``None`` while it waits."""
+    try:
+        requester.send(None)
+    except StopIteration as end:
+        return cast(bytes, end.value)
+    return None
 
 
 class ByHand:

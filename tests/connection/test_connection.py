@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from time import monotonic
 
 import pytest
 
@@ -12,7 +14,7 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import State
 from allswell._halves import Receive, Send
-from tests.connection.by_hand import VERSIONS, ByHand
+from tests.connection.by_hand import VERSIONS, ByHand, goes_on
 
 WHOLE = 1 << 20
 
@@ -183,6 +185,71 @@ def test_back_pressure(version: str, size: int) -> None:
     assert len(body_of(exchange)) == 300_000
     assert not hand.connection.unread_much()
     assert ("resume" in hand.driver.told) == (version == "h1")
+
+
+def test_a_whole_body_is_put_together_as_it_comes(version: str, size: int) -> None:
+    """Nothing waits to be read, the peer has its credit, and the requester is woken at the end only."""
+    hand = ByHand(version, size)
+    exchange = hand.open()
+    hand.say(hand.server.head(200, 6), hand.server.body(b"ab", end=False))
+    reading = exchange.receive_whole()
+    assert goes_on(reading) is None
+    woken = exchange._ready.sets  # type: ignore[attr-defined]  # the test's own
+    hand.say(hand.server.body(b"cd", end=False))
+    assert exchange.buffered == 0
+    assert exchange.come == 4
+    assert exchange._ready.sets == woken  # type: ignore[attr-defined]
+    hand.say(hand.server.body(b"ef", end=True))
+    assert exchange._ready.sets > woken  # type: ignore[attr-defined]
+    assert goes_on(reading) == b"abcdef"
+    assert goes_on(exchange.receive_whole()) == b""
+
+
+def test_a_body_that_is_cut_while_it_is_put_together(version: str, size: int) -> None:
+    hand = ByHand(version, size)
+    exchange = hand.open()
+    hand.say(hand.server.head(200, 6), hand.server.body(b"ab", end=False))
+    reading = exchange.receive_whole()
+    assert goes_on(reading) is None
+    hand.say(hand.server.body(b"cd", end=False))
+    hand.connection.end_of_stream(truncated=True)
+    with pytest.raises(RemoteProtocolError, match="truncated"):
+        goes_on(reading)
+    assert exchange.come == 4
+
+
+def test_each_piece_of_it_moves_the_read_timeout(version: str, size: int) -> None:
+    hand = ByHand(version, size)
+    exchange = hand.open(timeouts=Timeouts(read=5))
+    hand.say(hand.server.head(200, 6))
+    reading = exchange.receive_whole()
+    goes_on(reading)
+    exchange._read_at -= 4
+    hand.say(hand.server.body(b"ab", end=False))
+    until = hand.connection.expire(monotonic(), seen_all=True)
+    assert until > monotonic() + 2
+    hand.connection.expire(until, seen_all=True)
+    with pytest.raises(Timeout, match="sent nothing within 5 s"):
+        goes_on(reading)
+
+
+def test_a_whole_body_is_held_once(version: str, size: int) -> None:
+    hand, piece = ByHand(version, max(size, 4096)), bytes(1 << 16)
+    exchange = hand.open()
+    reading = exchange.receive_whole()
+    hand.say(hand.server.head(200, 160 * len(piece)))
+    goes_on(reading)
+    tracemalloc.start(1)
+    try:
+        for number in range(160):
+            hand.say(hand.server.body(piece, end=number == 159))
+        body = goes_on(reading)
+        assert body is not None
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(body) == 160 * len(piece)
+    assert most < 1.2 * len(body)
 
 
 def test_idle_for_too_long(version: str, size: int) -> None:

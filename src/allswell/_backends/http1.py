@@ -464,12 +464,12 @@ class Http1:
             self._take_chunks(self._chunks, data, events)
         elif self._rest is None:
             if data:
-                events.append(BodyReceived(self._current, bytes(data), len(data)))
+                events.append(BodyReceived(self._current, data, len(data)))
         else:
             size = min(len(data), self._rest)
             self._rest -= size
             if size:
-                events.append(BodyReceived(self._current, bytes(data[:size]), size))
+                events.append(BodyReceived(self._current, data[:size], size))
             if not self._rest:
                 self._surplus = bytes(data[size:])
                 self._completed([], events)
@@ -535,5 +535,5 @@ class Http1:
 
 def _add_body(exchange: int, pieces: Sequence[bytes | bytearray | memoryview], events: list[Event]) -> None:
     if pieces:
-        data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        data = memoryview(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         events.append(BodyReceived(exchange, data, len(data)))

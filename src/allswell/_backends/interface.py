@@ -49,11 +49,12 @@ class ResponseReceived:
 class BodyReceived:
     """A piece of the response's body.
 
+    :ivar data: where it is a view, it holds until the backend's next ``receive`` or ``go_on``.
     :ivar credit: what to pass to ``consumed`` once the application has read it (h2: padding counts too).
     """
 
     exchange: int
-    data: bytes
+    data: bytes | memoryview
     credit: int
 
 

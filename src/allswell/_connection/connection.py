@@ -537,7 +537,8 @@ class Connection:
                     self.service.takes_more()
                 exchange.on_response(event.head, tunnel=event.tunnel)
             elif isinstance(event, BodyReceived):
-                exchange.on_body(event.data, event.credit)
+                if exchange.on_body(event.data, event.credit):
+                    self._backend.consumed(event.exchange, event.credit)
             elif isinstance(event, ResponseCompleted):
                 exchange.on_complete(event.trailers)
                 if exchange.over:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
+from allswell._errors import AllswellError
 from allswell._messages import Headers, ResponseHead
 from allswell._pool.network_stream import ExchangeStream, NetworkStream, StartTls
 from allswell._trace import Tracer
@@ -125,11 +126,27 @@ class Response:
         :raises AllswellError: when the body ends before it is complete.
         """
         if self._content is None:
-            pieces = []
-            while piece := await self.receive():
-                pieces.append(piece)
-            self._content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._content = await self.read_counted(_uncounted)
         return self._content
+
+    async def read_counted(self, count: Callable[[int], None]) -> bytes:
+        """The whole body, of which nothing was read yet.
+
+        :param count: called with how many bytes have come; of a body that is not complete, too.
+        """
+        if self._tracer is None and self._exchange.tunnel is None:
+            try:
+                content = await self._exchange.receive_whole()
+            except AllswellError:
+                count(self._exchange.come)
+                raise
+            count(len(content))
+            return content
+        pieces = []
+        while piece := await self.receive():
+            count(len(piece))
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _Pieces(self, self._content)
@@ -195,6 +212,10 @@ class Response:
         else:
             facts["stream_id"] = self._exchange.number
         return facts
+
+
+def _uncounted(size: int) -> None:
+    """Nobody wants to know."""
 
 
 class _Pieces:
