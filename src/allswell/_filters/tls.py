@@ -164,13 +164,15 @@ class TlsFilter(ByteStream):
     def _decrypt(self, total: int) -> int:
         """Decrypt into the buffer, from ``total`` on, until either is spent."""
         assert self._object is not None
-        room = len(self._buffer) - _RECORD
+        buffer, incoming = self._buffer, self._incoming
+        # (typeshed knows neither that any writable buffer will do nor that then the size is returned)
+        read = cast(Callable[[int, memoryview], int], self._object.read)
+        room = len(buffer) - _RECORD
         records = _RECORDS
         try:
-            while total <= room and records and (self._incoming.pending or self._object.pending()):
+            while total <= room and records and incoming.pending:  # (each read takes a whole record, which fits)
                 records -= 1
-                # (typeshed knows neither that any writable buffer will do nor that then the size is returned)
-                size = cast(int, self._object.read(_RECORD, cast(bytearray, self._buffer[total:])))
+                size = read(_RECORD, buffer[total:])
                 if size == 0:
                     self._heard = "close_notify"
                     break

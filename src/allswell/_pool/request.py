@@ -16,7 +16,9 @@ from allswell._trace import Tracer
 #: The largest body that is sent in one go with the head; a larger one is uploaded in pieces.
 INLINE_BODY = 64 * 1024
 
-_PIECE = 256 * 1024
+#: Bytes of a piece of a larger one. (Every buffer that it passes through is then one that malloc has at hand: from 128
+#: KiB on it maps fresh pages for each, which costs more than to encrypt what is in them.)
+_PIECE = 96 * 1024
 
 
 #: What can be read from has these. It goes on where it is, however often it is iterated over: ``anyio.AsyncFile``,

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
-from allswell._errors import AllswellError
 from allswell._messages import Headers, ResponseHead
 from allswell._pool.network_stream import ExchangeStream, NetworkStream, StartTls
 from allswell._trace import Tracer
@@ -137,7 +136,7 @@ class Response:
         if self._tracer is None and self._exchange.tunnel is None:
             try:
                 content = await self._exchange.receive_whole()
-            except AllswellError:
+            except BaseException:
                 count(self._exchange.come)
                 raise
             count(len(content))
