@@ -413,6 +413,9 @@ class ConnectionPool:
         return Dialer(host, self.config)
 
 
+_TIMEOUTS = Timeouts()
+
+
 def _request(
     method: str,
     to: Destination,
@@ -436,7 +439,7 @@ def _request(
     route = to.route._replace(proxies=proxies) if proxies else to.route
     if b"upgrade" in given:
         route = route._replace(upgrades=True)
-    return Request(head, route, body, timeouts or Timeouts(), trailers)
+    return Request(head, route, body, timeouts or _TIMEOUTS, trailers)
 
 
 def _forked() -> None:
