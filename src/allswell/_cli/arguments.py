@@ -7,6 +7,7 @@ Options and URLs stand in any order. Short ones may be put together (``-sSL``), 
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -113,12 +114,15 @@ def _set(name: str, to: Any = None) -> Callable[[Asked, Any], None]:
     return lambda asked, value: setattr(asked, name, value if to is None or value is False else to)
 
 
-def _number(name: str) -> Callable[[Asked, Any], None]:
+def _number(name: str, least: float = 0.0) -> Callable[[Asked, Any], None]:
     def act(asked: Asked, value: str) -> None:
         try:
-            setattr(asked, name, float(value))
+            number = float(value)
         except ValueError:
             raise Failed(Exit.USAGE, f"{value!r} is no number") from None
+        if not least <= number < math.inf:
+            raise Failed(Exit.USAGE, f"{value!r} is not a number that can be used here")
+        setattr(asked, name, number)
 
     return act
 
@@ -280,7 +284,7 @@ _OPTIONS = (
     _Option("fail-early", None, "no more URLs after an error", _set("fail_early")),
     _Option("L location", None, "follow redirects", _set("location")),
     _Option("location-trusted", None, "the same, and send passwords there", _set("trusted_location")),
-    _Option("max-redirs", "N", "at most so many (50); -1 for any number", _number("max_redirects")),
+    _Option("max-redirs", "N", "at most so many (50); -1 for any number", _number("max_redirects", least=-1)),
     _Option("post301", None, "a POST stays one after 301", _set("post301")),
     _Option("post302", None, "after 302", _set("post302")),
     _Option("post303", None, "after 303", _set("post303")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from getpass import getpass
 from io import BufferedReader
 from pathlib import Path
@@ -74,17 +75,18 @@ async def _standard_input(count: Count) -> AsyncIterator[bytes]:
         count(len(piece))
 
 
-def sent(asked: Asked, url: str, upload: str | None, count: Count, codings: str) -> Sent:
+def sent(asked: Asked, url: str, upload: str | None, count: Count, codings: str, files: ExitStack) -> Sent:
     """What is sent to one URL.
 
     :param codings: the content codings that we can decode.
+    :param files: what closes the files of forms.
     :param upload: the file for it.
     :param count: told how much of an upload has gone.
     :raises Failed: when there is no such file, or the URL is none.
     """
     given, removed = _fields(asked.fields)
     names = {name.lower() for name, _ in given} | removed
-    body, size, kind = _body(asked, upload, count)
+    body, size, kind = _body(asked, upload, count, files)
     made = _url(asked, url, upload)
     user = None if asked.user is None else _user(asked.user)
     if user is None and made.userinfo:
@@ -158,14 +160,16 @@ def _basic(name: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{name}:{password}".encode("utf-8", "surrogateescape")).decode("ascii")
 
 
-def _body(asked: Asked, upload: str | None, count: Count) -> tuple[dict[str, Any], int | None, str | None]:
+def _body(
+    asked: Asked, upload: str | None, count: Count, files: ExitStack
+) -> tuple[dict[str, Any], int | None, str | None]:
     """For the client: the body; its length, where that is known and the client cannot find it; its type."""
     if upload == "-":
         return {"content": _standard_input(count)}, None, None
     if upload is not None:
         return {"content": FileBody(upload, count)}, _size(upload), None
     if asked.form:
-        return {"files": [_part(*each) for each in asked.form]}, None, None
+        return {"files": [_part(*each, files) for each in asked.form]}, None, None
     if asked.data is not None and not asked.as_query:
         return {"content": asked.data}, None, _JSON if asked.json else _FORM
     return {}, None, None
@@ -179,7 +183,7 @@ def _size(path: str) -> int | None:
         raise Failed(Exit.READ, f"cannot read {path}: {error.strerror}") from error
 
 
-def _part(name: str, content: str, literal: bool) -> tuple[str, tuple[Any, ...]]:
+def _part(name: str, content: str, literal: bool, files: ExitStack) -> tuple[str, tuple[Any, ...]]:
     """One part of a form, as httpx2 takes it: the file's name, what it has, its type."""
     if literal:
         return name, (None, content)
@@ -189,7 +193,7 @@ def _part(name: str, content: str, literal: bool) -> tuple[str, tuple[Any, ...]]
     if content.startswith(("@", "<")):
         path = content[1:].removeprefix('"').removesuffix('"')
         try:
-            file = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115  # the client reads it later
+            file = sys.stdin.buffer if path == "-" else files.enter_context(open(path, "rb"))  # noqa: SIM115
             content_of = file.read() if path == "-" or content.startswith("<") else file
         except OSError as error:
             raise Failed(Exit.READ, f"cannot read {path}: {error.strerror}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
@@ -124,14 +125,18 @@ class Transfer:
 
         :raises Failed: whatever went wrong.
         """
+        with ExitStack() as files:
+            return await self._hops(files)
+
+    async def _hops(self, files: ExitStack) -> httpx2.Response:
         asked, url = self._asked, self._url
         self._began, self._response, hops = monotonic(), None, 0
         for name in ("size_upload", "num_connects"):
             self.facts[name] = 0
-        deadline = None if asked.max_time is None else self._began + asked.max_time
+        deadline = self._began + asked.max_time if asked.max_time else None  # (0 is for ever, as in curl)
         try:
             upload = self._upload
-            what = sent(asked, url, upload, self._sent, self._client.codings)
+            what = sent(asked, url, upload, self._sent, self._client.codings, files)
             self._meter.begin(f"↑ {upload}" if upload is not None else url, what.size)
             request = self._first(what)
             first = request
