@@ -156,6 +156,14 @@ def test_what_may_not_follow() -> None:
     assert backend.open(head(), end=True) == 3
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"Connection: close\r\nContent-Length: 5\r\n\r\n"])
+def test_nothing_follows_a_response_that_is_known_to_be_the_last(end: bytes) -> None:
+    backend = opened(1)
+    assert backend.capacity() > 0
+    feed(backend, b"HTTP/1.1 200 OK\r\n" + end + b"hell")
+    assert backend.capacity() == 0
+
+
 def test_depth_is_a_bound() -> None:
     backend = opened(3, depth=2)
     assert backend.capacity() == 0

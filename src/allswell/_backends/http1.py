@@ -444,6 +444,7 @@ class Http1:
                 self._chunks = Chunks(self._judge)
             else:
                 self._rest = length
+                self._persists = self._persists and length is not None  # else it ends with the connection
             self._reader = None
             self._take_content(memoryview(reader.trailing_data[0]), events)
 
