@@ -160,25 +160,27 @@ class Sealer:
 
     def seal(self, frames: list[bytes], number: int, spin_bit: bool) -> list[bytes]:
         """Packets with these payloads, numbered from here on."""
-        iv, encrypt, cid = self._iv, self._encrypt, self.cid
-        first = self._form | spin_bit << _SPIN_BIT_SHIFT
-        start = bytes((first,)) + cid
+        iv, encrypt = self._iv, self._encrypt
+        size = 1 + len(self.cid) + _NUMBER_SIZE
+        # Headers as numbers: masking them is one operation then.
+        shift = 8 * (size - 1)
+        header = (
+            int.from_bytes(bytes((self._form | spin_bit << _SPIN_BIT_SHIFT,)) + self.cid, "big") << 8 * _NUMBER_SIZE
+        )
         bodies = [
-            encrypt((iv ^ at).to_bytes(12, "big"), frame, start + (at & 0xFFFF).to_bytes(_NUMBER_SIZE, "big"))
+            encrypt((iv ^ at).to_bytes(12, "big"), frame, (header | at & 0xFFFF).to_bytes(size, "big"))
             for at, frame in enumerate(frames, number)
         ]
         begin = _SAMPLE_OFFSET - _NUMBER_SIZE
-        masks = self._masks(b"".join([body[begin : begin + _SAMPLE] for body in bodies]))
+        end = begin + _SAMPLE
+        masks = self._masks(b"".join([body[begin:end] for body in bodies]))
+        firsts, seconds, thirds = masks[::_SAMPLE], masks[1::_SAMPLE], masks[2::_SAMPLE]
         return [
-            b"%c%b%c%c%b"
-            % (
-                first ^ masks[mask] & _PROTECTED_BITS,
-                cid,
-                at >> 8 & 0xFF ^ masks[mask + 1],
-                at & 0xFF ^ masks[mask + 2],
-                body,
+            ((header | at & 0xFFFF) ^ ((first & _PROTECTED_BITS) << shift | second << 8 | third)).to_bytes(size, "big")
+            + body
+            for at, first, second, third, body in zip(
+                itertools.count(number), firsts, seconds, thirds, bodies, strict=False
             )
-            for at, mask, body in zip(itertools.count(number), range(0, len(masks), _SAMPLE), bodies, strict=False)
         ]
 
 
