@@ -168,7 +168,7 @@ class Http2:
         if request.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
             return LocalProtocolError(_NO_EXTENDED_CONNECT)
         limit = self._section_limit
-        if limit is not None and section_size(request.pseudo_fields) + section_size(request.fields) > limit:
+        if limit is not None and section_size(request.pseudo_fields + request.fields) > limit:
             return LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9113 §6.5.2
         return None
 

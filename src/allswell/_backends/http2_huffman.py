@@ -6,7 +6,7 @@ are done in C, in time that grows with the length.
 To decode, one walks through the tree of codes. Before each octet one is at one of 256 places in it: the beginnings of
 codes. What an octet brings there is always the same: the symbols that it completes, and the next place. So each such
 *step* is worked out once, when it first comes, and looked up from then on. There are at most 65 536, for all
-connections together.
+connections together; a server that asks for each of them makes us hold 8 MB.
 
 hpack is the judge: whatever does not decode here goes to it, for its word on what is wrong.
 """
