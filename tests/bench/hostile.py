@@ -95,6 +95,8 @@ INPUTS: dict[str, Script | Callable[..., None]] = {
     "h3, PING": _quic(bytes((QuicFrameType.PING,))),
     "h3, CRYPTO": _quic(bytes((QuicFrameType.CRYPTO, 0, 1, 0))),
     "h3, MAX_DATA": _quic(bytes((QuicFrameType.MAX_DATA,)) + encode_uint_var(1 << 20)),
+    "h3, ACK": _quic(bytes((QuicFrameType.ACK, 1, 0, 0, 0))),
+    "h3, empty STREAM": _quic(b"\x0a\0\0"),
     "h3, 1-byte DATA": _tiny,
 }
 
