@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 import anyio
 import httpx2
 
-from allswell._config import DEFAULT_GRACE, QuicConfig, Retry
+from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
+from allswell._given import require, require_none_beside_pool, require_type
 from allswell._pool.alt_svc_store import AltSvcStore
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.route import Proxies
-from allswell._report import CloseReport
+from allswell._report import CloseReport, ConnectionEnd
 from allswell._short import ShortWays
 from allswell._tasks import side_by_side
 from allswell._transport import AsyncTransport, Closing
@@ -44,6 +45,16 @@ class ClientSettings(TypedDict, total=False):
     default_encoding: str | Callable[[bytes], str | None]
 
 
+#: Of :class:`ClientSettings`.
+_OF_CONNECTIONS = ("verify", "cert", "limits")
+#: Mappings do, whoever's they are.
+_MAPPINGS = ("headers", "params")
+
+
+def _of_httpx2(settings: ClientSettings) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if name not in _MAPPINGS}
+
+
 class AsyncClient(ShortWays):
     """An async HTTP client: all that ``httpx2.AsyncClient`` documents, and an end.
 
@@ -56,11 +67,17 @@ class AsyncClient(ShortWays):
     :param nameservers: whom to ask for them, by address; those of the system by default.
     :param quic: settings of QUIC.
     :param pipelining: HTTP/1.1 requests that may be sent behind an unanswered one; see :class:`PoolConfig`.
+    :param max_connections_per_route: connections to one origin, at most.
+    :param retries: further tries to connect after the first failed, with back-off.
+    :param uds: a Unix domain socket's path, connected to in place of any host.
+    :param local_address: the address to connect from.
+    :param socket_options: as for ``socket.setsockopt``.
+    :param on_connection_end: called with the :class:`ConnectionEnd` of every connection, as it ends.
     :param grace: seconds that closing may take, for all connections and layers together.
     :param total_timeout: seconds that each request may take, from its start until its response was read.
     :param retry: whether what failed for now is tried again; off by default. Per request: ``extensions={"retry": …}``.
-    :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves, and the settings
-        of connections (``verify``, ``http1``, ``limits``, …) are its own.
+    :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves. The settings of
+        connections (``verify``, ``http1``, ``limits``, …) are its own: to say one here, too, is a TypeError.
     :param settings: the other parameters of ``httpx2.AsyncClient``; ``proxy`` may be a list, the nearest first.
     :ivar close_report: how everything ended, once the client is closed.
     """
@@ -77,6 +94,12 @@ class AsyncClient(ShortWays):
         nameservers: Sequence[str] = (),
         quic: QuicConfig | None = None,
         pipelining: int = 0,
+        max_connections_per_route: int | None = None,
+        retries: int = 0,
+        uds: str | None = None,
+        local_address: str | None = None,
+        socket_options: Sequence[SocketOption] | None = None,
+        on_connection_end: Callable[[ConnectionEnd], None] | None = None,
         grace: float = DEFAULT_GRACE,
         total_timeout: float | None = None,
         retry: Retry | None = None,
@@ -85,19 +108,35 @@ class AsyncClient(ShortWays):
         mounts: Mapping[str, httpx2.AsyncBaseTransport | None] | None = None,
         **settings: Unpack[ClientSettings],
     ) -> None:
+        require("httpx2", transport=transport, mounts=mounts and dict(mounts), **_of_httpx2(settings))
+        require_type(ConnectionPool, pool=pool)
         self.close_report: CloseReport | None = None
         self._closing: Closing | None = None
         self._closed = anyio.Event()
-        self._versions: dict[str, Any] = {
+        self._connections: dict[str, Any] = {
             "http3": http3,
-            "http3_origins": frozenset(http3_origins),
+            "http3_origins": http3_origins,
             "alt_svc": alt_svc,
             "https_records": https_records,
-            "nameservers": tuple(nameservers),
-            "quic": quic or QuicConfig(),
+            "nameservers": nameservers,
+            "quic": quic,
             "pipelining": pipelining,
+            "max_connections_per_route": max_connections_per_route,
+            "retries": retries,
+            "uds": uds,
+            "local_address": local_address,
+            "socket_options": socket_options,
+            "on_connection_end": on_connection_end,
+            "grace": grace,
         }
-        self._grace = grace
+        if pool is not None:
+            handed = {name: value for name, value in settings.items() if name in _OF_CONNECTIONS}
+            said = {"http1": http1, "http2": http2, **self._connections, **handed}
+            require_none_beside_pool(AsyncClient.__init__, said)
+        self._connections["http3_origins"] = frozenset(http3_origins)
+        self._connections["nameservers"] = tuple(nameservers)
+        self._connections["quic"] = quic or QuicConfig()
+        self._grace = grace if pool is None else pool.config.grace
         self._total_timeout = total_timeout
         self._retrying = retry
         self._pool = pool
@@ -117,18 +156,8 @@ class AsyncClient(ShortWays):
         # httpx2's own hook for what carries its requests (private names of httpx2 that we rely on: this and its twin).
         if transport is not None:
             return transport
-        return AsyncTransport(
-            verify,
-            cert,
-            trust_env,
-            http1,
-            http2,
-            limits,
-            grace=self._grace,
-            total_timeout=self._total_timeout,
-            retry=self._retrying,
-            pool=self._pool,
-            **self._versions,
+        return self._make_transport(
+            self._pool, None, verify=verify, cert=cert, trust_env=trust_env, http1=http1, http2=http2, limits=limits
         )
 
     def _init_proxy_transport(
@@ -142,20 +171,16 @@ class AsyncClient(ShortWays):
         limits: httpx2.Limits | None = None,
     ) -> httpx2.AsyncBaseTransport:
         # The hook's twin, for each proxy. Proxies belong to the route: one pool serves them all, and direct requests.
-        return AsyncTransport(
-            verify,
-            cert,
-            trust_env,
-            http1,
-            http2,
-            limits,
-            proxy,
-            grace=self._grace,
-            total_timeout=self._total_timeout,
-            retry=self._retrying,
-            pool=self.pool,
-            **self._versions,
+        return self._make_transport(
+            self.pool, proxy, verify=verify, cert=cert, trust_env=trust_env, http1=http1, http2=http2, limits=limits
         )
+
+    def _make_transport(self, pool: ConnectionPool | None, proxy: httpx2.Proxy | None, **theirs: Any) -> AsyncTransport:
+        """:param theirs: httpx2's settings of connections. With a pool, they are its own."""
+        total, retry = self._total_timeout, self._retrying
+        if pool is not None:
+            return AsyncTransport(proxy=proxy, total_timeout=total, retry=retry, pool=pool)
+        return AsyncTransport(proxy=proxy, total_timeout=total, retry=retry, **theirs, **self._connections)
 
     def _redirect_headers(self, request: httpx2.Request, url: httpx2.URL, method: str) -> httpx2.Headers:
         # httpx2 drops Authorization on the way to another origin, and leaves the proxy's (a third such private name).

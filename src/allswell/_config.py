@@ -6,8 +6,9 @@ import ssl
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from allswell._given import require
 from allswell._quic_store import QuicStore
 from allswell._report import ConnectionEnd
 
@@ -128,6 +129,7 @@ class ProxyHop:
     http3: bool | Literal["only"] = False
 
     def __post_init__(self) -> None:
+        require("httpx2", auth=self.auth)
         if self.http3 and self.scheme != "https":
             raise ValueError(f"HTTP/3 is for https proxies, and {self} is none")
         if self.scheme in ("socks5", "socks5h") and not isinstance(self.auth, (tuple, NoneType)):
@@ -211,3 +213,42 @@ class PoolConfig:
     ping_timeout: float = 20.0
     trust_env: bool = True
     on_connection_end: Callable[[ConnectionEnd], None] | None = None
+
+
+class TransportSettings(TypedDict, total=False):
+    """The settings of a :class:`PoolConfig` that are no parameters of a transport of httpx2's."""
+
+    ssl_context: ssl.SSLContext | None
+    http3: bool | Literal["only"]
+    http3_origins: frozenset[str]
+    alt_svc: Any
+    https_records: bool
+    nameservers: Sequence[str]
+    quic: QuicConfig
+    coalescing: bool | Literal["origin"]
+    max_connections: int | None
+    max_connections_per_route: int | None
+    max_keepalive_connections: int | None
+    keepalive_expiry: float | None
+    proxies: tuple[ProxyHop, ...]
+    max_header_size: int
+    pipelining: int
+    expect_continue_timeout: float
+    stream_window: int
+    connection_window: int
+    ping_interval: float | None
+    ping_timeout: float
+    on_connection_end: Callable[[ConnectionEnd], None] | None
+
+
+class PoolSettings(TransportSettings, total=False):
+    """The settings of a :class:`PoolConfig`, as keywords."""
+
+    http1: bool
+    http2: bool
+    grace: float
+    retries: int
+    uds: str | None
+    local_address: str | None
+    socket_options: Sequence[SocketOption]
+    trust_env: bool

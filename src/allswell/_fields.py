@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from allswell._errors import LocalProtocolError
@@ -655,7 +655,35 @@ def never_indexed(name: bytes, value: bytes) -> bool:
     return name in _SECRET or (name == b":path" and value != b"/")
 
 
-# Names and addresses
+# What callers give
+
+#: A header or trailer section.
+HeadersGiven = Mapping[str, str] | Mapping[bytes, bytes] | Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
+
+
+def given_fields(headers: HeadersGiven) -> Headers:
+    """The fields that a caller gave, as bytes.
+
+    :raises LocalProtocolError: when they are no mapping and no pairs, of text (in ASCII) or bytes.
+    """
+    fields: Headers = []
+    pairs: Any = _pairs(headers)
+    try:
+        for name, value in pairs:
+            if type(name) is not bytes or type(value) is not bytes:
+                name = as_bytes(name, "name of a header")
+                value = as_bytes(value, f"value of the header {_shown(name)}")
+            fields.append((name, value))
+    except (TypeError, ValueError):
+        raise LocalProtocolError("header fields must be a mapping, or pairs of a name and a value") from None
+    return fields
+
+
+def _pairs(headers: object) -> object:
+    if isinstance(headers, Mapping):
+        # (One of httpx2's or httpx's may have a name several times: that is in ``raw``.)
+        return headers.raw if hasattr(headers, "raw") else headers.items()
+    return headers
 
 
 def as_bytes(value: object, what: str) -> bytes:

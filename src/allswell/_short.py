@@ -34,6 +34,7 @@ import httpx2
 from httpx2 import USE_CLIENT_DEFAULT
 
 from allswell import _gzip, _shapes
+from allswell._given import require
 from allswell._pool.route import IN_QUERY, LONGEST_URL, PLAIN_URL, SEGMENT
 
 if TYPE_CHECKING:
@@ -390,6 +391,8 @@ class ShortWays(httpx2.AsyncClient):
         extensions: RequestExtensions | None = None,
     ) -> httpx2.Request:
         """See httpx2."""
+        if type(url) is not str or cookies is not None or timeout is not USE_CLIENT_DEFAULT:
+            require("httpx2", url=url, cookies=cookies, timeout=timeout)
         if not ON or self._straight is not type(self) or httpx2.AsyncClient.build_request is not _BUILD_REQUEST:
             return super().build_request(
                 method,
@@ -459,6 +462,7 @@ class ShortWays(httpx2.AsyncClient):
             or request.url.userinfo
             or "_build_request_auth" in self.__dict__
         ):
+            require("httpx2", request=request, auth=auth)
             return await super().send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
         if isinstance(follow_redirects, UseClientDefault):
             follow_redirects = self.follow_redirects

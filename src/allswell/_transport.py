@@ -9,15 +9,26 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar, Unpack, cast
 
 import httpx2
 
 from allswell._clock import monotonic
-from allswell._config import DEFAULT_GRACE, PoolConfig, Retry, SocketOption, Timeouts
+from allswell._config import (
+    DEFAULT_GRACE,
+    PoolConfig,
+    PoolSettings,
+    ProxyHop,
+    QuicConfig,
+    Retry,
+    SocketOption,
+    Timeouts,
+    TransportSettings,
+)
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -31,6 +42,7 @@ from allswell._errors import (
 )
 from allswell._fields import as_bytes
 from allswell._filters.keylog import new_context
+from allswell._given import require, require_known, require_none_beside_pool, require_type
 from allswell._messages import RequestHead
 from allswell._patched import Library
 from allswell._pool.network_stream import NetworkStream
@@ -267,13 +279,26 @@ def _retry_settings(given: object) -> Retry | None:
     raise TypeError(f"retry must be an allswell.Retry or None, not {type(given).__name__}")
 
 
-class Sender:
+class _Limits(Protocol):
+    """Limits of either library."""
+
+    max_connections: int | None
+    max_keepalive_connections: int | None
+    keepalive_expiry: float | None
+
+
+_LimitsT = TypeVar("_LimitsT", bound=_Limits)
+_ProxyT = TypeVar("_ProxyT")
+
+
+class Sender(Generic[_LimitsT, _ProxyT]):
     """What the transports for httpx2 and httpx share: the pool, and how a request and an error are translated."""
 
     _library: ModuleType = httpx2
     _core = "httpcore2"
     _stream: type[ResponseStream] = ResponseStream
     _patches = Library(httpx2, "httpcore2")
+    _owns = False  # the pool is no one else's
 
     def __init__(
         self,
@@ -282,8 +307,8 @@ class Sender:
         trust_env: bool = True,
         http1: bool = True,
         http2: bool = True,
-        limits: httpx2.Limits | None = None,
-        proxy: Proxies = None,
+        limits: _LimitsT | None = None,
+        proxy: _ProxyT | ProxyHop | str | Sequence[_ProxyT | ProxyHop | str] | None = None,
         uds: str | None = None,
         local_address: str | None = None,
         retries: int = 0,
@@ -293,32 +318,43 @@ class Sender:
         total_timeout: float | None = None,
         retry: Retry | None = None,
         pool: ConnectionPool | None = None,
-        **settings: Any,
+        **settings: Unpack[TransportSettings],
     ) -> None:
-        limits = limits or httpx2.Limits(max_connections=100, max_keepalive_connections=20)
+        require(self._library.__name__, limits=limits, proxy=proxy)
+        require_type(ConnectionPool, pool=pool)
+        require_type(QuicConfig, quic=settings.get("quic"))
+        require_known(settings, PoolConfig.__dataclass_fields__, "AsyncTransport")
+        own: PoolSettings = {
+            "trust_env": trust_env,
+            "http1": http1,
+            "http2": http2,
+            "grace": grace,
+            "retries": retries,
+            "uds": uds,
+            "local_address": local_address,
+            "socket_options": socket_options or (),
+        }
+        if pool is not None:
+            beside = {"verify": verify, "cert": cert, "limits": limits, **own, "socket_options": socket_options}
+            require_none_beside_pool(Sender.__init__, {**beside, **settings})
+        else:
+            config = replace(
+                PoolConfig(ssl_context=new_context(verify, cert, trust_env), coalescing=cert is None), **own
+            )
+            if limits is not None:
+                config = replace(
+                    config,
+                    max_connections=limits.max_connections,
+                    max_keepalive_connections=limits.max_keepalive_connections,
+                    keepalive_expiry=limits.keepalive_expiry,
+                )
+            pool = ConnectionPool(config, **settings)
+            self._owns = True
         self._total = total_timeout
         self._retrying = _retry_settings(retry)
-        self.pool = pool or ConnectionPool(
-            PoolConfig(
-                ssl_context=new_context(verify, cert, trust_env),
-                trust_env=trust_env,
-                http1=http1,
-                http2=http2,
-                coalescing=cert is None,
-                max_connections=limits.max_connections,
-                max_keepalive_connections=limits.max_keepalive_connections,
-                keepalive_expiry=limits.keepalive_expiry,
-                grace=grace,
-                retries=retries,
-                uds=uds,
-                local_address=local_address,
-                socket_options=tuple(socket_options or ()),
-            ),
-            **settings,
-        )
-        self._proxies = proxy_hops(proxy) or self.pool.config.proxies
+        self.pool = pool
+        self._proxies = proxy_hops(cast(Proxies, proxy)) or self.pool.config.proxies
         self.pool.share()
-        self._owns = pool is None
         self._left = False
         self._origins: dict[tuple[str, bytes, int | None], _Origin] = {}
         self._waits: tuple[object, Timeouts] = None, Timeouts()
@@ -381,6 +417,8 @@ class Sender:
         return True
 
     def _request(self, request: httpx2.Request) -> Request:
+        if not isinstance(request, self._library.Request):
+            require(self._library.__name__, request=request)
         extensions = request.extensions
         origin = self._origin(request.url, extensions.get("sni_hostname"))
         headers = request.headers.raw
@@ -427,6 +465,7 @@ class Sender:
         total = extensions.get("total_timeout", self._total)
         key = waits.get("connect"), waits.get("read"), waits.get("write"), waits.get("pool"), total
         if key != self._waits[0]:  # mostly they are the client's own
+            require(self._library.__name__, timeout=key)
             self._waits = key, Timeouts(*key)
         return self._waits[1]
 
@@ -488,7 +527,7 @@ class Sender:
         await self.leave(cut=exc_type is not None)
 
 
-class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
+class AsyncTransport(Sender[httpx2.Limits, httpx2.URL | httpx2.Proxy], httpx2.AsyncBaseTransport):
     """A transport for ``httpx2.AsyncClient``, in place of ``httpx2.AsyncHTTPTransport`` and with its parameters.
 
     Closed, it begins anew with the next request, as httpx2's does: clients may share it, one after another. For clients
@@ -499,7 +538,8 @@ class AsyncTransport(Sender, httpx2.AsyncBaseTransport):
     :param total_timeout: seconds that each request may take, from its start until its response was read
         (per request: ``extensions={"total_timeout": 10.0}``).
     :param retry: whether what failed for now is tried again (per request: ``extensions={"retry": …}``).
-    :param pool: a pool to share; the transport then makes none, and the settings above are the pool's.
+    :param pool: a pool to share; the transport then makes none. The settings of connections are the pool's: to say one
+        here, too, is a TypeError.
     :param settings: more settings, as in :class:`PoolConfig`.
     """
 

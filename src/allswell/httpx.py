@@ -16,7 +16,7 @@ class _Stream(ResponseStream, httpx.AsyncByteStream):
     _library = httpx
 
 
-class AsyncTransport(Sender, httpx.AsyncBaseTransport):
+class AsyncTransport(Sender[httpx.Limits, httpx.URL | httpx.Proxy], httpx.AsyncBaseTransport):
     """A transport for ``httpx.AsyncClient``; parameters as in :class:`allswell.AsyncTransport`."""
 
     _library = httpx

@@ -84,7 +84,7 @@ def run(uvloop: bool, function: Any, *arguments: Any, **settings: Any) -> None:
 @pytest.mark.parametrize("version", ["h1", "h1-tls", "h2", "h3"])
 def test_an_idle_connection_has_none(version: str, uvloop: bool) -> None:
     with origin(version) as url:
-        run(uvloop, get_and_look, url, http3="only" if version == "h3" else "never")
+        run(uvloop, get_and_look, url, http3="only" if version == "h3" else False)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_idle_connection_has_none(version: str, uvloop: bool) -> None:
 )
 def test_nor_has_one_through_a_proxy(kind: str, version: str, uvloop: bool) -> None:
     with hop(kind) as proxy, origin(version) as url:
-        run(uvloop, get_and_look, url, http3="only" if version == "h3" else "never", proxies=(proxy,))
+        run(uvloop, get_and_look, url, http3="only" if version == "h3" else False, proxies=(proxy,))
 
 
 @pytest.mark.parametrize("version", ["h1", "h2", "h3"])
@@ -107,7 +107,7 @@ def test_the_end_of_the_loop_is_heard_all_the_same(version: str, uvloop: bool) -
     with origin(version) as url:
         pool = ConnectionPool(
             ssl_context=certificates().client_context(),
-            http3="only" if version == "h3" else "never",
+            http3="only" if version == "h3" else False,
             on_connection_end=lambda end: ends.append(end.reason),
         )
         for number in (1, 2):

@@ -55,9 +55,7 @@ class Told:
         context = certificates().client_context()
         if self.version == "h1":
             settings.setdefault("http2", False)
-        return ConnectionPool(
-            ssl_context=context, http3="only" if self.version == "h3" else "never", grace=2, **settings
-        )
+        return ConnectionPool(ssl_context=context, http3="only" if self.version == "h3" else False, grace=2, **settings)
 
     def _h1(self, connection: PeerConnection) -> None:
         def head() -> None:

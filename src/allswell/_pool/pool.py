@@ -15,20 +15,21 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 
 import anyio
 import httpx2
 
 from allswell._clock import monotonic
-from allswell._config import PoolConfig, ProxyHop, Timeouts
+from allswell._config import PoolConfig, PoolSettings, ProxyHop, Timeouts
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange, FallenSilent
 from allswell._connection.upload import TrailerSource
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, NotProcessed, PoolClosed
-from allswell._fields import as_bytes
+from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log
+from allswell._given import require_known, require_type
 from allswell._messages import Headers, RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher, Ungranted
@@ -62,8 +63,10 @@ class ConnectionPool:
     when that has ended, or in a forked process, it begins anew there; used in another before, it raises RuntimeError.
     """
 
-    def __init__(self, config: PoolConfig | None = None, **settings: object) -> None:
-        self.config = replace(config or PoolConfig(), **settings)  # type: ignore[arg-type]  # checked by dataclass
+    def __init__(self, config: PoolConfig | None = None, **settings: Unpack[PoolSettings]) -> None:
+        require_type(PoolConfig, config=config)
+        require_known(settings, PoolConfig.__dataclass_fields__, "ConnectionPool")
+        self.config = replace(config or PoolConfig(), **settings)
         if not (self.config.http1 or self.config.http2 or self.config.http3 == "only"):
             raise ValueError("no version of HTTP is left: http1 and http2 are both off")
         if self.config.https_records:
@@ -104,14 +107,15 @@ class ConnectionPool:
         method: str,
         url: str | httpx2.URL,
         *,
-        headers: Headers | None = None,
+        headers: HeadersGiven | None = None,
         content: bytes | AsyncIterable[bytes] | None = None,
         timeouts: Timeouts | None = None,
         trailers: TrailerSource = None,
     ) -> Response:
         """Send a request and read the whole response.
 
-        :param headers: names and values; ``Host`` and the framing of ``content`` are added where they are missing.
+        :param headers: names and values, a mapping or pairs, text or bytes; ``Host`` and the framing of ``content`` are
+            added where they are missing.
         :param content: the body; an async iterable is sent chunked, unless a Content-Length is given.
         :raises AllswellError: saying who failed and how.
         """
@@ -131,7 +135,7 @@ class ConnectionPool:
         method: str,
         url: str | httpx2.URL,
         *,
-        headers: Headers | None = None,
+        headers: HeadersGiven | None = None,
         content: bytes | AsyncIterable[bytes] | None = None,
         timeouts: Timeouts | None = None,
         trailers: TrailerSource = None,
@@ -419,16 +423,17 @@ _TIMEOUTS = Timeouts()
 def _request(
     method: str,
     to: Destination,
-    headers: Headers | None,
+    headers: HeadersGiven | None,
     content: bytes | AsyncIterable[bytes] | None,
     timeouts: Timeouts | None,
     trailers: TrailerSource,
     proxies: tuple[ProxyHop, ...],
 ) -> Request:
-    given = {name.lower() for name, _ in headers} if headers else ()
+    require_type(Timeouts, timeouts=timeouts)
+    fields = given_fields(headers) if headers else []
+    given = {name.lower() for name, _ in fields}
     section: Headers = [] if b"host" in given else [(b"Host", to.authority)]
-    if headers:
-        section += headers
+    section += fields
     if content is not None and b"content-length" not in given and b"transfer-encoding" not in given:
         if isinstance(content, bytes) and trailers is None:
             section.append((b"Content-Length", str(len(content)).encode("ascii")))

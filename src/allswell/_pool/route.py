@@ -160,8 +160,8 @@ def proxy_hops(proxies: Proxies) -> tuple[ProxyHop, ...]:
 def _hop(proxy: Any) -> ProxyHop:
     if isinstance(proxy, ProxyHop):
         return proxy
-    if isinstance(proxy, (str, httpx2.URL)):
-        proxy = _proxy(proxy)
+    if not hasattr(proxy, "url"):  # (it may be a URL of httpx's)
+        proxy = _proxy(str(proxy))
     url = proxy.url
     host = _host(url)
     if url.scheme not in _PROXY_PORTS or not host:
@@ -176,7 +176,7 @@ def _hop(proxy: Any) -> ProxyHop:
     )
 
 
-def _proxy(url: str | httpx2.URL) -> httpx2.Proxy:
+def _proxy(url: str) -> httpx2.Proxy:
     try:
         return httpx2.Proxy(url)
     except httpx2.InvalidURL as error:

@@ -1,0 +1,79 @@
+"""What callers give, judged where they give it.
+
+httpx2 and httpx have classes of the same names, and ours are others. Given to the wrong one, most of them do for a
+while, and then fail far from there, with words that help nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from inspect import signature
+
+_LIBRARIES = ("httpx", "httpx2")
+_PLAIN = (str, bytes, int, float)
+
+
+def require(wanted: str, **given: object) -> None:
+    """Let nothing pass that is of another library.
+
+    :param wanted: ``"httpx2"`` or ``"httpx"``.
+    :param given: by the names of their parameters; also lists of them, and mappings to them.
+    :raises TypeError: which says what is wanted.
+    """
+    for name, value in given.items():
+        if value is None or isinstance(value, _PLAIN):
+            continue
+        if isinstance(value, (list, tuple)) or type(value) is dict:
+            for each in value.values() if isinstance(value, dict) else value:
+                require(wanted, **{name: each})
+            continue
+        library, kind = _origin(value)
+        if library not in ("", wanted):
+            raise TypeError(f"{name}: {_name(type(value))} is of {library}, and {wanted}.{kind} is wanted here")
+
+
+def require_type(kind: type, **given: object) -> None:
+    """Let nothing pass but what is of this class of ours, or ``None``.
+
+    :raises TypeError: which says what is wanted.
+    """
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name}: {_name(type(value))} was given, and {_name(kind)} is wanted here")
+
+
+def require_known(settings: Collection[str], known: Collection[str], of: str) -> None:
+    """:raises TypeError: for a setting that there is not."""
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"{of} has no setting {name!r}")
+
+
+def require_none_beside_pool(function: Callable[..., object], settings: Mapping[str, object]) -> None:
+    """A pool has its own settings of connections: what is said beside it would do nothing.
+
+    :param function: what was called; by its defaults it is known what was said.
+    :raises TypeError: which names that.
+    """
+    parameters = signature(function).parameters
+    said = [name for name, value in settings.items() if name not in parameters or value != parameters[name].default]
+    if said:
+        them = "that is a setting" if len(said) == 1 else "those are settings"
+        raise TypeError(f"{', '.join(said)} beside pool= would do nothing: {them} of connections, which the pool has")
+
+
+def _origin(value: object) -> tuple[str, str]:
+    """Which library's it is, and what that calls it."""
+    for kind in type(value).__mro__:
+        if _name(kind) == "allswell.Timeouts":
+            return "pools", "Timeout"
+        name = kind.__module__.partition(".")[0]
+        if name in _LIBRARIES:
+            return name, kind.__name__
+    return "", ""
+
+
+def _name(kind: type) -> str:
+    """Its public name: what is in a private module is exported by the first of those above that is not."""
+    module = kind.__module__.partition("._")[0]
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

@@ -1,0 +1,283 @@
+"""What is given to the wrong door: the error comes at once, and says what is wanted."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+import allswell
+import allswell.httpx
+from allswell._config import PoolSettings, TransportSettings
+from tests.support.certificates import certificates
+from tests.support.peer import scripted_peer
+from tests.support.scripts import answers
+
+pytestmark = pytest.mark.anyio
+
+#: Each makes something with an object of the wrong library; and what the error says.
+MADE: dict[str, tuple[Callable[[], object], str]] = {
+    "client, timeout": (
+        lambda: allswell.AsyncClient(timeout=httpx.Timeout(1)),  # type: ignore[arg-type]  # that is the test
+        r"timeout: httpx\.Timeout is of httpx, and httpx2\.Timeout is wanted",
+    ),
+    "client, a pool's timeouts": (
+        lambda: allswell.AsyncClient(timeout=allswell.Timeouts()),  # type: ignore[arg-type]  # that is the test
+        r"timeout: allswell\.Timeouts is of pools, and httpx2\.Timeout is wanted",
+    ),
+    "client, limits": (
+        lambda: allswell.AsyncClient(limits=httpx.Limits()),  # type: ignore[arg-type]  # that is the test
+        r"limits: httpx\.Limits .* httpx2\.Limits",
+    ),
+    "client, auth": (
+        lambda: allswell.AsyncClient(auth=httpx.BasicAuth("a", "b")),  # type: ignore[arg-type]  # that is the test
+        r"auth: httpx\.BasicAuth .* httpx2\.BasicAuth",
+    ),
+    "client, proxy": (
+        lambda: allswell.AsyncClient(proxy=httpx.Proxy("http://a")),  # type: ignore[arg-type]  # that is the test
+        r"proxy: httpx\.Proxy .* httpx2\.Proxy",
+    ),
+    "client, proxies": (
+        lambda: allswell.AsyncClient(proxy=["http://a", httpx.URL("http://b")]),  # type: ignore[list-item]  # that too
+        r"proxy: httpx\.URL .* httpx2\.URL",
+    ),
+    "client, transport": (
+        lambda: allswell.AsyncClient(transport=httpx.AsyncHTTPTransport()),  # type: ignore[arg-type]  # that is the test
+        r"transport: httpx\.AsyncHTTPTransport .* httpx2\.AsyncHTTPTransport",
+    ),
+    "client, our other transport": (
+        lambda: allswell.AsyncClient(transport=allswell.httpx.AsyncTransport()),  # type: ignore[arg-type]  # that too
+        r"transport: allswell\.httpx\.AsyncTransport is of httpx, and httpx2\.AsyncBaseTransport",
+    ),
+    "client, mounts": (
+        lambda: allswell.AsyncClient(mounts={"all://": httpx.MockTransport(print)}),  # type: ignore[dict-item,arg-type]  # that too
+        r"mounts: httpx\.MockTransport",
+    ),
+    "client, base URL": (
+        lambda: allswell.AsyncClient(base_url=httpx.URL("http://a")),  # type: ignore[arg-type]  # that is the test
+        r"base_url: httpx\.URL",
+    ),
+    "client, pool": (
+        lambda: allswell.AsyncClient(pool=httpx2.AsyncHTTPTransport()),  # type: ignore[arg-type]  # that is the test
+        r"pool: httpx2\.AsyncHTTPTransport was given, and allswell\.ConnectionPool is wanted",
+    ),
+    "transport, limits": (
+        lambda: allswell.AsyncTransport(limits=httpx.Limits()),  # type: ignore[arg-type]  # that is the test
+        r"limits: httpx\.Limits .* httpx2\.Limits",
+    ),
+    "transport for httpx, limits": (
+        lambda: allswell.httpx.AsyncTransport(limits=httpx2.Limits()),  # type: ignore[arg-type]  # that is the test
+        r"limits: httpx2\.Limits is of httpx2, and httpx\.Limits is wanted",
+    ),
+    "transport for httpx, proxy": (
+        lambda: allswell.httpx.AsyncTransport(proxy=httpx2.Proxy("http://a")),  # type: ignore[arg-type]  # that too
+        r"proxy: httpx2\.Proxy .* httpx\.Proxy",
+    ),
+    "proxy's auth": (
+        lambda: allswell.ProxyHop("http", "a", 1, auth=httpx.DigestAuth("a", "b")),  # type: ignore[arg-type]  # that too
+        r"auth: httpx\.DigestAuth .* httpx2\.DigestAuth",
+    ),
+    "pool, settings": (
+        lambda: allswell.ConnectionPool({"retries": 1}),  # type: ignore[arg-type]  # that is the test
+        r"config: dict was given, and allswell\.PoolConfig is wanted",
+    ),
+    "pool, a misspelt setting": (
+        lambda: allswell.ConnectionPool(max_conections=1),  # type: ignore[call-arg]  # that is the test
+        r"ConnectionPool has no setting 'max_conections'",
+    ),
+    "transport, a misspelt setting": (
+        lambda: allswell.AsyncTransport(htp3=True),  # type: ignore[call-arg]  # that is the test
+        r"AsyncTransport has no setting 'htp3'",
+    ),
+    "transport for httpx, a misspelt setting": (
+        lambda: allswell.httpx.AsyncTransport(htp3=True),  # type: ignore[call-arg]  # that is the test
+        r"AsyncTransport has no setting 'htp3'",
+    ),
+    "client, a misspelt setting": (
+        lambda: allswell.AsyncClient(htp3=True),  # type: ignore[call-arg]  # that is the test
+        "htp3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MADE)
+async def test_what_is_made_of_the_wrong_thing(case: str) -> None:
+    make, words = MADE[case]
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+Use = Callable[[Any], Awaitable[object]]
+#: Likewise, of requests.
+ASKED: dict[str, tuple[Use, str]] = {
+    "timeout": (lambda client: client.get("http://a", timeout=httpx.Timeout(1)), r"timeout: httpx\.Timeout"),
+    "a pool's timeouts": (
+        lambda client: client.get("http://a", timeout=allswell.Timeouts()),
+        r"timeout: allswell\.Timeouts is of pools, and httpx2\.Timeout",
+    ),
+    "stream": (
+        lambda client: client.stream("GET", "http://a", timeout=httpx.Timeout(1)).__aenter__(),
+        "timeout: httpx",
+    ),
+    "URL": (lambda client: client.get(httpx.URL("http://a")), r"url: httpx\.URL .* httpx2\.URL"),
+    "auth": (lambda client: client.get("http://a", auth=httpx.BasicAuth("a", "b")), r"auth: httpx\.BasicAuth"),
+    "request": (lambda client: client.send(httpx.Request("GET", "http://a")), r"request: httpx\.Request .* httpx2"),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+async def test_what_is_asked_with_the_wrong_thing(case: str) -> None:
+    use, words = ASKED[case]
+    async with allswell.AsyncClient() as client:
+        with pytest.raises(TypeError, match=words):
+            await use(client)
+        assert client.pool is not None
+        assert not client.pool.snapshot().routes
+
+
+async def test_transports_of_the_wrong_library() -> None:
+    async with httpx.AsyncClient(transport=allswell.AsyncTransport()) as client:  # type: ignore[arg-type]  # that is the test
+        with pytest.raises(TypeError, match=r"request: httpx\.Request is of httpx, and httpx2\.Request is wanted"):
+            await client.get("http://a")
+    async with httpx2.AsyncClient(transport=allswell.httpx.AsyncTransport()) as other:  # type: ignore[arg-type]  # that too
+        with pytest.raises(TypeError, match=r"request: httpx2\.Request is of httpx2, and httpx\.Request is wanted"):
+            await other.get("http://a")
+
+
+async def test_timeouts_that_only_a_transport_sees() -> None:
+    wrong: Any = allswell.Timeouts()
+    async with httpx2.AsyncClient(transport=allswell.AsyncTransport()) as client:
+        with pytest.raises(TypeError, match=r"timeout: allswell\.Timeouts is of pools"):
+            await client.get("http://a", timeout=wrong)
+
+
+@pytest.mark.parametrize("wrong", [httpx2.Timeout(1), httpx.Timeout(1), 5.0])
+async def test_a_pools_timeouts(wrong: Any) -> None:
+    async with allswell.ConnectionPool() as pool:
+        with pytest.raises(TypeError, match=r"timeouts: .* was given, and allswell\.Timeouts is wanted here"):
+            await pool.request("GET", "http://a", timeouts=wrong)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-A": "1", "X-B": "2"},
+        {b"X-A": b"1", b"X-B": b"2"},
+        [("X-A", "1"), ("X-B", "2")],
+        [(b"X-A", b"1"), (b"X-B", b"2")],
+        (("X-A", b"1"), [b"X-B", "2"]),
+        httpx2.Headers([("X-A", "1"), ("X-B", "2")]),
+        httpx.Headers([("X-A", "1"), ("X-B", "2")]),
+        {"X-A": "1", "X-B": "2"}.items(),
+    ],
+    ids=lambda headers: type(headers).__name__,
+)
+async def test_headers_of_a_pools_request(headers: Any) -> None:
+    with scripted_peer(answers(body=bytes)) as peer:
+        async with allswell.ConnectionPool() as pool:
+            seen = await (await pool.request("GET", peer.url, headers=headers)).read()
+    assert b"\r\nx-a: 1\r\nx-b: 2\r\n" in seen.lower()
+
+
+async def test_a_name_that_headers_have_twice_is_sent_twice() -> None:
+    headers = httpx2.Headers([("A", "1"), ("A", "2")])
+    with scripted_peer(answers(body=bytes)) as peer:
+        async with allswell.ConnectionPool() as pool, pool.stream("GET", peer.url, headers=headers) as response:
+            assert b"\r\nA: 1\r\nA: 2\r\n" in await response.read()
+
+
+@pytest.mark.parametrize("wrong", ["a: b", 7, [("a",)], [("a", 1)], {"a": "ä"}, {"ä": "a"}])
+async def test_headers_that_are_none(wrong: Any) -> None:
+    async with allswell.ConnectionPool() as pool:
+        with pytest.raises(allswell.LocalProtocolError, match=r"header"):
+            await pool.request("GET", "http://a", headers=wrong)
+
+
+# Beside a pool
+
+
+def test_each_setting_of_a_pool_is_a_keyword() -> None:
+    fields = allswell.PoolConfig.__annotations__
+    assert PoolSettings.__annotations__.keys() | TransportSettings.__annotations__.keys() == fields.keys()
+    for settings in (PoolSettings, TransportSettings):
+        assert {name: fields[name] for name in settings.__annotations__} == {
+            name: kind.__forward_arg__ for name, kind in settings.__annotations__.items()
+        }
+
+
+BESIDE: dict[str, Any] = {
+    "verify": False,
+    "cert": "client.pem",
+    "http1": False,
+    "http2": False,
+    "http3": True,
+    "http3_origins": ["https://a"],
+    "alt_svc": allswell.AltSvcMemory(),
+    "https_records": True,
+    "nameservers": ["127.0.0.1"],
+    "quic": allswell.QuicConfig(idle_timeout=1),
+    "pipelining": 1,
+    "max_connections_per_route": 1,
+    "retries": 1,
+    "uds": "socket",
+    "local_address": "127.0.0.1",
+    "socket_options": [(1, 2, 3)],
+    "on_connection_end": print,
+    "grace": 1.0,
+    "limits": httpx2.Limits(max_connections=1),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+async def test_a_setting_that_a_pool_makes_void_is_refused(name: str) -> None:
+    async with allswell.ConnectionPool() as pool:
+        for door in (allswell.AsyncClient, allswell.AsyncTransport):
+            with pytest.raises(TypeError, match=f"^{name} beside pool= would do nothing"):
+                door(pool=pool, **{name: BESIDE[name]})
+        assert pool.snapshot().users == 1
+
+
+async def test_what_a_pool_leaves_to_its_users() -> None:
+    """Proxies, and what the environment says of them and of passwords, are the client's."""
+    async with allswell.ConnectionPool(grace=7) as pool:
+        client = allswell.AsyncClient(
+            pool=pool,
+            proxy="http://a",
+            trust_env=False,
+            total_timeout=1,
+            timeout=2,
+            headers={"a": "b"},
+            max_redirects=1,
+        )
+        async with client:
+            pass
+        assert client.close_report is not None
+        assert client.close_report.grace == 7
+        allswell.AsyncTransport(pool=pool, proxy="http://a", total_timeout=1)
+
+
+async def test_settings_of_connections_that_a_client_takes() -> None:
+    ends: list[allswell.ConnectionEnd] = []
+    with scripted_peer(answers()) as peer:
+        async with allswell.AsyncClient(
+            max_connections_per_route=3, retries=2, local_address="127.0.0.1", on_connection_end=ends.append
+        ) as client:
+            assert (await client.get(peer.url)).status_code == 200
+            assert client.pool is not None
+            config = client.pool.config
+            assert (config.max_connections_per_route, config.retries, config.local_address) == (3, 2, "127.0.0.1")
+    assert [end.route for end in ends] == [peer.url]
+
+
+async def test_the_settings_hold_through_proxies_too() -> None:
+    """A client with a transport of its caller's makes pools of its own for its proxies."""
+    given: ssl.SSLContext = certificates().client_context()
+    client = allswell.AsyncClient(transport=httpx2.MockTransport(print), proxy="http://a", verify=given, retries=3)  # type: ignore[arg-type]  # it is never called
+    [transport] = client._mounts.values()
+    assert isinstance(transport, allswell.AsyncTransport)
+    assert (transport.pool.config.retries, transport.pool.config.ssl_context) == (3, given)
+    await client.aclose()

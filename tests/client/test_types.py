@@ -1,0 +1,42 @@
+"""What a user's type checker sees."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import allswell
+
+_PROGRAM = Path(__file__).with_name("user_program.py")
+_SOURCE = Path(allswell.__file__).parents[1]
+
+
+def test_the_program_uses_every_public_name() -> None:
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(_PROGRAM.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "allswell"
+    }
+    assert set(allswell.__all__) - used == set()
+
+
+def test_mypy_reads_the_program_as_it_is_meant() -> None:
+    """No error where there is none, and one wherever the program says that it is wrong."""
+    pytest.importorskip("mypy")
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--no-error-summary"),
+            *("--config-file", "", "--follow-imports", "silent"),
+            *("--cache-dir", str(Path(".mypy_cache", "user_program")), str(_PROGRAM)),
+        ],
+        env={**os.environ, "MYPYPATH": str(_SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.stdout, run.stderr, run.returncode) == ("", "", 0)

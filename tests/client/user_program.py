@@ -1,0 +1,201 @@
+"""A program as a user writes it, with every public name: ``test_types.py`` has mypy read it, strictly.
+
+A comment that begins with ``type: ignore`` stands where a user is wrong, and mypy must say so.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal
+
+import httpx
+import httpx2
+
+import allswell
+import allswell.httpx
+
+_VERSION: str = allswell.__version__
+
+
+class Store:
+    """A store of alternative services."""
+
+    def put(self, origin: str, alternatives: Sequence[allswell.Alternative]) -> None:
+        """Keep them."""
+        print(origin, [each.host for each in alternatives])
+
+    def get(self, origin: str) -> Sequence[allswell.Alternative]:
+        """Those of an origin."""
+        return ()
+
+    def origins(self) -> Sequence[str]:
+        """All."""
+        return ()
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+class Tickets:
+    """A store of QUIC's session tickets."""
+
+    def put_ticket(self, server: str, ticket: allswell.QuicTicket) -> None:
+        """Keep one."""
+        print(server, ticket.is_valid)
+
+    def take_ticket(self, server: str) -> allswell.QuicTicket | None:
+        """Take one."""
+        return None
+
+    def put_token(self, server: str, token: bytes) -> None:
+        """Keep one."""
+
+    def take_token(self, server: str) -> bytes | None:
+        """Take one."""
+        return None
+
+
+STORES: list[allswell.AltSvcStore] = [Store(), allswell.AltSvcMemory(), allswell.AltSvcFile("known")]
+QUIC_STORES: list[allswell.QuicStore] = [Tickets(), allswell.QuicMemory(servers=10)]
+
+
+def ended(end: allswell.ConnectionEnd) -> None:
+    """Told of each connection's end."""
+    layers: tuple[allswell.LayerEnd, ...] = end.layers
+    for layer in layers:
+        if layer.outcome is allswell.Outcome.TIMED_OUT:
+            print(end.route, layer.layer, layer.said, layer.heard, layer.seconds)
+
+
+def settings() -> allswell.PoolConfig:
+    """All kinds of settings."""
+    hop = allswell.ProxyHop("https", "proxy.example", 443, auth=(b"ada", b"l"), http3="only")
+    quic = allswell.QuicConfig(idle_timeout=10.0, store=QUIC_STORES[0])
+    return allswell.PoolConfig(http3=True, alt_svc=STORES[0], quic=quic, proxies=(hop,), on_connection_end=ended)
+
+
+async def body() -> AsyncIterator[bytes]:
+    """A body in pieces."""
+    yield b"piece"
+
+
+async def pooled() -> None:
+    """A pool, used as it is."""
+    async with allswell.ConnectionPool(settings(), retries=2, max_connections=10, ping_interval=None) as pool:
+        waits = allswell.Timeouts(connect=1.0, total=10.0)
+        response: allswell.Response = await pool.request("GET", "https://a.example", timeouts=waits)
+        attempts: list[allswell.Attempt] = list(response.attempts)
+        heads: list[allswell.ResponseHead] = response.informational
+        print(response.status, attempts, [head.status for head in heads], await response.read())
+        for headers in ({"A": "b"}, {"C": "d"}):
+            await pool.request("POST", httpx2.URL("https://a.example"), headers=headers, content=body())
+        await pool.request("GET", "https://a.example", headers=[("A", "b")])
+        await pool.request("GET", "https://a.example", headers={b"A": b"b"})
+        await pool.request("GET", "https://a.example", headers=[(b"A", b"b")])
+        await pool.request("GET", "https://a.example", headers=httpx2.Headers({"A": "b"}))
+        async with pool.stream("GET", "https://a.example") as streamed:
+            async for piece in streamed:
+                print(len(piece))
+        snapshot: allswell.PoolSnapshot = pool.snapshot()
+        routes: tuple[allswell.RouteSnapshot, ...] = snapshot.routes
+        connections: list[allswell.ConnectionSnapshot] = [each for route in routes for each in route.connections]
+        print([connection.idle for connection in connections])
+    report: allswell.CloseReport | None = pool.close_report
+    print(report)
+
+
+async def client(context: ssl.SSLContext, pool: allswell.ConnectionPool) -> None:
+    """The client, with all of its settings."""
+    only: Literal["only"] = "only"
+    async with allswell.AsyncClient(
+        http1=False,
+        http2=True,
+        http3=only,
+        http3_origins=["https://a.example"],
+        alt_svc=STORES[1],
+        https_records=False,
+        nameservers=["127.0.0.1"],
+        quic=allswell.QuicConfig(),
+        pipelining=1,
+        max_connections_per_route=4,
+        retries=1,
+        uds=None,
+        local_address="127.0.0.1",
+        socket_options=[(1, 2, 3)],
+        on_connection_end=ended,
+        grace=1.0,
+        total_timeout=30.0,
+        retry=allswell.Retry(),
+        verify=context,
+        limits=httpx2.Limits(max_connections=10),
+        timeout=httpx2.Timeout(5.0),
+        proxy=["http://a.example", allswell.ProxyHop("socks5", "b.example", 1080)],
+        headers={"A": "b"},
+    ) as made:
+        response: httpx2.Response = await made.get("https://a.example", timeout=1.0)
+        print(response.status_code)
+        shared: allswell.ConnectionPool | None = made.pool
+        print(shared)
+    report: allswell.CloseReport = await made.aclose(0)
+    print(report.clean)
+    async with allswell.AsyncClient(pool=pool, base_url="https://a.example"):
+        pass
+
+
+async def transports(context: ssl.SSLContext) -> None:
+    """Under httpx2's client, and under httpx's."""
+    ours = allswell.AsyncTransport(verify=context, http3=True, limits=httpx2.Limits(), proxy=httpx2.Proxy("http://a"))
+    async with httpx2.AsyncClient(transport=ours) as one:
+        await one.get("https://a.example")
+    theirs = allswell.httpx.AsyncTransport(
+        verify=context, limits=httpx.Limits(), proxy=httpx.Proxy("http://a"), grace=1
+    )
+    async with httpx.AsyncClient(transport=theirs) as two:
+        await two.get("https://a.example")
+    report: allswell.CloseReport = await theirs.aclose()
+    print(report)
+
+
+async def errors(pool: allswell.ConnectionPool) -> str:
+    """What can go wrong."""
+    try:
+        await pool.request("GET", "https://a.example")
+    except allswell.ProxyRefused as error:
+        return f"{error.status} {error.headers} {error.body!r}"
+    except allswell.ConnectFailed as error:
+        return error.phase
+    except allswell.Timeout as error:
+        return error.phase
+    except allswell.ExchangeReset as error:
+        return f"{error.code}"
+    except allswell.TransportError as error:
+        return error.operation
+    except (allswell.UnsupportedProtocol, allswell.LocalProtocolError, allswell.RemoteProtocolError):
+        return "protocol"
+    except allswell.ProtocolError as error:
+        return error.by
+    except allswell.PoolClosed:
+        return "closed"
+    except allswell.AllswellError as error:
+        return error.reach
+    return ""
+
+
+async def wrong(pool: allswell.ConnectionPool) -> None:
+    """What mypy must find."""
+    allswell.ConnectionPool(max_conections=1)  # type: ignore[call-arg]
+    allswell.ConnectionPool(retries="2")  # type: ignore[arg-type]
+    allswell.ConnectionPool(http3="never")  # type: ignore[arg-type]
+    allswell.AsyncTransport(htp3=True)  # type: ignore[call-arg]
+    allswell.AsyncTransport(ping_interval="1")  # type: ignore[arg-type]
+    allswell.AsyncTransport(limits=httpx.Limits())  # type: ignore[arg-type]
+    allswell.httpx.AsyncTransport(htp3=True)  # type: ignore[call-arg]
+    allswell.httpx.AsyncTransport(limits=httpx2.Limits())  # type: ignore[arg-type]
+    allswell.AsyncClient(htp3=True)  # type: ignore[call-arg]
+    allswell.AsyncClient(timeout=allswell.Timeouts())  # type: ignore[arg-type]
+    allswell.AsyncClient(pool=allswell.AsyncTransport())  # type: ignore[arg-type]
+    httpx.AsyncClient(transport=allswell.AsyncTransport())  # type: ignore[arg-type]
+    httpx2.AsyncClient(transport=allswell.httpx.AsyncTransport())  # type: ignore[arg-type]
+    await pool.request("GET", "https://a.example", timeouts=httpx2.Timeout(1))  # type: ignore[arg-type]
+    await pool.request("GET", "https://a.example", headers={"A": 1})  # type: ignore[arg-type]
