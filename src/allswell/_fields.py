@@ -197,7 +197,7 @@ class RequestSection(NamedTuple, Generic[_Form]):
 
 
 class _Framing(NamedTuple):
-    """What a field says of its whole section: no more than one such field may."""
+    """What a field says of its whole section. A section has one Host, and at most one field that frames content."""
 
     host: bytes | None = None
     content_length: int | None = None
@@ -216,7 +216,7 @@ class RequestSections(Generic[_Form]):
     :param end_to_end: HTTP/2 and HTTP/3: names in lower case, without Host and the fields of one connection.
     """
 
-    #: Fields that are remembered, and how long their values may be: a long one is checked sooner than it is looked up.
+    #: Fields that are remembered, and how long they may be.
     _MOST, _LONGEST = 128, 1024
 
     def __init__(self, form: Callable[[bytes, bytes], _Form], *, end_to_end: bool) -> None:
@@ -302,7 +302,7 @@ class RequestSections(Generic[_Form]):
             elif lower != b"connection" or value.lower() != b"keep-alive":
                 return None
         found = self._formed(name, value), framing
-        if len(value) <= self._LONGEST:
+        if len(name) + len(value) <= self._LONGEST:
             if len(self._known) >= self._MOST:
                 self._known.clear()
             self._known[field] = found
@@ -318,9 +318,8 @@ class RequestSections(Generic[_Form]):
 
     def _any(self, head: RequestHead, scheme: bytes, named: bytes | None, target: bytes) -> RequestSection[_Form]:
         header = header_section(head, named)
-        formed = (
-            self._formed(name, value) for name, value in (header.end_to_end() if self._end_to_end else header.fields)
-        )
+        fields = header.end_to_end() if self._end_to_end else header.fields
+        formed = [self._formed(name, value) for name, value in fields]
         return RequestSection(
             head.method,
             scheme,
