@@ -11,6 +11,9 @@ Silence is the verdict "trusted", so a context that judges later, or elsewhere, 
 other TLS libraries; ``truststore`` on macOS and Windows). Hence each context first has to refuse a stranger; one that
 does not is believed in nothing.
 
+That is a quarter of what a connection costs. So a context's consent is remembered for a minute: to this name with this
+chain, as long as its settings and what was loaded into it stay the same. A refusal is not: it may be mended at once.
+
 This is the one part of this layer that works with :mod:`ssl`. It does no I/O: the handshake is one in memory.
 """
 
@@ -22,7 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from weakref import WeakSet
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from aioquic._buffer import Buffer
 from aioquic.tls import (
@@ -40,6 +44,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from allswell._clock import monotonic
+
 _STRANGER = "stranger.invalid"
 #: Bytes of a key of AES-GCM (RFC 8446 §B.4).
 _KEY_SIZES = {CipherSuite.AES_128_GCM_SHA256: 16, CipherSuite.AES_256_GCM_SHA384: 32}
@@ -48,8 +54,13 @@ _HANDSHAKE, _APPLICATION_DATA = b"\x16\x03\x03", b"\x17\x03\x03"
 #: Of the largest piece that one record carries (RFC 8446 §5.1).
 _RECORD = 16_000
 
+#: Seconds for which a consent is remembered; and how many of one context.
+_REMEMBERED_FOR, _MOST_REMEMBERED = 60.0, 256
+
 #: Contexts that were seen to refuse a stranger.
 _judges: WeakSet[ssl.SSLContext] = WeakSet()
+#: What contexts have consented to, and until when that holds.
+_consents: WeakKeyDictionary[ssl.SSLContext, dict[Any, float]] = WeakKeyDictionary()
 
 
 def accepts_all(context: ssl.SSLContext) -> bool:
@@ -70,9 +81,32 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
         if _judge(context, _STRANGER, [_stranger()]) is None:
             raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
         _judges.add(context)
+    if type(context) is not ssl.SSLContext:  # one that may judge by more than is known here
+        remembered, key = dict[Any, float](), None
+    else:
+        remembered, key = _consents.setdefault(context, {}), _question(context, name, chain)
+    now = monotonic()
+    if now < remembered.get(key, -1.0):
+        return
     verdict = _judge(context, name, chain)
     if verdict is not None:
         raise AlertBadCertificate(verdict)
+    if len(remembered) >= _MOST_REMEMBERED:
+        remembered.clear()
+    remembered[key] = now + _REMEMBERED_FOR
+
+
+def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> Any:
+    """What a context was asked, and all of it that may change its mind."""
+    settings = (
+        context.verify_mode,
+        context.verify_flags,
+        context.check_hostname,
+        context.hostname_checks_common_name,
+        tuple(context.cert_store_stats().items()),
+        context.security_level,
+    )
+    return name, tuple(each.fingerprint(hashes.SHA256()) for each in chain), settings
 
 
 def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> str | None:

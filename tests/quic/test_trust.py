@@ -1,0 +1,89 @@
+"""What an ``SSLContext`` has consented to is remembered, for a little while."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+
+import pytest
+import trustme
+from aioquic.tls import AlertBadCertificate
+from cryptography.x509 import Certificate, load_pem_x509_certificates
+
+from allswell._quic import trust
+from tests.support.certificates import certificates
+
+Judge = Callable[[ssl.SSLContext, str, list[Certificate]], str | None]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names that were judged."""
+    names: list[str] = []
+    judge: Judge = trust._judge
+
+    def noted(context: ssl.SSLContext, name: str, chain: list[Certificate]) -> str | None:
+        if name != trust._STRANGER:
+            names.append(name)
+        return judge(context, name, chain)
+
+    monkeypatch.setattr(trust, "_judge", noted)
+    return names
+
+
+def _chain() -> list[Certificate]:
+    return load_pem_x509_certificates(certificates().chain.read_bytes())
+
+
+def test_a_consent_is_remembered_for_a_minute(judged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(trust, "monotonic", lambda: now)
+    context = certificates().client_context()
+    for _ in range(3):
+        trust.check(context, "localhost", _chain())
+    assert judged == ["localhost"]
+    trust.check(context, "127.0.0.1", _chain())
+    assert judged == ["localhost", "127.0.0.1"]
+    now += 61
+    trust.check(context, "localhost", _chain())
+    assert judged == ["localhost", "127.0.0.1", "localhost"]
+
+
+def test_it_is_that_contexts_own(judged: list[str]) -> None:
+    trust.check(certificates().client_context(), "localhost", _chain())
+    with pytest.raises(AlertBadCertificate):
+        trust.check(ssl.create_default_context(), "localhost", _chain())
+    assert judged == ["localhost", "localhost"]
+
+
+def test_a_context_that_has_changed_is_asked_again(judged: list[str]) -> None:
+    context = certificates().client_context()
+    trust.check(context, "localhost", _chain())
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF  # and it knows no list
+    with pytest.raises(AlertBadCertificate, match="CRL"):
+        trust.check(context, "localhost", _chain())
+    context.verify_flags &= ~ssl.VERIFY_CRL_CHECK_LEAF
+    context.load_verify_locations(cadata=trustme.CA().cert_pem.bytes().decode())
+    trust.check(context, "localhost", _chain())
+    assert judged == ["localhost"] * 3
+
+
+def test_a_refusal_is_not_remembered(judged: list[str]) -> None:
+    context = ssl.create_default_context()
+    with pytest.raises(AlertBadCertificate):
+        trust.check(context, "localhost", _chain())
+    context.load_verify_locations(cafile=certificates().ca)
+    trust.check(context, "localhost", _chain())
+    assert judged == ["localhost"] * 2
+
+
+class Own(ssl.SSLContext):
+    """It may judge by what nobody here knows of."""
+
+
+def test_a_context_of_ones_own_class_is_always_asked(judged: list[str]) -> None:
+    context = Own(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cafile=certificates().ca)
+    for _ in range(2):
+        trust.check(context, "localhost", _chain())
+    assert judged == ["localhost"] * 2
