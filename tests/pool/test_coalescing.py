@@ -315,8 +315,8 @@ async def test_searches_at_once_find_the_same(resolver: Names) -> None:
                     while pool.snapshot().dials < 3:
                         await anyio.lowlevel.checkpoint()
                 event.set()
-            [connection] = dispatcher._serves
-            assert [each.label for each in dispatcher._serves[connection]] == [
+            [member] = dispatcher._members.values()
+            assert [each.label for each in member.serves] == [
                 f"https://a.test:{peer.port}",
                 f"https://b.test:{peer.port}",
             ]

@@ -66,7 +66,7 @@ def test_nothing_walks_over_all_connections(monkeypatch: pytest.MonkeyPatch) -> 
     crowded = warm_request(100)
     cells = {cell.cell_contents for cell in crowded.__closure__ or () if hasattr(cell.cell_contents, "open_now")}
     [dispatcher] = cells
-    for name in ("connections", "_serves", "_routes"):
+    for name in ("connections", "_members", "_routes"):
         setattr(dispatcher, name, Counted(getattr(dispatcher, name)))
     Counted.walks = 0
     crowded()

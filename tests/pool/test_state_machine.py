@@ -25,6 +25,7 @@ from allswell._errors import ConnectFailed
 from allswell._messages import RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
+from allswell._pool.member import Standing
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
@@ -273,6 +274,7 @@ class PoolMachine(RuleBasedStateMachine):
         for name, module in list(sys.modules.items()):
             if name.startswith(("allswell._pool.", "allswell._tasks")) and hasattr(module, "monotonic"):
                 self.patch.setattr(module, "monotonic", self.clock.tick)
+        self.patch.setattr("allswell._pool.member.EXPECTED_WITHIN", 0.25)  # here no machine is slow
         self.address = ("192.0.2.1", 443)
         self.same_address = True
         self.requests: dict[int, Request] = {}
@@ -512,27 +514,27 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_connection_has_one_standing(self) -> None:
         dispatcher = self.dispatcher
-        open_ones = {id(each) for each in self.connections if each.state is State.OPEN}
-        assert {id(each) for each in dispatcher._serves} == open_ones
-        assert {id(each) for each in dispatcher._idle} <= open_ones
-        for route, state in dispatcher._routes.items():
-            assert route == state.route
-            for model in cast(Any, [*state.available, *state.behind, *state.expected]):
-                assert id(model) in open_ones
-                assert (model in state.available) + (model in state.behind) + (model in state.expected) == 1
-            for model in cast(Any, state.available):
-                assert not model.exchanges or model.multiplexes
-            for model in self.serve(route):
-                if model.capacity():
-                    behind = bool(model.exchanges) and not model.multiplexes
-                    assert model in cast(Any, state.behind if behind else state.available)
-        for model in cast(Any, dispatcher._idle):
-            assert not model.exchanges
+        members = {cast(Model, each.connection): each for each in dispatcher._members.values()}
+        assert set(members) == {each for each in self.connections if each.state is State.OPEN}
+        assert set(dispatcher._idle) <= set(members.values())
+        assert all(not member.connection.open_exchanges for member in dispatcher._idle)
+        for state in dispatcher._routes.values():
+            for each in members.values():
+                standings = [standing for standing in Standing if each in state.members[standing]]
+                assert standings == ([each.standing] if state in each.serves else [])
+        for model, member in members.items():
+            assert member.home.route == model.home
+            behind = bool(model.exchanges) and not model.multiplexes
+            if model.capacity():
+                assert member.standing is (Standing.BEHIND if behind else Standing.FREE)
+            else:
+                assert member.standing is not Standing.FREE
 
     @invariant()
     def idle_ones_are_in_the_order_of_their_last_use(self) -> None:
         # (Those that multiplex may lose their place to somebody who waits for their room, and come back.)
-        since = [each.idle_since for each in self.dispatcher._idle if not each.multiplexes]
+        idle = [each.connection for each in self.dispatcher._idle]
+        since = [each.idle_since for each in idle if not each.multiplexes]
         assert since == sorted(since)
 
     @invariant()
@@ -541,7 +543,8 @@ class PoolMachine(RuleBasedStateMachine):
         keep = self.config.max_keepalive_connections
         if keep is None:
             return
-        idle = [each for each in self.dispatcher._idle if each.idle_since + 0.5 < self.clock.now]
+        since = [each.connection.idle_since for each in self.dispatcher._idle]
+        idle = [each for each in since if each + 0.5 < self.clock.now]
         assert len(idle) <= keep
 
 

@@ -12,7 +12,7 @@ import pytest
 import allswell
 from allswell._config import PoolConfig, Timeouts
 from allswell._filters import happy_eyeballs
-from allswell._pool import dialer, https_records, route_state
+from allswell._pool import dialer, https_records, member
 from allswell._quic import connection
 from allswell._transport import Sender
 
@@ -42,7 +42,7 @@ def be_patient() -> None:
     _by_default(PoolConfig.__init__, "expect_continue_timeout", PATIENCE)
     stagger(monkeypatch, 3 * LAG)
     resolution_delay(monkeypatch, 3 * LAG)
-    monkeypatch.setattr(route_state, "EXPECTED_WITHIN", LAG)
+    monkeypatch.setattr(member, "EXPECTED_WITHIN", LAG)
     silent_after(monkeypatch, 8)  # from tens of milliseconds on, each waits twice as long as the one before
 
 

@@ -48,6 +48,7 @@ from allswell._errors import (
 )
 from allswell._pool.coalescing import Coalescing
 from allswell._pool.dialer import Dialer
+from allswell._pool.member import Member, Standing
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
@@ -103,10 +104,10 @@ class Dispatcher:
         self._send = weakref.WeakMethod(send)
         self._routes: dict[Route, RouteState] = {}
         self._waiters: Waiters[Waiter] = Waiters()
-        self._idle: dict[Connection, None] = {}  # the first has been idle for longest
+        #: Of each connection while it counts: it is open.
+        self._members: dict[Connection, Member] = {}
+        self._idle: dict[Member, None] = {}  # the first has been idle for longest
         self._keep = 0 if config.keepalive_expiry == 0 else config.max_keepalive_connections  # how many of them
-        #: The routes that each connection serves, while it counts: first the one that it was made for, where it does.
-        self._serves: dict[Connection, tuple[RouteState, ...]] = {}
         self._coalescing = Coalescing(config, dialer)
         self._surplus: Alarm | None = None
         self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at who waits for what exists
@@ -124,23 +125,24 @@ class Dispatcher:
         state = self._routes.get(request.route)
         if state is None or self._closing is not None or self._waiters.waiting(request.route):
             return None
-        available = state.available
-        while available:
-            connection = next(reversed(available))
+        free = state.free
+        while free:
+            member = next(reversed(free))
+            connection = member.connection
             if not fit(connection, since):
                 return None
             if connection.usable() if _looks(connection, request) else connection.capacity():
-                return self._open_on(state, connection, request)
-            state.filled(connection)  # by another route's requests; or it is about to leave
+                return self._open_on(state, member, request)
+            member.has_none()  # another route's requests took it; or it is about to leave
         if state.behind and request.may_follow:
-            for connection in [each for each in state.behind if fit(each, since)]:
-                if connection.usable():
-                    return self._open_on(state, connection, request)
-                state.filled(connection)
+            for member in [each for each in state.behind if fit(each.connection, since)]:
+                if member.connection.usable():
+                    return self._open_on(state, member, request)
+                member.has_none()
         return None
 
-    def _open_on(self, state: RouteState, connection: Connection, request: Request) -> Exchange[Connection]:
-        inline = request.inline
+    def _open_on(self, state: RouteState, member: Member, request: Request) -> Exchange[Connection]:
+        connection, inline = member.connection, request.inline
         exchange = connection.open(
             request.head,
             inline,
@@ -149,11 +151,11 @@ class Dispatcher:
             total_at=request.total_at,
             upload=request.body is not None and inline is None,
         )
-        self._idle.pop(connection, None)
+        self._idle.pop(member, None)
         if not connection.capacity():
-            state.filled(connection)
+            member.has_none()
         elif not connection.multiplexes:
-            state.keep(connection)
+            member.has_room()
         return exchange
 
     async def wait(self, request: Request, since: float) -> Exchange[Connection]:
@@ -171,10 +173,10 @@ class Dispatcher:
             state = self._routes[route] = RouteState(route)
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
         self._waiters.add(route, waiter)
-        for connection in state.expected:
-            self._idle.pop(connection, None)  # somebody wants it
-        for connection in list(state.available):  # who waits in front of it may need a fresh one
-            self._serve(state, connection)
+        for member in state.refilling:
+            self._idle.pop(member, None)  # somebody wants it
+        for member in list(state.free):  # who waits in front of it may need a fresh one
+            self._serve(state, member)
         try:
             while waiter.exchange is None and waiter.error is None:
                 if waiter.dial is None:
@@ -193,8 +195,8 @@ class Dispatcher:
         finally:
             self._forget(state, waiter)
             if not self._waiters.waiting(route):
-                for connection in list(state.expected):
-                    self.connection_available(connection)  # it is idle after all
+                for member in list(state.refilling):
+                    self.connection_available(member.connection)  # it is idle after all
             self._tidy(state)
         if waiter.exchange is None:
             assert waiter.error is not None
@@ -219,9 +221,9 @@ class Dispatcher:
 
     # Serving and dialling
 
-    def _serve(self, state: RouteState, connection: Connection) -> None:
+    def _serve(self, state: RouteState, member: Member) -> None:
         """Give the connection's room to those who wait on its route, first come first."""
-        looked = False
+        connection, looked = member.connection, False
         while connection.capacity():
             chosen = next((w for w in self._waiters.first(state.route) if fit(connection, w.since)), None)
             if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
@@ -233,7 +235,7 @@ class Dispatcher:
                 continue
             self._forget(state, chosen)
             try:
-                chosen.exchange = self._open_on(state, connection, chosen.request)
+                chosen.exchange = self._open_on(state, member, chosen.request)
             except NotProcessed:
                 self._waiters.add(state.route, chosen)  # to its end: but it has no more room, so the loop is over
                 return
@@ -301,23 +303,23 @@ class Dispatcher:
         per_route = limits.max_connections_per_route
         if per_route is not None and state.connections + state.dialling >= per_route:
             # One that is idle although somebody waits here will not do for him: he needs a fresh one.
-            own = (each for each in state.available if each in self._idle and each not in state.borrowed)
-            idle = next(own, None)
+            idle = next((each for each in state.free if each in self._idle and each.home is state), None)
             if idle is None:
                 return False
             self._evict(idle)
         while limits.max_connections is not None and self._counted >= limits.max_connections:
             # Not one of this route's that is idle for want of room: its peer would allow a new one no more.
-            oldest = next((each for each in self._idle if each.capacity() or state not in self._serves[each]), None)
+            others = (each for each in self._idle if each.connection.capacity() or state not in each.serves)
+            oldest = next(others, None)
             if oldest is None:
                 return False
             self._evict(oldest)
         return True
 
-    def _evict(self, connection: Connection) -> None:
+    def _evict(self, member: Member) -> None:
         """End an idle connection; its place is the caller's to give, so it is taken from it first."""
-        states = self._detach(connection)
-        connection.close("its place was needed")
+        states = self._detach(member)
+        member.connection.close("its place was needed")
         for state in states:
             self._tidy(state)
 
@@ -434,14 +436,14 @@ class Dispatcher:
                 waiter.signal.set()
 
     def _dial_succeeded(self, state: RouteState, dial: Dial, connection: Connection) -> None:
-        if connection in self._serves:
-            if connection not in state.borrowed:  # (two dials may have found it)
-                self._serves[connection] += (state,)
-                state.borrowed[connection] = None
+        member = self._members.get(connection)
+        if member is not None:
+            if state not in member.serves:  # (two dials may have found it)
+                member.join(state)
         else:
             state.multiplexes = connection.multiplexes
             state.connections += 1
-            self._serves[connection] = (state,)
+            self._members[connection] = Member(connection, state)
             self._counted += state.counts
             self._start(connection, state.route)
             if self._closing is not None:
@@ -495,10 +497,10 @@ class Dispatcher:
             return False
         assert isinstance(oldest, Route)
         other = self._routes[oldest]
-        return not (other.connections or other.borrowed or other.dials) and self._counted >= self.config.max_connections
+        return not other.used and self._counted >= self.config.max_connections
 
     def _tidy(self, state: RouteState) -> None:
-        used = state.connections or state.borrowed or state.dials or self._waiters.waiting(state.route)
+        used = state.used or self._waiters.waiting(state.route)
         if not used and self._routes.get(state.route) is state:  # and not another, that was made since
             del self._routes[state.route]
 
@@ -506,33 +508,33 @@ class Dispatcher:
 
     def connection_available(self, connection: Connection) -> None:
         """It has room, or is idle: serve who waits, or keep it."""
-        states = self._serves.get(connection)
-        if states is None:
+        member = self._members.get(connection)
+        if member is None:
             return
-        home = states[0]
         # (One that has carried nothing yet was made for who waits here, when it was his turn.)
-        if connection.opened and not connection.open_exchanges and self._owed_elsewhere(home):
-            for state in states:
-                state.expected.pop(connection, None)  # its end is not the server's doing: who waits here waits on
-            connection.close("its place was needed")
+        if connection.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
+            # Its end is not the server's doing: who waits here waits on.
+            self._evict(member)
+            self._room_came(member.home)
             return
+        states, waited = member.serves, False
         for state in states if len(states) == 1 else sorted(states, key=self._waited_since):
             if self._waiters.waiting(state.route):
-                self._serve(state, connection)
-        for state in states:
-            if connection.capacity():
-                state.keep(connection)
-            elif connection in self._serves:
-                state.filled(connection)
-            if self._waiters.waiting(state.route):
-                # Whoever waited for its room may need another now, or when the room that is expected has not come.
+                waited = True
+                self._serve(state, member)
+        if connection.capacity():
+            member.has_room()
+        else:
+            member.has_none()
+        if waited:  # and some wait on: they may need another now, or when the room that is expected has not come
+            for state in states:
                 self._make_room(state)
-        if connection.open_exchanges or connection not in self._serves:
+        if connection.open_exchanges or connection not in self._members:
             return
         if connection.capacity() or not self.connection_wanted(connection):
-            self._idle[connection] = None
+            self._idle[member] = None
             if self._waiters.starved_longest() is not None:
-                self._room_came(home)  # for which it may have to end
+                self._room_came(member.home)  # for which it may have to end
             if self._keep is not None and len(self._idle) > self._keep:
                 self._thin_out()
 
@@ -546,7 +548,7 @@ class Dispatcher:
         after_all = _SURPLUS_FOR if limit else 0.0
         now = monotonic()
         while len(self._idle) > limit:
-            oldest = next(iter(self._idle))
+            oldest = next(iter(self._idle)).connection
             if oldest.idle_since + after_all > now:
                 if self._surplus is None:
                     self._surplus = Alarm(self.host, weak_method(self._thin_out))
@@ -556,20 +558,24 @@ class Dispatcher:
 
     def connection_wanted(self, connection: Connection) -> bool:
         """Whether somebody waits for the room that it is expected to have."""
-        states = self._serves.get(connection, ())
-        return any(connection in state.expected and self._waiters.waiting(state.route) for state in states)
+        member = self._members.get(connection)
+        if member is None or member.standing is not Standing.REFILLING:
+            return False
+        return any(self._waiters.waiting(state.route) for state in member.serves)
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no more: it counts no more either, so another may take its place while it still drains."""
-        ungranted = [state for state in self._serves.get(connection, ()) if state.expected.get(connection) == math.inf]
-        states = self._detach(connection)
+        member = self._members.get(connection)
+        if member is None:
+            return
+        ungranted, states = member.ungranted, self._detach(member)
         if connection.reason == LOOP_ENDED:
             self._wake_starved()
-        elif states and self._closing is None:
+        elif self._closing is None:
             if ungranted:
                 connection.service.barren += 1
-            for state in ungranted:
-                self._fail_ungranted(state, connection)
+                for state in states:
+                    self._fail_ungranted(state, connection)
             for state in states[1:]:
                 self._make_room(state)
                 self._tidy(state)
@@ -581,16 +587,16 @@ class Dispatcher:
             if waiter.dial is None and fit(connection, waiter.since):
                 self._fail(state, waiter, Ungranted(connection, state.label))
 
-    def _detach(self, connection: Connection) -> tuple[RouteState, ...]:
+    def _detach(self, member: Member) -> tuple[RouteState, ...]:
         """Count it no more; the routes that it served until now."""
-        self._idle.pop(connection, None)
-        self._coalescing.remove(connection)
-        states = self._serves.pop(connection, ())
+        states, home = member.serves, member.home
+        self._idle.pop(member, None)
+        self._coalescing.remove(member.connection)
+        del self._members[member.connection]
         for state in states:
-            state.drop(connection)
-        if states:
-            states[0].connections -= 1
-            self._counted -= states[0].counts
+            member.leave(state)
+        home.connections -= 1
+        self._counted -= home.counts
         return states
 
     def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
@@ -612,8 +618,7 @@ class Dispatcher:
     def _take_back(self, connection: Connection, route: Route) -> None:
         """A connection of another route's must not serve this one any more."""
         state = self._routes[route]
-        state.drop(connection)
-        self._serves[connection] = tuple(each for each in self._serves[connection] if each is not state)
+        self._members[connection].leave(state)
         self._make_room(state)
         self._tidy(state)
 

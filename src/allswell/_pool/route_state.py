@@ -9,13 +9,10 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
 from allswell._errors import Timeout, TimeoutPhase
+from allswell._pool.member import Member, Standing
 from allswell._pool.request import Request
 from allswell._pool.route import Route
 from allswell._tasks import Signal
-
-#: How long a connection that is about to have room again is waited for, before another one is made: in seconds. (One
-#: on which the server has served nothing yet is waited for without end: another would have no more room.)
-EXPECTED_WITHIN = 0.25
 
 #: How fresh a connection must be, see :func:`fit`: any will do, or only one that has carried nothing.
 ANY, UNUSED = -math.inf, math.inf
@@ -120,78 +117,54 @@ class Waiter:
 class RouteState:
     """What the pool has on one route.
 
-    :ivar available: connections with room; the last one was used last.
-    :ivar behind: with room behind other exchanges only, in the same order.
-    :ivar connections: that were made for it, and count against the limits.
-    :ivar expected: those without room that are about to have some, and until when they are waited for.
-    :ivar borrowed: that were made for other routes and serve this one too.
+    :ivar members: the connections that serve it, by their standing; the last one was used last. ``free``, ``behind``
+        and ``refilling`` are three of these.
+    :ivar connections: how many were made for it, and count against the limits.
     :ivar dialling: dials that count against the limits.
     :ivar multiplexes: as the last connection turned out.
     :ivar counts: whether connections of this route do, at all.
     """
 
     __slots__ = (
-        "available",
         "behind",
-        "borrowed",
         "connections",
         "counts",
         "dialling",
         "dials",
-        "expected",
+        "free",
         "label",
+        "members",
         "multiplexes",
+        "refilling",
         "route",
     )
 
     def __init__(self, route: Route) -> None:
         self.route = route
         self.label = route.label
-        self.available: dict[Connection, None] = {}
-        self.behind: dict[Connection, None] = {}
-        self.expected: dict[Connection, float] = {}
-        self.borrowed: dict[Connection, None] = {}
+        self.members: tuple[dict[Member, None], ...] = tuple({} for _ in Standing)
+        self.free, self.behind, _, self.refilling = self.members
         self.connections = 0
         self.dialling = 0
         self.dials: dict[Dial, None] = {}
         self.multiplexes: bool | None = None
         self.counts = not route.carries
 
-    def keep(self, connection: Connection) -> None:
-        """Where requests look for room, as the one that was used last."""
-        self.available.pop(connection, None)
-        self.behind.pop(connection, None)
-        self.expected.pop(connection, None)
-        behind = connection.open_exchanges and not connection.multiplexes
-        (self.behind if behind else self.available)[connection] = None
-
-    def filled(self, connection: Connection) -> None:
-        """It has no room, for now."""
-        self.available.pop(connection, None)
-        self.behind.pop(connection, None)
-        if not connection.capacity_expected:
-            self.expected.pop(connection, None)
-        elif not connection.answered:
-            self.expected[connection] = math.inf
-        elif self.expected.get(connection, math.inf) == math.inf:  # else it has been waited for already
-            self.expected[connection] = monotonic() + EXPECTED_WITHIN
+    @property
+    def used(self) -> bool:
+        """Whether a connection serves it, or is being made."""
+        return any(self.members) or bool(self.dials)
 
     @property
     def ungranted(self) -> bool:
         """Whether there is a connection on which the server has allowed nothing yet."""
-        return math.inf in self.expected.values()
+        return any(member.ungranted for member in self.refilling)
 
     def worth_waiting(self, waiter: Waiter) -> float | None:
         """Until when to wait for room on a connection that there is; ``None``: there will be none so soon."""
         now = monotonic()
-        return min((at for each, at in self.expected.items() if at > now and fit(each, waiter.since)), default=None)
-
-    def drop(self, connection: Connection) -> None:
-        """It serves this route no more."""
-        self.available.pop(connection, None)
-        self.behind.pop(connection, None)
-        self.expected.pop(connection, None)
-        self.borrowed.pop(connection, None)
+        fitting = (each for each in self.refilling if fit(each.connection, waiter.since))
+        return min((each.expected_until for each in fitting if each.expected_until > now), default=None)
 
 
 def may_join(connection: Connection, request: Request) -> bool:
