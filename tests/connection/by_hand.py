@@ -72,6 +72,7 @@ class Driver:
     """
 
     unsent = 0
+    pushes = True
 
     def __init__(self) -> None:
         self.told: list[str] = []

@@ -27,6 +27,7 @@ class Wire(ByteStream):
 
     name = "wire"
     unsent = 0
+    drained = False
 
     def __init__(self, context: ssl.SSLContext, *, piece: int = 256 * 1024) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -114,6 +115,28 @@ async def test_content_cut_by_a_fatal_alert_is_not_whole(version: ssl.TLSVersion
             tls.receive_nowait()
     end = await tls.shutdown(Deadline.after(1))
     assert (end.said, end.heard, end.outcome) == ("", "", Outcome.ABORTED)
+
+
+@pytest.mark.parametrize("version", _VERSIONS)
+@pytest.mark.parametrize("last", ["nothing", "close_notify", "garbage", "records"])
+async def test_an_end_right_behind_content_is_asked_for(version: ssl.TLSVersion, last: str) -> None:
+    """It came with the content, so the socket tells of nothing any more."""
+    wire = Wire(certificates().server_context(version=version))
+    wire.drained = True
+    tls = await connected(wire)
+    while tls.receive_nowait() is not None:
+        pass  # tickets
+    for _ in range(300 if last == "records" else 1):  # more than are decrypted in one go
+        wire.say(b"content")
+    if last == "close_notify":
+        with pytest.raises(ssl.SSLWantReadError):
+            wire.server.unwrap()
+        wire.say()
+    elif last == "garbage":
+        wire.arriving += b"\x17\x03\x03\x00\x20" + b"?" * 32
+    assert tls.receive_nowait()
+    assert not wire.arriving
+    assert tls.drained == (last == "nothing")
 
 
 async def test_tickets_without_end_do_not_keep_us_from_everyone_else() -> None:

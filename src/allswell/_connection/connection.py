@@ -472,7 +472,9 @@ class Connection:
 
     def unread_much(self) -> bool:
         """Whether nothing is to be read before the application has read more."""
-        return not self._gives_credit and any(each.buffered >= _PAUSE_AT for each in self._exchanges.values())
+        if self._gives_credit or not self._exchanges:
+            return False
+        return any(each.buffered >= _PAUSE_AT for each in self._exchanges.values())
 
     def received(self, events: Sequence[Event]) -> None:
         """The backend was fed one batch of input: act on what that means, and answer it."""
@@ -622,7 +624,9 @@ class Connection:
                     self._tell_available()
             elif self._idle_since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
                 self._idle_since = monotonic()
-                self._idle_for = min(self._idle_limit, _kept(self._backend.kept_idle))
+                self._idle_for, kept = self._idle_limit, self._backend.kept_idle
+                if kept < math.inf:
+                    self._idle_for = min(self._idle_for, _kept(kept))
                 self._watch_idle()
                 self._tell_available()
 
@@ -645,7 +649,7 @@ class Connection:
 
     def _transmit(self, *, answers: bool = False) -> None:
         data = self._backend.take_output()
-        if self._life.state is not State.CLOSED:
+        if (data or self._writer.pushes) and self._life.state is not State.CLOSED:
             self._writer.write(data, answers=answers)
 
     def written(self) -> None:
@@ -723,4 +727,4 @@ class Connection:
 
 def _kept(seconds: float) -> float:
     """How long a connection may be idle that its server keeps for so long: a request needs time to arrive there."""
-    return seconds - min(_ON_THE_WAY, seconds / 2) if seconds < math.inf else seconds
+    return seconds - min(_ON_THE_WAY, seconds / 2)

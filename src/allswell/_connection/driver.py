@@ -65,6 +65,7 @@ class Driver(Generic[Input]):
         self._backend = backend
         self._grace = config.grace
         self._reader = Reader(host, self._top, self)
+        self.resume, self.glance = self._reader.resume, self._reader.glance
         self.writer = Writer(host, self._top, name=f"allswell writes to {label}", room=self._written)
         self.connection = Connection(self, backend, label=label, owner=owner, config=config, service=service)
         self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, self.connection.made_at)
@@ -164,9 +165,9 @@ class Driver(Generic[Input]):
                 return connection.reads
             events = backend.receive(data)
         connection.received(events)
-        if not connection.silent:
+        if self._keepalive.interval is not None and not connection.silent:
             self._keepalive.heard_at = monotonic()
-        return connection.reads
+        return connection.reads and (backend.unfinished or not self._top.drained)
 
     def full(self) -> bool:
         """Whether there is no room for more."""
@@ -187,14 +188,6 @@ class Driver(Generic[Input]):
     def failed(self, error: Exception) -> None:
         """There is a bug, of which nobody else would hear."""
         self.connection.abort(f"a bug: {error!r}")
-
-    def resume(self) -> None:
-        """See :meth:`Reader.resume`."""
-        self._reader.resume()
-
-    def glance(self) -> None:
-        """See :meth:`Reader.glance`."""
-        self._reader.glance()
 
     def catch_up(self) -> bool:
         """See :meth:`Connection.catch_up`."""

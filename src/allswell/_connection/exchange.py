@@ -355,7 +355,11 @@ class Exchange(Halves, Generic[On]):
         if self.timeouts.read is not None and not (self.uploading and self.sending.open):
             self._read_at = monotonic() + self.timeouts.read
             self.connection.watch(self._read_at)
-        await self._guarded(self._ready.wait())
+        try:
+            await self._ready.wait()
+        except BaseException:
+            self.abandon()
+            raise
         self._read_at = math.inf
 
     async def _guarded(self, step: Awaitable[None]) -> None:

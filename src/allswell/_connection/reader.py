@@ -116,7 +116,7 @@ class Reader:
             return
         if self._next is _Next.OTHERS:
             self._ask_for_turn()
-        elif self._next is _Next.ARRIVAL and not self._task:
+        elif self._next is _Next.ARRIVAL and not (self._task or self._listening):
             self._listen()
         elif self._next is _Next.ROOM:
             self._stop_listening()
@@ -162,9 +162,11 @@ class Reader:
         self._next = _Next.ARRIVAL
         taker = self._taker
         more = taker.take() or (old and self._next is _Next.ARRIVAL and taker.take())
-        while more and self._next is _Next.ARRIVAL:  # (what came may have been the end)
+        while self._next is _Next.ARRIVAL:  # (what came may have been the end)
             if taker.full():
                 self._next = _Next.ROOM
+            elif not more:
+                break
             elif monotonic() >= until:
                 self._next = _Next.OTHERS
             else:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
-from allswell._filters.interface import Carrier
+from allswell._filters.interface import ByteStream, Carrier
 from allswell._tasks import TaskHost
 
 #: Bytes that a stack may hold unsent before uploads wait; and, of answers to what was read, before reading does.
@@ -34,6 +34,8 @@ class Writer:
         self._busy = False
         self._answers = 0  # bytes of them that were written since something is left over
         self._over = host.signal()
+        #: Whether it is to be called with nothing, too: a multiplexer has its output queued already.
+        self.pushes = not isinstance(top, ByteStream)
 
     def write(self, data: bytes, *, answers: bool = False) -> None:
         """Write it, as far as it is taken; see to the rest.

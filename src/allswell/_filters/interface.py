@@ -87,6 +87,14 @@ class Carrier(Filter, Generic[Input_co]):
     #: After its end: whether it was cut, i.e. ended without the layer's goodbye (TLS without close_notify).
     truncated: bool = False
 
+    @property
+    def drained(self) -> bool:
+        """Whether ``receive_nowait`` has just returned all that had arrived, so that to ask again is not worth a call.
+
+        ``False`` where that is not known.
+        """
+        return False
+
     @abstractmethod
     def receive_nowait(self) -> Input_co | None:
         """What has arrived, or ``None`` when nothing has. The caller must loop: there may be more.

@@ -42,6 +42,8 @@ class TcpFilter(ByteStream):
     """
 
     name = "tcp"
+    drained = False
+    unsent = 0
 
     def __init__(
         self,
@@ -58,8 +60,8 @@ class TcpFilter(ByteStream):
         self._host: TaskHost | None = None
         self._listening = False
         self._queue: deque[memoryview] = deque()
-        self._unsent = 0
-        self._emptied = False
+        self.unsent = 0
+        self.drained = False
         self._heard = ""
         self._said = ""
         self._peer_first = False
@@ -73,10 +75,6 @@ class TcpFilter(ByteStream):
     # Reading
 
     def receive_nowait(self) -> memoryview | None:
-        if self._emptied:
-            # The last read did not fill the buffer, so the socket was empty: spare the call that would say so.
-            self._emptied = False
-            return None
         buffer = self._buffer
         try:
             size = self._socket("read").recv_into(buffer)
@@ -90,11 +88,10 @@ class TcpFilter(ByteStream):
                 raise self._lost("read", self._write_error) from self._write_error
             self._heard = self._heard or "FIN"
             return buffer[:0]
-        self._emptied = size < len(buffer)
+        self.drained = size < len(buffer)  # then the socket was empty: spare the call that would say so
         return buffer[:size]
 
     def quiet(self) -> bool:
-        self._emptied = False
         try:
             self._socket("read").recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -126,15 +123,11 @@ class TcpFilter(ByteStream):
             sent = self._send(data)
         if sent < len(data) and self._write_error is None:
             self._queue.append(memoryview(data)[sent:])
-            self._unsent += len(data) - sent
+            self.unsent += len(data) - sent
 
     @property
     def dead(self) -> bool:
         return self._write_error is not None
-
-    @property
-    def unsent(self) -> int:
-        return self._unsent
 
     async def flush(self) -> None:
         while self._queue:
@@ -153,7 +146,7 @@ class TcpFilter(ByteStream):
             sent = self._send(piece)
             if self._write_error is not None:
                 break  # and the queue is empty
-            self._unsent -= sent
+            self.unsent -= sent
             if sent < len(piece):
                 self._queue[0] = piece[sent:]
                 break
@@ -169,14 +162,14 @@ class TcpFilter(ByteStream):
             # The peer is gone. Dead at once, or every later write would try again; what it said last can still be read.
             self._write_error = error
             self._queue.clear()
-            self._unsent = 0
+            self.unsent = 0
             return 0
 
     # Ending
 
     def say_goodbye(self) -> None:
         # With part of what we owe still here, a FIN would make it look complete.
-        if self._sock is not None and not self._said and not self._unsent and self._write_error is None:
+        if self._sock is not None and not self._said and not self.unsent and self._write_error is None:
             self._say_fin(self._sock)
 
     def _say_fin(self, sock: socket.socket) -> None:
@@ -269,14 +262,12 @@ class TcpFilter(ByteStream):
 
     def _discard(self) -> None:
         """Read once and drop it. (A loop until nothing is left could be held here by a peer that never stops.)"""
-        self._emptied = False
         self.receive_nowait()
 
     def _drain(self) -> None:
         """Read what has come, for close() would answer it by RST: all of it, save from a peer that never stops."""
         try:
             for _ in range(LAST_READS):
-                self._emptied = False
                 data = self.receive_nowait()
                 if data is None or not len(data):
                     break
@@ -286,9 +277,8 @@ class TcpFilter(ByteStream):
     def _close(self, end: LayerEnd) -> LayerEnd:
         assert self._sock is not None
         self._end = end
-        self._emptied = False
         self._queue.clear()
-        self._unsent = 0
+        self.unsent = 0
         self.listen(None)
         if self._host is not None and self._host.current:  # and not over
             anyio.notify_closing(self._sock)  # whoever waits for it learns; and the event loop forgets the descriptor

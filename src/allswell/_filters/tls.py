@@ -157,6 +157,11 @@ class TlsFilter(ByteStream):
             taken += len(data)
             self._incoming.write(data)
 
+    @property
+    def drained(self) -> bool:
+        # Not with an end behind it: nothing else may tell of that. (A record whose rest is still to come is no matter.)
+        return not (self._more or self._heard or self._broken) and self._lower.drained
+
     def quiet(self) -> bool:
         # (What is there of a record whose rest is still to come tells nothing yet.)
         return not self._heard and self._broken is None and not self._more and self._lower.quiet()

@@ -152,7 +152,8 @@ class Response:
 
     async def finish(self) -> None:
         """Wait until the request was sent too. (It was, unless the whole response came early.)"""
-        await self._exchange.finish()
+        if self._exchange.upload is not None:
+            await self._exchange.finish()
 
     async def aclose(self) -> None:
         """Take no more of the body. The connection is kept where the protocol, and what was read, allow it.
