@@ -55,15 +55,15 @@ class AllswellError(Exception):
         # For copies and pickles: what our constructors are given is more than ``args``.
         return _rebuilt, (type(self), self.args, self.__dict__)
 
-    def twin(self) -> Self:
+    def copy(self) -> Self:
         """The same for one more who has to be told: wherever an error is raised, its traceback grows."""
-        twin = copy(self)
-        twin.__cause__ = self.__cause__
-        return twin
+        copied = copy(self)
+        copied.__cause__ = self.__cause__
+        return copied
 
     def named(self, origin: str) -> Self:
         """The same with a name in its message: backends know none, and say "the server" or "the peer", or nobody."""
-        named = self.twin()
+        named = self.copy()
         message, *rest = self.args
         for nobody in ("the server ", "the peer "):
             if message.startswith(nobody):
@@ -79,7 +79,7 @@ class AllswellError(Exception):
         message, *rest = self.args
         if words in message:
             return self
-        later = self.twin()
+        later = self.copy()
         later.args = (f"{message} (before that, it {words})", *rest)
         return later
 

@@ -16,9 +16,9 @@ import pytest
 
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
+from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.happy_eyeballs import connect_tcp
 from allswell._filters.interface import ByteStream, ReceiveBuffer
-from allswell._filters.patience import Patience
 from allswell._filters.stack import Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
@@ -50,7 +50,10 @@ class Over:
 
     @asynccontextmanager
     async def __call__(
-        self, script: Script, patience: tuple[Patience, Patience] | None = None, receive_buffer: int | None = None
+        self,
+        script: Script,
+        goodbye_timeout: tuple[GoodbyeTimeout, GoodbyeTimeout] | None = None,
+        receive_buffer: int | None = None,
     ) -> AsyncIterator[Made]:
         context = None if self.version is None else certificates().server_context(version=self.version)
         with scripted_peer(script, tls=context or False, receive_buffer=receive_buffer) as peer:
@@ -60,7 +63,7 @@ class Over:
                 options = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)] if receive_buffer else []
                 return await connect_tcp("127.0.0.1", peer.port, options=options)
 
-            with_tls, with_tcp = patience or (Patience(), Patience())
+            with_tls, with_tcp = goodbye_timeout or (GoodbyeTimeout(), GoodbyeTimeout())
             tcp = TcpFilter("the peer", dial, buffer, with_tcp)
             top: ByteStream = tcp
             stack = Stack(tcp)
@@ -72,7 +75,7 @@ class Over:
                     server_name="localhost",
                     alpn=["http/1.1"],
                     buffer=buffer,
-                    patience=with_tls,
+                    goodbye_timeout=with_tls,
                 )
                 stack = Stack(top, tcp)
             await stack.connect()
@@ -242,10 +245,10 @@ async def test_silent_peer_costs_the_deadline_and_less_the_next_time(over: Over)
         connection.read_until_end()
         connection.stall()
 
-    patience = (Patience(), Patience())
+    goodbye_timeout = (GoodbyeTimeout(), GoodbyeTimeout())
     seconds = []
     for _ in range(2):
-        async with over(script, patience) as made:
+        async with over(script, goodbye_timeout) as made:
             began = monotonic()
             ends = await made.stack.shutdown(Deadline.after(2.0))
             seconds.append(monotonic() - began)

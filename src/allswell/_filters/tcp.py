@@ -24,8 +24,8 @@ import anyio
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
+from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.interface import LAST_READS, ByteStream, ReceiveBuffer
-from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, current_host
 
@@ -38,7 +38,7 @@ class TcpFilter(ByteStream):
     :param peer: what errors call the other end, e.g. ``"example.org:443"``.
     :param dial: makes the connected, non-blocking socket; raises :class:`~allswell._errors.ConnectFailed`.
     :param buffer: what to receive into.
-    :param patience: how long the peer's FIN is worth waiting for.
+    :param goodbye_timeout: how long the peer's FIN is worth waiting for.
     """
 
     name = "tcp"
@@ -50,10 +50,10 @@ class TcpFilter(ByteStream):
         peer: str,
         dial: Callable[[], Awaitable[socket.socket]],
         buffer: ReceiveBuffer,
-        patience: Patience | None = None,
+        goodbye_timeout: GoodbyeTimeout | None = None,
     ) -> None:
         self._peer = peer
-        self._patience = patience or Patience()
+        self._goodbye_timeout = goodbye_timeout or GoodbyeTimeout()
         self._dial = dial
         self._buffer = buffer.wire
         self._sock: socket.socket | None = None
@@ -191,7 +191,7 @@ class TcpFilter(ByteStream):
         try:
             if await self.delivered(deadline):
                 self.say_goodbye()
-                with deadline.sooner(self._patience.seconds).scope():
+                with deadline.sooner(self._goodbye_timeout.seconds).scope():
                     while not self._heard:
                         self._discard()
                         if not self._heard:
@@ -203,9 +203,9 @@ class TcpFilter(ByteStream):
             return self._end  # aborted while we waited
         seconds = monotonic() - began
         if self._said and self._heard == "FIN":
-            self._patience.answered()
+            self._goodbye_timeout.answered()
         elif self._said and not self._heard:
-            self._patience.unanswered(seconds)
+            self._goodbye_timeout.unanswered(seconds)
         if self._said or self._heard == "RST":
             return self._ended(seconds)
         # Part of what we owed is still here: a FIN now would make it look complete.

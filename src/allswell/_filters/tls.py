@@ -14,7 +14,7 @@ Ending (RFC 8446 §6.1, RFC 5246 §7.2.1): each side says close_notify before it
 written, raises ``SSLZeroReturnError`` after. A stream that ends without the peer's close_notify is ``truncated``: only
 HTTP above knows whether that matters.
 
-Many peers never answer a close_notify. How long to wait for it is learnt: see `patience.py`.
+Many peers never answer a close_notify. How long to wait for it is learnt: see `goodbye_timeout.py`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError, shown
 from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate
+from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.interface import ByteStream, ReceiveBuffer
-from allswell._filters.patience import Patience
 from allswell._report import LayerEnd, Outcome
 
 _RECORD = 16 * 1024
@@ -65,7 +65,7 @@ class TlsFilter(ByteStream):
         server_name: str,
         alpn: Sequence[str],
         buffer: ReceiveBuffer,
-        patience: Patience | None = None,
+        goodbye_timeout: GoodbyeTimeout | None = None,
     ) -> None:
         self._lower = lower
         self._peer = peer
@@ -74,7 +74,7 @@ class TlsFilter(ByteStream):
         self._alpn = list(alpn)
         self._buffer = buffer.plain
         self._more = True  # to decrypt, besides what has just come
-        self._patience = patience or Patience()
+        self._goodbye_timeout = goodbye_timeout or GoodbyeTimeout()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object: ssl.SSLObject | None = None
@@ -321,7 +321,7 @@ class TlsFilter(ByteStream):
             return self.abort(reset=False)
         began = monotonic()
         try:
-            patient = deadline.sooner(self._patience.seconds)
+            patient = deadline.sooner(self._goodbye_timeout.seconds)
             if await self._lower.delivered(patient):
                 with patient.scope():
                     while not self._heard:
@@ -332,9 +332,9 @@ class TlsFilter(ByteStream):
             self._failed = True  # a reset, or garbage, while we said goodbye
         waited = monotonic() - began
         if self._heard == "close_notify":
-            self._patience.answered()
+            self._goodbye_timeout.answered()
         elif not self._heard and not self._failed:
-            self._patience.unanswered(waited)
+            self._goodbye_timeout.unanswered(waited)
         return self._ended(waited)
 
     def abort(self, *, reset: bool = True) -> LayerEnd:

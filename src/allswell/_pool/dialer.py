@@ -30,10 +30,10 @@ from allswell._connection.connection import Connection, Owner
 from allswell._connection.driver import Driver
 from allswell._connection.service import Service
 from allswell._errors import ConnectFailed
+from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
 from allswell._filters.keylog import trusted
-from allswell._filters.patience import Patience
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
@@ -53,8 +53,8 @@ _MANNERS = 1024
 class _Manners(NamedTuple):
     """What was learnt about an origin: how it answers close_notify and FIN, its limit of streams, what it served."""
 
-    tls: Patience
-    tcp: Patience
+    tls: GoodbyeTimeout
+    tcp: GoodbyeTimeout
     streams: StreamLimit
     service: Service
 
@@ -205,7 +205,7 @@ class Dialer:
             server_name=route.tls_name,
             alpn=self._alpn(route),
             buffer=self._buffer,
-            patience=self._manners_of(route).tls,
+            goodbye_timeout=self._manners_of(route).tls,
         )
 
     def may_multiplex(self, route: Route) -> bool:
@@ -247,8 +247,8 @@ class Dialer:
                     raise
                 raise ConnectFailed(f"the proxy {route.proxy}: {error}", phase=error.phase, by=error.by) from error
 
-        patience = self._manners_of(route).tcp
-        return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer, patience)
+        goodbye_timeout = self._manners_of(route).tcp
+        return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer, goodbye_timeout)
 
     def _backend(self, route: Route, chosen: str | None) -> Backend[Any]:
         config = self._config
@@ -289,7 +289,7 @@ class Dialer:
     def _manners_of(self, route: Route) -> _Manners:
         manners = self._manners.get(route)
         if manners is None:
-            manners = self._manners[route] = _Manners(Patience(), Patience(), StreamLimit(), Service())
+            manners = self._manners[route] = _Manners(GoodbyeTimeout(), GoodbyeTimeout(), StreamLimit(), Service())
         self._manners.move_to_end(route)
         if len(self._manners) > _MANNERS:
             self._manners.popitem(last=False)

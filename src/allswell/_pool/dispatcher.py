@@ -399,7 +399,7 @@ class Dispatcher:
             if isinstance(error, Timeout) and waiter.patience > dial.patience:
                 self._uncover(state, waiter)  # it came later, and has more time than this dial had
                 continue
-            self._fail(state, waiter, error.twin())
+            self._fail(state, waiter, error.copy())
         self._room_came(state)
 
     def _dial_stopped(self, state: RouteState, dial: Dial, error: BaseException) -> None:

@@ -25,12 +25,12 @@ from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, ProxyRefused, Timeout
 from allswell._fields import connect_udp_path, forwarded, host_and_port
 from allswell._filters.connect_udp import ConnectUdpFilter
+from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.happy_eyeballs import connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.keylog import trusted
 from allswell._filters.lookups import Address
-from allswell._filters.patience import Patience
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import AroundConnect, Stack
@@ -57,7 +57,7 @@ class ProxyDialer:
     """Makes byte streams through proxies, for one pool.
 
     :param tcp: makes the TCP filter to a route's host (not connected yet).
-    :param patience: what is known of how a route's end answers close_notify.
+    :param goodbye_timeout: what is known of how a route's end answers close_notify.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class ProxyDialer:
         config: PoolConfig,
         buffer: ReceiveBuffer,
         tcp: Callable[[Route], TcpFilter],
-        patience: Callable[[Route], Patience],
+        goodbye_timeout: Callable[[Route], GoodbyeTimeout],
     ) -> None:
         self._config = config
         self._buffer = buffer
         self._tcp = tcp
-        self._patience = patience
+        self._goodbye_timeout = goodbye_timeout
         self._context: ssl.SSLContext | None = None
         self._http1_only: OrderedDict[ProxyHop, None] = OrderedDict()
 
@@ -216,7 +216,7 @@ class ProxyDialer:
             server_name=route.tls_name,
             alpn=alpn,
             buffer=self._buffer,
-            patience=self._patience(route),
+            goodbye_timeout=self._goodbye_timeout(route),
         )
 
 

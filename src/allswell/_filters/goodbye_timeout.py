@@ -1,8 +1,8 @@
 """How long it is worth waiting for a peer's goodbye: learnt from how it behaved before.
 
 Many peers never answer a close_notify (they just close, or wait for our FIN), and some never answer a FIN either. A
-:class:`Patience` is shared by one layer of all connections to one origin. A peer that let us wait in vain is waited
-for a quarter of that the next time, down to 50 ms; a single answer restores the trust. The grace bounds it all.
+:class:`GoodbyeTimeout` is shared by one layer of all connections to one origin. A peer that let us wait in vain is
+waited for a quarter of that the next time, down to 50 ms; a single answer restores the trust. The grace bounds it all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 
-class Patience:
+class GoodbyeTimeout:
     """How long it is worth waiting for an origin's goodbye in one layer.
 
     :ivar seconds: the most to wait; ``inf`` for a peer of which nothing is known (the grace is the bound).
