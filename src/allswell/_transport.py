@@ -158,6 +158,24 @@ class RawStream:
             raise getattr(import_module(self._library), kind)(str(error)) from error
 
 
+class _Pieces:
+    """A body, piece by piece. (Not a generator: one that is left half-way has to be closed, or trio warns.)"""
+
+    __slots__ = ("_next",)
+
+    def __init__(self, stream: ResponseStream) -> None:
+        self._next = stream.next_piece
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._next()
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+
 class ResponseStream(WholeStream):
     """The body of a response, for httpx2."""
 
@@ -167,14 +185,18 @@ class ResponseStream(WholeStream):
         self._response = response
         self.extensions: dict[str, Any] = {}  # the library's response's own: it copies what it is given
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        receive = self._response.receive
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Pieces(self)
+
+    async def next_piece(self) -> bytes:
+        """The next piece of it; ``b""`` at its end."""
         try:
-            while piece := await receive():
-                yield piece
+            piece = await self._response.receive()
         except AllswellError as error:
             _raise_as(self._library, error)
-        self.extensions["trailers"] = self._response.trailers
+        if not piece:
+            self.extensions["trailers"] = self._response.trailers
+        return piece
 
     async def read_whole(self, count: Callable[[int], None]) -> bytes:
         """See :class:`WholeStream`."""

@@ -1,6 +1,7 @@
 """The origin of these tests: hypercorn with ``tests.support.app``, one for all.
 
-``ALLSWELL_WAYS=long`` in the environment runs them all without the client's short ways.
+``ALLSWELL_WAYS=long`` in the environment runs them all without the client's short ways; ``ALLSWELL_WAYS=patched`` as if
+a tool had patched httpx2's transport and let all requests pass.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from allswell import _short
@@ -22,8 +25,16 @@ _ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _the_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.environ.get("ALLSWELL_WAYS") == "long":
+    way = os.environ.get("ALLSWELL_WAYS")
+    if way == "long":
         monkeypatch.setattr(_short, "ON", False)
+    elif way == "patched":
+        own = httpx2.AsyncHTTPTransport.handle_async_request
+
+        async def handle_async_request(self: Any, request: httpx2.Request) -> httpx2.Response:
+            return await own(self, request)
+
+        monkeypatch.setattr(httpx2.AsyncHTTPTransport, "handle_async_request", handle_async_request)
 
 
 @pytest.fixture(scope="session")
