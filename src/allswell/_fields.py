@@ -666,7 +666,7 @@ def given_fields(headers: HeadersGiven) -> Headers:
     :raises LocalProtocolError: when they are no mapping and no pairs, of text (in ASCII) or bytes.
     """
     fields: Headers = []
-    pairs: Any = _pairs(headers)
+    pairs: Any = headers if type(headers) is list else _pairs(headers)
     try:
         for name, value in pairs:
             if type(name) is not bytes or type(value) is not bytes:

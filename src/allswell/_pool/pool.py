@@ -429,7 +429,8 @@ def _request(
     trailers: TrailerSource,
     proxies: tuple[ProxyHop, ...],
 ) -> Request:
-    require_type(Timeouts, timeouts=timeouts)
+    if timeouts is not None:
+        require_type(Timeouts, timeouts=timeouts)
     fields = given_fields(headers) if headers else []
     given = {name.lower() for name, _ in fields}
     section: Headers = [] if b"host" in given else [(b"Host", to.authority)]
