@@ -17,6 +17,7 @@ from allswell._connection.lifecycle import State
 from allswell._messages import RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
+from allswell._pool.member import ANY
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
@@ -83,7 +84,7 @@ def warm_request(idle: int) -> Callable[[], None]:
     request = Request(head, warm)
 
     def once(_keep: object = sender) -> None:
-        exchange = cast(Any, dispatcher.open_now(request, float("-inf")))
+        exchange = cast(Any, dispatcher.open_now(request, ANY))
         exchange.finish()
         dispatcher.connection_available(exchange)
 

@@ -25,11 +25,11 @@ from allswell._errors import ConnectFailed
 from allswell._messages import RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
-from allswell._pool.member import Standing
+from allswell._pool.member import ANY, UNUSED, Freshness, Standing
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
-from allswell._pool.route_state import ANY, UNUSED, fit, may_join
+from allswell._pool.route_state import may_join
 from allswell._report import ConnectionEnd
 from allswell._tasks import TaskHost, _AsyncioHost
 
@@ -256,11 +256,11 @@ class Dials:
 class Waiting:
     """A request that waits.
 
-    :ivar since: see :func:`fit`.
+    :ivar fresh: how fresh its connection must be.
     """
 
-    def __init__(self, request: Request, since: float, task: asyncio.Task[Any]) -> None:
-        self.request, self.since, self.task = request, since, task
+    def __init__(self, request: Request, fresh: Freshness, task: asyncio.Task[Any]) -> None:
+        self.request, self.fresh, self.task = request, fresh, task
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -368,13 +368,13 @@ class PoolMachine(RuleBasedStateMachine):
         connect = data.draw(st.sampled_from([5.0, 1.0]))
         request = Request(head, route, timeouts=Timeouts(connect=connect, pool=None))
         self.requests[id(head)] = request
-        since = data.draw(st.sampled_from([ANY] * 6 + [UNUSED, self.clock.tick()]))
+        fresh = data.draw(st.sampled_from([ANY] * 6 + [UNUSED, Freshness(self.clock.tick())]))
         self.at_once = request
-        exchange = self.dispatcher.open_now(request, since)
+        exchange = self.dispatcher.open_now(request, fresh)
         self.at_once = None
         if exchange is None:
-            waits = cast(Coroutine[Any, Any, Any], self.dispatcher.wait(request, since))
-            self.queue.append(Waiting(request, since, self.loop.create_task(waits)))
+            waits = cast(Coroutine[Any, Any, Any], self.dispatcher.wait(request, fresh))
+            self.queue.append(Waiting(request, fresh, self.loop.create_task(waits)))
 
     def is_cancelled(self, data: st.DataObject) -> None:
         waiting = data.draw(st.sampled_from(self.queue))
@@ -454,7 +454,7 @@ class PoolMachine(RuleBasedStateMachine):
         for each in self.waiting(request.route):
             if each.request is request:
                 break
-            assert not fit(model.as_connection, each.since), "somebody has waited for longer"
+            assert not each.fresh.met_by(model.as_connection), "somebody has waited for longer"
         if request is self.at_once and not model.multiplexes and not busy:
             others = [each for each in self.serve(request.route) if not each.exchanges and each.capacity()]
             assert not any(each.multiplexes is False and each.idle_since > model.idle_since for each in others)
@@ -473,7 +473,7 @@ class PoolMachine(RuleBasedStateMachine):
         for route in ROUTES:
             waiting = self.waiting(route)
             for model in self.serve(route) if waiting else ():
-                first = next((each for each in waiting if fit(model.as_connection, each.since)), None)
+                first = next((each for each in waiting if each.fresh.met_by(model.as_connection)), None)
                 # (Behind other exchanges of a pipeline there may be room that is found only when one of them ends.)
                 if first is not None and not model.stale and (model.multiplexes or not model.exchanges):
                     assert not model.capacity(), f"{route.host} waits in front of a connection with room"

@@ -48,11 +48,11 @@ from allswell._errors import (
 )
 from allswell._pool.coalescing import Coalescing
 from allswell._pool.dialer import Dialer
-from allswell._pool.member import Member, Standing
+from allswell._pool.member import ANY, Freshness, Member, Standing
 from allswell._pool.request import Request
 from allswell._pool.response import Response
 from allswell._pool.route import Route
-from allswell._pool.route_state import Dial, RouteState, Waiter, fit, may_join
+from allswell._pool.route_state import Dial, RouteState, Waiter, may_join
 from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 from allswell._pool.waiters import Waiters
 from allswell._report import ConnectionEnd
@@ -120,7 +120,7 @@ class Dispatcher:
 
     # For requests
 
-    def open_now(self, request: Request, since: float) -> Exchange[Connection] | None:
+    def open_now(self, request: Request, fresh: Freshness) -> Exchange[Connection] | None:
         """Open the exchange at once, where a connection has room and nobody has waited for it longer."""
         state = self._routes.get(request.route)
         if state is None or self._closing is not None or self._waiters.waiting(request.route):
@@ -129,13 +129,13 @@ class Dispatcher:
         while free:
             member = next(reversed(free))
             connection = member.connection
-            if not fit(connection, since):
+            if fresh is not ANY and not fresh.met_by(connection):
                 return None
             if connection.usable() if _looks(connection, request) else connection.capacity():
                 return self._open_on(state, member, request)
             member.has_none()  # another route's requests took it; or it is about to leave
         if state.behind and request.may_follow:
-            for member in [each for each in state.behind if fit(each.connection, since)]:
+            for member in [each for each in state.behind if fresh.met_by(each.connection)]:
                 if member.connection.usable():
                     return self._open_on(state, member, request)
                 member.has_none()
@@ -158,15 +158,15 @@ class Dispatcher:
             member.has_room()
         return exchange
 
-    async def wait(self, request: Request, since: float) -> Exchange[Connection]:
+    async def wait(self, request: Request, fresh: Freshness) -> Exchange[Connection]:
         """Wait for a connection with room, and for it to be made if need be; the exchange opened there.
 
-        :param since: as for :func:`fit`.
+        :param fresh: how fresh its connection must be.
         :raises AllswellError: when there is none to be had.
         """
         if self._closing is not None:
             raise PoolClosed(f"{request.route.label}: the pool is closed")
-        waiter = Waiter(request, self.host.signal(), since=since)
+        waiter = Waiter(request, self.host.signal(), fresh=fresh)
         route = request.route
         state = self._routes.get(route)
         if state is None:
@@ -225,7 +225,7 @@ class Dispatcher:
         """Give the connection's room to those who wait on its route, first come first."""
         connection, looked = member.connection, False
         while connection.capacity():
-            chosen = next((w for w in self._waiters.first(state.route) if fit(connection, w.since)), None)
+            chosen = next((w for w in self._waiters.first(state.route) if w.fresh.met_by(connection)), None)
             if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
                 return
             if connection.opened and not looked and _looks(connection, chosen.request):
@@ -584,7 +584,7 @@ class Dispatcher:
     def _fail_ungranted(self, state: RouteState, connection: Connection) -> None:
         """Who waited for room on a connection that has never had any may try again; it counts as an attempt."""
         for waiter in self._waiters.of(state.route):
-            if waiter.dial is None and fit(connection, waiter.since):
+            if waiter.dial is None and waiter.fresh.met_by(connection):
                 self._fail(state, waiter, Ungranted(connection, state.label))
 
     def _detach(self, member: Member) -> tuple[RouteState, ...]:

@@ -22,6 +22,27 @@ if TYPE_CHECKING:
 EXPECTED_WITHIN = 0.25
 
 
+class Freshness:
+    """How fresh a connection must be for a request: any will do, or one made after an instant, or an unused one.
+
+    A connection that has carried nothing yet is fresh enough for all.
+
+    :param made_after: the instant; ``None``: only an unused one will do.
+    """
+
+    __slots__ = ("made_after",)
+
+    def __init__(self, made_after: float | None) -> None:
+        self.made_after = made_after
+
+    def met_by(self, connection: Connection) -> bool:
+        """Whether this connection is fresh enough."""
+        return not connection.opened or (self.made_after is not None and connection.made_at > self.made_after)
+
+
+ANY, UNUSED = Freshness(-math.inf), Freshness(None)
+
+
 class Standing(IntEnum):
     """Whether there is room on a connection."""
 

@@ -33,13 +33,13 @@ from allswell._given import require_known, require_type
 from allswell._messages import Headers, RequestHead
 from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher, Ungranted
+from allswell._pool.member import ANY, Freshness
 from allswell._pool.proxy_dialer import forward, forwards
 from allswell._pool.replay import Replay
 from allswell._pool.request import Body, Request
 from allswell._pool.response import Attempt, Response
 from allswell._pool.retries import Budgets, Pauses, retried
 from allswell._pool.route import Destination, Destinations, destination
-from allswell._pool.route_state import ANY
 from allswell._pool.snapshot import PoolSnapshot
 from allswell._report import CloseReport
 from allswell._tasks import TaskHost, current_host
@@ -171,8 +171,8 @@ class ConnectionPool:
         while True:
             try:
                 if exchange is None:
-                    since = ANY if replay is None else replay.since
-                    exchange = dispatcher.open_now(request, since) or await dispatcher.wait(request, since)
+                    fresh = ANY if replay is None else replay.fresh
+                    exchange = dispatcher.open_now(request, fresh) or await dispatcher.wait(request, fresh)
                 connection, opened_at = exchange.connection, monotonic()
                 if replay is not None:
                     replay.http_version = connection.http_version
@@ -322,14 +322,14 @@ class ConnectionPool:
         """
         if not request.may_repeat(proven=False) or any(attempt.why == _SILENT for attempt in attempts):
             return silent  # where a second one is silent too, the read timeout decides
-        since = monotonic()
+        fresh = Freshness(monotonic())
         found: list[Exchange[Connection]] = []
         failed: list[BaseException] = []
 
         async def elsewhere() -> None:
             try:
                 await anyio.sleep(_SILENT_FOR)
-                found.append(await dispatcher.wait(request, since))
+                found.append(await dispatcher.wait(request, fresh))
             except AllswellError:
                 return  # the silent one remains
             except (anyio.get_cancelled_exc_class(), GeneratorExit):

@@ -23,9 +23,9 @@ from allswell._connection.lifecycle import State
 from allswell._connection.service import Service
 from allswell._errors import NotProcessed
 from allswell._fields import options
+from allswell._pool.member import ANY, UNUSED, Freshness
 from allswell._pool.request import Request
 from allswell._pool.response import Attempt, Response
-from allswell._pool.route_state import ANY, UNUSED
 
 #: Attempts in a row that may come to nothing, at a server that meanwhile serves nothing else either; and connections
 #: to it that may, when many requests try at a time. So many attempts of one request are made at once, where others are
@@ -49,13 +49,13 @@ class Replay:
     :param attempts: the ledger, if it was begun before.
     :ivar attempts: the ledger.
     :ivar http_version: of the connection that carried the last attempt.
-    :ivar since: what the next connection must be like: see :func:`~allswell._pool.route_state.fit`.
+    :ivar fresh: how fresh the next connection must be.
     """
 
     def __init__(self, request: Request, attempts: list[Attempt] | None = None) -> None:
         self.attempts: list[Attempt] = [] if attempts is None else attempts
         self.http_version = ""
-        self.since = ANY
+        self.fresh = ANY
         self._request = request
         self._fruitless = 0
         self._service: Service | None = None  # of the last attempt, and what it had answered by then
@@ -88,7 +88,7 @@ class Replay:
             return False
         self.attempts.append(Attempt(f"the server answered {status}", processed, connection.http_version))
         if status != 425:
-            self.since = UNUSED  # a connection that is only for this
+            self.fresh = UNUSED  # a connection that is only for this
         return True
 
     async def again(self, error: NotProcessed, connection: Connection) -> None:
@@ -109,12 +109,12 @@ class Replay:
             await anyio.sleep(min(self._pause(connection), until - now))
             if self._hopeless():
                 raise error.cause from error
-        elif self.since == UNUSED:
+        elif self.fresh is UNUSED:
             raise error.cause from error
         else:
             # Connections of its age would end just the same, so it goes on a newer one. Many requests may have been
             # lost at once: where they can share one, they do. One that is lost again gets a connection of its own.
-            self.since = now if connection.shared and self.since == ANY else UNUSED
+            self.fresh = Freshness(now) if connection.shared and self.fresh is ANY else UNUSED
 
     def _look_for_progress(self, connection: Connection, now: float) -> None:
         service = connection.service

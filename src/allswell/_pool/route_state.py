@@ -9,13 +9,10 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
 from allswell._errors import Timeout, TimeoutPhase
-from allswell._pool.member import Member, Standing
+from allswell._pool.member import ANY, UNUSED, Freshness, Member, Standing
 from allswell._pool.request import Request
 from allswell._pool.route import Route
 from allswell._tasks import Signal
-
-#: How fresh a connection must be, see :func:`fit`: any will do, or only one that has carried nothing.
-ANY, UNUSED = -math.inf, math.inf
 
 #: How long a dial that was allowed any time goes on when nobody waits for it any more: in seconds.
 UNWANTED_FOR = 5.0
@@ -28,7 +25,7 @@ class Dial:
     :ivar patience: seconds that each try may take.
     :ivar searches: it looks for a connection of another route's first, and counts against no limit until it has.
     :ivar counts: against the limits.
-    :ivar owner: the waiter whom only a connection will do that has carried nothing; there can be one such.
+    :ivar owner: the waiter that needs an unused connection; there can be one such.
     """
 
     __slots__ = ("counts", "covers", "deadline", "owner", "patience", "searches", "waiters")
@@ -44,12 +41,12 @@ class Dial:
 
     def takes(self, waiter: Waiter) -> bool:
         """Whether it may serve this one too."""
-        return len(self.waiters) < self.covers and (waiter.since < UNUSED or self.owner not in self.waiters)
+        return len(self.waiters) < self.covers and (waiter.fresh is not UNUSED or self.owner not in self.waiters)
 
     def cover(self, waiter: Waiter) -> None:
         """This one waits for it from now on."""
         self.waiters[waiter] = None
-        if waiter.since == UNUSED:
+        if waiter.fresh is UNUSED:
             self.owner = waiter
 
     def lose(self, waiter: Waiter) -> None:
@@ -67,6 +64,7 @@ class Waiter:
 
     :ivar came_at: since when it waits.
     :ivar patience: seconds that each try to connect may take.
+    :ivar fresh: how fresh its connection must be.
     :ivar covered_at: since when it waits for its dial.
     :ivar searched: other routes' connections were looked at for it, to no avail.
     """
@@ -77,21 +75,21 @@ class Waiter:
         "dial",
         "error",
         "exchange",
+        "fresh",
         "patience",
         "request",
         "searched",
         "signal",
-        "since",
     )
 
-    def __init__(self, request: Request, signal: Signal, *, since: float) -> None:
+    def __init__(self, request: Request, signal: Signal, *, fresh: Freshness) -> None:
         self.request = request
         self.patience = math.inf if request.timeouts.connect is None else request.timeouts.connect
         self.came_at = monotonic()
         self.covered_at = math.inf
         self.signal = signal
-        self.since = since  # see fit
-        self.searched = since > ANY  # who was lost or sent away already gets one of his own
+        self.fresh = fresh
+        self.searched = fresh is not ANY  # who was lost or sent away already gets one of his own
         self.dial: Dial | None = None
         self.exchange: Exchange[Connection] | None = None
         self.error: BaseException | None = None
@@ -163,15 +161,10 @@ class RouteState:
     def worth_waiting(self, waiter: Waiter) -> float | None:
         """Until when to wait for room on a connection that there is; ``None``: there will be none so soon."""
         now = monotonic()
-        fitting = (each for each in self.refilling if fit(each.connection, waiter.since))
+        fitting = (each for each in self.refilling if waiter.fresh.met_by(each.connection))
         return min((each.expected_until for each in fitting if each.expected_until > now), default=None)
 
 
 def may_join(connection: Connection, request: Request) -> bool:
     """Whether it may be sent while others are under way there."""
     return connection.multiplexes or request.may_follow
-
-
-def fit(connection: Connection, since: float) -> bool:
-    """Whether it was made since then, or has carried nothing yet. (See ``ANY`` and ``UNUSED``.)"""
-    return connection.made_at > since or not connection.opened
