@@ -302,7 +302,7 @@ def test_a_signal_ends_it_gracefully_and_ends_are_told(caught: signal.Signals, o
             assert run.stdout is not None
             assert run.stdout.read(4) == b"some"
             run.send_signal(caught)
-            out, err = run.communicate(timeout=30)
+            out, err = run.communicate(timeout=100)
         busy.wait_ended()
     assert run.returncode == 128 + caught, err
     assert out == b""
