@@ -19,12 +19,11 @@ import trustme
 from allswell import ConnectionPool, QuicConfig
 from allswell._config import Timeouts
 from allswell._errors import ConnectFailed, ExchangeReset, TransportError
-from allswell._pool import route_state
 from allswell._pool.response import Response
 from allswell._report import ConnectionEnd
 from tests.support.certificates import Certificates, certificates, issue
 from tests.support.holes import UdpHole
-from tests.support.lag import LAG, PATIENCE, silent_after, stagger
+from tests.support.lag import LAG, PATIENCE, room_is_awaited, silent_after, stagger
 from tests.support.leaks import sockets_closed
 from tests.support.peer import ScriptedPeer, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
@@ -672,7 +671,7 @@ class _Stingy(QuicServer):
 
 async def test_streams_that_are_never_granted_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """While some of what was allowed is in use, more may be granted in a moment; it is not, so another one is made."""
-    monkeypatch.setattr(route_state, "EXPECTED_WITHIN", 0.25)
+    room_is_awaited(monkeypatch)
     held: list[tuple[ServedConnection, int]] = []
     with _Stingy({b"/hold": lambda connection, stream, _: held.append((connection, stream))}) as server:
         async with trusting() as pool:

@@ -32,6 +32,7 @@ from allswell._pool.route import Route
 from allswell._pool.route_state import may_join
 from allswell._report import ConnectionEnd
 from allswell._tasks import TaskHost, _AsyncioHost
+from tests.support.lag import room_is_awaited
 
 A, B = Route("https", "a.example", 443), Route("https", "b.example", 443)
 PLAIN = Route("http", "c.example", 80)
@@ -271,6 +272,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
+        room_is_awaited(self.patch)
         for name, module in list(sys.modules.items()):
             if name.startswith(("allswell._pool.", "allswell._tasks")) and hasattr(module, "monotonic"):
                 self.patch.setattr(module, "monotonic", self.clock.tick)

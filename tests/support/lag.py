@@ -42,7 +42,7 @@ def be_patient() -> None:
     _by_default(PoolConfig.__init__, "expect_continue_timeout", PATIENCE)
     stagger(monkeypatch, 3 * LAG)
     resolution_delay(monkeypatch, 3 * LAG)
-    monkeypatch.setattr(member, "EXPECTED_WITHIN", LAG)
+    room_is_awaited(monkeypatch, LAG)
     silent_after(monkeypatch, 8)  # from tens of milliseconds on, each waits twice as long as the one before
 
 
@@ -77,3 +77,8 @@ def resolution_delay(monkeypatch: pytest.MonkeyPatch, seconds: float = happy_eye
     """Have answers of the resolver that are late be waited for for so long; by default, 50 ms (RFC 8305 §3)."""
     for module in (happy_eyeballs, https_records):
         monkeypatch.setattr(module, "RESOLUTION_DELAY", seconds)
+
+
+def room_is_awaited(monkeypatch: pytest.MonkeyPatch, seconds: float = member.EXPECTED_WITHIN) -> None:
+    """Have room that a connection is about to have be waited for for so long; by default, 250 ms."""
+    monkeypatch.setattr(member, "EXPECTED_WITHIN", seconds)
