@@ -320,8 +320,11 @@ async def test_hints_of_another_family_than_ours(world: World) -> None:
     assert world.order() == [V4[1]]
 
 
-async def test_hints_do_not_use_up_the_attempts_at_the_resolvers_addresses(world: World) -> None:
+async def test_hints_do_not_use_up_the_attempts_at_the_resolvers_addresses(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither share is unbounded: whoever gives the hints names as many as it likes."""
+    resolution_delay(monkeypatch)
     hints = [f"192.0.3.{number}" for number in range(100)]
     found = [f"192.0.2.{number}" for number in range(100)]
     world.lookups = {socket.AF_INET6: (LAG, []), socket.AF_INET: (LAG, found)}

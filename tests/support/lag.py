@@ -12,7 +12,7 @@ import pytest
 import allswell
 from allswell._config import PoolConfig, Timeouts
 from allswell._filters import happy_eyeballs
-from allswell._pool import dialer, https_records, member
+from allswell._pool import dialer, https_records, member, pool
 from allswell._quic import connection
 from allswell._transport import Sender
 
@@ -34,6 +34,7 @@ def be_patient() -> None:
         _by_default(Timeouts.__init__, name, PATIENCE)
         for library in (httpx2, httpx):
             setattr(signature(library.AsyncClient).parameters["timeout"].default, name, PATIENCE)
+    monkeypatch.setattr(pool, "_TIMEOUTS", Timeouts())
     for takes_grace in (PoolConfig.__init__, Sender.__init__, allswell.AsyncClient.__init__):
         _by_default(takes_grace, "grace", 3 * LAG)
     for keeps in (PoolConfig.__init__, httpx2.Limits.__init__):
