@@ -59,7 +59,8 @@ def test_a_fresh_process_counts_its_imports(origin: Origin) -> None:
     assert isinstance(done, Run), done
     assert done.requests == 1
     # Its imports take memory; a run in a process that has them does not.
-    warm = asyncio.run(run(job(origin, "allswell", "h1", "fresh")))
+    for _ in range(2):
+        warm = asyncio.run(run(job(origin, "allswell", "h1", "fresh")))
     assert done.first > warm.first
 
 
