@@ -272,11 +272,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
-        room_is_awaited(self.patch)
+        room_is_awaited(self.patch)  # as outside of tests: here no machine is slow
         for name, module in list(sys.modules.items()):
             if name.startswith(("allswell._pool.", "allswell._tasks")) and hasattr(module, "monotonic"):
                 self.patch.setattr(module, "monotonic", self.clock.tick)
-        self.patch.setattr("allswell._pool.member.EXPECTED_WITHIN", 0.25)  # here no machine is slow
         self.address = ("192.0.2.1", 443)
         self.same_address = True
         self.requests: dict[int, Request] = {}
