@@ -504,12 +504,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     def without_dial(self, route: Route) -> bool:
         """Whether somebody waits there for whom no dial is under way."""
-        return self.dispatcher._waiters.starved(route) is not None
+        return self.dispatcher._waiters.first_without_dial(route) is not None
 
     def expected(self, route: Route) -> bool:
         """Whether some waiter without a dial waits for room that a connection said that it will have."""
         state = self.dispatcher._routes[route]
-        first = cast(Any, self.dispatcher._waiters.starved(route))
+        first = cast(Any, self.dispatcher._waiters.first_without_dial(route))
         return state.worth_waiting(first) is not None
 
     @invariant()

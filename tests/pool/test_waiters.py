@@ -16,16 +16,16 @@ def test_in_order() -> None:
         waiters.add(route, number)
     assert waiters.of("a") == [0, 2]
     assert list(waiters) == [0, 2, 1, 3]
-    assert waiters.starved("b") == 1
-    assert waiters.starved_routes() == ["a", "b"]
-    waiters.cover("a", 0)
-    assert waiters.starved_routes() == ["b", "a"]
+    assert waiters.first_without_dial("b") == 1
+    assert waiters.routes_without_dial() == ["a", "b"]
+    waiters.with_dial("a", 0)
+    assert waiters.routes_without_dial() == ["b", "a"]
     assert waiters.of("a") == [0, 2]
     waiters.remove("a", 0)
     waiters.remove("a", 0)
     waiters.remove("a", 2)
     assert not waiters.waiting("a")
-    assert waiters.starved("a") is None
+    assert waiters.first_without_dial("a") is None
     assert len(waiters) == 2
 
 
@@ -44,10 +44,10 @@ def test_against_a_simple_model(steps: list[tuple[str, str]]) -> None:
         elif mine:
             entry = mine[number % len(mine)]
             if step == "uncover" and entry not in starved:
-                waiters.uncover(*entry)
+                waiters.without_dial(*entry)
                 starved.append(entry)
             elif step == "cover":
-                waiters.cover(*entry)
+                waiters.with_dial(*entry)
                 starved = [each for each in starved if each != entry]
             elif step == "remove":
                 waiters.remove(*entry)
@@ -55,7 +55,7 @@ def test_against_a_simple_model(steps: list[tuple[str, str]]) -> None:
                 starved = [each for each in starved if each != entry]
         for each in ROUTES:
             assert waiters.of(each) == [who for where, who in queue if where == each]
-            assert waiters.starved(each) == next((who for where, who in starved if where == each), None)
+            assert waiters.first_without_dial(each) == next((who for where, who in starved if where == each), None)
             assert waiters.waiting(each) == any(where == each for where, _ in queue)
-        assert waiters.starved_routes() == list(dict.fromkeys(where for where, _ in starved))
+        assert waiters.routes_without_dial() == list(dict.fromkeys(where for where, _ in starved))
         assert len(waiters) == len(queue)

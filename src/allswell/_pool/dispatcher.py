@@ -248,13 +248,13 @@ class Dispatcher:
         return first.came_at if first is not None else math.inf
 
     def _make_room(self, state: RouteState) -> None:
-        """Cover the route's starved waiters: by dials under way that may serve more, then by new ones."""
+        """Give the route's waiters without a dial one: a dial under way that may serve more, else a new one."""
         waiters = self._waiters
         if self._closing is not None:
             return
         for dial in state.dials:
             self._cover(state, dial)
-        while (first := waiters.starved(state.route)) is not None:
+        while (first := waiters.first_without_dial(state.route)) is not None:
             if (at := state.worth_waiting(first)) is not None:
                 self._look_again.set(min(self._look_again.at, at))
                 break
@@ -270,15 +270,15 @@ class Dispatcher:
             self.host.spawn(self._dial, state, dial, first.request, name=f"allswell dials {state.route.origin}")
 
     def _make_room_for_all(self) -> None:
-        for route in self._waiters.starved_routes():
+        for route in self._waiters.routes_without_dial():
             assert isinstance(route, Route)
             self._make_room(self._routes[route])
 
     def _cover(self, state: RouteState, dial: Dial) -> None:
-        """Let starved waiters wait for this dial, as many as it may serve."""
+        """Let waiters without a dial wait for this one, as many as it may serve."""
         now = monotonic()
-        while (waiter := self._waiters.starved(state.route)) is not None and dial.takes(waiter):
-            self._waiters.cover(state.route, waiter)
+        while (waiter := self._waiters.first_without_dial(state.route)) is not None and dial.takes(waiter):
+            self._waiters.with_dial(state.route, waiter)
             waiter.dial = dial
             dial.cover(waiter)
             waiter.covered_at = now
@@ -426,10 +426,10 @@ class Dispatcher:
         """
         for waiter in list(dial.waiters):
             self._uncover(state, waiter)
-        self._wake_starved()
+        self._wake_those_without_dial()
         self._tidy(state)
 
-    def _wake_starved(self) -> None:
+    def _wake_those_without_dial(self) -> None:
         """A place under the limits is free, but nothing can be begun from here: whoever waits for one asks itself."""
         for waiter in self._waiters:
             if waiter.dial is None:
@@ -472,7 +472,7 @@ class Dispatcher:
     def _uncover(self, state: RouteState, waiter: Waiter) -> None:
         """Its dial is over, and did not serve it."""
         waiter.dial = None
-        self._waiters.uncover(state.route, waiter)
+        self._waiters.without_dial(state.route, waiter)
         waiter.signal.set()
 
     def _room_came(self, state: RouteState) -> None:
@@ -480,7 +480,7 @@ class Dispatcher:
         if self.config.max_connections is None:
             self._make_room(state)
         else:
-            for route in self._waiters.starved_routes():
+            for route in self._waiters.routes_without_dial():
                 assert isinstance(route, Route)
                 self._make_room(self._routes[route])
                 if self._counted >= self.config.max_connections and not self._idle:
@@ -492,7 +492,7 @@ class Dispatcher:
 
         There someone has waited for longer than anyone here, and nothing is under way that could ever serve him.
         """
-        oldest = self._waiters.starved_longest()
+        oldest = self._waiters.longest_without_dial()
         if oldest is None or oldest == state.route or self.config.max_connections is None or not state.counts:
             return False
         assert isinstance(oldest, Route)
@@ -533,7 +533,7 @@ class Dispatcher:
             return
         if connection.capacity() or not self.connection_wanted(connection):
             self._idle[member] = None
-            if self._waiters.starved_longest() is not None:
+            if self._waiters.longest_without_dial() is not None:
                 self._room_came(member.home)  # for which it may have to end
             if self._keep is not None and len(self._idle) > self._keep:
                 self._thin_out()
@@ -570,7 +570,7 @@ class Dispatcher:
             return
         ungranted, states = member.ungranted, self._detach(member)
         if connection.reason == LOOP_ENDED:
-            self._wake_starved()
+            self._wake_those_without_dial()
         elif self._closing is None:
             if ungranted:
                 connection.service.barren += 1
