@@ -41,7 +41,7 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _LARGEST = 65535
-#: One batch is a run of datagrams, as the kernel gives it, or about so many that it gave one by one.
+#: Datagrams of one batch; the last call to the kernel may give more.
 _BATCH = 64
 #: The kernel takes at most so many segments, and an IP packet's worth of bytes, per call.
 _SEGMENTS, _SEGMENTED_BYTES = 64, 65000
