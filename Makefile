@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check integrations bench docs interop peers
+.PHONY: setup demo test load check integrations bench docs interop peers
 setup: .venv/.check ; @echo "ready: make test, make check"
 demo: .venv/.demo ; @$(BIN)/python -m demo
 test: .venv/.test ; $(BIN)/python -m pytest -n 2
+load: .venv/.test ; $(BIN)/python -m tests.under_load -n 2 $(ARGS)
 check: .venv/.check ; $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
 integrations: .venv/.integrations ; ALLSWELL_INTEGRATIONS=required $(BIN)/python -m pytest -n 2 tests/integrations tests/docs
 bench: .venv/.bench ; @$(BIN)/python -m tests.bench $(ARGS)
