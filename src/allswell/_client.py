@@ -47,7 +47,7 @@ class ClientSettings(TypedDict, total=False):
 
 #: Of :class:`ClientSettings`.
 _OF_CONNECTIONS = ("verify", "cert", "limits")
-#: Mappings do, whoever's they are.
+#: Mappings do, of whatever package.
 _MAPPINGS = ("headers", "params")
 
 
@@ -64,7 +64,7 @@ class AsyncClient(ShortWays):
     :param http3_origins: origins that are known to speak HTTP/3 (``"https://example.org"``); others say so by Alt-Svc.
     :param alt_svc: where that is kept: an :class:`AltSvcFile`, or another ``AltSvcStore``; by default, in memory.
     :param https_records: look for HTTPS records in DNS, too; see :class:`PoolConfig`. Takes ``allswell[dns]``.
-    :param nameservers: whom to ask for them, by address; those of the system by default.
+    :param nameservers: the DNS servers to ask for them, by address; those of the system by default.
     :param quic: settings of QUIC.
     :param pipelining: HTTP/1.1 requests that may be sent behind an unanswered one; see :class:`PoolConfig`.
     :param max_connections_per_route: connections to one origin, at most.

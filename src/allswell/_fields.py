@@ -96,7 +96,7 @@ _NOT_IN_TRAILERS = _HOP_BY_HOP | {
     b"trailer",
 }
 
-#: RFC 7541 §7.1.3, RFC 9204 §7.1.3: an attacker who shares the compression context could guess them. The last ones are
+#: RFC 7541 §7.1.3, RFC 9204 §7.1.3: an attacker that shares the compression context could guess them. The last ones are
 #: what APIs use in the place of Authorization.
 _SECRET = frozenset(
     (b"authorization", b"cookie", b"proxy-authorization", b"api-key", b"x-api-key", b"x-auth-token", b"x-goog-api-key")
@@ -380,7 +380,7 @@ def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSecti
         fields = [field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding")]
         return HeaderSection(fields, authority, None, False)
     if codings:
-        # RFC 9112 §6.2: never both. (httpx2 adds the length where its caller chose chunks; who forwards has what came.)
+        # RFC 9112 §6.2: never both. (httpx2 adds the length where its caller chose chunks; a proxy forwards what came.)
         fields = [field for field in fields if field[0].lower() != b"content-length"]
         return HeaderSection(fields, authority, None, True)
     if len(lengths) > 1 or (lengths and b"," in lengths[0]):

@@ -92,7 +92,7 @@ class SendHalf:
     :param state: where it begins.
     :param promised: the request's Content-Length.
     :ivar state: how far it has gone.
-    :ivar by: who stopped it.
+    :ivar by: which side stopped it.
     """
 
     __slots__ = ("_owed", "by", "state")

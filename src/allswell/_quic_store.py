@@ -26,7 +26,7 @@ class QuicTicket:
     :ivar early_data: bytes of 0-RTT that the server accepts; ``None``: it accepts none.
     :ivar extensions: number and content of what came with it, the server's QUIC transport parameters among them.
     :ivar chain: the certificates that the server showed when the session began, DER, its own first. A ticket without
-        them is used only by those who verify nothing.
+        them is used only by clients that verify nothing.
     """
 
     server_name: str

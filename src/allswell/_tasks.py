@@ -94,7 +94,7 @@ class TaskHost(Protocol):
     ) -> None:
         """Run a task that belongs to no caller. Its exceptions are logged, never raised.
 
-        :param context: the context variables that it sees; by default none, for it outlives whoever caused it.
+        :param context: the context variables that it sees; by default none, for it outlives its cause.
         """
 
     def signal(self) -> Signal:
@@ -316,7 +316,7 @@ class _AsyncioHost:
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # asyncio's own watch until they are told to stop
         self._watched: dict[socket.socket, object] = {}  # where it forgets: by what we learn of it
-        # An empty context: a connection must not keep the context variables of whoever opened it. Empty but for
+        # An empty context: a connection must not keep the context variables of the code that opened it. Empty but for
         # one, by which anyio knows in a callback, where there is no task to ask, which event loop this is.
         self._context = contextvars.Context()
         try:
@@ -438,7 +438,7 @@ class _AsyncioSignal:
     def listen(self, function: Callable[[], None] | None) -> bool:
         self._function = function
         if function is not None:
-            self._set = False  # whoever begins to listen looks first
+            self._set = False  # a listener looks first
         return function is not None
 
     def _call(self) -> None:

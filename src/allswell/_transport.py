@@ -107,7 +107,7 @@ def _as_httpcore2s() -> type[RawStream]:
 class RawStream:
     """The ``network_stream`` extension, with the exceptions of httpcore2 (under httpx: httpcore) its users know.
 
-    It is an ``httpcore2.AsyncNetworkStream``, too, for whoever has imported that. (We do so late: it brings trio.)
+    It is an ``httpcore2.AsyncNetworkStream``, too, where that is imported. (We do so late: it brings trio.)
     """
 
     def __init__(self, stream: NetworkStream, library: str) -> None:

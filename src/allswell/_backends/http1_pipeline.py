@@ -6,7 +6,7 @@ behind go to the next. The last one stays when it is done: it takes the next req
 nobody hurries does just what :class:`Http1` does.
 
 The wire gives an order and nothing else, so whatever ends one exchange early ends those behind it: the server's
-``Connection: close``, an end of the stream, a protocol error, or a requester who leaves. They fail with
+``Connection: close``, an end of the stream, a protocol error, or a requester that leaves. They fail with
 :class:`~allswell._errors.NotProcessed` and go again elsewhere; those *before* the one that was abandoned are still
 answered, and then the connection is aborted. Three rules keep that harmless: only idempotent methods follow and are
 followed; nothing follows a request that is not wholly sent, or that may end or change the connection (``Connection:
@@ -149,7 +149,7 @@ class Http1Pipeline:
         if first.must_abort:
             events += self._unanswered(RemoteProtocolError("the connection ended before the response"), proven=False)
         elif first.spent:
-            # RFC 9112 §9.6: who sends Connection: close must not process any further request (and should say no more).
+            # RFC 9112 §9.6: a server that sends Connection: close must process no further request (and say no more).
             cause = RemoteProtocolError("the server ended the connection with the response before")
             events += self._unanswered(cause, proven=not first.surplus)
         return events

@@ -2,7 +2,7 @@
 
 ls-qpack puts into the table what it sees twice, and cannot be told of exceptions. But a section is its prefix and a row
 of field lines, and a literal line refers to no table entry. So what is never to be indexed is written here, as literals
-with the bit that says so to whoever sends it on (§4.5.4, §4.5.6): ``:path`` in front, where pseudo-header fields are,
+with the bit that says so to the next hop (§4.5.4, §4.5.6): ``:path`` in front, where pseudo-header fields are,
 the others at the end. The order of fields of different names means nothing (RFC 9110 §5.3).
 """
 

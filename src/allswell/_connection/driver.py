@@ -4,8 +4,9 @@ Theory of operation. One place reads (`reader.py`): calls by the event loop or, 
 arrived goes to the backend, and the backend's events to the connection (`connection.py`), which decides. Whatever
 requesters do is synchronous and done there; nothing of it waits for this.
 
-Writing is tried at once, by whoever wants to write. What the socket does not take is kept by the stack and finished by
-a task of the connection's (`writer.py`), never by the requester's: its cancellation cannot leave half a frame.
+Writing is tried at once, by the task that wants to write. What the socket does not take is kept by the stack and
+finished by a task of the connection's (`writer.py`), never by the requester's: its cancellation cannot leave half
+a frame.
 
 When nothing more is read, the connection is either CLOSING, and a task says the goodbyes from the top of the stack
 down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer ended. Where
@@ -114,7 +115,7 @@ class Driver(Generic[Input]):
                 finally:
                     self.connection.abort(LOOP_ENDED)
             else:
-                # By somebody who goes on, and may wait until they are all over: another task takes its place.
+                # By a program that goes on, and may wait until they are all over: another task takes its place.
                 self._spawn()
             raise
 
@@ -177,7 +178,7 @@ class Driver(Generic[Input]):
     def done(self) -> None:
         """All that has come was taken, or enough of it.
 
-        (The peer's end may be right behind a response, and whoever is next on that connection had better know.)
+        (The peer's end may be right behind a response, and the next request on that connection had better know.)
         """
         self.connection.settle()
 

@@ -420,7 +420,7 @@ class Exchange(Halves, Generic[On]):
 
     def on_upload_raised(self, error: BaseException) -> None:
         """The caller's iterator has raised this."""
-        if self.error is None or not isinstance(error, Exception):  # (who wants the program to end is heard)
+        if self.error is None or not isinstance(error, Exception):  # (an error that ends the program is heard)
             self.error = error
         self.fail(error)
 
@@ -456,7 +456,7 @@ class Exchange(Halves, Generic[On]):
     def on_response(self, head: ResponseHead, *, tunnel: bool) -> None:
         """The final response's head came."""
         self._head = head
-        self._read_at = math.inf  # what was waited for has come, though who waits may have its turn much later
+        self._read_at = math.inf  # what was waited for has come, though the waiting task may have its turn much later
         if tunnel:
             self.tunnel = Tunnel(self, self.connection.host.signal())
             self.receiving.move(Receive.TUNNEL)

@@ -13,7 +13,7 @@ class Keepalive:
     :param timeout: seconds that the answer may take.
     :ivar interval: as given.
     :ivar timeout: as given.
-    :ivar heard_at: when something came last, or the connection was made; whoever reads sets it.
+    :ivar heard_at: when something came last, or the connection was made; the reader sets it.
     """
 
     __slots__ = ("_asked_at", "heard_at", "interval", "timeout")

@@ -47,7 +47,7 @@ class Takes(Protocol):
     def done(self) -> None:
         """All that has come was taken, or enough of it.
 
-        (The peer's end may be right behind a response, and whoever is next on that connection had better know.)
+        (The peer's end may be right behind a response, and the next request on that connection had better know.)
         """
 
     def lost(self, error: TransportError) -> None:

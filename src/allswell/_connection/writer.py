@@ -1,7 +1,7 @@
 """How a connection writes: at once, as much as is taken; the rest by a task that belongs to no requester.
 
-What is left over is of two kinds. Requests are held back by those who make them (:data:`UNSENT_LIMIT`). Answers, to
-PINGs and the like, are held back by not reading what asks for them. The two are counted apart: a peer that takes no
+What is left over is of two kinds. Requests are held back by the tasks that make them (:data:`UNSENT_LIMIT`). Answers,
+to PINGs and the like, are held back by not reading what asks for them. The two are counted apart: a peer that takes no
 more of an upload until we take more of the response must be read on from.
 """
 

@@ -2,7 +2,7 @@
 
 Over HTTP/3 each goes as an HTTP datagram (RFC 9297 §2.1) beside the stream that asked, in one packet, lost where that
 is lost: QUIC inside QUIC then recovers by itself what it needs. One that does not fit the packet is dropped, silently:
-RFC 9298 §6.1 says not to send it as a capsule, lest whoever probes the path's MTU be told a lie.
+RFC 9298 §6.1 says not to send it as a capsule, lest a probe of the path's MTU be told a lie.
 
 Where the proxy takes none, or they could not hold the 1200 bytes without which there is no QUIC (RFC 9000 §14), and
 over HTTP/2, they are capsules (RFC 9297 §3.2) on the stream. There nothing is lost and nothing is overtaken: QUIC's

@@ -4,7 +4,7 @@ Theory of operation. AAAA and A are asked for side by side (§3). Attempts begin
 AAAA gets 50 ms more to be first after all. Addresses are tried alternating between the families, in the resolver's
 order within each (§4); an attempt starts when the one before has failed, or 250 ms after it began (§5). The first
 that connects wins; the others are closed. When nothing is left to try and nothing is under way, the error tells
-what each address said. At most 16 addresses of each family are tried: whoever answers for a name could otherwise have
+what each address said. At most 16 addresses of each family are tried: a DNS answer could otherwise have
 us connect to thousands.
 
 Where DNS gave hints of the addresses (RFC 9460 §7.3), they stand in for what the resolver has not answered after 50 ms,

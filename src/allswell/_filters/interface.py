@@ -121,7 +121,7 @@ class Carrier(Filter, Generic[Input_co]):
     def listen(self, function: Callable[[], None] | None) -> bool:
         """Have a function called whenever something has arrived, until told to stop by ``None``.
 
-        What is there already is not told of: whoever begins to listen looks first. Whether this can be had here;
+        What is there already is not told of: a listener looks first. Whether this can be had here;
         otherwise ask :meth:`wait_readable`. Never both at a time.
         """
         return False

@@ -165,7 +165,7 @@ class Lookups:
                 try:
                     await self.addresses(host, port, family)
                 except OSError:
-                    return  # who connects will ask again, and tell
+                    return  # the dial will ask again, and tell
                 tasks.cancel_scope.cancel()
 
             for family in families:

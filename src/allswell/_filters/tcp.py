@@ -281,7 +281,7 @@ class TcpFilter(ByteStream):
         self.unsent = 0
         self.listen(None)
         if self._host is not None and self._host.current:  # and not over
-            anyio.notify_closing(self._sock)  # whoever waits for it learns; and the event loop forgets the descriptor
+            anyio.notify_closing(self._sock)  # its waiter learns; and the event loop forgets the descriptor
         self._sock.close()
         self._sock = None
         return end

@@ -39,7 +39,7 @@ from allswell._report import LayerEnd, Outcome
 _RECORD = 16 * 1024
 #: Records that are decrypted in one go: a full buffer of those that fit a network packet.
 _RECORDS = 256
-#: Bytes of records without any content that are taken in one go; whoever sends more would keep us from everyone else.
+#: Bytes of records without any content that are taken in one go; a peer that sends more would keep us from all others.
 _BARREN = 4 * _RECORD
 #: RFC 5246 §6.2.1: the type of a handshake message's record.
 _HANDSHAKE = 22

@@ -120,7 +120,7 @@ class UdpFilter(Datagrams):
         for each in (self, other):
             each._queue.clear()
             if each._sock is not None:
-                anyio.notify_closing(each._sock)  # who waits for it waits for the other from now on
+                anyio.notify_closing(each._sock)  # a task that waits for it waits for the other from now on
         for name in ("address", "_sock", "_gro", "_gso", "_hears_marks", "_refused"):
             ours, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)

@@ -104,7 +104,7 @@ class Discovery:
         found: set[tuple[Any, ...]] = set()
 
         async def look(host: str, port: int, family: int) -> None:
-            with suppress(OSError):  # who connects will ask again, and tell
+            with suppress(OSError):  # the dial will ask again, and tell
                 found.update(address for _, address in await self.lookups.addresses(host, port, family))
 
         async with anyio.create_task_group() as tasks:

@@ -5,11 +5,11 @@ dial ends, a connection leaves. A request that finds a connection with room open
 otherwise it waits (`waiters.py`), and we dial for it when the limits allow. A waiter is served by whichever connection
 of its route has room first, dialled for it or not: the exchange is opened in its name, so that room is never reserved
 for a task that has yet to wake up. Dials belong to the pool, not to the request that caused them: a dial has the time
-that its most patient waiter allows, and who has less (or is cancelled) leaves it to the others.
+that its most patient waiter allows. One that has less (or is cancelled) leaves it to the others.
 
 Where requests are pipelined, a connection can have room *behind* other exchanges. It is used when no idle one is there,
-and before a new one is made, in turns; only for requests that may follow others, and never past someone who waits and
-may not: he would wait for ever for a connection to become idle.
+and before a new one is made, in turns; only for requests that may follow others, and never past one that waits and
+may not: it would wait for ever for a connection to become idle.
 
 A connection may serve other routes than the one that it was made for (`coalescing.py`). A dial looks for such a one
 first; until it has found none, it makes no connection, and counts against no limit.
@@ -110,7 +110,7 @@ class Dispatcher:
         self._keep = 0 if config.keepalive_expiry == 0 else config.max_keepalive_connections  # how many of them
         self._coalescing = Coalescing(config, dialer)
         self._surplus: Alarm | None = None
-        self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at who waits for what exists
+        self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at the waiters for what exists
         self._counted = 0  # connections and dials that count against the limit
         self._closing: Deadline | None = None
         self._late = ""  # what an exchange is told that has not ended with the grace
@@ -175,12 +175,12 @@ class Dispatcher:
         self._waiters.add(route, waiter)
         for member in state.refilling:
             self._idle.pop(member, None)  # somebody wants it
-        for member in list(state.free):  # who waits in front of it may need a fresh one
+        for member in list(state.free):  # the one in front of it may need a fresh one
             self._serve(state, member)
         try:
             while waiter.exchange is None and waiter.error is None:
                 if waiter.dial is None:
-                    self._make_room(state)  # again, where its dial was cancelled: who asks proves that the loop runs
+                    self._make_room(state)  # again, where its dial was cancelled: a caller proves that the loop runs
                 until, phase = self._until(waiter, pool_at)
                 with Limit(self.host, until) as limit:
                     await waiter.signal.wait()
@@ -231,7 +231,7 @@ class Dispatcher:
             if connection.opened and not looked and _looks(connection, chosen.request):
                 if not connection.usable():  # it may find its end behind a response
                     return
-                looked = True  # and it may have served whoever waits
+                looked = True  # and it may have served the waiter
                 continue
             self._forget(state, chosen)
             try:
@@ -302,7 +302,7 @@ class Dispatcher:
         limits = self.config
         per_route = limits.max_connections_per_route
         if per_route is not None and state.connections + state.dialling >= per_route:
-            # One that is idle although somebody waits here will not do for him: he needs a fresh one.
+            # It is idle, yet not fresh enough for the waiter: it can go.
             idle = next((each for each in state.free if each in self._idle and each.home is state), None)
             if idle is None:
                 return False
@@ -343,7 +343,7 @@ class Dispatcher:
                 error = PoolClosed(
                     f"{state.route.label}: the pool was closed while the request waited for a connection"
                 )
-        except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: who waits must learn
+        except Exception as failure:  # noqa: BLE001 - a bug, or a setting that the system refuses: the waiters must learn
             told = first_of(failure)
             error = ConnectFailed(f"cannot connect to {state.route.label}: {told!r}", phase="tcp", by="us")
             error.__cause__ = failure
@@ -419,9 +419,9 @@ class Dispatcher:
         waiter.signal.set()
 
     def _dial_cancelled(self, state: RouteState, dial: Dial) -> None:
-        """Its task was cancelled: the event loop ends, or somebody cancels all tasks of a loop that goes on.
+        """Its task was cancelled: the event loop ends, or a program cancels all tasks of a loop that goes on.
 
-        Nothing can be begun from here, for nobody might ever run it. Those who wait are woken. Whoever is not cancelled
+        Nothing can be begun from here, for it might never run. The waiters are woken. A request that is not cancelled
         as well asks again, and so proves that the loop runs.
         """
         for waiter in list(dial.waiters):
@@ -490,7 +490,7 @@ class Dispatcher:
     def _owed_elsewhere(self, state: RouteState) -> bool:
         """Whether the place of a connection without exchanges belongs to another route.
 
-        There someone has waited for longer than anyone here, and nothing is under way that could ever serve him.
+        There a request has waited for longer than any here, and nothing is under way that could ever serve it.
         """
         oldest = self._waiters.longest_without_dial()
         if oldest is None or oldest == state.route or self.config.max_connections is None or not state.counts:
@@ -511,9 +511,9 @@ class Dispatcher:
         member = self._members.get(connection)
         if member is None:
             return
-        # (One that has carried nothing yet was made for who waits here, when it was his turn.)
+        # (One that has carried nothing yet was made for a waiter here, when it was its turn.)
         if connection.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
-            # Its end is not the server's doing: who waits here waits on.
+            # Its end is not the server's doing: the waiters here wait on.
             self._evict(member)
             self._room_came(member.home)
             return
@@ -633,7 +633,7 @@ class Dispatcher:
         if self.config.on_connection_end is not None:
             try:
                 self.config.on_connection_end(end)
-            except BaseException:  # noqa: BLE001 - the caller's; whoever happened to cause this end must not pay for it
+            except BaseException:  # noqa: BLE001 - the caller's; the request that caused this end must not pay for it
                 logger.exception("allswell: on_connection_end failed")
         self._something_ended()
 

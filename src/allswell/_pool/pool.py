@@ -117,7 +117,7 @@ class ConnectionPool:
         :param headers: names and values, a mapping or pairs, text or bytes; ``Host`` and the framing of ``content`` are
             added where they are missing.
         :param content: the body; an async iterable is sent chunked, unless a Content-Length is given.
-        :raises AllswellError: saying who failed and how.
+        :raises AllswellError: saying what failed and how.
         """
         made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies)
         response = await self.send(made)
@@ -157,7 +157,7 @@ class ConnectionPool:
         """Send a request; its response, of which the head has come. The caller must read or close it.
 
         :param replay: where the ledger is kept, if there is more to do than one attempt.
-        :raises AllswellError: saying who failed and how.
+        :raises AllswellError: saying what failed and how.
         """
         total = request.timeouts.total
         if total is not None and request.total_at == math.inf:

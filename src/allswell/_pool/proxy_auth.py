@@ -25,7 +25,7 @@ class ProxyAuth:
 
     :param method: of the request.
     :param target: its request-target, as the proxy sees it (Digest covers it: RFC 7616 §3.4.6).
-    :ivar headers: what to send now: the hop's own fields, and what tells who we are.
+    :ivar headers: what to send now: the hop's own fields, and the credentials.
     """
 
     def __init__(self, hop: ProxyHop, method: bytes, target: bytes) -> None:

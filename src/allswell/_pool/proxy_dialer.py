@@ -4,7 +4,7 @@ Each hop adds its layers to the stack that reaches it: ``http-connect > tcp`` fo
 tcp`` for an https one, ``socks5 > tcp``; two hops, two such pieces. An https proxy may speak HTTP/2, or HTTP/3. Then
 the connection to it is one of the pool's own, under a route of its own (``Route.carries``), and a tunnel is one of its
 exchanges: the stack that is built on it begins with ``tunnel``. It lives as long as it has tunnels, and counts against
-no limit, for whoever waits for a tunnel holds a place already.
+no limit, for the request that waits for a tunnel holds a place already.
 
 Whether a proxy speaks HTTP/2 is known only when it was asked. One that does not is asked no more: the first tunnel
 through it is an exchange all the same, of an HTTP/1.1 connection that it uses up; the next ones are built as above.
@@ -78,7 +78,7 @@ class ProxyDialer:
         """A connected stack whose bytes arrive at the route's host and port.
 
         :param send: sends a request for a tunnel, on a connection of the pool's.
-        :raises ConnectFailed: naming who failed.
+        :raises ConnectFailed: naming what failed.
         """
         if not route.proxies:
             stack = Stack(self._tcp(route))
@@ -142,7 +142,7 @@ class ProxyDialer:
 
         ``socks5-udp > udp > socks5 > tcp``, or ``connect-udp > tunnel``.
 
-        :raises ConnectFailed: naming who failed.
+        :raises ConnectFailed: naming what failed.
         """
         config, hop = self._config, route.proxies[-1]
         if hop.scheme == "https":

@@ -89,7 +89,7 @@ class Waiter:
         self.covered_at = math.inf
         self.signal = signal
         self.fresh = fresh
-        self.searched = fresh is not ANY  # who was lost or sent away already gets one of his own
+        self.searched = fresh is not ANY  # a request that was lost or sent away gets one of its own
         self.dial: Dial | None = None
         self.exchange: Exchange[Connection] | None = None
         self.error: BaseException | None = None

@@ -10,7 +10,7 @@ end well it lacks seven things, and this subclass adds them by overriding as lit
 - **Closing.** In its closing state aioquic ignores what comes. RFC 9000 §10.2.1 has the peer's CONNECTION_CLOSE end
   that state, so input is still decrypted and parsed, by the same code as ever, and all of it forgotten save a close.
 - **The end, known at once.** aioquic tells of a peer's close when the draining period is over, three PTO late. Here
-  :attr:`ended` says who ended it and why as soon as it is so.
+  :attr:`ended` says which side ended it and why as soon as it is so.
 - **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
 - **A handshake that gets through.** After a probe timeout aioquic sends one datagram, and it sends no ACK twice. Until
   the handshake is confirmed we send two, each with all that is not acknowledged, and with the ACKs.
