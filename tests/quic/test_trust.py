@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trustme
@@ -49,6 +50,24 @@ def test_a_consent_is_remembered_for_a_minute(judged: list[str], monkeypatch: py
     assert judged == ["localhost", "127.0.0.1", "localhost"]
 
 
+def test_a_consent_ends_with_the_first_certificate_that_expires(
+    judged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(trust, "monotonic", lambda: now)
+    authority = trustme.CA()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    leaf = authority.issue_cert("localhost", not_after=datetime.now(UTC) + timedelta(seconds=30))
+    chain = load_pem_x509_certificates(b"".join(each.bytes() for each in leaf.cert_chain_pems))
+    for _ in range(2):
+        trust.check(context, "localhost", chain)
+    assert judged == ["localhost"]
+    now += 31
+    trust.check(context, "localhost", chain)  # (by the clock on the wall it is valid still)
+    assert judged == ["localhost"] * 2
+
+
 def test_it_is_that_contexts_own(judged: list[str]) -> None:
     trust.check(certificates().client_context(), "localhost", _chain())
     with pytest.raises(AlertBadCertificate):
@@ -84,6 +103,18 @@ class Own(ssl.SSLContext):
 def test_a_context_of_ones_own_class_is_always_asked(judged: list[str]) -> None:
     context = Own(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cafile=certificates().ca)
+    for _ in range(2):
+        trust.check(context, "localhost", _chain())
+    assert judged == ["localhost"] * 2
+
+
+class OwnObject(ssl.SSLObject):
+    """Likewise, where a context makes these (``sslobject_class``)."""
+
+
+def test_a_context_that_makes_objects_of_ones_own_class_is_always_asked(judged: list[str]) -> None:
+    context = certificates().client_context()
+    context.sslobject_class = OwnObject
     for _ in range(2):
         trust.check(context, "localhost", _chain())
     assert judged == ["localhost"] * 2

@@ -12,7 +12,8 @@ other TLS libraries; ``truststore`` on macOS and Windows). Hence each context fi
 does not is believed in nothing.
 
 That is a quarter of what a connection costs. So a context's consent is remembered for a minute: to this name with this
-chain, as long as its settings and what was loaded into it stay the same. A refusal is not: it may be mended at once.
+chain, as long as its settings and what was loaded into it stay the same, and no longer than the certificates are valid.
+A refusal is not remembered: it may be mended at once.
 
 This is the one part of this layer that works with :mod:`ssl`. It does no I/O: the handshake is one in memory.
 """
@@ -81,7 +82,7 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
         if _judge(context, _STRANGER, [_stranger()]) is None:
             raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
         _judges.add(context)
-    if type(context) is not ssl.SSLContext:  # one that may judge by more than is known here
+    if type(context) is not ssl.SSLContext or vars(context):  # one that may judge by more than is known here
         remembered, key = dict[Any, float](), None
     else:
         remembered, key = _consents.setdefault(context, {}), _question(context, name, chain)
@@ -93,7 +94,12 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
         raise AlertBadCertificate(verdict)
     if len(remembered) >= _MOST_REMEMBERED:
         remembered.clear()
-    remembered[key] = now + _REMEMBERED_FOR
+    remembered[key] = now + min(_REMEMBERED_FOR, _valid_for(chain))
+
+
+def _valid_for(chain: list[x509.Certificate]) -> float:
+    """Seconds until the first of these certificates expires."""
+    return (min(each.not_valid_after_utc for each in chain) - datetime.now(UTC)).total_seconds()
 
 
 def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> Any:
