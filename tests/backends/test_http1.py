@@ -367,6 +367,21 @@ def test_tunnel(request_head: RequestHead, answer: bytes, size: int) -> None:
     assert backend.capacity() == 0
 
 
+@sizes
+@pytest.mark.parametrize("framing", [(b"Content-Length", b"6"), (b"Transfer-Encoding", b"chunked")])
+def test_no_protocol_is_switched_to_in_the_middle_of_a_request(framing: tuple[bytes, bytes], size: int) -> None:
+    """The rest of the request would be read as the new protocol's bytes, and those as the request's (RFC 9110 §7.8)."""
+    backend = opened(b"POST", framing, (b"Connection", b"upgrade"), (b"Upgrade", b"echo"), end=False)
+    backend.send_body(1, b"one", end=False)
+    backend.take_output()
+    events = feed(backend, b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nraw", size)
+    assert kinds(events) == ["ExchangeFailed"]
+    assert "switched protocols in the middle of the request" in str(failure(events))
+    assert backend.must_abort
+    backend.send_body(1, b"two", end=True)
+    assert backend.take_output() == b""
+
+
 def test_refused_connect_is_a_response() -> None:
     backend = http1()
     backend.open(head(b"CONNECT", target=b"b:443"), end=True)

@@ -415,6 +415,9 @@ class Http1:
         head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason.translate(_SHOWN))
         exchange = self._current
         if reader.their_state is h11.SWITCHED_PROTOCOL:
+            if event.status_code == 101 and self._sending.open:
+                # RFC 9110 §7.8: a request is not left half-way for another protocol, whose bytes the rest would seem.
+                raise h11.RemoteProtocolError("it switched protocols in the middle of the request")
             self._receiving.move(Receive.TUNNEL)
             events.append(ResponseReceived(exchange, head, tunnel=True))
             leading = reader.trailing_data[0]
