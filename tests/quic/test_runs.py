@@ -15,14 +15,17 @@ import hypothesis
 import pytest
 from aioquic.quic import events as theirs
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import CipherSuite, Epoch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from allswell._quic import runs
 from allswell._quic.connection import ClientConnection
 from allswell._quic.engine import Engine
 from allswell._quic.interface import StreamDataReceived
+from allswell._quic.recovery import Recovery
 from allswell._quic.runs import LARGEST_DATAGRAM
 from tests.quic.test_hostile import _CLIENT, _SERVER, LongWay, Pair, stream
 
@@ -422,3 +425,27 @@ def test_a_ping_has_room_beside_an_upload() -> None:
     for datagram, _ in pair.client.datagrams_to_send(pair.now):
         pair.server.receive_datagram(datagram, _CLIENT, pair.now)
     assert pair.client.engine._ping_pending == []
+
+
+@pytest.mark.parametrize("engine", [Engine, SentLongWay])
+def test_keys_are_not_used_for_more_packets_than_is_safe(monkeypatch: pytest.MonkeyPatch, engine: type[Engine]) -> None:
+    """RFC 9001 §6.6, and not again before the peer has taken the last ones (§6.1)."""
+    monkeypatch.setattr(runs, "_PACKETS_PER_KEY", 100)
+    monkeypatch.setattr(Recovery, "congestion_window", 20_000)
+    upload = Upload([600_000], [""], engine=engine)
+    begun: list[int] = []
+    update = CryptoPair._update_key
+
+    def noted(pair: CryptoPair, trigger: str) -> None:
+        if trigger == "local_update":
+            connection = upload.pair.client.engine
+            begun.append(connection._packet_number)
+            assert len(begun) < 2 or connection._spaces[Epoch.ONE_RTT].largest_acked_packet >= begun[-2]
+        update(pair, trigger)
+
+    monkeypatch.setattr(CryptoPair, "_update_key", noted)
+    assert upload.run() == upload.sent
+    last = upload.pair.client.engine._packet_number
+    used = [after - before for before, after in zip(begun, [*begun[1:], last], strict=True)]
+    assert len(used) > 3
+    assert max(used) < 100 + 2 * 20  # of which congestion control lets no more go at once

@@ -51,6 +51,8 @@ _SAMPLE_OFFSET, _SAMPLE = 4, 16
 #: RFC 9000 §17.3.1: the header form, the fixed bit, the reserved bits and the key phase; and the fixed bit alone.
 _FORM, _FIXED_BIT = 0b11011100, 0b01000000
 _KEY_PHASE_SHIFT, _SPIN_BIT_SHIFT = 2, 5
+#: RFC 9001 §6.6: AES-GCM may protect 2^23 packets with one key. After half of them it is time for another.
+_PACKETS_PER_KEY = 1 << 22
 #: Bytes of a packet number that is sent: as many as aioquic takes.
 _NUMBER_SIZE = 2
 #: Of a packet: the AEAD's tag (RFC 9001 §5.3).
@@ -227,6 +229,8 @@ class RunConnection(EcnConnection):
         self._in_order: dict[int, _InOrder] = {}
         self._unbooked = 0  # bytes of them
         self._sealer: Sealer | None = None
+        self._sends_with: AEAD | None = None  # since this packet:
+        self._first_of_key = 0
 
     def receive_run(
         self, run: bytes, ends: Sequence[int], index: int, addr: NetworkAddress, now: float, over: Callable[[], bool]
@@ -425,9 +429,21 @@ class RunConnection(EcnConnection):
     # Sending
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        self._renew_keys()
         address = self._network_paths[0].addr
         datagrams = [(datagram, address) for datagram in self._runs_to_send(now)]
         return datagrams + super().datagrams_to_send(now)
+
+    def _renew_keys(self) -> None:
+        """Have other keys begin, in time; not before the peer has taken those that there are (RFC 9001 §6.1)."""
+        aead, number = self._cryptos[Epoch.ONE_RTT].send.aead, self._packet_number
+        if aead is not self._sends_with:
+            self._sends_with, self._first_of_key = aead, number
+        elif (
+            number - self._first_of_key >= _PACKETS_PER_KEY
+            and self._spaces[Epoch.ONE_RTT].largest_acked_packet >= self._first_of_key
+        ):
+            self.request_key_update()
 
     def _runs_to_send(self, now: float) -> list[bytes]:
         """Packets that are full of one stream's data, as many as may go; but one, in which other frames have room."""
