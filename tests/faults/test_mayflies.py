@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from tests.support.certificates import certificates
-from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
+from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk, h2_tls
 from tests.support.peer import ClientGoneError, PeerConnection, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import Ending, answers, response, target
@@ -159,6 +160,31 @@ async def test_a_hundred_at_once_and_ten_answers(version: str, ending: str, inst
             for number in range(100):
                 tasks.start_soon(fetch, pool, url, number, answered)
     assert sorted(answered) == list(range(100))
+
+
+async def test_a_request_is_not_refused_by_one_spent_connection_after_another() -> None:
+    """Each of eight connections has given all its answers, and says so when the next request comes there."""
+    together = threading.Barrier(8)
+
+    def once(talk: Talk, request: Request) -> None:
+        if request.stream > 1:
+            talk.goaway(1)
+            return
+        if request.path not in ("/first", "/last"):
+            together.wait(60)  # so that no connection has two of them
+        talk.answer(request)
+
+    server = Http2Server(once, settings={MAX_CONCURRENT_STREAMS: 1})
+    with scripted_peer(server, tls=h2_tls()) as peer:
+        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
+            await pool.request("GET", f"{peer.url}/first")  # it tells how many streams there are to be
+            async with anyio.create_task_group() as tasks:
+                for number in range(8):
+                    tasks.start_soon(partial(pool.request, "GET", f"{peer.url}/{number}", timeouts=SOON))
+            assert len(server.talks) == 9  # the first one is gone
+            response = await pool.request("POST", f"{peer.url}/last", content=b"x", timeouts=SOON)
+            assert await response.read() == b"/last"
+            assert len(response.attempts) == 2
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -25,7 +25,8 @@ EXPECTED_WITHIN = 0.25
 class Freshness:
     """How fresh a connection must be for a request: any will do, or one made after an instant, or an unused one.
 
-    A connection that has carried nothing yet is fresh enough for all.
+    A connection that has carried nothing yet is fresh enough for all. One that has carried as much as others did before
+    they left is so for whoever takes any.
 
     :param made_after: the instant; ``None``: only an unused one will do.
     """
@@ -37,7 +38,11 @@ class Freshness:
 
     def met_by(self, connection: Connection) -> bool:
         """Whether this connection is fresh enough."""
-        return not connection.opened or (self.made_after is not None and connection.made_at > self.made_after)
+        if not connection.opened or self is ANY:
+            return True
+        if self.made_after is None or connection.made_at <= self.made_after:
+            return False
+        return connection.opened < connection.service.takes
 
 
 ANY, UNUSED = Freshness(-math.inf), Freshness(None)

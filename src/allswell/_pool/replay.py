@@ -5,8 +5,11 @@ What is *proven* may repeat as long as there is progress: the server has answere
 the connection that it leaves. So one that takes ten requests on each connection serves hundreds. Without progress there
 are few tries, with growing pauses; and none when the request has been without a sign of life for longer than it would
 wait for a response, or for room in the pool. Others' progress does not license one request for ever. When it has been
-refused five times, it pauses as well, and from then on it has only so long, and so many tries. What is only *likely*
-goes on a newer connection, then on one of its own.
+refused five times, it pauses as well, and from then on it has only so long, and so many tries.
+
+Where it goes: a server that left one connection may be about to leave all others that are as old, each when the next
+request comes there. So what was refused twice by connections that left goes on one made since, which is expected to
+take it. What is only *likely* goes on a newer connection, then on one of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ _CROSSING = 1.0
 class Replay:
     """The attempts at one request that did not give its response.
 
-    :param attempts: the ledger, if it was begun before.
+    :param attempts: the ledger, if it was begun before: by another try, whose attempts count for nothing here.
     :ivar attempts: the ledger.
     :ivar http_version: of the connection that carried the last attempt.
     :ivar fresh: how fresh the next connection must be.
@@ -57,6 +60,8 @@ class Replay:
         self.http_version = ""
         self.fresh = ANY
         self._request = request
+        self._earlier = len(self.attempts)
+        self._left = 0  # connections that had carried others, and left without it
         self._fruitless = 0
         self._service: Service | None = None  # of the last attempt, and what it had answered by then
         self._answered = self._barren = 0
@@ -103,6 +108,9 @@ class Replay:
             raise error.cause from error
         if error.proven:
             self._look_for_progress(connection, now)
+            self._left += connection.state is not State.OPEN and connection.opened > 1
+            if self._left > 1 and self.fresh is not UNUSED:
+                self.fresh = Freshness(now)
             until = min(self._until, self._request.total_at)
             if self._hopeless() or now >= until:
                 raise error.cause from error
@@ -116,6 +124,10 @@ class Replay:
             # lost at once: where they can share one, they do. One that is lost again gets a connection of its own.
             self.fresh = Freshness(now) if connection.shared and self.fresh is ANY else UNUSED
 
+    @property
+    def _tries(self) -> int:
+        return len(self.attempts) - self._earlier
+
     def _look_for_progress(self, connection: Connection, now: float) -> None:
         service = connection.service
         # (A connection that left without an answer is no progress, whatever others have served meanwhile.)
@@ -125,7 +137,7 @@ class Replay:
         if answered or serves:
             self._fruitless = 0
             # (One that goes on may refuse this request only. So may a server that leaves, when it does so each time.)
-            if connection.state is not State.OPEN and len(self.attempts) <= _FRUITLESS:
+            if connection.state is not State.OPEN and self._tries <= _FRUITLESS:
                 self._until = now + self._patience
         if not self._fruitless:
             self._barren = service.barren - 1  # with this one, or another that is about to be
@@ -134,7 +146,7 @@ class Replay:
 
     def _hopeless(self) -> bool:
         assert self._service is not None
-        if len(self.attempts) >= _MOST:
+        if self._tries >= _MOST:
             return True
         if self._service.answered > self._answered:
             return False  # while we paused
@@ -144,7 +156,7 @@ class Replay:
 
     def _pause(self, connection: Connection) -> float:
         """Not together with everybody else; and not at once where the connection goes on and only refuses."""
-        tries = len(self.attempts)
+        tries = self._tries
         if connection.state is not State.OPEN:
             tries = max(self._fruitless, tries + 2 - _FRUITLESS)
         if tries < 2:
