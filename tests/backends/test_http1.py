@@ -208,6 +208,25 @@ def test_no_body(method: bytes, start: bytes, size: int) -> None:
 
 
 @sizes
+@pytest.mark.parametrize("framing", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+def test_nothing_follows_a_204_that_announces_content(framing: bytes, size: int) -> None:
+    """Servers that say so send it, too, and it may come late: it would be read as the next response (RFC 9110 §8.6)."""
+    backend = opened()
+    events = feed(backend, b"HTTP/1.1 204 No Content\r\n%b\r\n\r\n" % framing, size)
+    assert kinds(events) == ["ResponseReceived", "ResponseCompleted", "PeerLeaving"]
+    assert backend.capacity() == 0
+    assert not backend.must_abort
+
+
+@sizes
+def test_a_204_may_say_that_it_has_no_content(size: int) -> None:
+    backend = opened()
+    events = feed(backend, b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", size)
+    assert kinds(events) == ["ResponseReceived", "ResponseCompleted"]
+    assert backend.capacity() == 1
+
+
+@sizes
 def test_informational(size: int) -> None:
     early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     events = feed(opened(), early + OK, size)

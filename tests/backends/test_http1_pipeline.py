@@ -193,6 +193,16 @@ def test_announced_end_proves_that_the_rest_was_not_processed(fields: tuple[byte
     assert not backend.must_abort
 
 
+@sizes
+def test_nothing_is_read_behind_a_204_that_announces_content(size: int) -> None:
+    """What follows may be that, in place of the next response. Whether the rest was processed nobody knows."""
+    backend = opened(3)
+    events = feed(backend, answer(b"2") + b"HTTP/1.1 204 No Content\r\nContent-Length: 39\r\n\r\n" + answer(b"4"), size)
+    assert completed(events) == [2, 3]
+    assert failures(events) == [(4, "perhaps")]
+    assert backend.must_abort
+
+
 @pytest.mark.parametrize("why", [None, TransportError("reset", operation="read")], ids=["FIN", "RST"])
 @pytest.mark.parametrize("cut", range(0, 2 * len(answer(b"2")) + 1, 3))
 def test_cut_anywhere(cut: int, why: TransportError | None) -> None:

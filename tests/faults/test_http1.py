@@ -290,6 +290,25 @@ async def test_close_delimited_over_tls(ending: Ending, whole: bool) -> None:
                 assert caught.value.by == "peer"
 
 
+def _content_late(connection: PeerConnection) -> None:
+    """Answer by a 204 that announces content, and send that only when there is another request."""
+    if connection.index:
+        answers()(connection)
+    elif connection.read_request():
+        connection.send(b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n")
+        if connection.read_request():
+            connection.send(b"{}" + response(b"of another"))
+
+
+async def test_late_content_of_a_204_meets_no_other_request() -> None:
+    with scripted_peer(_content_late) as peer:
+        async with pool_for() as pool:
+            assert (await pool.request("DELETE", f"{peer.url}/1")).status == 204
+            assert await get(pool, f"{peer.url}/2") == b"/2"
+        await peer.ended(connections=2)
+        assert [connection.saw for connection in peer.connections] == [["FIN"], ["FIN"]]
+
+
 async def test_close_delimited_over_plain_tcp() -> None:
     with scripted_peer(close_delimited(b"until the end", Ending.FIN)) as peer:
         async with pool_for() as pool:

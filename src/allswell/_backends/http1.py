@@ -12,8 +12,8 @@ h11 never sees our half. Where it is to read, an engine is made and told of a re
 real one does: HEAD, CONNECT, one that asks for an upgrade, or any other.
 
 An HTTP/1.1 connection is reusable only when both halves of an exchange are complete, neither has said otherwise, and
-nothing lies behind the response. An abandoned exchange, or bytes that nobody asked for, end it: they would be read as
-the next response.
+nothing lies behind the response, or is announced where it has no content. An abandoned exchange, or bytes that nobody
+asked for, end it: they would be read as the next response.
 """
 
 from __future__ import annotations
@@ -443,6 +443,11 @@ class Http1:
             self._answered(head, events, close=b"close" in options(headers, b"connection"))
             if self._receiving.method == b"HEAD" or event.status_code in (204, 304):
                 self._rest = 0
+                if event.status_code == 204 and (length or encoded):
+                    # RFC 9110 §8.6, RFC 9112 §6.1: it must not say so. Content that it should not have may yet follow,
+                    # and be read as the next response.
+                    self._persists = False
+                    self.must_abort = self.followed
             elif encoded:
                 self._chunks = Chunks(self._judge)
             else:

@@ -101,6 +101,8 @@ class Heads:
         status = int(status_line[1])
         if chunked and length is not None:
             return None
+        if status == 204 and (length or chunked):
+            return None  # it must not say so
         if method == b"HEAD" or status in (204, 304):
             length = 0  # RFC 9112 §6.3: none follows, whatever the fields say
         elif length is None and not chunked:
