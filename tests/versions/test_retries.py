@@ -170,7 +170,10 @@ async def test_a_server_that_asks_for_too_much_is_answered_with_its_response(sai
     assert failing.requests == 1
 
 
-@pytest.mark.parametrize("said", ["soon", "-1", "", "Fri, 99 Foo 2026", "٣", "Mon, 01 Jan 1990 00:00:00 GMT"])
+DATES = ["Mon, 01 Jan 1990 00:00:00 GMT", f"1 Jan {10**20} 00:00:00 GMT", f"1 Jan 2026 00:00:00 +{10**16}"]
+
+
+@pytest.mark.parametrize("said", ["soon", "-1", "", "Fri, 99 Foo 2026", "٣", *DATES])
 async def test_what_asks_for_nothing_is_a_pause_as_any_other(said: str, pauses: list[float]) -> None:
     fields = () if not said.isascii() else (("retry-after", said),)
     with serving("h1", Failing(1, 503, *fields)) as server:
@@ -222,6 +225,33 @@ async def test_closing_ends_a_pause(version: str, monkeypatch: pytest.MonkeyPatc
             await pausing.wait()
             with anyio.fail_after(20):
                 await made.pool.aclose()  # type: ignore[union-attr]  # it is the server's
+
+
+async def test_no_pause_begins_when_the_pool_closes() -> None:
+    """Its answer came within the grace: it is what there is."""
+
+    def unavailable(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.stall()
+        connection.send(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 29\r\nContent-Length: 0\r\n\r\n")
+        connection.read_until_end()
+
+    with scripted_peer(unavailable) as peer:
+        async with AsyncClient(retry=Retry(), grace=20) as made, anyio.create_task_group() as tasks:
+
+            async def get() -> None:
+                response = await made.get(peer.url)
+                assert (response.status_code, response.extensions["attempts"]) == (503, [])
+
+            tasks.start_soon(get)
+            while not (made.pool and made.pool.snapshot().exchanges):  # noqa: ASYNC110  to be seen only
+                await anyio.sleep(0.005)
+            tasks.start_soon(made.aclose)
+            while not (made.pool and made.pool.closing):  # noqa: ASYNC110  to be seen only
+                await anyio.sleep(0.005)
+            with anyio.fail_after(20):
+                peer.release()
+                await made.aclose()
 
 
 async def test_a_pause_takes_its_time(version: str) -> None:

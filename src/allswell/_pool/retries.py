@@ -55,13 +55,19 @@ class Budgets:
 
 
 class Pauses:
-    """The pauses of all requests of a pool, which its close cuts short. What follows finds it closed."""
+    """The pauses of all requests of a pool, which its close cuts short. What follows finds it closed.
+
+    :ivar over: there are none any more.
+    """
 
     def __init__(self) -> None:
+        self.over = False
         self._now: set[anyio.Event] = set()
 
     async def wait(self, seconds: float) -> None:
         """Pause for so long."""
+        if self.over:
+            return
         over = anyio.Event()
         self._now.add(over)
         try:
@@ -71,7 +77,8 @@ class Pauses:
             self._now.discard(over)
 
     def end(self) -> None:
-        """All of them are over."""
+        """All of them are over, and no other begins."""
+        self.over = True
         for over in self._now:
             over.set()
 
@@ -90,11 +97,11 @@ async def retried(request: Request, retry: Retry, budgets: Budgets, pauses: Paus
         try:
             response = await send(request, replay)
         except AllswellError as error:
-            pause = tries.after_error(error, replay)
+            pause = None if pauses.over else tries.after_error(error, replay)
             if pause is None:
                 raise
         else:
-            pause = tries.after_response(response)
+            pause = None if pauses.over else tries.after_response(response)
             if pause is None:
                 return response
             await _leave(response)
@@ -163,7 +170,7 @@ def retry_after(headers: Headers) -> float | None:
                 return float(said)
             try:
                 at = parsedate_to_datetime(said)
-            except ValueError:
+            except (ValueError, OverflowError):
                 return None
             return max(0.0, _utc(at).timestamp() - time())
     return None
