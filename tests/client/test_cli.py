@@ -139,6 +139,15 @@ def test_errors_tell_no_password(way: str) -> None:
     assert b"ada" not in done.stderr
 
 
+@pytest.mark.parametrize("proxy", ["http://ada:hunter/2@localhost", "ada:hunter/2@localhost", "http://ada:hunter@[::"])
+def test_what_is_no_proxy_tells_no_password(proxy: str) -> None:
+    done = allswell("-x", proxy, "http://localhost/")
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.startswith(b"allswell: not the URL of a proxy: ")
+    assert b"hunter" not in done.stderr
+    assert b"ada" not in done.stderr
+
+
 def test_an_untrusted_certificate_is_60_unless_told_otherwise(origin: ServerInfo) -> None:
     command = [str(Path(sys.executable).with_name("allswell")), f"{origin.url}/anything"]
     refused = subprocess.run(command, capture_output=True, timeout=100)

@@ -13,6 +13,7 @@ from allswell._cli.exits import Exit, Failed
 from allswell._cli.output import Output
 from allswell._client import AsyncClient
 from allswell._config import QuicConfig
+from allswell._fields import no_url
 from allswell._filters.keylog import new_context
 from allswell._pool.pool import ConnectionPool
 from allswell._report import ConnectionEnd
@@ -140,7 +141,9 @@ def _proxies(asked: Asked) -> dict[str, Any]:
             auth = (name, password) if colon or name else None
             context = new_context(False) if asked.proxy_insecure and url.scheme == "https" else None
             found["proxy"] = httpx2.Proxy(url, auth=auth, ssl_context=context)
-        except (httpx2.InvalidURL, ValueError) as error:
+        except httpx2.InvalidURL as error:  # which may quote a password
+            raise Failed(Exit.PROXY_NAME, f"not the URL of a proxy: {no_url(given, error)}") from error
+        except ValueError as error:
             raise Failed(Exit.PROXY_NAME, f"not the URL of a proxy: {error}") from error
     if asked.no_proxy == "*":
         return {}
