@@ -130,9 +130,9 @@ class AsyncClient(ShortWays):
             "grace": grace,
         }
         if pool is not None:
-            handed = {name: value for name, value in settings.items() if name in _OF_CONNECTIONS}
-            said = {"http1": http1, "http2": http2, **self._connections, **handed}
-            require_none_beside_pool(AsyncClient.__init__, said)
+            require_none_beside_pool(AsyncClient.__init__, {"http1": http1, "http2": http2, **self._connections})
+            handed = {name: value for name, value in settings.items() if name in _OF_CONNECTIONS and value is not None}
+            require_none_beside_pool(httpx2.AsyncClient.__init__, handed)
         self._connections["http3_origins"] = frozenset(http3_origins)
         self._connections["nameservers"] = tuple(nameservers)
         self._connections["quic"] = quic or QuicConfig()

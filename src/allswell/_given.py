@@ -52,11 +52,15 @@ def require_known(settings: Collection[str], known: Collection[str], of: str) ->
 def require_none_beside_pool(function: Callable[..., object], settings: Mapping[str, object]) -> None:
     """A pool has its own settings of connections: what is said beside it would do nothing.
 
-    :param function: what was called; by its defaults it is known what was said.
+    :param function: what was called; by its defaults it is known what was said. (No value says as much as another.)
     :raises TypeError: which names that.
     """
-    parameters = signature(function).parameters
-    said = [name for name, value in settings.items() if name not in parameters or value != parameters[name].default]
+    defaults = {name: each.default for name, each in signature(function).parameters.items()}
+    said = [
+        name
+        for name, value in settings.items()
+        if name not in defaults or (value != defaults[name] and (value or defaults[name]))
+    ]
     if said:
         them = "that is a setting" if len(said) == 1 else "those are settings"
         raise TypeError(f"{', '.join(said)} beside pool= would do nothing: {them} of connections, which the pool has")

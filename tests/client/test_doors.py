@@ -241,6 +241,26 @@ async def test_a_setting_that_a_pool_makes_void_is_refused(name: str) -> None:
         assert pool.snapshot().users == 1
 
 
+DEFAULTS: dict[str, Any] = {
+    "verify": True,
+    "cert": None,
+    "limits": httpx2.Limits(max_connections=100, max_keepalive_connections=20),
+    "http1": True,
+    "http2": True,
+    "http3_origins": [],
+    "nameservers": [],
+    "socket_options": [],
+    "retries": 0,
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+async def test_what_is_so_anyway_may_be_said_beside_a_pool(name: str) -> None:
+    """Code that hands on all its settings says the defaults, too."""
+    async with allswell.ConnectionPool() as pool, allswell.AsyncClient(pool=pool, **{name: DEFAULTS[name]}):
+        assert pool.snapshot().users == 2
+
+
 async def test_what_a_pool_leaves_to_its_users() -> None:
     """Proxies, and what the environment says of them and of passwords, are the client's."""
     async with allswell.ConnectionPool(grace=7) as pool:
