@@ -194,6 +194,16 @@ def test_announced_end_proves_that_the_rest_was_not_processed(fields: tuple[byte
 
 
 @sizes
+def test_a_server_of_http_1_0_that_goes_on_may_have_processed_the_rest(size: int) -> None:
+    backend = opened(3)
+    last = answer(b"3", b"Connection: keep-alive").replace(b"1.1", b"1.0")
+    events = feed(backend, answer(b"2") + last, size)
+    assert completed(events) == [2, 3]
+    assert failures(events) == [(4, "perhaps")]
+    assert backend.spent
+
+
+@sizes
 def test_nothing_is_read_behind_a_204_that_announces_content(size: int) -> None:
     """What follows may be that, in place of the next response. Whether the rest was processed nobody knows."""
     backend = opened(3)

@@ -112,6 +112,7 @@ class Http1:
     :param numbers: the exchanges' numbers, from 1 for a connection's first; shared by those that are pipelined.
     :param memory: shared likewise.
     :ivar followed: another request was sent behind this one: what lies behind the response is that one's.
+    :ivar last_said: the server has said that it processes no request behind this one.
     """
 
     name = "h1"
@@ -145,6 +146,7 @@ class Http1:
         self._left: memoryview | None = None  # input that was not acted on yet
         self._surplus = b""  # what came behind the response
         self.followed = False
+        self.last_said = False
         self.must_abort = False
         self.kept_idle = math.inf
 
@@ -349,6 +351,7 @@ class Http1:
         events.append(ResponseReceived(self._current, head))
         if close:
             self._persists = False
+            self.last_said = True
             if self._sending.open:
                 # RFC 9112 §9.6: it reads no more. Half a request is out, so the connection ends with this exchange.
                 events.append(UploadRefused(self._current))
@@ -439,8 +442,11 @@ class Http1:
             if encoded and length is not None:
                 # RFC 9112 §6.3: "ought to be handled as an error", for it may be an attempt at response splitting.
                 raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")
-            self._persists = self._persists and event.http_version >= b"1.1"
-            self._answered(head, events, close=b"close" in options(headers, b"connection"))
+            said = options(headers, b"connection")
+            if event.http_version < b"1.1":
+                self._persists = False
+                self.last_said = b"keep-alive" not in said  # RFC 9112 §9.3
+            self._answered(head, events, close=b"close" in said)
             if self._receiving.method == b"HEAD" or event.status_code in (204, 304):
                 self._rest = 0
                 if event.status_code == 204 and (length or encoded):

@@ -151,7 +151,7 @@ class Http1Pipeline:
         elif first.spent:
             # RFC 9112 §9.6: a server that sends Connection: close must process no further request (and say no more).
             cause = RemoteProtocolError("the server ended the connection with the response before")
-            events += self._unanswered(cause, proven=not first.surplus)
+            events += self._unanswered(cause, proven=first.last_said and not first.surplus)
         return events
 
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
