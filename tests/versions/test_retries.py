@@ -227,6 +227,22 @@ async def test_closing_ends_a_pause(version: str, monkeypatch: pytest.MonkeyPatc
                 await made.pool.aclose()  # type: ignore[union-attr]  # it is the server's
 
 
+async def test_a_body_that_is_not_wanted_is_not_waited_for(pauses: list[float]) -> None:
+    def stalls(connection: PeerConnection) -> None:
+        connection.read_request()
+        if connection is peer.connections[0]:
+            connection.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 9\r\n\r\nno")
+            connection.read_until_end()
+        else:
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with scripted_peer(stalls) as peer:
+        async with AsyncClient(retry=Retry(), timeout=None) as made:
+            with anyio.fail_after(30):
+                assert (await made.get(peer.url)).status_code == 200
+    assert len(peer.connections) == 2
+
+
 async def test_no_pause_begins_when_the_pool_closes() -> None:
     """Its answer came within the grace: it is what there is."""
 

@@ -26,6 +26,8 @@ from allswell._pool.response import Attempt, Response
 
 #: A body of a response that is not wanted, up to which it is read, so that its connection can serve on.
 _WORTH_READING = 64 * 1024
+#: And for how long, in seconds. (Its server has trouble: it may never come.)
+_WORTH_WAITING = 0.5
 
 _MOST_ORIGINS = 1024
 
@@ -185,7 +187,8 @@ async def _leave(response: Response) -> None:
     length = next((value for name, value in response.headers if name.lower() == b"content-length"), b"")
     try:
         if length.isdigit() and int(length) <= _WORTH_READING:
-            await response.read()
+            with anyio.move_on_after(_WORTH_WAITING):
+                await response.read()
     except AllswellError:
         pass  # the next attempt is the news, not how this one ended
     finally:
