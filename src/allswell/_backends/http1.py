@@ -453,7 +453,6 @@ class Http1:
                     # RFC 9110 §8.6, RFC 9112 §6.1: it must not say so. Content that it should not have may yet follow,
                     # and be read as the next response.
                     self._persists = False
-                    self.must_abort = self.followed
             elif encoded:
                 self._chunks = Chunks(self._judge)
             else:
