@@ -72,8 +72,8 @@ async def test_a_tunnel() -> None:
 
     def script(connection: PeerConnection) -> None:
         connection.read_head()
-        connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
         said.append(connection)
+        connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
         connection.read_until_end()
 
     with scripted_peer(script) as peer:
