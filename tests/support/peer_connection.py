@@ -83,6 +83,7 @@ class PeerConnection:
         self._context = tls
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._sending = threading.RLock()
+        self._at_tls = threading.Lock()  # an SSLObject is not for two threads at once
         self._tls: ssl.SSLObject | None = None  # once it is agreed on; until then recv and send are TCP's
 
     # --- What was seen.
@@ -152,7 +153,8 @@ class PeerConnection:
         """
         detail, what = "", "close_notify"
         try:
-            data = tls.read(_CHUNK)
+            with self._at_tls:
+                data = tls.read(_CHUNK)
         except ssl.SSLWantReadError:
             raise
         except ssl.SSLZeroReturnError:  # what b"" is called once our own close_notify is out
@@ -256,9 +258,10 @@ class PeerConnection:
         if self._tls is None:
             return data
         view = memoryview(data)
-        while view:
-            view = view[self._tls.write(view) :]
-        return self._outgoing.read()
+        with self._at_tls:
+            while view:
+                view = view[self._tls.write(view) :]
+            return self._outgoing.read()
 
     def send_raw(self, data: bytes | memoryview, *, pieces: int | None = None) -> None:
         """Bytes on TCP as they are, below TLS; with ``pieces`` in segments of that many bytes each.
@@ -338,7 +341,8 @@ class PeerConnection:
         except ssl.SSLWantReadError:
             pass
         try:
-            self._tls.unwrap()
+            with self._at_tls:
+                self._tls.unwrap()
         except ssl.SSLError:
             pass  # ours is written; that the client's is not here yet is for recv to find out
         self._flush()
