@@ -465,8 +465,14 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             extensions.get("trailers"),
             extensions.get("informational"),
             Tracer(trace) if trace is not None else None,
-            self._retrying if "retry" not in extensions else _retry_settings(extensions["retry"]),
+            self._retrying if "retry" not in extensions else self._retrying_of(extensions["retry"]),
         )
+
+    def _retrying_of(self, extension: object) -> Retry | None:
+        """What a request says of it. (httpx-retries has an extension of the same name: its objects are not for us.)"""
+        if extension is None or isinstance(extension, Retry) or type(extension).__module__ == "builtins":
+            return _retry_settings(extension)
+        return self._retrying
 
     def _origin(self, url: httpx2.URL, server_name: str | None) -> _Origin:
         """Where a request to this URL goes. (To find that out costs more than to remember it.)"""

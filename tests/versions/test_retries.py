@@ -145,6 +145,20 @@ async def test_it_can_be_said_for_one_request(version: str, pauses: list[float])
                 await made.get(server.url, extensions=wrong)
 
 
+class Theirs:
+    """A setting of another package's, which wraps our transport."""
+
+
+async def test_an_extension_of_the_same_name_is_not_ours(version: str, pauses: list[float]) -> None:
+    with serving(version, failing := Failing(1)) as server:
+        async with client(server, Retry()) as made:
+            theirs: Any = {"retry": Theirs()}
+            assert (await made.get(server.url, extensions=theirs)).status_code == 200
+        failing.requests = 0
+        async with client(server, None) as made:
+            assert (await made.get(server.url, extensions=theirs)).status_code == 503
+
+
 # --- how long
 
 
