@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import pytest
 
 from allswell import _short
 from tests.support.certificates import certificates
-from tests.support.servers import ServerInfo, run, setup
+from tests.support.hypercorn import hypercorn
+from tests.support.servers import ServerInfo
 
 _ROOT = Path(__file__).parents[2]
 
@@ -40,26 +40,9 @@ def _the_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def origin() -> Iterator[ServerInfo]:
     """It speaks HTTP/1.1 and HTTP/2 over TLS (``.url``), and HTTP without (``.http_url``)."""
-    files = certificates()
-    with setup() as made:
-        config = made.write(
-            "hypercorn.toml",
-            f"""
-            bind = ["127.0.0.1:{made.port}"]
-            insecure_bind = ["127.0.0.1:{made.http_port}"]
-            certfile = "{files.chain}"
-            keyfile = "{files.key}"
-            keep_alive_timeout = 30
-            graceful_timeout = 1
-            workers = 0
-            errorlog = "-"
-            websocket_ping_interval = 0.2
-            """,
-        )
-        command: list[str | Path] = [sys.executable, "-m", "hypercorn", "--config", config, "tests.support.app:app"]
-        path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-        with run("hypercorn", command, made, protocols=["http/1.1", "h2"], env={"PYTHONPATH": path}) as server:
-            yield server
+    settings = "keep_alive_timeout = 30\nwebsocket_ping_interval = 0.2"
+    with hypercorn("tests.support.app:app", settings) as server:
+        yield server
 
 
 @pytest.fixture

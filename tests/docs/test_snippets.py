@@ -16,9 +16,9 @@ import trustme
 
 from tests.docs.page import packages, snippets
 from tests.integrations.needs import needed
+from tests.support.hypercorn import hypercorn
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.proxies import ESTABLISHED, relay
-from tests.support.servers import run, setup
 
 _ROOT = Path(__file__).parents[2]
 _PAGES = [page for page in (_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))) if [*snippets(page)]]
@@ -45,37 +45,23 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     for certificate in leaf.cert_chain_pems:
         certificate.write_to_path(folder / "client.pem", append=True)
     (folder / "big.bin").write_bytes(bytes(200_000))
-    path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-    with setup() as made:
-        config = made.write(
-            "hypercorn.toml",
-            f"""
-            bind = ["127.0.0.1:{made.port}"]
-            insecure_bind = ["127.0.0.1:{made.http_port}"]
-            certfile = "{folder / "client.pem"}"
-            keyfile = "{folder / "client.key"}"
-            graceful_timeout = 1
-            workers = 0
-            errorlog = "-"
-            """,
-        )
-        command: list[str | Path] = [sys.executable, "-m", "hypercorn", "--config", config, "tests.docs.origin:app"]
-        origin = run("hypercorn", command, made, protocols=["http/1.1", "h2"], env={"PYTHONPATH": path})
+    own = folder / "client.pem", folder / "client.key"
+    with hypercorn("tests.docs.origin:app", certificate=own) as origin:
 
         def lead(connection: PeerConnection) -> None:
             if connection.read_head():
-                with socket.create_connection(("127.0.0.1", made.port)) as upstream:
+                with socket.create_connection(("127.0.0.1", origin.port)) as upstream:
                     connection.send(ESTABLISHED)
                     relay(connection, upstream)
 
-        with origin, scripted_peer(lead, tls=False) as proxy:
+        with scripted_peer(lead, tls=False) as proxy:
             kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
             said = {
-                "ORIGIN": f"https://localhost:{made.port}/",
+                "ORIGIN": f"{origin.url}/",
                 "ALL_PROXY": f"http://127.0.0.1:{proxy.port}",
                 "NO_PROXY": "localhost",
                 "SSL_CERT_FILE": str(folder / "ca.pem"),
-                "PYTHONPATH": path,
+                "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
                 "PYTHONWARNINGS": "error",
             }
             yield Network(folder, {**kept, **said})

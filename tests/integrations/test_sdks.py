@@ -7,9 +7,7 @@ timeouts and cancellation, each on a connection that goes on afterwards.
 from __future__ import annotations
 
 import importlib
-import os
 import ssl
-import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -23,7 +21,8 @@ from tests.integrations.fakes import ANSWER, PARTS
 from tests.integrations.needs import needed
 from tests.integrations.sdks import SDKS, Place, Sdk, Talk
 from tests.support.certificates import certificates
-from tests.support.servers import ServerInfo, run, setup
+from tests.support.hypercorn import hypercorn
+from tests.support.servers import ServerInfo
 
 _ROOT = Path(__file__).parents[2]
 _LONG = 60.0  # seconds: nothing here is about how quick the machine is
@@ -53,32 +52,8 @@ _RETRYING = _those(lambda sdk: sdk.loops if sdk.retries else ())
 @pytest.fixture(scope="session")
 def services() -> Iterator[ServerInfo]:
     """All fake services, behind one real server."""
-    files = certificates()
-    with setup() as made:
-        config = made.write(
-            "hypercorn.toml",
-            f"""
-            bind = ["127.0.0.1:{made.port}"]
-            insecure_bind = ["127.0.0.1:{made.http_port}"]
-            certfile = "{files.chain}"
-            keyfile = "{files.key}"
-            keep_alive_timeout = 300
-            graceful_timeout = 1
-            workers = 0
-            errorlog = "-"
-            """,
-        )
-        command: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "hypercorn",
-            "--config",
-            config,
-            "tests.integrations.fakes:app",
-        ]
-        path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-        with run("hypercorn", command, made, protocols=["http/1.1", "h2"], env={"PYTHONPATH": path}) as server:
-            yield server
+    with hypercorn("tests.integrations.fakes:app", "keep_alive_timeout = 300") as server:
+        yield server
 
 
 @pytest.fixture
