@@ -335,7 +335,7 @@ class _AsyncioHost:
 
     @property
     def ending(self) -> bool:
-        # asyncio.run() cancels all tasks when the main one is done. Whoever else does so is a task that is left.
+        # asyncio.run() cancels all tasks when the main one is done. Another canceller is itself a task that is left.
         return self.over or all(task.cancelling() for task in asyncio.all_tasks(self._loop))
 
     def spawn(

@@ -314,6 +314,11 @@ class Silent:
         self.heard.release()
         connection.stall()
 
+    async def heard_both(self) -> None:
+        """Wait until two clients have ended."""
+        for _ in range(2):
+            assert await anyio.to_thread.run_sync(self.heard.acquire, True, 3 * LAG)
+
 
 def wrapped_twice(two: str) -> allswell.AsyncClient:
     """A client with two pools, one of them for this origin, both wrapped."""
@@ -331,8 +336,7 @@ async def test_wrapped_transports_end_side_by_side() -> None:
             await client.get(peer.url)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.aclose)
-            for _ in range(2):
-                assert await anyio.to_thread.run_sync(silent.heard.acquire, True, 3 * LAG)
+            await silent.heard_both()
             assert client.close_report is None
             for peer in (one, two):
                 peer.release()
@@ -403,8 +407,7 @@ async def test_a_second_close_hurries_what_is_wrapped() -> None:
             await client.get(peer.url)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.aclose)
-            for _ in range(2):
-                assert await anyio.to_thread.run_sync(silent.heard.acquire, True, 3 * LAG)
+            await silent.heard_both()
             assert await client.aclose(0) is client.close_report
 
 

@@ -215,7 +215,7 @@ class Transfer:
                 if scheme not in ("http", "https"):
                     raise Failed(Exit.UNSUPPORTED, f"a redirect to {scheme!r}, which is not http or https")
                 async for _ in response.aiter_raw():
-                    pass  # what it says is for those who do not follow
+                    pass  # a redirect that is followed: nothing of it is shown
                 return following
             if asked.location and response.has_redirect_location:
                 raise Failed(Exit.URL, "a redirect to what is no URL")

@@ -451,7 +451,7 @@ class Dispatcher:
                 return
             self._coalescing.add(connection, state.route)
         self.connection_available(connection)
-        # Whom it could not serve (they were more than it turned out to have room for) waits for another.
+        # Waiters that it could not serve (it has less room than was expected) wait for another.
         for waiter in list(dial.waiters):
             self._uncover(state, waiter)
         self._make_room(state)
