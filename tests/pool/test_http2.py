@@ -383,8 +383,9 @@ async def test_what_others_are_served_is_no_licence_for_one_that_is_always_refus
 
 
 async def test_one_that_is_always_refused_ends_without_timeouts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_PAUSE", 0.05)  # others are served meanwhile
-    monkeypatch.setattr(replay, "_LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(replay, "_FRUITLESS", 100)  # as if others were always served meanwhile, however busy we are
+    monkeypatch.setattr(replay, "_PAUSE", 0.01)
+    monkeypatch.setattr(replay, "_LONGEST_PAUSE", 0.02)
     server = Http2Server(all_but("/luckless"))
     with scripted_peer(server) as peer:
         async with h2c() as pool, served_beside(pool, peer.url):
