@@ -9,6 +9,7 @@ Memory is what this process holds at most, above what it held with the connectio
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import ssl
 import subprocess
@@ -68,6 +69,8 @@ async def measure(name: str, url: str, ca: str, *, times: int = 1, total: float 
     context = ssl.create_default_context(cafile=ca)
     async with ConnectionPool(ssl_context=context, grace=0, **_SETTINGS[name[:2]]) as pool:
         await _connect(pool, url)
+        gc.collect()
+        gc.freeze()  # a full collection takes as long as there are modules: that is not what a response costs
         before = restart_peak()
         watcher = asyncio.create_task(watch())
         began = monotonic()

@@ -12,9 +12,10 @@ import pytest
 
 from allswell import Timeout
 from allswell._config import Timeouts
-from allswell._connection import reader
+from allswell._connection import driver, reader
 from allswell._connection.reader import Reader, Takes
-from allswell._filters.interface import Carrier
+from allswell._filters.interface import LAST_READS, Carrier
+from allswell._filters.tls import TlsFilter
 from allswell._tasks import TaskHost
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
 from tests.support.peer import PeerConnection, scripted_peer
@@ -136,6 +137,33 @@ def test_none_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # With peers that never stop
+
+
+@pytest.mark.anyio
+async def test_a_last_look_at_what_has_come_is_no_longer_than_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a connection leaves behind, it reads and drops; a peer that goes on sending does not hold it up."""
+    origin = Told("h1", stalls=False)
+    now = taken = 0
+
+    def receive(self: TlsFilter) -> memoryview:
+        nonlocal now, taken
+        now += TAKE
+        taken += 1
+        return memoryview(b"HTTP/1.1 200 OK")
+
+    def answer(connection: PeerConnection) -> None:
+        while connection.read_head():
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with scripted_peer(answer, tls=True) as peer:
+        async with origin.pool() as pool:
+            assert (await pool.request("GET", peer.url)).status == 200
+            with monkeypatch.context() as patch:
+                patch.setattr(driver, "monotonic", lambda: now)
+                patch.setattr(driver, "TURN", TURN)
+                patch.setattr(TlsFilter, "receive_nowait", receive)
+                await pool.aclose(timeout=0)
+    assert TURN <= taken <= TURN + 1 < LAST_READS  # (one by the goodbye, which has begun)
 
 
 def _h1(connection: PeerConnection) -> None:

@@ -29,7 +29,7 @@ from allswell._config import PoolConfig
 from allswell._connection.connection import Connection, Owner
 from allswell._connection.keepalive import Keepalive
 from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED, State
-from allswell._connection.reader import Reader
+from allswell._connection.reader import TURN, Reader
 from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
@@ -270,9 +270,10 @@ class Driver(Generic[Input]):
         connection.close(reason)
         if connection.state is State.CLOSING and self._said is None:
             with suppress(TransportError):  # what follows tells that the peer is gone
+                until = monotonic() + TURN
                 for _ in range(LAST_READS):  # and dropped; unread, it would make a RST of our end
                     data = self._top.receive_nowait()
-                    if data is None or not len(data):
+                    if data is None or not len(data) or monotonic() >= until:
                         break
             self._say_ours()
         self._stack.say_goodbye()
