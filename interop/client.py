@@ -23,7 +23,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -46,6 +45,7 @@ from allswell._pool.request import Request
 from allswell._pool.response import Attempt
 from allswell._pool.route import Endpoint as ServiceEndpoint
 from allswell._pool.route import Route
+from allswell._quic.interface import QuicEvent
 from allswell._quic.settings import VERSION_1, VERSION_2, QuicSettings
 from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import ConnectionEnd, Outcome
@@ -121,7 +121,7 @@ class _QuicDialer(QuicDialer):
 
     async def dial(
         self, route: Route, settings: QuicSettings, to: ServiceEndpoint, around: AroundConnect | None
-    ) -> tuple[Stack, Backend[Any]]:
+    ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
         try:
             (family, _, _, _, address), *_ = await anyio.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)
         except OSError as error:

@@ -39,9 +39,9 @@ async def heard(data: bytes, pieces: int | None, count: int) -> list[bytes]:
     with scripted_peer(script) as peer:
         tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
         top = ConnectUdpFilter(tcp, proxy="https://proxy.example:443", host="origin.example", port=443)
-        stack = Stack(tcp)
-        await stack.connect()
-        await stack.push(top)
+        tunnel = Stack(tcp)
+        await tunnel.connect()
+        stack = await tunnel.push(top)
         datagrams: list[bytes] = []
         try:
             with anyio.fail_after(30):
@@ -86,9 +86,9 @@ async def test_what_is_here_is_not_waited_for() -> None:
     with scripted_peer(script) as peer:
         tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
         top = ConnectUdpFilter(tcp, proxy="https://proxy.example:443", host="origin.example", port=443)
-        stack = Stack(tcp)
-        await stack.connect()
-        await stack.push(top)
+        tunnel = Stack(tcp)
+        await tunnel.connect()
+        stack = await tunnel.push(top)
         count = 0
         with anyio.fail_after(30):
             while count < 600:
@@ -150,9 +150,9 @@ async def test_beside_the_stream_where_quic_fits(largest: int) -> None:
         tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
         beside = Beside(largest, b"\0one", b"\x02two", b"", b"\0")
         top = ConnectUdpFilter(tcp, beside, proxy="https://proxy.example:443", host="origin.example", port=443)
-        stack = Stack(tcp)
-        await stack.connect()
-        await stack.push(top)
+        tunnel = Stack(tcp)
+        await tunnel.connect()
+        await tunnel.push(top)
         assert top.receive_nowait() == [Run.of_one(b"one"), Run.of_one(b"")]
         with anyio.fail_after(30):
             while (capsules := top.receive_nowait()) is None:

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.anyio
 SECRET: Headers = [(b"Proxy-Authorization", basic_auth((b"ada", b"lovelace")))]
 
 
-def stack_to(peer: ScriptedPeer, headers: Headers = SECRET, max_head: int = 4096) -> tuple[Stack, HttpConnectFilter]:
+def stack_to(
+    peer: ScriptedPeer, headers: Headers = SECRET, max_head: int = 4096
+) -> tuple[Stack[HttpConnectFilter], HttpConnectFilter]:
     tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
     top = HttpConnectFilter(
         tcp, proxy="http://proxy.example:3128", target=b"origin.example:443", headers=headers, max_head=max_head
@@ -208,7 +210,7 @@ async def test_headers_that_cannot_be_sent(header: tuple[bytes, bytes]) -> None:
 
 
 @pytest.mark.parametrize("end", [Stack.abort, lambda stack: stack.abort(reset=False)])
-async def test_abort(end: Callable[[Stack], object]) -> None:
+async def test_abort(end: Callable[[Stack[HttpConnectFilter]], object]) -> None:
     with scripted_peer(says(b"HTTP/1.1 200 OK\r\n\r\n")) as peer:
         stack, top = stack_to(peer)
         await stack.connect()

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 USER = ("ada", "lovelace")
 
 
-def stack_to(peer: ScriptedPeer, host: str = "origin.example", **settings: Any) -> Stack:
+def stack_to(peer: ScriptedPeer, host: str = "origin.example", **settings: Any) -> Stack[Socks5Filter]:
     tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
     return Stack(Socks5Filter(tcp, proxy="socks5://proxy.example:1080", host=host, port=443, **settings), tcp)
 

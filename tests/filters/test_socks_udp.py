@@ -36,14 +36,13 @@ def relay(script: Script | None = None) -> Iterator[tuple[socket.socket, Scripte
         yield sock, control
 
 
-async def stack_to(sock: socket.socket, control: ScriptedPeer, host: str = "10.0.0.1") -> Stack:
+async def stack_to(sock: socket.socket, control: ScriptedPeer, host: str = "10.0.0.1") -> Stack[SocksDatagrams]:
     tcp = TcpFilter("the proxy", lambda: connect_tcp(control.host, control.port), ReceiveBuffer())
     stack = Stack(tcp)
     await stack.connect()
     udp = UdpFilter(socket.AF_INET, sock.getsockname())
-    await stack.push(udp)
-    await stack.push(SocksDatagrams(udp, tcp, proxy="socks5://proxy.example", host=host, port=443))
-    return stack
+    over = await stack.push(udp)
+    return await over.push(SocksDatagrams(udp, tcp, proxy="socks5://proxy.example", host=host, port=443))
 
 
 async def received(datagrams: SocksDatagrams) -> list[bytes]:
@@ -65,7 +64,6 @@ async def test_each_datagram_has_a_header(host: str, address: bytes) -> None:
     with relay() as (sock, control):
         stack = await stack_to(sock, control, host)
         top = stack.top
-        assert isinstance(top, SocksDatagrams)
         top.send([b"one", b"two!"])
         header = b"\0\0\0" + address + b"\x01\xbb"
         datagram, client = sock.recvfrom(1000)
@@ -95,7 +93,6 @@ async def test_the_relay_ends_with_its_connection(how: Ending) -> None:
     with relay(says(b"what nobody asked for", how)) as (sock, control):
         stack = await stack_to(sock, control)
         top = stack.top
-        assert isinstance(top, SocksDatagrams)
         assert top.receive_nowait() is None
         top._control.transmit(b"the script's cue\r\n\r\n")
         with pytest.raises(TransportError, match=r"socks5://proxy\.example ended the relay"):
@@ -112,7 +109,6 @@ async def test_who_listens_hears_of_the_end() -> None:
     with relay() as (sock, control):
         stack = await stack_to(sock, control)
         top = stack.top
-        assert isinstance(top, SocksDatagrams)
         heard = anyio.Event()
         if top.listen(current_host(), heard.set):
             control.wait_accepted()
@@ -130,7 +126,6 @@ async def test_it_cannot_move() -> None:
     with relay() as (sock, control):
         stack = await stack_to(sock, control)
         top = stack.top
-        assert isinstance(top, SocksDatagrams)
         for move in (top.rebind, lambda: top.beside(("10.0.0.2", 1))):
             with pytest.raises(ConnectFailed):
                 move()

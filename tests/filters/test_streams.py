@@ -36,7 +36,7 @@ class Made:
     """A connected stream and what it stands on."""
 
     top: ByteStream
-    stack: Stack
+    stack: Stack[ByteStream]
     peer: ScriptedPeer
 
 
@@ -66,7 +66,7 @@ class Over:
             with_tls, with_tcp = goodbye_timeout or (GoodbyeTimeout(), GoodbyeTimeout())
             tcp = TcpFilter("the peer", dial, buffer, with_tcp)
             top: ByteStream = tcp
-            stack = Stack(tcp)
+            stack: Stack[ByteStream] = Stack(tcp)
             if self.version is not None:
                 top = TlsFilter(
                     tcp,

@@ -51,7 +51,7 @@ class Driver(Generic[Input]):
     def __init__(
         self,
         host: TaskHost,
-        stack: Stack,
+        stack: Stack[Carrier[Input]],
         backend: Backend[Input],
         *,
         label: str,
@@ -62,7 +62,7 @@ class Driver(Generic[Input]):
         self.host = host
         self.alarm = Alarm(host, self._on_alarm)
         self._stack = stack
-        self._top: Carrier[Input] = stack.top
+        self._top = stack.top
         self._backend = backend
         self._grace = config.grace
         self._reader = Reader(host, self._top, self)

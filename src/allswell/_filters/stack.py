@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 from allswell._deadline import Deadline
-from allswell._filters.interface import Carrier, Filter
+from allswell._filters.interface import Filter
 from allswell._report import LayerEnd
 
 AroundConnect = Callable[[Filter, Callable[[], Awaitable[None]]], Awaitable[None]]
 
+Top_co = TypeVar("Top_co", bound=Filter, covariant=True)
+Layer = TypeVar("Layer", bound=Filter)
 
-class Stack:
+
+class Stack(Generic[Top_co]):
     """A connection's filters.
 
-    :param filters: from the top down; each was made with the next as its lower layer.
-    :ivar top: the one that the backend sits on.
+    :param top: the topmost.
+    :param lower: those below it, from the top down; each filter was made with the next as its lower layer.
+    :ivar top: as given. A backend sits on it when it is a :class:`Carrier`.
     """
 
     __slots__ = ("_filters", "top")
 
-    def __init__(self, top: Carrier[Any], *lower: Filter) -> None:
+    def __init__(self, top: Top_co, *lower: Filter) -> None:
         self.top = top
         self._filters: Sequence[Filter] = (top, *lower)
 
@@ -36,16 +40,15 @@ class Stack:
         """
         await self._connect(reversed(self._filters), around)
 
-    async def push(self, layer: Filter, around: AroundConnect | None = None) -> None:
-        """Put one more filter on top of those that are connected, and connect it. It was made with ``top`` below it.
+    async def push(self, layer: Layer, around: AroundConnect | None = None) -> Stack[Layer]:
+        """The stack with one more filter on top, connected; it takes the place of this one.
 
-        (The last one must be one that a backend can sit on.)
-
+        :param layer: was made with ``top`` below it.
         :raises ConnectFailed: as the filter says it; then all are aborted.
         """
-        self._filters = (layer, *self._filters)
-        self.top = cast(Carrier[Any], layer)
-        await self._connect([layer], around)
+        higher = Stack(layer, *self._filters)
+        await higher._connect([layer], around)
+        return higher
 
     async def _connect(self, layers: Iterable[Filter], around: AroundConnect | None) -> None:
         try:

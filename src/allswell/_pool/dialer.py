@@ -32,19 +32,21 @@ from allswell._connection.service import Service
 from allswell._errors import ConnectFailed
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
-from allswell._filters.interface import ByteStream, Filter, ReceiveBuffer
+from allswell._filters.interface import ByteStream, Carrier, Filter, ReceiveBuffer
 from allswell._filters.keylog import trusted
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._pool.discovery import Discovery, Ways
-from allswell._pool.proxy_dialer import ProxyDialer, Send, top_of
+from allswell._pool.proxy_dialer import ProxyDialer, Send
 from allswell._pool.route import Endpoint, Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
 
 if TYPE_CHECKING:
+    from allswell._filters.quic import QuicFilter
     from allswell._pool.quic_dialer import QuicDialer
+    from allswell._quic.interface import QuicEvent
 
 #: Origins whose manners are remembered.
 _MANNERS = 1024
@@ -62,7 +64,7 @@ class _Manners(NamedTuple):
 class _Made(NamedTuple):
     """What an attempt made, and when it began."""
 
-    stack: Stack
+    stack: Stack[Carrier[Any]]
     backend: Backend[Any]
     began: float
 
@@ -163,7 +165,7 @@ class Dialer:
 
     async def _dial_quic(
         self, route: Route, to: Endpoint, send: Send, around: AroundConnect | None
-    ) -> tuple[Stack, Backend[Any]]:
+    ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
         if self._quic is None:
             # Imported when it is first needed: QUIC's dependencies take longer to load than all else together.
             from allswell._pool.quic_dialer import QuicDialer
@@ -177,29 +179,29 @@ class Dialer:
 
     async def _dial_tcp(
         self, route: Route, to: Endpoint, send: Send, around: AroundConnect | None
-    ) -> tuple[Stack, Backend[Any]]:
+    ) -> tuple[Stack[ByteStream], Backend[memoryview]]:
         context = self._trust(route) if route.scheme == "https" else None
         if route.proxies:
             stack = await self._proxies.reach(route, send, around)
         else:
-            stack = Stack(self._tcp(route, to))
-            await stack.connect(around)
+            tcp = Stack(self._tcp(route, to))
+            await tcp.connect(around)
+            stack = tcp
         chosen: str | None = None
         if context is not None:
-            tls = self._tls(route, stack, context)
-            await stack.push(tls, around)
-            chosen = tls.alpn_protocol
+            tls = await stack.push(self._tls(route, stack.top, context), around)
+            stack, chosen = tls, tls.top.alpn_protocol
         try:
             return stack, self._backend(route, chosen)
         except ConnectFailed:
             stack.abort()
             raise
 
-    def _tls(self, route: Route, stack: Stack, context: ssl.SSLContext) -> TlsFilter:
+    def _tls(self, route: Route, lower: ByteStream, context: ssl.SSLContext) -> TlsFilter:
         if route.proxy is not None:
-            return self._proxies.tls(stack, route, context, self._alpn(route))
+            return self._proxies.tls(lower, route, context, self._alpn(route))
         return TlsFilter(
-            top_of(stack),
+            lower,
             peer=authority(route.scheme, route.host, route.port),
             context=context,
             server_name=route.tls_name,
@@ -250,7 +252,7 @@ class Dialer:
         goodbye_timeout = self._manners_of(route).tcp
         return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer, goodbye_timeout)
 
-    def _backend(self, route: Route, chosen: str | None) -> Backend[Any]:
+    def _backend(self, route: Route, chosen: str | None) -> Backend[memoryview]:
         config = self._config
         forwards = route.proxy is not None
         if chosen == "h2" or (route.scheme == "http" and not config.http1 and not forwards):

@@ -18,7 +18,7 @@ from allswell._connection.exchange import Exchange
 from allswell._connection.tunnel import Tunnel
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, Timeout, TransportError
-from allswell._filters.interface import ByteStream, Carrier
+from allswell._filters.interface import ByteStream
 from allswell._filters.stack import Stack
 from allswell._halves import Receive
 from allswell._report import LayerEnd, Outcome
@@ -178,7 +178,9 @@ class ExchangeStream(ByteStream):
 class NetworkStream:
     """A raw byte stream, as httpx2 documents its ``network_stream``: read, write, ``aclose``, ``start_tls``."""
 
-    def __init__(self, exchange: Exchange[Connection], start_tls: StartTls, stack: Stack | None = None) -> None:
+    def __init__(
+        self, exchange: Exchange[Connection], start_tls: StartTls, stack: Stack[ByteStream] | None = None
+    ) -> None:
         self._exchange = exchange
         self._start_tls = start_tls
         self._stack = stack
@@ -238,8 +240,7 @@ class NetworkStream:
         :raises Timeout: when it takes longer.
         """
         self._require_tunnel()
-        lower: Carrier[Any] = ExchangeStream(self._exchange) if self._stack is None else self._stack.top
-        assert isinstance(lower, ByteStream)
+        lower: ByteStream = ExchangeStream(self._exchange) if self._stack is None else self._stack.top
         stack = Stack(self._start_tls(lower, ssl_context, server_hostname or ""), lower)
         with self._limit(timeout) as limit:
             await stack.connect()

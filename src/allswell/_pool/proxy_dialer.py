@@ -28,7 +28,7 @@ from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.happy_eyeballs import connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
-from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.interface import ByteStream, Datagrams, ReceiveBuffer
 from allswell._filters.keylog import trusted
 from allswell._filters.lookups import Address
 from allswell._filters.socks import Socks5Filter
@@ -74,16 +74,16 @@ class ProxyDialer:
         self._context: ssl.SSLContext | None = None
         self._http1_only: OrderedDict[ProxyHop, None] = OrderedDict()
 
-    async def reach(self, route: Route, send: Send, around: AroundConnect | None) -> Stack:
+    async def reach(self, route: Route, send: Send, around: AroundConnect | None) -> Stack[ByteStream]:
         """A connected stack whose bytes arrive at the route's host and port.
 
         :param send: sends a request for a tunnel, on a connection of the pool's.
         :raises ConnectFailed: naming what failed.
         """
         if not route.proxies:
-            stack = Stack(self._tcp(route))
-            await stack.connect(around)
-            return stack
+            tcp = Stack(self._tcp(route))
+            await tcp.connect(around)
+            return tcp
         hop = route.proxies[-1]
         if self._may_carry(hop):
             return Stack(await self._carried(route, hop, send))
@@ -91,10 +91,12 @@ class ProxyDialer:
             return await self._resolved(route, hop, send, around)
         return await self._tunnelled(route, hop, send, around)
 
-    async def _resolved(self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None) -> Stack:
+    async def _resolved(
+        self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None
+    ) -> Stack[ByteStream]:
         """A tunnel to the first of the host's addresses to which the proxy gives one."""
 
-        async def attempt(address: Address) -> Stack:
+        async def attempt(address: Address) -> Stack[ByteStream]:
             return await self._tunnelled(route._replace(host=address[1][0]), hop, send, around)
 
         try:
@@ -109,35 +111,34 @@ class ProxyDialer:
             return False
         return bool(hop.http3) or (hop.http2 and self._config.http2 and hop not in self._http1_only)
 
-    async def _tunnelled(self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None) -> Stack:
+    async def _tunnelled(
+        self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None
+    ) -> Stack[ByteStream]:
         """A tunnel over a connection of its own."""
         if hop.scheme in ("socks5", "socks5h"):
             stack = await self.reach(route.to_proxy(), send, around)
-            await stack.push(_socks(stack, hop, route.host, route.port), around)
-            return stack
+            return await stack.push(_socks(stack.top, hop, route.host, route.port), around)
         target = host_and_port(route.host, route.port)
         context = self.context(hop) if hop.scheme == "https" else None
         async with ProxyAuth(hop, b"CONNECT", target) as auth:
             while True:
                 stack = await self.reach(route.to_proxy(), send, around)
                 if context is not None:
-                    await stack.push(self.tls(stack, route.to_proxy(), context, ["http/1.1"]), around)
+                    stack = await stack.push(self.tls(stack.top, route.to_proxy(), context, ["http/1.1"]), around)
                 tunnel = HttpConnectFilter(
-                    top_of(stack),
+                    stack.top,
                     proxy=str(hop),
                     target=target,
                     headers=auth.headers,
                     max_head=self._config.max_header_size,
                 )
                 try:
-                    await stack.push(tunnel, around)
+                    return await stack.push(tunnel, around)
                 except ProxyRefused as error:
                     if not await auth.again(error.status, error.headers):
                         raise
-                else:
-                    return stack
 
-    async def reach_datagrams(self, route: Route, send: Send, around: AroundConnect | None) -> Stack:
+    async def reach_datagrams(self, route: Route, send: Send, around: AroundConnect | None) -> Stack[Datagrams]:
         """A connected stack whose datagrams arrive at the route's host and port.
 
         ``socks5-udp > udp > socks5 > tcp``, or ``connect-udp > tunnel``.
@@ -147,20 +148,18 @@ class ProxyDialer:
         config, hop = self._config, route.proxies[-1]
         if hop.scheme == "https":
             tunnel = await self._carried(route, hop, send, datagrams=True)
-            stack = Stack(tunnel)
             over = ConnectUdpFilter(tunnel, tunnel, proxy=str(hop), host=route.host, port=route.port)
-            await stack.push(over, around)
-            return stack
+            return await Stack(tunnel).push(over, around)
         if hop.scheme == "socks5" and not is_address(route.host):
             route = route._replace(host=await _first_address(route))
         stack = await self.reach(route.to_proxy(), send, around)
-        control = _socks(stack, hop, "0.0.0.0", 0, datagrams=True)
-        await stack.push(control, around)
-        relay = relay_address(control.bound, stack.extra("server_addr")[0])
-        udp = UdpFilter(*relay, local_address=config.local_address, socket_options=config.socket_options)
-        await stack.push(udp, around)
-        await stack.push(SocksDatagrams(udp, control, proxy=str(hop), host=route.host, port=route.port), around)
-        return stack
+        control = await stack.push(_socks(stack.top, hop, "0.0.0.0", 0, datagrams=True), around)
+        relay = relay_address(control.top.bound, control.extra("server_addr")[0])
+        udp = await control.push(
+            UdpFilter(*relay, local_address=config.local_address, socket_options=config.socket_options), around
+        )
+        over_udp = SocksDatagrams(udp.top, control.top, proxy=str(hop), host=route.host, port=route.port)
+        return await udp.push(over_udp, around)
 
     def carries_datagrams(self, route: Route) -> bool:
         """Whether datagrams may go this way: direct, through one SOCKS5 proxy, or a last one of HTTP/2 or HTTP/3."""
@@ -207,10 +206,10 @@ class ProxyDialer:
             self._context = context
         return context
 
-    def tls(self, stack: Stack, route: Route, context: ssl.SSLContext, alpn: list[str]) -> TlsFilter:
-        """TLS with the proxy that a route ends at, to be put on the stack that reaches it."""
+    def tls(self, lower: ByteStream, route: Route, context: ssl.SSLContext, alpn: list[str]) -> TlsFilter:
+        """TLS with the proxy that a route ends at, over what reaches it."""
         return TlsFilter(
-            top_of(stack),
+            lower,
             peer=f"the proxy {route.proxy}",
             context=context,
             server_name=route.tls_name,
@@ -218,12 +217,6 @@ class ProxyDialer:
             buffer=self._buffer,
             goodbye_timeout=self._goodbye_timeout(route),
         )
-
-
-def top_of(stack: Stack) -> ByteStream:
-    """The topmost filter of a stack that carries bytes."""
-    assert isinstance(stack.top, ByteStream)
-    return stack.top
 
 
 async def _first_address(route: Route) -> str:
@@ -260,9 +253,9 @@ async def forward(request: Request, send: Send) -> Response:
             await _start_of(response)
 
 
-def _socks(stack: Stack, hop: ProxyHop, host: str, port: int, *, datagrams: bool = False) -> Socks5Filter:
+def _socks(lower: ByteStream, hop: ProxyHop, host: str, port: int, *, datagrams: bool = False) -> Socks5Filter:
     auth = hop.auth if isinstance(hop.auth, tuple) else None  # nor can it be anything else
-    return Socks5Filter(top_of(stack), proxy=str(hop), host=host, port=port, auth=auth, datagrams=datagrams)
+    return Socks5Filter(lower, proxy=str(hop), host=host, port=port, auth=auth, datagrams=datagrams)
 
 
 async def _start_of(response: Response) -> bytes:

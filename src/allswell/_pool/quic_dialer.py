@@ -7,7 +7,6 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
@@ -19,6 +18,7 @@ from allswell._filters.quic import QuicFilter
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pool.route import Endpoint, Route, authority
+from allswell._quic.interface import QuicEvent
 from allswell._quic.settings import QuicSettings
 from allswell._quic_store import QuicMemory, QuicStore
 
@@ -46,7 +46,7 @@ class QuicDialer:
 
     async def dial(
         self, route: Route, settings: QuicSettings, to: Endpoint, around: AroundConnect | None
-    ) -> tuple[Stack, Backend[Any]]:
+    ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
         """Connect to the first of the host's addresses that answers.
 
         :param settings: as :meth:`settings` gives them.
@@ -54,41 +54,34 @@ class QuicDialer:
         :raises ConnectFailed: naming the peer and what went wrong.
         """
         config = self._config
-        made: dict[QuicFilter, Stack] = {}
 
-        async def attempt(address: Address) -> QuicFilter:
+        async def attempt(address: Address) -> Stack[QuicFilter]:
             udp = UdpFilter(*address, local_address=config.local_address, socket_options=config.socket_options)
-            quic = QuicFilter(udp, settings)
-            made[quic] = Stack(quic, udp)
-            await made[quic].connect(around)
-            return quic
+            stack = Stack(QuicFilter(udp, settings), udp)
+            await stack.connect(around)
+            return stack
 
-        def discard(quic: QuicFilter) -> None:
-            made[quic].abort()
-
-        quic = await connect_any(
+        stack = await connect_any(
             to.host,
             to.port,
             attempt,
-            discard,
+            Stack.abort,
             local_address=config.local_address,
             hints=to.hints,
             ask=self._ask,
         )
-        return made[quic], self._backend(quic, route, to)
+        return stack, self._backend(stack.top, route, to)
 
     async def dial_over(
-        self, stack: Stack, route: Route, settings: QuicSettings, to: Endpoint, around: AroundConnect | None
-    ) -> tuple[Stack, Backend[Any]]:
+        self, stack: Stack[Datagrams], route: Route, settings: QuicSettings, to: Endpoint, around: AroundConnect | None
+    ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
         """Connect over a stack that carries datagrams to the server.
 
         :raises ConnectFailed: naming the peer and what went wrong.
         """
-        assert isinstance(stack.top, Datagrams)
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
-        quic = QuicFilter(stack.top, settings)
-        await stack.push(quic, around)
-        return stack, self._backend(quic, route, to)
+        quic = await stack.push(QuicFilter(stack.top, settings), around)
+        return quic, self._backend(quic.top, route, to)
 
     def _backend(self, quic: QuicFilter, route: Route, to: Endpoint) -> Http3:
         if quic.connection.handshake_complete:
