@@ -32,23 +32,23 @@ from allswell._backends.interface import Backend
 from allswell._config import PoolConfig, QuicConfig, Timeouts
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
+from allswell._dial.dialer import Dialer
+from allswell._dial.lookups import resolve
+from allswell._dial.quic_dialer import QuicDialer
 from allswell._errors import AllswellError, ConnectFailed
-from allswell._filters.lookups import resolve
 from allswell._filters.quic import QuicFilter
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
-from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.pool import ConnectionPool
-from allswell._pool.quic_dialer import QuicDialer
-from allswell._pool.request import Request
-from allswell._pool.response import Attempt
-from allswell._pool.route import Endpoint as ServiceEndpoint
-from allswell._pool.route import Route
 from allswell._quic.interface import QuicEvent
 from allswell._quic.settings import VERSION_1, VERSION_2, QuicSettings
 from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import ConnectionEnd, Outcome
+from allswell._request.request import Request
+from allswell._request.response import Attempt
+from allswell._request.route import Endpoint as ServiceEndpoint
+from allswell._request.route import Route
 from allswell._tasks import TaskHost
 from interop.http09 import Http09
 

@@ -2,6 +2,7 @@
 
 from allswell._client import AsyncClient
 from allswell._config import PoolConfig, ProxyHop, QuicConfig, Retry, Timeouts
+from allswell._dial.alt_svc_store import Alternative, AltSvcFile, AltSvcMemory, AltSvcStore
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -16,12 +17,11 @@ from allswell._errors import (
     UnsupportedProtocol,
 )
 from allswell._messages import ResponseHead
-from allswell._pool.alt_svc_store import Alternative, AltSvcFile, AltSvcMemory, AltSvcStore
 from allswell._pool.pool import ConnectionPool
-from allswell._pool.response import Attempt, Response
 from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
 from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
+from allswell._request.response import Attempt, Response
 from allswell._transport import AsyncTransport
 
 __version__ = "0.1.0"

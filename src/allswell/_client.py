@@ -12,11 +12,11 @@ import anyio
 import httpx2
 
 from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
+from allswell._dial.alt_svc_store import AltSvcStore
 from allswell._given import require, require_none_beside_pool, require_type
-from allswell._pool.alt_svc_store import AltSvcStore
 from allswell._pool.pool import ConnectionPool
-from allswell._pool.route import Proxies
 from allswell._report import CloseReport, ConnectionEnd
+from allswell._request.route import Proxies
 from allswell._short import ShortWays
 from allswell._tasks import side_by_side
 from allswell._transport import AsyncTransport, Closing

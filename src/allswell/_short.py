@@ -35,7 +35,7 @@ from httpx2 import USE_CLIENT_DEFAULT
 
 from allswell import _gzip, _shapes
 from allswell._given import require
-from allswell._pool.route import IN_QUERY, LONGEST_URL, PLAIN_URL, SEGMENT
+from allswell._request.route import IN_QUERY, LONGEST_URL, PLAIN_URL, SEGMENT
 
 if TYPE_CHECKING:
     from httpx2._client import BoundAsyncStream, ClientState, UseClientDefault

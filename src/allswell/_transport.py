@@ -45,13 +45,13 @@ from allswell._filters.keylog import new_context
 from allswell._given import require, require_known, require_none_beside_pool, require_type
 from allswell._messages import RequestHead
 from allswell._patched import Library
-from allswell._pool.network_stream import NetworkStream
 from allswell._pool.pool import ConnectionPool
-from allswell._pool.request import Body, Request, starts_anew
-from allswell._pool.response import Response
-from allswell._pool.route import Proxies, Route, destination, proxy_hops
-from allswell._pool.websocket import as_extended_connect, as_upgraded
 from allswell._report import CloseReport
+from allswell._request.network_stream import NetworkStream
+from allswell._request.request import Body, Request, starts_anew
+from allswell._request.response import Response
+from allswell._request.route import Proxies, Route, destination, proxy_hops
+from allswell._request.websocket import as_extended_connect, as_upgraded
 from allswell._short import Response as ShortResponse
 from allswell._short import WholeStream
 from allswell._tasks import side_by_side

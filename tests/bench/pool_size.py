@@ -14,14 +14,14 @@ from allswell._config import PoolConfig
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import State
+from allswell._dial.dialer import Dialer
 from allswell._messages import RequestHead
-from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.member import ANY
-from allswell._pool.request import Request
-from allswell._pool.response import Response
-from allswell._pool.route import Route
 from allswell._pool.route_state import Dial, RouteState
+from allswell._request.request import Request
+from allswell._request.response import Response
+from allswell._request.route import Route
 from allswell._tasks import TaskHost
 
 

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import allswell
 from allswell import _shapes, _short
 from allswell._errors import AllswellError
-from allswell._pool.route import Destination, Destinations, parsed
+from allswell._request.route import Destination, Destinations, parsed
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers
 

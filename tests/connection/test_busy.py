@@ -17,7 +17,7 @@ import pytest
 
 from allswell import ConnectionPool, Timeout
 from allswell._config import Timeouts
-from allswell._pool.response import Response
+from allswell._request.response import Response
 from tests.support.told import VERSIONS, Told, Version, told
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", VERSIONS)]

@@ -13,8 +13,8 @@ import pytest
 import allswell
 from allswell._backends.http1 import Http1
 from allswell._connection import reader
+from allswell._dial import dialer
 from allswell._filters.interface import ReceiveBuffer
-from allswell._pool import dialer
 from allswell._tasks import current_host
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer

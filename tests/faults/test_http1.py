@@ -14,7 +14,7 @@ import pytest
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import AllswellError, RemoteProtocolError, TransportError
-from allswell._pool.response import Response
+from allswell._request.response import Response
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import Ending, answers, close_delimited, huge, response, says, target

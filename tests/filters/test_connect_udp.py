@@ -9,9 +9,9 @@ import anyio
 import pytest
 
 from allswell import CloseReport, ConnectFailed, ConnectionPool, ProxyHop
+from allswell._dial.happy_eyeballs import connect_tcp
 from allswell._errors import TransportError
 from allswell._filters.connect_udp import ConnectUdpFilter
-from allswell._filters.happy_eyeballs import connect_tcp
 from allswell._filters.interface import ReceiveBuffer, Run
 from allswell._filters.stack import Stack
 from allswell._filters.tcp import TcpFilter

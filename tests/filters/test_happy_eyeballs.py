@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import pytest
 
+from allswell._dial.happy_eyeballs import ATTEMPTS, connect_any, connect_tcp, connect_unix
+from allswell._dial.lookups import Address
 from allswell._errors import ConnectFailed
-from allswell._filters.happy_eyeballs import ATTEMPTS, connect_any, connect_tcp, connect_unix
-from allswell._filters.lookups import Address
 from tests.support.lag import LAG, PATIENCE, resolution_delay, stagger
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from allswell._deadline import Deadline
+from allswell._dial.happy_eyeballs import connect_tcp
 from allswell._errors import ConnectFailed, ProxyRefused
-from allswell._filters.happy_eyeballs import connect_tcp
 from allswell._filters.http_connect import BODY_SHOWN, HttpConnectFilter, basic_auth
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.stack import Stack

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from allswell._filters.lookups import Lookups
+from allswell._dial.lookups import Lookups
 from allswell._tasks import current_host
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ class Resolver:
         self.called_off = 0
         self.now = 1000.0
         monkeypatch.setattr(anyio, "getaddrinfo", self._getaddrinfo)
-        monkeypatch.setattr("allswell._filters.lookups.monotonic", lambda: self.now)
+        monkeypatch.setattr("allswell._dial.lookups.monotonic", lambda: self.now)
 
     async def _getaddrinfo(self, host: str, port: int, *, family: int, type: int) -> list[Any]:
         self.asked.append((host, family))

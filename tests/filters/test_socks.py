@@ -11,7 +11,7 @@ import pytest
 
 from allswell import AsyncClient, CloseReport, ConnectFailed, ProxyRefused
 from allswell._deadline import Deadline
-from allswell._filters.happy_eyeballs import connect_tcp
+from allswell._dial.happy_eyeballs import connect_tcp
 from allswell._filters.interface import ReceiveBuffer
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.stack import Stack

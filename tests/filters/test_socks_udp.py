@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from allswell._deadline import Deadline
+from allswell._dial.happy_eyeballs import connect_tcp
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.happy_eyeballs import connect_tcp
 from allswell._filters.interface import ReceiveBuffer
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import Stack

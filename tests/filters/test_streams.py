@@ -15,9 +15,9 @@ import anyio
 import pytest
 
 from allswell._deadline import Deadline
+from allswell._dial.happy_eyeballs import connect_tcp
 from allswell._errors import TransportError
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
-from allswell._filters.happy_eyeballs import connect_tcp
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._filters.stack import Stack
 from allswell._filters.tcp import TcpFilter

@@ -15,9 +15,9 @@ import trustme
 
 from allswell import Alternative, AltSvcFile, AltSvcMemory, AltSvcStore, AsyncClient, ConnectionPool
 from allswell._config import Timeouts
-from allswell._pool import alt_svc as module
-from allswell._pool.alt_svc import AltSvc, BrokenMarks
-from allswell._pool.route import Endpoint
+from allswell._dial import alt_svc as module
+from allswell._dial.alt_svc import AltSvc, BrokenMarks
+from allswell._request.route import Endpoint
 from tests.support.certificates import certificates, issue
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection

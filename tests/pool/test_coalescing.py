@@ -21,9 +21,9 @@ from allswell._errors import ConnectFailed, ExchangeReset, PoolClosed, Timeout
 from allswell._messages import RequestHead
 from allswell._pool import coalescing
 from allswell._pool.dispatcher import Dispatcher
-from allswell._pool.request import Request as PoolRequest
-from allswell._pool.route import Route
 from allswell._pool.route_state import RouteState
+from allswell._request.request import Request as PoolRequest
+from allswell._request.route import Route
 from tests.backends.test_announcements import altsvc, entries
 from tests.support.certificates import Certificates, issue
 from tests.support.h2_script import INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk

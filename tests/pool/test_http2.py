@@ -17,7 +17,7 @@ from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
 from allswell._pool import replay
-from allswell._pool.response import Response
+from allswell._request.response import Response
 from tests.support.certificates import certificates
 from tests.support.h2_script import (
     CANCEL,

@@ -11,8 +11,8 @@ import pytest
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._messages import Headers, RequestHead
-from allswell._pool.request import Request as PoolRequest
-from allswell._pool.route import parsed
+from allswell._request.request import Request as PoolRequest
+from allswell._request.route import parsed
 from tests.support.h2_script import (
     ENABLE_CONNECT_PROTOCOL,
     INITIAL_WINDOW_SIZE,

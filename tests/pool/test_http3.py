@@ -19,8 +19,8 @@ import trustme
 from allswell import ConnectionPool, QuicConfig
 from allswell._config import Timeouts
 from allswell._errors import ConnectFailed, ExchangeReset, TransportError
-from allswell._pool.response import Response
 from allswell._report import ConnectionEnd
+from allswell._request.response import Response
 from tests.support.certificates import Certificates, certificates, issue
 from tests.support.holes import UdpHole
 from tests.support.lag import LAG, PATIENCE, room_is_awaited, silent_after, stagger

@@ -14,11 +14,10 @@ import pytest
 
 from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
+from allswell._dial import https_records, lookups
+from allswell._dial.https_records import HttpsRecords, Service
 from allswell._errors import ConnectFailed
-from allswell._filters import lookups
-from allswell._pool import https_records
-from allswell._pool.https_records import HttpsRecords, Service
-from allswell._pool.route import Endpoint
+from allswell._request.route import Endpoint
 from allswell._tasks import current_host
 from tests.servers.caddy import caddy
 from tests.support.certificates import ANY_HTTP, certificates
@@ -194,7 +193,7 @@ async def test_an_event_loop_that_dnspython_cannot_use(dns: DnsServer, monkeypat
 @pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN)
 async def test_what_makes_no_sense_is_none(dns: DnsServer, reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 9460 §2.2: a malformed record spoils its set. And the name server is not asked again at once."""
-    monkeypatch.setattr("allswell._pool.https_records._LIFETIME", 0.5)
+    monkeypatch.setattr("allswell._dial.https_records._LIFETIME", 0.5)
     dns.reply = reply
     records = HttpsRecords(current_host(), [dns.address])
     assert await records.find("name.example", 443, at_once) == ()
@@ -249,7 +248,7 @@ async def test_how_long_an_answer_serves(dns: DnsServer, monkeypatch: pytest.Mon
 
 
 async def test_answers_are_bounded(dns: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("allswell._pool.https_records._ORIGINS", 10)
+    monkeypatch.setattr("allswell._dial.https_records._ORIGINS", 10)
     records = HttpsRecords(current_host(), [dns.address])
     for number in range(30):
         await records.find(f"{number}.example", 443, at_once)

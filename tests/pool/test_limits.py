@@ -16,9 +16,9 @@ import pytest
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._connection.connection import Connection
+from allswell._dial.dialer import Dialer
 from allswell._errors import ConnectFailed, LocalProtocolError, RemoteProtocolError, Timeout, TransportError
 from allswell._pool import route_state
-from allswell._pool.dialer import Dialer
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk, h2_tls
 from tests.support.lag import LAG, PATIENCE

@@ -14,7 +14,7 @@ from hyperframe.frame import ContinuationFrame, HeadersFrame
 
 import allswell
 from allswell import AsyncClient, CloseReport, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused, Timeout, Timeouts
-from allswell._pool.route import Route, proxy_hops
+from allswell._request.route import Route, proxy_hops
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import REFUSED_STREAM, Http2Server, Request, Talk, h2_tls

@@ -11,7 +11,7 @@ import pytest
 
 from allswell import Alternative, AltSvcMemory, ConnectionEnd, ConnectionPool, Outcome
 from allswell._config import Timeouts
-from allswell._pool.dialer import Dialer
+from allswell._dial.dialer import Dialer
 from tests.support.certificates import certificates
 from tests.support.holes import UdpHole, tcp_hole
 from tests.support.lag import LAG, stagger

@@ -15,8 +15,8 @@ import pytest
 from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
 from allswell._messages import RequestHead
-from allswell._pool.request import Request as PoolRequest
-from allswell._pool.route import parsed
+from allswell._request.request import Request as PoolRequest
+from allswell._request.route import parsed
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture

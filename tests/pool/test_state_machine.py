@@ -21,16 +21,16 @@ from allswell._config import PoolConfig, Timeouts
 from allswell._connection.connection import Connection
 from allswell._connection.lifecycle import Lifecycle, State
 from allswell._connection.service import Service
+from allswell._dial.dialer import Dialer
 from allswell._errors import ConnectFailed
 from allswell._messages import RequestHead
-from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.member import ANY, UNUSED, Freshness, Standing
-from allswell._pool.request import Request
-from allswell._pool.response import Response
-from allswell._pool.route import Route
 from allswell._pool.route_state import may_join
 from allswell._report import ConnectionEnd
+from allswell._request.request import Request
+from allswell._request.response import Response
+from allswell._request.route import Route
 from allswell._tasks import TaskHost, _AsyncioHost
 from tests.support.lag import room_is_awaited
 

@@ -17,8 +17,9 @@ import pytest
 
 from allswell import ConnectionPool, ProxyHop
 from allswell._connection import reader
+from allswell._dial import dialer
 from allswell._filters.interface import ReceiveBuffer
-from allswell._pool import dialer, replay
+from allswell._pool import replay
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import connect_proxy

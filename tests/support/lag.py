@@ -11,8 +11,8 @@ import pytest
 
 import allswell
 from allswell._config import PoolConfig, Timeouts
-from allswell._filters import happy_eyeballs
-from allswell._pool import dialer, https_records, member, pool
+from allswell._dial import dialer, happy_eyeballs, https_records
+from allswell._pool import member, pool
 from allswell._quic import connection
 from allswell._transport import Sender
 

@@ -10,7 +10,7 @@ from allswell._config import Timeouts
 from allswell._errors import RemoteProtocolError
 from allswell._messages import ResponseHead
 from allswell._pool.pool import _request
-from allswell._pool.route import parsed
+from allswell._request.route import parsed
 from tests.versions.peers import VERSIONS, Side, serving
 
 pytestmark = pytest.mark.anyio

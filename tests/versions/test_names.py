@@ -16,8 +16,8 @@ import pytest
 from allswell import AllswellError, AsyncClient, ConnectFailed, ConnectionPool, LocalProtocolError, ProxyHop
 from allswell._fields import connect_udp_path, host_and_port, no_url, shown_url
 from allswell._messages import RequestHead
-from allswell._pool.request import Request
-from allswell._pool.route import destination, proxy_hops
+from allswell._request.request import Request
+from allswell._request.route import destination, proxy_hops
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.names import names

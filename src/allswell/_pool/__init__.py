@@ -1,1 +1,1 @@
-"""Which connection serves a request, and when to make another: the pool."""
+"""Which connection serves a request, when to make another, and what may be sent again: the pool."""

@@ -27,11 +27,11 @@ from typing import Any
 
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection
+from allswell._dial.dialer import Dialer
+from allswell._dial.happy_eyeballs import is_address
 from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate
-from allswell._filters.happy_eyeballs import is_address
-from allswell._pool.dialer import Dialer
-from allswell._pool.route import Route
+from allswell._request.route import Route
 
 #: Other origins that one connection serves, origins that one server may name, refusals that are remembered.
 _ROUTES, _NAMED, _REFUSALS = 256, 1024, 1024

@@ -36,6 +36,7 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED
 from allswell._deadline import Deadline
+from allswell._dial.dialer import Dialer
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -47,15 +48,14 @@ from allswell._errors import (
     first_of,
 )
 from allswell._pool.coalescing import Coalescing
-from allswell._pool.dialer import Dialer
 from allswell._pool.member import ANY, Freshness, Member, Standing
-from allswell._pool.request import Request
-from allswell._pool.response import Response
-from allswell._pool.route import Route
 from allswell._pool.route_state import Dial, RouteState, Waiter, may_join
 from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 from allswell._pool.waiters import Waiters
 from allswell._report import ConnectionEnd
+from allswell._request.request import Request
+from allswell._request.response import Response
+from allswell._request.route import Route
 from allswell._tasks import Alarm, Limit, TaskHost, logger, weak_method
 
 #: How long an idle connection over the keep-alive limit is kept after all, in seconds.

@@ -26,22 +26,22 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange, FallenSilent
 from allswell._connection.upload import TrailerSource
 from allswell._deadline import Deadline
+from allswell._dial.dialer import Dialer
+from allswell._dial.proxy_dialer import forward, forwards
 from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log
 from allswell._given import require_known, require_type
 from allswell._messages import Headers, RequestHead
-from allswell._pool.dialer import Dialer
 from allswell._pool.dispatcher import Dispatcher, Ungranted
 from allswell._pool.member import ANY, Freshness
-from allswell._pool.proxy_dialer import forward, forwards
 from allswell._pool.replay import Replay
-from allswell._pool.request import Body, Request
-from allswell._pool.response import Attempt, Response
 from allswell._pool.retries import Budgets, Pauses, retried
-from allswell._pool.route import Destination, Destinations, destination
 from allswell._pool.snapshot import PoolSnapshot
 from allswell._report import CloseReport
+from allswell._request.request import Body, Request
+from allswell._request.response import Attempt, Response
+from allswell._request.route import Destination, Destinations, destination
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES
 

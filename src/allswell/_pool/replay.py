@@ -27,8 +27,8 @@ from allswell._connection.service import Service
 from allswell._errors import NotProcessed
 from allswell._fields import options
 from allswell._pool.member import ANY, UNUSED, Freshness
-from allswell._pool.request import Request
-from allswell._pool.response import Attempt, Response
+from allswell._request.request import Request
+from allswell._request.response import Attempt, Response
 
 #: Attempts in a row that may come to nothing, at a server that meanwhile serves nothing else either; and connections
 #: to it that may, when many requests try at a time. So many attempts of one request are made at once, where others are

@@ -21,8 +21,8 @@ from allswell._config import Retry
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
 from allswell._messages import Headers
 from allswell._pool.replay import Replay
-from allswell._pool.request import Request
-from allswell._pool.response import Attempt, Response
+from allswell._request.request import Request
+from allswell._request.response import Attempt, Response
 
 #: A body of a response that is not wanted, up to which it is read, so that its connection can serve on.
 _WORTH_READING = 64 * 1024

@@ -10,8 +10,8 @@ from allswell._connection.exchange import Exchange
 from allswell._deadline import Deadline
 from allswell._errors import Timeout, TimeoutPhase
 from allswell._pool.member import ANY, UNUSED, Freshness, Member, Standing
-from allswell._pool.request import Request
-from allswell._pool.route import Route
+from allswell._request.request import Request
+from allswell._request.route import Route
 from allswell._tasks import Signal
 
 #: How long a dial that was allowed any time goes on when nobody waits for it any more: in seconds.

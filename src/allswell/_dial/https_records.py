@@ -29,9 +29,9 @@ import dns.rdatatype
 import dns.resolver
 from dns.rdtypes.svcbbase import ALPNParam, IPv4HintParam, IPv6HintParam, MandatoryParam, ParamKey, PortParam, SVCBBase
 
-from allswell._filters.happy_eyeballs import RESOLUTION_DELAY, is_address
-from allswell._filters.lookups import SharedFinds
-from allswell._pool.route import DEFAULT_PORTS, Endpoint
+from allswell._dial.happy_eyeballs import RESOLUTION_DELAY, is_address
+from allswell._dial.lookups import SharedFinds
+from allswell._request.route import DEFAULT_PORTS, Endpoint
 from allswell._tasks import TaskHost, logger
 
 #: Names that servers know nothing of, or must not be asked for (RFC 6761 §6.3, §6.4; RFC 6762 §3; RFC 7686 §2).

@@ -29,23 +29,23 @@ from allswell._config import PoolConfig
 from allswell._connection.connection import Connection, Owner
 from allswell._connection.driver import Driver
 from allswell._connection.service import Service
+from allswell._dial.discovery import Discovery, Ways
+from allswell._dial.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
+from allswell._dial.proxy_dialer import ProxyDialer, Send
 from allswell._errors import ConnectFailed
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
-from allswell._filters.happy_eyeballs import CONNECTION_ATTEMPT_DELAY, connect_tcp, connect_unix, staggered
 from allswell._filters.interface import ByteStream, Carrier, Filter, ReceiveBuffer
 from allswell._filters.keylog import trusted
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
-from allswell._pool.discovery import Discovery, Ways
-from allswell._pool.proxy_dialer import ProxyDialer, Send
-from allswell._pool.route import Endpoint, Route, authority
+from allswell._request.route import Endpoint, Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
 
 if TYPE_CHECKING:
+    from allswell._dial.quic_dialer import QuicDialer
     from allswell._filters.quic import QuicFilter
-    from allswell._pool.quic_dialer import QuicDialer
     from allswell._quic.interface import QuicEvent
 
 #: Origins whose manners are remembered.
@@ -168,7 +168,7 @@ class Dialer:
     ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
         if self._quic is None:
             # Imported when it is first needed: QUIC's dependencies take longer to load than all else together.
-            from allswell._pool.quic_dialer import QuicDialer
+            from allswell._dial.quic_dialer import QuicDialer
 
             self._quic = QuicDialer(self._config, self._trust, self.discovery.lookups.addresses)
         settings = self._quic.settings(route)

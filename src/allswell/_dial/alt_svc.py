@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from time import time
 
 from allswell._clock import monotonic
-from allswell._pool.alt_svc_store import Alternative, AltSvcMemory, AltSvcStore
-from allswell._pool.route import Endpoint
+from allswell._dial.alt_svc_store import Alternative, AltSvcMemory, AltSvcStore
+from allswell._request.route import Endpoint
 
 _ENTRY = re.compile(r'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)="([^"]*)"((?:\s*;\s*[\w-]+=(?:"[^"]*"|[^\s;,"]*))*)\s*(?:,|$)')
 _MAX_AGE = re.compile(r";\s*ma=\"?(\d{1,9})\"?")

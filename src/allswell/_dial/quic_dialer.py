@@ -11,16 +11,16 @@ from functools import partial
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
-from allswell._filters.happy_eyeballs import connect_any
+from allswell._dial.happy_eyeballs import connect_any
+from allswell._dial.lookups import Address, Resolve
 from allswell._filters.interface import Datagrams
-from allswell._filters.lookups import Address, Resolve
 from allswell._filters.quic import QuicFilter
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
-from allswell._pool.route import Endpoint, Route, authority
 from allswell._quic.interface import QuicEvent
 from allswell._quic.settings import QuicSettings
 from allswell._quic_store import QuicMemory, QuicStore
+from allswell._request.route import Endpoint, Route, authority
 
 #: Bytes of the largest UDP payload that every path carries which carries QUIC at all (RFC 9000 §14).
 _SMALLEST = 1200

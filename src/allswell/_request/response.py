@@ -9,7 +9,7 @@ from typing import Any, Literal
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._messages import Headers, ResponseHead
-from allswell._pool.network_stream import ExchangeStream, NetworkStream, StartTls
+from allswell._request.network_stream import ExchangeStream, NetworkStream, StartTls
 from allswell._trace import Tracer
 
 

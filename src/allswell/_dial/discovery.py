@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 
 from allswell._config import PoolConfig
+from allswell._dial.alt_svc import AltSvc, BrokenMarks
+from allswell._dial.happy_eyeballs import families
+from allswell._dial.lookups import Lookups
 from allswell._errors import ConnectFailed
-from allswell._filters.happy_eyeballs import families
-from allswell._filters.lookups import Lookups
 from allswell._messages import ResponseHead
-from allswell._pool.alt_svc import AltSvc, BrokenMarks
-from allswell._pool.route import Endpoint, Route
+from allswell._request.route import Endpoint, Route
 from allswell._tasks import TaskHost
 
 if TYPE_CHECKING:
-    from allswell._pool.https_records import HttpsRecords, Services
+    from allswell._dial.https_records import HttpsRecords, Services
 
 #: Endpoints that one dial tries over QUIC.
 _AT_MOST = 4
@@ -58,7 +58,7 @@ class Discovery:
         self._records: HttpsRecords | None = None
         if config.https_records:
             # Imported when it is wanted: it is an extra.
-            from allswell._pool.https_records import HttpsRecords
+            from allswell._dial.https_records import HttpsRecords
 
             self._records = HttpsRecords(host, config.nameservers)
 

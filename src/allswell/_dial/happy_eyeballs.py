@@ -27,8 +27,8 @@ import anyio
 
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
+from allswell._dial.lookups import Address, Resolve, resolve
 from allswell._errors import ConnectFailed
-from allswell._filters.lookups import Address, Resolve, resolve
 
 #: RFC 8305 §8.
 RESOLUTION_DELAY = 0.05

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import httpx2
 
 from allswell._clock import monotonic
-from allswell._pool.route import DEFAULT_PORTS, authority
+from allswell._request.route import DEFAULT_PORTS, authority
 from allswell._tasks import logger
 
 #: How many origins are remembered; the least recently learnt are forgotten.

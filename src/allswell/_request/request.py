@@ -10,7 +10,7 @@ from allswell._config import Retry, Timeouts
 from allswell._connection.exchange import InformationalHook
 from allswell._connection.upload import TrailerSource
 from allswell._messages import IDEMPOTENT_METHODS, RequestHead
-from allswell._pool.route import Route
+from allswell._request.route import Route
 from allswell._trace import Tracer
 
 #: The largest body that is sent in one go with the head; a larger one is uploaded in pieces.

@@ -22,15 +22,16 @@ import anyio
 
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
+from allswell._dial.happy_eyeballs import connect_any, is_address
+from allswell._dial.lookups import Address
+from allswell._dial.proxy_auth import ProxyAuth
 from allswell._errors import AllswellError, ConnectFailed, ProxyRefused, Timeout
 from allswell._fields import connect_udp_path, forwarded, host_and_port
 from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
-from allswell._filters.happy_eyeballs import connect_any, is_address
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
 from allswell._filters.interface import ByteStream, Datagrams, ReceiveBuffer
 from allswell._filters.keylog import trusted
-from allswell._filters.lookups import Address
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
 from allswell._filters.stack import AroundConnect, Stack
@@ -39,11 +40,10 @@ from allswell._filters.tls import TlsFilter
 from allswell._filters.tunnel import no_tunnel
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
-from allswell._pool.network_stream import ExchangeStream
-from allswell._pool.proxy_auth import ProxyAuth
-from allswell._pool.request import Request
-from allswell._pool.response import Response
-from allswell._pool.route import Route, authority
+from allswell._request.network_stream import ExchangeStream
+from allswell._request.request import Request
+from allswell._request.response import Response
+from allswell._request.route import Route, authority
 
 Send = Callable[[Request], Awaitable[Response]]
 
