@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ClientSettings(TypedDict, total=False):
-    """The parameters of ``httpx2.AsyncClient`` that :class:`AsyncClient` hands on as they are."""
+    """The parameters of ``httpx2.AsyncClient`` that :class:`AsyncClient` hands on unchanged."""
 
     auth: AuthTypes | None
     params: QueryParamTypes | None
@@ -56,30 +56,36 @@ def _of_httpx2(settings: ClientSettings) -> dict[str, object]:
 
 
 class AsyncClient(ShortWays):
-    """An async HTTP client: all that ``httpx2.AsyncClient`` documents, and an end.
+    """An async HTTP client: ``httpx2.AsyncClient`` with connections that end properly.
 
-    :param http1: may speak HTTP/1.1.
-    :param http2: may speak HTTP/2.
-    :param http3: may speak HTTP/3, with origins that are known to; ``"only"``: nothing else.
-    :param http3_origins: origins that are known to speak HTTP/3 (``"https://example.org"``); others say so by Alt-Svc.
-    :param alt_svc: where that is kept: an :class:`AltSvcFile`, or another ``AltSvcStore``; by default, in memory.
-    :param https_records: look for HTTPS records in DNS, too; see :class:`PoolConfig`. Takes ``allswell[dns]``.
-    :param nameservers: the DNS servers to ask for them, by address; those of the system by default.
+    :class:`PoolConfig` says more about the settings of connections.
+
+    :param http1: allow HTTP/1.1.
+    :param http2: allow HTTP/2.
+    :param http3: allow HTTP/3 with origins that are known to offer it. ``"only"``: HTTP/3 and nothing else.
+    :param http3_origins: origins (``"https://example.org"``) that speak HTTP/3, by prior knowledge.
+    :param alt_svc: an :class:`AltSvcStore` for the alternatives that servers announce, such as an :class:`AltSvcFile`.
+        ``None``: memory.
+    :param https_records: ask DNS for HTTPS records. It needs ``allswell[dns]``.
+    :param nameservers: IP addresses of the DNS servers to ask for HTTPS records. Empty: the system's.
     :param quic: settings of QUIC.
-    :param pipelining: HTTP/1.1 requests that may be sent behind an unanswered one; see :class:`PoolConfig`.
-    :param max_connections_per_route: connections to one origin, at most.
-    :param retries: further tries to connect after the first failed, with back-off.
-    :param uds: a Unix domain socket's path, connected to in place of any host.
-    :param local_address: the address to connect from.
-    :param socket_options: as for ``socket.setsockopt``.
+    :param pipelining: how many HTTP/1.1 requests may be sent behind one that is not answered yet.
+    :param max_connections_per_route: how many connections to one origin; ``None``: no limit.
+    :param retries: how often connecting is tried again after it failed, with growing pauses.
+    :param uds: the path of a Unix domain socket. Every connection goes there, whatever the host.
+    :param local_address: the local IP address to connect from.
+    :param socket_options: arguments of ``socket.setsockopt``, set on each socket before it connects.
     :param on_connection_end: called with the :class:`ConnectionEnd` of every connection, as it ends.
-    :param grace: seconds that closing may take, for all connections and layers together.
-    :param total_timeout: seconds that each request may take, from its start until its response was read.
-    :param retry: whether what failed for now is tried again; off by default. Per request: ``extensions={"retry": …}``.
-    :param pool: a :class:`ConnectionPool` to share with others; it closes when its last user leaves. The settings of
-        connections (``verify``, ``http1``, ``limits``, …) are its own: to say one here, too, is a TypeError.
-    :param settings: the other parameters of ``httpx2.AsyncClient``; ``proxy`` may be a list, the nearest first.
-    :ivar close_report: how everything ended, once the client is closed.
+    :param grace: how many seconds closing may take, for all connections and layers together.
+    :param total_timeout: how many seconds a request may take, from its start until its response was read. For one
+        request: ``extensions={"total_timeout": 10.0}``.
+    :param retry: which failures are tried again; ``None``: none. For one request: ``extensions={"retry": …}``.
+    :param pool: a :class:`ConnectionPool` to share with others. It closes when its last user leaves. It has the
+        settings of connections (``verify``, ``http1``, ``limits``, …), so one given here as well is a ``TypeError``.
+    :param transport: a transport to use in place of our own, as in httpx2.
+    :param mounts: transports by URL pattern, as in httpx2.
+    :param settings: the other parameters of ``httpx2.AsyncClient``. ``proxy`` may be a list, the nearest first.
+    :ivar close_report: how all connections ended, once the client is closed.
     """
 
     def __init__(
@@ -153,7 +159,7 @@ class AsyncClient(ShortWays):
         limits: httpx2.Limits | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> httpx2.AsyncBaseTransport:
-        # httpx2's own hook for what carries its requests (private names of httpx2 that we rely on: this and its twin).
+        # httpx2's own hook for its transport. We rely on three private names of httpx2: this, the next, the one below.
         if transport is not None:
             return transport
         return self._make_transport(
@@ -170,7 +176,7 @@ class AsyncClient(ShortWays):
         http2: bool = True,
         limits: httpx2.Limits | None = None,
     ) -> httpx2.AsyncBaseTransport:
-        # The hook's twin, for each proxy. Proxies belong to the route: one pool serves them all, and direct requests.
+        # The same for each proxy. A proxy is part of the route, so one pool serves all proxies and direct requests.
         return self._make_transport(
             self.pool, proxy, verify=verify, cert=cert, trust_env=trust_env, http1=http1, http2=http2, limits=limits
         )
@@ -183,7 +189,7 @@ class AsyncClient(ShortWays):
         return AsyncTransport(proxy=proxy, total_timeout=total, retry=retry, **theirs, **self._connections)
 
     def _redirect_headers(self, request: httpx2.Request, url: httpx2.URL, method: str) -> httpx2.Headers:
-        # httpx2 drops Authorization on the way to another origin, and leaves the proxy's (a third such private name).
+        # On a redirect to another origin httpx2 drops Authorization. Proxy-Authorization is dropped here.
         headers = super()._redirect_headers(request, url, method)
         if url.origin != request.url.origin:
             headers.pop("Proxy-Authorization", None)
@@ -191,16 +197,17 @@ class AsyncClient(ShortWays):
 
     @property
     def pool(self) -> ConnectionPool | None:
-        """Its connections, for ``pool.snapshot()`` or to share; ``None`` where the transport is not ours."""
+        """The :class:`ConnectionPool` with its connections; ``None`` if the transport is not ours."""
         return self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
 
     async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None
-        """Close: say goodbye at every layer of every connection, wait for the answers, tell how it went.
+        """Close the client: say goodbye at every layer of every connection, and wait for the answers.
 
         Responses in flight may finish while there is time. See :meth:`ConnectionPool.aclose`.
 
-        :param timeout: the grace in seconds, in place of the client's own; 0 to say everything and wait for nothing.
-        :raises RuntimeError: in another event loop than the connections', that has not ended. They are left open then.
+        :param timeout: the grace in seconds; ``None``: the client's ``grace``. 0: say everything, wait for nothing.
+        :return: how each connection ended.
+        :raises RuntimeError: if the connections belong to another event loop that still lives. They stay open.
         """
         await self._close(super().aclose, lambda each: each.aclose(), timeout, cut=False)
         assert self.close_report is not None
@@ -225,10 +232,10 @@ class AsyncClient(ShortWays):
         *,
         cut: bool,
     ) -> None:
-        """Close all transports side by side. (httpx2 closes them one by one, and none behind one that fails.)
+        """Close all transports side by side. (httpx2 closes them one by one, and stops at the first that fails.)
 
-        :param theirs: as httpx2 closes the client.
-        :param close: closes one transport, in the same way.
+        :param theirs: closes the client as httpx2 does.
+        :param close: closes one transport in the same way.
         """
         if self.close_report is not None:
             await theirs()

@@ -1,4 +1,4 @@
-"""Settings of a pool, each with its one place of documentation and a default a stranger can live with."""
+"""The settings of a pool. Each is documented here and nowhere else, and has a default that works."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ DEFAULT_GRACE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait, in seconds; ``None`` for ever.
+    """How long to wait, in seconds. ``None`` means no limit.
 
-    :ivar connect: for a connection to be made: name resolution, TCP, TLS, proxies, all together.
-    :ivar read: for the next bytes of a response, each time.
-    :ivar write: for the peer to take the next bytes of a request, each time.
-    :ivar pool: for room in the pool, when its limits are reached.
+    :ivar connect: for a connection: name resolution, TCP, TLS and proxies together.
+    :ivar read: for the next bytes of a response. It starts anew with each arrival.
+    :ivar write: for the peer to take the next bytes of a request. It starts anew whenever it takes some.
+    :ivar pool: for room in the pool, once its limits are reached.
     :ivar total: for the whole request, from the call until the last byte of the response was read.
     """
 
@@ -41,20 +41,20 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What failed for now is tried again: a response with one of these statuses, a connection that failed or was lost.
+    """Which failures are tried again: responses with these statuses, and connections that failed or were lost.
 
-    Only what may be sent twice is: requests with idempotent methods (RFC 9110 §9.2.2), or others that are named, whose
-    body can be sent once more, whole. What certainly was not sent goes again with any method. Nothing is tried again
-    once a response's head was given to the caller, nor beyond the request's total timeout.
+    A request must be one that may be sent twice. Its method is idempotent (RFC 9110 §9.2.2) or named here, and its body
+    can start anew. A request that was certainly not sent may go again with any method. Nothing is tried again once the
+    caller has the response's head, or beyond the request's total timeout.
 
-    :ivar attempts: in all, the first one included.
-    :ivar statuses: of responses that are not wanted, as long as there are attempts.
-    :ivar methods: that may be sent twice, besides the idempotent ones: ``{"POST"}``.
-    :ivar backoff: seconds that the first pause may take; it doubles each time. A pause is chosen at random between none
-        and that, and not shorter than the server's ``Retry-After`` asks for.
-    :ivar longest: seconds that any pause may take. If the server asks for more, its response is the last.
-    :ivar budget: retries that each request to an origin adds to what they share, so that a server that always fails is
-        asked little more often; they begin with ten. ``None``: no bound.
+    :ivar attempts: how many in all, the first one included.
+    :ivar statuses: a response with one of these is tried again while attempts are left.
+    :ivar methods: methods that may be sent twice, besides the idempotent ones: ``{"POST"}``.
+    :ivar backoff: the longest first pause, in seconds. It doubles with each attempt. A pause is random, between 0 and
+        that, but never shorter than the server's ``Retry-After``.
+    :ivar longest: the longest pause, in seconds. If the server asks for more, its response is the last.
+    :ivar budget: how many retries each request adds to the budget of its origin. Each retry takes one. The budget
+        begins with ten. So a server that always fails is asked little more often. ``None``: no budget.
     """
 
     attempts: int = 3
@@ -76,18 +76,18 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class QuicConfig:
-    """What is special about connections over QUIC.
+    """Settings of connections over QUIC.
 
     :ivar versions: QUIC versions in order of preference (RFC 9000, RFC 9369).
-    :ivar idle_timeout: seconds of silence after which both sides forget a connection (RFC 9000 §10.1).
-    :ivar keepalive: seconds of silence after which a PING keeps it alive; ``None``: let it be forgotten.
-    :ivar early_data: allow 0-RTT for requests with safe methods. An attacker can replay what it carries (RFC 8470).
-    :ivar store: where session tickets and tokens are kept: a :class:`QuicStore`; ``None`` for the pool's memory.
-    :ivar certfile: a client certificate and its chain, PEM, for origins; proxies are not shown it. (A context does not
-        give its own away.)
-    :ivar keyfile: its key, where that is not in the same file.
-    :ivar key_password: and the key's password.
-    :ivar qlog_dir: a directory for a qlog file of each connection; by default what ``QLOGDIR`` says.
+    :ivar idle_timeout: both sides forget a connection after so many seconds of silence (RFC 9000 §10.1).
+    :ivar keepalive: a PING is sent after so many seconds of silence. ``None``: no PING is sent.
+    :ivar early_data: allow 0-RTT for requests with safe methods. An attacker can replay such requests (RFC 8470).
+    :ivar store: a :class:`QuicStore` for session tickets and tokens. ``None``: the pool's memory.
+    :ivar certfile: a client certificate and its chain, as a PEM file. Origins see it, proxies do not. (QUIC cannot read
+        the client certificate of an ``SSLContext``.)
+    :ivar keyfile: the certificate's key, if it is in another file.
+    :ivar key_password: the key's password.
+    :ivar qlog_dir: a directory for qlog files, one for each connection. ``None``: what ``QLOGDIR`` says.
     :ivar datagrams: accept DATAGRAM frames (RFC 9221).
     """
 
@@ -105,18 +105,20 @@ class QuicConfig:
 
 @dataclass(frozen=True, slots=True)
 class ProxyHop:
-    """A proxy on the way.
+    """One proxy.
 
-    :ivar scheme: how to speak to it: ``"http"``, ``"https"`` (HTTP over TLS), ``"socks5"`` (which is given addresses,
-        where we can resolve names) or ``"socks5h"`` (which is given names).
+    :ivar scheme: how to speak to it: ``"http"``, ``"https"`` (HTTP over TLS), ``"socks5"`` (names are resolved here, or
+        by the proxy if that fails) or ``"socks5h"`` (the proxy resolves names).
     :ivar host: a host name, or an IP address without brackets.
-    :ivar auth: user name and password: Basic for HTTP (RFC 7617), RFC 1929 for SOCKS. Or, for HTTP, an ``Auth`` of
-        httpx2's, which remembers what it is asked: ``httpx2.DigestAuth`` (RFC 7616).
-    :ivar headers: sent to the proxy, and only there: with each CONNECT, and with each request that it forwards.
-    :ivar ssl_context: for TLS with an https proxy (the origin's TLS has the pool's own); ``None`` for the defaults.
-    :ivar http2: may speak HTTP/2 with an https proxy: one connection then carries many tunnels.
-    :ivar http3: may speak HTTP/3 with an https proxy, which does the same, over UDP; QUIC races TCP, as to origins.
-        ``"only"``: HTTP/3 and nothing else.
+    :ivar port: its port.
+    :ivar auth: user name and password: Basic for HTTP (RFC 7617), RFC 1929 for SOCKS. For HTTP, it may be an ``Auth``
+        of httpx2's, such as ``httpx2.DigestAuth`` (RFC 7616).
+    :ivar headers: sent to the proxy only: with each CONNECT, and with each request that the proxy forwards.
+    :ivar ssl_context: for TLS with an https proxy. ``None``: the system's trust store. (TLS with the origin uses the
+        context of the pool.)
+    :ivar http2: allow HTTP/2 with an https proxy: one connection then carries many tunnels.
+    :ivar http3: allow HTTP/3 with an https proxy. QUIC races TCP, as it does to origins. ``"only"``: HTTP/3 and nothing
+        else.
     """
 
     scheme: Literal["http", "https", "socks5", "socks5h"]
@@ -142,46 +144,50 @@ class ProxyHop:
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """All that a pool can be told.
+    """All settings of a pool.
 
-    :ivar ssl_context: for https origins; ALPN is set by the pool.
-    :ivar http1: may speak HTTP/1.1.
-    :ivar http2: may speak HTTP/2: by ALPN on https, and by prior knowledge on http when ``http1`` is off.
-    :ivar http3: may speak HTTP/3 with https origins that are known to (by ``http3_origins``, or by the Alt-Svc field of
-        an earlier response); QUIC then races TCP. ``"only"``: HTTP/3 and nothing else.
+    :ivar ssl_context: for TLS with https origins. The pool sets its ALPN protocols. ``None``: the system's trust store.
+    :ivar http1: allow HTTP/1.1.
+    :ivar http2: allow HTTP/2: chosen by ALPN on https. On http it is spoken only if ``http1`` is off (prior knowledge).
+    :ivar http3: allow HTTP/3 with https origins that are known to offer it: by ``http3_origins``, an Alt-Svc field, or
+        an HTTPS record. QUIC then races TCP. ``"only"``: HTTP/3 and nothing else.
     :ivar http3_origins: origins (``"https://example.org"``) that speak HTTP/3, by prior knowledge.
+    :ivar alt_svc: an :class:`AltSvcStore` for the alternatives that servers announce, such as an :class:`AltSvcFile`.
+        ``None``: the pool's memory.
+    :ivar https_records: ask DNS for HTTPS records (RFC 9460), with ``http3`` on. It needs ``allswell[dns]``.
+    :ivar nameservers: IP addresses of the DNS servers to ask for HTTPS records. Empty: the system's.
     :ivar quic: settings of QUIC.
-    :ivar coalescing: an HTTP/2 or HTTP/3 connection may serve other https origins than the one it was made for, where
-        its verified certificate covers their names, and their names have the address that it is connected to
-        (RFC 9113 §9.1.1, RFC 9114 §3.3). Never through proxies, nor with ``sni_hostname``, IP addresses for hosts, or
-        certificates that are not verified. ``"origin"``: a server's ORIGIN frame is taken for the address
-        (RFC 8336 §2.4, and §4 for what that risks). Say ``False`` where servers tell clients apart by certificates of
-        theirs: a context does not tell whether it has one.
-    :ivar max_connections: in all; ``None`` for no limit. Connections that take no new exchanges (they drain, or
-        say goodbye) do not count.
-    :ivar max_connections_per_route: to one origin.
-    :ivar max_keepalive_connections: idle ones that are kept; 0: none.
-    :ivar keepalive_expiry: seconds that one is kept idle; 0: not at all; ``None`` for as long as the peer lets us.
-        (For less, where an HTTP/1.1 server says that it keeps it for less: ``Keep-Alive: timeout``.)
-    :ivar grace: seconds that a close may take.
-    :ivar retries: further tries to connect after the first failed, with back-off.
-    :ivar proxies: what all connections go through, the nearest first.
-    :ivar uds: a Unix domain socket's path, connected to in place of any host.
-    :ivar local_address: the address to connect from.
-    :ivar socket_options: as for ``socket.setsockopt``.
-    :ivar max_header_size: bytes of a response's head (or header list) that are accepted.
-    :ivar pipelining: HTTP/1.1 requests that may be sent behind one that is not answered yet (RFC 9112 §9.3.2), where no
-        connection is idle; idempotent ones only. One that waits behind others for longer than its read timeout goes
-        elsewhere. 0: none.
-    :ivar expect_continue_timeout: seconds that ``Expect: 100-continue`` waits before the body is sent anyway
-        (RFC 9110 §10.1.1).
-    :ivar stream_window: bytes that one HTTP/2 or HTTP/3 response may run ahead of its reader.
+    :ivar coalescing: let an HTTP/2 or HTTP/3 connection serve other https origins too. Its verified certificate must
+        cover their names, and their names must resolve to the address that it is connected to (RFC 9113 §9.1.1,
+        RFC 9114 §3.3). It never happens through proxies, with ``sni_hostname``, with IP addresses for hosts, or with
+        certificates that are not verified. ``"origin"``: a server's ORIGIN frame replaces the comparison of addresses
+        (RFC 8336 §2.4; §4 says what that risks). Give ``False`` if ``ssl_context`` holds a client certificate and
+        servers must not see it for another origin: a context does not tell whether it has one.
+    :ivar max_connections: how many in all; ``None``: no limit. Connections that take no new requests, because they
+        drain or say goodbye, do not count.
+    :ivar max_connections_per_route: how many to one origin; ``None``: no limit.
+    :ivar max_keepalive_connections: how many idle ones are kept; 0: none; ``None``: no limit.
+    :ivar keepalive_expiry: how many seconds an idle connection is kept; 0: not at all; ``None``: as long as the server
+        keeps it. It is shorter if an HTTP/1.1 server says so (``Keep-Alive: timeout``).
+    :ivar grace: how many seconds a close may take, for all connections and layers together.
+    :ivar retries: how often connecting is tried again after it failed, with growing pauses.
+    :ivar proxies: the proxies that all connections go through, the nearest first.
+    :ivar uds: the path of a Unix domain socket. Every connection goes there, whatever the host.
+    :ivar local_address: the local IP address to connect from.
+    :ivar socket_options: arguments of ``socket.setsockopt``, set on each TCP and UDP socket before it connects.
+    :ivar max_header_size: the largest head (or header list) of a response that is accepted, in bytes.
+    :ivar pipelining: how many HTTP/1.1 requests may be sent behind one that is not answered yet (RFC 9112 §9.3.2); 0:
+        none. It happens only if no connection is idle, and only with idempotent methods. A request that waits behind
+        others for longer than its read timeout goes elsewhere.
+    :ivar expect_continue_timeout: how many seconds a body waits for the answer to ``Expect: 100-continue`` before it is
+        sent anyway (RFC 9110 §10.1.1).
+    :ivar stream_window: how many bytes one HTTP/2 or HTTP/3 response may run ahead of its reader.
     :ivar connection_window: the same for all responses of a connection together.
-    :ivar ping_interval: seconds of silence after which an HTTP/2 connection is asked for a sign of life, or ``None``.
-    :ivar ping_timeout: seconds that the answer may take.
-    :ivar trust_env: heed the environment: ``SSLKEYLOGFILE`` and ``QLOGDIR``; for the default context, also
-        ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
-    :ivar on_connection_end: called with the end of every connection, those in the background included.
+    :ivar ping_interval: after so many seconds of silence an HTTP/2 connection is probed with a PING. ``None``: never.
+    :ivar ping_timeout: how many seconds the answer to that PING may take.
+    :ivar trust_env: use ``SSLKEYLOGFILE`` and ``QLOGDIR`` of the environment, and ``SSL_CERT_FILE`` and
+        ``SSL_CERT_DIR`` for the default context.
+    :ivar on_connection_end: called with the :class:`ConnectionEnd` of every connection, also in the background.
     """
 
     ssl_context: ssl.SSLContext | None = None
@@ -216,7 +222,7 @@ class PoolConfig:
 
 
 class TransportSettings(TypedDict, total=False):
-    """The settings of a :class:`PoolConfig` that are no parameters of a transport of httpx2's."""
+    """The settings of a :class:`PoolConfig` that httpx2's transport does not have."""
 
     ssl_context: ssl.SSLContext | None
     http3: bool | Literal["only"]

@@ -1,8 +1,8 @@
-"""Every error allswell raises: who caused it, and how far it reaches; and what others said, made fit to be told in one.
+"""The errors of allswell, and how a peer's words are made safe to show.
 
-A server chooses the words of its GOAWAY, of its CONNECTION_CLOSE, of a status line. They may hold what moves a
-terminal's cursor or begins a new line of a log, and be as long as the server likes. Whoever tells of them passes them
-through :func:`shown`, and the root of all errors sees to it once more.
+A server chooses the text of its GOAWAY, its CONNECTION_CLOSE, its status line. That text may move a terminal's cursor,
+begin a new line in a log, or be very long. So all of it passes through :func:`shown` before it is shown anywhere. The
+base class of all errors does it once more.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Reach = Literal["exchange", "connection"]
 Phase = Literal["dns", "tcp", "tls", "proxy", "quic"]
 TimeoutPhase = Literal["connect", "read", "write", "pool", "total"]
 
-#: Characters of a peer's words that are shown, and of a whole message.
+#: How many characters are shown of a peer's words, and of a whole message.
 _WORDS, _MESSAGE = 200, 4000
 
 
 def shown(said: bytes | str, limit: int = _WORDS) -> str:
-    """What somebody else said, in one line of at most so many characters, none of which acts on a terminal."""
+    """A peer's words as one line of at most ``limit`` characters, none of which controls a terminal."""
     text = said if isinstance(said, str) else said[: 4 * limit].decode("utf-8", "replace")
     if len(text) > limit or not text.isprintable():
         text = printable(" ".join(text[: 4 * limit].split()))
@@ -28,14 +28,14 @@ def shown(said: bytes | str, limit: int = _WORDS) -> str:
 
 
 def printable(text: str) -> str:
-    """The same with a replacement for each character that is not to be seen: of C0, C1, or one that turns the text."""
+    """The text with each invisible character replaced: those of C0 and C1, and those that turn the direction."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 class AllswellError(Exception):
-    """The root of all errors of allswell.
+    """The base class of all errors of allswell.
 
     :ivar by: who caused it: ``"us"`` (this client or its caller), ``"peer"`` or ``"network"``.
     :ivar reach: what it ended: one ``"exchange"``, or the whole ``"connection"``.
@@ -52,17 +52,17 @@ class AllswellError(Exception):
             self.reach = reach
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For copies and pickles: what our constructors are given is more than ``args``.
+        # For copies and pickles: our constructors take more than ``args``.
         return _rebuilt, (type(self), self.args, self.__dict__)
 
     def copy(self) -> Self:
-        """The same for one more who has to be told: wherever an error is raised, its traceback grows."""
+        """A copy for another request. (Each raise lengthens an error's traceback, so no two requests share one.)"""
         copied = copy(self)
         copied.__cause__ = self.__cause__
         return copied
 
     def named(self, origin: str) -> Self:
-        """The same with a name in its message: backends know none, and say "the server" or "the peer", or nobody."""
+        """A copy whose message names the origin. (Backends say "the server", "the peer", or nothing.)"""
         named = self.copy()
         message, *rest = self.args
         for nobody in ("the server ", "the peer "):
@@ -75,7 +75,7 @@ class AllswellError(Exception):
         return named
 
     def after(self, words: str) -> Self:
-        """The same with what its maker had said before: ``"said GOAWAY"``; as it is, where that is in the message."""
+        """A copy whose message adds what the peer said before (``"said GOAWAY"``), unless it is in there already."""
         message, *rest = self.args
         if words in message:
             return self
@@ -91,7 +91,7 @@ def _rebuilt(kind: type[AllswellError], args: tuple[Any, ...], facts: dict[str, 
 
 
 def first_of(error: BaseException) -> BaseException:
-    """The first error in an exception group, which is what a task group makes of one; any other as it is."""
+    """The first error in an exception group (a task group makes one); any other error as it is."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -112,11 +112,11 @@ class ConnectFailed(AllswellError):
 
 
 class ProxyRefused(ConnectFailed):
-    """A proxy was asked for a tunnel and answered otherwise.
+    """A proxy refused a tunnel.
 
-    :ivar status: the status code of an HTTP proxy, the reply code of a SOCKS proxy (RFC 1928 §6).
-    :ivar headers: the header section of its answer.
-    :ivar body: how the answer's body begins, at most 1024 bytes.
+    :ivar status: the status code of an HTTP proxy, or the reply code of a SOCKS proxy (RFC 1928 §6).
+    :ivar headers: the header section of its answer: pairs of name and value, in bytes.
+    :ivar body: the first bytes of its body, at most 1024.
     """
 
     def __init__(self, message: str, *, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -127,28 +127,28 @@ class ProxyRefused(ConnectFailed):
 
 
 class ProtocolError(AllswellError):
-    """Somebody broke HTTP, or a protocol below it."""
+    """The peer, or the caller, broke HTTP or a protocol below it."""
 
 
 class LocalProtocolError(ProtocolError):
-    """The request asks for something HTTP cannot say (an illegal header, a body of the wrong length)."""
+    """HTTP cannot express the request: an illegal header field, a body of another length than announced."""
 
     by: Party = "us"
 
 
 class UnsupportedProtocol(LocalProtocolError):
-    """The URL's scheme is not one of HTTP's."""
+    """The URL's scheme is neither http nor https."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent what the protocol forbids, or ended before it had said all."""
+    """The peer sent something that the protocol forbids, or ended before its message was complete."""
 
     by: Party = "peer"
     reach: Reach = "connection"
 
 
 class TransportError(AllswellError):
-    """The layers below HTTP failed while reading or writing.
+    """Reading or writing failed in a layer below HTTP.
 
     :ivar operation: ``"read"`` or ``"write"``.
     """
@@ -164,7 +164,7 @@ class TransportError(AllswellError):
 class ExchangeReset(AllswellError):
     """One exchange was reset: RST_STREAM in HTTP/2, RESET_STREAM or STOP_SENDING in HTTP/3.
 
-    :ivar code: the error code that was on the wire.
+    :ivar code: the error code on the wire.
     """
 
     reach: Reach = "exchange"
@@ -177,7 +177,7 @@ class ExchangeReset(AllswellError):
 class Timeout(AllswellError):
     """Something took longer than the caller allowed.
 
-    :ivar phase: ``"connect"``, ``"read"``, ``"write"``, ``"pool"`` or ``"total"``.
+    :ivar phase: which limit: ``"connect"``, ``"read"``, ``"write"``, ``"pool"`` or ``"total"``.
     """
 
     by: Party = "network"
@@ -188,7 +188,7 @@ class Timeout(AllswellError):
 
 
 class PoolClosed(AllswellError):
-    """The pool was closed before, or while, this request was served."""
+    """The pool was closed before the request was over."""
 
     by: Party = "us"
 
@@ -198,11 +198,11 @@ class NotProcessed(AllswellError):
 
     The user never sees it: when the pool cannot replay, it raises :attr:`cause`.
 
-    :ivar cause: what the user would see.
-    :ivar proven: ``True`` when the protocol itself says so (GOAWAY beyond the last id, REFUSED_STREAM,
-        H3_REQUEST_REJECTED, a request that never left us): any request may go again. ``False`` when it is only
-        likely (a reused HTTP/1.1 connection that closed before the first byte of a response, RFC 9112 §9.3.1):
-        only an idempotent one may.
+    :ivar cause: the error that the user sees.
+    :ivar proven: ``True`` when the protocol says so (GOAWAY with a lower last id, REFUSED_STREAM, H3_REQUEST_REJECTED,
+        a request that was never sent). Any request may then be sent again. ``False`` when it is only likely (a reused
+        HTTP/1.1 connection that closed before the first byte of the response, RFC 9112 §9.3.1). Then only an idempotent
+        request may be sent again.
     """
 
     def __init__(self, cause: AllswellError, *, proven: bool) -> None:
@@ -211,13 +211,13 @@ class NotProcessed(AllswellError):
         self.proven = proven
 
     def named(self, origin: str) -> Self:
-        """See above; of its cause too."""
+        """As above, for its cause too."""
         named = super().named(origin)
         named.cause = self.cause.named(origin)
         return named
 
     def after(self, words: str) -> Self:
-        """See above; of its cause too."""
+        """As above, for its cause too."""
         later = copy(super().after(words))
         later.cause = self.cause.after(words)
         return later

@@ -1,4 +1,4 @@
-"""What one QUIC connection leaves for the next to its server, and where that is kept."""
+"""Session tickets and tokens: what a QUIC connection leaves for the next one to the same server."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class QuicTicket:
-    """A TLS session ticket (RFC 8446 §4.6.1): plain values, which can be pickled or written as JSON. It is a secret.
+    """A TLS session ticket (RFC 8446 §4.6.1): plain values that can be pickled. It is a secret.
 
     A store keeps all of it and looks at :attr:`is_valid` only.
 
-    :ivar server_name: the name that the server was reached by.
+    :ivar server_name: the server's name, as used for the connection.
     :ivar ticket: the ticket itself, as the server issued it.
     :ivar secret: the resumption secret.
     :ivar cipher_suite: its number (RFC 8446 §B.4).
-    :ivar age_add: what hides the ticket's age from observers.
-    :ivar not_before: from when on it may be used.
-    :ivar not_after: until when.
-    :ivar early_data: bytes of 0-RTT that the server accepts; ``None``: it accepts none.
-    :ivar extensions: number and content of what came with it, the server's QUIC transport parameters among them.
-    :ivar chain: the certificates that the server showed when the session began, DER, its own first. A ticket without
-        them is used only by clients that verify nothing.
+    :ivar age_add: the number that hides the ticket's age from observers.
+    :ivar not_before: when it may first be used.
+    :ivar not_after: when it may last be used.
+    :ivar early_data: how many bytes of 0-RTT the server accepts; ``None``: none.
+    :ivar extensions: numbers and contents of its TLS extensions, with the server's QUIC transport parameters.
+    :ivar chain: the certificates that the server showed when the session began, in DER, its own first. A ticket
+        without them is used only by clients that verify nothing.
     """
 
     server_name: str
@@ -47,31 +47,31 @@ class QuicTicket:
 
 
 class QuicStore(Protocol):
-    """Where tickets and tokens are kept. Each is given out once, and only to the key that it was kept under.
+    """Keeps session tickets and tokens. Each is given out once, for the key that it was kept under.
 
-    A key is a text that names the server, the way to it, the QUIC version, and our certificate: connections that differ
-    in one of these share nothing. A ticket that is used twice lets an observer link two connections (RFC 8446 appendix
-    C.4), and so does a token (RFC 9000 §8.1.3): hence ``take`` and not ``get``.
+    A key (``server``) is a text that names the server, the proxies on the way, the QUIC version, and our certificate.
+    Connections that differ in one of these share nothing. A ticket or a token that is used twice lets an observer link
+    two connections (RFC 8446 appendix C.4, RFC 9000 §8.1.3). So the methods are called ``take``, not ``get``.
     """
 
     def put_ticket(self, server: str, ticket: QuicTicket) -> None:
         """Keep a session ticket."""
 
     def take_ticket(self, server: str) -> QuicTicket | None:
-        """Give out the newest ticket that is still valid."""
+        """Give out, and forget, the newest ticket that is still valid; ``None`` if there is none."""
 
     def put_token(self, server: str, token: bytes) -> None:
         """Keep a token of a NEW_TOKEN frame (RFC 9000 §8.1.3)."""
 
     def take_token(self, server: str) -> bytes | None:
-        """Give out the newest token."""
+        """Give out, and forget, the newest token; ``None`` if there is none."""
 
 
 class QuicMemory:
     """A :class:`QuicStore` that lives as long as the process.
 
-    :param servers: how many servers (keys) to remember; the least recently seen are forgotten.
-    :param per_server: tickets, and tokens, of one server; the oldest are forgotten.
+    :param servers: how many keys are remembered. The least recently used are forgotten.
+    :param per_server: how many tickets, and how many tokens, are kept for each. The oldest are forgotten.
     """
 
     def __init__(self, servers: int = 256, per_server: int = 4) -> None:

@@ -1,4 +1,4 @@
-"""How connections ended: per layer what was said, what was heard, how it went and how long it took."""
+"""How connections ended: what each layer said and heard, the outcome, and how long it took."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from enum import Enum
 class Outcome(Enum):
     """How one layer, or one connection as a whole, ended."""
 
-    #: We said goodbye and the peer answered (or nothing had to be answered).
     CLEAN = "clean"
-    #: The peer had said goodbye first; we answered.
+    """We said goodbye and the peer answered, or no answer was due."""
     PEER_FIRST = "peer-first"
-    #: We said goodbye; the peer did not answer in time.
+    """The peer said goodbye first, and we answered."""
     TIMED_OUT = "timed-out"
-    #: Ended without a word: by us on purpose, or by the peer (a reset).
+    """We said goodbye, and the peer did not answer in time."""
     ABORTED = "aborted"
-    #: The layer had nothing to end: it never got as far, or the layer below was gone already.
+    """It ended without a goodbye: we aborted it, or the peer reset it."""
     SKIPPED = "skipped"
+    """There was nothing to end: the layer had not been set up, or the layer below was gone already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class LayerEnd:
     """The end of one layer of a connection.
 
     :ivar layer: ``"h1"``, ``"h2"``, ``"h3"``, ``"tls"``, ``"tcp"``, ``"quic"``, ``"udp"``, ``"http-connect"``, …
-    :ivar said: what we put on the wire: ``"GOAWAY"``, ``"close_notify"``, ``"FIN"``, ``"CONNECTION_CLOSE"``,
-        ``"RST"``, or ``""``.
-    :ivar heard: what the peer put there, in the same words.
-    :ivar seconds: from this layer's first word until it was over.
+    :ivar said: what we sent: ``"GOAWAY"``, ``"close_notify"``, ``"FIN"``, ``"CONNECTION_CLOSE"``, ``"RST"``, or ``""``.
+    :ivar heard: what the peer sent, in the same words.
+    :ivar outcome: how it went.
+    :ivar seconds: from this layer's first word until its end.
     """
 
     layer: str
@@ -44,13 +44,14 @@ class LayerEnd:
 class ConnectionEnd:
     """The end of one connection, layer by layer from the top of its stack down.
 
-    :ivar route: which origin it led to, e.g. ``"https://example.org"``.
+    :ivar route: the origin that it led to, and the proxies on the way: ``"https://example.org"``.
     :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
     :ivar reason: why it ended, in words.
-    :ivar exchanges: requests it carried in its life.
-    :ivar cut: exchanges that were still open when it ended.
-    :ivar began: seconds between the start of the close and the start of this end (0 for one in the background).
-    :ivar seconds: how long its goodbyes took in all.
+    :ivar layers: the end of each layer, from the top down.
+    :ivar exchanges: how many requests it carried in its life.
+    :ivar cut: how many requests were still open when it ended.
+    :ivar began: when its goodbyes began, in seconds since the close began; 0 for an end in the background.
+    :ivar seconds: how long its goodbyes took.
     """
 
     route: str
@@ -64,20 +65,20 @@ class ConnectionEnd:
 
     @property
     def clean(self) -> bool:
-        """Whether every layer was ended by both sides, and no exchange was cut."""
+        """Whether both sides ended every layer, and no request was cut."""
         ok = (Outcome.CLEAN, Outcome.PEER_FIRST, Outcome.SKIPPED)
         return self.cut == 0 and all(layer.outcome in ok for layer in self.layers)
 
 
 @dataclass(frozen=True, slots=True)
 class CloseReport:
-    """What closing a pool or a client did: every connection that was open, and how it ended.
+    """How a pool or a client closed: each connection that was open, and how it ended.
 
-    Printed, it is a waterfall: a line per connection, below it a line per layer with a bar of when it was busy.
+    Printed, it is a waterfall: a line for each connection, and below it one for each layer with a bar for its time.
 
-    :ivar connections: in the order in which they were over.
-    :ivar grace: the seconds that were allowed.
-    :ivar seconds: the seconds that it took.
+    :ivar connections: the ends of the connections, the first to end first.
+    :ivar grace: how many seconds were allowed.
+    :ivar seconds: how many seconds it took.
     """
 
     connections: tuple[ConnectionEnd, ...] = ()
@@ -97,7 +98,7 @@ _BAR = 30
 
 
 def waterfall(report: CloseReport) -> str:
-    """The report as text: times run from left to right over the seconds that the close took."""
+    """The report as text. Time runs from left to right, over the seconds that the close took."""
     total = len(report.connections)
     noun = "connection" if total == 1 else "connections"
     verdict = "clean" if report.clean else "not clean"

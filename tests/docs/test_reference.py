@@ -1,0 +1,55 @@
+"""The reference has all that is public, and each part of it is described."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from enum import Enum
+from pathlib import Path
+
+import pytest
+
+import allswell
+
+_PAGES = Path(__file__).parents[2] / "docs" / "reference"
+_CLASSES = sorted(
+    (each for each in map(allswell.__dict__.get, allswell.__all__) if isinstance(each, type)),
+    key=lambda it: it.__name__,
+)
+#: These do what a protocol describes.
+_STORES = {allswell.QuicMemory, allswell.AltSvcMemory, allswell.AltSvcFile}
+
+
+def _described(kind: type) -> set[str]:
+    return {name for each in kind.__mro__ for name in re.findall(r":(?:ivar|param) (\w+):", each.__doc__ or "")}
+
+
+def _parts(kind: type) -> set[str]:
+    """The fields of a dataclass or a tuple; the parameters of a class that callers make."""
+    if dataclasses.is_dataclass(kind):
+        return {field.name for field in dataclasses.fields(kind)}
+    if issubclass(kind, tuple):
+        return {*getattr(kind, "_fields", ())}
+    if kind in {allswell.AsyncClient, *_STORES}:
+        return {*inspect.signature(kind).parameters}
+    return set()
+
+
+def test_each_public_name_stands_in_the_reference() -> None:
+    told = re.findall(r"^::: allswell\.(\w+)$", "".join(page.read_text() for page in _PAGES.glob("*.md")), re.MULTILINE)
+    assert sorted(told) == sorted({*allswell.__all__} - {"__version__"})
+
+
+@pytest.mark.parametrize("kind", _CLASSES)
+def test_each_part_of_it_is_described(kind: type) -> None:
+    assert inspect.getdoc(kind)
+    assert _parts(kind) <= _described(kind)
+
+
+@pytest.mark.parametrize("kind", [each for each in _CLASSES if each not in _STORES])
+def test_each_public_method_says_what_it_does(kind: type) -> None:
+    own = {} if issubclass(kind, Enum) else vars(kind)
+    for name, member in own.items():
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+            assert inspect.getdoc(getattr(kind, name)), name
