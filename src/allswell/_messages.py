@@ -41,6 +41,8 @@ class RequestHead:
 class ResponseHead:
     """The control data and header section of a response, informational (1xx) or final.
 
+    :ivar status: the status code.
+    :ivar headers: pairs of name and value, in bytes, in the order in which they came.
     :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"`` (``b"HTTP/1.0"`` from an old server).
     :ivar reason: the reason phrase of HTTP/1.1; empty in the later versions.
     """

@@ -1,4 +1,4 @@
-"""The pool as a transport for httpx2, and for httpx: request in, response out, errors mapped. No logic of its own."""
+"""The pool as a transport for httpx2 and httpx: it translates requests, responses and errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from allswell._trace import Tracer
 if TYPE_CHECKING:
     from httpx2._types import CertTypes
 
-#: allswell's errors in httpx2's (and httpx's) words; the first that fits. The original is always the ``__cause__``.
+#: Which error of httpx2 (and httpx) stands for which of ours; the first that fits.
 _ERRORS: Sequence[tuple[type[AllswellError], str]] = (
     (ConnectFailed, "ConnectError"),
     (UnsupportedProtocol, "UnsupportedProtocol"),
@@ -72,18 +72,18 @@ _ERRORS: Sequence[tuple[type[AllswellError], str]] = (
 _TIMEOUTS = {"connect": "ConnectTimeout", "read": "ReadTimeout", "write": "WriteTimeout", "pool": "PoolTimeout"}
 
 
-#: Bodies that were begun and cannot start anew, by the library's streams.
+#: Streams of the library whose body was begun and cannot start anew.
 _SPENT: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 def _rewinds(field: object) -> bool:
-    """Whether a field of a form can be sent once more, whole: its file, if it has one, is rewound for that."""
+    """Whether a field of a form can be sent again in full. (Its file, if it has one, is rewound for that.)"""
     file = getattr(field, "file", b"")
     if isinstance(file, (str, bytes)):
         return True
     try:
         return hasattr(file, "seek") and file.seekable() is True
-    except (AttributeError, ValueError):  # it does not tell; or it was closed
+    except (AttributeError, ValueError):  # it does not tell, or it was closed
         return False
 
 
@@ -159,7 +159,7 @@ class RawStream:
 
 
 class _Pieces:
-    """A body, piece by piece. (Not a generator: one that is left half-way has to be closed, or trio warns.)"""
+    """A body, piece by piece. (It is no generator: trio warns of one that is left half-way and not closed.)"""
 
     __slots__ = ("_next",)
 
@@ -216,15 +216,15 @@ class ResponseStream(WholeStream):
 
 
 class Closing:
-    """A client's closing, as our transports take part in it, however deep others have wrapped them.
+    """The closing of a client, for all our transports in it, however deep others have wrapped them.
 
-    A wrapper (a cache, retries, tracing) closes what it wraps, in the client's context or one copied from it. There our
-    transport finds how much time is left, and says which pool it leaves. All pools have one deadline, whichever is
-    closed when.
+    A wrapper (a cache, retries, tracing) closes the transport that it wraps, in the client's context or a copy of it.
+    There our transport finds this object. It learns how much time is left, and says which pool it leaves. So all pools
+    have one deadline.
 
     :param timeout: as for :meth:`ConnectionPool.aclose`.
     :param cut: do not wait for exchanges in flight.
-    :ivar refused: a pool is another event loop's.
+    :ivar refused: a pool belongs to another event loop.
     """
 
     _current: ContextVar[Closing | None] = ContextVar("allswell closing", default=None)
@@ -239,9 +239,9 @@ class Closing:
 
     @classmethod
     def joined(cls, pool: ConnectionPool, timeout: float | None, cut: bool) -> tuple[float | None, bool, float | None]:
-        """Say that this pool is left; with which timeout and cut, and since when.
+        """Say that this pool is left. Return the timeout, whether to cut, and when the close began.
 
-        :raises RuntimeError: when it is another event loop's.
+        :raises RuntimeError: when it belongs to another event loop.
         """
         closing = cls._current.get()
         try:
@@ -259,14 +259,14 @@ class Closing:
         return None if within == math.inf else within, cut or closing._cut, closing._began
 
     async def hurry(self, timeout: float | None) -> None:
-        """Close sooner than was said at first."""
+        """Shorten a close that has begun."""
         if timeout is not None:
             self._within = min(self._within, monotonic() - self._began + timeout)
         await side_by_side([partial(pool.aclose, timeout) for pool in self._pools if pool.closing])
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """What closes inside takes part in it."""
+        """All that closes inside takes part in this closing."""
         token = self._current.set(self)
         try:
             yield
@@ -274,8 +274,8 @@ class Closing:
             self._current.reset(token)
 
     def report(self, grace: float) -> CloseReport:
-        """How the pools ended that did end (others may go on using theirs)."""
-        # Not what leaving them returned: cancelled, it returns nothing, and what it said is to be told all the same.
+        """The ends of the pools that have closed. (Others may still use the rest.)"""
+        # Not what leaving them returned: a cancelled close returns nothing, and its report counts too.
         reports = [pool.close_report for pool in self._pools if pool.close_report is not None]
         return CloseReport(
             tuple(end for report in reports for end in report.connections),
@@ -285,7 +285,7 @@ class Closing:
 
 
 class _Origin(NamedTuple):
-    """Where requests to the URLs of one origin go."""
+    """The destination of requests to the URLs of one origin."""
 
     route: Route
     scheme: bytes
@@ -314,7 +314,7 @@ _ProxyT = TypeVar("_ProxyT")
 
 
 class Sender(Generic[_LimitsT, _ProxyT]):
-    """What the transports for httpx2 and httpx share: the pool, and how a request and an error are translated."""
+    """The common part of the transports for httpx2 and httpx: the pool, and the translation of requests and errors."""
 
     _library: ModuleType = httpx2
     _core = "httpcore2"
@@ -402,7 +402,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         return self._patches.pool(self._carry, self._proxies)
 
     async def _carry(self, request: Any) -> Any:
-        """Send a request of the core library; its response. The errors are the client library's."""
+        """Send a request of the core library (httpcore2, httpcore). The errors are the client library's."""
         library, core, url = self._library, import_module(self._core), request.url
         target = b"/" if "target" in request.extensions else url.target  # which may be no path
         given = library.Request(
@@ -419,7 +419,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         return core.Response(response.status, headers=response.headers, content=stream, extensions=facts)
 
     async def _hand_over(self, request: Any) -> Any:
-        """Send a request by way of what others have patched; the response."""
+        """Send a request through the functions that others have patched."""
         response = await self._patches.hand_over(self, request)
         network = response.extensions.get("network_stream")
         if isinstance(network, RawStream) and network.body is not None:
@@ -428,7 +428,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         return response
 
     def _without_upgrade(self, request: Request) -> bool:
-        """Where HTTP/1.1 may not be spoken, a WebSocket runs on a stream; whether it is for one."""
+        """Turn a WebSocket's request into an extended CONNECT if HTTP/1.1 is off. Return whether it was one."""
         config = self.pool.config
         if not request.route.upgrades or (config.http1 and config.http3 != "only"):
             return False
@@ -469,13 +469,13 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         )
 
     def _retrying_of(self, extension: object) -> Retry | None:
-        """What a request says of it. (httpx-retries has an extension of the same name: its objects are not for us.)"""
+        """The retry setting of a request. (httpx-retries uses the same name for objects of its own.)"""
         if extension is None or isinstance(extension, Retry) or type(extension).__module__ == "builtins":
             return _retry_settings(extension)
         return self._retrying
 
     def _origin(self, url: httpx2.URL, server_name: str | None) -> _Origin:
-        """Where a request to this URL goes. (To find that out costs more than to remember it.)"""
+        """The destination of a request to this URL. (Finding it costs more than remembering it.)"""
         key = url.scheme, url.raw_host, url.port
         found = self._origins.get(key) if server_name is None else None
         if found is None:
@@ -492,39 +492,38 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         waits: Mapping[str, float | None] = extensions.get("timeout", {})
         total = extensions.get("total_timeout", self._total)
         key = waits.get("connect"), waits.get("read"), waits.get("write"), waits.get("pool"), total
-        if key != self._waits[0]:  # mostly they are the client's own
+        if key != self._waits[0]:  # mostly they are those of the client, each time
             require(self._library.__name__, timeout=key)
             self._waits = key, Timeouts(*key)
         return self._waits[1]
 
     def _body(self, request: httpx2.Request, *, framed: bool) -> Body | None:
-        """The request's body; ``None`` where it has none.
+        """The request's body; ``None`` if there is none.
 
-        :param framed: the header section tells its length.
-
-        :raises StreamConsumed: the client sends it once more (a redirect with 307 or 308, a flow of its ``auth``), and
-            its rest only is left. (The library raises it for generators, and sends the rest of all others.)
+        :param framed: the header section gives its length.
+        :raises StreamConsumed: if the client sends the body again (a redirect with 307 or 308, a flow of its ``auth``)
+            and only a rest of it is left. (The library raises it for generators, and sends the rest of others.)
         """
         library, stream = self._library, cast(Any, request.stream)
         if isinstance(stream, library.ByteStream):
             content = b"".join(stream)
             return Body(content) if content or framed else None
         if isinstance(stream, library._content.AsyncIteratorByteStream):
-            # Whatever the caller iterates over, under the library's wrapper. An iterator of its own each time proves
-            # nothing about what that reads from (a file, say): we send it once. What the library does is its own rule.
+            # The caller's iterable, in the library's wrapper. Even if it makes a new iterator each time, that may go on
+            # reading from the same place (a file, say). So we send it once. The library may send it again.
             if starts_anew(stream._stream):
                 return Body(stream._stream, anew=False)
             anew = False
         elif isinstance(stream, library._multipart.MultipartStream):
             anew = all(map(_rewinds, stream.fields))
         else:
-            return Body(stream, anew=False)  # the caller's own, which may be made of anything
+            return Body(stream, anew=False)  # the caller's own stream: nothing is known of it
         if stream in _SPENT:
             raise library.StreamConsumed
         return Body(stream, anew=anew, begun=partial(_SPENT.add, stream))
 
     async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
-        """Leave the pool; the last to leave closes it: see :meth:`ConnectionPool.leave`."""
+        """Leave the pool. The last user to leave closes it: see :meth:`ConnectionPool.leave`."""
         timeout, cut, began = Closing.joined(self.pool, timeout, cut)
         if self._left:
             return await self.pool.aclose(timeout, began=began) if self.pool.closing else CloseReport()
@@ -532,7 +531,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         return await self.pool.leave(timeout, cut=cut, began=began)
 
     def _return(self) -> None:
-        """Begin anew after the end: clients that share a transport, one after another, each close it."""
+        """Open again after a close. (Several clients may use a transport one after another, and each closes it.)"""
         if self.pool.state == "closed" and self._owns:
             self.pool = ConnectionPool(self.pool.config)
         if not self.pool.closing:
@@ -556,27 +555,33 @@ class Sender(Generic[_LimitsT, _ProxyT]):
 
 
 class AsyncTransport(Sender[httpx2.Limits, httpx2.URL | httpx2.Proxy], httpx2.AsyncBaseTransport):
-    """A transport for ``httpx2.AsyncClient``, in place of ``httpx2.AsyncHTTPTransport`` and with its parameters.
+    """A transport for ``httpx2.AsyncClient``, with the parameters of ``httpx2.AsyncHTTPTransport``.
 
-    Closed, it begins anew with the next request, as httpx2's does: clients may share it, one after another. For clients
-    at the same time there is ``pool``.
+    After a close it opens again with the next request, as httpx2's does. So several clients may use it one after
+    another. For several clients at the same time, share a ``pool``.
 
-    :param proxy: a proxy, or a chain of them, the nearest first.
-    :param grace: seconds that closing may take, in all.
-    :param total_timeout: seconds that each request may take, from its start until its response was read
-        (per request: ``extensions={"total_timeout": 10.0}``).
-    :param retry: whether what failed for now is tried again (per request: ``extensions={"retry": …}``).
-    :param pool: a pool to share; the transport then makes none. The settings of connections are the pool's: to say one
-        here, too, is a TypeError.
-    :param settings: more settings, as in :class:`PoolConfig`.
+    :param proxy: a proxy, or a list of proxies, the nearest first.
+    :param grace: how many seconds closing may take, for all connections and layers together.
+    :param total_timeout: how many seconds a request may take, from its start until its response was read. For one
+        request: ``extensions={"total_timeout": 10.0}``.
+    :param retry: which failures are tried again; ``None``: none. For one request: ``extensions={"retry": …}``.
+    :param pool: a :class:`ConnectionPool` to share; the transport then makes none. The pool has the settings of
+        connections, so one given here as well is a ``TypeError``.
+    :param settings: other settings of :class:`PoolConfig`.
+    :ivar pool: its :class:`ConnectionPool`.
     """
 
     async def aclose(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:  # type: ignore[override]
-        """See :meth:`ConnectionPool.leave`. (The override: httpx2's returns nothing.)"""
+        """Close the transport: leave the pool, which closes if nobody else uses it.
+
+        :param timeout: the grace in seconds; ``None``: the ``grace`` of the pool. 0: say everything, wait for nothing.
+        :param cut: do not wait for requests in flight.
+        :return: how each connection ended; empty if the pool stays open.
+        """
         return await self.leave(timeout, cut=cut)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; called by the client.
+        """Send a request. The client calls this.
 
         :raises httpx2.TransportError: one of its subclasses, with the :class:`AllswellError` as ``__cause__``.
         """

@@ -25,17 +25,22 @@ class AsyncTransport(Sender[httpx.Limits, httpx.URL | httpx.Proxy], httpx.AsyncB
     _patches = Library(httpx, "httpcore")
 
     async def aclose(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:  # type: ignore[override]
-        """See :meth:`ConnectionPool.leave`. (The override: httpx's returns nothing.)"""
+        """Close the transport: leave the pool, which closes if nobody else uses it.
+
+        :param timeout: the grace in seconds; ``None``: the ``grace`` of the pool. 0: say everything, wait for nothing.
+        :param cut: do not wait for requests in flight.
+        :return: how each connection ended; empty if the pool stays open.
+        """
         return await self.leave(timeout, cut=cut)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; called by the client.
+        """Send a request. The client calls this.
 
         :raises httpx.TransportError: one of its subclasses, with the :class:`allswell.AllswellError` as ``__cause__``.
         """
         if self._patches.is_patched():
             return cast(httpx.Response, await self._hand_over(request))
-        # The two libraries' requests are of one shape: httpx2 continues httpx.
+        # The requests of both libraries have the same shape: httpx2 continues httpx.
         response, extensions = await self._handle(cast(httpx2.Request, request))
         stream = _Stream(response)
         answer = httpx.Response(

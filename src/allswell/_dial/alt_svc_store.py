@@ -1,4 +1,4 @@
-"""Where what Alt-Svc fields said is kept: in memory, or in a file that the next process (or curl) reads too."""
+"""Keeps the alternatives of Alt-Svc fields: in memory, or in a file that the next process (or curl) reads too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _PAUSE = 5.0
 class Alternative(NamedTuple):
     """An alternative service that speaks HTTP/3 (RFC 7838 §2).
 
-    :ivar expires: in seconds of Unix time: it has to outlast the process, and the computer's sleep.
+    :ivar host: a host name or IP address, without brackets.
+    :ivar port: a UDP port.
+    :ivar expires: seconds of Unix time. (It must outlast the process, and the computer's sleep.)
     :ivar persist: whether it survives a change of the network (§3.1).
     """
 
@@ -40,25 +42,25 @@ class Alternative(NamedTuple):
 
 
 class AltSvcStore(Protocol):
-    """Where alternatives are kept. Keys are origins (``"https://example.org"``)."""
+    """Keeps alternatives by origin (``"https://example.org"``)."""
 
     def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
-        """Keep these, in order of preference, in place of any others; none: forget the origin."""
+        """Keep these, in order of preference, in place of any earlier ones. With none, forget the origin."""
 
     def get(self, origin: str) -> Sequence[Alternative]:
-        """What was put; what has expired may be among it."""
+        """Return what was put last. Expired alternatives may be among it."""
 
     def origins(self) -> Sequence[str]:
-        """Those that something is kept of."""
+        """Return the origins that have alternatives."""
 
     def flush(self) -> None:
-        """The pool closes: write down what has yet to be."""
+        """Write down what is not written yet. Called when the pool closes."""
 
 
 class AltSvcMemory:
     """An :class:`AltSvcStore` that lives as long as the process.
 
-    :param origins: how many to remember.
+    :param origins: how many origins are remembered. The least recently learnt are forgotten.
     """
 
     def __init__(self, origins: int = _ORIGINS) -> None:
@@ -83,14 +85,14 @@ class AltSvcMemory:
 
 
 class AltSvcFile(AltSvcMemory):
-    """An :class:`AltSvcStore` in a file, in the format of curl's (https://curl.se/docs/alt-svc.html).
+    """An :class:`AltSvcStore` in a file, in curl's format (https://curl.se/docs/alt-svc.html).
 
-    It is read when it is first needed, and replaced as a whole, at most every five seconds and when the pool closes.
-    What in it is no line of that format is skipped; where it cannot be read or written, the log says so and memory has
-    to do. Of two processes that write it the last has its way.
+    The file is read when it is first needed. It is replaced as a whole, at most every five seconds and when the pool
+    closes. Lines of another format are skipped. If the file cannot be read or written, a warning is logged and memory
+    is used. If two processes write the same file, the last one wins.
 
-    :param path: of the file; it need not exist, its folder must.
-    :param origins: how many to remember.
+    :param path: the file's path. The file need not exist, its folder must.
+    :param origins: how many origins are remembered. The least recently learnt are forgotten.
     """
 
     def __init__(self, path: str | os.PathLike[str], origins: int = _ORIGINS) -> None:

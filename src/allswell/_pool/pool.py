@@ -1,7 +1,7 @@
-"""The connection pool: requests in, responses out; what may be sent again; its users, and how all ends.
+"""The connection pool: requests in, responses out, sending again, its users and its end.
 
-Which connection serves a request is the dispatcher's business (`dispatcher.py`). Here a request becomes an exchange,
-and when the peer did not process it, another (`replay.py`).
+The dispatcher (`dispatcher.py`) decides which connection serves a request. Here a request becomes an exchange. If the
+peer did not process it, it becomes another one (`replay.py`).
 """
 
 from __future__ import annotations
@@ -45,22 +45,26 @@ from allswell._request.route import Destination, Destinations, destination
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES
 
-#: A server that has fallen silent has so many seconds more before its requests go elsewhere: it may only be busy.
+#: A server that has fallen silent may only be busy. Its requests go elsewhere after so many seconds more.
 _SILENT_FOR = 0.5
 _SILENT = "the server has fallen silent"
 
 _POOLS: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 
-#: What a forked process has of its parent's pools. It is neither used, for two would speak on one connection, nor ever
-#: collected, for what ends a connection (and an event loop's interest in it) would end the parent's.
+#: What a forked process inherits of its parent's pools. It is not used: two processes would speak on one connection. It
+#: is never collected: ending a connection, or an event loop's interest in it, would end the parent's.
 _INHERITED: list[Dispatcher] = []
 
 
 class ConnectionPool:
-    """HTTP connections, and requests over them. Give it settings, or keywords for a :class:`PoolConfig`.
+    """HTTP connections, and requests over them. Its settings are a :class:`PoolConfig`, or keywords for one.
 
-    Use it in ``async with``, or call :meth:`aclose` when done. It belongs to one event loop at a time: used in another
-    when that has ended, or in a forked process, it begins anew there; used in another before, it raises RuntimeError.
+    Use it in ``async with``, or call :meth:`aclose` at the end. It belongs to one event loop at a time. When that loop
+    has ended, or in a forked process, it can be used in another one and begins anew. While the loop lives, use in
+    another one raises ``RuntimeError``.
+
+    :ivar config: its settings.
+    :ivar close_report: how all connections ended, once the pool is closed.
     """
 
     def __init__(self, config: PoolConfig | None = None, **settings: Unpack[PoolSettings]) -> None:
@@ -75,7 +79,7 @@ class ConnectionPool:
             except ImportError as error:
                 raise ImportError("https_records needs the package dnspython: install allswell[dns]") from error
         if self.config.trust_env:
-            named_log()  # a name that is of no use is told here, not by the first request
+            named_log()  # an unusable name is an error here, not in the first request
         self._dispatcher: Dispatcher | None = None  # made when an event loop runs
         _POOLS.add(self)
         self._destinations = Destinations()
@@ -87,16 +91,16 @@ class ConnectionPool:
 
     @property
     def closing(self) -> bool:
-        """Whether it takes no more requests: it is closing, or closed."""
+        """Whether it takes no more requests, because it is closing or closed."""
         return self._closing is not None
 
     @property
     def state(self) -> Literal["open", "closing", "closed"]:
-        """Where it is in its life."""
+        """The state of its life."""
         return "closed" if self.close_report is not None else "closing" if self.closing else "open"
 
     def snapshot(self) -> PoolSnapshot:
-        """What it has at this instant, as data; ``str`` of it is a table. Its cost grows with what there is."""
+        """Return its connections and waiting requests at this instant. ``str`` of the result is a table."""
         routes = self._dispatcher.snapshot() if self._dispatcher is not None else ()
         return PoolSnapshot(self.state, self._users, routes)
 
@@ -114,10 +118,12 @@ class ConnectionPool:
     ) -> Response:
         """Send a request and read the whole response.
 
-        :param headers: names and values, a mapping or pairs, text or bytes; ``Host`` and the framing of ``content`` are
-            added where they are missing.
-        :param content: the body; an async iterable is sent chunked, unless a Content-Length is given.
-        :raises AllswellError: saying what failed and how.
+        :param headers: names and values, as a mapping or as pairs, in text or bytes. ``Host`` and the framing of
+            ``content`` are added if they are missing.
+        :param content: the body. An async iterable is sent in chunks, unless ``headers`` has a Content-Length.
+        :param timeouts: how long to wait; ``None``: the defaults of :class:`Timeouts`.
+        :param trailers: the trailers as pairs of bytes, or a function that returns them once the body was sent.
+        :raises AllswellError: if the request fails.
         """
         made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies)
         response = await self.send(made)
@@ -140,7 +146,7 @@ class ConnectionPool:
         timeouts: Timeouts | None = None,
         trailers: TrailerSource = None,
     ) -> AsyncIterator[Response]:
-        """Send a request; the body is read piece by piece, as far as one likes. Parameters as in :meth:`request`."""
+        """Send a request, and read as much of the response's body as you like. Parameters as in :meth:`request`."""
         made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies)
         response = await self.send(made)
         try:
@@ -154,10 +160,10 @@ class ConnectionPool:
         return self._destinations[url] if isinstance(url, str) else destination(url)
 
     async def send(self, request: Request, replay: Replay | None = None) -> Response:
-        """Send a request; its response, of which the head has come. The caller must read or close it.
+        """Send a request. Return its response as soon as the head has come. The caller must read or close it.
 
-        :param replay: where the ledger is kept, if there is more to do than one attempt.
-        :raises AllswellError: saying what failed and how.
+        :param replay: the ledger of earlier attempts, if there were any.
+        :raises AllswellError: if the request fails.
         """
         total = request.timeouts.total
         if total is not None and request.total_at == math.inf:
@@ -201,15 +207,15 @@ class ConnectionPool:
                 await replay.again(error, exchange.connection)
             except BaseException:
                 if exchange is not None:
-                    exchange.abandon()  # a hook of the caller's failed, or was cancelled: nobody else has it
+                    exchange.abandon()  # a hook of the caller failed or was cancelled, and nobody else holds it
                 raise
             exchange = None
 
     def network_changed(self) -> None:
-        """Say that the network is another one now: what was learnt on the old one is forgotten.
+        """Forget what was learnt on the old network: the computer has moved to another one.
 
-        Addresses, HTTPS records, where HTTP/3 failed, and the alternatives of Alt-Svc that did not say ``persist``
-        (RFC 7838 §2.2). Connections are left alone: those that the old network carried find out by themselves.
+        These are addresses, HTTPS records, where HTTP/3 failed, and the alternatives of Alt-Svc without ``persist``
+        (RFC 7838 §2.2). Connections are left alone. Those that are dead now find out by themselves.
         """
         if self._dispatcher is not None:
             self._dispatcher.dialer.discovery.network_changed()
@@ -219,16 +225,16 @@ class ConnectionPool:
         self._users += 1
 
     def forget(self) -> None:
-        """A user was dropped without leaving: it counts no more, so that the others can be the last."""
+        """Count a user no more that was dropped without leaving. So one of the others can be the last."""
         self._users -= 1
 
     async def leave(
         self, timeout: float | None = None, *, cut: bool = False, began: float | None = None
     ) -> CloseReport:
-        """Be a user no longer; the last one closes the pool. Others' exchanges are not disturbed.
+        """Be a user no longer. The last one closes the pool. Exchanges of others are not disturbed.
 
-        :return: as :meth:`aclose`; empty when the pool stays open for others.
-        :raises RuntimeError: in another event loop than the pool's, that has not ended. Nothing has changed then.
+        :return: as :meth:`aclose`; empty if the pool stays open for others.
+        :raises RuntimeError: if the pool belongs to another event loop that still lives. Nothing has changed then.
         """
         self.may_close()
         self._users -= 1
@@ -237,9 +243,9 @@ class ConnectionPool:
         return await self.aclose(timeout, cut=cut, began=began)
 
     def may_close(self) -> None:
-        """See that the event loop that runs now may close it.
+        """Check that the running event loop may close it.
 
-        :raises RuntimeError: otherwise.
+        :raises RuntimeError: if not.
         """
         if self.close_report is None:
             self._own()
@@ -257,17 +263,19 @@ class ConnectionPool:
     async def aclose(
         self, timeout: float | None = None, *, cut: bool = False, began: float | None = None
     ) -> CloseReport:
-        """Close all connections, side by side, each layer with its goodbye; never longer than the grace.
+        """Close all connections side by side, with a goodbye at each layer, within the grace.
 
-        Refuses new requests; fails those that wait for a connection. Exchanges in flight may finish, until a quarter of
-        the grace (at most 0.5 s) is left for the goodbyes. Called again, it returns the same report. Cancelled, it says
-        everything and waits for nothing, as with a timeout of 0; what is in flight then is aborted.
+        New requests are refused. Requests that wait for a connection fail. Requests in flight may finish, until a
+        quarter of the grace (at most 0.5 s) is left for the goodbyes. A second call returns the same report. If the
+        close is cancelled, it says everything and waits for nothing, as with a timeout of 0. Requests that are still in
+        flight are then aborted.
 
-        :param timeout: the grace in seconds; the pool's own (2.0) by default; 0 to say everything and wait for nothing.
-        :param cut: do not wait for exchanges in flight.
-        :param began: when the close began that this one is part of, as :func:`time.monotonic` tells. The grace counts
-            from then.
-        :raises RuntimeError: in another event loop than the pool's, that has not ended. Nothing has changed then.
+        :param timeout: the grace in seconds; ``None``: the ``grace`` of the pool. 0: say everything, wait for nothing.
+        :param cut: do not wait for requests in flight.
+        :param began: the start of a larger close that this one is part of, on the clock of :func:`time.monotonic`. The
+            grace counts from then.
+        :return: how each connection ended.
+        :raises RuntimeError: if the pool belongs to another event loop that still lives. Nothing has changed then.
         """
         if self.close_report is not None:
             return self.close_report
@@ -315,13 +323,13 @@ class ConnectionPool:
     async def _past_silence(
         self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, attempts: list[Attempt]
     ) -> Exchange[Connection]:
-        """Where to wait on: there, if the server is heard again, or elsewhere, if a connection can be had sooner.
+        """Find the exchange to wait for: the silent one if its server is heard again, or one on another connection.
 
-        (Restarted, a server knows nothing of its QUIC connections, and may have lost the key to say so. But if it is
-        the path that is gone, there is none elsewhere either, and nothing is lost.)
+        A server that was restarted does not know its old QUIC connections, and may be unable to reset them. If the path
+        is gone instead, no other connection can be made, and nothing is lost by trying.
         """
         if not request.may_repeat(proven=False) or any(attempt.why == _SILENT for attempt in attempts):
-            return silent  # where a second one is silent too, the read timeout decides
+            return silent  # if a second one is silent too, the read timeout decides
         fresh = Freshness(monotonic())
         found: list[Exchange[Connection]] = []
         failed: list[BaseException] = []
@@ -397,7 +405,7 @@ class ConnectionPool:
         if dispatcher is None:
             host, before = current_host(), self._dispatcher
             dispatcher = self._dispatcher = Dispatcher(host, self._make_dialer(host), self.config, self.send)
-            if before is not None:  # what ended with its event loop was not closed
+            if before is not None:  # these ended with their event loop, and were not closed
                 dispatcher.dropped = len(before.connections) + before.dropped
         return dispatcher
 

@@ -15,12 +15,12 @@ class ConnectionSnapshot:
     :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
     :ivar state: ``"open"``, ``"draining"``, ``"closing"``.
     :ivar reason: why it is not open any more; else ``""``.
-    :ivar exchanges: under way.
-    :ivar capacity: exchanges that could be opened now.
-    :ivar opened: exchanges in its life.
+    :ivar exchanges: how many requests are under way.
+    :ivar capacity: how many more could be sent now.
+    :ivar opened: how many it carried in its life.
     :ivar age: seconds since it was made.
-    :ivar idle: seconds since its last exchange ended; ``None`` while one is under way.
-    :ivar serves: the origins that it serves besides the one that it was made for.
+    :ivar idle: seconds since its last request ended; ``None`` while one is under way.
+    :ivar serves: the other origins that it serves, besides its own.
     """
 
     http_version: str
@@ -58,12 +58,12 @@ class ConnectionSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RouteSnapshot:
-    """What the pool has on one route.
+    """The connections, dials and waiting requests of one route.
 
-    :ivar route: as errors and reports name it: ``"https://example.org"``, and the proxies on the way.
-    :ivar connections: those that were made for it and are not closed, oldest first; those in their goodbyes included.
-    :ivar dials: connections being made.
-    :ivar waiting: requests that wait for room.
+    :ivar route: its name in errors and reports: ``"https://example.org"``, and the proxies on the way.
+    :ivar connections: the connections made for it that are not closed yet, oldest first. Those that say goodbye count.
+    :ivar dials: how many connections are being made.
+    :ivar waiting: how many requests wait for room.
     """
 
     route: str
@@ -78,11 +78,11 @@ class RouteSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """A pool. ``str`` makes a table of it.
+    """A pool at one instant. ``str`` makes a table of it.
 
     :ivar state: ``"open"``, ``"closing"`` or ``"closed"``.
     :ivar users: clients that share it.
-    :ivar routes: those with a connection, a dial, or a request that waits.
+    :ivar routes: the routes that have a connection, a dial, or a waiting request.
     """
 
     state: str
@@ -91,22 +91,22 @@ class PoolSnapshot:
 
     @property
     def connections(self) -> int:
-        """Connections in all that are not closed."""
+        """How many connections there are in all that are not closed yet."""
         return sum(len(route.connections) for route in self.routes)
 
     @property
     def exchanges(self) -> int:
-        """Exchanges under way."""
+        """How many requests are under way."""
         return sum(each.exchanges for route in self.routes for each in route.connections)
 
     @property
     def dials(self) -> int:
-        """Connections being made."""
+        """How many connections are being made."""
         return sum(route.dials for route in self.routes)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for room."""
+        """How many requests wait for room."""
         return sum(route.waiting for route in self.routes)
 
     def __str__(self) -> str:

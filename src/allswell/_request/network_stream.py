@@ -176,7 +176,7 @@ class ExchangeStream(ByteStream):
 
 
 class NetworkStream:
-    """A raw byte stream, as httpx2 documents its ``network_stream``: read, write, ``aclose``, ``start_tls``."""
+    """A raw byte stream after an upgrade or CONNECT, with the methods of httpx2's ``network_stream``."""
 
     def __init__(
         self, exchange: Exchange[Connection], start_tls: StartTls, stack: Stack[ByteStream] | None = None
@@ -187,10 +187,10 @@ class NetworkStream:
         self._pending = b""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """At most so many bytes; ``b""`` at the end of the stream.
+        """Read at most ``max_bytes`` bytes; ``b""`` is the end of the stream.
 
-        :raises Timeout: when nothing comes within so many seconds. The stream can still be used.
-        :raises TransportError: when it was cut.
+        :raises Timeout: if nothing comes within ``timeout`` seconds. The stream can still be used.
+        :raises TransportError: if the stream was cut.
         """
         self._require_tunnel()
         if not self._pending:
@@ -202,10 +202,10 @@ class NetworkStream:
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it.
+        """Send all of ``buffer``.
 
-        :raises Timeout: when the peer does not take it within so many seconds; part of it may have been sent.
-        :raises TransportError: when the stream is gone.
+        :raises Timeout: if the peer does not take it within ``timeout`` seconds. Part of it may have been sent.
+        :raises TransportError: if the stream is gone.
         """
         tunnel = self._require_tunnel()
         with self._limit(timeout) as limit:
@@ -218,7 +218,7 @@ class NetworkStream:
             raise Timeout(f"{self._exchange.connection.label} took nothing within {timeout:g} s", phase="write")
 
     async def aclose(self) -> None:
-        """End the stream politely: what lies on top says goodbye, then the tunnel ends, then (h1) its connection."""
+        """End the stream politely: TLS on top says goodbye, then the tunnel ends, then (HTTP/1.1) its connection."""
         exchange = self._exchange
         if exchange.tunnel is None or not exchange.sending.open:
             exchange.abandon()
@@ -234,10 +234,12 @@ class NetworkStream:
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> NetworkStream:
-        """TLS through this stream.
+        """Begin TLS on this stream.
 
-        :raises ConnectFailed: when the handshake fails.
-        :raises Timeout: when it takes longer.
+        :param server_hostname: the name for SNI and for the certificate's check.
+        :return: the stream inside TLS.
+        :raises ConnectFailed: if the handshake fails.
+        :raises Timeout: if it takes longer than ``timeout`` seconds.
         """
         self._require_tunnel()
         lower: ByteStream = ExchangeStream(self._exchange) if self._stack is None else self._stack.top
@@ -249,7 +251,7 @@ class NetworkStream:
         return NetworkStream(self._exchange, self._start_tls, stack)
 
     def get_extra_info(self, info: str) -> Any:
-        """``"ssl_object"``, ``"socket"``, ``"client_addr"``, ``"server_addr"``, or ``"is_readable"``."""
+        """Look up ``"ssl_object"``, ``"socket"``, ``"client_addr"``, ``"server_addr"`` or ``"is_readable"``."""
         if info == "is_readable":
             return self._exchange.buffered > 0 or self._exchange.receiving.over
         fact = self._stack.extra(info) if self._stack is not None else None

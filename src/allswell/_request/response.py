@@ -1,4 +1,4 @@
-"""A response as the pool gives it: head at once, body as it is read."""
+"""A response of the pool: the head is there at once, the body comes as it is read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from allswell._trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt at a request that did not give its response, so that the request was sent again.
+    """An attempt at a request after which the request was sent again.
 
-    :ivar why: how it ended, in words.
+    :ivar why: how the attempt ended, in words.
     :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not.
-        ``"perhaps"``: its connection ended before any answer, or it answered that it failed, so only an idempotent
-        request is sent again.
-        ``"declined"``: it said that another connection (421) or another moment (425) is the right one.
-    :ivar http_version: of the connection that carried it; empty where none did.
+        ``"perhaps"``: the connection ended before any answer, or the answer was a failure. ``"declined"``: the server
+        asked for another connection (421) or another moment (425).
+    :ivar http_version: the HTTP version of its connection; empty if there was none.
     """
 
     why: str
@@ -38,10 +37,10 @@ class Response:
     """The response to one request of a :class:`ConnectionPool`.
 
     :ivar status: the status code.
-    :ivar headers: names and values as they came.
+    :ivar headers: pairs of name and value, in bytes, in the order in which they came.
     :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"``.
     :ivar reason: the reason phrase (HTTP/1.1 only).
-    :ivar attempts: the earlier attempts at this request, oldest first.
+    :ivar attempts: the earlier attempts at this request, oldest first: a list of :class:`Attempt`.
     """
 
     __slots__ = (
@@ -77,7 +76,7 @@ class Response:
         self._told = ""  # of the body, to the tracer
 
     def __del__(self) -> None:
-        # Dropped without being closed: it must not hold its connection, or its share of one, for ever.
+        # It was dropped without being closed. It must not hold its connection, or its stream, for ever.
         if self._exchange.needs_requester:
             self._exchange.connection.host.call_soon_threadsafe(self._exchange.abandon)
 
@@ -86,30 +85,30 @@ class Response:
 
     @property
     def informational(self) -> list[ResponseHead]:
-        """The 1xx responses that came before this one."""
+        """The 1xx responses that came before this one. Of many, the newest 64."""
         return self._exchange.informational
 
     @property
     def trailers(self) -> Headers:
-        """The trailer section; there once the body was read."""
+        """The trailer section, as pairs of name and value. It is complete once the body was read."""
         return self._exchange.trailers
 
     @property
     def network_stream(self) -> NetworkStream:
-        """The raw byte stream after 101 or CONNECT; else good for ``get_extra_info`` only."""
+        """The raw byte stream after 101 or CONNECT. Otherwise only its ``get_extra_info`` is of use."""
         return NetworkStream(self._exchange, self._start_tls)
 
     def tunnel(self) -> ExchangeStream:
-        """The raw byte stream after CONNECT, for filters to sit on."""
+        """The raw byte stream after CONNECT, as the bottom of another stack."""
         return ExchangeStream(self._exchange)
 
     @property
     def stream_id(self) -> int:
-        """The exchange's number on its connection: the stream id in HTTP/2 and HTTP/3."""
+        """The stream id in HTTP/2 and HTTP/3; in HTTP/1.1 the request's number on its connection."""
         return self._exchange.number
 
     async def receive(self) -> bytes:
-        """The next piece of the body; ``b""`` at its end. (Always, where ``network_stream`` took its place.)
+        """Return the next piece of the body; ``b""`` at its end. If ``network_stream`` takes its place, always ``b""``.
 
         :raises AllswellError: when the body ends before it is complete.
         """
@@ -120,7 +119,7 @@ class Response:
         return await self._exchange.receive()
 
     async def read(self) -> bytes:
-        """The whole body.
+        """Return the whole body.
 
         :raises AllswellError: when the body ends before it is complete.
         """
@@ -129,9 +128,9 @@ class Response:
         return self._content
 
     async def read_counted(self, count: Callable[[int], None]) -> bytes:
-        """The whole body, of which nothing was read yet.
+        """Return the whole body. Nothing of it was read yet.
 
-        :param count: called with how many bytes have come; of a body that is not complete, too.
+        :param count: called with the number of bytes that have come, also if the body does not become complete.
         """
         if self._tracer is None and self._exchange.tunnel is None:
             try:
@@ -151,16 +150,16 @@ class Response:
         return _Pieces(self, self._content)
 
     async def finish(self) -> None:
-        """Wait until the request was sent too. (It was, unless the whole response came early.)"""
+        """Wait until the request was sent in full. (It may not be, if the whole response came early.)"""
         if self._exchange.upload is not None:
             await self._exchange.finish()
 
     async def aclose(self) -> None:
-        """Take no more of the body. The connection is kept where the protocol, and what was read, allow it.
+        """Read no more of the body. The connection is kept if the protocol allows it after what was read.
 
-        Of a response that was read and came before the request was sent, the rest of the request is waited for.
+        If the whole response was read before the request was sent in full, this waits for the rest of the request.
 
-        :raises BaseException: what the request's body raised since.
+        :raises BaseException: what the request's body raised in the meantime.
         """
         try:
             if self._exchange.all_read:
@@ -169,7 +168,7 @@ class Response:
             await self.drop()
 
     async def drop(self) -> None:
-        """The same for a caller that fails: nothing is waited for."""
+        """Read no more, and wait for nothing: the caller has failed."""
         if self._tracer is not None:
             self._tell_body_over(self._tracer, "failed", {"exception": GeneratorExit()})
             self._tracer.note("response_closed.started", {})
@@ -200,7 +199,7 @@ class Response:
             tracer.note(f"receive_response_body.{how}", info)
 
     def extension_facts(self) -> dict[str, Any]:
-        """What httpx2 calls a response's extensions. ``trailers`` and ``informational`` are filled as they come."""
+        """The response's extensions, as httpx2 calls them. ``informational`` is filled as they come."""
         facts: dict[str, Any] = {
             "http_version": self.http_version,
             "network_stream": self.network_stream,
@@ -219,7 +218,7 @@ def _uncounted(size: int) -> None:
 
 
 class _Pieces:
-    """A body, piece by piece. (Not a generator: one that is left half-way has to be closed, or trio warns.)"""
+    """A body, piece by piece. (It is no generator: trio warns of one that is left half-way and not closed.)"""
 
     __slots__ = ("_content", "_response")
 
