@@ -188,7 +188,9 @@ def test_help_and_version() -> None:
     assert done.returncode == 0
     assert b"--data-urlencode" in done.stdout
     assert max(map(len, done.stdout.decode().splitlines())) <= 120
-    assert allswell("-V").stdout.decode() == f"allswell {__version__}\n"
+    told = f"allswell {__version__}\n"
+    assert allswell("-V").stdout.decode() == told
+    assert subprocess.check_output([sys.executable, "-m", "allswell", "-V"], text=True) == told
 
 
 def test_a_reader_that_leaves_is_23(origin: ServerInfo) -> None:

@@ -32,6 +32,33 @@ def run(program: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
+#: Others' packages that every request may need: HTTP/1.1, HTTP/2, and what they and httpx2 import themselves.
+NEEDED = {
+    "anyio",
+    "exceptiongroup",
+    "h11",
+    "h2",
+    "hpack",
+    "httpx2",
+    "hyperframe",
+    "idna",
+    "sniffio",
+    "typing_extensions",
+}
+
+
+@pytest.mark.parametrize("module", ["allswell", "allswell._cli"])
+def test_an_import_costs_what_is_used(module: str) -> None:
+    program = f"""
+import sys
+before = set(sys.modules)
+import {module}
+found = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(sorted(found - set(sys.stdlib_module_names) - {{"allswell"}} - {NEEDED!r}))
+"""
+    assert run(program) == "[]"
+
+
 @pytest.mark.parametrize("verify", ["verify=True", "verify=ssl.create_default_context()", "trust_env=False"])
 def test_a_first_request_imports_little(verify: str) -> None:
     program = f"""

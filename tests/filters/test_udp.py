@@ -146,6 +146,32 @@ async def test_an_unreachable_port_is_an_error(peer: socket.socket) -> None:
     udp.abort()
 
 
+@pytest.mark.parametrize("told_to", ["send", "read"])
+async def test_an_unreachable_port_in_the_words_of_windows(peer: socket.socket, told_to: str) -> None:
+    """Its sockets say WSAECONNRESET, where others say ECONNREFUSED."""
+    udp = await connected(peer)
+    real = udp._sock
+    assert real is not None
+
+    class Windows:
+        def send(self, data: bytes) -> int:
+            if told_to == "send":
+                raise ConnectionResetError
+            return len(data)
+
+        def recv(self, _: int) -> bytes:
+            raise ConnectionResetError
+
+    udp._sock, udp._gso, udp._gro, udp._hears_marks = Windows(), False, False, False  # type: ignore[assignment]  # one of theirs
+    udp.send([b"x"])
+    assert udp.failed is (told_to == "send")
+    with pytest.raises(TransportError, match="unreachable") as caught:
+        udp.receive_nowait()
+    assert caught.value.by == "peer"
+    udp._sock = real
+    udp.abort()
+
+
 async def test_a_datagram_that_is_too_large_is_dropped_and_no_news_of_the_way(peer: socket.socket) -> None:
     udp = await connected(peer)
     udp.send([b"x" * 65530, b"fits"])

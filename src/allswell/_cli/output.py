@@ -21,6 +21,8 @@ from allswell._cli.arguments import Asked, with_scheme
 from allswell._cli.exits import Exit, Failed
 from allswell._errors import printable
 
+#: On Windows some more mean a folder, a drive, a stream.
+_NOT_IN_NAMES = "/\0" + ('\\:*?"<>|' if sys.platform == "win32" else "")
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
@@ -102,6 +104,8 @@ class Output:
 
 async def _write_all(file: int, piece: bytes) -> None:
     """Write to what may block. Signals are heard meanwhile, for nothing blocks here: there is room for so little."""
+    if not hasattr(select, "poll"):  # Windows, where a pipe tells nobody whether it has room
+        return await anyio.to_thread.run_sync(_write_blocking, file, piece, abandon_on_cancel=True)
     poll = select.poll()
     poll.register(file, select.POLLOUT)
     rest = memoryview(piece)
@@ -109,6 +113,13 @@ async def _write_all(file: int, piece: bytes) -> None:
         if not poll.poll(0):
             await anyio.wait_writable(file)
         rest = rest[os.write(file, rest[: select.PIPE_BUF]) :]
+    return None
+
+
+def _write_blocking(file: int, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[os.write(file, rest) :]
 
 
 def silence(file: TextIO) -> None:
@@ -124,7 +135,7 @@ def output(asked: Asked, url: str, index: int) -> Output:
     path = asked.outputs[index] if index < len(asked.outputs) else "" if not asked.remote_name_all else None
     if path is None:
         path = unquote(httpx2.URL(with_scheme(url)).path.rpartition("/")[2])
-        path = path.replace("/", "_").replace("\0", "_")
+        path = path.translate(dict.fromkeys(map(ord, _NOT_IN_NAMES), "_"))
         if path in ("", ".", ".."):
             raise Failed(Exit.WRITE, "the URL has no name for a file: -o FILE gives one")
     if path not in ("", "-") and asked.output_dir is not None:

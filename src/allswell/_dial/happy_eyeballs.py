@@ -107,6 +107,8 @@ async def connect_unix(path: str, *, options: Sequence[SocketOption] = ()) -> so
     :raises ConnectFailed: naming the path.
     """
     try:
+        if not hasattr(socket, "AF_UNIX"):  # Windows
+            raise OSError(errno.EAFNOSUPPORT, "this system has none that Python can use")
         return await _connect(socket.AF_UNIX, path, None, options)
     except OSError as error:
         raise ConnectFailed(f"cannot connect to the Unix socket {path}: {_words(error)}", phase="tcp") from error
@@ -326,7 +328,7 @@ async def _connect(
             await anyio.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise OSError(code, os.strerror(code))
+            raise OSError(code, _told(code))
     except BaseException:
         sock.close()
         raise
@@ -367,6 +369,12 @@ def _family(host: str) -> int | None:
     except ValueError:
         return None
     return socket.AF_INET6 if version == 6 else socket.AF_INET
+
+
+def _told(code: int) -> str:
+    # (The C library of Windows has no words for the errors of its sockets; the socket module has.)
+    words: dict[int, str] = getattr(socket, "errorTab", {})
+    return words.get(code) or os.strerror(code)
 
 
 def _words(error: OSError | ConnectFailed) -> str:

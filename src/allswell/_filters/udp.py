@@ -47,6 +47,8 @@ _BATCH = 64
 _SEGMENTS, _SEGMENTED_BYTES = 64, 65000
 _IP_RECVTOS = 13
 _ANCILLARY = 2 * socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
+#: Nobody is there; the second is Windows' word for it.
+_UNREACHABLE = ConnectionRefusedError, ConnectionResetError
 #: Errors of a send that mean one datagram is lost, not the socket.
 _LOST_DATAGRAM = frozenset(
     {errno.ENOBUFS, errno.EMSGSIZE, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EPERM, errno.EACCES}
@@ -215,7 +217,7 @@ class UdpFilter(Datagrams):
                     data = sock.recv(_LARGEST)
             except BlockingIOError:
                 break
-            except ConnectionRefusedError as error:
+            except _UNREACHABLE as error:
                 if pieces:  # what came before it is read first
                     self._refused = error
                     break
@@ -317,7 +319,7 @@ class UdpFilter(Datagrams):
                     sock.send(queue[0])
             except BlockingIOError:
                 return
-            except ConnectionRefusedError as error:
+            except _UNREACHABLE as error:
                 # An error of an earlier datagram, told now; this one was not sent. Remember it for the reader. The
                 # next try finds the socket as good as new.
                 self._refused = error
@@ -405,7 +407,7 @@ class UdpFilter(Datagrams):
         return self._sock
 
     def _unreachable(self, error: OSError) -> TransportError:
-        if isinstance(error, ConnectionRefusedError):
+        if isinstance(error, _UNREACHABLE):
             return TransportError(
                 f"{self.address[0]} port {self.address[1]} is unreachable", operation="read", by="peer"
             )
