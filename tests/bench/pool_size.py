@@ -17,8 +17,9 @@ from allswell._connection.lifecycle import State
 from allswell._dial.dialer import Dialer
 from allswell._messages import RequestHead
 from allswell._pool.dispatcher import Dispatcher
-from allswell._pool.member import ANY
-from allswell._pool.route_state import Dial, RouteState
+from allswell._pool.freshness import ANY
+from allswell._pool.member import RouteState
+from allswell._pool.waiters import Dial
 from allswell._request.request import Request
 from allswell._request.response import Response
 from allswell._request.route import Route

@@ -123,7 +123,7 @@ async def test_a_reader_that_is_held_after_they_came(version: Version) -> None:
     with told(version) as origin:
         async with origin.pool() as pool, ticking(origin, pool) as heard:
             origin.data(b"tick")
-            [connection] = pool._dispatcher.connections  # type: ignore[union-attr]  # it has one
+            [connection] = pool._dispatcher.endings.connections  # type: ignore[union-attr]  # it has one
             connection.catch_up()
             assert heard == []
             hold()
@@ -166,7 +166,7 @@ async def stuck(pool: ConnectionPool) -> None:
     with anyio.fail_after(30):
         while not any(
             exchange.upload is not None and exchange.upload.write_at < math.inf
-            for connection in pool._dispatcher.connections  # type: ignore[union-attr]  # it has one
+            for connection in pool._dispatcher.endings.connections  # type: ignore[union-attr]  # it has one
             for exchange in connection._exchanges.values()
         ):
             await anyio.lowlevel.checkpoint()

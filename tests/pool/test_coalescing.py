@@ -21,7 +21,7 @@ from allswell._errors import ConnectFailed, ExchangeReset, PoolClosed, Timeout
 from allswell._messages import RequestHead
 from allswell._pool import coalescing
 from allswell._pool.dispatcher import Dispatcher
-from allswell._pool.route_state import RouteState
+from allswell._pool.member import RouteState
 from allswell._request.request import Request as PoolRequest
 from allswell._request.route import Route
 from tests.backends.test_announcements import altsvc, entries

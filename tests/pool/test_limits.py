@@ -18,7 +18,7 @@ from allswell._config import Timeouts
 from allswell._connection.connection import Connection
 from allswell._dial.dialer import Dialer
 from allswell._errors import ConnectFailed, LocalProtocolError, RemoteProtocolError, Timeout, TransportError
-from allswell._pool import route_state
+from allswell._pool import waiters
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk, h2_tls
 from tests.support.lag import LAG, PATIENCE
@@ -309,7 +309,7 @@ async def test_a_dial_that_had_too_little_time_is_repeated_for_who_has_more() ->
 
 async def test_a_dial_that_may_take_for_ever_does_not_outlive_its_last_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
     """No timeout of ours, and a server that says nothing: nobody else must wait for the same dial in vain."""
-    monkeypatch.setattr(route_state, "UNWANTED_FOR", 0.3)
+    monkeypatch.setattr(waiters, "UNWANTED_FOR", 0.3)
     serve = Http2Server()
 
     def script(connection: PeerConnection) -> None:

@@ -24,9 +24,9 @@ from allswell._connection.service import Service
 from allswell._dial.dialer import Dialer
 from allswell._errors import ConnectFailed
 from allswell._messages import RequestHead
-from allswell._pool.dispatcher import Dispatcher
-from allswell._pool.member import ANY, UNUSED, Freshness, Standing
-from allswell._pool.route_state import may_join
+from allswell._pool.dispatcher import Dispatcher, may_join
+from allswell._pool.freshness import ANY, UNUSED, Freshness
+from allswell._pool.member import Standing
 from allswell._report import ConnectionEnd
 from allswell._request.request import Request
 from allswell._request.response import Response
@@ -504,21 +504,23 @@ class PoolMachine(RuleBasedStateMachine):
 
     def without_dial(self, route: Route) -> bool:
         """Whether somebody waits there for whom no dial is under way."""
-        return self.dispatcher._waiters.first_without_dial(route) is not None
+        state = self.dispatcher._routes.get(route)
+        return state is not None and self.dispatcher._waiters.first_without_dial(state) is not None
 
     def expected(self, route: Route) -> bool:
         """Whether some waiter without a dial waits for room that a connection said that it will have."""
         state = self.dispatcher._routes[route]
-        first = cast(Any, self.dispatcher._waiters.first_without_dial(route))
-        return state.worth_waiting(first) is not None
+        first = self.dispatcher._waiters.first_without_dial(state)
+        assert first is not None
+        return state.worth_waiting(first.fresh) is not None
 
     @invariant()
     def every_connection_has_one_standing(self) -> None:
         dispatcher = self.dispatcher
         members = {cast(Model, each.connection): each for each in dispatcher._members.values()}
         assert set(members) == {each for each in self.connections if each.state is State.OPEN}
-        assert set(dispatcher._idle) <= set(members.values())
-        assert all(not member.connection.open_exchanges for member in dispatcher._idle)
+        assert set(dispatcher._places.idle) <= set(members.values())
+        assert all(not member.connection.open_exchanges for member in dispatcher._places.idle)
         for state in dispatcher._routes.values():
             for each in members.values():
                 standings = [standing for standing in Standing if each in state.members[standing]]
@@ -532,9 +534,18 @@ class PoolMachine(RuleBasedStateMachine):
                 assert member.standing is not Standing.FREE
 
     @invariant()
+    def places_are_held_by_open_connections_and_dials(self) -> None:
+        dispatcher = self.dispatcher
+        holders = [member.home for member in dispatcher._members.values()]
+        holders += [state for state in dispatcher._routes.values() for dial in state.dials if dial.has_place]
+        for state in {*holders, *dispatcher._routes.values()}:
+            assert state.places == holders.count(state)
+        assert dispatcher._places.full is (len(holders) >= (self.config.max_connections or sys.maxsize))
+
+    @invariant()
     def idle_ones_are_in_the_order_of_their_last_use(self) -> None:
         # (Those that multiplex may lose their place to somebody who waits for their room, and come back.)
-        idle = [each.connection for each in self.dispatcher._idle]
+        idle = [each.connection for each in self.dispatcher._places.idle]
         since = [each.idle_since for each in idle if not each.multiplexes]
         assert since == sorted(since)
 
@@ -544,7 +555,7 @@ class PoolMachine(RuleBasedStateMachine):
         keep = self.config.max_keepalive_connections
         if keep is None:
             return
-        since = [each.connection.idle_since for each in self.dispatcher._idle]
+        since = [each.connection.idle_since for each in self.dispatcher._places.idle]
         idle = [each for each in since if each + 0.5 < self.clock.now]
         assert len(idle) <= keep
 

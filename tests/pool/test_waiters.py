@@ -11,7 +11,7 @@ ROUTES = ["a", "b", "c"]
 
 
 def test_in_order() -> None:
-    waiters: Waiters[int] = Waiters()
+    waiters: Waiters[str, int] = Waiters()
     for number, route in enumerate("abab"):
         waiters.add(route, number)
     assert waiters.of("a") == [0, 2]
@@ -32,7 +32,7 @@ def test_in_order() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["add", "cover", "uncover", "remove"]), st.sampled_from(ROUTES))))
 def test_against_a_simple_model(steps: list[tuple[str, str]]) -> None:
     """The same as lists that are searched from end to end."""
-    waiters: Waiters[int] = Waiters()
+    waiters: Waiters[str, int] = Waiters()
     queue: list[tuple[str, int]] = []
     starved: list[tuple[str, int]] = []
     for number, (step, route) in enumerate(steps):

@@ -171,7 +171,7 @@ async def requests(pool, url):
     await many(2000)
     start = rss()
     await many(8000)
-    print(len(pool._dispatcher.connections), rss() - start)
+    print(len(pool._dispatcher.endings.connections), rss() - start)
 
 async def main():
     context = ssl.create_default_context(cafile=sys.argv[3])

@@ -336,7 +336,7 @@ def leave(kind: str, loop: str, way: Way, *, lives: bool) -> tuple[CloseReport |
         if way is _left_to_the_loop:
             assert report is None
             assert pool._dispatcher is not None
-            pool._dispatcher.dropped = 0  # of that it would warn, and rightly
+            pool._dispatcher.endings.dropped = 0  # of that it would warn, and rightly
     return report, ends
 
 

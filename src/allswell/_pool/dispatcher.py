@@ -1,4 +1,4 @@
-"""The dispatcher: which connection serves a request, when to make another, and which has to go.
+"""The dispatcher: which connection serves a request, and when to make another.
 
 Theory of operation. All decisions are synchronous, made where something changed: a request arrives, an exchange ends, a
 dial ends, a connection leaves. A request that finds a connection with room opens its exchange there and then;
@@ -12,10 +12,10 @@ and before a new one is made, in turns; only for requests that may follow others
 may not: it would wait for ever for a connection to become idle.
 
 A connection may serve other routes than the one that it was made for (`coalescing.py`). A dial looks for such a one
-first; until it has found none, it makes no connection, and counts against no limit.
+first; until it has found none, it makes no connection, and holds no place.
 
-Connections are reused last-in first-out, so that those that are not needed grow idle and expire. Over the limits, the
-idle connection that was unused for longest ends (in the background, politely), whichever route it serves.
+Connections are reused last-in first-out, so that those that are not needed grow idle and expire. How many there may be,
+and which one goes to make room, is said in `places.py`; how they all end, in `endings.py`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
-import anyio.lowlevel
 
 from allswell._backends.interface import AlternativeOffered, OriginsNamed
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
-from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED
+from allswell._connection.lifecycle import LOOP_ENDED
 from allswell._deadline import Deadline
 from allswell._dial.dialer import Dialer
 from allswell._errors import (
@@ -48,21 +47,17 @@ from allswell._errors import (
     first_of,
 )
 from allswell._pool.coalescing import Coalescing
-from allswell._pool.member import ANY, Freshness, Member, Standing
-from allswell._pool.route_state import Dial, RouteState, Waiter, may_join
+from allswell._pool.endings import Endings
+from allswell._pool.freshness import ANY, Freshness
+from allswell._pool.member import Member, RouteState, Standing
+from allswell._pool.places import Places
 from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
-from allswell._pool.waiters import Waiters
+from allswell._pool.waiters import Dial, Waiter, Waiters
 from allswell._report import ConnectionEnd
 from allswell._request.request import Request
 from allswell._request.response import Response
 from allswell._request.route import Route
 from allswell._tasks import Alarm, Limit, TaskHost, logger, weak_method
-
-#: How long an idle connection over the keep-alive limit is kept after all, in seconds.
-_SURPLUS_FOR = 0.5
-
-#: After the grace: time for tasks that were told to finish, in seconds. (They wait for nothing any more.)
-_SLACK = 0.1
 
 
 class Ungranted(NotProcessed):
@@ -79,13 +74,11 @@ class Ungranted(NotProcessed):
 
 
 class Dispatcher:
-    """The connections of one pool, and who waits for them. It is the owner that its connections tell what happens.
+    """Who waits for which connection of one pool. It is the owner that its connections tell what happens.
 
     :param send: how a request is sent through the pool (a tunnel through a proxy is one); held weakly.
     :ivar host: the event loop.
-    :ivar connections: all that are not closed, those in their goodbyes included, and their routes.
-    :ivar ends: of those that closed since :meth:`close` was called.
-    :ivar dropped: how many the end of the event loop cut off.
+    :ivar endings: of all connections.
     """
 
     def __init__(
@@ -97,33 +90,22 @@ class Dispatcher:
     ) -> None:
         self.config = config
         self.dialer = dialer
-        self.connections: dict[Connection, Route] = {}
-        self.ends: list[ConnectionEnd] = []
-        self.dropped = 0
         self.host = host
+        self.endings = Endings(host, config.on_connection_end)
         self._send = weakref.WeakMethod(send)
         self._routes: dict[Route, RouteState] = {}
-        self._waiters: Waiters[Waiter] = Waiters()
-        #: Of each connection while it counts: it is open.
-        self._members: dict[Connection, Member] = {}
-        self._idle: dict[Member, None] = {}  # the first has been idle for longest
-        self._keep = 0 if config.keepalive_expiry == 0 else config.max_keepalive_connections  # how many of them
+        self._waiters: Waiters[RouteState, Waiter] = Waiters()
+        self._members: dict[Connection, Member] = {}  # of those that are open
+        self._places = Places(host, config)
         self._coalescing = Coalescing(config, dialer)
-        self._surplus: Alarm | None = None
         self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at the waiters for what exists
-        self._counted = 0  # connections and dials that count against the limit
-        self._closing: Deadline | None = None
-        self._late = ""  # what an exchange is told that has not ended with the grace
-        self._lingering: dict[Connection, None] = {}  # that were left (take_leave), and have not ended yet
-        self._ended = anyio.Event()
-        host.when_over(self._loop_ended)
 
     # For requests
 
     def open_now(self, request: Request, fresh: Freshness) -> Exchange[Connection] | None:
         """Open the exchange at once, where a connection has room and nobody has waited for it longer."""
         state = self._routes.get(request.route)
-        if state is None or self._closing is not None or self._waiters.waiting(request.route):
+        if state is None or self._waiters.waiting(state) or self.endings.deadline is not None:
             return None
         free = state.free
         while free:
@@ -151,7 +133,7 @@ class Dispatcher:
             total_at=request.total_at,
             upload=request.body is not None and inline is None,
         )
-        self._idle.pop(member, None)
+        self._places.is_used(member)
         if not connection.capacity():
             member.has_none()
         elif not connection.multiplexes:
@@ -164,7 +146,7 @@ class Dispatcher:
         :param fresh: how fresh its connection must be.
         :raises AllswellError: when there is none to be had.
         """
-        if self._closing is not None:
+        if self.endings.deadline is not None:
             raise PoolClosed(f"{request.route.label}: the pool is closed")
         waiter = Waiter(request, self.host.signal(), fresh=fresh)
         route = request.route
@@ -172,9 +154,9 @@ class Dispatcher:
         if state is None:
             state = self._routes[route] = RouteState(route)
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
-        self._waiters.add(route, waiter)
+        self._waiters.add(state, waiter)
         for member in state.refilling:
-            self._idle.pop(member, None)  # somebody wants it
+            self._places.is_used(member)  # somebody wants it
         for member in list(state.free):  # the one in front of it may need a fresh one
             self._serve(state, member)
         try:
@@ -194,7 +176,7 @@ class Dispatcher:
             raise
         finally:
             self._forget(state, waiter)
-            if not self._waiters.waiting(route):
+            if not self._waiters.waiting(state):
                 for member in list(state.refilling):
                     self.connection_available(member.connection)  # it is idle after all
             self._tidy(state)
@@ -214,7 +196,7 @@ class Dispatcher:
         return until, "connect" if waiter.dial is not None else "pool"
 
     def _forget(self, state: RouteState, waiter: Waiter) -> None:
-        self._waiters.remove(state.route, waiter)
+        self._waiters.remove(state, waiter)
         if waiter.dial is not None:
             waiter.dial.lose(waiter)
             waiter.dial = None
@@ -225,7 +207,7 @@ class Dispatcher:
         """Give the connection's room to those who wait on its route, first come first."""
         connection, looked = member.connection, False
         while connection.capacity():
-            chosen = next((w for w in self._waiters.first(state.route) if w.fresh.met_by(connection)), None)
+            chosen = next((w for w in self._waiters.first(state) if w.fresh.met_by(connection)), None)
             if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
                 return
             if connection.opened and not looked and _looks(connection, chosen.request):
@@ -237,25 +219,25 @@ class Dispatcher:
             try:
                 chosen.exchange = self._open_on(state, member, chosen.request)
             except NotProcessed:
-                self._waiters.add(state.route, chosen)  # to its end: but it has no more room, so the loop is over
+                self._waiters.add(state, chosen)  # to its end: but it has no more room, so the loop is over
                 return
             except Exception as error:  # noqa: BLE001 - whatever cannot be said is its requester's: not the connection's
                 chosen.error = error
             chosen.signal.set()
 
     def _waited_since(self, state: RouteState) -> float:
-        first = next(self._waiters.first(state.route), None)
+        first = next(self._waiters.first(state), None)
         return first.came_at if first is not None else math.inf
 
     def _make_room(self, state: RouteState) -> None:
         """Give the route's waiters without a dial one: a dial under way that may serve more, else a new one."""
         waiters = self._waiters
-        if self._closing is not None:
+        if self.endings.deadline is not None:
             return
         for dial in state.dials:
             self._cover(state, dial)
-        while (first := waiters.first_without_dial(state.route)) is not None:
-            if (at := state.worth_waiting(first)) is not None:
+        while (first := waiters.first_without_dial(state)) is not None:
+            if (at := state.worth_waiting(first.fresh)) is not None:
                 self._look_again.set(min(self._look_again.at, at))
                 break
             searches = not first.searched and self._coalescing.promises(state.route)
@@ -263,31 +245,30 @@ class Dispatcher:
                 break
             dial = Dial(self._expected(state), searches=searches)
             state.dials[dial] = None
+            self.endings.dial_begins()
             if not searches:
-                self._count(state, dial)
+                self._give_place(state, dial)
             self._cover(state, dial)
             dial.patience = max(waiter.patience for waiter in dial.waiters)
             self.host.spawn(self._dial, state, dial, first.request, name=f"allswell dials {state.route.origin}")
 
     def _make_room_for_all(self) -> None:
-        for route in self._waiters.routes_without_dial():
-            assert isinstance(route, Route)
-            self._make_room(self._routes[route])
+        for state in self._waiters.routes_without_dial():
+            self._make_room(state)
 
     def _cover(self, state: RouteState, dial: Dial) -> None:
         """Let waiters without a dial wait for this one, as many as it may serve."""
         now = monotonic()
-        while (waiter := self._waiters.first_without_dial(state.route)) is not None and dial.takes(waiter):
-            self._waiters.with_dial(state.route, waiter)
+        while (waiter := self._waiters.first_without_dial(state)) is not None and dial.takes(waiter):
+            self._waiters.with_dial(state, waiter)
             waiter.dial = dial
             dial.cover(waiter)
             waiter.covered_at = now
             waiter.signal.set()
 
-    def _count(self, state: RouteState, dial: Dial) -> None:
-        dial.counts = True
-        state.dialling += 1
-        self._counted += state.counts
+    def _give_place(self, state: RouteState, dial: Dial) -> None:
+        dial.has_place = True
+        self._places.take(state)
 
     def _expected(self, state: RouteState) -> int:
         multiplexes = state.multiplexes
@@ -297,23 +278,12 @@ class Dispatcher:
 
     def _admit(self, state: RouteState) -> bool:
         """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
-        if not state.counts:
-            return True
-        limits = self.config
-        per_route = limits.max_connections_per_route
-        if per_route is not None and state.connections + state.dialling >= per_route:
-            # It is idle, yet not fresh enough for the waiter: it can go.
-            idle = next((each for each in state.free if each in self._idle and each.home is state), None)
+        places = self._places
+        while not places.free_for(state):
+            idle = places.in_the_way(state)
             if idle is None:
                 return False
             self._evict(idle)
-        while limits.max_connections is not None and self._counted >= limits.max_connections:
-            # Not one of this route's that is idle for want of room: its peer would allow a new one no more.
-            others = (each for each in self._idle if each.connection.capacity() or state not in each.serves)
-            oldest = next(others, None)
-            if oldest is None:
-                return False
-            self._evict(oldest)
         return True
 
     def _evict(self, member: Member) -> None:
@@ -354,9 +324,8 @@ class Dispatcher:
             raised = first_of(failure)
         finally:
             del state.dials[dial]
-            if dial.counts:
-                state.dialling -= 1
-                self._counted -= state.counts
+            if dial.has_place:
+                self._places.give_back(state)
             if connection is not None:
                 self._dial_succeeded(state, dial, connection)
             elif crowded:
@@ -371,7 +340,7 @@ class Dispatcher:
             else:
                 assert error is not None
                 self._dial_failed(state, dial, error)
-            self._something_ended()
+            self.endings.dial_is_over()
 
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
         """One of another route's connections, where there is one to be had; else a new one, if there is room for it."""
@@ -382,7 +351,7 @@ class Dispatcher:
                 dial.searches = False
                 if found is not None or not self._admit(state):
                     return found
-                self._count(state, dial)
+                self._give_place(state, dial)
             return await self.dialer.dial(
                 route, self, self._send_through, partial(self._discard, route), request.tracer, timeout=seconds
             )
@@ -440,15 +409,14 @@ class Dispatcher:
         if member is not None:
             if state not in member.serves:  # (two dials may have found it)
                 member.join(state)
+        elif self.endings.deadline is not None:
+            self.endings.discard(connection, state.route, "the pool closes")
+            return
         else:
             state.multiplexes = connection.multiplexes
-            state.connections += 1
             self._members[connection] = Member(connection, state)
-            self._counted += state.counts
-            self._start(connection, state.route)
-            if self._closing is not None:
-                connection.close("the pool closes", self._time_left())
-                return
+            self._places.take(state)
+            self.endings.start(connection, state.route)
             self._coalescing.add(connection, state.route)
         self.connection_available(connection)
         # Waiters that it could not serve (it has less room than was expected) wait for another.
@@ -456,34 +424,25 @@ class Dispatcher:
             self._uncover(state, waiter)
         self._make_room(state)
 
-    def _start(self, connection: Connection, route: Route) -> None:
-        self.connections[connection] = route
-        connection.start()
-
     def _discard(self, route: Route, connection: Connection, reason: str) -> None:
-        """It has not won its race: it counts nowhere, and says its goodbyes."""
-        self._start(connection, route)
-        connection.close(reason, self._time_left())
-
-    def _time_left(self) -> Deadline | None:
-        """When the goodbyes must be over; ``None`` when nobody waits for them (then they have the grace)."""
-        return self._closing if self._closing is not None and not self._closing.passed() else None
+        """It has not won its race: it takes no place, and says its goodbyes."""
+        self.endings.discard(connection, route, reason)
 
     def _uncover(self, state: RouteState, waiter: Waiter) -> None:
         """Its dial is over, and did not serve it."""
         waiter.dial = None
-        self._waiters.without_dial(state.route, waiter)
+        self._waiters.without_dial(state, waiter)
         waiter.signal.set()
 
     def _room_came(self, state: RouteState) -> None:
-        """A place under the limits is free: the one who has waited longest, on whichever route, has it."""
-        if self.config.max_connections is None:
+        """A place is free: the waiter that has waited longest, on whichever route, has it."""
+        places = self._places
+        if not places.limited:
             self._make_room(state)
         else:
-            for route in self._waiters.routes_without_dial():
-                assert isinstance(route, Route)
-                self._make_room(self._routes[route])
-                if self._counted >= self.config.max_connections and not self._idle:
+            for each in self._waiters.routes_without_dial():
+                self._make_room(each)
+                if places.full and not places.idle:
                     break
         self._tidy(state)
 
@@ -493,14 +452,12 @@ class Dispatcher:
         There a request has waited for longer than any here, and nothing is under way that could ever serve it.
         """
         oldest = self._waiters.longest_without_dial()
-        if oldest is None or oldest == state.route or self.config.max_connections is None or not state.counts:
+        if oldest is None or oldest is state or not state.takes_places:
             return False
-        assert isinstance(oldest, Route)
-        other = self._routes[oldest]
-        return not other.used and self._counted >= self.config.max_connections
+        return not oldest.used and self._places.full
 
     def _tidy(self, state: RouteState) -> None:
-        used = state.used or self._waiters.waiting(state.route)
+        used = state.used or self._waiters.waiting(state)
         if not used and self._routes.get(state.route) is state:  # and not another, that was made since
             del self._routes[state.route]
 
@@ -519,7 +476,7 @@ class Dispatcher:
             return
         states, waited = member.serves, False
         for state in states if len(states) == 1 else sorted(states, key=self._waited_since):
-            if self._waiters.waiting(state.route):
+            if self._waiters.waiting(state):
                 waited = True
                 self._serve(state, member)
         if connection.capacity():
@@ -532,46 +489,27 @@ class Dispatcher:
         if connection.open_exchanges or connection not in self._members:
             return
         if connection.capacity() or not self.connection_wanted(connection):
-            self._idle[member] = None
+            self._places.is_idle(member)
             if self._waiters.longest_without_dial() is not None:
                 self._room_came(member.home)  # for which it may have to end
-            if self._keep is not None and len(self._idle) > self._keep:
-                self._thin_out()
-
-    def _thin_out(self) -> None:
-        """End idle connections over the keep-alive limit, oldest first: those that nobody wanted for a moment.
-
-        (When fifty answers come at once, fifty connections are idle until the fifty requesters have had their turn.
-        Who asks for none to be kept has none kept.)
-        """
-        limit = self._keep or 0
-        after_all = _SURPLUS_FOR if limit else 0.0
-        now = monotonic()
-        while len(self._idle) > limit:
-            oldest = next(iter(self._idle)).connection
-            if oldest.idle_since + after_all > now:
-                if self._surplus is None:
-                    self._surplus = Alarm(self.host, weak_method(self._thin_out))
-                self._surplus.set(min(self._surplus.at, oldest.idle_since + after_all))
-                return
-            oldest.close(f"more than {limit} idle connections")
+            self._places.thin_out()
 
     def connection_wanted(self, connection: Connection) -> bool:
         """Whether somebody waits for the room that it is expected to have."""
         member = self._members.get(connection)
         if member is None or member.standing is not Standing.REFILLING:
             return False
-        return any(self._waiters.waiting(state.route) for state in member.serves)
+        return any(self._waiters.waiting(state) for state in member.serves)
 
     def connection_leaving(self, connection: Connection) -> None:
-        """It takes no more: it counts no more either, so another may take its place while it still drains."""
+        """It takes no more: another may have its place while it still drains."""
         member = self._members.get(connection)
         if member is None:
             return
         ungranted, states = member.ungranted, self._detach(member)
         if connection.reason == LOOP_ENDED:
             self._wake_those_without_dial()
-        elif self._closing is None:
+        elif self.endings.deadline is None:
             if ungranted:
                 connection.service.barren += 1
                 for state in states:
@@ -583,20 +521,19 @@ class Dispatcher:
 
     def _fail_ungranted(self, state: RouteState, connection: Connection) -> None:
         """Who waited for room on a connection that has never had any may try again; it counts as an attempt."""
-        for waiter in self._waiters.of(state.route):
+        for waiter in self._waiters.of(state):
             if waiter.dial is None and waiter.fresh.met_by(connection):
                 self._fail(state, waiter, Ungranted(connection, state.label))
 
     def _detach(self, member: Member) -> tuple[RouteState, ...]:
-        """Count it no more; the routes that it served until now."""
-        states, home = member.serves, member.home
-        self._idle.pop(member, None)
+        """Take its place, and serve nobody with it any more; the routes that it served until now."""
+        states = member.serves
         self._coalescing.remove(member.connection)
         del self._members[member.connection]
         for state in states:
             member.leave(state)
-        home.connections -= 1
-        self._counted -= home.counts
+        self._places.is_used(member)
+        self._places.give_back(member.home)
         return states
 
     def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
@@ -606,7 +543,7 @@ class Dispatcher:
                 self._take_back(connection, route)
             return
         # RFC 7838 §4: what it is not authoritative for is nothing that it can speak of.
-        for route in (self.connections[connection], *self._coalescing.routes(connection)):
+        for route in (self.endings.connections[connection], *self._coalescing.routes(connection)):
             if route.origin == news.origin:
                 self.dialer.discovery.learn(route, news.field)
 
@@ -624,34 +561,19 @@ class Dispatcher:
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """It is closed."""
-        ours = self.connections.pop(connection, None) is not None
-        self._lingering.pop(connection, None)
-        if ours and self._closing is not None:
-            self.ends.append(end)
-        elif ours and end.reason == LOOP_ENDED:
-            self.dropped += 1
-        if self.config.on_connection_end is not None:
-            try:
-                self.config.on_connection_end(end)
-            except BaseException:  # noqa: BLE001 - the caller's; the request that caused this end must not pay for it
-                logger.exception("allswell: on_connection_end failed")
-        self._something_ended()
-
-    def _something_ended(self) -> None:
-        ended, self._ended = self._ended, anyio.Event()
-        ended.set()
+        self.endings.ended(connection, end)
 
     def snapshot(self) -> tuple[RouteSnapshot, ...]:
         """What there is now, by route."""
         now = monotonic()
         connections: dict[Route, list[ConnectionSnapshot]] = {route: [] for route in self._routes}
-        for connection, route in self.connections.items():
+        for connection, route in self.endings.connections.items():
             serves = tuple(each.label for each in self._coalescing.routes(connection))
             connections.setdefault(route, []).append(ConnectionSnapshot.of(connection, now, serves))
         found = []
         for route, those in connections.items():
-            dials = len(self._routes[route].dials) if route in self._routes else 0
-            waiting = len(self._waiters.of(route))
+            state = self._routes.get(route)
+            dials, waiting = (0, 0) if state is None else (len(state.dials), len(self._waiters.of(state)))
             if those or dials or waiting:
                 found.append(RouteSnapshot(route.label, tuple(those), dials, waiting))
         return tuple(found)
@@ -659,15 +581,8 @@ class Dispatcher:
     # Closing
 
     async def close(self, deadline: Deadline, began: float, *, cut: bool) -> None:
-        """End everything, as :meth:`ConnectionPool.aclose` says it; ``ends`` tells how.
-
-        :param deadline: the end of the grace.
-        :param began: when it began.
-        """
-        grace, left = deadline.at - began, deadline.left()
-        self._closing = deadline
-        if self._surplus is not None:
-            self._surplus.stop()
+        """End everything: see :meth:`Endings.close`. Requests that wait fail."""
+        self._places.stop()
         self._look_again.stop()
         for waiter in self._waiters:
             waiter.error = PoolClosed(
@@ -677,72 +592,12 @@ class Dispatcher:
         for state in list(self._routes.values()):
             for dial in list(state.dials):
                 dial.deadline.tighten(monotonic())
-        reserve = min(0.5, left / 4)
-        carried = any(route.carries for route in self.connections.values())
-        for connection, route in list(self.connections.items()):
-            # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
-            # exchanges are tunnels.)
-            sooner = carried and route.proxies and not route.carries
-            until = deadline.shifted(-reserve / 2) if sooner else deadline
-            connection.close("the pool closes", until if left else None, epoch=began)
-        self._late = f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
-        try:
-            if left and not cut:
-                await self._all_ended(deadline.shifted(-reserve))
-            self._cut()
-            if left:
-                await self._all_ended(deadline.shifted(_SLACK))
-        finally:
-            self.take_leave("the grace is over")
-        if not left:
-            await (
-                anyio.lowlevel.checkpoint()
-            )  # the tasks that hear the answers have begun, whatever becomes of the loop
+        await self.endings.close(deadline, began, cut=cut)
 
-    def hurry(self, deadline: Deadline) -> None:
-        """The grace has become shorter while everything ends."""
-        if deadline.passed():
-            self._cut()
-            self.take_leave("the grace is over")
-        for connection in list(self.connections):
-            connection.close("the pool closes", deadline)
 
-    def _cut(self) -> None:
-        for connection, route in list(self.connections.items()):
-            if not route.carries:
-                connection.cut(PoolClosed(self._late))
-
-    def take_leave(self, reason: str) -> None:
-        """Have everything said now, and wait for nothing; exchanges in flight are aborted.
-
-        What has not heard its answers yet goes on by itself (see :meth:`Connection.take_leave`). It is not the pool's
-        any more, and told of as it is now. What goes through another of the pool's connections leaves before that one
-        does, and hears nothing more.
-        """
-        carriers = {route for route in self.connections.values() if route.carries}
-        for connection, route in sorted(self.connections.items(), key=lambda each: -len(each[1].proxies)):
-            connection.take_leave(reason)
-            if route.proxies and route.to_proxy(carries=True) in carriers:
-                connection.abort(reason)
-            if self.connections.pop(connection, None) is not None:
-                self.ends.append(connection.so_far())
-                self._lingering[connection] = None
-        self._something_ended()
-
-    async def _loop_ended(self) -> None:
-        """It ends under us, and does not end before this does: the answers that come at once are heard."""
-        self.dropped += len(self.connections)
-        self.take_leave(LOOP_ENDED)
-        with Deadline.after(LAST_MOMENT).scope():
-            while self._lingering:
-                await self._ended.wait()
-        for connection in list(self._lingering):
-            connection.abort(LOOP_ENDED)
-
-    async def _all_ended(self, deadline: Deadline) -> None:
-        with deadline.scope():
-            while self.connections or any(state.dials for state in self._routes.values()):
-                await self._ended.wait()
+def may_join(connection: Connection, request: Request) -> bool:
+    """Whether it may be sent while others are under way there."""
+    return connection.multiplexes or request.may_follow
 
 
 def _looks(connection: Connection, request: Request) -> bool:

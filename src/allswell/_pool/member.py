@@ -1,4 +1,4 @@
-"""A connection as the pool sees it: the routes that it serves, and how it stands there, in one record.
+"""Connections as the pool sees them, and the routes that they serve: a record for each, which name each other.
 
 A connection serves the route that it was made for, and perhaps others (`coalescing.py`). On all of them it has one
 standing, and each route keeps its members by their standing. So a request finds one with room in one step, and a
@@ -9,43 +9,16 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from allswell._clock import monotonic
 from allswell._connection.connection import Connection
-
-if TYPE_CHECKING:
-    from allswell._pool.route_state import RouteState
+from allswell._pool.freshness import Freshness
+from allswell._pool.waiters import Dial
+from allswell._request.route import Route
 
 #: How long a connection that is about to have room again is waited for, before another one is made: in seconds. (One
 #: on which the server has served nothing yet is waited for without end: another would have no more room.)
 EXPECTED_WITHIN = 0.25
-
-
-class Freshness:
-    """How fresh a connection must be for a request: any will do, or one made after an instant, or an unused one.
-
-    A connection that has carried nothing yet is fresh enough for all. One that has carried as much as others did before
-    they left is so for whoever takes any.
-
-    :param made_after: the instant; ``None``: only an unused one will do.
-    """
-
-    __slots__ = ("made_after",)
-
-    def __init__(self, made_after: float | None) -> None:
-        self.made_after = made_after
-
-    def met_by(self, connection: Connection) -> bool:
-        """Whether this connection is fresh enough."""
-        if not connection.opened or self is ANY:
-            return True
-        if self.made_after is None or connection.made_at <= self.made_after:
-            return False
-        return connection.opened < connection.service.takes
-
-
-ANY, UNUSED = Freshness(-math.inf), Freshness(None)
 
 
 class Standing(IntEnum):
@@ -66,7 +39,7 @@ _FREE, _BEHIND, _FULL, _REFILLING = Standing
 
 
 class Member:
-    """One connection that counts: it is open.
+    """One connection that is open.
 
     :ivar home: the route that it was made for.
     :ivar serves: the routes that it serves, its home first.
@@ -123,3 +96,57 @@ class Member:
             members = state.members
             del members[before][self]
             members[standing][self] = None
+
+
+class RouteState:
+    """What the pool has on one route.
+
+    :ivar members: the connections that serve it, by their standing; the last one was used last. ``free``, ``behind``
+        and ``refilling`` are three of these.
+    :ivar dials: the connections that are being made for it.
+    :ivar places: how many it holds (`places.py`).
+    :ivar takes_places: whether its connections take any. Those that carry others' tunnels take none.
+    :ivar multiplexes: as the last connection turned out; ``None`` before there was one.
+    """
+
+    __slots__ = (
+        "behind",
+        "dials",
+        "free",
+        "label",
+        "members",
+        "multiplexes",
+        "places",
+        "refilling",
+        "route",
+        "takes_places",
+    )
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.label = route.label
+        self.members: tuple[dict[Member, None], ...] = tuple({} for _ in Standing)
+        self.free, self.behind, _, self.refilling = self.members
+        self.dials: dict[Dial, None] = {}
+        self.places = 0
+        self.takes_places = not route.carries
+        self.multiplexes: bool | None = None
+
+    @property
+    def used(self) -> bool:
+        """Whether a connection serves it, or is being made."""
+        return any(self.members) or bool(self.dials)
+
+    @property
+    def ungranted(self) -> bool:
+        """Whether there is a connection on which the server has allowed nothing yet."""
+        return any(member.ungranted for member in self.refilling)
+
+    def worth_waiting(self, fresh: Freshness) -> float | None:
+        """Until when to wait for room on a connection that there is; ``None``: there will be none so soon.
+
+        :param fresh: how fresh it must be.
+        """
+        now = monotonic()
+        fresh_enough = (each for each in self.refilling if fresh.met_by(each.connection))
+        return min((each.expected_until for each in fresh_enough if each.expected_until > now), default=None)

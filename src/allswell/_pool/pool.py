@@ -34,7 +34,7 @@ from allswell._filters.keylog import named_log
 from allswell._given import require_known, require_type
 from allswell._messages import Headers, RequestHead
 from allswell._pool.dispatcher import Dispatcher, Ungranted
-from allswell._pool.member import ANY, Freshness
+from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.replay import Replay
 from allswell._pool.retries import Budgets, Pauses, retried
 from allswell._pool.snapshot import PoolSnapshot
@@ -292,13 +292,13 @@ class ConnectionPool:
                     finally:
                         await dispatcher.dialer.discovery.aclose()
             finally:
-                ends = dispatcher.ends if dispatcher is not None else ()
+                ends = dispatcher.endings.ends if dispatcher is not None else ()
                 self.close_report = CloseReport(tuple(ends), grace, monotonic() - began)
                 self._closed.set()
         else:
             self._closing.tighten(began + grace)
             if dispatcher is not None:
-                dispatcher.hurry(self._closing)
+                dispatcher.endings.shorten_grace(self._closing)
             await self._closed.wait()
         assert self.close_report is not None
         return self.close_report
@@ -307,15 +307,16 @@ class ConnectionPool:
         dispatcher: Dispatcher | None = getattr(self, "_dispatcher", None)
         if dispatcher is None or self.close_report is not None:
             return
-        orphans = len(dispatcher.connections) + dispatcher.dropped
+        endings = dispatcher.endings
+        orphans = len(endings.connections) + endings.dropped
         if orphans:
             message = f"unclosed {self!r}: {orphans} connections were left open"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
-            if dispatcher.connections:  # not when the event loop is over, and perhaps the interpreter too
-                dispatcher.host.call_soon_threadsafe(partial(dispatcher.take_leave, "its pool was dropped open"))
+            if endings.connections:  # not when the event loop is over, and perhaps the interpreter too
+                dispatcher.host.call_soon_threadsafe(partial(endings.take_leave, "its pool was dropped open"))
 
     def __repr__(self) -> str:
-        connections = len(self._dispatcher.connections) if self._dispatcher is not None else 0
+        connections = len(self._dispatcher.endings.connections) if self._dispatcher is not None else 0
         return f"<ConnectionPool, {self.state}, {connections} connections>"
 
     # One request
@@ -406,7 +407,7 @@ class ConnectionPool:
             host, before = current_host(), self._dispatcher
             dispatcher = self._dispatcher = Dispatcher(host, self._make_dialer(host), self.config, self.send)
             if before is not None:  # these ended with their event loop, and were not closed
-                dispatcher.dropped = len(before.connections) + before.dropped
+                dispatcher.endings.dropped = len(before.endings.connections) + before.endings.dropped
         return dispatcher
 
     def _own(self) -> Dispatcher | None:

@@ -26,7 +26,7 @@ from allswell._connection.lifecycle import State
 from allswell._connection.service import Service
 from allswell._errors import NotProcessed
 from allswell._fields import options
-from allswell._pool.member import ANY, UNUSED, Freshness
+from allswell._pool.freshness import ANY, UNUSED, Freshness
 from allswell._request.request import Request
 from allswell._request.response import Attempt, Response
 

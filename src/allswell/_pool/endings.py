@@ -1,0 +1,163 @@
+"""All connections of a pool that are not closed, whether they hold a place or say their goodbyes, and how each ended.
+
+Theory of operation. A connection is entered when it starts, and struck out when it is closed. When the pool closes, all
+end side by side, within one grace. What is in flight may finish until little of the grace is left; then it is cut.
+Where nobody has the time to wait, everything is said in one step (:meth:`Endings.take_leave`). Connections that have
+yet to hear the answers then go on by themselves, and the end of the event loop waits a moment for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+
+from allswell._connection.connection import Connection
+from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED
+from allswell._deadline import Deadline
+from allswell._errors import PoolClosed
+from allswell._report import ConnectionEnd
+from allswell._request.route import Route
+from allswell._tasks import TaskHost, logger
+
+#: After the grace: time for tasks that were told to finish, in seconds. (They wait for nothing any more.)
+_SLACK = 0.1
+
+
+class Endings:
+    """The connections of one pool, until they are closed.
+
+    :param on_end: called with the end of each (:attr:`PoolConfig.on_connection_end`).
+    :ivar connections: all that are not closed, and the routes that they were made for.
+    :ivar dials: connections in the making, each of which may be one more to end.
+    :ivar ends: of those that closed since :meth:`close` was called.
+    :ivar dropped: how many the end of the event loop cut off.
+    :ivar deadline: the end of the grace, since the pool closes.
+    """
+
+    def __init__(self, host: TaskHost, on_end: Callable[[ConnectionEnd], object] | None) -> None:
+        self.connections: dict[Connection, Route] = {}
+        self.dials = 0
+        self.ends: list[ConnectionEnd] = []
+        self.dropped = 0
+        self.deadline: Deadline | None = None
+        self._late = ""  # what an exchange is told that has not ended with the grace
+        self._on_end = on_end
+        self._lingering: dict[Connection, None] = {}  # that were left (take_leave), and have not ended yet
+        self._changed = anyio.Event()
+        host.when_over(self._loop_ended)
+
+    def start(self, connection: Connection, route: Route) -> None:
+        """A connection is there; it begins."""
+        self.connections[connection] = route
+        connection.start()
+
+    def discard(self, connection: Connection, route: Route, reason: str) -> None:
+        """A connection is there that nobody wants: it says its goodbyes."""
+        self.start(connection, route)
+        deadline = self.deadline
+        # Where nobody waits for the goodbyes, they have a grace of their own.
+        connection.close(reason, None if deadline is None or deadline.passed() else deadline)
+
+    def dial_begins(self) -> None:
+        """A connection is being made."""
+        self.dials += 1
+
+    def dial_is_over(self) -> None:
+        """It was made, or will not be."""
+        self.dials -= 1
+        self._tell()
+
+    def ended(self, connection: Connection, end: ConnectionEnd) -> None:
+        """A connection is closed; this is how."""
+        ours = self.connections.pop(connection, None) is not None
+        self._lingering.pop(connection, None)
+        if ours and self.deadline is not None:
+            self.ends.append(end)
+        elif ours and end.reason == LOOP_ENDED:
+            self.dropped += 1
+        if self._on_end is not None:
+            try:
+                self._on_end(end)
+            except BaseException:  # noqa: BLE001 - the caller's; the request that caused this end must not pay for it
+                logger.exception("allswell: on_connection_end failed")
+        self._tell()
+
+    async def close(self, deadline: Deadline, began: float, *, cut: bool) -> None:
+        """End everything, as :meth:`ConnectionPool.aclose` says it; ``ends`` tells how.
+
+        :param deadline: the end of the grace.
+        :param began: when it began.
+        """
+        grace, left = deadline.at - began, deadline.left()
+        self.deadline = deadline
+        reserve = min(0.5, left / 4)
+        carried = any(route.carries for route in self.connections.values())
+        for connection, route in list(self.connections.items()):
+            # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
+            # exchanges are tunnels.)
+            sooner = carried and route.proxies and not route.carries
+            until = deadline.shifted(-reserve / 2) if sooner else deadline
+            connection.close("the pool closes", until if left else None, epoch=began)
+        self._late = f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
+        try:
+            if left and not cut:
+                await self._all_ended(deadline.shifted(-reserve))
+            self._cut()
+            if left:
+                await self._all_ended(deadline.shifted(_SLACK))
+        finally:
+            self.take_leave("the grace is over")
+        if not left:
+            # The tasks that hear the answers have begun then, whatever becomes of the loop.
+            await anyio.lowlevel.checkpoint()
+
+    def shorten_grace(self, deadline: Deadline) -> None:
+        """The grace has become shorter while everything ends."""
+        if deadline.passed():
+            self._cut()
+            self.take_leave("the grace is over")
+        for connection in list(self.connections):
+            connection.close("the pool closes", deadline)
+
+    def _cut(self) -> None:
+        for connection, route in list(self.connections.items()):
+            if not route.carries:
+                connection.cut(PoolClosed(self._late))
+
+    def take_leave(self, reason: str) -> None:
+        """Have everything said now, and wait for nothing; exchanges in flight are aborted.
+
+        What has not heard its answers yet goes on by itself (see :meth:`Connection.take_leave`). It is not the pool's
+        any more, and told of as it is now. What goes through another of the pool's connections leaves before that one
+        does, and hears nothing more.
+        """
+        carriers = {route for route in self.connections.values() if route.carries}
+        for connection, route in sorted(self.connections.items(), key=lambda each: -len(each[1].proxies)):
+            connection.take_leave(reason)
+            if route.proxies and route.to_proxy(carries=True) in carriers:
+                connection.abort(reason)
+            if self.connections.pop(connection, None) is not None:
+                self.ends.append(connection.so_far())
+                self._lingering[connection] = None
+        self._tell()
+
+    async def _loop_ended(self) -> None:
+        """It ends under us, and does not end before this does: the answers that come at once are heard."""
+        self.dropped += len(self.connections)
+        self.take_leave(LOOP_ENDED)
+        with Deadline.after(LAST_MOMENT).scope():
+            while self._lingering:
+                await self._changed.wait()
+        for connection in list(self._lingering):
+            connection.abort(LOOP_ENDED)
+
+    async def _all_ended(self, deadline: Deadline) -> None:
+        with deadline.scope():
+            while self.connections or self.dials:
+                await self._changed.wait()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
