@@ -116,14 +116,18 @@ class Link:
 
     def output_frames(self) -> list[Frame]:
         """The client's output since the last look, as frames."""
-        output = self.client.take_output()
-        frames = []
-        while output:
-            frame, length = Frame.parse_frame_header(memoryview(output[:9]))
-            frame.parse_body(memoryview(output[9 : 9 + length]))
-            frames.append(frame)
-            output = output[9 + length :]
-        return frames
+        return frames(self.client.take_output())
+
+
+def frames(output: bytes) -> list[Frame]:
+    """Whole frames."""
+    found = []
+    while output:
+        frame, length = Frame.parse_frame_header(memoryview(output[:9]))
+        frame.parse_body(memoryview(output[9 : 9 + length]))
+        found.append(frame)
+        output = output[9 + length :]
+    return found
 
 
 def data(stream: int, content: bytes = b"", *flags: str) -> DataFrame:

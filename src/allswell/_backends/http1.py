@@ -226,6 +226,9 @@ class Http1:
     def stop(self, exchange: int) -> None:
         self.cancel(exchange)  # half a request is out
 
+    def reprioritize(self, exchange: int, priority: bytes) -> None:
+        """There is no way to say it."""
+
     def goodbye(self) -> None:
         self._leaving = True
 

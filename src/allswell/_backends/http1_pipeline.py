@@ -110,6 +110,9 @@ class Http1Pipeline:
     def stop(self, exchange: int) -> None:
         self.cancel(exchange)
 
+    def reprioritize(self, exchange: int, priority: bytes) -> None:
+        """There is no way to say it."""
+
     def goodbye(self) -> None:
         self._line[0].goodbye()
 

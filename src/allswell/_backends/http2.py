@@ -125,6 +125,7 @@ class Http2:
         self._limit = self._assumed.value
         self._greeted = False  # the peer's first SETTINGS have come
         self._section_limit: int | None = None  # what the peer takes (SETTINGS_MAX_HEADER_LIST_SIZE)
+        self._hears_priorities = True  # PRIORITY_UPDATE: until its SETTINGS say nothing of the kind
         self._peers_window = _DEFAULT_WINDOW  # its SETTINGS_INITIAL_WINDOW_SIZE
         self._held: dict[int, Held] = {}
         self._last_allowed = _LAST_ID
@@ -262,6 +263,14 @@ class Http2:
         stream = self._streams.get(exchange)
         if stream is not None:
             self._reset_stream(stream, ErrorCodes.NO_ERROR)
+
+    def reprioritize(self, exchange: int, priority: bytes) -> None:
+        stream = self._streams.get(exchange)
+        if stream is None or stream.receiving.over or self._refusal is not None:
+            return
+        if self._hears_priorities and len(priority) + 4 <= self._h2.max_outbound_frame_size:
+            self._quiet = 0
+            self._out.append(wire.priority_update(exchange, priority))
 
     def consumed(self, exchange: int, credit: int) -> None:
         stream = self._streams.get(exchange)
@@ -414,14 +423,19 @@ class Http2:
         elif kind == wire.PUSH_PROMISE:
             # §8.4: we sent ENABLE_PUSH = 0 before anything else.
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer pushed, and push is off")
+        elif kind == wire.PRIORITY_UPDATE:
+            # RFC 9218 §7.1: it is for clients.
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent PRIORITY_UPDATE")
         elif kind == wire.SETTINGS:
             self._count_quiet()
-            table_sizes, known = wire.known_settings(frame)
-            for size in table_sizes:  # before what waited for the SETTINGS is encoded
+            known = wire.known_settings(frame)
+            if not flags & wire.ACK:
+                self._check_priorities(known.no_priorities)
+            for size in known.table_sizes:  # before what waited for the SETTINGS is encoded
                 self._h2.encoder.header_table_size = size
             # §6.9.2: a window that it makes too large ends the connection. One that was never opened cannot be.
             opened = [stream for stream in self._streams.values() if stream.send_window_opened > 0]
-            self._receive_by_h2(known, events, opened)
+            self._receive_by_h2(known.frame, events, opened)
         elif kind == wire.WINDOW_UPDATE:
             if id_:
                 self._check_not_idle(id_)
@@ -439,6 +453,13 @@ class Http2:
                 self._receive_priority(id_, frame, events)
             elif kind in (ORIGIN, ALTSVC):
                 self._receive_announcement(kind, flags, id_, frame, events)
+
+    def _check_priorities(self, said: bool | None) -> None:
+        """Act on NO_RFC7540_PRIORITIES. Without it, PRIORITY_UPDATE is likely to be ignored (RFC 9218 §2.1.1)."""
+        if not self._greeted:
+            self._hears_priorities = bool(said)
+        elif said is not None and said != self._hears_priorities:
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer changed NO_RFC7540_PRIORITIES")  # RFC 9218 §2.1
 
     def _receive_priority(self, id_: int, frame: memoryview, events: list[Event]) -> None:
         """It is deprecated, and still has to be well-formed (§5.3.2, §6.3)."""

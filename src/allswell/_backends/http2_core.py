@@ -11,7 +11,7 @@ from h2.connection import ConnectionInputs, H2Connection
 from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamInputs
 
-from allswell._backends.http2_frames import MAX_FRAME_SIZE
+from allswell._backends.http2_frames import MAX_FRAME_SIZE, NO_RFC7540_PRIORITIES
 from allswell._backends.http2_hpack import FieldEncoder
 
 #: At 100 ms of round trip 2 MiB carry 20 MB/s; it is also what one unread response can make us hold.
@@ -50,6 +50,7 @@ def core_connection(*, initial_window: int, max_header_size: int) -> H2Connectio
             SettingCodes.INITIAL_WINDOW_SIZE: initial_window,
             SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_SIZE,
             SettingCodes.MAX_HEADER_LIST_SIZE: max_header_size,
+            NO_RFC7540_PRIORITIES: 1,  # type: ignore[dict-item]  # RFC 9218 §2.1; h2 has no name for it
         },
     )
     del settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # RFC 8441 §3: the server's to send

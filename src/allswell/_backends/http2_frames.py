@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from h2.errors import ErrorCodes
 
@@ -20,6 +21,7 @@ PING = 0x6
 GOAWAY = 0x7
 WINDOW_UPDATE = 0x8
 CONTINUATION = 0x9
+PRIORITY_UPDATE = 0x10  # RFC 9218 §7.1
 
 # Flags.
 ACK = 0x1
@@ -37,6 +39,8 @@ MAX_FRAME_SIZE = 32768
 _KNOWN_SETTINGS = frozenset((2, 3, 4, 5, 6, 8))
 _HEADER_TABLE_SIZE = 1
 _MAX_ENCODER_TABLE = 4096
+#: Whether a peer does without the priorities of RFC 7540 (RFC 9218 §2.1). h2 does not know it.
+NO_RFC7540_PRIORITIES = 9
 
 _HEADER = struct.Struct(">HBBBL")
 _HEADER_IN_FOUR = struct.Struct(">HBHL")  # type and flags as one
@@ -147,25 +151,41 @@ def payload(frame: memoryview, flags: int) -> memoryview:
     return frame[10 : len(frame) - padding]
 
 
-def known_settings(frame: memoryview) -> tuple[list[int], bytes]:
-    """The sizes of HPACK's table that SETTINGS name, in their order; and the frame without them and what is unknown.
+class KnownSettings(NamedTuple):
+    """What SETTINGS say.
 
-    h2 would see the last size only, and each has to be obeyed (RFC 9113 §6.5.3, RFC 7541 §4.2). Every unknown setting
-    that is kept would cost memory for ever.
+    :ivar table_sizes: of HPACK, in their order. (h2 would see the last only, and each has to be obeyed: RFC 9113
+        §6.5.3, RFC 7541 §4.2.)
+    :ivar no_priorities: :data:`NO_RFC7540_PRIORITIES`, if they say it.
+    :ivar frame: the frame without these, and without what is unknown: h2 would keep that for ever.
+    """
 
-    :raises PeerError: when the frame's length is wrong (RFC 9113 §6.5).
+    table_sizes: list[int]
+    no_priorities: bool | None
+    frame: bytes
+
+
+def known_settings(frame: memoryview) -> KnownSettings:
+    """SETTINGS, taken apart.
+
+    :raises PeerError: when the frame's length is wrong (RFC 9113 §6.5), or a value that h2 does not look at.
     """
     body = frame[9:]
     if len(body) % 6 or (body and frame[4] & ACK):
         raise PeerError(ErrorCodes.FRAME_SIZE_ERROR, f"the peer sent SETTINGS of {len(body)} bytes")
-    sizes = []
+    sizes, no_priorities = [], None
     kept = bytearray()
     for name, value in _SETTING.iter_unpack(body):
         if name == _HEADER_TABLE_SIZE:
             sizes.append(min(value, _MAX_ENCODER_TABLE))
+        elif name == NO_RFC7540_PRIORITIES:
+            if value > 1:
+                raise PeerError(ErrorCodes.PROTOCOL_ERROR, f"the peer sent NO_RFC7540_PRIORITIES = {value}")
+            no_priorities = value == 1
         elif name in _KNOWN_SETTINGS:
             kept += _SETTING.pack(name, value)
-    return sizes, frame_header(len(kept), SETTINGS, frame[4], int.from_bytes(frame[5:9], "big")) + kept
+    head = frame_header(len(kept), SETTINGS, frame[4], int.from_bytes(frame[5:9], "big"))
+    return KnownSettings(sizes, no_priorities, head + kept)
 
 
 def increment(frame: memoryview) -> int:
@@ -203,6 +223,11 @@ def window_update(stream: int, increment: int) -> bytes:
 
 def rst_stream(stream: int, code: int) -> bytes:
     return _FRAME_OF_A_WORD.pack(0, 4, RST_STREAM, 0, stream, code)
+
+
+def priority_update(stream: int, value: bytes) -> bytes:
+    """A PRIORITY_UPDATE frame for the response on this stream (RFC 9218 §7.1)."""
+    return frame_header(4 + len(value), PRIORITY_UPDATE, 0, 0) + stream.to_bytes(4, "big") + value
 
 
 def section_frames(stream: int, block: bytes, size: int, *, end: bool) -> list[bytes]:

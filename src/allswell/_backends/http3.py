@@ -313,6 +313,12 @@ class Http3:
             self._starved.discard(exchange)
             self._quic.reset_stream(exchange, h3.H3_NO_ERROR)
 
+    def reprioritize(self, exchange: int, priority: bytes) -> None:
+        state = self._exchanges.get(exchange)
+        if state is not None and not state.receiving.over and not self.spent:
+            payload = h3.varint(exchange) + priority
+            self._quic.send_stream_data(self._control_stream, h3.frame(h3.PRIORITY_UPDATE, payload))
+
     def cancel(self, exchange: int) -> None:
         if exchange in self._exchanges:
             self._drop(exchange, h3.H3_REQUEST_CANCELLED)

@@ -9,9 +9,12 @@ from allswell._errors import shown
 DATA, HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID = 0x0, 0x1, 0x3, 0x4, 0x5, 0x7, 0xD
 #: Frame types of HTTP/2 that HTTP/3 has no use for (RFC 9114 §7.2.8).
 _RESERVED = {0x2, 0x6, 0x8, 0x9}
+#: For requests and for pushes (RFC 9218 §7.2): a client's to send.
+PRIORITY_UPDATE, _PRIORITY_UPDATE_PUSH = 0xF0700, 0xF0701
+_FROM_CLIENTS = {MAX_PUSH_ID, PRIORITY_UPDATE, _PRIORITY_UPDATE_PUSH}
 #: What must not be on a request stream, and on a control stream, that comes from a server.
-NOT_ON_REQUEST = frozenset({CANCEL_PUSH, SETTINGS, GOAWAY, MAX_PUSH_ID} | _RESERVED)
-NOT_ON_CONTROL = frozenset({DATA, HEADERS, PUSH_PROMISE, MAX_PUSH_ID} | _RESERVED)
+NOT_ON_REQUEST = frozenset({CANCEL_PUSH, SETTINGS, GOAWAY} | _FROM_CLIENTS | _RESERVED)
+NOT_ON_CONTROL = frozenset({DATA, HEADERS, PUSH_PROMISE} | _FROM_CLIENTS | _RESERVED)
 
 # Types of unidirectional streams (RFC 9114 §6.2, RFC 9204 §4.2)
 CONTROL_STREAM, PUSH_STREAM, ENCODER_STREAM, DECODER_STREAM = 0x0, 0x1, 0x2, 0x3

@@ -245,6 +245,15 @@ class Backend(Protocol[Input_contra]):
         What has come can still be read. Nothing, where the request was sent, or the peer has stopped it.
         """
 
+    def reprioritize(self, exchange: int, priority: bytes) -> None:
+        """Tell the peer that a response has another priority now: PRIORITY_UPDATE (RFC 9218 §7).
+
+        Nothing, where the protocol or the peer has no such frame, the response is complete, or either side has said
+        GOAWAY.
+
+        :param priority: as the Priority field has it.
+        """
+
     def capacity(self) -> int:
         """Exchanges that may be opened now."""
 

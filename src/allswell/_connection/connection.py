@@ -370,6 +370,12 @@ class Connection:
             backend.send_datagram(exchange.number, payload)
         self._transmit()
 
+    def reprioritize(self, exchange: Exchange[Connection], priority: bytes) -> None:
+        """Tell the peer that the exchange's response has another priority now, where that can be said."""
+        if exchange.number in self._exchanges:
+            self._backend.reprioritize(exchange.number, priority)
+            self._transmit()
+
     def consumed(self, exchange: Exchange[Connection], credit: int) -> None:
         """The application has read so much."""
         if self._gives_credit:

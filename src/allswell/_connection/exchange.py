@@ -35,6 +35,7 @@ from allswell._errors import (
 )
 from allswell._halves import Halves, Receive, ReceiveHalf, Send, SendHalf, wants_rest
 from allswell._messages import Headers, RequestHead, ResponseHead
+from allswell._priority import priority_value
 from allswell._tasks import TaskHost
 
 #: HTTP datagrams that may wait to be taken.
@@ -93,6 +94,9 @@ class Carries(Protocol):
 
     def consumed(self, exchange: Exchange[Self], credit: int) -> None:
         """The application has read so much."""
+
+    def reprioritize(self, exchange: Exchange[Self], priority: bytes) -> None:
+        """Tell the peer that its response has another priority now."""
 
     def abandon(self, exchange: Exchange[Self]) -> None:
         """The requester takes no more of it."""
@@ -323,6 +327,10 @@ class Exchange(Halves, Generic[On]):
         """The HTTP datagrams that have come (RFC 9297 §2.1)."""
         datagrams, self._datagrams = self._datagrams, None
         return datagrams or []
+
+    def reprioritize(self, priority: str | bytes) -> None:
+        """See :meth:`Response.reprioritize`."""
+        self.connection.reprioritize(self, priority_value(priority))
 
     def abandon(self) -> None:
         """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
