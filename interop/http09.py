@@ -91,6 +91,9 @@ class Http09:
             self._quic.reset_stream(exchange, _CANCELLED)
         self.consumed(exchange, self._unread.get(exchange, 0))
 
+    def reprioritize(self, exchange: int, priority: bytes) -> None:
+        """There is no such thing."""
+
     def stop(self, exchange: int) -> None:
         """Its requests have no bodies."""
 

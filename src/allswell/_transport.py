@@ -46,6 +46,7 @@ from allswell._given import require, require_known, require_none_beside_pool, re
 from allswell._messages import RequestHead
 from allswell._patched import Library
 from allswell._pool.pool import ConnectionPool
+from allswell._priority import priority_value, with_priority
 from allswell._report import CloseReport
 from allswell._request.network_stream import NetworkStream
 from allswell._request.request import Body, Request, starts_anew
@@ -448,6 +449,8 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         route = origin.route._replace(upgrades=True) if b"upgrade" in names else origin.route
         target = extensions.get("target", request.url.raw_path)
         protocol = extensions.get("protocol")
+        if "priority" in extensions and (priority := extensions["priority"]) is not None:
+            headers = with_priority(headers, priority_value(priority))
         head = RequestHead(
             as_bytes(request.method, "method"),
             origin.scheme,

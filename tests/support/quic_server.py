@@ -2,7 +2,8 @@
 
 What it saw is in :attr:`QuicServer.seen`, in order, as tuples that begin with a word:
 ``("request", method, path)``, ``("goaway", id)``, ``("close", frame_type, code)``, ``("reset", stream, code)``,
-``("stop", stream, code)``, ``("body", stream, size)`` (a request's, complete), ``("handshake", resumed, early_data)``.
+``("stop", stream, code)``, ``("body", stream, size)`` (a request's, complete), ``("handshake", resumed, early_data)``,
+``("priority_update", payload)``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from aioquic.tls import SessionTicket
 from tests.support.certificates import Certificates, certificates
 
 _CLIENTS_CONTROL = 2
+_PRIORITY_UPDATE = 0xF0700  # RFC 9218 §7.2
 _CID = 8
 
 
@@ -395,6 +397,8 @@ class QuicServer:
                 self.seen.append(("goaway", Buffer(data=payload).pull_uint_var()))
             elif kind == FrameType.SETTINGS:
                 self.seen.append(("settings", payload))
+            elif kind == _PRIORITY_UPDATE:
+                self.seen.append(("priority_update", payload))
             connection.control = b"-" + connection.control[1:][start + (buf.tell() - start) :]
             buf = Buffer(data=connection.control[1:])
 

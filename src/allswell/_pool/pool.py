@@ -38,6 +38,7 @@ from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.replay import Replay
 from allswell._pool.retries import Budgets, Pauses, retried
 from allswell._pool.snapshot import PoolSnapshot
+from allswell._priority import priority_value, with_priority
 from allswell._report import CloseReport
 from allswell._request.request import Body, Request
 from allswell._request.response import Attempt, Response
@@ -115,6 +116,7 @@ class ConnectionPool:
         content: bytes | AsyncIterable[bytes] | None = None,
         timeouts: Timeouts | None = None,
         trailers: TrailerSource = None,
+        priority: str | bytes | None = None,
     ) -> Response:
         """Send a request and read the whole response.
 
@@ -123,9 +125,10 @@ class ConnectionPool:
         :param content: the body. An async iterable is sent in chunks, unless ``headers`` has a Content-Length.
         :param timeouts: how long to wait; ``None``: the defaults of :class:`Timeouts`.
         :param trailers: the trailers as pairs of bytes, or a function that returns them once the body was sent.
+        :param priority: the urgency, as the Priority field says it (RFC 9218): ``"u=1, i"``.
         :raises AllswellError: if the request fails.
         """
-        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies)
+        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies, priority)
         response = await self.send(made)
         try:
             await response.read()
@@ -145,9 +148,10 @@ class ConnectionPool:
         content: bytes | AsyncIterable[bytes] | None = None,
         timeouts: Timeouts | None = None,
         trailers: TrailerSource = None,
+        priority: str | bytes | None = None,
     ) -> AsyncIterator[Response]:
         """Send a request, and read as much of the response's body as you like. Parameters as in :meth:`request`."""
-        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies)
+        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies, priority)
         response = await self.send(made)
         try:
             yield response
@@ -437,13 +441,14 @@ def _request(
     timeouts: Timeouts | None,
     trailers: TrailerSource,
     proxies: tuple[ProxyHop, ...],
+    priority: str | bytes | None = None,
 ) -> Request:
     if timeouts is not None:
         require_type(Timeouts, timeouts=timeouts)
     fields = given_fields(headers) if headers else []
     given = {name.lower() for name, _ in fields}
     section: Headers = [] if b"host" in given else [(b"Host", to.authority)]
-    section += fields
+    section += fields if priority is None else with_priority(fields, priority_value(priority))
     if content is not None and b"content-length" not in given and b"transfer-encoding" not in given:
         if isinstance(content, bytes) and trailers is None:
             section.append((b"Content-Length", str(len(content)).encode("ascii")))

@@ -149,6 +149,17 @@ class Response:
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _Pieces(self, self._content)
 
+    def reprioritize(self, priority: str | bytes) -> None:
+        """Ask the server to send the rest of this response before others, or after them (RFC 9218 §7).
+
+        HTTP/3 has a frame for that, and so has HTTP/2 with servers that say that they know it. Otherwise nothing is
+        said, nor when the response is complete, or either side is leaving (GOAWAY).
+
+        :param priority: as the Priority field has it: ``"u=1, i"``. It takes the place of the one before, as a whole.
+        :raises LocalProtocolError: when it is none.
+        """
+        self._exchange.reprioritize(priority)
+
     async def finish(self) -> None:
         """Wait until the request was sent in full. (It may not be, if the whole response came early.)"""
         if self._exchange.upload is not None:
@@ -205,6 +216,7 @@ class Response:
             "network_stream": self.network_stream,
             "informational": self._exchange.informational,
             "attempts": self.attempts,
+            "reprioritize": self.reprioritize,
         }
         if self.http_version in (b"HTTP/1.1", b"HTTP/1.0"):
             facts["reason_phrase"] = self.reason
