@@ -11,11 +11,12 @@ from tests.support.servers import ServerInfo, needed, run, setup
 
 
 @contextmanager
-def nghttpd() -> Iterator[ServerInfo]:
+def nghttpd(*options: str) -> Iterator[ServerInfo]:
     """Run it."""
     program = needed("nghttpd")
     files = certificates()
     with setup() as made:
-        command: list[str | Path] = [program, "-a", "127.0.0.1", "-d", made.www, str(made.port), files.key, files.chain]
+        command: list[str | Path] = [program, *options, "-a", "127.0.0.1", "-d", made.www]
+        command += [str(made.port), files.key, files.chain]
         with run("nghttpd", command, made, protocols=["h2"], plain=False) as server:
             yield server

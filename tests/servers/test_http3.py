@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import anyio
@@ -23,10 +20,11 @@ from allswell._config import Timeouts
 from allswell._quic_store import QuicMemory
 from allswell._report import Outcome
 from tests.servers.caddy import caddy
+from tests.servers.ngtcp2 import gtlsserver
 from tests.support.certificates import certificates
 from tests.support.lag import LAG
 from tests.support.quic_client import quic_client, quic_settings, read
-from tests.support.servers import HELLO, TEN_MB, ServerInfo, free_port
+from tests.support.servers import HELLO, TEN_MB, ServerInfo
 
 pytestmark = pytest.mark.anyio
 
@@ -216,37 +214,8 @@ def test_ten_thousand_requests_on_one_connection(servers: Callable[[str], Server
 @pytest.fixture
 def ngtcp2(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, Path]]:
     """gtlsserver on a free port, with options if the test has some; its log tells what it saw."""
-    program = shutil.which("gtlsserver") or shutil.which("gtlsserver", path="/usr/sbin")
-    if program is None:
-        pytest.skip("gtlsserver is not installed")
-    files = certificates()
-    (tmp_path / "www").mkdir()
-    (tmp_path / "www" / "ten").write_bytes(b"0123456789")
-    (tmp_path / "www" / "large").write_bytes(b"x" * 3_000_000)
-    port, log = free_port(), tmp_path / "log"
-    command = [program, "127.0.0.1", str(port), str(files.key), str(files.chain), "-d", str(tmp_path / "www")]
-    command += getattr(request, "param", [])
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait_for(port)
-            yield port, log
-        finally:
-            process.terminate()
-            process.wait(50)
-
-
-def _wait_for(port: int) -> None:
-    """Until somebody has the UDP port."""
-    give_up = monotonic() + 50
-    while monotonic() < give_up:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                return
-        sleep(0.05)
-    raise AssertionError("gtlsserver did not start")
+    with gtlsserver(tmp_path, *getattr(request, "param", [])) as running:
+        yield running
 
 
 async def test_ngtcp2_sees_goaway_and_then_the_close(ngtcp2: tuple[int, Path]) -> None:

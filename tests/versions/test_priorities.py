@@ -10,9 +10,9 @@ from typing import Any
 import anyio.to_thread
 import httpx2
 import pytest
+from hyperframe.frame import ExtensionFrame
 from hypothesis import given
 from hypothesis import strategies as st
-from hyperframe.frame import ExtensionFrame
 
 from allswell import AsyncClient, ConnectionPool, LocalProtocolError
 from allswell._priority import priority_value
@@ -70,9 +70,7 @@ def origin(version: str) -> Iterator[Origin]:
             yield ours
     elif version == "h2":
         server = Http2Server(answer_http2, settings={NO_RFC7540_PRIORITIES: 1})
-        ours.updates = lambda: [
-            frame.body for frame in server.talks[0].frames if isinstance(frame, ExtensionFrame)
-        ]
+        ours.updates = lambda: [frame.body for frame in server.talks[0].frames if isinstance(frame, ExtensionFrame)]
         with scripted_peer(server, tls=h2_tls()) as peer:
             ours.url = peer.url
             yield ours
