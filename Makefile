@@ -1,27 +1,30 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: each target first sets up what it uses, in .venv.
+# Another Python, beside it: make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 
-.PHONY: setup demo test load check integrations bench docs interop peers
-setup: .venv/.check ; @echo "ready: make test, make check"
-demo: .venv/.demo ; @$(BIN)/python -m demo
-test: .venv/.test ; $(BIN)/python -m pytest -n 2
-load: .venv/.test ; $(BIN)/python -m tests.under_load -n 2 $(ARGS)
-check: .venv/.check ; $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
-integrations: .venv/.integrations ; ALLSWELL_INTEGRATIONS=required $(BIN)/python -m pytest -n 2 tests/integrations tests/docs
-bench: .venv/.bench ; @$(BIN)/python -m tests.bench $(ARGS)
-interop: .venv/.test ; @interop/run.sh $(ARGS)
+.PHONY: setup demo test load check dist integrations bench docs interop peers
+setup: $(VENV)/.check ; @echo "ready: make test, make check"
+demo: $(VENV)/.demo ; @$(BIN)/python -m demo
+test: $(VENV)/.test ; $(BIN)/python -m pytest -n 2
+load: $(VENV)/.test ; $(BIN)/python -m tests.under_load -n 2 $(ARGS)
+check: $(VENV)/.check ; $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
+dist: $(VENV)/.dist ; @$(BIN)/python -m tests.dist $(ARGS)
+integrations: $(VENV)/.integrations ; ALLSWELL_INTEGRATIONS=required $(BIN)/python -m pytest -n 2 tests/integrations tests/docs
+bench: $(VENV)/.bench ; @$(BIN)/python -m tests.bench $(ARGS)
+interop: $(VENV)/.test ; @interop/run.sh $(ARGS)
 peers: ; @interop/peers.sh
-docs: .venv/.docs ; $(BIN)/python -m mkdocs build --strict
+docs: $(VENV)/.docs ; $(BIN)/python -m mkdocs build --strict
 
 # One stamp per dependency group of pyproject.toml; installed again when that changes.
-.venv/.%: pyproject.toml | .venv/.python
-	@echo "installing what \`$*\` needs into .venv"
+$(VENV)/.%: pyproject.toml | $(VENV)/.python
+	@echo "installing what \`$*\` needs into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --editable . --group $*
 	@touch $@
 
-.venv/.python:
+$(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "allswell needs Python 3.11 or newer: make PYTHON=python3.12")'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@touch $@

@@ -24,7 +24,7 @@ from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
 from allswell._request.response import Attempt, Response
 from allswell._transport import AsyncTransport
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AllswellError",

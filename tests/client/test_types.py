@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -40,3 +41,29 @@ def test_mypy_reads_the_program_as_it_is_meant() -> None:
         check=False,
     )
     assert (run.stdout, run.stderr, run.returncode) == ("", "", 0)
+
+
+def test_pyright_reads_it_likewise(tmp_path: Path) -> None:
+    """In a copy, so that what is asked for is this program and these rules."""
+    pytest.importorskip("basedpyright")
+    program = tmp_path / "user_program.py"
+    program.write_text(f"{_PROGRAM.read_text()}\n\nright: int = 1  # type: ignore\n")
+    rules = {
+        "include": [program.name],
+        "extraPaths": [str(_SOURCE)],
+        "typeCheckingMode": "strict",
+        "reportUnnecessaryTypeIgnoreComment": "error",
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(rules))
+    run = subprocess.run(
+        [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = json.loads(run.stdout)["generalDiagnostics"]
+    lines = len(program.read_text().splitlines())
+    assert [(each["range"]["start"]["line"] + 1, each["rule"]) for each in told] == [
+        (lines, "reportUnnecessaryTypeIgnoreComment")
+    ], told
