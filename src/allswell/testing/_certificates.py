@@ -1,0 +1,56 @@
+"""A throw-away CA, and a certificate of the loopback's names: as files, for servers and clients of any kind."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import ssl
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Files in PEM.
+
+    :ivar ca: what a client must trust.
+    :ivar chain: the origin's certificate.
+    :ivar key: its private key.
+    """
+
+    ca: Path
+    chain: Path
+    key: Path
+
+    def server_context(self, alpn: list[str]) -> ssl.SSLContext:
+        """The origin's side."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.chain, self.key)
+        context.set_alpn_protocols(alpn)
+        return context
+
+
+@cache
+def certificates() -> Certificates:
+    """This process's: made once, deleted when the interpreter ends.
+
+    :raises ImportError: trustme is not installed.
+    """
+    try:
+        import trustme
+    except ImportError as error:
+        raise ImportError("an origin with TLS needs the package trustme: install allswell[testing]") from error
+    folder = Path(tempfile.mkdtemp(prefix="allswell-testing-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    authority = trustme.CA()
+    leaf = authority.issue_cert(*_NAMES)
+    files = Certificates(folder / "ca.pem", folder / "chain.pem", folder / "key.pem")
+    authority.cert_pem.write_to_path(files.ca)
+    for blob in leaf.cert_chain_pems:
+        blob.write_to_path(files.chain, append=True)
+    leaf.private_key_pem.write_to_path(files.key)
+    return files

@@ -1,0 +1,110 @@
+"""HTTP/1.1 at an origin, without I/O. h11 reads requests; responses are written here, for they may break the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+
+import h11
+
+from allswell.testing._engine import Body, Broken, Complete, Head, Heard
+from allswell.testing._script import Response
+
+
+class Http1:
+    """One connection's engine. Streams are the requests' numbers: one is answered at a time, and the next waits."""
+
+    version = "HTTP/1.1"
+    multiplexes = False
+
+    def __init__(self) -> None:
+        self.last = False  # whether the client wants no answer after this one
+        self._parser = h11.Connection(h11.SERVER)
+        self._stream = 0
+        self._chunked = False
+        self._out = bytearray()
+
+    def receive(self, data: bytes) -> Iterator[Heard]:
+        """Take bytes."""
+        self._parser.receive_data(data)
+        return self._heard()
+
+    def take(self) -> bytes:
+        """All that it has said since."""
+        out = bytes(self._out)
+        self._out.clear()
+        return out
+
+    def _heard(self) -> Iterator[Heard]:
+        while True:
+            try:
+                event = self._parser.next_event()
+            except h11.RemoteProtocolError as error:
+                yield Broken(str(error))
+                return
+            if isinstance(event, h11.Request):
+                self._stream += 1
+                fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
+                options = ",".join(value for name, value in fields if name == "connection").lower()
+                self.last = event.http_version < b"1.1" or "close" in options
+                if self._parser.they_are_waiting_for_100_continue:
+                    self._out += b"HTTP/1.1 100 Continue\r\n\r\n"
+                yield Head(self._stream, event.method.decode(), event.target.decode("latin-1"), fields)
+            elif isinstance(event, h11.Data):
+                yield Body(self._stream, bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                yield Complete(self._stream)
+            else:
+                return
+
+    def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
+        """Say a response's head."""
+        self._chunked = response.framing == "chunked" and not response.bodiless(method)
+        lines = [f"HTTP/1.1 {response.status} {_phrase(response.status)}"]
+        lines += [f"{name}: {value}" for name, value in response.headers.items()]
+        if response.framing == "chunked":
+            lines.append("Transfer-Encoding: chunked")
+        elif response.framing == "length" and response.status not in (204, 304):
+            lines.append(f"Content-Length: {len(response.body)}")
+        if last or self.last or response.framing == "close":
+            self.last = True
+            lines.append("Connection: close")
+        self._out += "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    def room(self, stream: int) -> int:
+        """TCP's, which the connection waits for."""
+        return 1 << 16
+
+    def body(self, stream: int, data: bytes) -> None:
+        """Say a piece of a body."""
+        self._out += b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+
+    def finish(self, stream: int) -> None:
+        """Say that a response is complete."""
+        if self._chunked:
+            self._out += b"0\r\n\r\n"
+
+    def done(self, stream: int) -> Iterator[Heard]:
+        """The exchange is over: a parser for the next."""
+        waiting, _ = self._parser.trailing_data
+        self._parser = h11.Connection(h11.SERVER)
+        return self.receive(waiting) if waiting else iter(())
+
+    def refuse(self, stream: int) -> None:
+        """It has no word for this."""
+        raise NotImplementedError
+
+    def reset(self, stream: int) -> None:
+        """It has no word for this."""
+        raise NotImplementedError
+
+    def goaway(self, last: int) -> None:
+        """It has no word for this."""
+        raise NotImplementedError
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""

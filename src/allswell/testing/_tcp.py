@@ -1,0 +1,342 @@
+"""A connection over TCP, with TLS or without: it witnesses how the client ends.
+
+How it knows what it says it saw. The client's last words reach us as TLS's close_notify (the record layer says so: TLS
+is in memory here, and the socket is ours), TCP's FIN (``recv`` gives ``b""``) and TCP's RST (an error). To read until
+``b""`` and close would miss the RST that comes *after* the FIN: a client that closed its socket outright answers our
+own goodbye so. Hence ours is said after the client's FIN, and then the kernel is asked whether it was acknowledged
+(TCP_INFO: state CLOSE, and no error) or reset. Only Linux has TCP_INFO; elsewhere, that last look is left out.
+
+The kernel gives an error once, to whoever asks first. If that was a write, the read gives ``b""``. A FIN came before
+the RST then if the write's error was EPIPE, and not ECONNRESET (Linux, ``tcp_reset``).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+import anyio
+from anyio.abc import TaskGroup
+
+from allswell.testing._connection import Connection, Script
+from allswell.testing._engine import ByteEngine
+from allswell.testing._events import Alert, CloseNotify, Connected, Ended, Fin, Rst, Said, Secured, Violation
+from allswell.testing._http1 import Http1
+from allswell.testing._http2 import PREFACE, Http2
+
+_CHUNK = 1 << 16
+_TCP_CLOSE = 7
+_LAST_LOOK = 30.0
+
+
+class TcpConnection(Connection):
+    """One accepted connection. :meth:`run` is its life."""
+
+    over = "TCP"
+
+    def __init__(
+        self,
+        number: int,
+        script: Script,
+        tasks: TaskGroup,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        *,
+        http2: bool,
+    ) -> None:
+        super().__init__(number, script, tasks)
+        self._http2 = http2
+        self._sock = sock
+        sock.setblocking(False)
+        if sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_side=True) if tls is not None else None
+        self._secure = False
+        self._wire = bytearray()
+        self._sent = 0  # bytes in all
+        self._marks: deque[tuple[int, Callable[[], None]]] = deque()  # what to do when so many were sent
+        self._writing = anyio.Lock()
+        self._said_close_notify = self._said_fin = False
+        self._tcp_ended = self._rst = self._closed = False
+        self._send_error: int | None = None
+        self._bytes: ByteEngine | None = None
+
+    async def run(self) -> None:
+        """Serve it until its end has been seen."""
+        self.note(Connected, self.over)
+        try:
+            if self._tls is None or await self._handshake(self._tls):
+                await self._read()
+            self.cut(by_client=True)
+            await self._finish()
+        except _GoneError:
+            pass  # we cut it: nothing more can be seen
+        finally:
+            self.close()
+            self.end()
+
+    def end(self) -> None:
+        """It is over."""
+        self.cut(by_client=False)
+        if not self.ended:
+            self.ended = True
+            self.note(Ended)
+
+    def close(self) -> None:
+        """Close the socket; it wakes up what waits for it."""
+        if not self._closed:
+            self._closed = True
+            anyio.notify_closing(self._sock)
+            self._sock.close()
+
+    # Reading
+
+    async def _handshake(self, tls: ssl.SSLObject) -> bool:
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.flush()
+                wire = await self._recv()
+                if not wire:
+                    return False
+                self._incoming.write(wire)
+            except ssl.SSLError as error:
+                self.note(Alert, error.reason or str(error))
+                await self.flush()
+                return False
+            else:
+                self._secure = True
+                self.note(Secured, tls.version() or "", tls.selected_alpn_protocol() or "")
+                await self.flush()
+                return True
+
+    async def _read(self) -> None:
+        """Feed the engine until the client has said its last word of this layer."""
+        early = b""
+        while data := await self._recv_data():
+            if self._bytes is None:
+                early += data
+                engine = self._choose(early)
+                if engine is None:
+                    continue
+                data = early
+                self._bytes = engine
+                self.speak(engine)
+                if self.leaves_after is not None:
+                    await self.goaway(self.leaves_after)
+            self.hear(self._bytes.receive(data))
+            await self.flush()
+
+    def _choose(self, early: bytes) -> ByteEngine | None:
+        """By ALPN; without it, by the first bytes. ``None`` while they are too few."""
+        alpn = self._tls.selected_alpn_protocol() if self._tls is not None else None
+        if alpn == "h2" or (alpn is None and self._http2 and early.startswith(PREFACE)):
+            return Http2()
+        if alpn is None and self._http2 and PREFACE.startswith(early):
+            return None
+        return Http1()
+
+    async def _recv_data(self) -> bytes:
+        """The next application data; ``b""`` at the end, which is recorded."""
+        if self._tls is None:
+            return await self._recv()
+        while True:
+            try:
+                data = self._tls.read(_CHUNK)
+            except ssl.SSLWantReadError:
+                await self.flush()  # a key update may have to be answered
+                wire = await self._recv()
+                if not wire:
+                    return b""
+                self._incoming.write(wire)
+            except ssl.SSLZeroReturnError:  # what b"" is called once our own close_notify is out
+                self.note(CloseNotify)
+                return b""
+            except ssl.SSLError as error:
+                self.note(Alert, error.reason or str(error))
+                return b""
+            else:
+                if not data:
+                    self.note(CloseNotify)
+                return data
+
+    async def _recv(self) -> bytes:
+        """The next bytes of TCP; ``b""`` at its end, which is recorded.
+
+        :raises _GoneError: we closed the socket ourselves.
+        """
+        while not self._tcp_ended:
+            if self._closed:
+                raise _GoneError
+            try:
+                data = self._sock.recv(_CHUNK)
+            except BlockingIOError:
+                try:
+                    await anyio.wait_readable(self._sock)
+                except (anyio.ClosedResourceError, OSError, ValueError):
+                    if self._closed:
+                        raise _GoneError from None
+                    raise
+            except ConnectionResetError:
+                self._tcp_ended = True
+                self._note_rst()
+            else:
+                if data:
+                    return data
+                self._tcp_ended = True
+                if self._send_error != errno.ECONNRESET:
+                    self.note(Fin)
+                if self._send_error is not None:
+                    self._note_rst()
+        return b""
+
+    def _note_rst(self) -> None:
+        if not self._rst:
+            self._rst = True
+            self.note(Rst)
+
+    # Writing
+
+    async def flush(self) -> None:
+        """Send what was said; not while the origin is silent."""
+        self._encrypt()
+        self._send()
+        while self._blocked:
+            async with self._writing:
+                if self._blocked:
+                    with suppress(anyio.ClosedResourceError):
+                        await anyio.wait_writable(self._sock)
+                    self._send()
+
+    def once_sent(self, action: Callable[[], None]) -> None:
+        """Do this with the last byte of what was said so far, before anything more can be heard."""
+        self._encrypt()
+        self._marks.append((self._sent + len(self._wire), action))
+        self._send()
+
+    def _encrypt(self) -> None:
+        """Take what was said above TCP."""
+        data = self._bytes.take() if self._bytes is not None else b""
+        if self._tls is None:
+            self._wire += data
+            return
+        view = memoryview(data)
+        while view:
+            view = view[self._tls.write(view) :]
+        self._wire += self._outgoing.read()
+
+    @property
+    def _blocked(self) -> bool:
+        """Whether there is more to send, and TCP does not take it now."""
+        return bool(self._wire) and not self._closed and self._send_error is None and not self.script.faults.silent
+
+    def _send(self) -> None:
+        """Send what TCP takes at once."""
+        while self._blocked:
+            try:
+                sent = self._sock.send(self._wire)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno not in (errno.ECONNRESET, errno.EPIPE):
+                    raise
+                self._send_error = error.errno
+                if self._tcp_ended:
+                    self._note_rst()
+            else:
+                del self._wire[:sent]
+                self._sent += sent
+        while self._marks and self._marks[0][0] <= self._sent:
+            self._marks.popleft()[1]()
+
+    # Ending
+
+    async def leave(self) -> None:
+        """close_notify and FIN, once; the client is heard on."""
+        await self.flush()
+        if self._secure and not self._said_close_notify:
+            self._said_close_notify = True
+            assert self._tls is not None
+            try:
+                self._tls.unwrap()
+            except ssl.SSLError:
+                pass  # ours is written; whether the client's comes is for reading to find out
+            self.note(Said, "close_notify")
+            await self.flush()
+        self._fin()
+
+    def _fin(self, *, cut: bool = False) -> None:
+        if self._said_fin or self._closed:
+            return
+        self._said_fin = True
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # the client's RST is how we get here then, and reading records it
+                raise
+        else:
+            self.note(Said, "FIN", cut)  # nothing can be heard in between
+
+    async def truncate(self) -> None:
+        """FIN in the middle of a body, without close_notify."""
+        await self.flush()
+        self.cut(by_client=False)
+        self._fin(cut=True)
+
+    def reset(self) -> None:
+        """RST, at once."""
+        if not self._closed:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.note(Said, "RST", True)
+            self.close()
+
+    def forget(self) -> None:
+        """Close the socket, as a process's end does."""
+        if not self._closed:
+            self.note(Said, "FIN", True)
+            self.close()
+
+    async def _finish(self) -> None:
+        """The client has said its last word: hear TCP out, say ours, and look whether a RST follows."""
+        while self.script.faults.silent:
+            if not self._tcp_ended:
+                await self._trailing()
+            self.end()
+            await self.script.change()
+        if not self._rst:
+            await self.leave()
+        if not self._tcp_ended:
+            await self._trailing()
+        if not self._rst:
+            await self._last_look()
+
+    async def _trailing(self) -> None:
+        size = 0
+        while wire := await self._recv():
+            size += len(wire)
+        if size:
+            self.note(Violation, f"{size} bytes after TLS had ended")
+
+    async def _last_look(self) -> None:
+        """Both have said FIN: has the client's kernel acknowledged ours, or reset the connection?"""
+        if not hasattr(socket, "TCP_INFO") or self._sock.family == getattr(socket, "AF_UNIX", None):
+            return
+        with anyio.move_on_after(_LAST_LOOK):
+            while not self._closed and self._tcp_state() != _TCP_CLOSE:  # noqa: ASYNC110  nothing wakes us for an ACK
+                await anyio.sleep(0.001)
+        if not self._closed and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._note_rst()
+
+    def _tcp_state(self) -> int:
+        return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+class _GoneError(Exception):
+    """The socket was closed by the origin itself."""

@@ -1,0 +1,1 @@
+"""Tests of allswell.testing: the witness itself."""

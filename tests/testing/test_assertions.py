@@ -1,0 +1,214 @@
+"""Each assertion can fail, and says why: with clients that end badly, and with one that is made to."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from allswell.testing import CloseNotify, Connected, ConnectionClose, Ended, Fin, GoAway, Origin, ResponseSent, Rst
+from tests.testing.clients import CLIENTS, by_curl, by_httpx2
+
+Get = Callable[[Origin, str], None]
+
+
+def why(origin: Origin) -> str:
+    """Why the client did not end gracefully."""
+    with pytest.raises(AssertionError, match=r"^not ended gracefully:") as raised:
+        origin.assert_ended_gracefully(timeout=30)
+    return str(raised.value)
+
+
+def by_hand(origin: Origin, alpn: str = "http/1.1") -> ssl.SSLSocket:
+    """A connection that got one response over HTTP/1.1."""
+    context = origin.client_context()
+    context.set_alpn_protocols([alpn])
+    sock = socket.create_connection(("127.0.0.1", origin.port), 30)
+    tls = context.wrap_socket(sock, server_hostname="localhost")
+    tls.sendall(b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert tls.recv(1000).startswith(b"HTTP/1.1 200")
+    return tls
+
+
+# Other clients
+
+
+@pytest.mark.parametrize("get", CLIENTS, ids=lambda each: each.__name__)
+def test_what_other_clients_do(get: Get) -> None:
+    """None of them waits for the origin's goodbye, so its kernel answers that by RST."""
+    with Origin(versions=["h1"]) as origin:
+        get(origin, "/hello")
+        told = why(origin)
+        assert re.search(r"connection 1: RST(?: after FIN|, and no FIN)", told)
+        assert "← GET /hello [1]" in told  # the waterfall
+        assert "→ 200 [1]" in told
+        with pytest.raises(AssertionError, match=r"something was reset:\n  connection 1: RST"):
+            origin.assert_no_reset()
+        origin.assert_executed_once("GET /hello")
+        get(origin, "/hello")
+        with pytest.raises(AssertionError, match=r"not executed once:\n  GET /hello was executed 2 times(.|\n)*█"):
+            origin.assert_executed_once("GET /hello")
+
+
+@pytest.mark.parametrize("get", CLIENTS, ids=lambda each: each.__name__)
+def test_close_notify_of_other_clients(get: Get) -> None:
+    """curl says it; httpx2 and aiohttp don't."""
+    with Origin(versions=["h1"]) as origin:
+        get(origin, "/hello")
+        told = why(origin)
+        assert bool(origin.record.of(CloseNotify)) == (get is by_curl)
+        if get is not by_curl:
+            assert "connection 1: FIN without close_notify (RFC 8446, section 6.1)" in told
+
+
+def test_goaway_of_httpx2() -> None:
+    with Origin(versions=["h2"]) as origin:
+        by_httpx2(origin, "/hello")
+        assert "connection 1: no GOAWAY (RFC 9113, section 6.8)" in why(origin)
+        assert not origin.record.of(GoAway)
+
+
+# A client made by hand: one fault at a time
+
+
+def test_a_good_end_by_hand() -> None:
+    """The measure: what the others here leave out is all there is to it."""
+    with Origin() as origin:
+        with by_hand(origin) as tls:
+            tls.unwrap()
+        origin.assert_ended_gracefully(timeout=30)
+        origin.assert_no_reset()
+
+
+def test_still_open() -> None:
+    with Origin() as origin, by_hand(origin):
+        with pytest.raises(AssertionError, match="connection 1: it is still open"):
+            origin.assert_ended_gracefully(timeout=0.1)
+        origin.assert_no_reset()
+
+
+def test_no_connection_at_all() -> None:
+    """Nothing to judge is not a good end."""
+    with Origin() as origin:
+        assert "there is no connection to judge" in why(origin)
+        with socket.create_connection(("127.0.0.1", origin.port)):  # of a race to connect
+            pass
+        origin.wait_ended(timeout=30)
+        assert "there is no connection to judge" in why(origin)
+
+
+def test_fin_without_close_notify() -> None:
+    with Origin() as origin, by_hand(origin) as tls:
+        with socket.socket(fileno=socket.dup(tls.fileno())) as below:
+            below.settimeout(30)
+            below.shutdown(socket.SHUT_WR)
+            while below.recv(1000):
+                pass
+            told = why(origin)
+        assert "FIN without close_notify" in told
+        assert "RST" not in told
+
+
+def test_rst_without_fin() -> None:
+    with Origin() as origin:
+        tls = by_hand(origin)
+        tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        tls.close()
+        told = why(origin)
+        assert "connection 1: RST, and no FIN" in told
+        assert [type(each) for each in origin.record.events if isinstance(each, Fin | Rst | Ended)] == [Rst, Ended]
+
+
+def test_cut_exchange() -> None:
+    with Origin() as origin:
+        with by_hand(origin) as tls:
+            origin.stall()
+            tls.sendall(b"GET /later HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            while not tls.recv(1000).endswith(b"o"):  # half of "ok"
+                pass
+            tls.unwrap()
+        assert "connection 1: it was ended while GET /later was under way" in why(origin)
+
+
+def test_tls_that_fails() -> None:
+    """A client that does not trust the CA: its alert is told in OpenSSL's words."""
+    with Origin() as origin:
+        with socket.create_connection(("127.0.0.1", origin.port), 30) as sock, pytest.raises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(sock, server_hostname="localhost")
+        assert "TLS failed: TLSV1_ALERT_UNKNOWN_CA" in why(origin)
+
+
+def test_a_protocol_that_is_broken() -> None:
+    with Origin() as origin:
+        with by_hand(origin) as tls:
+            tls.sendall(b"nonsense\r\n\r\n")
+            origin.wait_ended(timeout=30)
+        with pytest.raises(AssertionError, match="there is no connection to judge"):
+            origin.assert_ended_gracefully()  # it was the origin that cut it
+        assert "protocol violated" in str(origin.record)
+
+
+@pytest.mark.parametrize(
+    ("code", "frame_type", "fault"),
+    [(0x100, None, ""), (0, 0, "0x1c 0x0"), (0x102, None, "0x1d 0x102")],
+    ids=["H3_NO_ERROR", "NO_ERROR of QUIC", "H3_INTERNAL_ERROR"],
+)
+def test_close_of_quic(code: int, frame_type: int | None, fault: str) -> None:
+    """aioquic's own client, told what to say last."""
+    from aioquic.asyncio.client import connect
+    from aioquic.asyncio.protocol import QuicConnectionProtocol
+    from aioquic.h3.connection import H3_ALPN, H3Connection
+    from aioquic.quic.configuration import QuicConfiguration
+
+    class Deaf(QuicConnectionProtocol):
+        def quic_event_received(self, event: object) -> None:
+            """It need not hear the response."""
+
+    async def get(origin: Origin) -> None:
+        configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN)
+        configuration.load_verify_locations(str(origin.ca_file))
+        async with connect("localhost", origin.port, configuration=configuration, create_protocol=Deaf) as protocol:
+            quic: Any = protocol._quic
+            h3 = H3Connection(quic)
+            fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", b"/")]
+            h3.send_headers(0, fields, end_stream=True)
+            protocol.transmit()
+            await origin.seen(ResponseSent)
+            quic.close(error_code=code, frame_type=frame_type, reason_phrase="that's all")
+            protocol.transmit()
+            await origin.ended(timeout=30)
+
+    with Origin(versions=["h3"]) as origin:
+        asyncio.run(get(origin))
+        [close] = origin.record.of(ConnectionClose)
+        assert (close.code, close.application, close.reason) == (code, frame_type is None, "that's all")
+        if not fault:
+            origin.assert_ended_gracefully()
+            origin.assert_no_reset()
+            return
+        assert f"CONNECTION_CLOSE {fault} (that's all), and not H3_NO_ERROR" in why(origin)
+        if code:
+            with pytest.raises(AssertionError, match="something was reset"):
+                origin.assert_no_reset()
+
+
+def test_what_the_origin_cut_is_not_held_against_the_client() -> None:
+    with Origin(versions=["h1"]) as origin:
+        with by_hand(origin):
+            origin.reset()
+        with by_hand(origin) as tls:
+            tls.unwrap()
+        origin.wait_ended(2)
+        origin.assert_ended_gracefully()
+
+
+def test_the_waterfall_of_no_connection() -> None:
+    with Origin() as origin:
+        assert str(origin.record) == "no connection came"
+        assert origin.record.of(Connected) == []
