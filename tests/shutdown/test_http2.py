@@ -11,6 +11,7 @@ from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import RemoteProtocolError
 from allswell._report import ConnectionEnd, Outcome
+from allswell.testing import GoAway, Origin, RequestExecuted, Response
 from tests.support.certificates import certificates
 from tests.support.h2_script import (
     ENHANCE_YOUR_CALM,
@@ -33,27 +34,18 @@ POLITE = ["close_notify", "FIN"]
 def trusting(**settings: Any) -> ConnectionPool:
     """A pool that trusts the peers of these tests."""
     settings.setdefault("grace", 3 * LAG)  # what answers is not waited for that long, on the slowest machine
-    return ConnectionPool(ssl_context=certificates().client_context(), **settings)
-
-
-def slowly(talk: Talk, request: Request) -> None:
-    """Half of the answer, a second's pause, the other half."""
-    talk.send(talk.headers(request.stream, [(":status", "200")]))
-    talk.body(request, b"first, ", end=False)
-    talk.connection.pause(1.0)
-    talk.body(request, b"second")
+    settings.setdefault("ssl_context", certificates().client_context())
+    return ConnectionPool(**settings)
 
 
 async def test_idle_connection() -> None:
-    server = Http2Server()
-    with scripted_peer(server, tls=h2_tls()) as peer:
-        async with trusting() as pool:
-            assert (await pool.request("GET", f"{peer.url}/1")).http_version == b"HTTP/2"
+    async with Origin(versions=["h2"]) as origin:
+        async with trusting(ssl_context=origin.client_context()) as pool:
+            assert (await pool.request("GET", f"{origin.url}/1")).http_version == b"HTTP/2"
             report = await pool.aclose()
-        await peer.ended()
-        assert server.talks[0].said_last == f"GOAWAY {NO_ERROR}"
-        assert server.talks[0].seen.count(f"GOAWAY {NO_ERROR}") == 1
-        assert peer.connections[0].saw == POLITE
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
+        assert [each.code for each in origin.record.of(GoAway)] == [NO_ERROR]
     assert report.clean
     [end] = report.connections
     assert [(layer.layer, layer.said, layer.heard) for layer in end.layers] == [
@@ -65,23 +57,22 @@ async def test_idle_connection() -> None:
 
 async def test_exchange_in_flight_is_waited_for() -> None:
     """A response that takes another second: it arrives whole, then come the goodbyes."""
-    server = Http2Server(slowly)
-    with scripted_peer(server, tls=h2_tls()) as peer:
-        pool = trusting()
+    async with Origin({"/": Response(body=b"first, second")}, versions=["h2"]) as origin:
+        origin.slow(13)
+        pool = trusting(ssl_context=origin.client_context())
         bodies: list[bytes] = []
 
         async def get() -> None:
-            bodies.append(await (await pool.request("GET", peer.url)).read())
+            bodies.append(await (await pool.request("GET", origin.url)).read())
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(get)
-            await anyio.to_thread.run_sync(lambda: server.talk().wait_for("HEADERS"))
+            await origin.seen(RequestExecuted, timeout=30)
             report = await pool.aclose()
-        await peer.ended()
+        await origin.ended(timeout=30)
         assert bodies == [b"first, second"]
-        assert server.talks[0].said_last == f"GOAWAY {NO_ERROR}"
-        assert not [name for name in server.talks[0].seen if name.startswith("RST_STREAM")]
-        assert peer.connections[0].saw == POLITE
+        origin.assert_ended_gracefully()
+        origin.assert_no_reset()
     assert report.clean
     assert 0.5 < report.seconds < 2 * LAG
 
