@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test load check dist integrations bench docs interop peers
+.PHONY: setup demo test load check dist integrations bench docs interop interop-local peers
 setup: $(VENV)/.check ; @echo "ready: make test, make check"
 demo: $(VENV)/.demo ; @$(BIN)/python -m demo
 test: $(VENV)/.test ; $(BIN)/python -m pytest -n 2
@@ -13,7 +13,8 @@ check: $(VENV)/.check ; $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN
 dist: $(VENV)/.dist ; @$(BIN)/python -m tests.dist $(ARGS)
 integrations: $(VENV)/.integrations ; ALLSWELL_INTEGRATIONS=required $(BIN)/python -m pytest -n 2 tests/integrations tests/docs
 bench: $(VENV)/.bench ; @$(BIN)/python -m tests.bench $(ARGS)
-interop: $(VENV)/.test ; @interop/run.sh $(ARGS)
+interop: $(VENV)/.test ; @VENV=$(VENV) interop/run.sh $(ARGS)
+interop-local: $(VENV)/.test ; @$(BIN)/python -m interop.local $(ARGS)
 peers: ; @interop/peers.sh
 docs: $(VENV)/.docs ; $(BIN)/python -m mkdocs build --strict
 

@@ -42,6 +42,7 @@ class InteropCase:
     :ivar host: where the server is.
     :ivar chain: certificates below the root.
     :ivar measures: its result is a number: kbit/s.
+    :ivar waits: seconds that it takes besides, for what is lost, or far away, or because it is many connections.
     """
 
     name: str
@@ -56,6 +57,13 @@ class InteropCase:
     name_length: int = 0
     timeout: float = 60.0
     measures: bool = False
+    waits: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """About how long it takes: two programs start, and the files cross."""
+        crossing = 8 * sum(self.sizes) / self.scenario.bandwidth if self.scenario.bandwidth else 0.0
+        return 2.0 + crossing + self.waits
 
 
 def _expect(what: str, expected: object, found: object) -> None:
@@ -262,14 +270,14 @@ CASES = [
     InteropCase("versionnegotiation", "versionnegotiation", (KB,), _version_negotiation),
     InteropCase("handshake", "handshake", (KB,), _handshake),
     InteropCase("transfer", "transfer", (2 * MB, 3 * MB, 5 * MB), _one_connection),
-    InteropCase("longrtt", "handshake", (KB,), _long_rtt, replace(SIMULATOR, delay=0.75)),
+    InteropCase("longrtt", "handshake", (KB,), _long_rtt, replace(SIMULATOR, delay=0.75), waits=4.0),
     InteropCase("chacha20", "chacha20", (3 * MB,), _chacha20, mode="chacha20"),
-    InteropCase("multiplexing", "transfer", tuple([32] * 1999), _multiplexing),
+    InteropCase("multiplexing", "transfer", tuple([32] * 1999), _multiplexing, waits=4.0),
     InteropCase("retry", "retry", (10 * KB,), _retry, mode="retry"),
     InteropCase("resumption", "resumption", (5 * KB, 10 * KB), _resumption),
-    InteropCase("zerortt", "zerortt", tuple([32] * 40), _zero_rtt, mode="0rtt", name_length=250),
+    InteropCase("zerortt", "zerortt", tuple([32] * 40), _zero_rtt, mode="0rtt", name_length=250, waits=1.0),
     InteropCase("http3", "http3", (5 * KB, 10 * KB, 500 * KB), _one_connection, alpn="h3"),
-    InteropCase("blackhole", "transfer", (10 * MB,), _one_connection, replace(SIMULATOR, dark=(5.0, 2.0))),
+    InteropCase("blackhole", "transfer", (10 * MB,), _one_connection, replace(SIMULATOR, dark=(5.0, 2.0)), waits=3.0),
     InteropCase("keyupdate", "keyupdate", (3 * MB,), _key_update),
     InteropCase("ecn", "ecn", (100 * KB,), _ecn, mode="ecn"),
     InteropCase(
@@ -281,10 +289,10 @@ CASES = [
         mode="chain",
         chain=9,
     ),
-    InteropCase("handshakeloss", "multiconnect", _FIFTY, _many, _through(_LOSSY[0]), timeout=300),
-    InteropCase("transferloss", "transfer", (2 * MB,), _one_connection, _through(_LOSSY[1])),
-    InteropCase("handshakecorruption", "multiconnect", _FIFTY, _many, _through(_CORRUPT[0]), timeout=300),
-    InteropCase("transfercorruption", "transfer", (2 * MB,), _one_connection, _through(_CORRUPT[1])),
+    InteropCase("handshakeloss", "multiconnect", _FIFTY, _many, _through(_LOSSY[0]), timeout=300, waits=100.0),
+    InteropCase("transferloss", "transfer", (2 * MB,), _one_connection, _through(_LOSSY[1]), waits=8.0),
+    InteropCase("handshakecorruption", "multiconnect", _FIFTY, _many, _through(_CORRUPT[0]), timeout=300, waits=100.0),
+    InteropCase("transfercorruption", "transfer", (2 * MB,), _one_connection, _through(_CORRUPT[1]), waits=8.0),
     InteropCase("ipv6", "transfer", (5 * KB, 10 * KB), _ipv6, mode="ipv6", host="::1"),
     InteropCase("v2", "v2", (KB,), _version_2, mode="v2"),
     InteropCase("rebind-port", "transfer", (10 * MB,), _rebound, _REBINDING, mode="rebind"),
@@ -301,6 +309,7 @@ CASES = [
         replace(SIMULATOR, rival=True),
         timeout=180,
         measures=True,
+        waits=12.0,
     ),
 ]
 

@@ -1,7 +1,8 @@
 #!/bin/bash
 # The matrix in the QUIC interop runner itself: builds the endpoint's image, fetches the runner at a pinned revision,
 # registers the client beside the published implementations, and runs it as every server's client.
-# Needs docker (with compose), git, python3 and tshark. Further words go to the runner: interop/docker.sh -s quic-go -t retry
+# Needs docker (with compose), git, python3 and tshark. It takes what the local matrix takes (interop/options.py); what
+# stands behind -- goes to the runner as it is: interop/docker.sh --cases retry -- --debug
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +13,9 @@ image=allswell-interop:latest
 for program in git tshark editcap; do
     command -v "$program" >/dev/null || { echo "the interop runner needs $program" >&2; exit 1; }
 done
+
+words=$("${VENV:-.venv}/bin/python" -m interop.options "$@")
+mapfile -t words <<<"$words"
 
 docker build --file interop/Dockerfile --tag "$image" .
 
@@ -37,4 +41,4 @@ known = json.loads(path.read_text())
 known["allswell"] = {"image": sys.argv[1], "url": "https://pypi.org/project/allswell/", "role": "client"}
 path.write_text(json.dumps(known, indent=2) + "\n")
 PYTHON
-exec .venv/bin/python run.py --protocol quic --client allswell --json ../runner-result.json "$@"
+exec .venv/bin/python run.py --protocol quic --client allswell --json ../runner-result.json "${words[@]}"

@@ -7,7 +7,6 @@ the capture must show what the case is about (`cases.py`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -20,23 +19,27 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from interop.capture import Capture
-from interop.cases import CASES, QUICK, Difference, InteropCase, ended_well, goodput
+from interop.cases import CASES, Difference, InteropCase, ended_well, goodput
 from interop.certificates import make_chain
+from interop.options import chosen, minutes, parser
 from interop.relay import Relay, sniffer
-from interop.servers import PEERS, SERVERS, Server, Site, free_port
+from interop.servers import SERVERS, Server, Site, free_port, says
 
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"
-SIGNS = {"succeeded": "✓", "failed": "✕", "unsupported": "?"}
+SIGNS = {"succeeded": "✓", "failed": "✕", "unsupported": "–", "missing": "?"}
+LEGEND = "✓ succeeded   ✕ failed   – the server cannot do this   ? the server is not here   numbers: kbit/s"
 
 
 @dataclass(frozen=True)
 class Result:
     """How one run ended.
 
-    :ivar outcome: ``"succeeded"``, ``"failed"`` or ``"unsupported"``.
+    :ivar outcome: ``"succeeded"``, ``"failed"``, ``"unsupported"``: the server cannot do this, whoever asks; or
+        ``"missing"``: what it takes is not on this machine.
     :ivar reason: the first thing that differed, or why it was not tried.
     :ivar kbps: what a measurement measured.
     :ivar logs: where its logs, qlogs and keys are.
@@ -61,9 +64,8 @@ def run(case: InteropCase, server: Server, folder: Path) -> Result:
 
     :param folder: for logs, qlogs, keys; emptied first.
     """
-    unsupported = why_not(case, server)
-    if unsupported:
-        return Result(case.name, server.name, "unsupported", unsupported)
+    if (hindrance := why_not(case, server)) is not None:
+        return Result(case.name, server.name, *hindrance)
     shutil.rmtree(folder, ignore_errors=True)
     for each in ("www", "downloads", "certs", "client-qlog", "server"):
         (folder / each).mkdir(parents=True)
@@ -81,20 +83,28 @@ def run(case: InteropCase, server: Server, folder: Path) -> Result:
     return Result(case.name, server.name, outcome, reason, time.monotonic() - began, kbps, str(folder))
 
 
-def why_not(case: InteropCase, server: Server) -> str:
-    """Why the server cannot play the case; empty where it can."""
+class Hindrance(NamedTuple):
+    """Why a case is not tried, as its :class:`Result` says it."""
+
+    outcome: str
+    reason: str
+
+
+def why_not(case: InteropCase, server: Server) -> Hindrance | None:
+    """What keeps the server from playing the case."""
     if case.mode not in server.modes:
-        return f"{server.name} does not do this"
-    if server.program() is None:
-        return f"{server.name} is not installed"
-    if case.mode in server.newer and not PEERS.exists():
-        return f"this {server.name} is too old: make peers"
+        return Hindrance("unsupported", f"{server.name} cannot do this")
+    program = server.program()
+    if program is None:
+        return Hindrance("missing", f"{server.name} is not here: {server.source}")
+    if case.mode in server.newer and not says(program, "--help", server.newer[case.mode]):
+        return Hindrance("missing", f"this {server.name} is too old for {case.name}: {server.source}")
     if case.mode == "preferred" and server.announces_itself:
         overhear = sniffer()
         if overhear is None:
-            return "what does not pass the relay can only be seen by root"
+            return Hindrance("missing", f"{case.name} with {server.name} is seen by root only")
         overhear.close()
-    return ""
+    return None
 
 
 def _play(case: InteropCase, server: Server, folder: Path) -> float | None:
@@ -212,42 +222,53 @@ def matrix(results: Sequence[Result]) -> str:
         for server in servers:
             of = [result for result in results if (result.case, result.server) == (case, server)]
             cell = of[0].cell if of else ""
-            if len(of) > 1 and of[0].kbps is None and of[0].outcome != "unsupported":
+            if len(of) > 1 and of[0].kbps is None and of[0].outcome in ("succeeded", "failed"):
                 cell = f"{sum(result.outcome == 'succeeded' for result in of)}/{len(of)}"
             cells.append(f"  {cell:>8}")
         lines.append(f"{case:<{width}}" + "".join(cells))
     return "\n".join(lines)
 
 
+def _plan(cases: Sequence[InteropCase], servers: Sequence[Server], repeat: int) -> str:
+    """How much there is to do, and what keeps the rest from being tried."""
+    hindrances = [(case, server, why_not(case, server)) for case in cases for server in servers]
+    tried = [(case, server) for case, server, hindrance in hindrances if hindrance is None]
+    missing = {hindrance.reason: None for *_, hindrance in hindrances if hindrance and hindrance.outcome == "missing"}
+    names = ", ".join(dict.fromkeys(server.name for _, server in tried)) or "no server"
+    seconds = repeat * sum(case.seconds for case, _ in tried)
+    rest = "" if len(cases) > 1 and len(cases) == len(CASES) else f" of {len(CASES)} (--all has them all)"
+    first = f"{len(cases)} cases{rest} with {names}: {repeat * len(tried)} runs, {minutes(seconds)}"
+    return "\n".join([first, *missing])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 when a supported case failed."""
-    parser = argparse.ArgumentParser(prog="interop.local", description="The QUIC interop matrix without Docker.")
-    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], metavar="CASE")
-    parser.add_argument("--servers", nargs="+", choices=[server.name for server in SERVERS], metavar="SERVER")
-    parser.add_argument("--quick", action="store_true", help="a few cases that take seconds")
-    parser.add_argument("--repeat", type=int, default=1, help="times that each is run (another seed each)")
-    parser.add_argument("--seed", type=int, default=1, help="of the first of them (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--logs", type=Path, default=LOGS, help="folder for logs and qlogs (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    wanted = options.cases or (QUICK if options.quick else [case.name for case in CASES])
+    """The command; 1 when a case failed, or none could be tried."""
+    understands = parser([server.name for server in SERVERS])
+    understands.add_argument("--repeat", type=int, default=1, help="times that each is run (another seed each)")
+    understands.add_argument("--seed", type=int, default=1, help="of the first of them (default: %(default)s)")
+    options = understands.parse_args(arguments)
+    cases = chosen(options)
+    servers = [server for server in SERVERS if server.name in (options.servers or server.name)]
+    logs = (options.logs or LOGS).resolve()
+    print(_plan(cases, servers, options.repeat), end="\n\n", flush=True)
     results: list[Result] = []
-    for case in (case for case in CASES if case.name in wanted):
-        for server in (server for server in SERVERS if server.name in (options.servers or server.name)):
+    for case in cases:
+        for server in servers:
             for number in range(options.repeat):
                 seeded = replace(case, scenario=replace(case.scenario, seed=options.seed + number))
-                folder = options.logs.resolve() / server.name / (f"{case.name}-{number + 1}" if number else case.name)
+                folder = logs / server.name / (f"{case.name}-{number + 1}" if number else case.name)
                 result = run(seeded, server, folder)
                 results.append(result)
-                if result.outcome == "unsupported":
+                if result.outcome not in ("succeeded", "failed"):
                     break
                 print(f"{result.cell:>5}  {case.name} with {server.name}, {result.seconds:.1f} s", flush=True)
                 if result.outcome == "failed":
                     print(f"       {result.reason}\n       see {folder / 'failed.txt'}", flush=True)
-    print(f"\n{matrix(results)}\n\n✓ succeeded   ✕ failed   ? the server cannot, or is not here   numbers: kbit/s")
+    print(f"\n{matrix(results)}\n\n{LEGEND}")
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    return int(any(result.outcome == "failed" for result in results))
+    outcomes = {result.outcome for result in results}
+    return int("failed" in outcomes or "succeeded" not in outcomes)
 
 
 if __name__ == "__main__":

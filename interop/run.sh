@@ -3,8 +3,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+for word; do
+    if [[ $word == -h || $word == --help ]]; then exec "${VENV:-.venv}/bin/python" -m interop.local --help; fi
+done
+
 if command -v docker >/dev/null && docker info >/dev/null 2>&1; then
     exec interop/docker.sh "$@"
 fi
-echo "no running Docker engine: the matrix with this machine's servers, through a relay"
-exec .venv/bin/python -m interop.local "$@"
+echo "no running Docker engine: this machine's servers, through a relay"
+exec "${VENV:-.venv}/bin/python" -m interop.local "$@"

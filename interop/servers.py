@@ -1,8 +1,8 @@
 """The servers of the local matrix: how each is started for a case, and which cases it can play.
 
-Each is started afresh for every case, on the loopback, with the case's certificate and files. nginx, HAProxy and a
-newer ngtcp2 come from ``make peers``, which unpacks a newer Debian into ``.peers``; they run from there, through its
-own dynamic linker, without being installed.
+Each is started afresh for every case, on the loopback, with the case's certificate and files. Those of ``make peers``
+come first, which unpacks a newer Debian into ``.peers``: nginx, HAProxy and ngtcp2 run from there, through its own
+dynamic linker, without being installed. Else they are this machine's, where those are new enough.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PEERS = Path(__file__).parent.parent / ".peers" / "trixie"
@@ -69,7 +69,8 @@ class Server:
     :ivar command: how to start it.
     :ivar announces_itself: the preferred address that it announces is one that it listens on, so the relay cannot stand
         in for it: what goes there is only overheard.
-    :ivar newer: modes for which it must be the version of ``make peers``.
+    :ivar source: how it is had.
+    :ivar newer: modes for which it must be a newer one, and what ``--help`` of that has.
     """
 
     name: str
@@ -77,8 +78,9 @@ class Server:
     modes: frozenset[str]
     program: Callable[[], list[str] | None]
     command: Callable[[Site, list[str]], Command]
+    source: str = "make peers"
     announces_itself: bool = False
-    newer: frozenset[str] = frozenset()
+    newer: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def run(self, site: Site) -> Iterator[None]:
@@ -150,10 +152,17 @@ def _await_answer(process: subprocess.Popen[bytes], site: Site, log: Path) -> No
 # One by one
 
 
-def _installed(name: str) -> list[str] | None:
+def says(program: Sequence[str], option: str, word: str) -> bool:
+    """Whether the program, asked with this option, says this word."""
+    asked = subprocess.run([*program, option], capture_output=True, text=True, errors="replace", check=False)
+    return word in asked.stdout + asked.stderr
+
+
+def _installed(name: str, option: str = "", word: str = "") -> list[str] | None:
+    """This machine's, if it says the word when it is asked with the option."""
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"]
     path = shutil.which(name, path=os.pathsep.join(folders))
-    return None if path is None else [path]
+    return [path] if path is not None and (not option or says([path], option, word)) else None
 
 
 def _peer(name: str) -> list[str] | None:
@@ -283,7 +292,7 @@ def _aioquic(site: Site, program: list[str]) -> Command:
 
 #: (nginx and HAProxy lose connections whose client's address changes, whoever the client is: no "rebind".)
 SERVERS = [
-    Server("caddy", "h3", PLAIN | {"0rtt", "ecn", "rebind"}, lambda: _installed("caddy"), _caddy),
+    Server("caddy", "h3", PLAIN | {"0rtt", "ecn", "rebind"}, lambda: _installed("caddy"), _caddy, source="make setup"),
     Server(
         "ngtcp2",
         "h3",
@@ -291,10 +300,22 @@ SERVERS = [
         lambda: _peer("gtlsserver") or _installed("gtlsserver"),
         _gtlsserver,
         announces_itself=True,
-        newer=frozenset({"v2"}),  # which older ones know by the number of a draft
+        newer={"v2": "--available-versions"},  # which older ones know by the number of a draft
     ),
-    Server("nginx", "hq-interop", PLAIN | {"retry"}, lambda: _peer("nginx"), _nginx),
-    Server("haproxy", "hq-interop", PLAIN | {"retry"}, lambda: _peer("haproxy"), _haproxy),
+    Server(
+        "nginx",
+        "hq-interop",
+        PLAIN | {"retry"},
+        lambda: _peer("nginx") or _installed("nginx", "-V", "http_v3_module"),
+        _nginx,
+    ),
+    Server(
+        "haproxy",
+        "hq-interop",
+        PLAIN | {"retry"},
+        lambda: _peer("haproxy") or _installed("haproxy", "-vv", "+QUIC"),
+        _haproxy,
+    ),
     Server(
         "aioquic",
         "hq-interop",

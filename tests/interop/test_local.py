@@ -9,11 +9,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from interop.capture import Capture
 from interop.cases import CASES, QUICK, Difference, InteropCase
 from interop.local import Result, matrix, run, why_not
+from interop.options import chosen, for_the_runner, parser
 from interop.servers import SERVERS, Server
 
 from interop import local
@@ -27,9 +29,9 @@ _OURS = next(server for server in SERVERS if server.name == "aioquic")
 def test_quick_part(name: str, server: Server, tmp_path: Path) -> None:
     case = _BY_NAME[name]
     case = replace(case, scenario=replace(case.scenario, bandwidth=None))  # seconds that tell nothing here
-    reason = why_not(case, server)
-    if reason:
-        pytest.skip(reason)
+    hindrance = why_not(case, server)
+    if hindrance is not None:
+        pytest.skip(hindrance.reason)
     result = run(case, server, tmp_path)
     assert (result.outcome, result.reason) == ("succeeded", "")
 
@@ -165,3 +167,69 @@ def test_exit_code_matrix_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     results = [Result(**each) for each in json.loads(written.read_text())]
     assert [(each.case, each.outcome) for each in results] == [("handshake", "succeeded"), ("retry", "failed")]
     assert matrix(results).splitlines()[1:] == ["handshake         ✓", "retry             ✕"]
+
+
+def _server(name: str, *modes: str, program: list[str] | None = None, **more: Any) -> Server:
+    return Server(name, "h3", frozenset(modes), lambda: program, lambda site, program: [], **more)
+
+
+def test_a_server_that_cannot_and_one_that_is_not_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have signs of their own; what is not here is named before anything runs, with how it is had."""
+    old = _server("old", "", "v2", program=[sys.executable], newer={"v2": "--no-such-option"}, source="make newer")
+    monkeypatch.setattr(
+        local, "SERVERS", [_server("plain", "", program=["/bin/false"]), old, _server("absent", "", "v2")]
+    )
+    monkeypatch.setattr(local, "_play", lambda *_: None)
+    assert local.main(["--cases", "handshake", "v2", "--logs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"2 cases of {len(CASES)} (--all has them all) with plain, old: 2 runs, less than a minute"
+    assert said[1:4] == ["absent is not here: make peers", "this old is too old for v2: make newer", ""]
+    assert [line.split()[1:] for line in said if line.startswith(("handshake ", "v2 "))] == [
+        ["✓", "✓", "?"],
+        ["–", "?", "?"],
+    ]
+    assert local.LEGEND in said
+    assert local.main(["--cases", "v2", "--logs", str(tmp_path)]) == 1  # nothing was tried
+    assert "with no server: 0 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "cases"),
+    [
+        ([], list(QUICK)),
+        (["--quick"], list(QUICK)),
+        (["--all"], list(_BY_NAME)),
+        (["--cases", "v2", "retry"], ["retry", "v2"]),
+    ],
+)
+def test_which_cases_are_run(words: list[str], cases: list[str]) -> None:
+    assert [case.name for case in chosen(parser().parse_args(words))] == sorted(cases, key=list(_BY_NAME).index)
+
+
+def test_the_quick_cases_take_less_than_three_minutes() -> None:
+    """With every server, as far as can be known; a transfer of 10 MiB takes its 8 seconds."""
+    players = [case.seconds for case in CASES if case.name in QUICK for server in SERVERS if case.mode in server.modes]
+    assert sum(players) < 180
+    assert 10 < _BY_NAME["goodput"].seconds < 12
+
+
+def test_the_runner_is_told_the_same_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ",".join(case for case in _BY_NAME if case in QUICK)
+    assert for_the_runner([]) == ["-s", "quic-go,ngtcp2,nginx,haproxy,aioquic", "-t", quick]
+    everything = for_the_runner(["--all"])[3].split(",")
+    assert {*everything} == {*_BY_NAME} - {"versionnegotiation"}  # which the runner has given up
+    words = ["--cases", "retry", "v2", "--servers", "ngtcp2", "picoquic", "--json", "a.json", "--logs", "b"]
+    assert for_the_runner([*words, "--", "--debug"]) == [
+        *("-s", "ngtcp2,picoquic", "-t", "retry,v2"),
+        *("--json", str(tmp_path / "a.json"), "--log-dir", str(tmp_path / "b"), "--debug"),
+    ]
+
+
+@pytest.mark.parametrize("words", [["--cases", "versionnegotiation"], ["--cases", "nothing"], ["--all", "--quick"]])
+def test_the_runner_cannot_be_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        for_the_runner(words)
+    assert "usage: make interop" in capsys.readouterr().err
