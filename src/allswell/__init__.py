@@ -1,13 +1,18 @@
 """allswell: an async HTTP client that ends well. HTTP/1.1, HTTP/2 and HTTP/3, on asyncio and trio."""
 
+from allswell._addresses import Contact, Hosts, PublicAddresses
 from allswell._client import AsyncClient
+from allswell._client_certificate import ClientCertificate
 from allswell._config import PoolConfig, ProxyHop, QuicConfig, Retry, Timeouts
 from allswell._dial.alt_svc_store import Alternative, AltSvcFile, AltSvcMemory, AltSvcStore
+from allswell._dial.dns_over_https import DnsOverHttps
 from allswell._errors import (
+    AddressNotAllowed,
     AllswellError,
     ConnectFailed,
     ExchangeReset,
     LocalProtocolError,
+    PinMismatch,
     PoolClosed,
     ProtocolError,
     ProxyRefused,
@@ -27,6 +32,7 @@ from allswell._transport import AsyncTransport
 __version__ = "0.2.0"
 
 __all__ = [
+    "AddressNotAllowed",
     "AllswellError",
     "AltSvcFile",
     "AltSvcMemory",
@@ -35,21 +41,27 @@ __all__ = [
     "AsyncClient",
     "AsyncTransport",
     "Attempt",
+    "ClientCertificate",
     "CloseReport",
     "ConnectFailed",
     "ConnectionEnd",
     "ConnectionPool",
     "ConnectionSnapshot",
+    "Contact",
+    "DnsOverHttps",
     "ExchangeReset",
+    "Hosts",
     "LayerEnd",
     "LocalProtocolError",
     "Outcome",
+    "PinMismatch",
     "PoolClosed",
     "PoolConfig",
     "PoolSnapshot",
     "ProtocolError",
     "ProxyHop",
     "ProxyRefused",
+    "PublicAddresses",
     "QuicConfig",
     "QuicMemory",
     "QuicStore",

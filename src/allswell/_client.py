@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 import anyio
 import httpx2
 
+from allswell._addresses import AllowAddress, Resolver
+from allswell._client_certificate import ClientCertificate
 from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
 from allswell._dial.alt_svc_store import AltSvcStore
 from allswell._given import require, require_none_beside_pool, require_type
@@ -33,7 +35,7 @@ class ClientSettings(TypedDict, total=False):
     headers: HeaderTypes | None
     cookies: CookieTypes | None
     verify: ssl.SSLContext | str | bool
-    cert: CertTypes | None
+    cert: CertTypes | ClientCertificate | None
     proxy: Proxies
     timeout: TimeoutTypes
     follow_redirects: bool
@@ -69,6 +71,11 @@ class AsyncClient(ShortWays):
     :param https_records: ask DNS for HTTPS records. It needs ``allswell[dns]``.
     :param nameservers: IP addresses of the DNS servers to ask for HTTPS records. Empty: the system's.
     :param quic: settings of QUIC.
+    :param resolver: an async callable that returns the addresses of a host name, such as :class:`Hosts` and
+        :class:`DnsOverHttps`. ``None``: the system's resolver.
+    :param allow_address: called with a :class:`Contact` before each connect. ``False`` forbids that address.
+        :class:`PublicAddresses` is one.
+    :param pins: the public keys that servers may have, by host: ``{"example.org": "sha256//…"}``.
     :param pipelining: how many HTTP/1.1 requests may be sent behind one that is not answered yet.
     :param max_connections_per_route: how many connections to one origin; ``None``: no limit.
     :param retries: how often connecting is tried again after it failed, with growing pauses.
@@ -85,6 +92,7 @@ class AsyncClient(ShortWays):
     :param transport: a transport to use in place of our own, as in httpx2.
     :param mounts: transports by URL pattern, as in httpx2.
     :param settings: the other parameters of ``httpx2.AsyncClient``. ``proxy`` may be a list, the nearest first.
+        ``cert`` may be a :class:`ClientCertificate`.
     :ivar close_report: how all connections ended, once the client is closed.
     """
 
@@ -99,6 +107,9 @@ class AsyncClient(ShortWays):
         https_records: bool = False,
         nameservers: Sequence[str] = (),
         quic: QuicConfig | None = None,
+        resolver: Resolver | None = None,
+        allow_address: AllowAddress | None = None,
+        pins: Mapping[str, str | Collection[str]] | None = None,
         pipelining: int = 0,
         max_connections_per_route: int | None = None,
         retries: int = 0,
@@ -126,6 +137,9 @@ class AsyncClient(ShortWays):
             "https_records": https_records,
             "nameservers": nameservers,
             "quic": quic,
+            "resolver": resolver,
+            "allow_address": allow_address,
+            "pins": pins,
             "pipelining": pipelining,
             "max_connections_per_route": max_connections_per_route,
             "retries": retries,
@@ -142,6 +156,7 @@ class AsyncClient(ShortWays):
         self._connections["http3_origins"] = frozenset(http3_origins)
         self._connections["nameservers"] = tuple(nameservers)
         self._connections["quic"] = quic or QuicConfig()
+        self._connections["pins"] = pins or {}
         self._grace = grace if pool is None else pool.config.grace
         self._total_timeout = total_timeout
         self._retrying = retry
@@ -152,7 +167,7 @@ class AsyncClient(ShortWays):
     def _init_transport(
         self,
         verify: ssl.SSLContext | str | bool = True,
-        cert: CertTypes | None = None,
+        cert: CertTypes | ClientCertificate | None = None,
         trust_env: bool = True,
         http1: bool = True,
         http2: bool = True,
@@ -170,7 +185,7 @@ class AsyncClient(ShortWays):
         self,
         proxy: httpx2.Proxy,
         verify: ssl.SSLContext | str | bool = True,
-        cert: CertTypes | None = None,
+        cert: CertTypes | ClientCertificate | None = None,
         trust_env: bool = True,
         http1: bool = True,
         http2: bool = True,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from allswell._given import require
+from allswell._addresses import AllowAddress, Resolver
+from allswell._client_certificate import ClientCertificate
+from allswell._given import require, require_callable, require_type
+from allswell._pins import read_pins
 from allswell._quic_store import QuicStore
 from allswell._report import ConnectionEnd
 
@@ -83,8 +86,8 @@ class QuicConfig:
     :ivar keepalive: a PING is sent after so many seconds of silence. ``None``: no PING is sent.
     :ivar early_data: allow 0-RTT for requests with safe methods. An attacker can replay such requests (RFC 8470).
     :ivar store: a :class:`QuicStore` for session tickets and tokens. ``None``: the pool's memory.
-    :ivar certfile: a client certificate and its chain, as a PEM file. Origins see it, proxies do not. (QUIC cannot read
-        the client certificate of an ``SSLContext``.)
+    :ivar certfile: a client certificate and its chain, as a PEM file, for QUIC only. Origins see it, proxies do not.
+        (QUIC cannot read the client certificate of an ``SSLContext``. ``PoolConfig.cert`` is for QUIC and TCP.)
     :ivar keyfile: the certificate's key, if it is in another file.
     :ivar key_password: the key's password.
     :ivar qlog_dir: a directory for qlog files, one for each connection. ``None``: what ``QLOGDIR`` says.
@@ -147,6 +150,17 @@ class PoolConfig:
     """All settings of a pool.
 
     :ivar ssl_context: for TLS with https origins. The pool sets its ALPN protocols. ``None``: the system's trust store.
+    :ivar cert: a :class:`ClientCertificate` for origins that ask for one, over TCP and QUIC. It is loaded into
+        ``ssl_context``. Proxies do not see it. ``coalescing`` is off with it.
+    :ivar pins: the public keys that servers may have, by host name: ``{"example.org": "sha256//…"}``, or several in a
+        collection. A server with another key is a :class:`PinMismatch`, even if its certificate is trusted. The host is
+        that of the URL, and that of ``sni_hostname``; for an https proxy it is the proxy's.
+    :ivar resolver: an async callable that is given a host name and returns its IP addresses. ``None`` from it: the
+        system's resolver is asked. It is used wherever a name is looked up here: of origins, of alternatives (Alt-Svc,
+        HTTPS records), of proxies. An error that it raises becomes a :class:`ConnectFailed` with phase ``"dns"``.
+        :class:`Hosts` and :class:`DnsOverHttps` are two.
+    :ivar allow_address: called with a :class:`Contact` before each connect, and before an address is given to a proxy.
+        ``False`` from it is an :class:`AddressNotAllowed`. :class:`PublicAddresses` is one.
     :ivar http1: allow HTTP/1.1.
     :ivar http2: allow HTTP/2: chosen by ALPN on https. On http it is spoken only if ``http1`` is off (prior knowledge).
     :ivar http3: allow HTTP/3 with https origins that are known to offer it: by ``http3_origins``, an Alt-Svc field, or
@@ -191,6 +205,10 @@ class PoolConfig:
     """
 
     ssl_context: ssl.SSLContext | None = None
+    cert: ClientCertificate | None = None
+    pins: Mapping[str, str | Collection[str]] = field(default_factory=dict)
+    resolver: Resolver | None = None
+    allow_address: AllowAddress | None = None
     http1: bool = True
     http2: bool = True
     http3: bool | Literal["only"] = False
@@ -220,11 +238,20 @@ class PoolConfig:
     trust_env: bool = True
     on_connection_end: Callable[[ConnectionEnd], None] | None = None
 
+    def __post_init__(self) -> None:
+        require_type(ClientCertificate, cert=self.cert)
+        require_callable(resolver=self.resolver)
+        require_callable(at_once=True, allow_address=self.allow_address)
+        object.__setattr__(self, "pins", read_pins(self.pins))
+
 
 class TransportSettings(TypedDict, total=False):
     """The settings of a :class:`PoolConfig` that httpx2's transport does not have."""
 
     ssl_context: ssl.SSLContext | None
+    pins: Mapping[str, str | Collection[str]]
+    resolver: Resolver | None
+    allow_address: AllowAddress | None
     http3: bool | Literal["only"]
     http3_origins: frozenset[str]
     alt_svc: Any
@@ -250,6 +277,7 @@ class TransportSettings(TypedDict, total=False):
 class PoolSettings(TransportSettings, total=False):
     """The settings of a :class:`PoolConfig`, as keywords."""
 
+    cert: ClientCertificate | None
     http1: bool
     http2: bool
     grace: float

@@ -7,6 +7,7 @@ base class of all errors does it once more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any, Literal, Self
 
@@ -110,6 +111,19 @@ class ConnectFailed(AllswellError):
         super().__init__(message, by=by)
         self.phase: Phase = phase
 
+    def besides(self, others: Sequence[ConnectFailed]) -> Self:
+        """The same with what was tried before and failed, too."""
+        return self._saying(str(self) + "".join(f" (before that: {error})" for error in others))
+
+    def of(self, whom: str) -> Self:
+        """The same with whom it was to reach."""
+        return self._saying(f"{whom}: {self}")
+
+    def _saying(self, message: str) -> Self:
+        other = self.copy()
+        other.args = (shown(message, _MESSAGE), *self.args[1:])
+        return other
+
 
 class ProxyRefused(ConnectFailed):
     """A proxy refused a tunnel.
@@ -124,6 +138,36 @@ class ProxyRefused(ConnectFailed):
         self.status = status
         self.headers = headers
         self.body = body
+
+
+class AddressNotAllowed(ConnectFailed):
+    """``allow_address`` forbids an address that was to be connected to. Nothing was sent there; it is not tried again.
+
+    :ivar host: whose address it is.
+    :ivar address: the address.
+    :ivar port: the port.
+    """
+
+    by: Party = "us"
+
+    def __init__(self, message: str, *, host: str, address: str, port: int) -> None:
+        super().__init__(message, phase="tcp", by="us")
+        self.host = host
+        self.address = address
+        self.port = port
+
+
+class PinMismatch(ConnectFailed):
+    """A server has another key than the pins of its host allow. No request was sent there.
+
+    :ivar host: the host.
+    :ivar seen: the pin of the key that it has: ``sha256//…``.
+    """
+
+    def __init__(self, message: str, *, host: str, seen: str) -> None:
+        super().__init__(message, phase="tls", by="peer")
+        self.host = host
+        self.seen = seen
 
 
 class ProtocolError(AllswellError):

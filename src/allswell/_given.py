@@ -7,7 +7,7 @@ while, and then fail far from there, with words that help nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from inspect import signature
+from inspect import iscoroutinefunction, signature
 
 _LIBRARIES = ("httpx", "httpx2")
 _PLAIN = (str, bytes, int, float)
@@ -40,6 +40,21 @@ def require_type(kind: type, **given: object) -> None:
     for name, value in given.items():
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name}: {_name(type(value))} was given, and {_name(kind)} is wanted here")
+
+
+def require_callable(*, at_once: bool = False, **given: object) -> None:
+    """Let nothing pass but what can be called, or ``None``.
+
+    :param at_once: and returns what is wanted, rather than an awaitable.
+    :raises TypeError: which says what is wanted.
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not callable(value):
+            raise TypeError(f"{name}: {_name(type(value))} was given, and a callable is wanted here")
+        if at_once and (iscoroutinefunction(value) or iscoroutinefunction(type(value).__call__)):
+            raise TypeError(f"{name}: an async function was given, and one that is not is wanted here")
 
 
 def require_known(settings: Collection[str], known: Collection[str], of: str) -> None:

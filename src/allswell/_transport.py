@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, 
 
 import httpx2
 
+from allswell._client_certificate import ClientCertificate
 from allswell._clock import monotonic
 from allswell._config import (
     DEFAULT_GRACE,
@@ -326,7 +327,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
     def __init__(
         self,
         verify: ssl.SSLContext | str | bool = True,
-        cert: CertTypes | None = None,
+        cert: CertTypes | ClientCertificate | None = None,
         trust_env: bool = True,
         http1: bool = True,
         http2: bool = True,
@@ -361,9 +362,9 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             beside = {"verify": verify, "cert": cert, "limits": limits, **own, "socket_options": socket_options}
             require_none_beside_pool(Sender.__init__, {**beside, **settings})
         else:
-            config = replace(
-                PoolConfig(ssl_context=new_context(verify, cert, trust_env), coalescing=cert is None), **own
-            )
+            ours = cert if isinstance(cert, ClientCertificate) else None
+            context = new_context(verify, cert if ours is None else None, trust_env)
+            config = replace(PoolConfig(ssl_context=context, cert=ours, coalescing=cert is None), **own)
             if limits is not None:
                 config = replace(
                     config,

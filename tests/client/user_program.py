@@ -75,6 +75,28 @@ def settings() -> allswell.PoolConfig:
     return allswell.PoolConfig(http3=True, alt_svc=STORES[0], quic=quic, proxies=(hop,), on_connection_end=ended)
 
 
+def public(contact: allswell.Contact) -> bool:
+    """Whether an address may be connected to."""
+    print(contact.host, contact.port, contact.transport)
+    return contact.address.is_global or allswell.PublicAddresses(besides=["10.0.0.0/8"])(contact)
+
+
+async def resolve(host: str) -> list[str]:
+    """The addresses of a host."""
+    return ["192.0.2.1"] if host == "a.example" else []
+
+
+def trust() -> allswell.ConnectionPool:
+    """Whom to trust, and who we are."""
+    ours = allswell.ClientCertificate(b"-----BEGIN CERTIFICATE-----", key=b"...", password="secret")
+    ours = allswell.ClientCertificate.from_pkcs12(b"...", "secret") or ours
+    dns = allswell.DnsOverHttps("https://dns.example/dns-query", ["192.0.2.1"], timeout=2.0)
+    hosts = allswell.Hosts({"a.example": "192.0.2.1", "b.example": ["192.0.2.2"]}, otherwise=dns)
+    pins = {"a.example": "sha256//...", "b.example": ["sha256//...", "sha256//..."]}
+    allswell.AsyncClient(cert=ours, pins=pins, resolver=resolve, allow_address=public)
+    return allswell.ConnectionPool(cert=ours, resolver=hosts, allow_address=allswell.PublicAddresses(), pins=pins)
+
+
 async def body() -> AsyncIterator[bytes]:
     """A body in pieces."""
     yield b"piece"
@@ -161,6 +183,10 @@ async def errors(pool: allswell.ConnectionPool) -> str:
     """What can go wrong."""
     try:
         await pool.request("GET", "https://a.example")
+    except allswell.AddressNotAllowed as error:
+        return f"{error.host} {error.address} {error.port}"
+    except allswell.PinMismatch as error:
+        return f"{error.host} {error.seen}"
     except allswell.ProxyRefused as error:
         return f"{error.status} {error.headers} {error.body!r}"
     except allswell.ConnectFailed as error:
@@ -187,6 +213,10 @@ async def wrong(pool: allswell.ConnectionPool) -> None:
     allswell.ConnectionPool(max_conections=1)  # type: ignore[call-arg]
     allswell.ConnectionPool(retries="2")  # type: ignore[arg-type]
     allswell.ConnectionPool(http3="never")  # type: ignore[arg-type]
+    allswell.ConnectionPool(resolver={"a": "b"})  # type: ignore[arg-type]
+    allswell.ConnectionPool(cert="client.pem")  # type: ignore[arg-type]
+    allswell.AsyncClient(pins=["sha256//..."])  # type: ignore[arg-type]
+    allswell.AsyncClient(allow_address=resolve)  # type: ignore[arg-type]
     allswell.AsyncTransport(htp3=True)  # type: ignore[call-arg]
     allswell.AsyncTransport(ping_interval="1")  # type: ignore[arg-type]
     allswell.AsyncTransport(limits=httpx.Limits())  # type: ignore[arg-type]

@@ -118,23 +118,29 @@ class DnsServer:
             self._later.sort()
 
     def _answer(self, query: dns.message.Message, over_tcp: bool) -> bytes:
-        response = dns.message.make_response(query)
-        response.flags |= dns.flags.RA
-        [question] = query.question
-        name, records = question.name, _records(self.zone)
-        while found := [each for each in records if each.name == name and each.rdtype == dns.rdatatype.CNAME]:
-            response.answer.append(found[0])
-            name = found[0][0].target
-        response.answer += [each for each in records if each.name == name and each.rdtype == question.rdtype]
-        if not response.answer or response.answer[-1].rdtype == dns.rdatatype.CNAME:
-            if not any(each.name == name for each in records):
-                response.set_rcode(dns.rcode.NXDOMAIN)
-            soa = dns.rrset.from_text("example.", self.negative, "IN", "SOA", f"{_SOA} {self.negative}")
-            response.authority.append(soa)
+        response = answered(query, self.zone, negative=self.negative)
         if self.truncate and not over_tcp:
             response.answer, response.authority = [], []
             response.flags |= dns.flags.TC
         return response.to_wire(max_size=65535)
+
+
+def answered(query: dns.message.Message, zone: str, *, negative: int = 60) -> dns.message.Message:
+    """What a recursive server says that knows this zone and nothing else."""
+    response = dns.message.make_response(query)
+    response.flags |= dns.flags.RA
+    [question] = query.question
+    name, records = question.name, _records(zone)
+    while found := [each for each in records if each.name == name and each.rdtype == dns.rdatatype.CNAME]:
+        response.answer.append(found[0])
+        name = found[0][0].target
+    response.answer += [each for each in records if each.name == name and each.rdtype == question.rdtype]
+    if not response.answer or response.answer[-1].rdtype == dns.rdatatype.CNAME:
+        if not any(each.name == name for each in records):
+            response.set_rcode(dns.rcode.NXDOMAIN)
+        soa = dns.rrset.from_text("example.", negative, "IN", "SOA", f"{_SOA} {negative}")
+        response.authority.append(soa)
+    return response
 
 
 def _records(zone: str) -> list[dns.rrset.RRset]:

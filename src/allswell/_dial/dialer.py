@@ -39,6 +39,7 @@ from allswell._filters.keylog import trusted
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
+from allswell._pins import pin_check
 from allswell._request.route import Endpoint, Route, authority
 from allswell._tasks import TaskHost
 from allswell._trace import Tracer
@@ -83,7 +84,13 @@ class Dialer:
         self._manners: OrderedDict[Route, _Manners] = OrderedDict()
         self.discovery = Discovery(host, config)
         self._quic: QuicDialer | None = None
-        self._proxies = ProxyDialer(config, self._buffer, self._tcp, lambda route: self._manners_of(route).tls)
+        self._proxies = ProxyDialer(
+            config,
+            self._buffer,
+            self._tcp,
+            lambda route: self._manners_of(route).tls,
+            self.discovery.lookups.addresses,
+        )
 
     async def dial(
         self,
@@ -208,6 +215,7 @@ class Dialer:
             alpn=self._alpn(route),
             buffer=self._buffer,
             goodbye_timeout=self._manners_of(route).tls,
+            pinned=pin_check(self._config.pins, route.host, route.tls_name),
         )
 
     def may_multiplex(self, route: Route) -> bool:
@@ -223,7 +231,13 @@ class Dialer:
     def tls(self, lower: ByteStream, context: ssl.SSLContext, server_name: str) -> TlsFilter:
         """TLS over any byte stream (a tunnel that a caller wants to talk TLS through)."""
         return TlsFilter(
-            lower, peer=server_name, context=context, server_name=server_name, alpn=(), buffer=self._buffer
+            lower,
+            peer=server_name,
+            context=context,
+            server_name=server_name,
+            alpn=(),
+            buffer=self._buffer,
+            pinned=pin_check(self._config.pins, server_name),
         )
 
     def _tcp(self, route: Route, to: Endpoint | None = None) -> TcpFilter:
@@ -243,11 +257,12 @@ class Dialer:
                     options=config.socket_options,
                     hints=hints,
                     ask=self.discovery.lookups.addresses,
+                    allow=config.allow_address,
                 )
             except ConnectFailed as error:
                 if route.proxy is None:
                     raise
-                raise ConnectFailed(f"the proxy {route.proxy}: {error}", phase=error.phase, by=error.by) from error
+                raise error.of(f"the proxy {route.proxy}") from error
 
         goodbye_timeout = self._manners_of(route).tcp
         return TcpFilter(where if config.uds is None else config.uds, dial, self._buffer, goodbye_timeout)

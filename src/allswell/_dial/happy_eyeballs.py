@@ -21,14 +21,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import anyio
 
+from allswell._addresses import AllowAddress, check_contact
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
-from allswell._dial.lookups import Address, Resolve, resolve
-from allswell._errors import ConnectFailed
+from allswell._dial.lookups import Address, Resolve, literal, resolve
+from allswell._errors import AddressNotAllowed, ConnectFailed
 
 #: RFC 8305 §8.
 RESOLUTION_DELAY = 0.05
@@ -54,6 +55,7 @@ async def connect_tcp(
     options: Sequence[SocketOption] = (),
     hints: Sequence[str] = (),
     ask: Resolve = resolve,
+    allow: AllowAddress | None = None,
 ) -> socket.socket:
     """A connected, non-blocking TCP socket to one of the host's addresses. Parameters as for :func:`connect_any`.
 
@@ -64,7 +66,7 @@ async def connect_tcp(
         return await _connect(*address, local_address, options)
 
     return await connect_any(
-        host, port, attempt, socket.socket.close, local_address=local_address, hints=hints, ask=ask
+        host, port, attempt, socket.socket.close, local_address=local_address, hints=hints, ask=ask, allow=allow
     )
 
 
@@ -77,6 +79,8 @@ async def connect_any(
     local_address: str | None = None,
     hints: Sequence[str] = (),
     ask: Resolve = resolve,
+    allow: AllowAddress | None = None,
+    transport: Literal["tcp", "udp"] = "tcp",
 ) -> T:
     """What the first attempt that succeeds returns.
 
@@ -85,10 +89,18 @@ async def connect_any(
     :param local_address: where the attempts come from: only addresses of its family are tried.
     :param hints: addresses to begin with while the resolver says nothing.
     :param ask: the resolver.
+    :param allow: which addresses may be tried; see ``PoolConfig``.
+    :param transport: what they are tried over, for ``allow``.
     :raises ConnectFailed: naming the host, and every address that was tried with its error.
+    :raises AddressNotAllowed: where no other address was tried.
     :raises BaseException: whatever else an attempt raises, which ends the race.
     """
-    race = _Race(host, port, attempt, discard, local_address, hints, ask)
+
+    async def allowed(address: Address) -> T:
+        check_contact(allow, host, address[1], transport)
+        return await attempt(address)
+
+    race = _Race(host, port, allowed, discard, local_address, hints, ask)
     try:
         async with anyio.create_task_group() as tasks:
             await race.run(tasks)
@@ -162,8 +174,7 @@ async def staggered(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Cal
     if winner:
         return winner[0]
     *others, last = errors
-    told = "".join(f" (before that: {error})" for error in others)
-    raise ConnectFailed(f"{last}{told}", phase=last.phase, by=last.by) from last
+    raise last.besides(others) from last
 
 
 class _Race(Generic[T]):
@@ -200,7 +211,7 @@ class _Race(Generic[T]):
         wanted = families(self._host, self._local_address)
         if not wanted:
             try:
-                self._take(_literal(self._host, self._port))
+                self._take(literal(self._host, self._port))
             except OSError as error:  # its zone names no interface
                 self._dns_errors.append(error)
         for family in wanted:
@@ -234,7 +245,9 @@ class _Race(Generic[T]):
             return self._winner
         where = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
         if self._errors:
-            last = self._errors[-1][1]
+            errors = [error for _, error in self._errors]
+            tried = [error for error in errors if not isinstance(error, AddressNotAllowed)]
+            last = (tried or errors)[-1]
             if isinstance(last, ConnectFailed):
                 raise last  # it names the peer and what it did; so did those of the other addresses
             told = "; ".join(f"{address}: {_words(error)}" for address, error in self._errors)
@@ -257,7 +270,7 @@ class _Race(Generic[T]):
         for family in (socket.AF_INET6, socket.AF_INET):
             if own in (None, family):
                 hints = [each for each in self._hints if _family(each) == family]
-                self._found[family] = [address for each in hints for address in _literal(each, self._port)]
+                self._found[family] = [address for each in hints for address in literal(each, self._port)]
 
     async def _wait(self, seconds: float | None) -> None:
         # Each wait is for the news since the last one: what comes in between sets the fresh event.
@@ -350,16 +363,6 @@ def families(host: str, local_address: str | None) -> list[int]:
 def is_address(host: str) -> bool:
     """Whether it is an address literal rather than a name."""
     return _family(host) is not None
-
-
-def _literal(host: str, port: int) -> list[Address]:
-    address, _, zone = host.partition("%")
-    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    if not zone:
-        return [(each[0], each[4]) for each in found]
-    # (getaddrinfo knows the zones of link-local addresses, and by number those of others.)
-    scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
-    return [(each[0], (*each[4][:3], scope)) for each in found]
 
 
 def _family(host: str) -> int | None:

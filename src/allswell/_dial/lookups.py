@@ -3,6 +3,9 @@
 ``getaddrinfo`` takes a thread of the event loop's few for as long as it runs, so a hundred dials that ask on their own
 stand in line for threads. What is found serves for another second too: long enough for all the attempts of one dial
 (QUIC's, TCP's 250 ms later), too short to be a cache. An error serves for a tenth of that, so that a retry asks anew.
+
+A ``resolver`` of the settings is asked once for both families, and shared in the same way. Unlike the system's, it can
+be called off: it is, when nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -12,17 +15,26 @@ import math
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from functools import partial
+from ipaddress import ip_address
 from typing import Any, Generic, TypeVar
 
 import anyio
 
+from allswell._addresses import Resolver
 from allswell._clock import monotonic
+from allswell._request.request import Request
+from allswell._request.response import Response
 from allswell._tasks import TaskHost
 
 K = TypeVar("K")
 T = TypeVar("T")
 
 Address = tuple[socket.AddressFamily, Any]
+Send = Callable[[Request], Awaitable[Response]]
+#: In a resolver of the settings: how it sends requests over the pool that it resolves for.
+SEND: ContextVar[Send] = ContextVar("allswell send")
 #: Finds the addresses of a host, for a port, in a family; raises ``OSError``.
 Resolve = Callable[[str, int, int], Awaitable[Sequence[Address]]]
 
@@ -36,10 +48,12 @@ class Shared(Generic[T]):
 
     :param find: returns what it found, and for how many seconds that serves.
     :ivar found: what that was; ``None`` until then, and when nothing was.
+    :ivar waiting: how many wait for it, where its users count them.
     """
 
     def __init__(self, host: TaskHost, find: Callable[[], Awaitable[tuple[T, float]]], *, name: str) -> None:
         self.found: T | None = None
+        self.waiting = 0
         self._until = -math.inf
         self._over = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -137,25 +151,64 @@ class SharedFinds(Generic[K, T]):
 
 
 class Lookups:
-    """What one pool asks the system's resolver."""
+    """What one pool asks for addresses: its ``resolver``, and the system's.
 
-    def __init__(self, host: TaskHost) -> None:
+    :ivar send: how a resolver may send requests of its own; see :data:`SEND`.
+    """
+
+    def __init__(self, host: TaskHost, resolver: Resolver | None = None) -> None:
         self.finds: SharedFinds[tuple[str, int, int], list[Address]] = SharedFinds(host, _HOSTS)
+        self.send: Send | None = None
+        self._resolver = resolver
 
-    async def addresses(self, host: str, port: int, family: int) -> Sequence[Address]:
+    async def addresses(self, host: str, port: int, family: int, *, call_off: bool = True) -> Sequence[Address]:
         """The host's addresses in this family, in the resolver's order. What is called off meanwhile is asked anew.
 
+        :param call_off: call off what the settings' resolver does, where this was the last to wait for it and gives up.
         :raises OSError: there are none, or the resolver cannot tell.
         """
+        if self._resolver is not None:
+            given = await self._shared((host, 0, 0), partial(self._ask, self._resolver, host), call_off=call_off)
+            if given:  # or the system's is to be asked
+                found = [(kind, (to[0], port, *to[2:])) for kind, to in given if family in (kind, socket.AF_UNSPEC)]
+                if not found:
+                    raise OSError("the resolver gave no address of this family")
+                return found
+        return await self._shared((host, port, family), partial(_system, host, port, family), call_off=False)
 
-        async def find() -> tuple[list[Address], float]:
-            return await resolve(host, port, family), _FRESH
-
+    async def _shared(
+        self, key: tuple[str, int, int], find: Callable[[], Awaitable[tuple[list[Address], float]]], *, call_off: bool
+    ) -> list[Address]:
         while True:
-            asked = self.finds.get((host, port, family), find, name=f"allswell resolves {host}")
-            await asked.ended()
+            asked = self.finds.get(key, find, name=f"allswell resolves {key[0]}")
+            asked.waiting += 1
+            try:
+                await asked.ended()
+            finally:
+                asked.waiting -= 1
+                if call_off and not asked.waiting:
+                    asked.cancel()
             if not asked.called_off:
                 return await asked.wait()
+
+    async def _ask(self, resolver: Resolver, host: str) -> tuple[list[Address], float]:
+        """What the settings' resolver says of a host, with no port; nothing: that the system's is to be asked."""
+        if self.send is not None:
+            SEND.set(self.send)  # this task is the lookup's own
+        try:
+            given = await resolver(host)
+            if given is None:
+                return [], _FRESH
+            if isinstance(given, (str, bytes)):
+                raise TypeError(f"it returned {given!r}, and not a collection of addresses")
+            found = [address for each in given for address in literal(str(ip_address(each)), 0)]
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"the resolver failed: {error!r}") from error
+        if not found:
+            raise OSError("the resolver gave no address")
+        return found, _FRESH
 
     async def any_address(self, host: str, port: int, families: Sequence[int]) -> None:
         """Wait until addresses are known in one of the families, or it is known that they are in none."""
@@ -163,13 +216,17 @@ class Lookups:
 
             async def look(family: int) -> None:
                 try:
-                    await self.addresses(host, port, family)
+                    await self.addresses(host, port, family, call_off=False)  # the dial wants it next
                 except OSError:
                     return  # the dial will ask again, and tell
                 tasks.cancel_scope.cancel()
 
             for family in families:
                 tasks.start_soon(look, family)
+
+
+async def _system(host: str, port: int, family: int) -> tuple[list[Address], float]:
+    return await resolve(host, port, family), _FRESH
 
 
 async def resolve(host: str, port: int, family: int) -> list[Address]:
@@ -182,3 +239,17 @@ async def resolve(host: str, port: int, family: int) -> list[Address]:
     except UnicodeError as error:
         raise OSError(str(error)) from error
     return [(each[0], each[4]) for each in found]
+
+
+def literal(address: str, port: int) -> list[Address]:
+    """An address, of IPv6 perhaps with a zone, as sockets have it.
+
+    :raises OSError: it is none, or its zone names no interface.
+    """
+    host, _, zone = address.partition("%")
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    if not zone:
+        return [(each[0], each[4]) for each in found]
+    # (getaddrinfo knows the zones of link-local addresses, and by number those of others.)
+    scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    return [(each[0], (*each[4][:3], scope)) for each in found]

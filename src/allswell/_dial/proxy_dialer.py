@@ -16,16 +16,16 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from socket import SOCK_DGRAM
+from socket import AF_UNSPEC
+from typing import Literal
 
-import anyio
-
+from allswell._addresses import AllowAddress, check_contact
 from allswell._config import PoolConfig, ProxyHop, Timeouts
 from allswell._deadline import Deadline
 from allswell._dial.happy_eyeballs import connect_any, is_address
-from allswell._dial.lookups import Address
+from allswell._dial.lookups import Address, Resolve
 from allswell._dial.proxy_auth import ProxyAuth
-from allswell._errors import AllswellError, ConnectFailed, ProxyRefused, Timeout
+from allswell._errors import AddressNotAllowed, AllswellError, ConnectFailed, ProxyRefused, Timeout
 from allswell._fields import connect_udp_path, forwarded, host_and_port
 from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
@@ -40,6 +40,7 @@ from allswell._filters.tls import TlsFilter
 from allswell._filters.tunnel import no_tunnel
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
+from allswell._pins import pin_check
 from allswell._request.network_stream import ExchangeStream
 from allswell._request.request import Request
 from allswell._request.response import Response
@@ -58,6 +59,7 @@ class ProxyDialer:
 
     :param tcp: makes the TCP filter to a route's host (not connected yet).
     :param goodbye_timeout: what is known of how a route's end answers close_notify.
+    :param ask: the resolver.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class ProxyDialer:
         buffer: ReceiveBuffer,
         tcp: Callable[[Route], TcpFilter],
         goodbye_timeout: Callable[[Route], GoodbyeTimeout],
+        ask: Resolve,
     ) -> None:
         self._config = config
         self._buffer = buffer
         self._tcp = tcp
         self._goodbye_timeout = goodbye_timeout
+        self._ask = ask
         self._context: ssl.SSLContext | None = None
         self._http1_only: OrderedDict[ProxyHop, None] = OrderedDict()
 
@@ -85,6 +89,7 @@ class ProxyDialer:
             await tcp.connect(around)
             return tcp
         hop = route.proxies[-1]
+        check_literal(self._config.allow_address, route, "tcp")
         if self._may_carry(hop):
             return Stack(await self._carried(route, hop, send))
         if hop.scheme == "socks5" and not is_address(route.host):
@@ -100,7 +105,8 @@ class ProxyDialer:
             return await self._tunnelled(route._replace(host=address[1][0]), hop, send, around)
 
         try:
-            return await connect_any(route.host, route.port, attempt, Stack.abort)
+            allow = self._config.allow_address
+            return await connect_any(route.host, route.port, attempt, Stack.abort, ask=self._ask, allow=allow)
         except ConnectFailed as error:
             if error.phase != "dns":
                 raise
@@ -146,15 +152,21 @@ class ProxyDialer:
         :raises ConnectFailed: naming what failed.
         """
         config, hop = self._config, route.proxies[-1]
+        check_literal(config.allow_address, route, "udp")
         if hop.scheme == "https":
             tunnel = await self._carried(route, hop, send, datagrams=True)
             over = ConnectUdpFilter(tunnel, tunnel, proxy=str(hop), host=route.host, port=route.port)
             return await Stack(tunnel).push(over, around)
         if hop.scheme == "socks5" and not is_address(route.host):
-            route = route._replace(host=await _first_address(route))
+            route = route._replace(host=await self._first_address(route))
         stack = await self.reach(route.to_proxy(), send, around)
         control = await stack.push(_socks(stack.top, hop, "0.0.0.0", 0, datagrams=True), around)
         relay = relay_address(control.top.bound, control.extra("server_addr")[0])
+        try:
+            check_contact(config.allow_address, hop.host, relay[1], "udp")
+        except BaseException:
+            control.abort()
+            raise
         udp = await control.push(
             UdpFilter(*relay, local_address=config.local_address, socket_options=config.socket_options), around
         )
@@ -216,16 +228,34 @@ class ProxyDialer:
             alpn=alpn,
             buffer=self._buffer,
             goodbye_timeout=self._goodbye_timeout(route),
+            pinned=pin_check(self._config.pins, route.host, route.tls_name),
         )
 
+    async def _first_address(self, route: Route) -> str:
+        """The first of the host's addresses that is allowed; the name itself where we know none."""
+        try:
+            found = await self._ask(route.host, route.port, AF_UNSPEC)
+        except OSError:
+            return route.host
+        refusal: AddressNotAllowed | None = None
+        for _, address in found:
+            try:
+                check_contact(self._config.allow_address, route.host, address, "udp")
+            except AddressNotAllowed as error:
+                refusal = refusal or error
+            else:
+                return str(address[0])
+        assert refusal is not None
+        raise refusal
 
-async def _first_address(route: Route) -> str:
-    """The first of the host's addresses; the name itself where we know none."""
-    try:
-        found = await anyio.getaddrinfo(route.host, route.port, type=SOCK_DGRAM)
-    except OSError:
-        return route.host
-    return str(found[0][4][0])
+
+def check_literal(allow: AllowAddress | None, route: Route, transport: Literal["tcp", "udp"]) -> None:
+    """Ask whether a proxy may be given the address that stands in a URL. (What a name's address is only it will know.)
+
+    :raises AddressNotAllowed: it may not.
+    """
+    if allow is not None and is_address(route.host):
+        check_contact(allow, route.host, (route.host, route.port), transport)
 
 
 def forwards(request: Request) -> bool:
@@ -239,8 +269,9 @@ def forwards(request: Request) -> bool:
     return route.proxy is None and route.proxies[-1].scheme in ("http", "https")
 
 
-async def forward(request: Request, send: Send) -> Response:
+async def forward(request: Request, send: Send, allow: AllowAddress | None) -> Response:
     """Send a request to the proxy that forwards it; again, where that asks who we are and the body allows it."""
+    check_literal(allow, request.route, "tcp")
     head, hop = forwarded(request.head), request.route.proxies[-1]
     request = replace(request, route=request.route.to_proxy())
     said = {name.lower() for name, _ in head.headers}  # by the request itself, which comes before what all have

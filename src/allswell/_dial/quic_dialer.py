@@ -7,20 +7,25 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from allswell._addresses import check_contact
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._dial.happy_eyeballs import connect_any
 from allswell._dial.lookups import Address, Resolve
+from allswell._errors import ConnectFailed
 from allswell._filters.interface import Datagrams
 from allswell._filters.quic import QuicFilter
 from allswell._filters.stack import AroundConnect, Stack
 from allswell._filters.udp import UdpFilter
+from allswell._pins import pin_check
 from allswell._quic.interface import QuicEvent
 from allswell._quic.settings import QuicSettings
 from allswell._quic_store import QuicMemory, QuicStore
 from allswell._request.route import Endpoint, Route, authority
+from allswell._tasks import logger
 
 #: Bytes of the largest UDP payload that every path carries which carries QUIC at all (RFC 9000 §14).
 _SMALLEST = 1200
@@ -56,7 +61,12 @@ class QuicDialer:
         config = self._config
 
         async def attempt(address: Address) -> Stack[QuicFilter]:
-            udp = UdpFilter(*address, local_address=config.local_address, socket_options=config.socket_options)
+            udp = UdpFilter(
+                *address,
+                local_address=config.local_address,
+                socket_options=config.socket_options,
+                check=partial(self._check_other, to.host),
+            )
             stack = Stack(QuicFilter(udp, settings), udp)
             await stack.connect(around)
             return stack
@@ -69,6 +79,8 @@ class QuicDialer:
             local_address=config.local_address,
             hints=to.hints,
             ask=self._ask,
+            allow=config.allow_address,
+            transport="udp",
         )
         return stack, self._backend(stack.top, route, to)
 
@@ -82,6 +94,19 @@ class QuicDialer:
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
         quic = await stack.push(QuicFilter(stack.top, settings), around)
         return quic, self._backend(quic.top, route, to)
+
+    def _check_other(self, host: str, address: tuple[Any, ...]) -> None:
+        """Look at an address that a server would rather be reached at (RFC 9000 §9.6).
+
+        :raises ConnectFailed: for one that is not allowed.
+        """
+        try:
+            check_contact(self._config.allow_address, host, address, "udp")
+        except ConnectFailed:
+            raise
+        except Exception as error:  # of the caller's code; its request is answered already
+            logger.exception("allswell: allow_address failed")
+            raise ConnectFailed(f"allow_address failed: {error!r}", phase="quic", by="us") from error
 
     def _backend(self, quic: QuicFilter, route: Route, to: Endpoint) -> Http3:
         if quic.connection.handshake_complete:
@@ -105,6 +130,8 @@ class QuicDialer:
             server=server,
             way=f"through {' and '.join(map(str, route.proxies))}" if route.proxies else "direct",
             trust=trust,
+            pinned=pin_check(config.pins, route.host, route.tls_name),
+            certificate=config.cert if route.proxy is None else None,
             certfile=quic.certfile if route.proxy is None else None,  # it is for origins: a proxy does not learn it
             keyfile=quic.keyfile,
             key_password=quic.key_password,

@@ -125,7 +125,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 self._kept += self._receive() or ()
                 self._send()
                 if connection.ended is not None:
-                    raise handshake_error(connection.ended, server or settings.server_name)
+                    raise handshake_error(connection, server or settings.server_name)
         except TransportError as error:
             raise ConnectFailed(f"no QUIC connection to {server}: {error}", phase="quic", by=error.by) from error
 

@@ -34,6 +34,7 @@ from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._pins import PinCheck
 from allswell._report import LayerEnd, Outcome
 
 _RECORD = 16 * 1024
@@ -52,6 +53,7 @@ class TlsFilter(ByteStream):
     :param peer: what errors call the other end.
     :param server_name: for SNI and for the certificate's check; a host name or an IP address.
     :param alpn: protocols to offer, best first.
+    :param pinned: looks at the server's certificate besides the context.
     """
 
     name = "tls"
@@ -66,12 +68,14 @@ class TlsFilter(ByteStream):
         alpn: Sequence[str],
         buffer: ReceiveBuffer,
         goodbye_timeout: GoodbyeTimeout | None = None,
+        pinned: PinCheck | None = None,
     ) -> None:
         self._lower = lower
         self._peer = peer
         self._context = context
         self._server_name = server_name
         self._alpn = list(alpn)
+        self._pinned = pinned
         self._buffer = buffer.plain
         self._more = True  # to decrypt, besides what has just come
         self._goodbye_timeout = goodbye_timeout or GoodbyeTimeout()
@@ -108,6 +112,8 @@ class TlsFilter(ByteStream):
                 except ssl.SSLWantReadError:
                     self._push()
                     await self._feed()
+            if self._pinned is not None:  # before our Finished goes, and our certificate with it (of TLS 1.3)
+                self._pinned(self._object.getpeercert(binary_form=True) or b"")
             self._push()
         except ssl.CertificateError as error:
             self._push()  # the alert that says what we did not like

@@ -61,6 +61,7 @@ class UdpFilter(Datagrams):
     :param family: ``socket.AF_INET`` or ``AF_INET6``.
     :param address: the peer's socket address, resolved.
     :param local_address: the address to send from, or ``None`` for the system's choice.
+    :param check: looks at the other addresses that are to be reached (:meth:`beside`); raises ``ConnectFailed``.
     """
 
     name = "udp"
@@ -72,8 +73,10 @@ class UdpFilter(Datagrams):
         *,
         local_address: str | None = None,
         socket_options: Sequence[SocketOption] = (),
+        check: Callable[[Address], None] | None = None,
     ) -> None:
         self.address = address
+        self._check = check
         self._family = family
         self._local_address = local_address
         self._options = socket_options
@@ -106,8 +109,10 @@ class UdpFilter(Datagrams):
     def beside(self, address: Address) -> UdpFilter:
         """Another one, connected to another address of the same family.
 
-        :raises ConnectFailed: when there is no such socket to be had.
+        :raises ConnectFailed: when there is no such socket to be had, or the address is not allowed.
         """
+        if self._check is not None:
+            self._check(address)
         other = UdpFilter(self._family, address, local_address=self._local_address, socket_options=self._options)
         other.ecn = self.ecn
         other._use(other._open(self._local_address))

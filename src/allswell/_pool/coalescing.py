@@ -5,7 +5,7 @@ Theory of operation. A connection may serve an origin besides the one that it wa
 - both are https, reached directly, by names, at the same port, with nothing forced: no proxies, no Unix socket, no
   ``sni_hostname``; nor a client certificate, as far as we can know;
 - it speaks HTTP/2; or HTTP/3, where a dial for the other origin would try HTTP/3 at the same endpoint;
-- its certificate was verified, and covers the other origin's host;
+- its certificate was verified, and covers the other origin's host, whose pins, if it has any, allow its key;
 - the address that it is connected to is one that the other origin's host has, looked up as for a dial;
 - the server has not said otherwise, by an ORIGIN frame that leaves the origin out (RFC 8336 §2.3), or by 421 to a
   request (RFC 9110 §15.5.20), which is remembered for the two origins.
@@ -23,14 +23,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+from allswell._addresses import check_contact
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection
 from allswell._dial.dialer import Dialer
 from allswell._dial.happy_eyeballs import is_address
+from allswell._errors import AddressNotAllowed, PinMismatch
 from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate
+from allswell._pins import pin_check
 from allswell._request.route import Route
 
 #: Other origins that one connection serves, origins that one server may name, refusals that are remembered.
@@ -57,8 +60,9 @@ class Coalescing:
     """
 
     def __init__(self, config: PoolConfig, dialer: Dialer) -> None:
-        self._mode = config.coalescing if config.uds is None else False
+        self._mode = config.coalescing if config.uds is None and config.cert is None else False
         self._quic_identity = config.quic.certfile is not None
+        self._config = config
         self._dialer = dialer
         self._reaches: dict[Connection, _Reach] = {}
         self._by_name: dict[str, dict[Connection, None]] = {}
@@ -100,7 +104,7 @@ class Coalescing:
 
     async def find(self, route: Route) -> Connection | None:
         """A connection with room that may serve the route, and from now on counts as serving it."""
-        found = [each for each in self._candidates(route) if self._reaches[each].certificate.covers(_host(route))]
+        found = [each for each in self._candidates(route) if self._may_serve(each, route)]
         if self._mode == "origin":
             for connection in found:
                 if self._reaches[connection].origin_set is not None:  # which has it, for it is a candidate
@@ -130,6 +134,21 @@ class Coalescing:
                     and self._eligible(route)
                 ):
                     yield connection
+
+    def _may_serve(self, connection: Connection, route: Route) -> bool:
+        """Whether its server may be this route's, too: by its certificate, the host's pins, and ``allow_address``."""
+        reach, config = self._reaches[connection], self._config
+        if not reach.certificate.covers(_host(route)):
+            return False
+        pinned = pin_check(config.pins, route.host)
+        transport: Literal["tcp", "udp"] = "udp" if connection.http_version == "HTTP/3" else "tcp"
+        try:
+            if pinned is not None:
+                pinned(reach.certificate.der)
+            check_contact(config.allow_address, route.host, reach.address, transport)
+        except (PinMismatch, AddressNotAllowed):
+            return False
+        return True
 
     def _take(self, connection: Connection, route: Route) -> Connection:
         self._reaches[connection].routes[route.origin] = route

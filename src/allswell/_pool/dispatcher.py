@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import random
 import weakref
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -36,6 +35,7 @@ from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import LOOP_ENDED
 from allswell._deadline import Deadline
 from allswell._dial.dialer import Dialer
+from allswell._dial.lookups import Send
 from allswell._errors import (
     AllswellError,
     ConnectFailed,
@@ -76,7 +76,8 @@ class Ungranted(NotProcessed):
 class Dispatcher:
     """Who waits for which connection of one pool. It is the owner that its connections tell what happens.
 
-    :param send: how a request is sent through the pool (a tunnel through a proxy is one); held weakly.
+    :param send: how a request is sent through the pool (a tunnel through a proxy is one, and what a resolver asks); it
+        is held weakly.
     :ivar host: the event loop.
     :ivar endings: of all connections.
     """
@@ -86,13 +87,13 @@ class Dispatcher:
         host: TaskHost,
         dialer: Dialer,
         config: PoolConfig,
-        send: Callable[[Request], Awaitable[Response]],
+        send: Send,
     ) -> None:
         self.config = config
         self.dialer = dialer
         self.host = host
         self.endings = Endings(host, config.on_connection_end)
-        self._send = weakref.WeakMethod(send)
+        self._send_through = dialer.discovery.lookups.send = _weakly(send)
         self._routes: dict[Route, RouteState] = {}
         self._waiters: Waiters[RouteState, Waiter] = Waiters()
         self._members: dict[Connection, Member] = {}  # of those that are open
@@ -309,6 +310,8 @@ class Dispatcher:
                         break
                     except (ConnectFailed, Timeout) as failure:
                         error = failure
+                        if failure.by == "us":
+                            break  # it would be the same the next time
             if closing.cancelled_caught:
                 error = PoolClosed(
                     f"{state.route.label}: the pool was closed while the request waited for a connection"
@@ -356,12 +359,6 @@ class Dispatcher:
                 route, self, self._send_through, partial(self._discard, route), request.tracer, timeout=seconds
             )
         raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
-
-    async def _send_through(self, request: Request) -> Response:
-        send = self._send()
-        if send is None:
-            raise PoolClosed(f"{request.route.label}: the pool is gone")
-        return await send(request)
 
     def _dial_failed(self, state: RouteState, dial: Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):
@@ -598,6 +595,19 @@ class Dispatcher:
 def may_join(connection: Connection, request: Request) -> bool:
     """Whether it may be sent while others are under way there."""
     return connection.multiplexes or request.may_follow
+
+
+def _weakly(send: Send) -> Send:
+    """The same, which does not keep its pool alive."""
+    reference = weakref.WeakMethod(send)
+
+    async def through(request: Request) -> Response:
+        method = reference()
+        if method is None:
+            raise PoolClosed(f"{request.route.label}: the pool is gone")
+        return await method(request)
+
+    return through
 
 
 def _looks(connection: Connection, request: Request) -> bool:

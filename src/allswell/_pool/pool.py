@@ -30,7 +30,7 @@ from allswell._dial.dialer import Dialer
 from allswell._dial.proxy_dialer import forward, forwards
 from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._fields import HeadersGiven, as_bytes, given_fields
-from allswell._filters.keylog import named_log
+from allswell._filters.keylog import named_log, new_context
 from allswell._given import require_known, require_type
 from allswell._messages import Headers, RequestHead
 from allswell._pool.dispatcher import Dispatcher, Ungranted
@@ -81,6 +81,10 @@ class ConnectionPool:
                 raise ImportError("https_records needs the package dnspython: install allswell[dns]") from error
         if self.config.trust_env:
             named_log()  # an unusable name is an error here, not in the first request
+        if self.config.cert is not None:
+            context = self.config.ssl_context or new_context(trust_env=self.config.trust_env)
+            self.config.cert.load_into(context)
+            self.config = replace(self.config, ssl_context=context)
         self._dispatcher: Dispatcher | None = None  # made when an event loop runs
         _POOLS.add(self)
         self._destinations = Destinations()
@@ -175,7 +179,7 @@ class ConnectionPool:
         if request.retry is not None and replay is None:
             return await retried(request, request.retry, self._budgets, self._pauses, self.send)
         if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
-            return await forward(request, partial(self.send, replay=replay))
+            return await forward(request, partial(self.send, replay=replay), self.config.allow_address)
         dispatcher = self._dispatch()
         exchange: Exchange[Connection] | None = None
         while True:

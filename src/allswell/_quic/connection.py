@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from io import TextIOBase
 from typing import Any, TextIO, cast
 
@@ -19,8 +18,7 @@ from aioquic.quic.logger import QuicLogger
 from aioquic.quic.packet import QuicErrorCode
 from cryptography.x509 import Certificate
 
-from allswell._errors import ConnectFailed
-from allswell._quic import trust
+from allswell._errors import ConnectFailed, PinMismatch
 from allswell._quic.ecn import NOT_ECT
 from allswell._quic.engine import Engine
 from allswell._quic.interface import (
@@ -57,6 +55,7 @@ class ClientConnection:
     :param engine: a new one.
     :ivar dirty: whether something was done that :meth:`datagrams_to_send` may have datagrams for.
     :ivar silent: whether the peer has left several probes in a row unanswered.
+    :ivar unpinned: why it was ended, where the server has not the key that is pinned.
     :ivar stream_window: bytes of one stream that the peer may send ahead of :meth:`credit_stream`.
     :ivar datagrams: whether DATAGRAM frames are accepted here (RFC 9221).
     """
@@ -66,6 +65,7 @@ class ClientConnection:
         self.engine = engine
         self.dirty = True
         self.silent = False
+        self.unpinned: PinMismatch | None = None
         self.stream_window = configuration.max_stream_data
         self.datagrams = configuration.max_datagram_frame_size is not None
         self._announced = False
@@ -349,13 +349,25 @@ def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: T
             ticket, engine.version, engine.certificate_chain
         )
         callbacks["token_handler"] = lambda token: resumption.keep_token(token, engine.version)
-    judge = partial(trust.check, settings.trust, settings.server_name)
+
+    def judge(chain: list[Certificate]) -> None:
+        try:
+            settings.judge(chain)
+        except PinMismatch as error:
+            connection.unpinned = error
+            raise tls.AlertBadCertificate("not the key that is pinned") from error
+
     engine: Engine = Engine(configuration, judge=judge, **callbacks)
-    return ClientConnection(engine)
+    connection = ClientConnection(engine)
+    return connection
 
 
-def handshake_error(end: End, server: str) -> ConnectFailed:
+def handshake_error(connection: ClientConnection, server: str) -> ConnectFailed:
     """The end of a connection that was to be made, as an error."""
+    if connection.unpinned is not None:
+        return connection.unpinned
+    end = connection.ended
+    assert end is not None
     message, tls_alert = str(end), False
     if end.code is not None and not end.application and end.code & ~0xFF == QuicErrorCode.CRYPTO_ERROR:
         alert = end.code & 0xFF

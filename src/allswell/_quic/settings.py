@@ -5,14 +5,17 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, cast
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import CipherSuite
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509 import load_pem_x509_certificates
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import Certificate
 
+from allswell._client_certificate import ClientCertificate
+from allswell._pins import PinCheck
+from allswell._quic import trust
 from allswell._quic_store import QuicStore
 
 VERSION_1 = int(QuicProtocolVersion.VERSION_1)
@@ -31,7 +34,9 @@ class QuicSettings:
     :ivar way: how it is reached, for ``store``: what one way left is not used on another.
     :ivar alpn: application protocols to offer.
     :ivar trust: judges the server's certificate, as it would on TCP. (It does not give away a client certificate.)
-    :ivar certfile: our certificate and its chain, PEM; the key may be in the same file.
+    :ivar pinned: looks at the server's own certificate besides, when a session began with it, too.
+    :ivar certificate: ours.
+    :ivar certfile: the same as a file with its chain, PEM; the key may be in the same file.
     :ivar versions: in order of preference.
     :ivar original_version: of the first flight; ``None``: the most preferred one. From another the server may go over
         to a more preferred one (compatible version negotiation, RFC 9368 §2.3).
@@ -56,6 +61,8 @@ class QuicSettings:
     way: str = ""
     alpn: tuple[str, ...] = ("h3",)
     trust: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    pinned: PinCheck | None = None
+    certificate: ClientCertificate | None = None
     certfile: str | None = None
     keyfile: str | None = None
     key_password: str | None = field(default=None, repr=False)
@@ -75,6 +82,17 @@ class QuicSettings:
     unanswered: Callable[[], object] | None = None
     qlog_dir: str | None = None
     keylog_file: str | None = None
+
+    def judge(self, chain: list[Certificate]) -> None:
+        """Have a server judged.
+
+        :param chain: what it has shown, its own certificate first.
+        :raises AlertBadCertificate: it is not trusted.
+        :raises PinMismatch: it is not pinned.
+        """
+        trust.check(self.trust, self.server_name, chain)
+        if self.pinned is not None:
+            self.pinned(chain[0].public_bytes(Encoding.DER))
 
     def configuration(self) -> QuicConfiguration:
         """The same in aioquic's words, but for tickets, tokens and log files.
@@ -96,11 +114,10 @@ class QuicSettings:
             max_datagram_frame_size=65535 if self.datagrams else None,
             verify_mode=ssl.CERT_NONE,  # ``trust`` judges, see trust.py
         )
+        ours = self.certificate
         if self.certfile is not None:
-            # (aioquic's own loader wants the certificate before the key, and knows one kind of key block.)
-            pem = Path(self.certfile).read_bytes()
-            key = pem if self.keyfile is None else Path(self.keyfile).read_bytes()
-            password = None if self.key_password is None else self.key_password.encode()
-            configuration.certificate, *configuration.certificate_chain = load_pem_x509_certificates(pem)
-            configuration.private_key = load_pem_private_key(key, password)
+            ours = ClientCertificate.from_files(self.certfile, self.keyfile, self.key_password)
+        if ours is not None:
+            configuration.certificate, *configuration.certificate_chain = ours.chain
+            configuration.private_key = cast(Any, ours.key)  # of a kind that TLS has, or it signs nothing
         return configuration

@@ -3,7 +3,7 @@
 A session that is resumed shows no certificate, neither the server's nor ours: it goes on as what it was. So it is
 resumed only by connections like the one that began it (the key of a store names our certificate, and the way), and only
 where what the server showed then is trusted now. The client that kept the ticket may have trusted every server, so the
-chain is kept with the ticket, and judged anew.
+chain is kept with the ticket, and judged anew, by the pins of its host too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import Certificate, load_der_x509_certificate
 
+from allswell._errors import PinMismatch
 from allswell._quic import trust
 from allswell._quic.settings import QuicSettings
 from allswell._quic_store import QuicStore, QuicTicket
@@ -68,14 +69,14 @@ class Resumption:
 
 def _trusted(ticket: QuicTicket | None, settings: QuicSettings) -> QuicTicket | None:
     """The ticket, if a handshake with what it stands for would be accepted now; else ``None``."""
-    if ticket is None or trust.accepts_all(settings.trust):
+    if ticket is None or (trust.accepts_all(settings.trust) and settings.pinned is None):
         return ticket
     if not ticket.chain:
         return None
     try:
         chain = [load_der_x509_certificate(each) for each in ticket.chain]
-        trust.check(settings.trust, settings.server_name, chain)
-    except AlertBadCertificate:
+        settings.judge(chain)
+    except (AlertBadCertificate, PinMismatch):
         return None
     return ticket
 
