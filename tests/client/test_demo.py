@@ -11,7 +11,7 @@ _ROOT = Path(__file__).parents[2]
 
 def test_demo() -> None:
     command = [sys.executable, "-W", "error", "-m", "demo"]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=55)
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     for version in ("HTTP/1.1", "HTTP/2", "HTTP/3"):
