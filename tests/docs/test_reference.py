@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 
 import allswell
+import allswell.testing
 
 _PAGES = Path(__file__).parents[2] / "docs" / "reference"
 _CLASSES = sorted(
-    (each for each in map(allswell.__dict__.get, allswell.__all__) if isinstance(each, type)),
+    (
+        each
+        for module in (allswell, allswell.testing)
+        for each in map(vars(module).get, module.__all__)
+        if isinstance(each, type)
+    ),
     key=lambda it: it.__name__,
 )
 #: These do what a protocol describes.
@@ -31,14 +37,16 @@ def _parts(kind: type) -> set[str]:
         return {field.name for field in dataclasses.fields(kind)}
     if issubclass(kind, tuple):
         return {*getattr(kind, "_fields", ())}
-    if kind in {allswell.AsyncClient, *_STORES}:
+    if kind in {allswell.AsyncClient, allswell.testing.Origin, allswell.testing.MockOrigin, *_STORES}:
         return {*inspect.signature(kind).parameters}
     return set()
 
 
 def test_each_public_name_stands_in_the_reference() -> None:
-    told = re.findall(r"^::: allswell\.(\w+)$", "".join(page.read_text() for page in _PAGES.glob("*.md")), re.MULTILINE)
-    assert sorted(told) == sorted({*allswell.__all__} - {"__version__"})
+    pages = "".join(page.read_text() for page in _PAGES.glob("*.md"))
+    told = re.findall(r"^::: allswell\.((?:testing\.)?\w+)$", pages, re.MULTILINE)
+    public = {*allswell.__all__, *(f"testing.{name}" for name in allswell.testing.__all__)}
+    assert sorted(told) == sorted(public - {"__version__"})
 
 
 @pytest.mark.parametrize("kind", _CLASSES)

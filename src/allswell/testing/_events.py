@@ -70,6 +70,8 @@ class RequestReceived(Event):
     """The head of a request came.
 
     :ivar stream: the stream's number; in HTTP/1.1, the request's number on its connection.
+    :ivar method: its method.
+    :ivar target: its path, with its query.
     """
 
     stream: int
@@ -82,7 +84,12 @@ class RequestReceived(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestExecuted(Event):
-    """A whole request was given to its handler: what it asks for has been done."""
+    """A whole request was given to its handler: what it asks for has been done.
+
+    :ivar stream: the stream's number; in HTTP/1.1, the request's number on its connection.
+    :ivar method: its method.
+    :ivar target: its path, with its query.
+    """
 
     stream: int
     method: str
@@ -95,7 +102,12 @@ class RequestExecuted(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestRefused(Event):
-    """A request was not executed, and the client was told so (HTTP/1.1: the connection ended in place of an answer)."""
+    """A request was not executed, and the client was told so (HTTP/1.1: the connection ended in place of an answer).
+
+    :ivar stream: the stream's number; in HTTP/1.1, the request's number on its connection.
+    :ivar method: its method.
+    :ivar target: its path, with its query.
+    """
 
     stream: int
     method: str
@@ -108,7 +120,11 @@ class RequestRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class ResponseSent(Event):
-    """The last byte of a response was sent (HTTP/3: given to QUIC)."""
+    """The last byte of a response was sent (HTTP/3: given to QUIC).
+
+    :ivar stream: the request's.
+    :ivar status: its status code.
+    """
 
     stream: int
     status: int
@@ -122,6 +138,7 @@ class ResponseSent(Event):
 class StreamReset(Event):
     """The client gave up one exchange.
 
+    :ivar stream: the stream's number.
     :ivar word: ``"RST_STREAM"``, ``"RESET_STREAM"`` or ``"STOP_SENDING"``.
     :ivar code: the error code.
     """
@@ -136,7 +153,12 @@ class StreamReset(Event):
 
 @dataclass(frozen=True, slots=True)
 class ExchangeCut(Event):
-    """The client ended the connection while an exchange was under way."""
+    """The client ended the connection while an exchange was under way.
+
+    :ivar stream: the stream's number; in HTTP/1.1, the request's number on its connection.
+    :ivar method: its method.
+    :ivar target: its path, with its query.
+    """
 
     stream: int
     method: str
@@ -205,6 +227,7 @@ class ConnectionClose(Event):
 
     :ivar code: the error code.
     :ivar application: whether it is the application's (0x1d), with a code of HTTP/3; else it is QUIC's (0x1c).
+    :ivar reason: in the client's words.
     """
 
     code: int

@@ -17,8 +17,10 @@ from allswell.testing._record import Record
 class Request:
     """A whole request, as a handler gets it.
 
+    :ivar method: the method.
     :ivar target: the path, with its query.
     :ivar headers: names in lower case; without pseudo-header fields.
+    :ivar body: all of it.
     :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
     :ivar connection: the number of the connection that it came on; 0 for a mock.
     """
@@ -40,6 +42,8 @@ class Request:
 class Response:
     """What to answer.
 
+    :ivar status: from 200 on.
+    :ivar body: all of it.
     :ivar headers: further fields. The framing is the origin's business.
     :ivar framing: what tells where the body ends in HTTP/1.1: ``"length"`` (Content-Length), ``"chunked"`` or
         ``"close"`` (only the connection's end does). HTTP/2 and HTTP/3 end their streams.
