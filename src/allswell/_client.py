@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from allswell._addresses import AllowAddress, Resolver
 from allswell._client_certificate import ClientCertificate
 from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
 from allswell._dial.alt_svc_store import AltSvcStore
+from allswell._errors import PoolClosed
 from allswell._given import require, require_none_beside_pool, require_type
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
@@ -214,6 +216,31 @@ class AsyncClient(ShortWays):
     def pool(self) -> ConnectionPool | None:
         """The :class:`ConnectionPool` with its connections; ``None`` if the transport is not ours."""
         return self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
+
+    async def drain(self, timeout: float | None = None) -> CloseReport:
+        """Replace all connections, without closing: old ones end when done, and new requests have new ones.
+
+        A transport that is not ours, or that wraps ours, is left alone. See :meth:`ConnectionPool.drain`.
+
+        :param timeout: seconds to wait for the ends of the old ones; by default, as long as it takes.
+        :return: how those ended that did in time.
+        :raises PoolClosed: the client is closing, or closed.
+        """
+        if self._closing is not None or self.close_report is not None:
+            raise PoolClosed("the client is closed")
+        transports = (self._transport, *self._mounts.values())
+        pools = dict.fromkeys(each.pool for each in transports if isinstance(each, AsyncTransport))
+        reports: list[CloseReport] = []
+
+        async def drain(pool: ConnectionPool) -> None:
+            reports.append(await pool.drain(timeout))
+
+        await side_by_side([partial(drain, pool) for pool in pools])
+        return CloseReport(
+            tuple(end for report in reports for end in report.connections),
+            math.inf if timeout is None else timeout,
+            max((report.seconds for report in reports), default=0.0),
+        )
 
     async def aclose(self, timeout: float | None = None) -> CloseReport:  # type: ignore[override]  # httpx2's returns None
         """Close the client: say goodbye at every layer of every connection, and wait for the answers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -102,7 +103,8 @@ def waterfall(report: CloseReport) -> str:
     total = len(report.connections)
     noun = "connection" if total == 1 else "connections"
     verdict = "clean" if report.clean else "not clean"
-    head = f"closed {total} {noun} in {report.seconds * 1000:.1f} ms of {report.grace:g} s grace: {verdict}"
+    grace = f" of {report.grace:g} s grace" if report.grace < math.inf else ""
+    head = f"closed {total} {noun} in {report.seconds * 1000:.1f} ms{grace}: {verdict}"
     lines = [head]
     span = max([report.seconds, *(end.began + end.seconds for end in report.connections)], default=0.0) or 1e-9
     layers = [layer for end in report.connections for layer in end.layers]

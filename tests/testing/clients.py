@@ -1,4 +1,4 @@
-"""The clients that the witness is tried on: each gets one URL and then ends, in the way of its own."""
+"""The clients that the witness is tried on: each gets one URL and then ends, in the way of its own. And a handler."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+import anyio
 import httpx2
 import pytest
 
-from allswell.testing import Origin
+from allswell.testing import Origin, Request, Response
 
 
 def by_httpx2(origin: Origin, path: str) -> None:
@@ -39,3 +40,15 @@ def by_aiohttp(origin: Origin, path: str) -> None:
 
 
 CLIENTS: list[Callable[[Origin, str], None]] = [by_httpx2, by_curl, by_aiohttp]
+
+
+class Gate:
+    """A handler that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.open = False
+
+    async def __call__(self, request: Request) -> Response:
+        while not self.open:  # noqa: ASYNC110  it is another thread that opens it
+            await anyio.sleep(0.001)
+        return Response(body=request.target.encode())

@@ -17,7 +17,6 @@ from allswell.testing import (
     Fin,
     GoAway,
     Origin,
-    Request,
     RequestExecuted,
     RequestReceived,
     RequestRefused,
@@ -25,21 +24,10 @@ from allswell.testing import (
     Said,
 )
 from tests.support.lag import silent_after
+from tests.testing.clients import Gate
 from tests.testing.test_origin import VERSIONS, client_of
 
 pytestmark = pytest.mark.anyio
-
-
-class Gate:
-    """A handler that answers when it is told to."""
-
-    def __init__(self) -> None:
-        self.open = False
-
-    async def __call__(self, request: Request) -> Response:
-        while not self.open:  # noqa: ASYNC110  it is another thread that opens it
-            await anyio.sleep(0.001)
-        return Response(body=request.target.encode())
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -44,6 +44,7 @@ class Endings:
         self.deadline: Deadline | None = None
         self._late = ""  # what an exchange is told that has not ended with the grace
         self._on_end = on_end
+        self._drains: list[tuple[set[Connection], list[ConnectionEnd]]] = []  # what each waits for, and what it has
         self._lingering: dict[Connection, None] = {}  # that were left (take_leave), and have not ended yet
         self._changed = anyio.Event()
         host.when_over(self._loop_ended)
@@ -72,6 +73,10 @@ class Endings:
     def ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """A connection is closed; this is how."""
         ours = self.connections.pop(connection, None) is not None
+        for waiting, ends in self._drains:
+            if connection in waiting:
+                waiting.remove(connection)
+                ends.append(end)
         self._lingering.pop(connection, None)
         if ours and self.deadline is not None:
             self.ends.append(end)
@@ -83,6 +88,24 @@ class Endings:
             except BaseException:  # noqa: BLE001 - the caller's; the request that caused this end must not pay for it
                 logger.exception("allswell: on_connection_end failed")
         self._tell()
+
+    async def drain(self, deadline: Deadline) -> list[ConnectionEnd]:
+        """Have all that are there now take no more, and end when their exchanges have.
+
+        :param deadline: when to wait no longer. What has not ended then goes on.
+        :return: how those ended that did in time.
+        """
+        waiting, ends = drain = set(self.connections), list[ConnectionEnd]()
+        self._drains.append(drain)
+        try:
+            for connection in list(waiting):
+                connection.close("it was drained")
+            with deadline.scope():
+                while waiting:
+                    await self._changed.wait()
+        finally:
+            self._drains.remove(drain)
+        return ends
 
     async def close(self, deadline: Deadline, began: float, *, cut: bool) -> None:
         """End everything, as :meth:`ConnectionPool.aclose` says it; ``ends`` tells how.

@@ -228,6 +228,24 @@ class ConnectionPool:
         if self._dispatcher is not None:
             self._dispatcher.dialer.discovery.network_changed()
 
+    async def drain(self, timeout: float | None = None) -> CloseReport:
+        """Replace its connections: those that it has take no new requests, and new requests have new connections.
+
+        The old ones end, each with its goodbyes, when their exchanges have; none is cut. For a new certificate, or
+        before the network changes (then with :meth:`network_changed`).
+
+        :param timeout: seconds to wait for their ends; by default, as long as it takes. What has not ended then goes
+        on.
+        :return: how those ended that did in time.
+        :raises PoolClosed: it is closing, or closed.
+        :raises RuntimeError: in another event loop than the pool's, that has not ended.
+        """
+        if self._closing is not None:
+            raise PoolClosed("the pool is closed")
+        dispatcher, began = self._own(), monotonic()
+        ends = await dispatcher.endings.drain(Deadline.after(timeout)) if dispatcher is not None else []
+        return CloseReport(tuple(ends), math.inf if timeout is None else timeout, monotonic() - began)
+
     def share(self) -> None:
         """Become a user of this pool. It closes when the last of its users has left."""
         self._users += 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from allswell._connection.connection import Connection
 
@@ -108,6 +108,11 @@ class PoolSnapshot:
     def waiting(self) -> int:
         """How many requests wait for room."""
         return sum(route.waiting for route in self.routes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, with the totals, as ``json.dumps`` takes it: for a health page."""
+        totals = {name: getattr(self, name) for name in ("connections", "exchanges", "dials", "waiting")}
+        return {**asdict(self), "totals": totals}
 
     def __str__(self) -> str:
         told = (
