@@ -20,7 +20,7 @@ from tests.support.certificates import Certificates, certificates, issue
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server
 from tests.support.h3_proxy import Http3Proxy
-from tests.support.peer import scripted_peer
+from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.proxies import connect_proxy
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers
@@ -272,3 +272,18 @@ async def test_what_is_no_pin(pins: Any, kind: type[Exception], words: str) -> N
 async def test_hosts_are_compared_as_urls_have_them() -> None:
     config = allswell.PoolConfig(pins={"Bücher.example": OTHER, "[::1]": OTHER})
     assert set(config.pins) == {"xn--bcher-kva.example", "::1"}
+
+
+async def test_who_we_are_is_not_told_to_another_key() -> None:
+    """TLS 1.3: our certificate would go behind the server's, in our last message of the handshake."""
+    context = certificates().server_context(ask_client=True, version=ssl.TLSVersion.TLSv1_3)
+    ours = allswell.ClientCertificate.from_files(certificates().client)
+    agreed: list[PeerConnection] = []
+    with scripted_peer(agreed.append, tls=context) as tcp, QuicServer(ask_client=True) as quic:
+        for port, version in ((tcp.port, "h1"), (quic.port, "h3")):
+            async with ConnectionPool(**settings(version, pins={"localhost": OTHER}, cert=ours)) as pool:
+                with pytest.raises(PinMismatch):
+                    await pool.request("GET", f"https://localhost:{port}/hello")
+        await tcp.ended()
+        assert agreed == []  # a script runs when the handshake is complete
+        assert quic.all("certificate") == []

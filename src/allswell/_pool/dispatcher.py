@@ -76,10 +76,10 @@ class Ungranted(NotProcessed):
 class Dispatcher:
     """Who waits for which connection of one pool. It is the owner that its connections tell what happens.
 
-    :param send: how a request is sent through the pool (a tunnel through a proxy is one, and what a resolver asks); it
-        is held weakly.
+    :param send: how a request is sent through the pool; held weakly.
     :ivar host: the event loop.
     :ivar endings: of all connections.
+    :ivar send_through: sends a request through the pool: a tunnel through a proxy is one, and what a resolver asks.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Dispatcher:
         self.dialer = dialer
         self.host = host
         self.endings = Endings(host, config.on_connection_end)
-        self._send_through = dialer.discovery.lookups.send = _weakly(send)
+        self.send_through = _weakly(send)
         self._routes: dict[Route, RouteState] = {}
         self._waiters: Waiters[RouteState, Waiter] = Waiters()
         self._members: dict[Connection, Member] = {}  # of those that are open
@@ -356,7 +356,7 @@ class Dispatcher:
                     return found
                 self._give_place(state, dial)
             return await self.dialer.dial(
-                route, self, self._send_through, partial(self._discard, route), request.tracer, timeout=seconds
+                route, self, self.send_through, partial(self._discard, route), request.tracer, timeout=seconds
             )
         raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
 

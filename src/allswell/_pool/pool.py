@@ -431,7 +431,9 @@ class ConnectionPool:
         dispatcher = self._own()
         if dispatcher is None:
             host, before = current_host(), self._dispatcher
-            dispatcher = self._dispatcher = Dispatcher(host, self._make_dialer(host), self.config, self.send)
+            dialer = self._make_dialer(host)
+            dispatcher = self._dispatcher = Dispatcher(host, dialer, self.config, self.send)
+            dialer.discovery.lookups.send = dispatcher.send_through
             if before is not None:  # these ended with their event loop, and were not closed
                 dispatcher.endings.dropped = len(before.endings.connections) + before.endings.dropped
         return dispatcher
