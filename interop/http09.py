@@ -101,7 +101,7 @@ class Http09:
         return 0 if self._over else self._quic.streams_left
 
     @property
-    def spent(self) -> bool:
+    def exhausted(self) -> bool:
         return self._over
 
     def goodbye(self) -> None:

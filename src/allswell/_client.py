@@ -283,7 +283,7 @@ class AsyncClient(ShortWays):
             await theirs()
             return
         if self._closing is not None:
-            await self._closing.hurry(timeout)
+            await self._closing.shorten_grace(timeout)
             await self._closed.wait()
             if self.close_report is None:  # the other close was refused
                 await self._close(theirs, close, timeout, cut=cut)

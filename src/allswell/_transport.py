@@ -260,7 +260,7 @@ class Closing:
             within = min(within, monotonic() - closing._began + timeout)
         return None if within == math.inf else within, cut or closing._cut, closing._began
 
-    async def hurry(self, timeout: float | None) -> None:
+    async def shorten_grace(self, timeout: float | None) -> None:
         """Shorten a close that has begun."""
         if timeout is not None:
             self._within = min(self._within, monotonic() - self._began + timeout)

@@ -248,7 +248,7 @@ def test_last_response(wire: bytes, size: int) -> None:
     events = feed(backend, wire, size)
     assert kinds(events)[-2:] == ["ResponseCompleted", "PeerLeaving"]
     assert backend.capacity() == 0
-    assert backend.spent
+    assert backend.exhausted
     assert not backend.must_abort
 
 
@@ -258,7 +258,7 @@ def test_close_delimited(size: int) -> None:
     events = feed(backend, b"HTTP/1.1 200 OK\r\n\r\nhello", size)
     assert kinds(events) == ["ResponseReceived", "BodyReceived"]
     assert kinds(backend.receive_eof(None))[0] == "ResponseCompleted"
-    assert backend.spent
+    assert backend.exhausted
 
 
 def test_close_delimited_and_cut() -> None:
@@ -309,7 +309,7 @@ def test_more_than_was_asked_for(size: int) -> None:
     events = feed(backend, OK + OK, size)
     assert body(events) == b"hello"
     assert backend.capacity() == 0
-    assert backend.spent
+    assert backend.exhausted
 
 
 @sizes
@@ -319,7 +319,7 @@ def test_more_than_was_asked_for_while_the_upload_goes_on(size: int) -> None:
     assert body(events) == b"hello"
     backend.send_body(1, b"", end=True)
     assert backend.capacity() == 0
-    assert backend.spent
+    assert backend.exhausted
 
 
 def test_unasked() -> None:

@@ -90,7 +90,7 @@ def test_responses_are_matched_in_order(framing: str, size: int) -> None:
     assert bodies(events) == {2: b"body of 2", 3: b"body of 3", 4: b"body of 4"}
     assert completed(events) == [2, 3, 4]
     assert backend.capacity() == 5
-    assert not backend.spent
+    assert not backend.exhausted
     assert backend.open(head(), end=True) == 5
 
 
@@ -189,7 +189,7 @@ def test_announced_end_proves_that_the_rest_was_not_processed(fields: tuple[byte
     events = feed(backend, answer(b"2") + last, size)
     assert completed(events) == [2, 3]
     assert failures(events) == [(4, "proven"), (5, "proven")]
-    assert backend.spent
+    assert backend.exhausted
     assert not backend.must_abort
 
 
@@ -200,7 +200,7 @@ def test_a_server_of_http_1_0_that_goes_on_may_have_processed_the_rest(size: int
     events = feed(backend, answer(b"2") + last, size)
     assert completed(events) == [2, 3]
     assert failures(events) == [(4, "perhaps")]
-    assert backend.spent
+    assert backend.exhausted
 
 
 @sizes
@@ -210,7 +210,7 @@ def test_nothing_is_read_behind_a_204_that_announces_content(size: int) -> None:
     events = feed(backend, answer(b"2") + b"HTTP/1.1 204 No Content\r\nContent-Length: 39\r\n\r\n" + answer(b"4"), size)
     assert completed(events) == [2, 3]
     assert failures(events) == [(4, "perhaps")]
-    assert backend.spent
+    assert backend.exhausted
     assert not backend.must_abort
 
 
@@ -227,7 +227,7 @@ def test_cut_anywhere(cut: int, why: TransportError | None) -> None:
     if begun:
         rest[0] = (rest[0][0], "no")
     assert failures(backend.receive_eof(why)) == rest
-    assert backend.spent
+    assert backend.exhausted
 
 
 def test_body_until_the_end_of_the_stream() -> None:
@@ -274,7 +274,7 @@ def test_abandoned_in_the_middle(size: int) -> None:
     """Those before it are answered still; then the connection ends, and those behind it go again."""
     backend = opened(4)
     backend.cancel(4)
-    assert backend.spent
+    assert backend.exhausted
     assert not backend.must_abort
     events = feed(backend, answer(b"2") + answer(b"3") + answer(b"4")[:10], size)
     assert completed(events) == [2, 3]
@@ -286,12 +286,12 @@ def test_abandoned_in_the_middle(size: int) -> None:
 def test_idle_and_ended(end: Callable[[Http1Pipeline], object]) -> None:
     backend = warm()
     end(backend)
-    assert backend.spent
+    assert backend.exhausted
     assert backend.capacity() == 0
 
 
 def test_unasked() -> None:
     backend = warm()
     feed(backend, b"HTTP/1.1 408 Request Timeout\r\n\r\n")
-    assert backend.spent
+    assert backend.exhausted
     assert backend.capacity() == 0

@@ -161,7 +161,7 @@ def played(backend: Http1 | Http1Pipeline, exchanges: list[tuple[RequestHead, bo
     """Requests and their responses one after another, as far as the connection carries them; then the stream ends."""
 
     def outcome(events: list[Event]) -> Outcome:
-        return Outcome(seen(events), backend.must_abort, backend.spent, backend.capacity(), backend.kept_idle)
+        return Outcome(seen(events), backend.must_abort, backend.exhausted, backend.capacity(), backend.kept_idle)
 
     for head, end, pieces in exchanges:
         if not backend.capacity():

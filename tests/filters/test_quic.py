@@ -497,7 +497,7 @@ async def test_what_is_not_answered_at_once_is_acknowledged_all_the_same() -> No
                     quic.receive_nowait()
                     quic.transmit()
                     await anyio.sleep(0.001)
-                quic._silence = math.inf  # no PING is due, which would take the ACK along
+                quic._ping_after = math.inf  # no PING is due, which would take the ACK along
                 quic._send()
                 server.call(lambda served: served.raw(served.quic.get_next_available_stream_id(True), b"x" * 1000))
                 while not any(isinstance(event, StreamDataReceived) for event in quic.receive_nowait() or ()):
@@ -547,19 +547,19 @@ async def test_what_is_sent_again_is_nothing_heard() -> None:
 
 async def test_a_response_that_is_waited_for_is_asked_for_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """The acknowledgement of a PING is no news of it. (One went every half second, for as long as it took.)"""
-    monkeypatch.setattr("allswell._filters.quic._SILENCE", 0.05)
+    monkeypatch.setattr("allswell._filters.quic._PING_AFTER", 0.05)
     with QuicServer() as server:
         async with quic_client(server.port, quic_settings(idle_timeout=3)) as client:
             quic = client.quic
             with anyio.fail_after(20):
                 await client.get("/hello")
-                while quic._silence != math.inf:  # noqa: ASYNC110  # nothing is waited for, so nothing tells of it
+                while quic._ping_after != math.inf:  # noqa: ASYNC110  # nothing is waited for, so nothing tells of it
                     await anyio.sleep(0.01)
                 asked: list[tuple[float, float]] = []
                 ping = quic._ping
 
                 def noted() -> int:
-                    asked.append((monotonic(), quic._silence))
+                    asked.append((monotonic(), quic._ping_after))
                     return ping()
 
                 monkeypatch.setattr(quic, "_ping", noted)
@@ -572,7 +572,7 @@ async def test_a_response_that_is_waited_for_is_asked_for_ever_more_seldom(monke
                 assert again - at >= pause
             await waiting.begin_upload().send(b"x", end=True)
             assert await read(waiting) == b"1"
-            assert quic._silence == 0.05  # there was news
+            assert quic._ping_after == 0.05  # there was news
 
 
 async def test_the_peers_idle_timeout_counts_for_ours() -> None:

@@ -126,7 +126,7 @@ async def test_it_cannot_move() -> None:
     with relay() as (sock, control):
         stack = await stack_to(sock, control)
         top = stack.top
-        for move in (top.rebind, lambda: top.beside(("10.0.0.2", 1))):
+        for move in (top.rebind, lambda: top.sibling(("10.0.0.2", 1))):
             with pytest.raises(ConnectFailed):
                 move()
         assert top.send_marked(2) is False

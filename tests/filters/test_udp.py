@@ -333,14 +333,14 @@ async def test_changing_places_with_one_beside_it(peer: socket.socket) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
         elsewhere.bind(("127.0.0.1", 0))
         elsewhere.settimeout(5)
-        other = udp.beside(elsewhere.getsockname())
+        other = udp.sibling(elsewhere.getsockname())
         other.send([b"hello"])
         data, there = elsewhere.recvfrom(10)
         assert data == b"hello"
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(udp.wait_readable)  # woken by the change, though nothing came
             await anyio.wait_all_tasks_blocked()
-            udp.change_places(other)
+            udp.swap(other)
         assert (udp.address, other.address) == (elsewhere.getsockname(), peer.getsockname())
         elsewhere.sendto(b"here", there)
         assert await receive(udp, 1) == [b"here"]

@@ -70,7 +70,7 @@ def test_a_path_that_bears_it() -> None:
     assert pair.client.marking
     assert isinstance(pair.server, EcnConnection)
     assert pair.server.marking
-    told = pair.client._told[pair.client._spaces[Epoch.ONE_RTT]]
+    told = pair.client._peer_counts[pair.client._spaces[Epoch.ONE_RTT]]
     assert told[0] >= 20_000 // 1200  # every packet was counted by the server
     assert told[1:] == (0, 0)
 
@@ -108,7 +108,7 @@ def test_experienced_congestion_halves_the_window() -> None:
     assert pair.client.marking
     assert pair.client._loss.congestion_window <= before // 2 + 20_000
     assert pair.client._loss._cc.ssthresh is not None
-    assert pair.client._told[pair.client._spaces[Epoch.ONE_RTT]][2] > 0
+    assert pair.client._peer_counts[pair.client._spaces[Epoch.ONE_RTT]][2] > 0
 
 
 def test_no_answer_to_marked_packets() -> None:

@@ -428,7 +428,7 @@ def test_acknowledgements_do_what_aioquic_has_them_do(sent: list[str], acks: lis
                 (loss.bytes_in_flight, loss.congestion_window, loss._cc.ssthresh),
                 (loss._rtt_latest, loss._rtt_min, loss._rtt_smoothed, loss._rtt_variance, loss._pto_count),
                 [(stream.sender._buffer_start, list(stream.sender._pending)) for stream in engine._streams.values()],
-                engine._told,
+                engine._peer_counts,
             )
         )
     assert seen[0] == seen[1]

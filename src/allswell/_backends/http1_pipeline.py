@@ -56,14 +56,14 @@ class Http1Pipeline:
         return self._line[0].must_abort  # (one behind it that was abandoned waits for its turn)
 
     @property
-    def spent(self) -> bool:
-        return any(engine.spent for engine in self._line)
+    def exhausted(self) -> bool:
+        return any(engine.exhausted for engine in self._line)
 
     # Requests
 
     def capacity(self) -> int:
         """As the interface says; while an exchange is open, it is for idempotent requests only."""
-        if self.spent:
+        if self.exhausted:
             return 0
         last = self._line[-1]
         if not last.exchange:
@@ -140,7 +140,7 @@ class Http1Pipeline:
         """What came behind a response is for those behind it."""
         line = self._line
         first = line[0]
-        while not first.exchange and not first.spent:
+        while not first.exchange and not first.exhausted:
             self._persists = True
             self.kept_idle = first.kept_idle
             if len(line) == 1:
@@ -151,7 +151,7 @@ class Http1Pipeline:
                 events += first.receive(memoryview(surplus))
         if first.must_abort:
             events += self._unanswered(RemoteProtocolError("the connection ended before the response"), proven=False)
-        elif first.spent:
+        elif first.exhausted:
             # RFC 9112 §9.6: a server that sends Connection: close must process no further request (and say no more).
             cause = RemoteProtocolError("the server ended the connection with the response before")
             events += self._unanswered(cause, proven=first.last_said and not first.surplus)

@@ -3,7 +3,7 @@
 Theory of operation
 ===================
 
-**Who does what.** h2 keeps the connection: preface, SETTINGS and their consequences, PING, what is left of the
+**What does what.** h2 keeps the connection: preface, SETTINGS and their consequences, PING, what is left of the
 connection's window, HPACK's tables, GOAWAY. It is also the judge of what is not ordinary. We read all frames
 (``http2_frames.FrameSplitter``), and write those that requests are made of:
 
@@ -304,7 +304,7 @@ class Http2:
         return self._refusal is None and not self._limit
 
     @property
-    def spent(self) -> bool:
+    def exhausted(self) -> bool:
         return self._refusal is not None or not self._ids_left()
 
     def _ids_left(self) -> int:

@@ -130,7 +130,7 @@ class Http3:
         self._limit = max_header_size
         self._exchanges: dict[int, Http3Exchange] = {}
         self._unread: dict[int, int] = {}
-        self._starved: set[int] = set()
+        self._blocked: set[int] = set()
         self._input: deque[QuicEvent | _Frames] = deque()  # not acted on yet
         self._work = 0  # steps that are left to this call
         self._held: list[int] = []
@@ -229,7 +229,7 @@ class Http3:
             return 0
         window = self._room(exchange) - _waiting(state)
         if window <= 0:
-            self._starved.add(exchange)
+            self._blocked.add(exchange)
             return 0
         return window
 
@@ -310,7 +310,7 @@ class Http3:
     def stop(self, exchange: int) -> None:
         state = self._exchanges.pop(exchange, None)
         if state is not None and state.sending.open:
-            self._starved.discard(exchange)
+            self._blocked.discard(exchange)
             self._quic.reset_stream(exchange, h3.H3_NO_ERROR)
 
     def reprioritize(self, exchange: int, priority: bytes) -> None:
@@ -328,7 +328,7 @@ class Http3:
     def _drop(self, stream_id: int, code: int) -> None:
         """Forget an exchange, and end both halves of its stream as far as they are open (RFC 9114 §4.1.1)."""
         state = self._exchanges.pop(stream_id)
-        self._starved.discard(stream_id)
+        self._blocked.discard(stream_id)
         if state.held is not None:
             self._held.remove(stream_id)
         self.consumed(stream_id, self._unread.get(stream_id, 0))
@@ -344,15 +344,15 @@ class Http3:
     # The connection
 
     def capacity(self) -> int:
-        return 0 if self.spent or self._quic.silent else self._quic.streams_left
+        return 0 if self.exhausted or self._quic.silent else self._quic.streams_left
 
     @property
     def capacity_expected(self) -> bool:
-        quiet = self.spent or self._quic.silent
+        quiet = self.exhausted or self._quic.silent
         return not quiet and self.capacity() <= 0 and len(self._exchanges) < max(1, self._side_by_side)
 
     @property
-    def spent(self) -> bool:
+    def exhausted(self) -> bool:
         return self._over or self._leaving or self._goaway is not None
 
     def goodbye(self) -> None:
@@ -389,8 +389,8 @@ class Http3:
         except H3Error as error:
             self._input.clear()
             self._break(error)
-        if self._starved:
-            self._feed_starved()
+        if self._blocked:
+            self._resume_blocked()
         if self._quic.silent != self._silent:
             self._silent = not self._silent
             self._events.append(SilenceChanged(self._silent))
@@ -428,13 +428,13 @@ class Http3:
         events, self._events = self._events, []
         return events
 
-    def _feed_starved(self) -> None:
-        for stream_id in list(self._starved):
+    def _resume_blocked(self) -> None:
+        for stream_id in list(self._blocked):
             state = self._exchanges.get(stream_id)
             if state is None or not state.sending.open:
-                self._starved.discard(stream_id)
+                self._blocked.discard(stream_id)
             elif state.held is None and self._room(stream_id) >= _SEND_RESUME:
-                self._starved.discard(stream_id)
+                self._blocked.discard(stream_id)
                 self._events.append(SendWindowOpened(stream_id))
 
     # Responses
@@ -699,7 +699,7 @@ class Http3:
             self._events.append(ExchangeFailed(stream_id, failure))
         self._exchanges.clear()
         self._unread.clear()
-        self._starved.clear()
+        self._blocked.clear()
         self._held.clear()
 
 

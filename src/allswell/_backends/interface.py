@@ -267,7 +267,7 @@ class Backend(Protocol[Input_contra]):
         """
 
     @property
-    def spent(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether no exchange will ever be opened again (rather than none just now)."""
 
     def goodbye(self) -> None:

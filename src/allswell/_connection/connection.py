@@ -622,7 +622,7 @@ class Connection:
                 self._count()
                 self._driver.leave()
         elif state is State.OPEN:
-            if self._backend.spent:
+            if self._backend.exhausted:
                 # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
                 self.close("it can carry no more requests")
             elif self._exchanges:

@@ -129,8 +129,8 @@ class Driver(Generic[Input]):
     async def _hear_last_answers(self) -> None:
         """The event loop ends: all is said, and the answers that come at once are heard.
 
-        Whoever ends an event loop waits for its tasks. So this may wait, and must, or the answers would meet a closed
-        socket. But not for long.
+        A program that ends an event loop waits for its tasks. So this may wait. It must, or the answers would meet a
+        closed socket. But not for long.
         """
         connection = self.connection
         if not connection.open_exchanges:
@@ -247,7 +247,7 @@ class Driver(Generic[Input]):
         lower = await self._stack.hear_out(deadline)
         taken = taken and lower[-1].said != "RST"  # then the peer did not even take it
         if self.connection.ended():
-            self._end([self._told(taken=taken, seconds=seconds), *lower])
+            self._end([self._layer_end(taken=taken, seconds=seconds), *lower])
 
     def _say_ours(self) -> None:
         """The backend's goodbye, once."""
@@ -285,16 +285,16 @@ class Driver(Generic[Input]):
         if self._said is None:
             end = LayerEnd(self._backend.name, last_words, self.connection.heard_goodbye, Outcome.ABORTED)
         else:
-            end = self._told(taken=self._top.acknowledged)
+            end = self._layer_end(taken=self._top.acknowledged)
         layers = [end, *self._stack.abort(reset=not last_words)]
         self._reader.stop()
         self._end(layers)
 
     def so_far(self) -> ConnectionEnd:
         """See :meth:`Connection.so_far`."""
-        return self._report([self._told(taken=self._top.acknowledged), *self._stack.so_far()])
+        return self._report([self._layer_end(taken=self._top.acknowledged), *self._stack.so_far()])
 
-    def _told(self, *, taken: bool, seconds: float = 0.0) -> LayerEnd:
+    def _layer_end(self, *, taken: bool, seconds: float = 0.0) -> LayerEnd:
         """The backend's own end.
 
         :param taken: the peer has what was said, as far as we know.

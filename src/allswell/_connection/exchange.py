@@ -387,7 +387,7 @@ class Exchange(Halves, Generic[On]):
         self.begin_upload().start(body, trailers)
 
     def begin_upload(self) -> Upload:
-        """The body's way out, for whoever has its pieces."""
+        """The upload of a body whose pieces the caller hands over itself."""
         connection = self.connection
         continues = self._head is not None or any(head.status == 100 for head in self.informational)
         patience = connection.expect_continue_timeout
@@ -528,12 +528,12 @@ class Exchange(Halves, Generic[On]):
     def on_error(self, error: BaseException) -> None:
         """The exchange is over. Pieces that came before are still read first."""
         if self.error is None and self.receiving.state is not Receive.ENDED:
-            self.error = self._told(error) if isinstance(error, AllswellError) else error
+            self.error = self._named(error) if isinstance(error, AllswellError) else error
         self.receiving.move(Receive.FAILED)
         self._stop_upload(error.by if isinstance(error, AllswellError) else "us")
         self._ready.set()
 
-    def _told(self, error: AllswellError) -> AllswellError:
+    def _named(self, error: AllswellError) -> AllswellError:
         """As the requester is told of it: by name, and with what the peer had said before of why it leaves.
 
         A server that has said GOAWAY with an error may well fall silent, or reset: then that was the reason.
@@ -549,7 +549,7 @@ class Exchange(Halves, Generic[On]):
             self._ready.set()
 
     def hang_up(self) -> None:
-        """A tunnel was closed from our side: whoever still waits for its bytes learns of it."""
+        """A tunnel was closed from our side: a task that still waits for its bytes learns of it."""
         self.on_error(TransportError(f"the tunnel to {self.label} was closed", operation="read", by="us"))
         self.connection.half_ended(self)
 

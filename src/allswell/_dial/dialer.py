@@ -280,7 +280,7 @@ class Dialer:
         if not config.http1 and not forwards:
             raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
         size = config.max_header_size
-        if config.pipelining > 0 and not (route.upgrades or route.carries):
+        if config.pipelining > 0 and not (route.upgrades or route.for_tunnels):
             return Http1Pipeline(depth=config.pipelining, max_header_size=size)
         return Http1(max_header_size=size)
 

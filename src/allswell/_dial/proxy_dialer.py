@@ -2,9 +2,9 @@
 
 Each hop adds its layers to the stack that reaches it: ``http-connect > tcp`` for an http proxy, ``http-connect > tls >
 tcp`` for an https one, ``socks5 > tcp``; two hops, two such pieces. An https proxy may speak HTTP/2, or HTTP/3. Then
-the connection to it is one of the pool's own, under a route of its own (``Route.carries``), and a tunnel is one of its
-exchanges: the stack that is built on it begins with ``tunnel``. It lives as long as it has tunnels, and counts against
-no limit, for the request that waits for a tunnel holds a place already.
+the connection to it is one of the pool's own, under a route of its own (``Route.for_tunnels``), and a tunnel is one of
+its exchanges: the stack that is built on it begins with ``tunnel``. It lives as long as it has tunnels, and counts
+against no limit, for the request that waits for a tunnel holds a place already.
 
 Whether a proxy speaks HTTP/2 is known only when it was asked. One that does not is asked no more: the first tunnel
 through it is an exchange all the same, of an HTTP/1.1 connection that it uses up; the next ones are built as above.
@@ -193,7 +193,7 @@ class ProxyDialer:
             while True:
                 ask = replace(head, headers=[*head.headers, *auth.headers])
                 try:
-                    response = await send(Request(ask, route.to_proxy(carries=True), timeouts=_NO_TIMEOUTS))
+                    response = await send(Request(ask, route.to_proxy(for_tunnels=True), timeouts=_NO_TIMEOUTS))
                 except (ConnectFailed, Timeout):
                     raise
                 except AllswellError as error:

@@ -124,7 +124,7 @@ class QuicDialer:
         trust = self._trust(route)
         server = _server(route)
         # A connection that carries tunnels: datagrams in its own, and it must outlive what says nothing for a while.
-        keepalive = quic.keepalive or (quic.idle_timeout / 2 if route.carries else None)
+        keepalive = quic.keepalive or (quic.idle_timeout / 2 if route.for_tunnels else None)
         return QuicSettings(
             server_name=route.tls_name,
             server=server,
@@ -140,8 +140,8 @@ class QuicDialer:
             keepalive=keepalive,
             stream_window=config.stream_window,
             connection_window=config.connection_window,
-            max_datagram_size=_CARRIER if route.carries else _SMALLEST,
-            datagrams=quic.datagrams or route.carries,
+            max_datagram_size=_CARRIER if route.for_tunnels else _SMALLEST,
+            datagrams=quic.datagrams or route.for_tunnels,
             store=self._store,
             early_data=quic.early_data and server not in self._unanswered,
             unanswered=partial(self._unanswered.add, server),

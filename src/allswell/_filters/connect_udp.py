@@ -48,20 +48,20 @@ class ConnectUdpFilter(Datagrams):
     """Datagrams to and from one host.
 
     :param lower: the tunnel: what it carries are capsules.
-    :param beside: the HTTP datagrams beside it, where there may be any.
+    :param outside: the tunnel's HTTP datagrams outside of its stream, where there may be any.
     :param proxy: what errors call the proxy.
     """
 
     name = "connect-udp"
 
     def __init__(
-        self, lower: ByteStream, beside: HttpDatagrams | None = None, *, proxy: str, host: str, port: int
+        self, lower: ByteStream, outside: HttpDatagrams | None = None, *, proxy: str, host: str, port: int
     ) -> None:
         self.address = (host, port)
-        self._beside = beside
-        self._apart = beside is not None and beside.largest_datagram >= _SMALLEST
-        if beside is not None and self._apart:
-            self.largest = beside.largest_datagram - 1
+        self._outside = outside
+        self._sends_outside = outside is not None and outside.largest_datagram >= _SMALLEST
+        if outside is not None and self._sends_outside:
+            self.largest = outside.largest_datagram - 1
         self._lower = lower
         self._proxy = proxy
         self._received = bytearray()
@@ -75,9 +75,9 @@ class ConnectUdpFilter(Datagrams):
     # Receiving
 
     def receive_nowait(self) -> list[Run] | None:
-        if self._beside is not None:
+        if self._outside is not None:
             # An unknown context id: dropped (RFC 9298 §4).
-            runs = [Run.of_one(each[1:]) for each in self._beside.take_datagrams() if each[:1] == b"\0"]
+            runs = [Run.of_one(each[1:]) for each in self._outside.take_datagrams() if each[:1] == b"\0"]
             if runs:
                 return runs
         while True:
@@ -140,8 +140,8 @@ class ConnectUdpFilter(Datagrams):
     # Sending
 
     def send(self, datagrams: Sequence[bytes]) -> None:
-        if self._beside is not None and self._apart:
-            self._beside.send_datagrams([b"\0" + datagram for datagram in datagrams])
+        if self._outside is not None and self._sends_outside:
+            self._outside.send_datagrams([b"\0" + datagram for datagram in datagrams])
         else:
             self._lower.transmit(b"".join(_capsule(datagram) for datagram in datagrams))
 

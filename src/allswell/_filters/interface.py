@@ -274,15 +274,15 @@ class Datagrams(Filter):
         """
         raise ConnectFailed(f"{self.name} cannot move to another address", phase="quic", by="us")
 
-    def beside(self, address: tuple[Any, ...]) -> Datagrams:
-        """The same to another address, connected.
+    def sibling(self, address: tuple[Any, ...]) -> Datagrams:
+        """Another one like it, connected to another address.
 
         :raises ConnectFailed: when that cannot be had.
         """
         raise ConnectFailed(f"{self.name} reaches one address only", phase="quic", by="us")
 
-    def change_places(self, other: Datagrams) -> None:
-        """Take the place of what :meth:`beside` gave, and give it ours."""
+    def swap(self, other: Datagrams) -> None:
+        """Take the socket and the peer of what :meth:`sibling` gave, and give it ours."""
         raise NotImplementedError
 
 

@@ -4,8 +4,8 @@ Theory of operation. :class:`~allswell._quic.connection.ClientConnection` is san
 Input: :meth:`QuicFilter.receive_nowait` feeds it a few datagrams and returns what they meant, and sends nothing, so
 that they are answered by one flush. Output: :meth:`QuicFilter.transmit`, which any task may call, builds all
 datagrams that may go now and hands them to UDP. Time: acknowledgements that are due, probes, pacing, the idle timeout.
-Whoever transmits sets the one :class:`~allswell._tasks.Alarm` anew, which costs a comparison; when it rings it serves
-the timers and sends, there and then, in a callback of the event loop: no task is switched to, and the connection's task
+Every transmission sets the one :class:`~allswell._tasks.Alarm` anew, which costs a comparison. When it rings it serves
+the timers and sends, there and then, in a callback of the event loop: no task is switched to. The connection's task
 is woken only when it has something to learn (the connection is over, or the socket is full and must be waited for).
 
 How it ends (RFC 9000 §10.2). :meth:`QuicFilter.shutdown` sends CONNECTION_CLOSE and enters the closing period, of three
@@ -51,7 +51,7 @@ _GOODBYES = 3
 #: Seconds without news of a response that is waited for, before the path is tried with a PING. The next one waits twice
 #: as long, but never longer than half of the idle timeout. A NAT that forgot us lets nothing in until something goes
 #: out, and a client that only receives sends nothing.
-_SILENCE = 0.5
+_PING_AFTER = 0.5
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
 #: Of what has arrived, so much is looked into at a time, however small the frames are that the peer has made of it.
@@ -78,18 +78,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._alive = False
         self._heard_at = 0.0
         self._quiet_since = 0.0  # the last news, or the last PING that asked for some
-        self._silence = _SILENCE
+        self._ping_after = _PING_AFTER
         self._kept: list[QuicEvent] = []
         self._arrived: deque[Run] = deque()  # not looked into yet
         self._looked = 0  # datagrams of the first one that were
-        self._turn = False
+        self._sent_in_turn = False
         self._waiting: anyio.CancelScope | None = None
         self._pings = 0
         self._answered: End | None = None
         self._unreachable = False
         self._lost: TransportError | None = None  # it is told to every read: the system tells it once
         self._early = False
-        self._aside: Datagrams | None = None
+        self._probe_socket: Datagrams | None = None
         self._keylog: KeyLog | None = None
         self._goodbye: list[bytes] = []  # the datagrams of our CONNECTION_CLOSE, once it was said
         self._end: LayerEnd | None = None
@@ -165,7 +165,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         except TransportError as error:
             self._lost = error
             self._unreachable = True
-            self._rest()
+            self._stop_alarm()
             raise
         if more and not self._arrived:
             return [Progress()]  # nothing was heard, but there may be more to look at
@@ -193,7 +193,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if connection.ended is not None:
             self._ended(now)
         if events:
-            self._quiet_since, self._silence = now, _SILENCE
+            self._quiet_since, self._ping_after = now, _PING_AFTER
             return events
         return [Progress()]
 
@@ -215,7 +215,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if end.code is not None and self._answered is None and self._alive:
             self._answered = End("us", self._settings.no_error, True, "")
             self._udp.send(self.connection.answer_close(self._settings.no_error, now))
-        self._rest()
+        self._stop_alarm()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
         assert self._host is not None
@@ -255,18 +255,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
         Fifty requests that one batch of responses set free share packets that way, and one alone waits for nothing.
         """
-        if not self._alive or not self.connection.dirty or (self._turn and self.connection.handshake_complete):
+        if not self._alive or not self.connection.dirty or (self._sent_in_turn and self.connection.handshake_complete):
             return  # (0-RTT is worth nothing once the handshake is over: that does not wait)
         assert self._host is not None
-        if self._silence == math.inf:  # nothing was waited for, but this may be a request
-            self._quiet_since, self._silence = monotonic(), _SILENCE
-        if not self._turn:
-            self._turn = True
+        if self._ping_after == math.inf:  # nothing was waited for, but this may be a request
+            self._quiet_since, self._ping_after = monotonic(), _PING_AFTER
+        if not self._sent_in_turn:
+            self._sent_in_turn = True
             self._host.call_soon(self._end_turn)
         self._send()
 
     def _end_turn(self) -> None:
-        self._turn = False
+        self._sent_in_turn = False
         if self._alive and self.connection.dirty:
             self._send()
 
@@ -284,7 +284,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._udp.send([datagram for datagram, address in datagrams if address == here])
             for datagram, address in datagrams:
                 if address != here:
-                    self._send_aside(datagram, address)
+                    self._send_probe(datagram, address)
             if self._udp.failed:
                 self._wake()
         self._set_alarm()
@@ -296,7 +296,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if timer is None:
             timer = math.inf
         if connection.ended is None:
-            timer = min(timer, self._quiet_since + self._silence, self._heard_at + self._keepalive)
+            timer = min(timer, self._quiet_since + self._ping_after, self._heard_at + self._keepalive)
         self._alarm.set(timer)
 
     @property
@@ -330,12 +330,12 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             timer = connection.get_timer()
         if timer is not None and now >= timer:
             connection.handle_timer(now)
-        if now >= self._quiet_since + self._silence:
+        if now >= self._quiet_since + self._ping_after:
             if connection.handshake_complete and connection.awaits_response:
-                self._quiet_since, self._silence = now, min(2 * self._silence, connection.idle_timeout / 2)
+                self._quiet_since, self._ping_after = now, min(2 * self._ping_after, connection.idle_timeout / 2)
                 self._ping()
             else:
-                self._silence = math.inf
+                self._ping_after = math.inf
         if now >= self._heard_at + self._keepalive and connection.ended is None:
             self._heard_at = now
             self._ping()
@@ -404,47 +404,47 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return connection.ended is None and connection.all_acknowledged
 
     # The server's preferred address (RFC 9000 §9.6): aioquic probes it when the handshake is confirmed, and moves there
-    # when it answers. A socket that is connected reaches one address, so the probe has one of its own beside it; when
-    # the connection has moved the two change places, and the old one stays for what is still on its way to it.
+    # when it answers. A socket that is connected reaches one address, so the probe has a socket of its own. When the
+    # connection has moved, the two are swapped. The old one stays for a while: something may be on its way to it.
 
-    def _send_aside(self, datagram: bytes, address: tuple[Any, ...]) -> None:
-        if self._aside is None:
+    def _send_probe(self, datagram: bytes, address: tuple[Any, ...]) -> None:
+        if self._probe_socket is None:
             try:
-                self._aside = self._udp.beside(address)
+                self._probe_socket = self._udp.sibling(address)
             except ConnectFailed:
                 return  # a probe that is lost
             assert self._host is not None
-            self._host.spawn(self._mind_aside, self._aside, name="allswell minds a preferred address")
-        if self._aside.address == address:
-            self._aside.send([datagram])
+            self._host.spawn(self._serve_probe_socket, self._probe_socket, name="allswell probes a preferred address")
+        if self._probe_socket.address == address:
+            self._probe_socket.send([datagram])
 
-    async def _mind_aside(self, aside: Datagrams) -> None:
+    async def _serve_probe_socket(self, probe_socket: Datagrams) -> None:
         connection = self.connection
         with suppress(TransportError):
-            while self._aside is aside:
-                await aside.wait_readable()
-                for run in aside.receive_nowait() or ():
+            while self._probe_socket is probe_socket:
+                await probe_socket.wait_readable()
+                for run in probe_socket.receive_nowait() or ():
                     for datagram in run.datagrams():
-                        connection.receive_datagram(datagram, aside.address, monotonic(), run.mark)
+                        connection.receive_datagram(datagram, probe_socket.address, monotonic(), run.mark)
                 self._follow()
                 if self._alive:
                     self._send()
                     self._wake()
-        aside.abort()
+        probe_socket.abort()
 
     def _follow(self) -> None:
         """Send from where the connection has moved to; at once, and not only probes (§9.6.1)."""
-        aside = self._aside
-        if aside is not None and self.connection.peer_address == aside.address and self._host is not None:
-            self._udp.change_places(aside)
+        probe_socket = self._probe_socket
+        if probe_socket is not None and self.connection.peer_address == probe_socket.address and self._host is not None:
+            self._udp.swap(probe_socket)
             self.connection.path_changed(ours=False)
             self._ping()
-            self._host.call_later(_CLOSING_PROBES * self.connection.probe_timeout, self._leave_aside)
+            self._host.call_later(_CLOSING_PROBES * self.connection.probe_timeout, self._end_probe_socket)
 
-    def _leave_aside(self) -> None:
-        aside, self._aside = self._aside, None
-        if aside is not None:
-            aside.abort()
+    def _end_probe_socket(self) -> None:
+        probe_socket, self._probe_socket = self._probe_socket, None
+        if probe_socket is not None:
+            probe_socket.abort()
 
     # Changes while it lives
 
@@ -473,7 +473,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self._alive or self.connection.ended is not None:
             return  # nothing was said yet, or all is said
         self._send()  # what is queued would be dropped by close()
-        self._rest()
+        self._stop_alarm()
         self.connection.close(self._settings.no_error)
         self._goodbye = [datagram for datagram, _ in self.connection.datagrams_to_send(monotonic())]
         self._udp.send(self._goodbye)
@@ -537,7 +537,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         connection = self.connection
         if self._goodbye:
             return self._finish(self._waited(), monotonic())
-        self._rest()
+        self._stop_alarm()
         if not self._unreachable:
             if connection.ended is None:
                 connection.close(H3_REQUEST_CANCELLED)
@@ -552,29 +552,29 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             outcome = Outcome.ABORTED
         return self._finish(outcome, monotonic())
 
-    def _rest(self) -> None:
+    def _stop_alarm(self) -> None:
         """No timer any more."""
         if self._alarm is not None:
             self._alarm.stop()
 
     def _finish(self, outcome: Outcome, began: float) -> LayerEnd:
         self._alive = False
-        self._rest()
-        self._end = self._told(outcome, monotonic() - began)
+        self._stop_alarm()
+        self._end = self._layer_end(outcome, monotonic() - began)
         self.connection.discard()
-        self._leave_aside()
+        self._end_probe_socket()
         if self._keylog is not None:
             self._keylog.close()
         return self._end
 
     def so_far(self) -> LayerEnd:
-        return self._end or self._told(self._waited(), 0.0)
+        return self._end or self._layer_end(self._waited(), 0.0)
 
     def _waited(self) -> Outcome:
         """How it ends when the answer to our goodbye is not waited for any longer."""
         return Outcome.TIMED_OUT if self.connection.heard is None and not self._unreachable else Outcome.CLEAN
 
-    def _told(self, outcome: Outcome, seconds: float) -> LayerEnd:
+    def _layer_end(self, outcome: Outcome, seconds: float) -> LayerEnd:
         connection = self.connection
         ended = self._answered or connection.ended
         said = str(ended) if ended is not None and ended.by == "us" and ended.code is not None else ""

@@ -228,9 +228,9 @@ class TcpFilter(ByteStream):
         return self._close(LayerEnd(self.name, self._said, self._heard, Outcome.ABORTED))
 
     def so_far(self) -> LayerEnd:
-        return self._end or self._told(0.0)
+        return self._end or self._layer_end(0.0)
 
-    def _told(self, seconds: float) -> LayerEnd:
+    def _layer_end(self, seconds: float) -> LayerEnd:
         """The end, after our FIN or the peer's RST."""
         if self._heard == "RST":
             outcome = Outcome.ABORTED
@@ -242,7 +242,7 @@ class TcpFilter(ByteStream):
 
     def _ended(self, seconds: float) -> LayerEnd:
         self._drain()
-        return self._close(self._told(seconds))
+        return self._close(self._layer_end(seconds))
 
     def _reset(self, sock: socket.socket) -> str:
         """End it by RST; what was said."""

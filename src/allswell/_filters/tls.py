@@ -348,13 +348,13 @@ class TlsFilter(ByteStream):
         return self._ended(0.0)
 
     def so_far(self) -> LayerEnd:
-        return self._end or self._told(0.0)
+        return self._end or self._layer_end(0.0)
 
     def _ended(self, seconds: float) -> LayerEnd:
-        self._end = self._end or self._told(seconds)
+        self._end = self._end or self._layer_end(seconds)
         return self._end
 
-    def _told(self, seconds: float) -> LayerEnd:
+    def _layer_end(self, seconds: float) -> LayerEnd:
         if not self._ready:
             outcome = Outcome.SKIPPED
         elif not self._said or self._failed:

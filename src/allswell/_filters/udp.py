@@ -106,7 +106,7 @@ class UdpFilter(Datagrams):
         if listener is not None and host is not None:
             self.listen(host, listener)
 
-    def beside(self, address: Address) -> UdpFilter:
+    def sibling(self, address: Address) -> UdpFilter:
         """Another one, connected to another address of the same family.
 
         :raises ConnectFailed: when there is no such socket to be had, or the address is not allowed.
@@ -118,7 +118,7 @@ class UdpFilter(Datagrams):
         other._use(other._open(self._local_address))
         return other
 
-    def change_places(self, other: Datagrams) -> None:
+    def swap(self, other: Datagrams) -> None:
         """Go on with the other's socket and peer, and leave it ours; what is unsent is lost."""
         assert isinstance(other, UdpFilter)
         listener, host = self._listener, self._host

@@ -74,7 +74,7 @@ class Ungranted(NotProcessed):
 
 
 class Dispatcher:
-    """Who waits for which connection of one pool. It is the owner that its connections tell what happens.
+    """The waiters of one pool, matched with its connections. It is the owner that its connections tell what happens.
 
     :param send: how a request is sent through the pool; held weakly.
     :ivar host: the event loop.
@@ -156,7 +156,7 @@ class Dispatcher:
             state = self._routes[route] = RouteState(route)
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
         self._waiters.add(state, waiter)
-        for member in state.refilling:
+        for member in state.expecting:
             self._places.is_used(member)  # somebody wants it
         for member in list(state.free):  # the one in front of it may need a fresh one
             self._serve(state, member)
@@ -178,7 +178,7 @@ class Dispatcher:
         finally:
             self._forget(state, waiter)
             if not self._waiters.waiting(state):
-                for member in list(state.refilling):
+                for member in list(state.expecting):
                     self.connection_available(member.connection)  # it is idle after all
             self._tidy(state)
         if waiter.exchange is None:
@@ -396,7 +396,7 @@ class Dispatcher:
         self._tidy(state)
 
     def _wake_those_without_dial(self) -> None:
-        """A place under the limits is free, but nothing can be begun from here: whoever waits for one asks itself."""
+        """A place may be free, but nothing can be begun from here: each request that waits for one asks for itself."""
         for waiter in self._waiters:
             if waiter.dial is None:
                 waiter.signal.set()
@@ -494,7 +494,7 @@ class Dispatcher:
     def connection_wanted(self, connection: Connection) -> bool:
         """Whether somebody waits for the room that it is expected to have."""
         member = self._members.get(connection)
-        if member is None or member.standing is not Standing.REFILLING:
+        if member is None or member.standing is not Standing.EXPECTING:
             return False
         return any(self._waiters.waiting(state) for state in member.serves)
 
@@ -517,7 +517,7 @@ class Dispatcher:
             self._room_came(states[0])
 
     def _fail_ungranted(self, state: RouteState, connection: Connection) -> None:
-        """Who waited for room on a connection that has never had any may try again; it counts as an attempt."""
+        """The requests that waited for room on a connection that never had any may try again. It was an attempt."""
         for waiter in self._waiters.of(state):
             if waiter.dial is None and waiter.fresh.met_by(connection):
                 self._fail(state, waiter, Ungranted(connection, state.label))

@@ -116,11 +116,11 @@ class Endings:
         grace, left = deadline.at - began, deadline.left()
         self.deadline = deadline
         reserve = min(0.5, left / 4)
-        carried = any(route.carries for route in self.connections.values())
+        carried = any(route.for_tunnels for route in self.connections.values())
         for connection, route in list(self.connections.items()):
             # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
             # exchanges are tunnels.)
-            sooner = carried and route.proxies and not route.carries
+            sooner = carried and route.proxies and not route.for_tunnels
             until = deadline.shifted(-reserve / 2) if sooner else deadline
             connection.close("the pool closes", until if left else None, epoch=began)
         self._late = f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
@@ -146,7 +146,7 @@ class Endings:
 
     def _cut(self) -> None:
         for connection, route in list(self.connections.items()):
-            if not route.carries:
+            if not route.for_tunnels:
                 connection.cut(PoolClosed(self._late))
 
     def take_leave(self, reason: str) -> None:
@@ -156,10 +156,10 @@ class Endings:
         any more, and told of as it is now. What goes through another of the pool's connections leaves before that one
         does, and hears nothing more.
         """
-        carriers = {route for route in self.connections.values() if route.carries}
+        carriers = {route for route in self.connections.values() if route.for_tunnels}
         for connection, route in sorted(self.connections.items(), key=lambda each: -len(each[1].proxies)):
             connection.take_leave(reason)
-            if route.proxies and route.to_proxy(carries=True) in carriers:
+            if route.proxies and route.to_proxy(for_tunnels=True) in carriers:
                 connection.abort(reason)
             if self.connections.pop(connection, None) is not None:
                 self.ends.append(connection.so_far())

@@ -31,11 +31,11 @@ class Standing(IntEnum):
     #: There is none.
     FULL = 2
     #: There is none, but some is expected without the end of what is open.
-    REFILLING = 3
+    EXPECTING = 3
 
 
 #: (As attributes of the class they take Python 3.11 longer than all else here.)
-_FREE, _BEHIND, _FULL, _REFILLING = Standing
+_FREE, _BEHIND, _FULL, _EXPECTING = Standing
 
 
 class Member:
@@ -44,7 +44,7 @@ class Member:
     :ivar home: the route that it was made for.
     :ivar serves: the routes that it serves, its home first.
     :ivar standing: on all of them.
-    :ivar expected_until: while it is refilling, until when it is waited for: ``inf`` where it has served nothing yet.
+    :ivar expected_until: until when room that is expected is waited for; ``inf`` where it has served nothing yet.
     """
 
     __slots__ = ("connection", "expected_until", "home", "serves", "standing")
@@ -81,14 +81,14 @@ class Member:
             return
         if not connection.answered:
             self.expected_until = math.inf
-        elif self.standing is not _REFILLING or self.expected_until == math.inf:
+        elif self.standing is not _EXPECTING or self.expected_until == math.inf:
             self.expected_until = monotonic() + EXPECTED_WITHIN  # else it has been waited for already
-        self._stand(_REFILLING)
+        self._stand(_EXPECTING)
 
     @property
     def ungranted(self) -> bool:
         """Whether the server has allowed nothing on it yet."""
-        return self.standing is _REFILLING and self.expected_until == math.inf
+        return self.standing is _EXPECTING and self.expected_until == math.inf
 
     def _stand(self, standing: Standing) -> None:
         before, self.standing = self.standing, standing
@@ -102,7 +102,7 @@ class RouteState:
     """What the pool has on one route.
 
     :ivar members: the connections that serve it, by their standing; the last one was used last. ``free``, ``behind``
-        and ``refilling`` are three of these.
+        and ``expecting`` are three of these.
     :ivar dials: the connections that are being made for it.
     :ivar places: how many it holds (`places.py`).
     :ivar takes_places: whether its connections take any. Those that carry others' tunnels take none.
@@ -112,12 +112,12 @@ class RouteState:
     __slots__ = (
         "behind",
         "dials",
+        "expecting",
         "free",
         "label",
         "members",
         "multiplexes",
         "places",
-        "refilling",
         "route",
         "takes_places",
     )
@@ -126,10 +126,10 @@ class RouteState:
         self.route = route
         self.label = route.label
         self.members: tuple[dict[Member, None], ...] = tuple({} for _ in Standing)
-        self.free, self.behind, _, self.refilling = self.members
+        self.free, self.behind, _, self.expecting = self.members
         self.dials: dict[Dial, None] = {}
         self.places = 0
-        self.takes_places = not route.carries
+        self.takes_places = not route.for_tunnels
         self.multiplexes: bool | None = None
 
     @property
@@ -140,7 +140,7 @@ class RouteState:
     @property
     def ungranted(self) -> bool:
         """Whether there is a connection on which the server has allowed nothing yet."""
-        return any(member.ungranted for member in self.refilling)
+        return any(member.ungranted for member in self.expecting)
 
     def worth_waiting(self, fresh: Freshness) -> float | None:
         """Until when to wait for room on a connection that there is; ``None``: there will be none so soon.
@@ -148,5 +148,5 @@ class RouteState:
         :param fresh: how fresh it must be.
         """
         now = monotonic()
-        fresh_enough = (each for each in self.refilling if fresh.met_by(each.connection))
+        fresh_enough = (each for each in self.expecting if fresh.met_by(each.connection))
         return min((each.expected_until for each in fresh_enough if each.expected_until > now), default=None)

@@ -50,7 +50,7 @@ class EcnConnection(QuicConnection):
         self.mark = NOT_ECT
         self.marking = True
         self._marks: dict[QuicPacketSpace, list[int]] = {}  # received: ECT(0), ECT(1), CE
-        self._told: dict[QuicPacketSpace, tuple[int, int, int]] = {}  # by the peer, the same
+        self._peer_counts: dict[QuicPacketSpace, tuple[int, int, int]] = {}  # by the peer, the same
 
     def _payload_received(self, context: QuicReceiveContext, plain: bytes, *args: Any, **options: Any) -> Any:
         self._count_marks(self._spaces[context.epoch], 1)
@@ -63,7 +63,7 @@ class EcnConnection(QuicConnection):
 
     def handle_timer(self, now: float) -> None:
         super().handle_timer(now)
-        if self.marking and not self._told and self._loss._pto_count >= _SUSPICIOUS_PROBES:
+        if self.marking and not self._peer_counts and self._loss._pto_count >= _SUSPICIOUS_PROBES:
             self.marking = False
 
     def _write_ack_frame(self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
@@ -121,8 +121,8 @@ class EcnConnection(QuicConnection):
         if counts is None:
             self.marking = self.marking and newly == 0
             return
-        before = self._told.get(space, (0, 0, 0))
-        self._told[space] = counts
+        before = self._peer_counts.get(space, (0, 0, 0))
+        self._peer_counts[space] = counts
         ect_0, ect_1, ce = (now_ - then for now_, then in zip(counts, before, strict=True))
         if min(ect_0, ect_1, ce) < 0 or ect_1 or ect_0 + ce < newly:
             self.marking = False

@@ -147,15 +147,15 @@ class ExchangeStream(ByteStream):
         return self._end
 
     def so_far(self) -> LayerEnd:
-        return self._end or self._told(0.0)
+        return self._end or self._layer_end(0.0)
 
     def _ended(self, seconds: float) -> LayerEnd:
-        self._end = self._told(seconds)
+        self._end = self._layer_end(seconds)
         if self._end.outcome is Outcome.TIMED_OUT:
             self._exchange.connection.stop_lingering(self._exchange)
         return self._end
 
-    def _told(self, seconds: float) -> LayerEnd:
+    def _layer_end(self, seconds: float) -> LayerEnd:
         words = _ENDS.get(self._exchange.connection.http_version, "")
         if self._failed:
             outcome = Outcome.ABORTED

@@ -47,7 +47,7 @@ class Response:
         "_content",
         "_exchange",
         "_start_tls",
-        "_told",
+        "_traced",
         "_tracer",
         "attempts",
         "headers",
@@ -73,7 +73,7 @@ class Response:
         self._content: bytes | None = None
         self._start_tls = start_tls
         self._tracer = tracer
-        self._told = ""  # of the body, to the tracer
+        self._traced = ""  # of the body, to the tracer
 
     def __del__(self) -> None:
         # It was dropped without being closed. It must not hold its connection, or its stream, for ever.
@@ -189,8 +189,8 @@ class Response:
             await self._tracer.tell()
 
     async def _receive_traced(self, tracer: Tracer) -> bytes:
-        if not self._told:
-            self._told = "started"
+        if not self._traced:
+            self._traced = "started"
             tracer.note("receive_response_body.started", {"request": tracer.request})
             await tracer.tell()
         try:
@@ -205,8 +205,8 @@ class Response:
         return piece
 
     def _tell_body_over(self, tracer: Tracer, how: str, info: dict[str, Any]) -> None:
-        if self._told == "started":
-            self._told = how
+        if self._traced == "started":
+            self._traced = how
             tracer.note(f"receive_response_body.{how}", info)
 
     def extension_facts(self) -> dict[str, Any]:

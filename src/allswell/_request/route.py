@@ -48,7 +48,7 @@ class Route(NamedTuple):
     :ivar proxies: what it goes through, the nearest first.
     :ivar proxy: the proxy that it ends at, when that is what the other fields are about: for requests that are
         forwarded, or for tunnels.
-    :ivar carries: it is for tunnels: it serves other connections, and counts against no limit.
+    :ivar for_tunnels: it is for tunnels: it serves other connections, and counts against no limit.
     """
 
     scheme: str
@@ -58,7 +58,7 @@ class Route(NamedTuple):
     upgrades: bool = False
     proxies: tuple[ProxyHop, ...] = ()
     proxy: ProxyHop | None = None
-    carries: bool = False
+    for_tunnels: bool = False
 
     @property
     def origin(self) -> str:
@@ -76,10 +76,10 @@ class Route(NamedTuple):
         end = f"the proxy {self.proxy}" if self.proxy is not None else self.origin
         return " through ".join([end, *map(str, reversed(self.proxies))]) if self.proxies else end
 
-    def to_proxy(self, *, carries: bool = False) -> Route:
+    def to_proxy(self, *, for_tunnels: bool = False) -> Route:
         """The part of it that ends at the last of its proxies."""
         *before, hop = self.proxies
-        return Route(hop.scheme, hop.host, hop.port, proxies=tuple(before), proxy=hop, carries=carries)
+        return Route(hop.scheme, hop.host, hop.port, proxies=tuple(before), proxy=hop, for_tunnels=for_tunnels)
 
 
 class Endpoint(NamedTuple):
