@@ -914,16 +914,16 @@ async def test_migration_and_key_update() -> None:
     with QuicServer() as server:
         async with quic_client(server.port) as client:
             await client.get("/hello")
-            before = client.quic.extra("client_addr")
+            before = client.stack.extra("client_addr")
             client.quic.migrate()
             assert (await client.get("/bytes/100000"))[1] == b"x" * 100_000
-            assert client.quic.extra("client_addr") != before
-            assert server.call(lambda connection: connection.quic.get_peer_address()) == client.quic.extra(
+            assert client.stack.extra("client_addr") != before
+            assert server.call(lambda connection: connection.quic.get_peer_address()) == client.stack.extra(
                 "client_addr"
             )
             client.quic.migrate("127.0.0.2")
             assert (await client.get("/bytes/100000"))[1] == b"x" * 100_000
-            assert client.quic.extra("client_addr")[0] == "127.0.0.2"
+            assert client.stack.extra("client_addr")[0] == "127.0.0.2"
             client.quic.update_keys()
             assert (await client.get("/bytes/100000"))[1] == b"x" * 100_000
             phase = server.call(lambda connection: connection.quic._cryptos[Epoch.ONE_RTT].recv.key_phase)

@@ -307,7 +307,7 @@ async def test_cancelled_shutdown_has_said_all(over: Over) -> None:
                 tasks.start_soon(made.stack.shutdown, Deadline.after(20))
                 await anyio.wait_all_tasks_blocked()
                 scope.cancel()
-        assert made.top.extra("socket") is None
+        assert made.stack.extra("socket") is None
         await made.peer.ended()
         assert made.peer.connections[0].saw == over.goodbye
         assert [(end.said, end.outcome) for end in made.stack.abort()] == [
@@ -369,7 +369,7 @@ def held_by_a_child(sock: socket.socket) -> Iterator[None]:
 async def test_what_is_said_does_not_wait_for_a_child_that_has_the_socket(over: Over, how: str) -> None:
     async with over(echo) as made:
         await read_nothing_more(made)
-        with held_by_a_child(made.top.extra("socket")):
+        with held_by_a_child(made.stack.extra("socket")):
             if how == "shutdown":
                 ends = await made.stack.shutdown(Deadline.after(PATIENCE))
             elif how == "say_goodbye":
@@ -393,7 +393,7 @@ async def test_aborted_while_shutting_down(over: Over) -> None:
             tasks.start_soon(made.stack.shutdown, Deadline.after(20))
             await anyio.sleep(0.1)
             made.stack.abort()
-        assert made.top.extra("socket") is None
+        assert made.stack.extra("socket") is None
 
 
 async def test_abort(over: Over) -> None:
@@ -473,11 +473,11 @@ async def test_reset_while_the_rest_is_written(over: Over) -> None:
 
 async def test_facts(over: Over) -> None:
     async with over(echo) as made:
-        assert made.top.extra("server_addr") == ("127.0.0.1", made.peer.port)
-        assert made.top.extra("client_addr")[0] == "127.0.0.1"
-        assert isinstance(made.top.extra("socket"), socket.socket)
-        assert (made.top.extra("ssl_object") is not None) is (over.version is not None)
-        assert made.top.extra("nonsense") is None
+        assert made.stack.extra("server_addr") == ("127.0.0.1", made.peer.port)
+        assert made.stack.extra("client_addr")[0] == "127.0.0.1"
+        assert isinstance(made.stack.extra("socket"), socket.socket)
+        assert (made.stack.extra("ssl_object") is not None) is (over.version is not None)
+        assert made.stack.extra("nonsense") is None
 
 
 async def test_alpn() -> None:

@@ -12,13 +12,13 @@ recovery has nothing to do, and its congestion control sees one long queue.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio.lowlevel
 
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
-from allswell._filters.interface import ByteStream, Datagrams, Run
+from allswell._filters.interface import ByteStream, Datagrams, OverAnother, Run
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
@@ -44,7 +44,7 @@ class HttpDatagrams(Protocol):
         """Those that have come."""
 
 
-class ConnectUdpFilter(Datagrams):
+class ConnectUdpFilter(OverAnother, Datagrams):
     """Datagrams to and from one host.
 
     :param lower: the tunnel: what it carries are capsules.
@@ -62,7 +62,7 @@ class ConnectUdpFilter(Datagrams):
         self._sends_outside = outside is not None and outside.largest_datagram >= _SMALLEST
         if outside is not None and self._sends_outside:
             self.largest = outside.largest_datagram - 1
-        self._lower = lower
+        self._lower: ByteStream = lower
         self._proxy = proxy
         self._received = bytearray()
         self._more = False  # perhaps, in what was received
@@ -149,16 +149,6 @@ class ConnectUdpFilter(Datagrams):
     def failed(self) -> bool:
         return self._lower.dead
 
-    @property
-    def unsent(self) -> int:
-        return self._lower.unsent
-
-    async def flush(self) -> None:
-        await self._lower.flush()
-
-    def catch_up(self) -> None:
-        self._lower.catch_up()
-
     # Ending
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
@@ -169,9 +159,6 @@ class ConnectUdpFilter(Datagrams):
         if self._end is None:
             self._end = LayerEnd(self.name, "", "", Outcome.CLEAN)
         return self._end
-
-    def extra(self, name: str) -> Any:
-        return self._lower.extra(name)
 
 
 def _capsule(datagram: bytes) -> bytes:

@@ -21,6 +21,9 @@ from allswell._tasks import TaskHost
 #: peer that never stops, it would never be over.
 LAST_READS = 16
 
+#: Of IPv4 and IPv6, as :mod:`socket` has them. A relay's peer may have a name.
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+
 Input_co = TypeVar("Input_co", covariant=True)
 
 
@@ -77,7 +80,10 @@ class Filter(ABC):
         return LayerEnd(self.name, "", "", Outcome.CLEAN)  # of a layer that has no goodbye of its own
 
     def extra(self, name: str) -> Any:
-        """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"server_addr"``, …), or ``None``."""
+        """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"server_addr"``, …), or ``None``.
+
+        (Of any type: what httpx2 documents as ``get_extra_info`` gives it to the caller.)
+        """
         return None
 
 
@@ -206,13 +212,13 @@ class Run(NamedTuple):
 class Datagrams(Filter):
     """A filter that carries datagrams to and from one address: UDP, or a relay of it through a proxy. QUIC sits on it.
 
-    :ivar address: the peer's, as :mod:`socket` has it; a relay's peer may have a name.
+    :ivar address: the peer's.
     :ivar ecn: the ECN bits that are sent.
     :ivar largest: bytes of the largest datagram that it carries, for all it knows.
     :ivar obstacle: the last error that was taken for the loss of a datagram, such as "no route to host".
     """
 
-    address: tuple[Any, ...]
+    address: SocketAddress
     ecn: int = 0
     largest: int = 65527  # of UDP, without jumbograms
     obstacle: OSError | None = None
@@ -274,7 +280,7 @@ class Datagrams(Filter):
         """
         raise ConnectFailed(f"{self.name} cannot move to another address", phase="quic", by="us")
 
-    def sibling(self, address: tuple[Any, ...]) -> Datagrams:
+    def sibling(self, address: SocketAddress) -> Datagrams:
         """Another one like it, connected to another address.
 
         :raises ConnectFailed: when that cannot be had.
@@ -284,6 +290,27 @@ class Datagrams(Filter):
     def swap(self, other: Datagrams) -> None:
         """Take the socket and the peer of what :meth:`sibling` gave, and give it ours."""
         raise NotImplementedError
+
+
+class OverAnother(Filter):
+    """A filter without buffers of its own: what it has yet to send is with the one below it."""
+
+    _lower: Carrier[object] | Datagrams
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that could not be handed over yet."""
+        return self._lower.unsent
+
+    async def flush(self) -> None:
+        """Hand over what is unsent, waiting as long as it takes.
+
+        :raises TransportError: when the layer is gone.
+        """
+        await self._lower.flush()
+
+    def catch_up(self) -> None:
+        self._lower.catch_up()
 
 
 class ReceiveBuffer:

@@ -32,7 +32,7 @@ from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate, strict
-from allswell._filters.interface import Carrier, Datagrams, Run
+from allswell._filters.interface import Carrier, Datagrams, Run, SocketAddress
 from allswell._filters.keylog import KeyLog, open_log
 from allswell._quic.connection import ClientConnection, handshake_error, new_connection
 from allswell._quic.ecn import ECT_0, NOT_ECT
@@ -407,7 +407,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     # when it answers. A socket that is connected reaches one address, so the probe has a socket of its own. When the
     # connection has moved, the two are swapped. The old one stays for a while: something may be on its way to it.
 
-    def _send_probe(self, datagram: bytes, address: tuple[Any, ...]) -> None:
+    def _send_probe(self, datagram: bytes, address: SocketAddress) -> None:
         if self._probe_socket is None:
             try:
                 self._probe_socket = self._udp.sibling(address)
@@ -589,4 +589,4 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if name == "certificate":
             certificate = self.connection.judged_certificate if strict(self._settings.trust) else None
             return PeerCertificate.of_quic(certificate) if certificate is not None else None
-        return self._udp.extra(name)
+        return None

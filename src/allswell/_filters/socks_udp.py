@@ -11,20 +11,19 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any
 
 import anyio.lowlevel
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import ByteStream, Datagrams, Run
+from allswell._filters.interface import ByteStream, Datagrams, OverAnother, Run, SocketAddress
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, current_host
 
 _ADDRESS_SIZES = {1: 4, 4: 16}
 
 
-class SocksDatagrams(Datagrams):
+class SocksDatagrams(OverAnother, Datagrams):
     """Datagrams to and from one host behind a relay.
 
     :param lower: datagrams to and from the relay.
@@ -36,19 +35,19 @@ class SocksDatagrams(Datagrams):
 
     def __init__(self, lower: Datagrams, control: ByteStream, *, proxy: str, host: str, port: int) -> None:
         self.address = (host, port)
-        self._lower = lower
+        self._lower: Datagrams = lower
         self._control = control
         self._proxy = proxy
         self._ready = False
         self._over = False
         self._listener: Callable[[], None] | None = None
         self._waiting: anyio.CancelScope | None = None
-        self._minding = anyio.CancelScope()
-        self._minded = anyio.Event()
+        self._watching = anyio.CancelScope()
+        self._watched = anyio.Event()
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
-        host, port = self.address
+        host, port = self.address[:2]
         try:
             packed = ip_address(host).packed
             target = bytes([1 if len(packed) == 4 else 4]) + packed
@@ -61,10 +60,10 @@ class SocksDatagrams(Datagrams):
         self._header = b"\0\0\0" + target + port.to_bytes(2, "big")
         self._ready = True
         if self._control.listen(self._look_at_control):
-            self._minded.set()  # there is no task to wait for
+            self._watched.set()  # there is no task to wait for
             self._look_at_control()
         else:
-            current_host().spawn(self._mind_control, name=f"allswell minds a relay of {self._proxy}")
+            current_host().spawn(self._watch_control, name=f"allswell watches a relay of {self._proxy}")
 
     def _look_at_control(self) -> None:
         more = self._hear_control()
@@ -83,9 +82,9 @@ class SocksDatagrams(Datagrams):
         self._over = data is not None and not len(data)
         return data is not None and len(data) > 0
 
-    async def _mind_control(self) -> None:
+    async def _watch_control(self) -> None:
         try:
-            with self._minding:
+            with self._watching:
                 while not self._over:
                     more = self._hear_control()
                     if more:
@@ -94,7 +93,7 @@ class SocksDatagrams(Datagrams):
                         with suppress(TransportError):  # the next look meets it
                             await self._control.wait_readable()
         finally:
-            self._minded.set()
+            self._watched.set()
         if self._over:
             self._tell_over()
 
@@ -104,8 +103,8 @@ class SocksDatagrams(Datagrams):
         elif self._listener is not None:
             self._listener()
 
-    def _mind_no_more(self) -> None:
-        self._minding.cancel()
+    def _stop_watching(self) -> None:
+        self._watching.cancel()
         self._control.listen(None)
 
     # Receiving
@@ -128,7 +127,7 @@ class SocksDatagrams(Datagrams):
     async def wait_readable(self) -> None:
         if self._over:
             return
-        # Not a deadline, but the way to be woken by _mind_control.
+        # Not a deadline, but the way to be woken by _watch_control.
         with anyio.CancelScope() as self._waiting:
             try:
                 await self._lower.wait_readable()
@@ -149,33 +148,20 @@ class SocksDatagrams(Datagrams):
     def failed(self) -> bool:
         return self._lower.failed
 
-    @property
-    def unsent(self) -> int:
-        return self._lower.unsent
-
-    async def flush(self) -> None:
-        await self._lower.flush()
-
-    def catch_up(self) -> None:
-        self._lower.catch_up()
-
     # Ending
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         """Nothing is said: the relay ends with the connection that it was asked for on."""
         if self._ready:
-            self._mind_no_more()
-            await self._minded.wait()  # it is that connection's turn to be waited for
+            self._stop_watching()
+            await self._watched.wait()  # it is that connection's turn to be waited for
         return self.abort()
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
-        self._mind_no_more()
+        self._stop_watching()
         if self._end is None:
             self._end = LayerEnd(self.name, "", "", Outcome.CLEAN if self._ready else Outcome.SKIPPED)
         return self._end
-
-    def extra(self, name: str) -> Any:
-        return self._lower.extra(name)
 
 
 def _payload(datagram: bytes) -> int | None:
@@ -187,7 +173,7 @@ def _payload(datagram: bytes) -> int | None:
     return start if start <= len(datagram) else None
 
 
-def relay_address(bound: tuple[str, int], proxy: str) -> tuple[int, tuple[Any, ...]]:
+def relay_address(bound: tuple[str, int], proxy: str) -> tuple[int, SocketAddress]:
     """Family and address of a relay: where the proxy names no address of its own, the one that it was reached at.
 
     :param proxy: the proxy's address.

@@ -368,7 +368,7 @@ class TlsFilter(ByteStream):
     def extra(self, name: str) -> Any:
         if name == "certificate":
             return PeerCertificate.of_tls(self._context, self._object) if self._object is not None else None
-        return self._object if name == "ssl_object" else self._lower.extra(name)
+        return self._object if name == "ssl_object" else None
 
 
 def _words(error: ssl.SSLError) -> str:

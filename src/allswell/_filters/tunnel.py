@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed
-from allswell._filters.interface import ByteStream
+from allswell._filters.interface import ByteStream, OverAnother
 from allswell._report import LayerEnd, Outcome
 
 
@@ -16,7 +15,7 @@ def no_tunnel(proxy: str, why: str) -> str:
     return f"no tunnel through the proxy {proxy}: {why.replace(f'the proxy {proxy} ', 'it ')}"
 
 
-class TunnelFilter(ByteStream):
+class TunnelFilter(OverAnother, ByteStream):
     """A tunnel over a connection to a proxy. The subclasses open it.
 
     :param lower: the connection to the proxy.
@@ -24,7 +23,7 @@ class TunnelFilter(ByteStream):
     """
 
     def __init__(self, lower: ByteStream, proxy: str) -> None:
-        self._lower = lower
+        self._lower: ByteStream = lower
         self._proxy = proxy
         self._received = bytearray()  # and not taken yet: in the end, what came with the proxy's answer
         self._ready = False
@@ -71,16 +70,6 @@ class TunnelFilter(ByteStream):
     def dead(self) -> bool:
         return self._lower.dead
 
-    @property
-    def unsent(self) -> int:
-        return self._lower.unsent
-
-    async def flush(self) -> None:
-        await self._lower.flush()
-
-    def catch_up(self) -> None:
-        self._lower.catch_up()
-
     # Ending
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
@@ -94,6 +83,3 @@ class TunnelFilter(ByteStream):
         if self._end is None:
             self._end = LayerEnd(self.name, "", "", outcome if self._ready else Outcome.SKIPPED)
         return self._end
-
-    def extra(self, name: str) -> Any:
-        return self._lower.extra(name)

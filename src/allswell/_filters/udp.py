@@ -29,11 +29,9 @@ from allswell._clock import monotonic
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import Datagrams, Run
+from allswell._filters.interface import Datagrams, Run, SocketAddress
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
-
-Address = tuple[Any, ...]
 
 # From linux/udp.h and linux/in.h; the socket module does not name them.
 _UDP_SEGMENT, _UDP_GRO = 103, 104
@@ -69,7 +67,7 @@ class UdpFilter(Datagrams):
     def __init__(
         self,
         family: int,
-        address: Address,
+        address: SocketAddress,
         *,
         local_address: str | None = None,
         socket_options: Sequence[SocketOption] = (),
@@ -106,7 +104,7 @@ class UdpFilter(Datagrams):
         if listener is not None and host is not None:
             self.listen(host, listener)
 
-    def sibling(self, address: Address) -> UdpFilter:
+    def sibling(self, address: SocketAddress) -> UdpFilter:
         """Another one, connected to another address of the same family.
 
         :raises ConnectFailed: when there is no such socket to be had, or the address is not allowed.

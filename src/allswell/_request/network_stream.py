@@ -242,10 +242,9 @@ class NetworkStream:
         :raises Timeout: if it takes longer than ``timeout`` seconds.
         """
         self._require_tunnel()
-        lower: ByteStream = ExchangeStream(self._exchange) if self._stack is None else self._stack.top
-        stack = Stack(self._start_tls(lower, ssl_context, server_hostname or ""), lower)
+        stack = self._stack or Stack[ByteStream](ExchangeStream(self._exchange))
         with self._limit(timeout) as limit:
-            await stack.connect()
+            stack = await stack.push(self._start_tls(stack.top, ssl_context, server_hostname or ""))
         if limit.passed:
             raise Timeout(f"TLS with {server_hostname} took over {timeout:g} s", phase="connect")
         return NetworkStream(self._exchange, self._start_tls, stack)
