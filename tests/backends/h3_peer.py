@@ -11,6 +11,7 @@ from allswell._backends import http3_frames as h3
 from allswell._backends.http3 import Http3
 from allswell._backends.interface import Event
 from allswell._messages import Headers, RequestHead
+from allswell._quic import varint
 from allswell._quic.interface import End, QuicEvent, StopSendingReceived, StreamDataReceived
 from tests.support.taken import taken
 
@@ -97,7 +98,7 @@ class Link:
         self.client = Http3(self.quic)
         self._encoder = Encoder()
         if greet:
-            assert self.say(CONTROL, h3.varint(h3.CONTROL_STREAM) + h3.settings({})) == []
+            assert self.say(CONTROL, varint.encode(h3.CONTROL_STREAM) + h3.settings({})) == []
 
     def open(self, method: bytes = b"GET", *, end: bool = True, protocol: bytes | None = None) -> int:
         """A request."""

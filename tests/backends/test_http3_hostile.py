@@ -20,6 +20,7 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._errors import ExchangeReset, NotProcessed, RemoteProtocolError, TransportError
+from allswell._quic import varint
 from allswell._quic.interface import (
     DatagramFrameReceived,
     HandshakeCompleted,
@@ -98,7 +99,7 @@ def test_what_was_answered_was_processed_whatever_is_said_later(way: str) -> Non
         events = link.hear(StreamReset(error_code=h3.H3_REQUEST_REJECTED, stream_id=other))
         assert isinstance(failure(events), NotProcessed)
     else:
-        events = link.say(CONTROL, h3.frame(h3.GOAWAY, h3.varint(0)))
+        events = link.say(CONTROL, h3.frame(h3.GOAWAY, varint.encode(0)))
         errors = [event.error for event in events if isinstance(event, ExchangeFailed)]
         assert [type(error) for error in errors] == [TransportError, NotProcessed]
         assert isinstance(events[0], PeerLeaving)

@@ -26,6 +26,7 @@ from allswell._connection.connection import Connection, Drives
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import State
 from allswell._messages import RequestHead
+from allswell._quic import varint
 from allswell._quic.interface import StreamDataReceived
 from allswell._report import ConnectionEnd
 from tests.backends.h3_peer import CONTROL, Quic
@@ -204,7 +205,7 @@ class Http3Server(Server):
 
     def greeting(self) -> list[StreamDataReceived]:
         """."""
-        return [self._said(h3.varint(h3.CONTROL_STREAM) + h3.settings({}), stream=CONTROL)]
+        return [self._said(varint.encode(h3.CONTROL_STREAM) + h3.settings({}), stream=CONTROL)]
 
     def head(self, status: int, length: int, *, end: bool = False) -> list[StreamDataReceived]:
         """."""
@@ -217,7 +218,7 @@ class Http3Server(Server):
 
     def leaving(self) -> list[StreamDataReceived]:
         """."""
-        return [self._said(h3.frame(h3.GOAWAY, h3.varint(self.number + 4)), stream=CONTROL)]
+        return [self._said(h3.frame(h3.GOAWAY, varint.encode(self.number + 4)), stream=CONTROL)]
 
     def _said(self, data: bytes, *, stream: int | None = None, end: bool = False) -> StreamDataReceived:
         number = self.number if stream is None else stream

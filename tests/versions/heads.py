@@ -26,6 +26,7 @@ from allswell._backends.interface import (
 from allswell._backends.literals import integer, string
 from allswell._errors import LocalProtocolError, RemoteProtocolError
 from allswell._messages import Headers, RequestHead
+from allswell._quic import varint
 from allswell._quic.interface import StreamDataReceived
 from tests.backends import h2_peer, h3_peer
 from tests.support.taken import taken
@@ -183,7 +184,7 @@ class H3Link:
         self.inserted: Headers = []
         self.raw: list[bytes] = []
         settings = {h3.ENABLE_CONNECT_PROTOCOL: 1, h3.QPACK_MAX_TABLE_CAPACITY: 4096, h3.QPACK_BLOCKED_STREAMS: 100}
-        self.say(3, h3.varint(h3.CONTROL_STREAM) + h3.settings(settings))
+        self.say(3, varint.encode(h3.CONTROL_STREAM) + h3.settings(settings))
 
     def say(self, stream: int, data: bytes, *, end: bool = False) -> list[Event]:
         """Bytes on a stream."""

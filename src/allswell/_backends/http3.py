@@ -67,6 +67,7 @@ from allswell._fields import (
 )
 from allswell._halves import LengthError, Receive, Send
 from allswell._messages import SAFE_METHODS, Field, Headers, RequestHead, ResponseHead
+from allswell._quic import varint
 from allswell._quic.interface import (
     ConnectionTerminated,
     DatagramFrameReceived,
@@ -151,7 +152,7 @@ class Http3:
         self._encoder_stream: int | None = None
         ours = {h3.MAX_FIELD_SECTION_SIZE: max_header_size} | ({h3.H3_DATAGRAM: 1} if quic.datagrams else {})
         self._control_stream = quic.get_next_available_stream_id(is_unidirectional=True)
-        quic.send_stream_data(self._control_stream, h3.varint(h3.CONTROL_STREAM) + h3.settings(ours))
+        quic.send_stream_data(self._control_stream, varint.encode(h3.CONTROL_STREAM) + h3.settings(ours))
         # There are no pushes without MAX_PUSH_ID (RFC 9114 §7.2.7), and no decoder stream without a dynamic table.
 
     # Requests
@@ -216,7 +217,7 @@ class Http3:
 
     def _send_piece(self, stream_id: int, data: bytes, end: bool, trailers: Headers) -> None:
         if data:
-            self._quic.send_stream_data(stream_id, h3.varint(h3.DATA) + h3.varint(len(data)))
+            self._quic.send_stream_data(stream_id, varint.encode(h3.DATA) + varint.encode(len(data)))
             self._quic.send_stream_data(stream_id, data, end and not trailers)
         elif end and not trailers:
             self._quic.send_stream_data(stream_id, b"", True)
@@ -244,11 +245,11 @@ class Http3:
     def datagram_room(self, exchange: int) -> int:
         if exchange not in self._exchanges or not (self._settings or {}).get(h3.H3_DATAGRAM):
             return 0
-        return max(0, self._quic.largest_datagram - len(h3.varint(exchange // 4)))
+        return max(0, self._quic.largest_datagram - len(varint.encode(exchange // 4)))
 
     def send_datagram(self, exchange: int, payload: bytes) -> None:
         if len(payload) <= self.datagram_room(exchange):
-            self._quic.send_datagram_frame(h3.varint(exchange // 4) + payload)
+            self._quic.send_datagram_frame(varint.encode(exchange // 4) + payload)
 
     def _send_fields(self, stream_id: int, fields: Headers, end: bool) -> None:
         instructions, section = self._encoder.encode(stream_id, fields)
@@ -260,7 +261,7 @@ class Http3:
             return
         if self._encoder_stream is None:
             self._encoder_stream = self._quic.get_next_available_stream_id(is_unidirectional=True)
-            instructions = h3.varint(h3.ENCODER_STREAM) + instructions
+            instructions = varint.encode(h3.ENCODER_STREAM) + instructions
         self._quic.send_stream_data(self._encoder_stream, instructions)
 
     def _release(self, stream_id: int, state: Http3Exchange) -> None:
@@ -359,7 +360,7 @@ class Http3:
         """GOAWAY (RFC 9114 §5.2). A client's names a push, of which there were none."""
         if not self._leaving and not self._over:
             self._leaving = True
-            self._quic.send_stream_data(self._control_stream, h3.frame(h3.GOAWAY, h3.varint(0)))
+            self._quic.send_stream_data(self._control_stream, h3.frame(h3.GOAWAY, varint.encode(0)))
 
     def ping(self) -> bool:
         self._quic.send_ping(0)
@@ -567,10 +568,12 @@ class Http3:
                 del self._exchanges[stream_id]
 
     def _on_datagram(self, data: bytes) -> None:
-        pulled = h3.pull_varint(data, 0)
-        if pulled is None or pulled[0] >= 1 << 60:
+        try:
+            quarter, position = varint.decode(data, 0)
+        except IndexError:
+            quarter = _NO_QUARTER
+        if quarter >= _NO_QUARTER:
             raise H3Error(h3.H3_DATAGRAM_ERROR, "a datagram without its stream")  # RFC 9297 §2.1
-        quarter, position = pulled
         if quarter * 4 in self._exchanges:
             self._events.append(DatagramReceived(quarter * 4, data[position:]))
 
@@ -586,12 +589,13 @@ class Http3:
         if kind is None:
             before = self._untyped.pop(stream_id, b"")
             data = before + data
-            pulled = h3.pull_varint(data, 0)
-            if pulled is None:
+            try:
+                kind, position = varint.decode(data, 0)
+            except IndexError:
                 if not end:
                     self._untyped[stream_id] = data
                 return
-            kind, data = pulled[0], data[pulled[1] :]
+            data = data[position:]
             if kind == h3.PUSH_STREAM:
                 raise H3Error(h3.H3_ID_ERROR, "a push that was never allowed")  # RFC 9114 §4.6
             if kind not in (h3.CONTROL_STREAM, h3.ENCODER_STREAM, h3.DECODER_STREAM):
@@ -705,6 +709,8 @@ class Http3:
 
 #: Stands for the type of a stream that nobody knows: a reserved one (RFC 9114 §6.2.3), whatever follows it.
 _UNKNOWN = bytes.fromhex("c000000000000021")
+#: No quarter of a stream id is so large (RFC 9297 §2.1).
+_NO_QUARTER = 1 << 60
 
 
 def _waiting(state: Http3Exchange) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from allswell._backends.announcements import ORIGIN
 from allswell._errors import shown
+from allswell._quic import varint
 
 # Frame types (RFC 9114 §7.2)
 DATA, HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID = 0x0, 0x1, 0x3, 0x4, 0x5, 0x7, 0xD
@@ -72,47 +73,25 @@ def is_error(code: int) -> bool:
     return code in _ERRORS
 
 
-def varint(value: int) -> bytes:
-    """A variable-length integer (RFC 9000 §16)."""
-    if value < 0x40:
-        return value.to_bytes(1, "big")
-    if value < 0x4000:
-        return (value | 0x4000).to_bytes(2, "big")
-    if value < 0x40000000:
-        return (value | 0x80000000).to_bytes(4, "big")
-    return (value | 0xC000000000000000).to_bytes(8, "big")
-
-
-def pull_varint(data: bytes, position: int) -> tuple[int, int] | None:
-    """The integer at a position and where it ends; ``None`` when it is not all there."""
-    if position >= len(data):
-        return None
-    first = data[position]
-    if first < 0x40:
-        return first, position + 1
-    end = position + (1 << (first >> 6))
-    if end > len(data):
-        return None
-    size = (end - position) * 8
-    return int.from_bytes(data[position:end], "big") & ((1 << (size - 2)) - 1), end
-
-
 def frame(kind: int, payload: bytes) -> bytes:
     """A frame (RFC 9114 §7.1)."""
-    return varint(kind) + varint(len(payload)) + payload
+    return varint.encode(kind) + varint.encode(len(payload)) + payload
 
 
 def one_varint(payload: bytes, what: str) -> int:
     """The payload of a frame that is one integer."""
-    pulled = pull_varint(payload, 0)
-    if pulled is None or pulled[1] != len(payload):
+    try:
+        value, end = varint.decode(payload, 0)
+    except IndexError:
+        end = -1
+    if end != len(payload):
         raise H3Error(H3_FRAME_ERROR, f"a malformed {what} frame")
-    return pulled[0]
+    return value
 
 
 def settings(values: dict[int, int]) -> bytes:
     """A SETTINGS frame."""
-    return frame(SETTINGS, b"".join(varint(name) + varint(value) for name, value in values.items()))
+    return frame(SETTINGS, b"".join(varint.encode(name) + varint.encode(value) for name, value in values.items()))
 
 
 def parse_settings(payload: bytes) -> dict[int, int]:
@@ -120,18 +99,18 @@ def parse_settings(payload: bytes) -> dict[int, int]:
     values: dict[int, int] = {}
     position = 0
     while position < len(payload):
-        name = pull_varint(payload, position)
-        value = pull_varint(payload, name[1]) if name is not None else None
-        if name is None or value is None:
-            raise H3Error(H3_FRAME_ERROR, "a malformed SETTINGS frame")
-        if name[0] in _RESERVED_SETTINGS:
-            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name[0]:x} is HTTP/2's")
-        if name[0] in values:
-            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name[0]:x} comes twice")
-        if name[0] in (ENABLE_CONNECT_PROTOCOL, H3_DATAGRAM) and value[0] > 1:
-            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name[0]:x} is {value[0]}")
-        values[name[0]] = value[0]
-        position = value[1]
+        try:
+            name, position = varint.decode(payload, position)
+            value, position = varint.decode(payload, position)
+        except IndexError:
+            raise H3Error(H3_FRAME_ERROR, "a malformed SETTINGS frame") from None
+        if name in _RESERVED_SETTINGS:
+            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} is HTTP/2's")
+        if name in values:
+            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} comes twice")
+        if name in (ENABLE_CONNECT_PROTOCOL, H3_DATAGRAM) and value > 1:
+            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} is {value}")
+        values[name] = value
     return values
 
 
@@ -192,12 +171,12 @@ class FrameReader:
                 break
             most -= 1
             start = position
-            kind = pull_varint(data, position)
-            length = pull_varint(data, kind[1]) if kind is not None else None
-            if kind is None or length is None:
+            try:
+                what, position = varint.decode(data, position)
+                total, position = varint.decode(data, position)
+            except IndexError:  # it is not all there
                 self._buffer = data[start:]
                 break
-            what, (total, position) = kind[0], length
             if what in self._forbidden:
                 raise H3Error(H3_FRAME_UNEXPECTED, f"a frame of type 0x{what:x} on the wrong stream")
             if what not in self._WHOLE or (total > self._limit and what == ORIGIN):  # (which may be ignored)

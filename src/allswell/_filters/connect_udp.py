@@ -12,6 +12,7 @@ recovery has nothing to do, and its congestion control sees one long queue.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import anyio.lowlevel
@@ -19,6 +20,7 @@ import anyio.lowlevel
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
 from allswell._filters.interface import ByteStream, Datagrams, OverAnother, Run
+from allswell._quic import varint
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
@@ -104,9 +106,10 @@ class ConnectUdpFilter(OverAnother, Datagrams):
                 self._more = True
                 break
             capsules += 1
-            kind, position = _varint(received, start)
-            size, position = _varint(received, position)
-            if position < 0:
+            try:
+                kind, position = varint.decode(received, start)
+                size, position = varint.decode(received, position)
+            except IndexError:  # it is not all there
                 break
             end = position + size
             if kind != _DATAGRAM:
@@ -121,9 +124,11 @@ class ConnectUdpFilter(OverAnother, Datagrams):
             elif end > len(received):
                 break
             else:
-                context, position = _varint(received, position)
-                if context == _DATAGRAM and 0 < position <= end:
-                    datagrams.append(bytes(received[position:end]))
+                with suppress(IndexError):  # without a whole context ID it is nothing
+                    payload = bytes(received[position:end])
+                    context, position = varint.decode(payload, 0)
+                    if context == _DATAGRAM:
+                        datagrams.append(payload[position:])
             start = end
         del received[:start]
         return datagrams
@@ -165,13 +170,3 @@ def _capsule(datagram: bytes) -> bytes:
     size = 1 + len(datagram)
     length = (size | 0x4000).to_bytes(2, "big") if size < 0x4000 else (size | 0x80000000).to_bytes(4, "big")
     return b"\0" + length + b"\0" + datagram
-
-
-def _varint(data: bytearray, position: int) -> tuple[int, int]:
-    """A variable-length integer (RFC 9000 §16) and the position behind it, which is -1 when it is not whole."""
-    if not 0 <= position < len(data):
-        return 0, -1
-    size = 1 << (data[position] >> 6)
-    if position + size > len(data):
-        return 0, -1
-    return int.from_bytes(data[position : position + size], "big") & ((1 << (8 * size - 2)) - 1), position + size

@@ -30,7 +30,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aioquic._crypto import AEAD, HeaderProtection
-from aioquic.buffer import encode_uint_var
 from aioquic.quic.connection import NetworkAddress, QuicConnectionError, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.packet import decode_packet_number, get_spin_bit
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
@@ -38,6 +37,7 @@ from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 from cryptography.exceptions import InvalidTag
 
+from allswell._quic import varint
 from allswell._quic.ecn import EcnConnection
 from allswell._quic.interface import StreamDataReceived
 from allswell._quic.pieces import PiecesReceiver
@@ -70,15 +70,13 @@ _STREAM, _STREAM_TYPES = 0x08, 0b11111000
 _OFF, _LEN, _FIN = 0x04, 0x02, 0x01
 #: STREAM frames of one packet. One has more only where it is to cost time.
 _FEW = 16
-#: Of a variable-length integer (RFC 9000 §16), by the two bits that say how long it is: bytes, and bits of the value.
-_VARINT = ((1, 0x3F), (2, 0x3FFF), (4, 0x3FFFFFFF), (8, 0x3FFFFFFFFFFFFFFF))
 
 #: A packet without its protection: the first byte of its header, its number, its payload.
 Packet = tuple[int, int, bytes]
 
 
-class Opener:
-    """Takes the protection off packets (RFC 9001 §5) that have one connection ID and are of one key phase.
+class _Protection:
+    """The protection (RFC 9001 §5) of packets that have one connection ID and are of one key phase.
 
     :param aead: with the keys of that phase.
     :param protection: of headers, with AES.
@@ -86,10 +84,17 @@ class Opener:
 
     def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
         self.aead, self.cid = aead, cid
-        self._decrypt = aead._aead.decrypt
         self._iv = aead._iv
         self._masks = protection._encryptor.update
-        self._form = _FIXED_BIT | key_phase << _KEY_PHASE_SHIFT
+        self._form = _FIXED_BIT | key_phase << _KEY_PHASE_SHIFT  # of a header's first byte, without what varies
+
+
+class Opener(_Protection):
+    """Takes the protection off packets."""
+
+    def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
+        super().__init__(aead, protection, cid, key_phase)
+        self._decrypt = aead._aead.decrypt
         self._headers: dict[int, bytes] = {}  # without the packet number, by their first byte
 
     def open(self, run: bytes, ends: Sequence[int], index: int, expected: int) -> list[Packet]:
@@ -146,19 +151,13 @@ class Opener:
         return packets
 
 
-class Sealer:
-    """Makes packets, and protects them (RFC 9001 §5), that have one connection ID and are of one key phase.
-
-    :param aead: with the keys of that phase.
-    :param protection: of headers, with AES.
-    """
+class Sealer(_Protection):
+    """Makes packets, and protects them."""
 
     def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
-        self.aead, self.cid = aead, cid
+        super().__init__(aead, protection, cid, key_phase)
         self._encrypt = aead._aead.encrypt
-        self._iv = aead._iv
-        self._masks = protection._encryptor.update
-        self._form = _FIXED_BIT | key_phase << _KEY_PHASE_SHIFT | _NUMBER_SIZE - 1
+        self._form |= _NUMBER_SIZE - 1
 
     def seal(self, frames: list[bytes], number: int, spin_bit: bool) -> list[bytes]:
         """Packets with these payloads, numbered from here on."""
@@ -184,18 +183,6 @@ class Sealer:
                 itertools.count(number), firsts, seconds, thirds, bodies, strict=False
             )
         ]
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length integer (RFC 9000 §16), and where it ends.
-
-    :raises IndexError: when it is cut off.
-    """
-    size, bits = _VARINT[data[at] >> 6]
-    stop = at + size
-    if stop > len(data):
-        raise IndexError
-    return int.from_bytes(data[at:stop], "big") & bits, stop
 
 
 class _InOrder:
@@ -332,7 +319,7 @@ class RunConnection(EcnConnection):
                 stream_id = payload[at + 1]
                 at += 2
                 if stream_id > 0x3F:
-                    stream_id, at = _varint(payload, at - 1)
+                    stream_id, at = varint.decode(payload, at - 1)
                 offset = 0
                 if kind & _OFF:
                     offset = payload[at]
@@ -340,9 +327,9 @@ class RunConnection(EcnConnection):
                         offset = (offset & 0x3F) << 24 | payload[at + 1] << 16 | payload[at + 2] << 8 | payload[at + 3]
                         at += 4
                     else:
-                        offset, at = _varint(payload, at)
+                        offset, at = varint.decode(payload, at)
                 if kind & _LEN:
-                    size, at = _varint(payload, at)
+                    size, at = varint.decode(payload, at)
                     stop = at + size
                 else:
                     size, stop = end - at, end
@@ -497,7 +484,7 @@ class RunConnection(EcnConnection):
             allowed = sender.highest_offset + self._remote_max_data - self._remote_max_data_used
             limit = min(pending.stop, stream.max_stream_data_remote, allowed)
             assert stream.stream_id is not None
-            head = bytes((_STREAM | _OFF,)) + encode_uint_var(stream.stream_id)
+            head = bytes((_STREAM | _OFF,)) + varint.encode(stream.stream_id)
             wide = limit > 0x3FFFFFFF
             room = self._max_datagram_size - 1 - len(self._peer_cid.cid) - _NUMBER_SIZE - _TAG
             chunk = room - len(head) - (8 if wide else 4)
