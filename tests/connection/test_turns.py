@@ -12,7 +12,7 @@ import pytest
 
 from allswell import Timeout
 from allswell._config import Timeouts
-from allswell._connection import driver, reader
+from allswell._connection import goodbye, reader
 from allswell._connection.reader import Reader, Takes
 from allswell._filters.interface import LAST_READS, Carrier
 from allswell._filters.tls import TlsFilter
@@ -159,8 +159,8 @@ async def test_a_last_look_at_what_has_come_is_no_longer_than_a_turn(monkeypatch
         async with origin.pool() as pool:
             assert (await pool.request("GET", peer.url)).status == 200
             with monkeypatch.context() as patch:
-                patch.setattr(driver, "monotonic", lambda: now)
-                patch.setattr(driver, "TURN", TURN)
+                patch.setattr(goodbye, "monotonic", lambda: now)
+                patch.setattr(goodbye, "TURN", TURN)
                 patch.setattr(TlsFilter, "receive_nowait", receive)
                 await pool.aclose(timeout=0)
     assert TURN <= taken <= TURN + 1 < LAST_READS  # (one by the goodbye, which has begun)

@@ -1,4 +1,4 @@
-"""What drives a connection: it reads and writes, keeps time, and says the goodbyes.
+"""What drives a connection: it reads and writes, keeps time, and has the goodbyes said.
 
 Theory of operation. One place reads (`reader.py`): calls by the event loop or, where it makes none, a task. What has
 arrived goes to the backend, and the backend's events to the connection (`connection.py`), which decides. Whatever
@@ -8,17 +8,14 @@ Writing is tried at once, by the task that wants to write. What the socket does 
 finished by a task of the connection's (`writer.py`), never by the requester's: its cancellation cannot leave half
 a frame.
 
-When nothing more is read, the connection is either CLOSING, and a task says the goodbyes from the top of the stack
-down; or it is CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer ended. Where
-nobody has the time to wait (:meth:`Driver.take_leave`), all goodbyes are said in one synchronous step; the task
-only hears the answers.
+When nothing more is read, the connection is either CLOSING, and a task says the goodbyes (`goodbye.py`). Or it is
+CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer ended.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Sized
-from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import anyio.lowlevel
@@ -27,16 +24,17 @@ from allswell._backends.interface import Backend
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection, Owner
+from allswell._connection.goodbye import Goodbye
 from allswell._connection.keepalive import Keepalive
 from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED, State
-from allswell._connection.reader import TURN, Reader
+from allswell._connection.reader import Reader
 from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
-from allswell._filters.interface import LAST_READS, Carrier
+from allswell._filters.interface import Carrier
 from allswell._filters.stack import Stack
-from allswell._report import ConnectionEnd, LayerEnd, Outcome
+from allswell._report import ConnectionEnd, LayerEnd
 from allswell._tasks import Alarm, TaskHost
 
 Input = TypeVar("Input", bound=Sized)
@@ -64,17 +62,13 @@ class Driver(Generic[Input]):
         self._stack = stack
         self._top = stack.top
         self._backend = backend
-        self._grace = config.grace
         self._reader = Reader(host, self._top, self)
         self.resume, self.glance = self._reader.resume, self._reader.glance
         self.writer = Writer(host, self._top, name=f"allswell writes to {label}", room=self._written)
         self.connection = Connection(self, backend, label=label, owner=owner, config=config, service=service)
+        self._goodbye = Goodbye(self.connection, backend, stack, config.grace)
         self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, self.connection.made_at)
         self._task = False  # whether there is one already
-        self._deadline: Deadline | None = None
-        self._epoch: float | None = None
-        self._leaves_at = math.inf  # when its goodbyes began
-        self._said: str | None = None  # the backend's goodbye, once it was said
         self._keeper: Owner | None = None  # the owner, while a goodbye that it did not wait for is still to be told
         self._ended = False
 
@@ -176,10 +170,7 @@ class Driver(Generic[Input]):
         return connection.peer_ended or self.writer.answers_backed_up or connection.unread_much()
 
     def done(self) -> None:
-        """All that has come was taken, or enough of it.
-
-        (The peer's end may be right behind a response, and the next request on that connection had better know.)
-        """
+        """See :meth:`Takes.done`."""
         self.connection.settle()
 
     def lost(self, error: TransportError) -> None:
@@ -222,12 +213,7 @@ class Driver(Generic[Input]):
 
     def limit(self, deadline: Deadline | None, epoch: float | None) -> None:
         """See :meth:`Connection.close`."""
-        self._epoch = self._epoch if epoch is None else epoch
-        if deadline is not None:
-            if self._deadline is None:
-                self._deadline = Deadline(deadline.at)
-            else:
-                self._deadline.tighten(deadline.at)
+        self._goodbye.limit(deadline, epoch)
 
     def leave(self) -> None:
         """No exchange is left: read no more, and say the goodbyes."""
@@ -237,26 +223,12 @@ class Driver(Generic[Input]):
             self._spawn()
 
     async def _say_goodbye(self) -> None:
-        deadline = self._deadline = self._deadline or Deadline.after(self._grace)
-        if not await self.writer.finished(deadline):
+        if not await self.writer.finished(self._goodbye.deadline):
             self.connection.abort("the server took no more of what we sent")
             return
-        self._say_ours()
-        taken = await self._top.delivered(deadline) if self._said else True
-        seconds = monotonic() - self._leaves_at
-        lower = await self._stack.hear_out(deadline)
-        taken = taken and lower[-1].said != "RST"  # then the peer did not even take it
+        layers = await self._goodbye.complete()
         if self.connection.ended():
-            self._end([self._layer_end(taken=taken, seconds=seconds), *lower])
-
-    def _say_ours(self) -> None:
-        """The backend's goodbye, once."""
-        if self._said is None:
-            self._leaves_at = monotonic()
-            # To a peer that has ended there is nothing to say.
-            self._said = "" if self.connection.peer_ended else self._backend.says_goodbye
-            self._backend.goodbye()
-            self._top.transmit_last(self._backend.take_output())
+            self._end(layers)
 
     def take_leave(self, reason: str) -> None:
         """See :meth:`Connection.take_leave`."""
@@ -268,63 +240,25 @@ class Driver(Generic[Input]):
             return
         self._keeper = connection.owner
         connection.close(reason)
-        if connection.state is State.CLOSING and self._said is None:
-            with suppress(TransportError):  # what follows tells that the peer is gone
-                until = monotonic() + TURN
-                for _ in range(LAST_READS):  # and dropped; unread, it would make a RST of our end
-                    data = self._top.receive_nowait()
-                    if data is None or not len(data) or monotonic() >= until:
-                        break
-            self._say_ours()
-        self._stack.say_goodbye()
+        if connection.state is State.CLOSING:
+            self._goodbye.say_all()
 
     def abort(self, last_words: str) -> None:
         """End all layers without a word but these, which the backend has said."""
-        if self._leaves_at == math.inf:
-            self._leaves_at = monotonic()
-        if self._said is None:
-            end = LayerEnd(self._backend.name, last_words, self.connection.heard_goodbye, Outcome.ABORTED)
-        else:
-            end = self._layer_end(taken=self._top.acknowledged)
-        layers = [end, *self._stack.abort(reset=not last_words)]
+        layers = self._goodbye.abort(last_words)
         self._reader.stop()
         self._end(layers)
 
     def so_far(self) -> ConnectionEnd:
         """See :meth:`Connection.so_far`."""
-        return self._report([self._layer_end(taken=self._top.acknowledged), *self._stack.so_far()])
-
-    def _layer_end(self, *, taken: bool, seconds: float = 0.0) -> LayerEnd:
-        """The backend's own end.
-
-        :param taken: the peer has what was said, as far as we know.
-        """
-        heard = self.connection.heard_goodbye
-        outcome = Outcome.PEER_FIRST if heard else Outcome.CLEAN
-        if self._said and not taken:
-            outcome = Outcome.TIMED_OUT
-        return LayerEnd(self._backend.name, self._said or "", heard, outcome, seconds)
-
-    def _report(self, layers: Sequence[LayerEnd]) -> ConnectionEnd:
-        connection = self.connection
-        began = min(self._leaves_at, monotonic())
-        return ConnectionEnd(
-            route=connection.label,
-            http_version=connection.http_version,
-            reason=connection.reason,
-            layers=tuple(layers),
-            exchanges=connection.opened,
-            cut=connection.cut_short,
-            began=began - self._epoch if self._epoch is not None else 0.0,
-            seconds=monotonic() - began,
-        )
+        return self._goodbye.so_far()
 
     def _end(self, layers: Sequence[LayerEnd]) -> None:
         if self._ended:
             return
         self._ended = True
         self.alarm.stop()
-        end = self._report(layers)
+        end = self._goodbye.report(layers)
         self._keeper = None
         owner = self.connection.owner
         if owner is not None:
