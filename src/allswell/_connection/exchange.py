@@ -390,8 +390,7 @@ class Exchange(Halves, Generic[On]):
         """The upload of a body whose pieces the caller hands over itself."""
         connection = self.connection
         continues = self._head is not None or any(head.status == 100 for head in self.informational)
-        patience = connection.expect_continue_timeout
-        self.upload = Upload(self, connection.host, patience, continues=continues)
+        self.upload = Upload(self, connection.host, connection.expect_continue_timeout, continues=continues)
         return self.upload
 
     # For the upload, and the tunnel

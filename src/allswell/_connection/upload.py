@@ -72,7 +72,7 @@ class Upload:
     """One upload.
 
     :param host: where its task runs.
-    :param patience: seconds that 100 (Continue) is waited for, where the request expects it.
+    :param continue_timeout: seconds that 100 (Continue) is waited for, where the request expects it.
     :param continues: it, or the response, has come.
     :ivar running: the caller's iterator has not ended yet.
     :ivar raised: what the caller's iterator raised.
@@ -81,9 +81,9 @@ class Upload:
 
     __slots__ = (
         "_continue",
+        "_continue_timeout",
         "_exchange",
         "_host",
-        "_patience",
         "_room",
         "_scope",
         "_unsent",
@@ -92,13 +92,13 @@ class Upload:
         "write_at",
     )
 
-    def __init__(self, exchange: Uploads, host: TaskHost, patience: float | None, *, continues: bool) -> None:
+    def __init__(self, exchange: Uploads, host: TaskHost, continue_timeout: float | None, *, continues: bool) -> None:
         self._exchange = exchange
         self._host = host
         self._room = host.signal()  # more may be sent
         self._scope: anyio.CancelScope | None = None
         self._unsent = 0  # when the wait for room began
-        self._patience = patience
+        self._continue_timeout = continue_timeout
         self._continue = continues
         self.running = False
         self.raised: BaseException | None = None
@@ -175,7 +175,7 @@ class Upload:
 
     async def _wait_for_continue(self) -> None:
         """Wait for 100 (Continue), but not for ever (RFC 9110 §10.1.1)."""
-        with Deadline.after(self._patience).scope():
+        with Deadline.after(self._continue_timeout).scope():
             while not self._continue:
                 await self._room.wait()
                 if not self._exchange.sending.open:

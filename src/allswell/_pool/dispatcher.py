@@ -5,7 +5,8 @@ dial ends, a connection leaves. A request that finds a connection with room open
 otherwise it waits (`waiters.py`), and we dial for it when the limits allow. A waiter is served by whichever connection
 of its route has room first, dialled for it or not: the exchange is opened in its name, so that room is never reserved
 for a task that has yet to wake up. Dials belong to the pool, not to the request that caused them: a dial has the time
-that its most patient waiter allows. One that has less (or is cancelled) leaves it to the others.
+that the longest connect timeout of its waiters allows. A waiter that has less, or is cancelled, leaves it to the
+others.
 
 Where requests are pipelined, a connection can have room *behind* other exchanges. It is used when no idle one is there,
 and before a new one is made, in turns; only for requests that may follow others, and never past one that waits and
@@ -190,8 +191,8 @@ class Dispatcher:
         """How long it waits as things are, and what is then to blame."""
         until = pool_at
         if waiter.dial is not None:  # which ends in time by itself, unless others allow it more
-            impatient = waiter.patience < waiter.dial.patience
-            until = waiter.covered_at + waiter.patience * (1 + self.config.retries) if impatient else math.inf
+            sooner = waiter.connect_timeout < waiter.dial.timeout
+            until = waiter.covered_at + waiter.connect_timeout * (1 + self.config.retries) if sooner else math.inf
         if until >= waiter.request.total_at:
             return waiter.request.total_at, "total"
         return until, "connect" if waiter.dial is not None else "pool"
@@ -250,7 +251,7 @@ class Dispatcher:
             if not searches:
                 self._give_place(state, dial)
             self._cover(state, dial)
-            dial.patience = max(waiter.patience for waiter in dial.waiters)
+            dial.timeout = max(waiter.connect_timeout for waiter in dial.waiters)
             self.host.spawn(self._dial, state, dial, first.request, name=f"allswell dials {state.route.origin}")
 
     def _make_room_for_all(self) -> None:
@@ -347,7 +348,7 @@ class Dispatcher:
 
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
         """One of another route's connections, where there is one to be had; else a new one, if there is room for it."""
-        route, seconds = state.route, None if dial.patience == math.inf else dial.patience
+        route, seconds = state.route, None if dial.timeout == math.inf else dial.timeout
         with Limit(self.host, math.inf if seconds is None else monotonic() + seconds):
             if dial.searches:
                 found = await self._coalescing.find(route)
@@ -362,7 +363,7 @@ class Dispatcher:
 
     def _dial_failed(self, state: RouteState, dial: Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):
-            if isinstance(error, Timeout) and waiter.patience > dial.patience:
+            if isinstance(error, Timeout) and waiter.connect_timeout > dial.timeout:
                 self._uncover(state, waiter)  # it came later, and has more time than this dial had
                 continue
             self._fail(state, waiter, error.copy())

@@ -66,14 +66,14 @@ class Replay:
         self._service: Service | None = None  # of the last attempt, and what it had answered by then
         self._answered = self._barren = 0
         bounds = [each for each in (request.timeouts.read, request.timeouts.pool) if each is not None]
-        self._patience = min(bounds, default=math.inf)
-        self._until = monotonic() + self._patience
+        self._bound = min(bounds, default=math.inf)  # seconds of trying without progress
+        self._until = monotonic() + self._bound
 
     def unserved(self, response: Response, connection: Connection, opened_at: float) -> bool:
         """Whether a response only says that the request should be sent again.
 
         It is wanted on another connection (421: RFC 9110 §15.5.20) or later (425: RFC 8470 §5.2), for the first time.
-        Or the server's patience with an idle connection of HTTP/1.1 was over just when that was used again: a 408 says
+        Or the server gave an idle connection of HTTP/1.1 up just when that was used again: a 408 says
         that it "did not receive a complete request message" (RFC 9110 §15.5.9), and that it closes.
 
         :param opened_at: when the request was sent.
@@ -138,7 +138,7 @@ class Replay:
             self._fruitless = 0
             # (One that goes on may refuse this request only. So may a server that leaves, when it does so each time.)
             if connection.state is not State.OPEN and self._tries <= _FRUITLESS:
-                self._until = now + self._patience
+                self._until = now + self._bound
         if not self._fruitless:
             self._barren = service.barren - 1  # with this one, or another that is about to be
         self._fruitless += 1

@@ -31,19 +31,19 @@ class Dial:
     """A connection in the making.
 
     :ivar covers: how many waiters it may serve.
-    :ivar patience: seconds that each try may take.
+    :ivar timeout: seconds that each try may take.
     :ivar searches: it looks for a connection of another route's first, and holds no place until it has.
     :ivar has_place: it holds one (`places.py`).
     :ivar owner: the waiter that needs an unused connection; there can be one such.
     """
 
-    __slots__ = ("covers", "deadline", "has_place", "owner", "patience", "searches", "waiters")
+    __slots__ = ("covers", "deadline", "has_place", "owner", "searches", "timeout", "waiters")
 
     def __init__(self, covers: int, *, searches: bool) -> None:
         self.covers = covers
         self.searches = searches
         self.has_place = False
-        self.patience = 0.0
+        self.timeout = 0.0
         self.owner: Waiter | None = None
         self.waiters: dict[Waiter, None] = {}
         self.deadline = Deadline()  # none, until the pool closes
@@ -61,7 +61,7 @@ class Dial:
     def lose(self, waiter: Waiter) -> None:
         """This one does not wait for it any more."""
         self.waiters.pop(waiter, None)
-        if self.patience == math.inf:
+        if self.timeout == math.inf:
             # Nothing else would ever end it, if the peer says nothing: it must not be what others wait for, too.
             self.covers = 0
             if not self.waiters:
@@ -72,7 +72,7 @@ class Waiter:
     """A request that waits for room; served, it has an exchange, else an error.
 
     :ivar came_at: since when it waits.
-    :ivar patience: seconds that each try to connect may take.
+    :ivar connect_timeout: seconds that each try to connect may take.
     :ivar fresh: how fresh its connection must be.
     :ivar covered_at: since when it waits for its dial.
     :ivar searched: other routes' connections were looked at for it, to no avail.
@@ -80,12 +80,12 @@ class Waiter:
 
     __slots__ = (
         "came_at",
+        "connect_timeout",
         "covered_at",
         "dial",
         "error",
         "exchange",
         "fresh",
-        "patience",
         "request",
         "searched",
         "signal",
@@ -93,7 +93,7 @@ class Waiter:
 
     def __init__(self, request: Request, signal: Signal, *, fresh: Freshness) -> None:
         self.request = request
-        self.patience = math.inf if request.timeouts.connect is None else request.timeouts.connect
+        self.connect_timeout = math.inf if request.timeouts.connect is None else request.timeouts.connect
         self.came_at = monotonic()
         self.covered_at = math.inf
         self.signal = signal
