@@ -1,10 +1,11 @@
 """allswell: an async HTTP client that ends well. HTTP/1.1, HTTP/2 and HTTP/3, on asyncio and trio."""
 
 from allswell._addresses import Contact, Hosts, PublicAddresses
+from allswell._alt_svc_store import Alternative, AltSvcStore
 from allswell._client import AsyncClient
 from allswell._client_certificate import ClientCertificate
 from allswell._config import PoolConfig, ProxyHop, QuicConfig, Retry, Timeouts
-from allswell._dial.alt_svc_store import Alternative, AltSvcFile, AltSvcMemory, AltSvcStore
+from allswell._dial.alt_svc_store import AltSvcFile, AltSvcMemory
 from allswell._dial.dns_over_https import DnsOverHttps
 from allswell._errors import (
     AddressNotAllowed,

@@ -13,9 +13,9 @@ import anyio
 import httpx2
 
 from allswell._addresses import AllowAddress, Resolver
+from allswell._alt_svc_store import AltSvcStore
 from allswell._client_certificate import ClientCertificate
 from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
-from allswell._dial.alt_svc_store import AltSvcStore
 from allswell._errors import PoolClosed
 from allswell._given import require, require_none_beside_pool, require_type
 from allswell._pool.pool import ConnectionPool

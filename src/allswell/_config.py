@@ -6,9 +6,10 @@ import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from allswell._addresses import AllowAddress, Resolver
+from allswell._alt_svc_store import AltSvcStore
 from allswell._client_certificate import ClientCertificate
 from allswell._given import require, require_callable, require_type
 from allswell._pins import read_pins
@@ -213,7 +214,7 @@ class PoolConfig:
     http2: bool = True
     http3: bool | Literal["only"] = False
     http3_origins: frozenset[str] = frozenset()
-    alt_svc: Any = None
+    alt_svc: AltSvcStore | None = None
     https_records: bool = False
     nameservers: Sequence[str] = ()
     quic: QuicConfig = QuicConfig()
@@ -254,7 +255,7 @@ class TransportSettings(TypedDict, total=False):
     allow_address: AllowAddress | None
     http3: bool | Literal["only"]
     http3_origins: frozenset[str]
-    alt_svc: Any
+    alt_svc: AltSvcStore | None
     https_records: bool
     nameservers: Sequence[str]
     quic: QuicConfig

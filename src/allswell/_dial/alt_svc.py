@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from time import time
 
+from allswell._alt_svc_store import Alternative, AltSvcStore
 from allswell._clock import monotonic
-from allswell._dial.alt_svc_store import Alternative, AltSvcMemory, AltSvcStore
+from allswell._dial.alt_svc_store import AltSvcMemory
 from allswell._request.route import Endpoint
 
 _ENTRY = re.compile(r'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)="([^"]*)"((?:\s*;\s*[\w-]+=(?:"[^"]*"|[^\s;,"]*))*)\s*(?:,|$)')

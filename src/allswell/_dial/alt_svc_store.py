@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
-from typing import NamedTuple, Protocol
 
 import httpx2
 
+from allswell._alt_svc_store import Alternative
 from allswell._clock import monotonic
 from allswell._request.route import DEFAULT_PORTS, authority
 from allswell._tasks import logger
@@ -24,37 +24,6 @@ _ORIGINS = 4096
 #: Bytes of a file that are read, and seconds between two writes.
 _SIZE = 4 << 20
 _PAUSE = 5.0
-
-
-class Alternative(NamedTuple):
-    """An alternative service that speaks HTTP/3 (RFC 7838 §2).
-
-    :ivar host: a host name or IP address, without brackets.
-    :ivar port: a UDP port.
-    :ivar expires: seconds of Unix time. (It must outlast the process, and the computer's sleep.)
-    :ivar persist: whether it survives a change of the network (§3.1).
-    """
-
-    host: str
-    port: int
-    expires: float
-    persist: bool = False
-
-
-class AltSvcStore(Protocol):
-    """Keeps alternatives by origin (``"https://example.org"``)."""
-
-    def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
-        """Keep these, in order of preference, in place of any earlier ones. With none, forget the origin."""
-
-    def get(self, origin: str) -> Sequence[Alternative]:
-        """Return what was put last. Expired alternatives may be among it."""
-
-    def origins(self) -> Sequence[str]:
-        """Return the origins that have alternatives."""
-
-    def flush(self) -> None:
-        """Write down what is not written yet. Called when the pool closes."""
 
 
 class AltSvcMemory:

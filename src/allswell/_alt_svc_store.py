@@ -1,0 +1,37 @@
+"""Alternative services, and what a store of them does. (Those that there are: `_dial/alt_svc_store.py`.)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Alternative(NamedTuple):
+    """An alternative service that speaks HTTP/3 (RFC 7838 §2).
+
+    :ivar host: a host name or IP address, without brackets.
+    :ivar port: a UDP port.
+    :ivar expires: seconds of Unix time. (It must outlast the process, and the computer's sleep.)
+    :ivar persist: whether it survives a change of the network (§3.1).
+    """
+
+    host: str
+    port: int
+    expires: float
+    persist: bool = False
+
+
+class AltSvcStore(Protocol):
+    """Keeps alternatives by origin (``"https://example.org"``)."""
+
+    def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
+        """Keep these, in order of preference, in place of any earlier ones. With none, forget the origin."""
+
+    def get(self, origin: str) -> Sequence[Alternative]:
+        """Return what was put last. Expired alternatives may be among it."""
+
+    def origins(self) -> Sequence[str]:
+        """Return the origins that have alternatives."""
+
+    def flush(self) -> None:
+        """Write down what is not written yet. Called when the pool closes."""
