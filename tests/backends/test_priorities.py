@@ -11,6 +11,7 @@ from allswell._backends import http3_frames as h3
 from allswell._backends.http1 import Http1
 from allswell._backends.http2 import Http2
 from allswell._backends.interface import ConnectionBroken
+from allswell._quic import varint
 from tests.backends import h2_peer, h3_peer
 from tests.backends.h2_peer import OK, encode_frame, frames, get, goaway
 
@@ -168,7 +169,7 @@ def test_h3_no_update_after_goaway(whose: str) -> None:
     if whose == "ours":
         link.client.goodbye()
     else:
-        link.say(h3_peer.CONTROL, h3.frame(h3.GOAWAY, h3.varint(4)))
+        link.say(h3_peer.CONTROL, h3.frame(h3.GOAWAY, varint.encode(4)))
     before = link.quic.sent[2]
     link.client.reprioritize(exchange, b"u=1")
     assert link.quic.sent[2] == before
@@ -180,7 +181,7 @@ def test_h3_update_from_a_server_breaks_the_connection(where: str, kind: int) ->
     link = h3_peer.Link()
     exchange = link.open()
     events = link.say(
-        h3_peer.CONTROL if where == "control stream" else exchange, h3.frame(kind, h3.varint(exchange) + b"u=1")
+        h3_peer.CONTROL if where == "control stream" else exchange, h3.frame(kind, varint.encode(exchange) + b"u=1")
     )
     assert isinstance(events[-1], ConnectionBroken)
     assert ("close", h3.H3_FRAME_UNEXPECTED) in link.quic.did

@@ -600,8 +600,8 @@ async def test_an_address_that_a_quic_server_prefers() -> None:
         )
         await udp.connect()
         with pytest.raises(AddressNotAllowed, match=r"127\.0\.0\.2 of name\.example"):
-            udp.beside(other.getsockname())
-        udp.beside(peer.getsockname()).abort()
+            udp.sibling(other.getsockname())
+        udp.sibling(peer.getsockname()).abort()
         udp.abort()
 
 

@@ -316,8 +316,8 @@ class Http3:
 
     def reprioritize(self, exchange: int, priority: bytes) -> None:
         state = self._exchanges.get(exchange)
-        if state is not None and not state.receiving.over and not self.spent:
-            payload = h3.varint(exchange) + priority
+        if state is not None and not state.receiving.over and not self.exhausted:
+            payload = varint.encode(exchange) + priority
             self._quic.send_stream_data(self._control_stream, h3.frame(h3.PRIORITY_UPDATE, payload))
 
     def cancel(self, exchange: int) -> None:

@@ -115,7 +115,7 @@ class Discovery:
 
     async def _services(self, route: Route, patient: bool) -> Services:
         """What DNS says. Not for the way through proxies, which resolve names themselves."""
-        elsewhere = route.proxies or route.proxy is not None or route.carries or self._config.uds is not None
+        elsewhere = route.proxies or route.proxy is not None or route.for_tunnels or self._config.uds is not None
         if self._records is None or route.scheme != "https" or elsewhere:
             return ()
         wanted = families(route.host, self._config.local_address)

@@ -64,7 +64,7 @@ class DnsOverHttps:
             raise ValueError(f"{url!r} is not the https URL of a DNS server")
         to = destination(parsed)
         # It serves the connections of others, and must not wait for room that they have.
-        self._route, self._authority, self._target = to.route._replace(carries=True), to.authority, to.target
+        self._route, self._authority, self._target = to.route._replace(for_tunnels=True), to.authority, to.target
         self._addresses = [str(ip_address(each)) for each in addresses]
         if not self._addresses and not _is_literal(self._route.host):
             raise ValueError(f"nothing but itself could tell where {self._route.host} is: give its addresses")

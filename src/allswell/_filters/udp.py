@@ -71,7 +71,7 @@ class UdpFilter(Datagrams):
         *,
         local_address: str | None = None,
         socket_options: Sequence[SocketOption] = (),
-        check: Callable[[Address], None] | None = None,
+        check: Callable[[SocketAddress], None] | None = None,
     ) -> None:
         self.address = address
         self._check = check
