@@ -83,7 +83,7 @@ class TaskHost(Protocol):
 
     @property
     def ending(self) -> bool:
-        """For a task of ours that was cancelled: whether that is the loop's end, and not somebody who goes on."""
+        """For a task of ours that was cancelled: whether the loop ends. (Or a program cancels all, and goes on.)."""
 
     def spawn(
         self,

@@ -68,7 +68,7 @@ class FrameSplitter:
     def split(self, data: memoryview) -> Iterator[Frame]:
         """The frames that ``data`` completes. Their views are valid until the caller's buffer is used again.
 
-        Whoever takes no more of them gives what is behind :attr:`position` in the next call.
+        A caller that takes no more of them gives what is behind :attr:`position` in the next call.
 
         :raises PeerError: FRAME_SIZE_ERROR, as soon as a frame announces too great a length (RFC 9113 §4.2).
         """

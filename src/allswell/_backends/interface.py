@@ -113,9 +113,9 @@ class CapacityChanged(ConnectionEvent):
 
 @dataclass(slots=True)
 class SilenceChanged(ConnectionEvent):
-    """The peer leaves what asks for an answer without one, or was heard again. ``capacity()`` changes with it.
+    """The peer has stopped answering probes, or was heard again. ``capacity()`` changes with it.
 
-    (Of a connection whose transport knows. TCP keeps to itself what it sends again.)
+    (Only QUIC tells. TCP does not say what it sends again.)
     """
 
     silent: bool

@@ -1,8 +1,8 @@
 """Datagrams through a SOCKS5 proxy (RFC 1928 §7): each with a header that says where it goes, or where it came from.
 
 The relay lives as long as the connection it was asked for on. That connection carries nothing more, so all there is to
-hear on it is its end. That is listened for (where the event loop does not call us, by a task), and has whoever waits
-for datagrams look: nothing else would tell a connection that is idle that it is dead.
+hear on it is its end. It is listened for (where the event loop does not call us, by a task). Its end wakes what waits
+for datagrams: nothing else would tell an idle connection that it is dead.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 A system call per datagram is most of what UDP costs in user space. Where the kernel has them (Linux), ``UDP_GRO``
 hands over a run of datagrams with one ``recvmsg`` and ``UDP_SEGMENT`` takes a run of them with one ``sendmsg``;
-elsewhere, and where a network interface refuses, it is one call each, and nobody notices.
+elsewhere, and where a network interface refuses, it is one call each.
 
 The socket is connected, so ICMP errors are heard: ``ECONNREFUSED`` (port unreachable) says that the peer is gone, and
 becomes an error. The others (no route, interface down) are hints that any router may send, and are taken for the
-loss of a datagram, which the layer above repairs; so are ``ENOBUFS`` and ``EMSGSIZE``. The last is remembered, for
-those who hear nothing else (``obstacle``). What comes by ICMP is told to the next call, whichever that is; where it
-was to send something, it has sent nothing, and is made again. A socket that is merely full (``EAGAIN``) loses nothing:
-what did not fit is kept and sent by :meth:`UdpFilter.flush`.
+loss of a datagram, which the layer above repairs; so are ``ENOBUFS`` and ``EMSGSIZE``. The last such error is kept in
+``obstacle``, for a connection that hears nothing else. The kernel reports an ICMP error to the next call, whichever
+that is. Where that call was to send, it has sent nothing, and is made again. A socket that is merely full (``EAGAIN``)
+loses nothing: what did not fit is kept and sent by :meth:`UdpFilter.flush`.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class Dispatcher:
     # Serving and dialling
 
     def _serve(self, state: RouteState, member: Member) -> None:
-        """Give the connection's room to those who wait on its route, first come first."""
+        """Give the connection's room to the waiters of its route, first come first."""
         connection, looked = member.connection, False
         while connection.capacity():
             chosen = next((w for w in self._waiters.first(state) if w.fresh.met_by(connection)), None)
@@ -462,7 +462,7 @@ class Dispatcher:
     # What connections tell (see _connection/connection.py)
 
     def connection_available(self, connection: Connection) -> None:
-        """It has room, or is idle: serve who waits, or keep it."""
+        """It has room, or is idle: serve waiters with it, or keep it."""
         member = self._members.get(connection)
         if member is None:
             return

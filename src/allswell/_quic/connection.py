@@ -274,7 +274,7 @@ class ClientConnection:
 
     @property
     def awaits_response(self) -> bool:
-        """Whether the peer owes the rest of a bidirectional stream."""
+        """Whether some bidirectional stream has not ended on the peer's side."""
         streams = self.engine._streams.items()
         return any(not number & 2 and not stream.receiver.is_finished for number, stream in streams)
 

@@ -82,7 +82,7 @@ class Body:
         self._iterator = pieces = aiter(source)
         try:
             async for piece in pieces:
-                # (Copy what is only like bytes: the caller may reuse it while it is still being sent.)
+                # Copy buffers: the caller may reuse one while it is still being sent.
                 yield piece if type(piece) is bytes else bytes(memoryview(piece))
         finally:
             if isinstance(pieces, AsyncGenerator):
