@@ -23,6 +23,7 @@ from allswell._errors import (
     UnsupportedProtocol,
 )
 from allswell._messages import ResponseHead
+from allswell._operations import drain_on_signal, lifespan
 from allswell._pool.pool import ConnectionPool
 from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
 from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
@@ -77,4 +78,6 @@ __all__ = [
     "TransportError",
     "UnsupportedProtocol",
     "__version__",
+    "drain_on_signal",
+    "lifespan",
 ]

@@ -22,6 +22,7 @@ def hypercorn(
     certificate: tuple[Path, Path] | None = None,
     http3: bool = False,
     echoes: bool = False,
+    grace: int = 1,
 ) -> Iterator[ServerInfo]:
     """It speaks HTTP/1.1 and HTTP/2 over TLS (``.url``), and HTTP without (``.http_url``).
 
@@ -29,6 +30,7 @@ def hypercorn(
     :param settings: lines of its configuration, besides.
     :param certificate: the chain and its key, in place of the throw-away certificate.
     :param echoes: see :class:`ServerInfo`.
+    :param grace: seconds that it gives requests when it is told to stop.
     """
     files = certificates()
     chain, key = certificate or (files.chain, files.key)
@@ -41,7 +43,7 @@ def hypercorn(
             {f'quic_bind = ["127.0.0.1:{made.port}"]' if http3 else ""}
             certfile = "{chain}"
             keyfile = "{key}"
-            graceful_timeout = 1
+            graceful_timeout = {grace}
             workers = 0
             errorlog = "-"
             {settings}

@@ -1,0 +1,142 @@
+"""A program's end: a signal drains a client, and an ASGI application's lifespan holds one.
+
+In both, the client refuses new requests, finishes those in flight, and says its goodbyes, within a given time. One more
+signal hurries it: requests in flight are cut, and the goodbyes are said at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from typing import Any, Protocol
+
+import anyio
+
+from allswell._client import AsyncClient
+from allswell._report import CloseReport
+
+_SIGNALS = (signal.SIGTERM,)
+
+
+class Closes(Protocol):
+    """What can be closed within a time: a client, a pool, a transport of ours."""
+
+    async def aclose(self, timeout: float | None = None) -> object:
+        """Close; called again with a shorter time, hurry."""
+
+
+@asynccontextmanager
+async def drain_on_signal(
+    client: Closes,
+    *,
+    signals: Sequence[signal.Signals] = _SIGNALS,
+    grace: float | None = None,
+    cancel: bool = True,
+) -> AsyncIterator[anyio.Event]:
+    """Have a signal close a client gracefully, while the block runs::
+
+        async with allswell.AsyncClient() as client, allswell.drain_on_signal(client, grace=10) as stopping:
+            while not stopping.is_set():
+                await work(client)
+
+    At the first signal ``stopping`` is set, and the client is closed: it refuses new requests, those in flight may
+    finish while there is time, and then all goodbyes are said. When that is over, the block is cancelled, without an
+    error. At the second signal, what is still in flight is cut, and nothing is waited for.
+
+    :param client: an :class:`AsyncClient` or a :class:`ConnectionPool`.
+    :param signals: SIGTERM, unless you say otherwise. Their handlers are this function's while the block runs.
+    :param grace: seconds that the close may take; the client's own grace by default.
+    :param cancel: ``False``: the block is not cancelled, and ends when it likes.
+    :raises ValueError: there is no signal.
+    :raises NotImplementedError: on Windows, where asyncio has no handlers of signals.
+    :raises ValueError: in another thread than the main one, which alone has handlers of signals.
+    """
+    if not signals:
+        raise ValueError("drain_on_signal needs a signal")
+    stopping = anyio.Event()
+    failed: Exception | None = None
+    with anyio.open_signal_receiver(*signals) as received:
+        async with anyio.create_task_group() as tasks:
+            listening, block = anyio.CancelScope(), anyio.CancelScope()
+
+            async def close() -> None:
+                await client.aclose(grace)
+                listening.cancel()
+                if cancel:
+                    block.cancel()
+
+            async def listen() -> None:
+                with listening:
+                    async for _ in received:
+                        if stopping.is_set():
+                            await client.aclose(0)
+                        else:
+                            stopping.set()
+                            tasks.start_soon(close)
+
+            tasks.start_soon(listen)
+            try:
+                with block:
+                    yield stopping
+            except Exception as error:  # noqa: BLE001  raised below, as it is and not in a group
+                failed = error
+            if not stopping.is_set():
+                listening.cancel()
+    if failed is not None:
+        raise failed
+
+
+def lifespan(
+    make: Callable[[], AsyncClient] = AsyncClient,
+    *,
+    name: str = "client",
+    grace: float | None = None,
+    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+    on_close: Callable[[CloseReport], object] | None = None,
+) -> Callable[[Any], AbstractAsyncContextManager[dict[str, AsyncClient]]]:
+    """The lifespan of an ASGI application that has a client: ``FastAPI(lifespan=allswell.lifespan())``.
+
+    The client is made when the application starts, and is ``request.state.client`` in each endpoint. When the server
+    has been told to stop, it takes no more requests and finishes those that it has; then the client says its goodbyes.
+    One more signal in that time hurries it.
+
+    :param make: makes the client.
+    :param name: its name in the state of the lifespan.
+    :param grace: seconds that the close may take; the client's own grace by default.
+    :param signals: those that hurry the close. They are the server's until then.
+    :param on_close: called with how everything ended.
+    :return: what Starlette and FastAPI take as ``lifespan``: called with the application, an async context manager.
+    """
+
+    @asynccontextmanager
+    async def life(app: Any) -> AsyncIterator[dict[str, AsyncClient]]:
+        async with make() as client:
+            yield {name: client}
+            report = await _close(client, grace, signals)
+        if on_close is not None:
+            on_close(report)
+
+    return life
+
+
+async def _close(client: AsyncClient, grace: float | None, signals: Sequence[signal.Signals]) -> CloseReport:
+    """Close it; a signal hurries."""
+    handlers: AbstractContextManager[Any] = nullcontext()
+    # Handlers of signals are the main thread's, and on Windows asyncio has none.
+    if signals and threading.current_thread() is threading.main_thread() and sys.platform != "win32":
+        handlers = anyio.open_signal_receiver(*signals)
+    with handlers as received:
+        async with anyio.create_task_group() as tasks:
+
+            async def hurry() -> None:
+                async for _ in received:
+                    await client.aclose(0)
+
+            if received is not None:
+                tasks.start_soon(hurry)
+            report = await client.aclose(grace)
+            tasks.cancel_scope.cancel()
+    return report

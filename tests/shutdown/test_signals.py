@@ -1,0 +1,250 @@
+"""A signal ends a program: what is in flight finishes, all goodbyes are said, and a second signal hurries."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import httpx2
+import pytest
+
+import allswell
+from allswell.testing import CloseNotify, Origin, RequestExecuted
+from tests.support.hypercorn import hypercorn
+from tests.support.lag import LAG
+from tests.testing.clients import Gate
+
+_ROOT = Path(__file__).parents[2]
+LOOPS = ["asyncio", "trio"]
+MANY = 50
+
+
+@contextmanager
+def program(loop: str, origin: Origin, *, count: int, grace: float) -> Iterator[subprocess.Popen[str]]:
+    """It runs, with all its requests in flight."""
+    command = [sys.executable, "-m", "tests.shutdown.program", loop, origin.url, str(origin.ca_file), f"{count}"]
+    with subprocess.Popen([*command, f"{grace}"], cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            origin.wait_seen(RequestExecuted, count, timeout=60)
+            yield process
+        finally:
+            process.kill()
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("version", ["h1", "h2"])
+def test_what_is_in_flight_finishes(loop: str, version: Any) -> None:
+    gate = Gate()
+    routes = {f"/{number}": gate for number in range(MANY)}
+    with Origin(routes, versions=[version]) as origin, program(loop, origin, count=MANY, grace=60) as process:
+        process.send_signal(signal.SIGTERM)
+        assert read_line(process) == "stopping"
+        gate.open = True
+        told, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert sorted(told.splitlines()) == sorted(["clean", *(f"got /{number}" for number in range(MANY))])
+        origin.wait_ended(timeout=60)
+        origin.assert_ended_gracefully()
+        origin.assert_no_reset()
+        for number in range(MANY):
+            origin.assert_executed_once(f"GET /{number}")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_second_signal_hurries(loop: str) -> None:
+    """What is in flight is cut; the program ends long before the grace does."""
+    with Origin({"/0": Gate()}, versions=["h2"]) as origin, program(loop, origin, count=1, grace=60) as process:
+        process.send_signal(signal.SIGTERM)
+        assert read_line(process) == "stopping"
+        process.send_signal(signal.SIGTERM)
+        told, _ = process.communicate(timeout=3 * LAG)
+        assert process.returncode == 0
+        [failed, verdict] = told.splitlines()
+        assert failed.startswith("failed")
+        assert verdict == "not clean"
+
+
+# In this process: by a signal that pytest does not use
+
+
+@pytest.mark.anyio
+async def test_the_block_is_cancelled_when_all_is_closed() -> None:
+    async with Origin(versions=["h2"]) as origin:
+        client = allswell.AsyncClient(verify=origin.client_context(), base_url=origin.url)
+        async with client, allswell.drain_on_signal(client, signals=[signal.SIGUSR1]) as stopping:
+            await client.get("/")
+            assert not stopping.is_set()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            with pytest.raises(anyio.get_cancelled_exc_class()):
+                await anyio.sleep_forever()
+            assert stopping.is_set()
+            assert client.close_report is not None
+            with pytest.raises(RuntimeError):  # httpx2's word for a client that is closed
+                await client.get("/")
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
+
+
+@pytest.mark.anyio
+async def test_a_block_that_is_not_cancelled() -> None:
+    async with Origin() as origin:
+        client = allswell.AsyncClient(verify=origin.client_context(), base_url=origin.url)
+        async with client, allswell.drain_on_signal(client, signals=[signal.SIGUSR1], cancel=False) as stopping:
+            await client.get("/")
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await stopping.wait()
+            await origin.ended(timeout=30)
+            await anyio.lowlevel.checkpoint()  # it goes on
+
+
+@pytest.mark.anyio
+async def test_no_signal_comes() -> None:
+    """The client stays open, and what the block raises is raised as it is."""
+    async with Origin() as origin, allswell.AsyncClient(verify=origin.client_context()) as client:
+        with pytest.raises(LookupError):
+            async with allswell.drain_on_signal(client, signals=[signal.SIGUSR1]):
+                raise LookupError
+        assert (await client.get(origin.url)).text == "ok"
+
+
+@pytest.mark.anyio
+async def test_a_pool() -> None:
+    async with Origin() as origin:
+        pool = allswell.ConnectionPool(ssl_context=origin.client_context())
+        async with pool, allswell.drain_on_signal(pool, signals=[signal.SIGUSR1]):
+            await pool.request("GET", origin.url)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await anyio.sleep_forever()
+        assert pool.state == "closed"
+
+
+@pytest.mark.anyio
+async def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match="needs a signal"):
+        async with allswell.drain_on_signal(allswell.AsyncClient(), signals=[]):
+            pass
+
+
+# ASGI
+
+
+@pytest.mark.parametrize(("worker", "signalled"), [("asyncio", signal.SIGTERM), ("trio", signal.SIGINT)])
+def test_a_service(worker: str, signalled: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty requests in flight through a service, and the signal: all are answered, and all ends well.
+
+    (In one process, hypercorn on trio has no handler of SIGTERM.)
+    """
+    gate = Gate()
+    with Origin({f"/{number}": gate for number in range(MANY)}, versions=["h2"]) as origin:
+        monkeypatch.setenv("ORIGIN", origin.url)
+        monkeypatch.setenv("CA", str(origin.ca_file))
+        settings = f'worker_class = "{worker}"\nshutdown_timeout = 60'
+        statuses = anyio.run(_through, settings, signalled, gate, origin)
+        assert statuses == [200] * MANY
+        origin.wait_ended(timeout=60)
+        origin.assert_ended_gracefully()
+        origin.assert_no_reset()
+        for number in range(MANY):
+            origin.assert_executed_once(f"GET /{number}")
+
+
+async def _through(settings: str, signalled: signal.Signals, gate: Gate, origin: Origin) -> list[int]:
+    statuses: list[int] = []
+    with hypercorn("tests.shutdown.program:app", settings, grace=60) as server:
+
+        async def get(client: httpx2.AsyncClient, number: int) -> None:
+            statuses.append((await client.get(f"{server.http_url}/{number}")).status_code)
+
+        async with httpx2.AsyncClient(timeout=60) as client, anyio.create_task_group() as tasks:
+            for number in range(MANY):
+                tasks.start_soon(get, client, number)
+            await origin.seen(RequestExecuted, MANY, timeout=60)
+            server.process.send_signal(signalled)
+            with anyio.fail_after(60):
+                while await _listens(server.http_port):  # noqa: ASYNC110  it tells nobody
+                    await anyio.sleep(0.01)
+            gate.open = True
+        await anyio.to_thread.run_sync(server.process.wait)
+        told = server.log_file.read_text().splitlines()
+        assert "clean" in told, told
+    return statuses
+
+
+async def _listens(port: int | None) -> bool:
+    assert port is not None
+    try:
+        stream = await anyio.connect_tcp("127.0.0.1", port)
+    except OSError:
+        return False
+    await stream.aclose()
+    return True
+
+
+@pytest.mark.anyio
+async def test_the_lifespan_of_an_application() -> None:
+    """As Starlette uses it."""
+    reports: list[allswell.CloseReport] = []
+    async with Origin() as origin:
+
+        def make() -> allswell.AsyncClient:
+            return allswell.AsyncClient(verify=origin.client_context(), base_url=origin.url)
+
+        life = allswell.lifespan(make, name="http", grace=3 * LAG, on_close=reports.append)
+        async with life(None) as state:
+            assert (await state["http"].get("/")).text == "ok"
+        [report] = reports
+        assert report.clean
+        assert report.grace == 3 * LAG
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
+
+
+@pytest.mark.anyio
+async def test_a_signal_hurries_the_end_of_a_lifespan() -> None:
+    """The origin answers no goodbye, and the grace is long."""
+    reports: list[allswell.CloseReport] = []
+    async with Origin(versions=["h1"]) as origin:
+
+        def make() -> allswell.AsyncClient:
+            return allswell.AsyncClient(verify=origin.client_context(), base_url=origin.url)
+
+        life = allswell.lifespan(make, grace=60, signals=[signal.SIGUSR1], on_close=reports.append)
+        async with anyio.create_task_group() as tasks:
+
+            async def tell() -> None:
+                await origin.seen(CloseNotify, timeout=30)
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+            async with life(None) as state:
+                await state["client"].get("/")
+                origin.silence()
+                tasks.start_soon(tell)
+        [report] = reports
+        assert not report.clean
+        assert report.seconds < 3 * LAG
+        await origin.ended(timeout=30)
+
+
+@pytest.mark.anyio
+async def test_a_lifespan_in_another_thread() -> None:
+    """As under a test client: there are no handlers of signals there, and none are needed."""
+
+    async def live() -> str:
+        async with allswell.lifespan()(None) as state:
+            return state["client"].pool.state if state["client"].pool is not None else ""
+
+    assert await anyio.to_thread.run_sync(anyio.run, live) == "open"
