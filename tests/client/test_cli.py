@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from pathlib import Path
 import pytest
 
 from allswell import __version__
+from tests.pool.test_pins import pin
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
+from tests.support.doh import Doh
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
+from tests.support.quic_server import QuicServer
 from tests.support.scripts import Ending, answers, says
 from tests.support.servers import ServerInfo, free_port
 
@@ -223,6 +227,65 @@ def test_a_client_certificate(tmp_path: Path) -> None:
             assert (done.returncode, done.stdout) == (0, b"/asked"), done.stderr
     with scripted_peer(answers(), tls=context) as peer:
         assert allswell(f"{peer.url}/asked").returncode in (35, 55, 56)
+
+
+def test_a_client_certificate_of_pkcs12(tmp_path: Path) -> None:
+    files = certificates()
+    packed = tmp_path / "client.p12"
+    packing = ["openssl", "pkcs12", "-export", "-in", str(files.client), "-out", str(packed), "-passout", "pass:open"]
+    subprocess.run(packing, check=True)
+    arguments = ["--cacert", str(files.ca), "--cert-type", "P12"]
+    for speak in ([], ["--http3-only"]):
+        with scripted_peer(answers(), tls=files.server_context(ask_client=True)) as tcp, QuicServer() as quic:
+            url = f"https://localhost:{quic.port}/hello" if speak else tcp.url
+            done = allswell(*arguments, *speak, "-E", f"{packed}:open", url)
+            assert done.returncode == 0, done.stderr
+    for wrong, told in ((f"{packed}:shut", b"PKCS #12: "), ("nowhere.p12:open", b"No such file")):
+        done = allswell(*arguments, "-E", wrong, "https://localhost:1")
+        assert done.returncode == 58
+        assert told in done.stderr
+        assert b"open" not in done.stderr.replace(b"cannot open", b"")
+    assert allswell("--cert-type", "DER", "localhost").returncode == 2
+
+
+def test_pins_as_curl_has_them() -> None:
+    files = certificates()
+    other = "sha256//" + "A" * 43 + "="
+
+    def to(connection: PeerConnection) -> None:
+        if connection.read_request():
+            lead = f"Location: https://127.0.0.1:{peer.port}/"
+            connection.send(f"HTTP/1.1 302 There\r\nContent-Length: 0\r\n{lead}\r\n\r\n".encode())
+
+    for pins, status in ((pin(files), 0), (f"{other};{pin(files)}", 0), (other, 90)):
+        with scripted_peer(answers(), tls=files.server_context()) as peer:
+            arguments = ["--cacert", str(files.ca), "--pinnedpubkey", pins, f"https://localhost:{peer.port}/a"]
+            done = allswell(*arguments)
+            assert done.returncode == status, done.stderr
+            if curl := shutil.which("curl"):
+                assert subprocess.run([curl, "-qsS", *arguments], capture_output=True).returncode == status
+    assert b"none of its pins" in done.stderr
+    assert allswell("--pinnedpubkey", "sha256//x", "https://localhost:1/").returncode == 2
+    with scripted_peer(to, tls=files.server_context()) as peer:  # where nobody has pinned a key
+        arguments = ["-L", "--cacert", str(files.ca), "--pinnedpubkey", pin(files), f"https://localhost:{peer.port}/a"]
+        done = allswell(*arguments)
+        assert (done.returncode, len(peer.connections)) == (90, 1), done.stderr
+        assert allswell(*arguments[1:]).returncode == 0  # it is not followed
+
+
+def test_names_by_dns_over_https() -> None:
+    server = Doh()
+    server.zone = "name.example. 60 A 127.0.0.1"
+    arguments = ["--cacert", str(certificates().ca)]
+    with server.serve("h2") as port, scripted_peer(answers()) as peer:
+        done = allswell(*arguments, "--doh-url", f"https://localhost:{port}/dns", f"http://name.example:{peer.port}/a")
+        assert (done.returncode, done.stdout) == (0, b"/a"), done.stderr
+        done = allswell(*arguments, "--doh-url", f"https://localhost:{port}/dns", "http://no.example/")
+        assert done.returncode == 6, done.stderr
+    assert "no.example A" in server.queries
+    for url, status in (("https://no.such.host.invalid/", 6), ("http://localhost/", 2), ("https://a:b/", 2)):
+        done = allswell("--doh-url", url, "http://name.example/")
+        assert done.returncode == status, done.stderr
 
 
 def test_informational_responses_are_heads_too() -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
-from urllib.parse import parse_qs
 
 import anyio
 import dns.message
@@ -37,15 +35,16 @@ from allswell import (
 from allswell._dial.quic_dialer import QuicDialer
 from allswell._filters.udp import UdpFilter
 from tests.support.certificates import certificates
-from tests.support.dns_server import DnsServer, answered
+from tests.support.dns_server import DnsServer, Reply, answered
+from tests.support.doh import Doh
 from tests.support.h2_proxy import Http2Proxy
-from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
+from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.h3_proxy import Http3Proxy
 from tests.support.lag import LAG, resolution_delay
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.proxies import SocksProxy, connect_proxy, socks_relay
-from tests.support.quic_server import QuicServer, ServedConnection
-from tests.support.scripts import answers, target
+from tests.support.quic_server import QuicServer
+from tests.support.scripts import answers
 
 pytestmark = pytest.mark.anyio
 
@@ -283,53 +282,6 @@ async def test_what_is_no_host_with_its_addresses(known: Any, kind: type[Excepti
 
 
 # DNS over HTTPS
-
-
-Reply = Callable[[dns.message.Message], bytes]
-
-
-class Doh:
-    """A DNS server by HTTPS, of one version of HTTP.
-
-    :ivar queries: names and types, in order.
-    :ivar reply: bytes to answer with, in place of what the zone says.
-    """
-
-    def __init__(self) -> None:
-        self.zone = ""
-        self.queries: list[str] = []
-        self.reply: Reply | None = None
-        self.status = 200
-
-    def _answer(self, target: str) -> bytes:
-        [content] = parse_qs(target.partition("?")[2])["dns"]
-        query = dns.message.from_wire(urlsafe_b64decode(content + "=" * (-len(content) % 4)))
-        assert query.id == 0  # RFC 8484 §4.1
-        [question] = query.question
-        self.queries.append(question.to_text().replace(". IN", ""))
-        return self.reply(query) if self.reply is not None else answered(query, self.zone).to_wire()
-
-    def http1(self, request: bytes) -> bytes:
-        return self._answer(target(request).decode())
-
-    def http2(self, talk: Talk, request: Request) -> None:
-        assert request.headers["accept"] == "application/dns-message"
-        talk.answer(request, self._answer(request.path), status=self.status)
-
-    def http3(self, connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
-        connection.respond(stream, 200, self._answer(fields[b":path"].decode()))
-
-    @contextmanager
-    def serve(self, version: str) -> Iterator[int]:
-        """Its port."""
-        if version == "h3":
-            with QuicServer({b"/dns-query": self.http3}) as server:
-                yield server.port
-            return
-        script = Http2Server(self.http2) if version == "h2" else answers(body=self.http1)
-        alpn = ["h2"] if version == "h2" else ["http/1.1"]
-        with scripted_peer(script, tls=certificates().server_context(alpn=alpn)) as peer:
-            yield peer.port
 
 
 @pytest.fixture

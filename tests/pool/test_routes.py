@@ -9,6 +9,7 @@ from allswell._errors import ConnectFailed, LocalProtocolError
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, h2_tls
 from tests.support.peer import scripted_peer
+from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,20 @@ async def test_zone_and_certificate() -> None:
     with scripted_peer(Http2Server(), tls=h2_tls(), host="::1") as peer:
         async with AsyncClient(verify=certificates().client_context()) as client:
             assert (await client.get(f"https://[::1%25lo]:{peer.port}/a")).text == "/a"
+
+
+async def test_zone_over_quic() -> None:
+    """Neither in the request, nor where the certificate is looked at."""
+    authorities: list[bytes] = []
+
+    def whom(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+        authorities.append(fields[b":authority"])
+        connection.respond(stream, 200, b"hello")
+
+    with QuicServer({b"/whom": whom}, host="::1") as server:
+        async with ConnectionPool(ssl_context=certificates().client_context(), http3="only") as pool:
+            assert (await pool.request("GET", f"https://[::1%25lo]:{server.port}/whom")).status == 200
+    assert authorities == [b"[::1]:%d" % server.port]
 
 
 @pytest.mark.parametrize("zone", ["", "%25", "%25a b", "%25lo%00", "%25lo/x"])

@@ -152,6 +152,7 @@ class QuicServer:
         files: Certificates | None = None,
         ask_client: bool = False,
         answer_close: bool = False,
+        host: str = "127.0.0.1",
         port: int = 0,
         **options: Any,
     ) -> None:
@@ -171,10 +172,10 @@ class QuicServer:
         self._live: list[ServedConnection] = []
         self._by_cid: dict[bytes, ServedConnection] = {}
         self._retried: dict[bytes, bytes] = {}
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         self._sock.setblocking(False)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self._sock.bind(("127.0.0.1", port))
+        self._sock.bind((host, port))
         self.port: int = self._sock.getsockname()[1]
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._others: dict[socket.socket, Callable[[], None]] = {}  # what a subclass reads besides

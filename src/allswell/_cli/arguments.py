@@ -61,7 +61,10 @@ class Asked:
     compressed: bool = False
     insecure: bool = False
     cacert: str | None = None
+    pins: str | None = None
+    doh_url: str | None = None
     cert: str | None = None
+    cert_type: str = "PEM"
     key: str | None = None
     password: str | None = None
     user: str | None = None
@@ -235,6 +238,12 @@ def _socks(scheme: str) -> Callable[[Asked, Any], None]:
     return lambda asked, value: setattr(asked, "proxy", f"{scheme}://{value}")
 
 
+def _cert_type(asked: Asked, value: str) -> None:
+    if value.upper() not in ("PEM", "P12"):
+        raise Failed(Exit.USAGE, f"{value!r} is neither PEM nor P12")
+    asked.cert_type = value.upper()
+
+
 def _help(asked: Asked, _: object) -> None:
     asked.said = usage()
 
@@ -305,10 +314,13 @@ _OPTIONS = (
     _Option("noproxy", "HOSTS", "none for these; * for all", _set("no_proxy")),
     _Option("unix-socket", "PATH", "through a Unix socket", _set("unix_socket")),
     _Option("resolve", "HOST:PORT:ADDRESS", "where that host is", _address),
+    _Option("doh-url", "URL", "resolve names by DNS over HTTPS", _set("doh_url")),
     _Option("connect-to", "HOST1:PORT1:HOST2:PORT2", "connect to the second in place of the first", _other_place),
     _Option("k insecure", None, "trust any certificate", _set("insecure")),
     _Option("cacert", "FILE", "trust these certificates (PEM) and no others", _set("cacert")),
+    _Option("pinnedpubkey", "HASHES", "the server's key: 'sha256//…;sha256//…'", _set("pins")),
     _Option("E cert", "FILE[:PASSWORD]", "a client certificate", _set("cert")),
+    _Option("cert-type", "TYPE", "of that file: PEM or P12", _cert_type),
     _Option("key", "FILE", "its key", _set("key")),
     _Option("pass", "PASSWORD", "the key's password", _set("password")),
     _Option("m max-time", "SECONDS", "for each URL, until its response was read", _number("max_time")),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from http.cookiejar import CookieJar
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,7 +15,8 @@ from allswell._cli.arguments import Asked, with_scheme
 from allswell._cli.exits import Exit, Failed
 from allswell._cli.output import Output
 from allswell._client import AsyncClient
-from allswell._config import QuicConfig
+from allswell._client_certificate import ClientCertificate
+from allswell._dial.dns_over_https import DnsOverHttps
 from allswell._fields import no_url
 from allswell._filters.keylog import new_context
 from allswell._pool.pool import ConnectionPool
@@ -60,6 +64,14 @@ class CommandClient(AsyncClient):
         self.literal_cookies = literal_cookies
         self.dump = Output(asked.dump)
 
+    def check_redirect(self, url: httpx2.URL) -> None:
+        """A server may lead to any other, whose key nobody has pinned.
+
+        :raises Failed: where keys are pinned, and it does.
+        """
+        if self._asked.pins is not None and url.raw_host.decode("ascii") not in _pins(self._asked):
+            raise Failed(Exit.PINS, f"no key is pinned for {url.host}, where the server leads to")
+
     def _redirect_method(self, request: httpx2.Request, response: httpx2.Response) -> str:
         # A private name of httpx2's, which makes a GET of more than curl does.
         asked, method, status = self._asked, request.method, response.status_code
@@ -94,9 +106,6 @@ class _Directed(AsyncTransport):
 
 
 def _pool(asked: Asked, ends: list[ConnectionEnd]) -> ConnectionPool:
-    certfile, colon, password = (asked.cert or "").partition(":")
-    secret = asked.password or (password if colon else None)
-    quic = QuicConfig(certfile=certfile or None, keyfile=asked.key, key_password=secret)
     settings = dict(_VERSIONS.get(asked.version or "", {}))
     if asked.version == "3":
         settings["http3_origins"] = frozenset(filter(None, map(_origin, asked.urls)))
@@ -104,21 +113,65 @@ def _pool(asked: Asked, ends: list[ConnectionEnd]) -> ConnectionPool:
         context = new_context(False if asked.insecure else asked.cacert or True)
     except OSError as error:
         raise Failed(Exit.AUTHORITIES, f"cannot use {asked.cacert}: {error.strerror or error}") from error
-    if certfile:
-        try:
-            context.load_cert_chain(certfile, asked.key, secret)
-        except OSError as error:
-            raise Failed(Exit.CLIENT_CERTIFICATE, f"cannot use {certfile}: {error.strerror or error}") from error
-    return ConnectionPool(
-        ssl_context=context,
-        coalescing=not certfile,
-        grace=asked.grace,
-        quic=quic,
-        uds=asked.unix_socket,
-        on_connection_end=ends.append,
-        max_connections=None,
-        **settings,
-    )
+    cert = _certificate(asked) if asked.cert else None
+    try:
+        return ConnectionPool(
+            ssl_context=context,
+            cert=cert,
+            pins=_pins(asked),
+            resolver=_resolver(asked.doh_url) if asked.doh_url else None,
+            grace=asked.grace,
+            uds=asked.unix_socket,
+            on_connection_end=ends.append,
+            max_connections=None,
+            **settings,
+        )
+    except ssl.SSLError as error:
+        raise Failed(Exit.CLIENT_CERTIFICATE, f"the client certificate cannot be used: {error}") from error
+    except ValueError as error:
+        raise Failed(Exit.USAGE, str(error)) from error
+
+
+def _certificate(asked: Asked) -> ClientCertificate:
+    path, colon, password = (asked.cert or "").partition(":")
+    secret = asked.password or (password if colon else None)
+    try:
+        if asked.cert_type == "P12":
+            return ClientCertificate.from_pkcs12(Path(path).read_bytes(), secret)
+        return ClientCertificate.from_files(path, asked.key, secret)
+    except OSError as error:
+        raise Failed(Exit.CLIENT_CERTIFICATE, f"cannot use {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise Failed(Exit.CLIENT_CERTIFICATE, f"cannot use {path}: {error}") from error
+
+
+def _pins(asked: Asked) -> dict[str, list[str]]:
+    """For the hosts of the command line."""
+    if asked.pins is None:
+        return {}
+    pins = [pin for pin in asked.pins.split(";") if pin]
+    return {host: pins for each in asked.urls if (host := _host(each))}
+
+
+def _resolver(url: str) -> DnsOverHttps:
+    """Where its server is the system knows."""
+    try:
+        host = httpx2.URL(url).host
+        found = [str(each[4][0]) for each in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
+        return DnsOverHttps(url, found)
+    except OSError as error:
+        raise Failed(Exit.HOST_NAME, f"cannot resolve {host}: {error.strerror or error}") from error
+    except httpx2.InvalidURL as error:
+        raise Failed(Exit.USAGE, no_url(url, error)) from error
+    except ImportError as error:
+        raise Failed(Exit.USAGE, str(error)) from error
+
+
+def _host(given: str) -> str:
+    try:
+        return httpx2.URL(with_scheme(given)).raw_host.decode("ascii")
+    except httpx2.InvalidURL:
+        return ""  # which is told when it is requested
 
 
 def _origin(given: str) -> str | None:

@@ -12,6 +12,7 @@ from allswell._errors import (
     ConnectFailed,
     ExchangeReset,
     LocalProtocolError,
+    PinMismatch,
     RemoteProtocolError,
     Timeout,
     TransportError,
@@ -46,6 +47,7 @@ class Exit(IntEnum):
     CERTIFICATE = 60
     REWIND = 65
     AUTHORITIES = 77
+    PINS = 90
     HTTP2_STREAM = 92
     HTTP3 = 95
     QUIC = 96
@@ -89,6 +91,8 @@ def _code(error: BaseException) -> Exit:
                 return Exit.URL
             case LocalProtocolError():
                 return Exit.SEND
+            case PinMismatch():
+                return Exit.PINS
             case ConnectFailed():
                 return _not_connected(cause)
             case ExchangeReset():

@@ -214,6 +214,7 @@ class Transfer:
                 scheme = following.url.scheme
                 if scheme not in ("http", "https"):
                     raise Failed(Exit.UNSUPPORTED, f"a redirect to {scheme!r}, which is not http or https")
+                self._client.check_redirect(following.url)
                 async for _ in response.aiter_raw():
                     pass  # a redirect that is followed: nothing of it is shown
                 return following
