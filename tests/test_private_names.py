@@ -15,7 +15,7 @@ import allswell
 from tests.backends import test_h11_canary as h11_canary
 from tests.client import test_httpx2_canary as httpx2_canary
 from tests.quic import test_canary as aioquic_canary
-from tests.support.private_names import defined, of_library, used
+from tests.support.private_names import defined, of_imports, of_library, used
 
 _SOURCE = Path(allswell.__file__).parent
 _FILES = {str(path.relative_to(_SOURCE)): path.read_text() for path in sorted(_SOURCE.rglob("*.py"))}
@@ -58,6 +58,17 @@ def _listed(file: str) -> set[str]:
 def test_names_that_nothing_here_defines_are_listed(file: str) -> None:
     found = {name: line for name, line in used(_FILES[file]).items() if name not in _OWN | _listed(file)}
     assert found == {}
+
+
+@pytest.mark.parametrize("file", _FILES)
+def test_names_of_imported_modules_and_classes_are_listed(file: str) -> None:
+    """Of any package, and of Python's own modules; though a name of ours may be the same."""
+    assert {name: line for name, line in of_imports(_FILES[file]).items() if name not in _listed(file)} == {}
+
+
+def test_a_name_of_an_imported_module_is_found() -> None:
+    source = "import anyio\nfrom ssl import SSLContext as Context\nanyio.abc._x\nContext._y(self._z)\n"
+    assert of_imports(source) == {"_x": 3, "_y": 4}
 
 
 @pytest.mark.parametrize("library", _LIBRARIES)

@@ -854,6 +854,9 @@ def test_what_is_used_of_h2_is_still_there() -> None:
     assert connection.highest_outbound_stream_id == 0
     assert connection.outbound_flow_control_window == 65535
     assert connection.max_outbound_frame_size == 16384
+    assert connection.open_outbound_streams == 0
+    assert connection.local_settings.initial_window_size == 1000
+    assert connection.remote_settings.max_concurrent_streams > 100  # h2's word for "no limit yet"
     assert connection.decoder.decode(b"\x82", raw=True) == [(b":method", b"GET")]
     assert not connection.decoder.header_table.dynamic_entries
     connection.decoder.decode(b"\x40\x01a\x01b", raw=True)

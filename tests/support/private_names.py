@@ -48,6 +48,26 @@ def defined(source: str) -> set[str]:
     return set(filter(private, names))
 
 
+def of_imports(source: str) -> dict[str, int]:
+    """The private names of imported modules and classes that a file uses (``ssl._x``, ``anyio.Event._x``)."""
+    tree = ast.parse(source)
+    theirs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            theirs |= {(each.asname or each.name).partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("allswell"):
+            theirs |= {each.asname or each.name for each in node.names}
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            base = node.value
+            while isinstance(base, ast.Attribute):
+                base = base.value
+            if isinstance(base, ast.Name) and base.id in theirs:
+                names[node.attr] = node.lineno
+    return names
+
+
 @cache
 def of_library(name: str) -> frozenset[str]:
     """The private names that a package defines anywhere."""
