@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, Literal
 
 from allswell._errors import AddressNotAllowed
+from allswell._given import as_host
 
 #: Finds the addresses of a host; ``None``: the system's resolver is to be asked. Raises an error where there are none.
 Resolver = Callable[[str], Awaitable["Iterable[str | IPv4Address | IPv6Address] | None"]]
@@ -123,18 +124,14 @@ class Hosts:
     def __init__(self, addresses: Mapping[str, str | Collection[str]], otherwise: Resolver | None = None) -> None:
         if not isinstance(addresses, Mapping):
             raise TypeError(f"addresses must be a mapping of names to addresses, not {type(addresses).__name__}")
-        self._known = {_name(name): _addresses(name, given) for name, given in addresses.items()}
+        self._known = {as_host(name): _addresses(name, given) for name, given in addresses.items()}
         self._otherwise = otherwise
 
     async def __call__(self, host: str) -> Iterable[str | IPv4Address | IPv6Address] | None:
-        known = self._known.get(_name(host))
+        known = self._known.get(as_host(host))
         if known is not None or self._otherwise is None:
             return known
         return await self._otherwise(host)
-
-
-def _name(host: str) -> str:
-    return host.removesuffix(".").lower()
 
 
 def _addresses(name: str, given: str | Collection[str]) -> tuple[str, ...]:

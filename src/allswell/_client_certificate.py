@@ -8,7 +8,6 @@ alone and removed at once. In both it is encrypted, with a password that is made
 from __future__ import annotations
 
 import os
-import secrets
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -107,7 +106,7 @@ class ClientCertificate:
         """
         from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-        password = secrets.token_hex(32)
+        password = os.urandom(32).hex()
         key = self.key.private_bytes(
             Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password.encode("ascii"))
         )

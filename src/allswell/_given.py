@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from inspect import iscoroutinefunction, signature
 
+import httpx2
+
 _LIBRARIES = ("httpx", "httpx2")
 _PLAIN = (str, bytes, int, float)
 
@@ -79,6 +81,20 @@ def require_none_beside_pool(function: Callable[..., object], settings: Mapping[
     if said:
         them = "that is a setting" if len(said) == 1 else "those are settings"
         raise TypeError(f"{', '.join(said)} beside pool= would do nothing: {them} of connections, which the pool has")
+
+
+def as_host(name: str) -> str:
+    """A host as it is compared with others: in lower case, without the dot at its end, a zone, or brackets.
+
+    :raises ValueError: for a name with letters that no host's has.
+    """
+    host = name.partition("%")[0].strip("[]").removesuffix(".").lower()
+    if host.isascii():
+        return host
+    try:
+        return httpx2.URL(scheme="https", host=host).raw_host.decode("ascii")
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"{name!r} is no host name: {error}") from error
 
 
 def _origin(value: object) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 
 from allswell._errors import PinMismatch
+from allswell._given import as_host
 
 _PREFIX = "sha256//"
 
@@ -34,7 +35,7 @@ def read_pins(given: Mapping[str, str | Collection[str]]) -> Mapping[str, frozen
         each = frozenset(_pin(host, pin) for pin in ([pins] if isinstance(pins, str) else pins))
         if not each:
             raise ValueError(f"pins: {host} has none, so that no server of it would be accepted")
-        found[_host(host)] = each
+        found[as_host(host)] = each
     return found
 
 
@@ -47,16 +48,6 @@ def _pin(host: str, pin: object) -> str:
     except ValueError:
         pass  # it is told below
     raise ValueError(f"pins: {pin!r}, for {host}, is no pin: 'sha256//', and a SHA-256 in base64")
-
-
-def _host(host: str) -> str:
-    """A host as pins are kept by it."""
-    name = host.partition("%")[0].strip("[]").removesuffix(".").lower()
-    if name.isascii():
-        return name
-    import idna
-
-    return idna.encode(name, uts46=True).decode("ascii")
 
 
 def pin_of(certificate: bytes) -> str:
@@ -76,7 +67,7 @@ def pin_check(pins: Mapping[str, str | Collection[str]], *hosts: str) -> PinChec
     """
     if not pins:
         return None
-    wanted = {host: pins[_host(host)] for host in hosts if _host(host) in pins}
+    wanted = {host: pins[as_host(host)] for host in hosts if as_host(host) in pins}
     if not wanted:
         return None
 

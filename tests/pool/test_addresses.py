@@ -260,10 +260,10 @@ async def test_hosts(asked: list[str]) -> None:
     async def otherwise(host: str) -> list[str]:
         return [HERE] if host == "third.example" else []
 
-    known = {"Name.example.": HERE, "two.example": ["127.0.0.2", HERE]}
+    known = {"Name.example.": HERE, "two.example": ["127.0.0.2", HERE], "Bücher.example": HERE}
     with scripted_peer(answers()) as peer:
         async with ConnectionPool(resolver=Hosts(known, otherwise)) as pool:
-            for host in ("name.example", "NAME.example.", "two.example", "third.example"):
+            for host in ("name.example", "NAME.example.", "two.example", "third.example", "bücher.example"):
                 assert (await pool.request("GET", f"http://{host}:{peer.port}/")).status == 200
             with pytest.raises(ConnectFailed, match="gave no address"):
                 await pool.request("GET", f"http://known.example:{peer.port}/")
@@ -274,7 +274,8 @@ async def test_hosts(asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "kind"), [({"a": "b"}, ValueError), ({"a": []}, ValueError), ([("a", HERE)], TypeError)]
+    ("known", "kind"),
+    [({"a": "b"}, ValueError), ({"a": []}, ValueError), ({"ä b": HERE}, ValueError), ([("a", HERE)], TypeError)],
 )
 async def test_what_is_no_host_with_its_addresses(known: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind):
@@ -326,6 +327,19 @@ async def test_dns_over_http3(asked: list[str]) -> None:
             response = await pool.request("GET", f"https://name.example:{origin.port}/hello")
             assert response.http_version == b"HTTP/3"
     assert sorted(server.queries) == ["name.example A", "name.example AAAA"]
+    assert asked == []
+
+
+async def test_the_dns_servers_name_is_asked_for_nowhere(doh: tuple[Doh, int], asked: list[str]) -> None:
+    """Not even for its HTTPS records: it is where its addresses say."""
+    server, port = doh
+    server.zone = f"a.example. 60 A {HERE}"
+    with DnsServer() as records, scripted_peer(answers(), tls=certificates().server_context()) as origin:
+        more = trusting(resolver=by(port), http3=True, https_records=True, nameservers=[records.address])
+        async with ConnectionPool(**more) as pool:
+            with pytest.raises(ConnectFailed, match="certificate"):
+                await pool.request("GET", f"https://a.example:{origin.port}/")
+        assert records.queries == [f"_{origin.port}._https.a.example"]
     assert asked == []
 
 

@@ -48,7 +48,8 @@ class Route(NamedTuple):
     :ivar proxies: what it goes through, the nearest first.
     :ivar proxy: the proxy that it ends at, when that is what the other fields are about: for requests that are
         forwarded, or for tunnels.
-    :ivar for_tunnels: it is for tunnels: it serves other connections, and counts against no limit.
+    :ivar for_tunnels: it is for tunnels, or for lookups (DNS over HTTPS): it serves other connections, and counts
+        against no limit.
     """
 
     scheme: str
