@@ -1,4 +1,4 @@
-"""A server's certificate, once it was verified: for which other hosts it would do."""
+"""A server's certificate after its verification: which other hosts it covers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class PeerCertificate(NamedTuple):
-    """The certificate of a server that was found to be the one that was meant.
+    """A certificate that was verified for the host that was asked for.
 
-    :ivar names: the DNS names that it is for, in lower case, wildcards as they are (RFC 9525 §2).
-    :ivar der: all of it.
+    :ivar names: the DNS names that it covers, in lower case, with wildcards (RFC 9525 §2).
+    :ivar der: the whole certificate.
     """
 
     names: tuple[str, ...]
@@ -21,8 +21,8 @@ class PeerCertificate(NamedTuple):
 
     @classmethod
     def of_tls(cls, context: ssl.SSLContext, tls: ssl.SSLObject) -> PeerCertificate | None:
-        """Of a TLS connection; ``None`` where the context did not look at the chain, or not at the name."""
-        told = tls.getpeercert() if strict(context) else None  # (empty, where OpenSSL was told not to verify it)
+        """Of a TLS connection; ``None`` if the context did not check both the chain and the name."""
+        told = tls.getpeercert() if strict(context) else None  # empty, if OpenSSL was told not to verify it
         der = tls.getpeercert(binary_form=True) if told else None
         if not told or der is None:
             return None
@@ -43,8 +43,8 @@ class PeerCertificate(NamedTuple):
         return cls(found, certificate.public_bytes(Encoding.DER))
 
     def covers(self, host: str) -> bool:
-        """Whether it is for this host name too, as RFC 9525 §6 has it."""
-        # Imported when they are first needed: few connections are ever asked.
+        """Whether it also covers this host name (RFC 9525 §6)."""
+        # Imported on first use: few connections are asked for this.
         from cryptography.x509 import load_der_x509_certificate
         from service_identity import CertificateError, VerificationError
         from service_identity.cryptography import verify_certificate_hostname

@@ -1,12 +1,12 @@
 """Datagrams through an HTTP proxy (CONNECT-UDP, RFC 9298).
 
-Over HTTP/3 each goes as an HTTP datagram (RFC 9297 §2.1) beside the stream that asked, in one packet, lost where that
-is lost: QUIC inside QUIC then recovers by itself what it needs. One that does not fit the packet is dropped, silently:
-RFC 9298 §6.1 says not to send it as a capsule, lest a probe of the path's MTU be told a lie.
+Over HTTP/3 each is an HTTP datagram (RFC 9297 §2.1) in one packet of the outer connection, and is lost with it. The
+inner QUIC recovers what it needs. A datagram that does not fit the packet is dropped silently. RFC 9298 §6.1 forbids to
+send it as a capsule, because a probe of the path's MTU would then succeed wrongly.
 
-Where the proxy takes none, or they could not hold the 1200 bytes without which there is no QUIC (RFC 9000 §14), and
-over HTTP/2, they are capsules (RFC 9297 §3.2) on the stream. There nothing is lost and nothing is overtaken: QUIC's
-recovery has nothing to do, and its congestion control sees one long queue.
+Over HTTP/2 they are capsules (RFC 9297 §3.2) on the stream. So are they over HTTP/3, if the proxy takes no datagrams or
+these could not hold the 1200 bytes that QUIC needs (RFC 9000 §14). On a stream nothing is lost or overtaken. QUIC's
+recovery has nothing to do there, and its congestion control sees one long queue.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from allswell._tasks import TaskHost
 _DATAGRAM = 0  # the capsule type (RFC 9297 §3.5) and the context id of plain UDP payloads (RFC 9298 §5)
 _LARGEST = 65527 + 8  # a UDP payload (RFC 9298 §5) behind its context id
 _SMALLEST = 1200 + 1
-#: Capsules that are looked at in one go.
+#: How many capsules are read in one go.
 _CAPSULES = 256
 
 
 class HttpDatagrams(Protocol):
-    """HTTP datagrams beside a stream (RFC 9297 §2.1). What was sent and has not gone counts as the stream's ``unsent``.
+    """HTTP datagrams beside a stream (RFC 9297 §2.1). Those that have not left count as ``unsent`` of the stream.
 
-    :ivar largest_datagram: bytes of the largest that can be sent; 0: none can.
+    :ivar largest_datagram: the size of the largest that can be sent, in bytes; 0: none can.
     """
 
     largest_datagram: int
 
     def send_datagrams(self, payloads: Sequence[bytes]) -> None:
-        """Send these; larger ones are dropped, others may be lost."""
+        """Send these. Those that are too large are dropped, and others may be lost."""
 
     def take_datagrams(self) -> list[bytes]:
-        """Those that have come."""
+        """Return those that have come."""
 
 
 class ConnectUdpFilter(OverAnother, Datagrams):
     """Datagrams to and from one host.
 
-    :param lower: the tunnel: what it carries are capsules.
-    :param outside: the tunnel's HTTP datagrams outside of its stream, where there may be any.
-    :param proxy: what errors call the proxy.
+    :param lower: the tunnel, which carries capsules.
+    :param outside: the tunnel's HTTP datagrams outside of its stream, if it has any.
+    :param proxy: the proxy's name in errors.
     """
 
     name = "connect-udp"
@@ -97,7 +97,7 @@ class ConnectUdpFilter(OverAnother, Datagrams):
                 return [Run.of_one(each) for each in datagrams]
 
     def _take(self) -> list[bytes]:
-        """The datagrams that are here whole, of so many capsules at most."""
+        """The datagrams that are complete, from a limited number of capsules."""
         received, datagrams, start = self._received, list[bytes](), 0
         self._more = False
         capsules = 0
@@ -109,7 +109,7 @@ class ConnectUdpFilter(OverAnother, Datagrams):
             try:
                 kind, position = varint.decode(received, start)
                 size, position = varint.decode(received, position)
-            except IndexError:  # it is not all there
+            except IndexError:  # it is not complete
                 break
             end = position + size
             if kind != _DATAGRAM:
@@ -124,7 +124,7 @@ class ConnectUdpFilter(OverAnother, Datagrams):
             elif end > len(received):
                 break
             else:
-                with suppress(IndexError):  # without a whole context ID it is nothing
+                with suppress(IndexError):  # without a complete context ID it is dropped
                     payload = bytes(received[position:end])
                     context, position = varint.decode(payload, 0)
                     if context == _DATAGRAM:

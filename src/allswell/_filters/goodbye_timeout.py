@@ -1,8 +1,8 @@
-"""How long it is worth waiting for a peer's goodbye: learnt from how it behaved before.
+"""How long to wait for a peer's goodbye, learnt from its earlier ends.
 
 Many peers never answer a close_notify (they just close, or wait for our FIN), and some never answer a FIN either. A
-:class:`GoodbyeTimeout` is shared by one layer of all connections to one origin. A peer that let us wait in vain is
-waited for a quarter of that the next time, down to 50 ms; a single answer restores the trust. The grace bounds it all.
+:class:`GoodbyeTimeout` is shared by one layer of all connections to one origin. After a wait in
+vain, the next one is a quarter as long, down to 50 ms. One answer restores the full time. The grace limits all waits.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 
 
 class GoodbyeTimeout:
-    """How long it is worth waiting for an origin's goodbye in one layer.
+    """How long to wait for an origin's goodbye in one layer.
 
-    :ivar seconds: the most to wait; ``inf`` for a peer of which nothing is known (the grace is the bound).
+    :ivar seconds: the longest wait; ``inf`` if nothing is known of the peer (the grace is the limit then).
     """
 
     __slots__ = ("seconds",)
@@ -24,10 +24,10 @@ class GoodbyeTimeout:
         self.seconds = math.inf
 
     def answered(self) -> None:
-        """It does answer: trust it again."""
+        """The peer has answered: wait the full time again."""
         self.seconds = math.inf
 
     def unanswered(self, waited: float) -> None:
-        """It let us wait in vain. Waits too short to tell anything (a close without grace) change nothing."""
+        """The peer has not answered. A wait that was too short (a close without grace) changes nothing."""
         if waited >= self.LEAST:
             self.seconds = min(self.seconds, max(self.LEAST, waited / 4))

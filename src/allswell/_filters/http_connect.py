@@ -1,7 +1,7 @@
 """The HTTP tunnel filter: CONNECT to a proxy over HTTP/1.1 (RFC 9110 §9.3.6, RFC 9112 §3.2.3), then bytes as they come.
 
-Once the proxy has answered 2xx, everything after the head is the tunnel's, whatever Content-Length says. Any other
-answer is a refusal; what it says is for the user, so the start of its body is read too. A tunnel has no goodbye of its
+Once the proxy has answered 2xx, everything after the head belongs to the tunnel, whatever Content-Length says. Any
+other answer is a refusal. The start of its body is read too, to show it to the user. A tunnel has no goodbye of its
 own: it ends with the connection that carries it.
 """
 
@@ -17,7 +17,7 @@ from allswell._filters.interface import ByteStream
 from allswell._filters.tunnel import TunnelFilter
 from allswell._messages import Headers, RequestHead
 
-#: What is shown of a refusal's body, and how long to wait for it, in seconds.
+#: How many bytes of a refusal's body are shown, and how many seconds to wait for them.
 BODY_SHOWN = 1024
 BODY_PATIENCE = 0.5
 
@@ -31,7 +31,7 @@ def basic_auth(auth: tuple[bytes, bytes]) -> bytes:
 
 
 def refused(proxy: str, status: int, reason: bytes, headers: Headers, body: bytes) -> ProxyRefused:
-    """The error for an answer that is not 2xx, in words."""
+    """The error for an answer other than 2xx."""
     words, begins = f"{status} {shown(reason)}".strip(), shown(body)
     message = f"the proxy {proxy} refused the tunnel: {words}" + (f" ({begins})" if begins else "")
     return ProxyRefused(message, status=status, headers=headers, body=body[:BODY_SHOWN])
@@ -41,10 +41,10 @@ class HttpConnectFilter(TunnelFilter):
     """A tunnel through an HTTP/1.1 proxy.
 
     :param lower: the connection to the proxy.
-    :param proxy: what errors call it (without credentials).
-    :param target: host and port to be connected to, as an authority.
-    :param headers: for the proxy: credentials and the like.
-    :param max_head: bytes of the proxy's answer, up to the end of its head, that are accepted.
+    :param proxy: the proxy's name in errors (without credentials).
+    :param target: the host and port to connect to, as an authority.
+    :param headers: header fields for the proxy, such as credentials.
+    :param max_head: the largest head of the proxy's answer that is accepted, in bytes.
     """
 
     name = "http-connect"
@@ -77,7 +77,7 @@ class HttpConnectFilter(TunnelFilter):
         return b"\r\n".join([*lines, b"", b""])
 
     async def _answer(self) -> tuple[int, bytes, Headers]:
-        """The final answer's status, reason and header section; what follows it stays in ``_received``."""
+        """The final answer's status, reason and header section. What follows it stays in ``_received``."""
         size = 0
         while True:
             head = await self._head(self._max_head - size)
@@ -117,7 +117,7 @@ class HttpConnectFilter(TunnelFilter):
                 raise self._failed("it ended the connection without an answer")
 
     async def _body(self, headers: Headers) -> bytes:
-        """The start of a refusal's body, as far as it comes at once."""
+        """The start of a refusal's body, as far as it comes soon."""
         fields = {name.lower(): value.lower() for name, value in headers}
         chunked = fields.get(b"transfer-encoding", b"").endswith(b"chunked")
         length = fields.get(b"content-length", b"")
@@ -128,7 +128,7 @@ class HttpConnectFilter(TunnelFilter):
                     if not await self._receive():
                         break
         except TransportError:
-            pass  # the refusal is the news, not how it ended
+            pass  # the refusal is reported, not how its body ended
         body = bytes(self._received)
         if chunked and (size := _CHUNK.match(body)) is not None:
             body = body[size.end() : size.end() + int(size[1], 16)]

@@ -17,8 +17,8 @@ from allswell._errors import ConnectFailed, TransportError
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
-#: Reads, at most, of what has come before an end that waits for nothing. Unread, it would make a RST of our end; from a
-#: peer that never stops, it would never be over.
+#: How often, at most, an end that waits for nothing reads what has come. Unread input would turn our FIN into RST. A
+#: peer that never stops would keep us reading.
 LAST_READS = 16
 
 #: Of IPv4 and IPv6, as :mod:`socket` has them. A relay's peer may have a name.
@@ -43,41 +43,40 @@ class Filter(ABC):
         """
 
     def say_goodbye(self) -> None:
-        """Say this layer's goodbye now, as far as that goes, and wait for nothing. Idempotent; never raises.
+        """Say this layer's goodbye now, as far as possible, and wait for nothing. Idempotent; never raises.
 
-        The layer goes on hearing: :meth:`shutdown` then waits for the answer only.
+        The layer still hears: :meth:`shutdown` then only waits for the answer.
         """
-        return  # of a layer that has no goodbye of its own
+        return  # the default: a layer without a goodbye
 
     @abstractmethod
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        """Say goodbye and wait for the answer until the deadline, using the layer below, never ending it.
+        """Say goodbye and wait for the answer until the deadline. The layer below is used, and not ended.
 
-        With the deadline passed it still says what it can say at once, and waits for nothing. Never raises, save
+        If the deadline has passed, it still says what it can say at once, and waits for nothing. It raises nothing but
         cancellation.
         """
 
     @abstractmethod
     def abort(self, *, reset: bool = True) -> LayerEnd:
-        """End this layer now, without a word that the peer could take for a completed transfer. Idempotent.
+        """End this layer now, without anything that the peer could take for a completed transfer. Idempotent.
 
-        After :meth:`say_goodbye` it is the end of the wait for the answer: what was said stays said.
+        After :meth:`say_goodbye` this ends the wait for the answer.
 
-        :param reset: TCP ends with RST; without, with FIN: last words (an HTTP/2 GOAWAY with its error code) may be
-            on their way, and RST would overtake them.
+        :param reset: TCP ends with RST. If ``False``, it ends with FIN: last words (an HTTP/2 GOAWAY with its error
+            code) may be on their way, and RST would overtake them.
         """
 
     @abstractmethod
     def catch_up(self) -> None:
-        """Do what the event loop has not come to: read what a tunnel's connection has received, send what is unsent.
+        """Do what the event loop has not done yet: read what a tunnel's connection has received, send what is unsent.
 
-        Called before something fails for want of time: the program may have held the event loop for longer than that.
-        Never raises.
+        Called before a timeout fires, because the program may have blocked the event loop. Never raises.
         """
 
     def so_far(self) -> LayerEnd:
-        """Its end, as far as that has come: what was said and heard until now."""
-        return LayerEnd(self.name, "", "", Outcome.CLEAN)  # of a layer that has no goodbye of its own
+        """Its end so far: what was said and heard until now."""
+        return LayerEnd(self.name, "", "", Outcome.CLEAN)  # the default: a layer without a goodbye
 
     def extra(self, name: str) -> Any:
         """A fact about this layer (``"ssl_object"``, ``"socket"``, ``"server_addr"``, …), or ``None``.
@@ -88,30 +87,30 @@ class Filter(ABC):
 
 
 class Carrier(Filter, Generic[Input_co]):
-    """A filter that a backend can sit on: a :class:`ByteStream` gives bytes, a multiplexer (QUIC) gives events."""
+    """A filter that a backend can sit on. A :class:`ByteStream` gives bytes, a multiplexer (QUIC) gives events."""
 
-    #: After its end: whether it was cut, i.e. ended without the layer's goodbye (TLS without close_notify).
+    #: After its end: whether it ended without the layer's goodbye (TLS without close_notify).
     truncated: bool = False
 
     @property
     def drained(self) -> bool:
-        """Whether ``receive_nowait`` has just returned all that had arrived, so that to ask again is not worth a call.
+        """Whether ``receive_nowait`` has just returned all that had arrived, so another call is not worth it.
 
-        ``False`` where that is not known.
+        ``False`` if that is not known.
         """
         return False
 
     @abstractmethod
     def receive_nowait(self) -> Input_co | None:
-        """What has arrived, or ``None`` when nothing has. The caller must loop: there may be more.
+        """Return what has arrived, or ``None`` if nothing has. The caller must loop: there may be more.
 
         :raises TransportError: when the layer is gone (a reset).
         """
 
     def quiet(self) -> bool:
-        """Whether nothing has arrived, asked of the socket now, at less cost than ``receive_nowait``.
+        """Whether the socket says that nothing has arrived. This takes less time than ``receive_nowait``.
 
-        ``False`` where that cannot be told: then ``receive_nowait`` tells.
+        ``False`` if that is not known: then ask ``receive_nowait``.
 
         :raises TransportError: when the layer is gone (a reset).
         """
@@ -125,30 +124,30 @@ class Carrier(Filter, Generic[Input_co]):
         """
 
     def listen(self, function: Callable[[], None] | None) -> bool:
-        """Have a function called whenever something has arrived, until told to stop by ``None``.
+        """Call this function whenever something has arrived, until ``None`` is given.
 
-        What is there already is not told of: a listener looks first. Whether this can be had here;
-        otherwise ask :meth:`wait_readable`. Never both at a time.
+        It is not called for what is there already, so a listener looks first. Returns whether this is possible here.
+        If not, use :meth:`wait_readable`. Never use both at a time.
         """
         return False
 
     @abstractmethod
     def transmit(self, data: bytes) -> None:
-        """Send the backend's output now, as far as it goes; keep the rest for :meth:`flush`.
+        """Send the backend's output now, as far as possible, and keep the rest for :meth:`flush`.
 
-        A multiplexer has its output queued already and is given ``b""``: it builds and sends its datagrams.
-        Never raises: a peer that is gone is found by the next read, which is also where its last words are.
+        A multiplexer has its output queued already. It is given ``b""``, and builds and sends its datagrams.
+        Never raises. If the peer is gone, the next read says so, after the peer's last words.
         """
 
     @property
     def dead(self) -> bool:
-        """Whether a write has failed, so nothing more can be sent. (What the peer said last may still be readable.)"""
+        """Whether a write has failed, so nothing more can be sent. (The peer's last words may still be readable.)"""
         return False
 
     @property
     @abstractmethod
     def unsent(self) -> int:
-        """Bytes that :meth:`transmit` could not hand over yet."""
+        """How many bytes :meth:`transmit` could not hand over yet."""
 
     @abstractmethod
     async def flush(self) -> None:
@@ -158,18 +157,18 @@ class Carrier(Filter, Generic[Input_co]):
         """
 
     def transmit_last(self, data: bytes) -> None:
-        """As ``transmit``, for what a shutdown follows at once: a layer may keep it, to say it with its own goodbye."""
+        """As ``transmit``, if a shutdown follows at once. A layer may keep the bytes and send them with its goodbye."""
         self.transmit(data)
 
     @property
     def acknowledged(self) -> bool:
-        """What :meth:`delivered` waits for, at this instant."""
+        """Whether :meth:`delivered` would have nothing to wait for now."""
         return self.unsent == 0 and not self.dead
 
     async def delivered(self, deadline: Deadline) -> bool:
-        """Wait until what was transmitted is with the peer, as far as this layer can know; whether it is.
+        """Wait until all output is with the peer, as far as this layer can know. Return whether it is.
 
-        For a byte stream: with the kernel. For QUIC: acknowledged.
+        A byte stream waits until the kernel has it, QUIC until it is acknowledged.
         """
         with deadline.scope():
             try:
@@ -182,18 +181,17 @@ class Carrier(Filter, Generic[Input_co]):
 class ByteStream(Carrier[memoryview]):
     """A filter that carries bytes in order: TCP, TLS, a tunnel.
 
-    ``receive_nowait`` returns a view of a buffer that is shared by all streams of a pool: it holds until the next
-    call of ``receive_nowait`` on any of them, so use it or copy it before you await. An empty view is the end of
-    the stream.
+    ``receive_nowait`` returns a view of a buffer that all streams of a pool share. It is valid until the next call of
+    ``receive_nowait`` on any of them. So use it, or copy it, before you await. An empty view is the end of the stream.
     """
 
 
 class Run(NamedTuple):
     """Datagrams that arrived together.
 
-    :ivar data: of all of them, one behind the other.
+    :ivar data: their bytes, one datagram behind the other.
     :ivar ends: where each ends.
-    :ivar mark: the ECN bits of each.
+    :ivar mark: the ECN bits that each has.
     """
 
     data: bytes
@@ -212,10 +210,10 @@ class Run(NamedTuple):
 class Datagrams(Filter):
     """A filter that carries datagrams to and from one address: UDP, or a relay of it through a proxy. QUIC sits on it.
 
-    :ivar address: the peer's.
+    :ivar address: the peer's address.
     :ivar ecn: the ECN bits that are sent.
-    :ivar largest: bytes of the largest datagram that it carries, for all it knows.
-    :ivar obstacle: the last error that was taken for the loss of a datagram, such as "no route to host".
+    :ivar largest: the largest datagram that it carries, as far as it knows, in bytes.
+    :ivar obstacle: the last error that was treated as the loss of a datagram, such as "no route to host".
     """
 
     address: SocketAddress
@@ -225,11 +223,11 @@ class Datagrams(Filter):
 
     @abstractmethod
     def receive_nowait(self) -> list[Run] | None:
-        """The datagrams that have arrived, a batch of them at most; ``None`` when there are none.
+        """Return a batch of the datagrams that have arrived; ``None`` if there are none.
 
-        (An empty batch was something else, and there may be more.)
+        After an empty batch there may be more.
 
-        :raises TransportError: when there is no peer any more.
+        :raises TransportError: when the peer is gone.
         """
 
     @abstractmethod
@@ -245,22 +243,22 @@ class Datagrams(Filter):
 
     @abstractmethod
     def send(self, datagrams: Sequence[bytes]) -> None:
-        """Send these now, as far as it goes; keep the rest for :meth:`flush`. Never raises."""
+        """Send these now, as far as possible, and keep the rest for :meth:`flush`. Never raises."""
 
     @property
     def lost(self) -> int:
-        """Datagrams that the system knew no way for, and that count as lost on it."""
+        """How many datagrams the system had no route for. They count as lost."""
         return 0
 
     @property
     def failed(self) -> bool:
-        """Whether a send has found the peer gone: the next read raises it."""
+        """Whether a send has found that the peer is gone. The next read raises that."""
         return False
 
     @property
     @abstractmethod
     def unsent(self) -> int:
-        """Bytes that :meth:`send` could not hand over yet."""
+        """How many bytes :meth:`send` could not hand over yet."""
 
     @abstractmethod
     async def flush(self) -> None:
@@ -270,30 +268,30 @@ class Datagrams(Filter):
         """
 
     def send_marked(self, ecn: int) -> bool:
-        """Send with these ECN bits from now on; whether that can be had, and marks be told."""
+        """Send with these ECN bits from now on. Return whether marks can be both sent and read here."""
         return False
 
     def rebind(self, local_address: str | None = None) -> None:
-        """Go on from a new local port, or address (RFC 9000 §9).
+        """Go on from a new local port or address (RFC 9000 §9).
 
-        :raises ConnectFailed: when that cannot be had; all stays as it was.
+        :raises ConnectFailed: when that fails. Nothing has changed then.
         """
         raise ConnectFailed(f"{self.name} cannot move to another address", phase="quic", by="us")
 
     def sibling(self, address: SocketAddress) -> Datagrams:
-        """Another one like it, connected to another address.
+        """Make another one like it, connected to another address.
 
-        :raises ConnectFailed: when that cannot be had.
+        :raises ConnectFailed: when that fails.
         """
         raise ConnectFailed(f"{self.name} reaches one address only", phase="quic", by="us")
 
     def swap(self, other: Datagrams) -> None:
-        """Take the socket and the peer of what :meth:`sibling` gave, and give it ours."""
+        """Exchange socket and peer with one that :meth:`sibling` has made."""
         raise NotImplementedError
 
 
 class OverAnother(Filter):
-    """A filter without buffers of its own: what it has yet to send is with the one below it."""
+    """A filter without buffers of its own: its unsent bytes are in the one below it."""
 
     _lower: Carrier[object] | Datagrams
 
@@ -314,11 +312,11 @@ class OverAnother(Filter):
 
 
 class ReceiveBuffer:
-    """The one large buffer that all sockets of a pool receive into (an event loop runs one of them at a time)."""
+    """The one large buffer that all sockets of a pool receive into. (Only one of them runs at a time.)"""
 
     __slots__ = ("plain", "wire")
 
     def __init__(self, size: int = 256 * 1024) -> None:
         self.wire = memoryview(bytearray(size))
-        #: For TLS: what was decrypted. Larger by one record, so that a full read of ciphertext always fits.
+        #: For TLS: the decrypted bytes. It is larger by one record, so a full read of ciphertext always fits.
         self.plain = memoryview(bytearray(size + 16 * 1024))

@@ -1,7 +1,7 @@
-"""Key logs: the file that ``SSLKEYLOGFILE`` names, to read along with. It holds secrets, so only its owner may read it.
+"""Key logs: the file that ``SSLKEYLOGFILE`` names, for Wireshark. It holds secrets, so only its owner may read it.
 
-OpenSSL and Python create it with the modes of any file, so it is made here before they see its name. Logs of what QUIC
-connections did (qlog) are made in the same way.
+OpenSSL and Python would create it readable for others. So it is created here, before they see its name. The qlogs of
+QUIC connections are created in the same way.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from allswell._tasks import logger
 
 
 def new_context(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
-    """A context as httpx2 makes it. (Python's own default context begins to log keys as soon as it is made.)
+    """Make a context as httpx2 does. (Python's default context begins to log keys as soon as it is made.)
 
-    :raises OSError: when a file that is named, also by the environment, cannot be used.
+    :raises OSError: when a file that is named here or in the environment cannot be used.
     """
     if trust_env:
         named_log()
@@ -40,9 +40,9 @@ def new_context(verify: Any = True, cert: Any = None, trust_env: bool = True) ->
 
 
 def _default_context() -> Callable[..., ssl.SSLContext] | None:
-    """The function of httpcore2 that httpx2 calls for that, without the rest of httpcore2: it brings trio with it.
+    """The function of httpcore2 that httpx2 calls for that, without importing the rest of httpcore2, and trio with it.
 
-    (The file and the function are private names that we rely on; where they are not as we know them, httpx2 is asked.)
+    (The file and the function are private names that we rely on. If they have changed, httpx2 is asked.)
     """
     package = find_spec("httpcore2")
     for folder in (package and package.submodule_search_locations) or ():
@@ -55,11 +55,9 @@ def _default_context() -> Callable[..., ssl.SSLContext] | None:
 
 
 def trusted(context: ssl.SSLContext | None, trust_env: bool) -> ssl.SSLContext:
-    """The context to dial with, a new one where none is given. It writes TLS secrets where the environment says.
+    """The context to dial with, a new one if none is given. It logs TLS secrets where the environment says, if it may.
 
-    (Unless it was told otherwise.)
-
-    :raises ConnectFailed: when what the environment names cannot be used.
+    :raises ConnectFailed: when a file that the environment names cannot be used.
     """
     try:
         context = context or new_context(trust_env=trust_env)
@@ -71,7 +69,7 @@ def trusted(context: ssl.SSLContext | None, trust_env: bool) -> ssl.SSLContext:
 
 
 def open_log(path: str | os.PathLike[str]) -> TextIO:
-    """A log to append to; nobody else may read it, if it is made here.
+    """Open a log to append to. If it is new, only its owner may read it.
 
     :raises OSError: when it cannot be written.
     """
@@ -83,7 +81,7 @@ def _private(name: str, flags: int) -> int:
 
 
 class KeyLog(io.TextIOBase):
-    """A key log of ours. When it can no longer be written, that is told, and connections go on: as with OpenSSL's.
+    """A key log of ours. When it can no longer be written, a warning is logged, and connections go on.
 
     :raises OSError: when it cannot be opened.
     """
@@ -93,7 +91,7 @@ class KeyLog(io.TextIOBase):
         self._file = io.FileIO(path, "a", opener=_private)
 
     def write(self, text: str) -> int:
-        """A line."""
+        """Write a line."""
         try:
             self._file.write(text.encode("ascii"))
         except OSError as error:
@@ -107,7 +105,7 @@ class KeyLog(io.TextIOBase):
 
 
 def named_log() -> str | None:
-    """The file that ``SSLKEYLOGFILE`` names. It is made, if it is not there.
+    """The file that ``SSLKEYLOGFILE`` names. It is created if it does not exist.
 
     :raises OSError: when it cannot be written.
     """

@@ -1,6 +1,6 @@
 """The SOCKS5 filter (RFC 1928), with user name and password (RFC 1929): a tunnel, or a relay of datagrams.
 
-socksio (extra ``socks``, imported on use) makes the messages and reads them; where one ends is found out here.
+socksio (extra ``socks``, imported on use) writes and reads the messages. Where a message ends is decided here.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ADDRESS_SIZES = {1: 4, 4: 16}
 class Socks5Filter(TunnelFilter):
     """A tunnel through a SOCKS5 proxy.
 
-    :param host: where to, an address or a name (which the proxy resolves then).
+    :param host: the address to connect to, or a name that the proxy resolves.
     :param auth: user name and password.
-    :param datagrams: ask for a relay of datagrams in place of a tunnel (UDP ASSOCIATE); host and port are then those
-        that we send from, if we know them. It lives as long as this connection.
-    :ivar bound: after :meth:`connect`: the address and port that the proxy uses, for a relay: where to send to.
+    :param datagrams: ask for a relay of datagrams instead of a tunnel (UDP ASSOCIATE). Host and port are then those
+        that we send from, if we know them. The relay lives as long as this connection.
+    :ivar bound: after :meth:`connect`: the address and port that the proxy uses. Datagrams for a relay go there.
     """
 
     name = "socks5"
@@ -76,7 +76,7 @@ class Socks5Filter(TunnelFilter):
         self._ready = True
 
     async def _agree(self, engine: socks5.SOCKS5Connection) -> None:
-        """RFC 1928 §3: on how we tell who we are; then we do."""
+        """Agree on a method of authentication (RFC 1928 §3), and authenticate."""
         from socksio import socks5
 
         methods = [socks5.SOCKS5AuthMethod.NO_AUTH_REQUIRED]

@@ -1,8 +1,8 @@
-"""Datagrams through a SOCKS5 proxy (RFC 1928 §7): each with a header that says where it goes, or where it came from.
+"""Datagrams through a SOCKS5 proxy (RFC 1928 §7): each has a header that says where it goes, or where it came from.
 
-The relay lives as long as the connection it was asked for on. That connection carries nothing more, so all there is to
-hear on it is its end. It is listened for (where the event loop does not call us, by a task). Its end wakes what waits
-for datagrams: nothing else would tell an idle connection that it is dead.
+The relay lives as long as the connection on which it was requested. That connection carries nothing more, so only its
+end can be heard. We listen for it (by a task, if the event loop does not call us). Its end wakes the wait for
+datagrams, because nothing else would tell an idle connection that it is dead.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class SocksDatagrams(OverAnother, Datagrams):
     """Datagrams to and from one host behind a relay.
 
     :param lower: datagrams to and from the relay.
-    :param control: the connection that the relay was asked for on.
-    :param proxy: what errors call it.
+    :param control: the connection on which the relay was requested.
+    :param proxy: the proxy's name in errors.
     """
 
     name = "socks5-udp"
@@ -74,7 +74,7 @@ class SocksDatagrams(OverAnother, Datagrams):
             current_host().call_soon(self._look_at_control)
 
     def _hear_control(self) -> bool:
-        """Take what has come; whether there may be more."""
+        """Take what has come. Return whether there may be more."""
         try:
             data = self._control.receive_nowait()
         except TransportError:
@@ -90,7 +90,7 @@ class SocksDatagrams(OverAnother, Datagrams):
                     if more:
                         await anyio.lowlevel.checkpoint()
                     elif not self._over:
-                        with suppress(TransportError):  # the next look meets it
+                        with suppress(TransportError):  # the next read raises it
                             await self._control.wait_readable()
         finally:
             self._watched.set()
@@ -151,7 +151,7 @@ class SocksDatagrams(OverAnother, Datagrams):
     # Ending
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        """Nothing is said: the relay ends with the connection that it was asked for on."""
+        """Say nothing: the relay ends with the connection on which it was requested."""
         if self._ready:
             self._stop_watching()
             await self._watched.wait()  # it is that connection's turn to be waited for
@@ -165,7 +165,7 @@ class SocksDatagrams(OverAnother, Datagrams):
 
 
 def _payload(datagram: bytes) -> int | None:
-    """Where the payload begins; ``None`` for what is no whole datagram (fragments are optional, §7)."""
+    """Where the payload begins; ``None`` if the datagram is not complete. (Fragments are optional, §7.)"""
     if len(datagram) < 7 or datagram[2]:
         return None
     kind = datagram[3]
@@ -174,7 +174,7 @@ def _payload(datagram: bytes) -> int | None:
 
 
 def relay_address(bound: tuple[str, int], proxy: str) -> tuple[int, SocketAddress]:
-    """Family and address of a relay: where the proxy names no address of its own, the one that it was reached at.
+    """Family and address of a relay. If the proxy names none, it is the proxy's own address.
 
     :param proxy: the proxy's address.
     """

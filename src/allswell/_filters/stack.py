@@ -1,4 +1,4 @@
-"""The stack of a connection's filters: connected bottom-up, shut down top-down, aborted. Written once, here."""
+"""The stack of a connection's filters: it connects from the bottom up, and ends from the top down."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Layer = TypeVar("Layer", bound=Filter)
 class Stack(Generic[Top_co]):
     """A connection's filters.
 
-    :param top: the topmost.
-    :param lower: those below it, from the top down; each filter was made with the next as its lower layer.
-    :ivar top: as given. A backend sits on it when it is a :class:`Carrier`.
+    :param top: the topmost filter.
+    :param lower: those below it, from the top down. Each filter was made with the next one as its lower layer.
+    :ivar top: as given. A backend sits on it if it is a :class:`Carrier`.
     """
 
     __slots__ = ("_filters", "top")
@@ -35,16 +35,16 @@ class Stack(Generic[Top_co]):
     async def connect(self, around: AroundConnect | None = None) -> None:
         """Connect every filter, from the bottom up. When one fails, or is cancelled, all are aborted.
 
-        :param around: called with each filter and its ``connect``, in its place (to trace it).
-        :raises ConnectFailed: as the filter that failed says it.
+        :param around: is called with each filter and its ``connect``, and must await that (to trace it).
+        :raises ConnectFailed: the error of the filter that failed.
         """
         await self._connect(reversed(self._filters), around)
 
     async def push(self, layer: Layer, around: AroundConnect | None = None) -> Stack[Layer]:
-        """The stack with one more filter on top, connected; it takes the place of this one.
+        """Connect one more filter on top. Return the stack that replaces this one.
 
-        :param layer: was made with ``top`` below it.
-        :raises ConnectFailed: as the filter says it; then all are aborted.
+        :param layer: the new filter, made with ``top`` below it.
+        :raises ConnectFailed: the error of the filter. All filters are aborted then.
         """
         higher = Stack(layer, *self._filters)
         await higher._connect([layer], around)
@@ -62,14 +62,14 @@ class Stack(Generic[Top_co]):
             raise
 
     def say_goodbye(self) -> None:
-        """Have every filter say its goodbye now, from the top down, and wait for nothing. (They go on hearing.)"""
+        """Let every filter say its goodbye now, from the top down, and wait for nothing. (They still hear.)"""
         for layer in self._filters:
             layer.say_goodbye()
 
     async def shutdown(self, deadline: Deadline) -> list[LayerEnd]:
-        """End every filter, from the top down, each with its own goodbye, all within the deadline.
+        """End every filter, from the top down, each with its goodbye, all within the deadline.
 
-        Cancelled, it says at once all that is left to be said.
+        If it is cancelled, it says at once all that is left to say.
         """
         try:
             return await self.hear_out(deadline)
@@ -80,10 +80,10 @@ class Stack(Generic[Top_co]):
             self.abort()
 
     async def hear_out(self, deadline: Deadline) -> list[LayerEnd]:
-        """The same, but that after a cancellation it can be called again, until :meth:`abort` ends it.
+        """The same, but after a cancellation it can be called again, until :meth:`abort` ends it.
 
-        A layer whose peer is silent may use half of what is left, so that those below it, whose peers may be others,
-        have their turn; the last may use all.
+        A layer whose peer is silent may use half of the time that is left, so that those below it have their turn.
+        (Their peers may be others.) The last layer may use all of it.
         """
         ends: list[LayerEnd] = []
         for layer in self._filters:
@@ -92,13 +92,13 @@ class Stack(Generic[Top_co]):
         return ends
 
     def abort(self, *, reset: bool = True) -> list[LayerEnd]:
-        """End every filter without a word. What had ended before keeps its end. See :meth:`Filter.abort`."""
+        """Abort every filter. One that has ended already keeps its end. See :meth:`Filter.abort`."""
         return [layer.abort(reset=reset) for layer in self._filters]
 
     def so_far(self) -> list[LayerEnd]:
-        """How each filter's end has come along until now."""
+        """The end of each filter so far."""
         return [layer.so_far() for layer in self._filters]
 
     def extra(self, name: str) -> Any:
-        """See :meth:`Filter.extra`; the topmost filter that knows answers."""
+        """See :meth:`Filter.extra`. The topmost filter that knows it answers."""
         return next((fact for layer in self._filters if (fact := layer.extra(name)) is not None), None)

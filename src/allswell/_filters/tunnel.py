@@ -1,4 +1,4 @@
-"""What all tunnels through a proxy share: once they are open, bytes pass as they are, and the layers below end them."""
+"""The common part of all tunnels through a proxy. Once open, they pass bytes on, and the layers below end them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from allswell._report import LayerEnd, Outcome
 
 
 def no_tunnel(proxy: str, why: str) -> str:
-    """What failed, in words. (Errors from below name the proxy, too.)"""
+    """The message of a failure. (Errors from below name the proxy, too.)"""
     return f"no tunnel through the proxy {proxy}: {why.replace(f'the proxy {proxy} ', 'it ')}"
 
 
@@ -19,20 +19,20 @@ class TunnelFilter(OverAnother, ByteStream):
     """A tunnel over a connection to a proxy. The subclasses open it.
 
     :param lower: the connection to the proxy.
-    :param proxy: what errors call it (without credentials).
+    :param proxy: the proxy's name in errors (without credentials).
     """
 
     def __init__(self, lower: ByteStream, proxy: str) -> None:
         self._lower: ByteStream = lower
         self._proxy = proxy
-        self._received = bytearray()  # and not taken yet: in the end, what came with the proxy's answer
+        self._received = bytearray()  # not taken yet: in the end, what came behind the proxy's answer
         self._ready = False
         self._end: LayerEnd | None = None
 
     # For the subclasses, while they open it
 
     async def _receive(self) -> bool:
-        """Wait for more in ``_received``; ``False`` at the end of the stream."""
+        """Wait for more in ``_received``. Return ``False`` at the end of the stream."""
         while (data := self._lower.receive_nowait()) is None:
             await self._lower.wait_readable()
         self._received += data
@@ -73,7 +73,7 @@ class TunnelFilter(OverAnother, ByteStream):
     # Ending
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        """Nothing is said: the layers below end the tunnel."""
+        """Say nothing: the layers below end the tunnel."""
         return self._finish(Outcome.CLEAN)
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
