@@ -303,6 +303,14 @@ def _retry_settings(given: object) -> Retry | None:
     raise TypeError(f"retry must be an allswell.Retry or None, not {type(given).__name__}")
 
 
+def _with_files(quic: QuicConfig, cert: CertTypes) -> QuicConfig:
+    """Settings of QUIC with the client certificate that TLS has; as they are, where they have one of their own."""
+    if quic.certfile is not None:
+        return quic
+    certfile, keyfile, password, *_ = (cert, None, None) if isinstance(cert, str) else (*cert, None, None)
+    return replace(quic, certfile=certfile, keyfile=keyfile, key_password=password)
+
+
 class _Limits(Protocol):
     """Limits of either library."""
 
@@ -362,8 +370,10 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             beside = {"verify": verify, "cert": cert, "limits": limits, **own, "socket_options": socket_options}
             require_none_beside_pool(Sender.__init__, {**beside, **settings})
         else:
-            ours = cert if isinstance(cert, ClientCertificate) else None
-            context = new_context(verify, cert if ours is None else None, trust_env)
+            ours, files = (cert, None) if isinstance(cert, ClientCertificate) else (None, cert)
+            if files:
+                settings["quic"] = _with_files(settings.get("quic") or QuicConfig(), files)
+            context = new_context(verify, files, trust_env)
             config = replace(PoolConfig(ssl_context=context, cert=ours, coalescing=cert is None), **own)
             if limits is not None:
                 config = replace(

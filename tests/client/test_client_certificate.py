@@ -105,6 +105,29 @@ async def test_each_door_takes_it(version: ssl.TLSVersion) -> None:
                 await pool.request("GET", peer.url)
 
 
+async def test_files_as_httpx2_takes_them(tmp_path: Path) -> None:
+    """What is shown on TCP is shown over QUIC."""
+    for name, content in (("pem", parts()[0]), ("key", parts()[1]), ("locked", locked()), ("both", b"".join(parts()))):
+        (tmp_path / name).write_bytes(content)
+    pem, key, locked_key = (str(tmp_path / name) for name in ("pem", "key", "locked"))
+    given: Any
+    for given in (str(tmp_path / "both"), (pem, key), (pem, locked_key, "open")):
+        with (
+            QuicServer(ask_client=True) as quic,
+            scripted_peer(answers(), tls=certificates().server_context(ask_client=True)) as tcp,
+        ):
+            origins = frozenset({f"https://localhost:{quic.port}"})
+            with pytest.warns(DeprecationWarning, match="cert"):
+                transport = AsyncTransport(
+                    verify=certificates().client_context(), cert=given, http3=True, http3_origins=origins
+                )
+            async with allswell.AsyncClient(transport=transport) as client:
+                assert (await client.get(tcp.url)).status_code == 200
+                assert (await client.get(f"https://localhost:{quic.port}/hello")).http_version == "HTTP/3"
+        [(shown,)] = quic.all("certificate")
+        assert shown == load_pem_x509_certificate(parts()[0])
+
+
 async def test_without_a_context_it_is_loaded_into_the_default_one() -> None:
     async with ConnectionPool(cert=ClientCertificate(*parts())) as pool:
         assert pool.config.ssl_context is not None
