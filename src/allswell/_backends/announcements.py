@@ -1,6 +1,6 @@
-"""What a server says about origins in frames of their own: ORIGIN (RFC 8336, RFC 9412) and ALTSVC (RFC 7838 §4).
+"""A server's frames about origins: ORIGIN (RFC 8336, RFC 9412) and ALTSVC (RFC 7838 §4).
 
-HTTP/2 and HTTP/3 frame them differently, what is in an ORIGIN frame is the same. There is no ALTSVC in HTTP/3.
+HTTP/2 and HTTP/3 frame them differently, but the payload of ORIGIN is the same. HTTP/3 has no ALTSVC.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from allswell._backends.interface import AlternativeOffered, OriginsNamed
 #: Their frame types, in both versions.
 ALTSVC, ORIGIN = 0xA, 0xC
 
-#: RFC 6454 §6.2, as far as it can matter here: origins of https that have a name (of 253 octets at most).
+#: RFC 6454 §6.2, as far as it matters here: origins of https with a name (of 253 octets at most).
 _ORIGIN = re.compile(rb"https://([a-z0-9._-]{1,253})(?::([1-9][0-9]{0,4}))?", re.IGNORECASE)
 
 
 def announcement(
     kind: int, flags: int, stream: int, payload: bytes, *, open_: bool
 ) -> OriginsNamed | AlternativeOffered | None:
-    """What such a frame of HTTP/2 says; ``None`` when it is to be ignored.
+    """The event of such a frame of HTTP/2; ``None`` if the frame is to be ignored.
 
     :param open_: whether the stream is one of our open ones.
-    :raises ValueError: when it is cut short.
+    :raises ValueError: if the frame is cut short.
     """
     if kind == ORIGIN:
         return named_origins(payload) if stream == 0 and not flags & 0xF else None  # RFC 8336 App. A
@@ -30,7 +30,7 @@ def announcement(
     if len(payload) < end:
         raise ValueError("an ALTSVC frame that is cut short")
     text, field = payload[2:end], payload[end:]
-    # RFC 7838 §4: on stream 0 it names an origin, elsewhere it is about the origin of its stream; else it is ignored.
+    # RFC 7838 §4: on stream 0 it names an origin, and on others it is about the stream's. Otherwise it is ignored.
     if not text:
         return AlternativeOffered(stream, "", field) if open_ else None
     origin = _origin(text)
@@ -38,9 +38,9 @@ def announcement(
 
 
 def named_origins(payload: bytes) -> OriginsNamed:
-    """What an ORIGIN frame says. Entries that are no origins are skipped (RFC 8336 App. A).
+    """The origins of an ORIGIN frame. Other entries are skipped (RFC 8336 App. A).
 
-    :raises ValueError: when the last entry is cut short.
+    :raises ValueError: if the last entry is cut short.
     """
     found = []
     position = 0

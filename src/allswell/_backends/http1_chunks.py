@@ -1,8 +1,8 @@
-"""The chunked coding of a response's content (RFC 9112 §7.1), as servers write it; h11 judges all that is unusual.
+"""The chunked coding of a response's content (RFC 9112 §7.1), as servers write it. h11 reads all that is unusual.
 
-h11 takes 17 µs for a chunk, however small. So chunks that are plain (digits, CRLF, data, CRLF) do not pass through it,
-nor does a last chunk without a trailer section. Whatever else comes (extensions, blanks, trailers, errors), h11 reads
-from there on, in the state in which it would be had it read what was before: between two chunks.
+h11 takes 17 µs for a chunk, however small. So plain chunks (digits, CRLF, data, CRLF) do not pass through it, and
+neither does a last chunk without a trailer section. If anything else comes (extensions, blanks, trailers, errors), h11
+reads from there on. It begins in the state between two chunks, as if it had read all that was before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import h11
 
 _PLAIN = re.compile(rb"([0-9A-Fa-f]{1,20})\r\n")
-#: What may yet become a plain chunk's first line, or the last chunk without trailers.
+#: The beginning of a plain chunk's first line, or of the last chunk without trailers.
 _BEGUN = re.compile(rb"[0-9A-Fa-f]{0,20}\r?|0{1,20}\r\n\r?")
 _LAST = re.compile(rb"0{1,20}\r\n\r\n")
 #: More than either can be long.
@@ -24,9 +24,9 @@ class Chunks:
     """Reads the chunks of one response.
 
     :param judge: makes an h11 connection that has read the response's head.
-    :ivar judged: h11's, once it reads the rest.
-    :ivar ended: the last chunk has come, and no trailers.
-    :ivar rest: input that was not taken: for the next call, for ``judged``, or what is behind the response.
+    :ivar judged: the h11 connection, once it reads the rest.
+    :ivar ended: the last chunk has come, without trailers.
+    :ivar rest: input that was not taken: for the next call, for ``judged``, or for the next response.
     """
 
     __slots__ = ("_begun", "_judge", "_left", "ended", "judged", "rest")
@@ -34,13 +34,13 @@ class Chunks:
     def __init__(self, judge: Callable[[], h11.Connection]) -> None:
         self._judge = judge
         self._begun = b""  # the beginning of a line
-        self._left = 0  # bytes of a chunk that are still to come, its CRLF included
+        self._left = 0  # how many bytes of a chunk are still to come, its CRLF included
         self.judged: h11.Connection | None = None
         self.ended = False
         self.rest = memoryview(b"")
 
     def take(self, data: memoryview, pieces: list[memoryview], work: int) -> None:
-        """Take so many chunks at most, and add their content to the pieces.
+        """Take a limited number of chunks, and add their content to the pieces.
 
         :raises h11.RemoteProtocolError: when a chunk does not end where it should.
         """
@@ -77,7 +77,7 @@ class Chunks:
         self.rest = data[position:]
 
     def _go_on(self, data: memoryview, pieces: list[memoryview]) -> int:
-        """Take more of a chunk that has begun; how much."""
+        """Take more of a chunk that has begun. Return how much was taken."""
         left, taken = self._left, 0
         if left > 2:
             piece = data[: left - 2]

@@ -1,17 +1,21 @@
 """The HTTP/1.1 backend with pipelining (RFC 9112 §9.3.2): requests that do not wait for the responses before theirs.
 
-Theory of operation. A pipeline is a line of :class:`Http1` engines, one for each exchange, in the order of their
-requests. Only the first is being answered; when its response is complete it leaves the line, and the bytes that came
-behind go to the next. The last one stays when it is done: it takes the next request, so that a connection on which
-nobody hurries does just what :class:`Http1` does.
+Theory of operation. A pipeline is a row of :class:`Http1` engines, one for each exchange, in the order of the requests.
+Only the first is being answered. When its response is complete, it leaves the row, and the bytes behind the response go
+to the next one. The last engine stays when it is done, and takes the next request. So without pipelining a connection
+does just what :class:`Http1` does.
 
-The wire gives an order and nothing else, so whatever ends one exchange early ends those behind it: the server's
-``Connection: close``, an end of the stream, a protocol error, or a requester that leaves. They fail with
-:class:`~allswell._errors.NotProcessed` and go again elsewhere; those *before* the one that was abandoned are still
-answered, and then the connection is aborted. Three rules keep that harmless: only idempotent methods follow and are
-followed; nothing follows a request that is not wholly sent, or that may end or change the connection (``Connection:
-close``, Upgrade, CONNECT); and nothing follows a connection's first request until its response is complete and the
-connection still open, so that a server that takes one request each time never sees a second one.
+Only their order tells responses apart. So whatever ends one exchange early ends those behind it: the server's
+``Connection: close``, the end of the stream, a protocol error, or a requester that leaves. Those behind fail with
+:class:`~allswell._errors.NotProcessed` and are sent again elsewhere. Those *before* an abandoned one are still
+    answered,
+and then the connection is aborted. Three rules keep that harmless:
+
+- Only idempotent methods follow others, and are followed.
+- Nothing follows a request that is not sent in full, or that may end or change the connection (``Connection: close``,
+  Upgrade, CONNECT).
+- Nothing follows a connection's first request until its response is complete and the connection is still open. So a
+  server that takes one request on each connection never sees a second one.
 """
 
 from __future__ import annotations
@@ -30,9 +34,9 @@ from allswell._messages import IDEMPOTENT_METHODS, Headers, RequestHead
 class Http1Pipeline:
     """One HTTP/1.1 connection with up to ``1 + depth`` exchanges under way.
 
-    :param depth: requests that may be sent behind one that is not answered yet.
+    :param depth: how many requests may be sent behind one that is not answered yet.
 
-    The others are those of :class:`Http1`.
+    The other parameters are those of :class:`Http1`.
     """
 
     name = "h1"
@@ -53,7 +57,7 @@ class Http1Pipeline:
 
     @property
     def must_abort(self) -> bool:
-        return self._line[0].must_abort  # (one behind it that was abandoned waits for its turn)
+        return self._line[0].must_abort  # an abandoned one behind it waits for its turn
 
     @property
     def exhausted(self) -> bool:
@@ -62,7 +66,7 @@ class Http1Pipeline:
     # Requests
 
     def capacity(self) -> int:
-        """As the interface says; while an exchange is open, it is for idempotent requests only."""
+        """See the interface. While an exchange is open, this is for idempotent requests only."""
         if self.exhausted:
             return 0
         last = self._line[-1]
@@ -101,7 +105,7 @@ class Http1Pipeline:
         return 0
 
     def consumed(self, exchange: int, credit: int) -> None:
-        """Nothing to tell the peer: reading on is what lets it send on."""
+        """Do nothing: reading on lets the peer send on."""
 
     def cancel(self, exchange: int) -> None:
         for engine in self._line:
@@ -111,7 +115,7 @@ class Http1Pipeline:
         self.cancel(exchange)
 
     def reprioritize(self, exchange: int, priority: bytes) -> None:
-        """There is no way to say it."""
+        """Do nothing: HTTP/1.1 cannot say it."""
 
     def goodbye(self) -> None:
         self._line[0].goodbye()
@@ -137,7 +141,7 @@ class Http1Pipeline:
         return self._pass_on(self._line[0].go_on())
 
     def _pass_on(self, events: list[Event]) -> list[Event]:
-        """What came behind a response is for those behind it."""
+        """Give the bytes behind a response to the next engine."""
         line = self._line
         first = line[0]
         while not first.exchange and not first.exhausted:
@@ -162,9 +166,9 @@ class Http1Pipeline:
         return self._line[0].receive_eof(why) + self._unanswered(cause, proven=False)
 
     def _unanswered(self, cause: AllswellError, *, proven: bool) -> list[Event]:
-        """Those behind the first will not be answered here."""
+        """Fail those behind the first: they will not be answered here."""
         failed: list[Event] = []
         while len(self._line) > 1:
             failed.append(ExchangeFailed(self._line.pop().exchange, NotProcessed(cause, proven=proven)))
-        failed.reverse()  # in the order in which they shall go again
+        failed.reverse()  # in the order in which they are to be sent again
         return failed

@@ -1,7 +1,8 @@
-"""What the HTTP/2 backend has of h2: a connection that keeps state, set up for a client that does the rest itself.
+"""The HTTP/2 backend's h2 connection, which keeps state, set up for a client that does the rest itself.
 
-Used beyond its documented interface: ``streams``, ``highest_outbound_stream_id``, ``outbound_flow_control_window``,
-``encoder`` and ``decoder`` of the connection, its and the streams' ``state_machine``, and ``H2Stream``.
+These names are used beyond h2's documented interface: ``streams``, ``highest_outbound_stream_id``,
+``outbound_flow_control_window``, ``encoder`` and ``decoder`` of the connection, its and the streams' ``state_machine``,
+and ``H2Stream``.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from h2.stream import H2Stream, StreamInputs
 from allswell._backends.http2_frames import MAX_FRAME_SIZE, NO_RFC7540_PRIORITIES
 from allswell._backends.http2_hpack import FieldEncoder
 
-#: At 100 ms of round trip 2 MiB carry 20 MB/s; it is also what one unread response can make us hold.
+#: At a round trip of 100 ms, 2 MiB allow 20 MB/s. It is also the most that one unread response can take.
 INITIAL_WINDOW = 2 * 1024 * 1024
 #: 128 streams' worth: more stalled readers than most servers admit streams (nginx: 128, Apache and Caddy: 100 to 250).
 CONNECTION_WINDOW = 128 * INITIAL_WINDOW
 
-#: RFC 9113 §6.5.2 recommends at least 100; assumed until the peer's SETTINGS have come.
+#: RFC 9113 §6.5.2 recommends at least 100. It is assumed until the peer's SETTINGS have come.
 _ASSUMED_STREAMS = 100
 
 
 class StreamLimit:
-    """How many streams an origin allows, as the last connection to it learnt; the next assumes it until it is told."""
+    """How many streams an origin allows: learnt by the last connection, assumed by the next until the origin says."""
 
     __slots__ = ("value",)
 
@@ -33,7 +34,7 @@ class StreamLimit:
 
 
 def core_connection(*, initial_window: int, max_header_size: int) -> H2Connection:
-    """A client's connection whose preface and SETTINGS wait to be sent. Header fields are checked elsewhere."""
+    """A client's connection. Its preface and SETTINGS wait to be sent. Header fields are checked elsewhere."""
     connection = H2Connection(
         H2Configuration(
             client_side=True,
@@ -57,14 +58,14 @@ def core_connection(*, initial_window: int, max_header_size: int) -> H2Connectio
     connection.local_settings = settings
     connection.encoder = FieldEncoder()
     connection.initiate_connection()
-    connection.state_machine.process_input(ConnectionInputs.SEND_HEADERS)  # we write them: it would not know
+    connection.state_machine.process_input(ConnectionInputs.SEND_HEADERS)  # we write them, so h2 would not know
     return connection
 
 
 def core_stream(connection: H2Connection, stream: int, window: int, *, ended: bool) -> H2Stream:
-    """A stream as h2 would have it by now.
+    """A stream in the state in which h2 would have it now.
 
-    :param window: what we may still send.
+    :param window: how many bytes we may still send.
     :param ended: whether we have ended our half.
     """
     core = H2Stream(stream, connection.config, connection.local_settings.initial_window_size, window)

@@ -1,14 +1,13 @@
 """Huffman's code of HPACK (RFC 7541 §5.2), octet by octet where hpack goes bit by bit.
 
-Theory of operation. To encode, the codes of all octets are joined as text, and that text is read as one number: both
-are done in C, in time that grows with the length.
+Theory of operation. Encoding joins the codes of all octets as text, and reads that text as one number. C does both.
 
-To decode, one walks through the tree of codes. Before each octet one is at one of 256 places in it: the beginnings of
-codes. What an octet brings there is always the same: the symbols that it completes, and the next place. So each such
-*step* is worked out once, when it first comes, and looked up from then on. There are at most 65 536, for all
-connections together; a server that asks for each of them makes us hold 8 MB.
+Decoding walks through the tree of codes. Before each octet it is at one of 256 places in the tree: the beginnings of
+codes. An octet always has the same result at one place: the symbols that it completes, and the next place. So each such
+*step* is worked out once, and looked up from then on. There are at most 65 536 steps, for all connections together.
+They take 8 MB if servers use all of them.
 
-hpack is the judge: whatever does not decode here goes to it, for its word on what is wrong.
+Strings that do not decode here go to hpack, which says what is wrong.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ _END_OF_STRING = 256
 
 _code = _CODES.__getitem__
 
-#: By what the length in bits leaves over: the beginning of the code of the end of string (§5.2).
+#: By the bits that the last octet lacks: the beginning of the code of the end of string (§5.2).
 _PADDING = [_CODES[_END_OF_STRING][: -left % 8] for left in range(8)]
 
-# A place is a code's beginning, with a 1 in front of it that keeps its zeros: the root is 1.
+# A place is the beginning of a code, with a 1 in front that keeps its zeros. The root is 1.
 _SYMBOLS = {int("1" + code, 2): symbol for symbol, code in enumerate(_CODES)}
 
 
 def encode(text: bytes) -> bytes:
-    """A string in Huffman's code, with its padding."""
+    """Encode a string, with the padding."""
     bits = "".join(map(_code, text))
     bits += _PADDING[len(bits) & 7]
     return int(bits or "0", 2).to_bytes(len(bits) >> 3, "big")
 
 
 def decode(coded: bytes) -> bytes:
-    """The string that a Huffman code means.
+    """Decode a string.
 
-    :raises hpack.HPACKDecodingError: when it means none.
+    :raises hpack.HPACKDecodingError: if the code is invalid.
     """
     steps = _ROOT
     found = []
@@ -52,7 +51,7 @@ def decode(coded: bytes) -> bytes:
 
 
 class _Steps(dict[int, "tuple[bytes, _Steps]"]):
-    """The steps from one place, by the octet; those that have been asked for.
+    """The steps from one place, by octet, as far as they were needed.
 
     :ivar may_end: whether the bits since the last symbol are padding: fewer than eight, and all ones.
     """
@@ -63,7 +62,7 @@ class _Steps(dict[int, "tuple[bytes, _Steps]"]):
         self.may_end = place < 1 << 8 and not place & (place + 1)
 
     def __missing__(self, octet: int) -> tuple[bytes, _Steps]:
-        """:raises LookupError: when there is none: the end of string must not be said."""
+        """:raises LookupError: if there is no step, because the end of string must not be encoded."""
         place, symbols = self._place, bytearray()
         for bit in range(7, -1, -1):
             place = place << 1 | octet >> bit & 1

@@ -1,9 +1,9 @@
-"""QPACK (RFC 9204) as requests need it: ls-qpack's encoder, past which goes what must enter no dynamic table.
+"""QPACK (RFC 9204) for requests: ls-qpack's encoder, but secrets never enter the dynamic table.
 
-ls-qpack puts into the table what it sees twice, and cannot be told of exceptions. But a section is its prefix and a row
-of field lines, and a literal line refers to no table entry. So what is never to be indexed is written here, as literals
-with the bit that says so to the next hop (§4.5.4, §4.5.6): ``:path`` in front, where pseudo-header fields are,
-the others at the end. The order of fields of different names means nothing (RFC 9110 §5.3).
+ls-qpack puts a field into the table when it comes twice, and knows no exceptions. But a section consists of a prefix
+and of field lines, and a literal line refers to no table entry. So secrets are written here, as literals with the bit
+that forbids the next hop to index them (§4.5.4, §4.5.6): ``:path`` in front, among the pseudo-header fields, the others
+at the end. The order of fields with different names has no meaning (RFC 9110 §5.3).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class SectionEncoder:
         return self._encoder.apply_settings(table, blocked)
 
     def feed_decoder(self, data: bytes) -> None:
-        """What came on the decoder stream.
+        """Take what came on the decoder stream.
 
-        :raises pylsqpack.DecoderStreamError: when it makes no sense.
+        :raises pylsqpack.DecoderStreamError: if it is malformed.
         """
         self._encoder.feed_decoder(data)
 

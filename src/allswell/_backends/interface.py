@@ -1,12 +1,11 @@
-"""The interface of all backends: sans-IO engines that turn requests into output and input into events.
+"""The interface of all backends: engines without I/O that turn requests into output, and input into events.
 
-A backend is driven by one connection (`_connection/connection.py`) and never waits. What comes in (bytes for h1 and h2,
-QUIC events for h3) goes through ``receive``, which returns events; what must go out is fetched with ``take_output``
-(a multiplexer's backend queues its output in the multiplexer and returns ``b""``). Nothing but
-:class:`~allswell._errors.LocalProtocolError` and :class:`~allswell._errors.NotProcessed` is ever raised, and those only
-by ``open`` and ``send_body``; what the peer does wrong arrives as an event.
+One connection (`_connection/connection.py`) drives a backend. A backend never waits. Input (bytes for h1 and h2, QUIC
+events for h3) goes to ``receive``, which returns events. ``take_output`` returns output. (The backend of a multiplexer
+queues its output there, and returns ``b""``.) Only ``open`` and ``send_body`` raise errors, and no others than
+:class:`~allswell._errors.LocalProtocolError` and :class:`~allswell._errors.NotProcessed`. The peer's errors are events.
 
-Exchanges are named by an ``int`` (the stream id in h2 and h3). Calls that name one which is over do nothing.
+An ``int`` names an exchange (the stream id in h2 and h3). Calls for one that is over do nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from allswell._errors import AllswellError
 from allswell._messages import Headers, RequestHead, ResponseHead
 
-#: Steps (a frame, a chunk, a line) that a backend takes in one call: about a millisecond's worth.
+#: How many steps (a frame, a chunk, a line) a backend takes in one call: about a millisecond's worth.
 WORK = 100
 
 Input_contra = TypeVar("Input_contra", contravariant=True)
@@ -26,7 +25,7 @@ Input_contra = TypeVar("Input_contra", contravariant=True)
 
 @dataclass(slots=True)
 class InformationalReceived:
-    """A 1xx response (RFC 9110 §15.2); 101 excepted, which is final for HTTP."""
+    """A 1xx response (RFC 9110 §15.2), but not 101, which is final for HTTP."""
 
     exchange: int
     head: ResponseHead
@@ -36,8 +35,8 @@ class InformationalReceived:
 class ResponseReceived:
     """The final response's head.
 
-    :ivar tunnel: the exchange has become a pair of raw byte streams (101, or 2xx to CONNECT): body bytes in both
-        directions are the tunnel's, and the request body stays open.
+    :ivar tunnel: the exchange has become a pair of raw byte streams (101, or 2xx to CONNECT). Body bytes in both
+        directions belong to the tunnel, and the request body stays open.
     """
 
     exchange: int
@@ -49,7 +48,7 @@ class ResponseReceived:
 class BodyReceived:
     """A piece of the response's body.
 
-    :ivar data: where it is a view, it holds until the backend's next ``receive`` or ``go_on``.
+    :ivar data: a view of it is valid until the backend's next ``receive`` or ``go_on``.
     :ivar credit: what to pass to ``consumed`` once the application has read it (h2: padding counts too).
     """
 
@@ -60,7 +59,7 @@ class BodyReceived:
 
 @dataclass(slots=True)
 class DatagramReceived:
-    """An HTTP datagram of this exchange came, outside of its stream (RFC 9297 §2.1)."""
+    """An HTTP datagram of this exchange has come, outside of its stream (RFC 9297 §2.1)."""
 
     exchange: int
     payload: bytes
@@ -68,7 +67,7 @@ class DatagramReceived:
 
 @dataclass(slots=True)
 class ResponseCompleted:
-    """The response is complete; its trailer section, if any, comes with it."""
+    """The response is complete. Its trailer section, if any, comes with it."""
 
     exchange: int
     trailers: Headers
@@ -76,7 +75,7 @@ class ResponseCompleted:
 
 @dataclass(slots=True)
 class ExchangeFailed:
-    """The exchange is over before it was complete. ``NotProcessed`` as the error permits a replay."""
+    """The exchange is over before it was complete. If the error is ``NotProcessed``, the request may be sent again."""
 
     exchange: int
     error: AllswellError
@@ -84,10 +83,10 @@ class ExchangeFailed:
 
 @dataclass(slots=True)
 class UploadRefused:
-    """The peer wants no more of this exchange's request body; the response may still go on (see `_halves.py`).
+    """The peer wants no more of this exchange's request body. The response may still go on (see `_halves.py`).
 
-    RST_STREAM after a complete response (RFC 9113 §8.1), STOP_SENDING (RFC 9114 §4.1), or in HTTP/1.1 a final response
-    that announces the end of the connection (RFC 9112 §9.6).
+    It said so by RST_STREAM after a complete response (RFC 9113 §8.1), STOP_SENDING (RFC 9114 §4.1), or in HTTP/1.1 a
+    final response that announces the end of the connection (RFC 9112 §9.6).
     """
 
     exchange: int
@@ -101,14 +100,14 @@ class SendWindowOpened:
 
 
 class ConnectionEvent:
-    """What is about the connection, and no exchange of its own."""
+    """An event about the connection, not about one exchange."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class CapacityChanged(ConnectionEvent):
-    """``capacity()`` may answer otherwise than before, for a reason other than an exchange's end."""
+    """``capacity()`` may have changed, for another reason than an exchange's end."""
 
 
 @dataclass(slots=True)
@@ -123,9 +122,9 @@ class SilenceChanged(ConnectionEvent):
 
 @dataclass(slots=True)
 class PeerLeaving(ConnectionEvent):
-    """The peer takes no new exchanges on this connection; those under way that it did not name may finish.
+    """The peer takes no new exchanges on this connection. Those under way may finish, unless an event says otherwise.
 
-    :ivar error: its reason, where it gave one other than NO_ERROR.
+    :ivar error: the peer's reason, if it is another than NO_ERROR.
     """
 
     error: AllswellError | None = None
@@ -133,9 +132,9 @@ class PeerLeaving(ConnectionEvent):
 
 @dataclass(slots=True)
 class ConnectionBroken(ConnectionEvent):
-    """The peer broke the protocol, or its connection is lost: every exchange is over, the connection must be aborted.
+    """The peer broke the protocol, or the connection is lost. All exchanges are over, and it must be aborted.
 
-    What the backend still wants to say (GOAWAY with the error code) is in its output.
+    The backend's last words (GOAWAY with the error code) are in its output.
     """
 
     error: AllswellError
@@ -143,11 +142,11 @@ class ConnectionBroken(ConnectionEvent):
 
 @dataclass(slots=True)
 class OriginsNamed(ConnectionEvent):
-    """The peer names origins that it is ready to serve here (ORIGIN: RFC 8336, RFC 9412).
+    """The peer names origins that it serves on this connection (ORIGIN: RFC 8336, RFC 9412).
 
-    Together with those that it named before, and the one that the connection was made for, they are its Origin Set.
+    The Origin Set has these, those that it named before, and the origin that the connection was made for.
 
-    :ivar origins: ``"https://example.org"``; of https only, in lower case, without the default port.
+    :ivar origins: ``"https://example.org"``; only https, in lower case, without the default port.
     """
 
     origins: list[str]
@@ -157,9 +156,9 @@ class OriginsNamed(ConnectionEvent):
 class AlternativeOffered(ConnectionEvent):
     """The peer offers an alternative service for an origin (ALTSVC: RFC 7838 §4).
 
-    :ivar exchange: the one whose origin it is about; 0 where ``origin`` says it.
+    :ivar exchange: the exchange whose origin it is about; 0 if ``origin`` names it.
     :ivar origin: as in :class:`OriginsNamed`.
-    :ivar field: as the Alt-Svc field has it.
+    :ivar field: the value, as in an Alt-Svc field.
     """
 
     exchange: int
@@ -186,7 +185,7 @@ Event = (
 
 
 class BackPressure(Enum):
-    """How the peer is kept from sending more than the application reads."""
+    """How a backend keeps the peer from sending more than the application reads."""
 
     READING = "the connection is not read"
     CREDIT = "an exchange is given no credit"
@@ -196,12 +195,13 @@ class Backend(Protocol[Input_contra]):
     """One HTTP connection as a state machine: h1, h2 and h3 differ only here.
 
     :cvar name: the layer's name in reports: ``"h1"``, ``"h2"``, ``"h3"``.
-    :cvar http_version: as a response states it: ``"HTTP/1.1"``, ``"HTTP/2"``, ``"HTTP/3"``.
-    :cvar in_order: responses have no name but their order (h1), so that what belongs to none ends the connection.
+    :cvar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
+    :cvar in_order: whether only their order tells responses apart (h1). Then input that belongs to none ends the
+        connection.
     :cvar back_pressure: by not reading (h1), or by credit for each exchange (h2, h3).
-    :cvar says_goodbye: what ``goodbye`` puts on the wire, for the report: ``"GOAWAY"`` or ``""``.
-    :ivar kept_idle: seconds that the peer says it keeps the connection when that is idle; ``inf``: it does not say.
-    :ivar must_abort: nothing can be said on this connection any more (an abandoned h1 exchange): abort it.
+    :cvar says_goodbye: what ``goodbye`` sends, for the report: ``"GOAWAY"`` or ``""``.
+    :ivar kept_idle: how many seconds the peer says it keeps an idle connection; ``inf``: it does not say.
+    :ivar must_abort: nothing more can be said on this connection (after an abandoned h1 exchange). Abort it.
     """
 
     name: str
@@ -215,26 +215,26 @@ class Backend(Protocol[Input_contra]):
     def must_abort(self) -> bool: ...
 
     def open(self, head: RequestHead, *, end: bool) -> int:
-        """Begin an exchange; ``end`` when the request has no body. Only while ``capacity()`` is above 0.
+        """Begin an exchange, with ``end`` if the request has no body. Only while ``capacity()`` is above 0.
 
-        :raises LocalProtocolError: when HTTP cannot say this head. Nothing was sent; the connection lives.
-        :raises NotProcessed: when the connection takes no more.
+        :raises LocalProtocolError: if HTTP cannot express this head. Nothing was sent, and the connection lives on.
+        :raises NotProcessed: if the connection takes no more.
         """
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
-        """Send a piece of the request's body, at most ``send_window`` bytes of it; ``end`` with the last.
+        """Send a piece of the request's body, at most ``send_window`` bytes, with ``end`` for the last piece.
 
-        :raises LocalProtocolError: when it contradicts the head (Content-Length), or trailers cannot be sent.
+        :raises LocalProtocolError: if it contradicts the head (Content-Length), or trailers cannot be sent.
         """
 
     def send_window(self, exchange: int) -> int:
-        """Bytes of body that this exchange will take now (0: wait for :class:`SendWindowOpened`)."""
+        """How many bytes of body this exchange takes now. 0: wait for :class:`SendWindowOpened`."""
 
     def unsent(self, exchange: int) -> int:
-        """Bytes of body that were accepted and that are kept here until the peer lets them go."""
+        """How many bytes of body were accepted and wait here until the peer takes them."""
 
     def consumed(self, exchange: int, credit: int) -> None:
-        """The application has read (or dropped) a piece of body: give the peer its credit back."""
+        """The application has read (or dropped) a piece of body: give the peer its credit."""
 
     def cancel(self, exchange: int) -> None:
         """Abandon an exchange: h2 and h3 reset the stream, h1 sets ``must_abort``. Idempotent."""
@@ -242,70 +242,70 @@ class Backend(Protocol[Input_contra]):
     def stop(self, exchange: int) -> None:
         """Send no more of a request whose response is complete: h2 and h3 reset the stream, h1 sets ``must_abort``.
 
-        What has come can still be read. Nothing, where the request was sent, or the peer has stopped it.
+        What has come can still be read. It does nothing if the request was sent in full, or the peer has stopped it.
         """
 
     def reprioritize(self, exchange: int, priority: bytes) -> None:
-        """Tell the peer that a response has another priority now: PRIORITY_UPDATE (RFC 9218 §7).
+        """Tell the peer the new priority of a response: PRIORITY_UPDATE (RFC 9218 §7).
 
-        Nothing, where the protocol or the peer has no such frame, the response is complete, or either side has said
-        GOAWAY.
+        It does nothing if the protocol or the peer has no such frame, if the response is complete, or after GOAWAY of
+        either side.
 
-        :param priority: as the Priority field has it.
+        :param priority: the value, as in a Priority field.
         """
 
     def capacity(self) -> int:
-        """Exchanges that may be opened now."""
+        """How many exchanges may be opened now."""
 
     @property
     def capacity_expected(self) -> bool:
-        """Whether room, of which there is none just now, is to be expected though nothing that is open ends.
+        """Whether room is expected soon, although no open exchange need end for it.
 
-        So with HTTP/3: the peer's limit counts all streams that ever were (RFC 9000 §4.6), and it raises that once it
-        knows that some have ended. And in all versions where the peer allows none at all: "servers SHOULD only set a
-        zero value for short durations" (RFC 9113 §6.5.2), and some grant the first streams a moment late.
+        In HTTP/3 the peer's limit counts all streams that ever were (RFC 9000 §4.6). The peer raises it once it knows
+        that some have ended. In all versions room is also expected while the peer allows no exchange at all: "servers
+        SHOULD only set a zero value for short durations" (RFC 9113 §6.5.2), and some grant the first streams late.
         """
 
     @property
     def exhausted(self) -> bool:
-        """Whether no exchange will ever be opened again (rather than none just now)."""
+        """Whether no exchange can be opened any more (and not only just now)."""
 
     def goodbye(self) -> None:
-        """Say that we leave (GOAWAY, NO_ERROR), as the backend's last words. Idempotent."""
+        """Say that we leave (GOAWAY, NO_ERROR). These are the backend's last words. Idempotent."""
 
     def ping(self) -> bool:
-        """Ask the peer for a sign of life; any input is one. ``False`` where the protocol has no such thing."""
+        """Send a probe. Any input answers it. Returns ``False`` if the protocol has no probes."""
 
     @property
     def unfinished(self) -> bool:
-        """Whether :meth:`receive` has left some of its input for :meth:`go_on`, which must be called first."""
+        """Whether :meth:`receive` has left some input for :meth:`go_on`, which must be called first."""
 
     def receive(self, data: Input_contra) -> list[Event]:
-        """Feed input; what it means.
+        """Take input, and return its events.
 
-        No more than about :data:`WORK` of it is done, however small the pieces are that the peer has cut it into:
-        others have their turn before the rest.
+        It takes about :data:`WORK` steps at most, however small the peer's pieces are. Others have their turn before
+        the rest.
         """
 
     def go_on(self) -> list[Event]:
-        """Act on input that was left over, with the same bound; what it means."""
+        """Act on input that was left over, within the same limit, and return its events."""
 
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
-        """The layer below has ended: what that means for the exchanges that are open.
+        """The layer below has ended. Return the events for the open exchanges.
 
-        :param why: ``None`` for an orderly end; else what cut it (truncation, a reset).
+        :param why: ``None`` for an orderly end, else the error that cut it (truncation, a reset).
         """
 
     def take_output(self) -> bytes:
-        """What must be sent now; ``b""`` when there is nothing, or when a multiplexer has it already."""
+        """Return what must be sent now; ``b""`` if there is nothing, or if a multiplexer has it already."""
 
 
 @runtime_checkable
 class DatagramBackend(Protocol):
-    """What a backend has besides, when HTTP datagrams can go outside of the streams (RFC 9297 §2.1): HTTP/3's."""
+    """A backend that can send HTTP datagrams outside of the streams (RFC 9297 §2.1): HTTP/3's."""
 
     def datagram_room(self, exchange: int) -> int:
-        """Bytes of the largest that may be sent beside an exchange's stream; 0: none may."""
+        """The largest datagram that may be sent beside an exchange's stream, in bytes; 0: none."""
 
     def send_datagram(self, exchange: int, payload: bytes) -> None:
-        """Send one. It may be lost; one that is larger than there is room for, or that nobody waits for, is."""
+        """Send one. It may be lost. It is dropped if it is too large, or if nobody waits for it."""

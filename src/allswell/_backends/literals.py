@@ -1,10 +1,10 @@
-"""Integers and strings of HPACK and QPACK, which literal field lines are made of (RFC 7541 §5, RFC 9204 §4.1)."""
+"""Integers and strings of HPACK and QPACK, for literal field lines (RFC 7541 §5, RFC 9204 §4.1)."""
 
 from __future__ import annotations
 
 
 def integer(value: int, bits: int, flags: int = 0) -> bytes:
-    """An integer with a prefix of so many bits, behind the flags that share its first byte (RFC 7541 §5.1)."""
+    """Encode an integer with a prefix of some bits, behind the flags that share its first byte (RFC 7541 §5.1)."""
     most = (1 << bits) - 1
     if value < most:
         return bytes((flags | value,))
@@ -18,7 +18,7 @@ def integer(value: int, bits: int, flags: int = 0) -> bytes:
 
 
 def integer_end(data: bytes, position: int, bits: int) -> int:
-    """Where an integer ends that begins there."""
+    """Find the end of an integer that begins there."""
     most = (1 << bits) - 1
     if data[position] & most == most:
         position += 1
@@ -28,5 +28,5 @@ def integer_end(data: bytes, position: int, bits: int) -> int:
 
 
 def string(text: bytes) -> bytes:
-    """A string as it is, without Huffman's code (RFC 7541 §5.2)."""
+    """Encode a string without Huffman's code (RFC 7541 §5.2)."""
     return integer(len(text), 7) + text

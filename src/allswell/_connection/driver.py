@@ -1,15 +1,14 @@
-"""What drives a connection: it reads and writes, keeps time, and has the goodbyes said.
+"""Drives a connection: it reads and writes, keeps time, and lets the goodbyes be said.
 
-Theory of operation. One place reads (`reader.py`): calls by the event loop or, where it makes none, a task. What has
-arrived goes to the backend, and the backend's events to the connection (`connection.py`), which decides. Whatever
-requesters do is synchronous and done there; nothing of it waits for this.
+Theory of operation. One place reads (`reader.py`): the event loop calls it or, if the loop makes no such calls, a task
+does. Input goes to the backend, and the backend's events go to the connection (`connection.py`), which decides.
+Requesters call the connection, synchronously, and never wait for the driver.
 
-Writing is tried at once, by the task that wants to write. What the socket does not take is kept by the stack and
-finished by a task of the connection's (`writer.py`), never by the requester's: its cancellation cannot leave half
-a frame.
+The task that wants to write tries it at once. The stack keeps what the socket does not take, and a task of the
+connection finishes it (`writer.py`). The requester's task never does. So its cancellation cannot leave half a frame.
 
-When nothing more is read, the connection is either CLOSING, and a task says the goodbyes (`goodbye.py`). Or it is
-CLOSED already, because it was lost or aborted. Either way it tells its owner how each layer ended.
+When nothing more is read, the connection is CLOSING, and a task says the goodbyes (`goodbye.py`). Or it is CLOSED
+already, because it was lost or aborted. Either way the owner learns how each layer ended.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ Input = TypeVar("Input", bound=Sized)
 
 
 class Driver(Generic[Input]):
-    """Drives one connection, which it makes.
+    """Makes one connection and drives it.
 
-    :ivar connection: what it drives.
+    :ivar connection: the connection.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Driver(Generic[Input]):
         self._goodbye = Goodbye(self.connection, backend, stack, config.grace)
         self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, self.connection.made_at)
         self._task = False  # whether there is one already
-        self._keeper: Owner | None = None  # the owner, while a goodbye that it did not wait for is still to be told
+        self._keeper: Owner | None = None  # the owner, while it has yet to hear of a goodbye that it did not wait for
         self._ended = False
 
     def __str__(self) -> str:
@@ -89,16 +88,16 @@ class Driver(Generic[Input]):
         self.host.spawn(self._run, name=f"allswell {connection.http_version} to {connection.label}")
 
     async def _run(self) -> None:
-        """The task, where there is one: it reads, and then says goodbye; or (see `reader.py`) it only says goodbye.
+        """The task, if there is one: it reads and then says goodbye. Or (see `reader.py`) it only says goodbye.
 
-        Raises nothing but cancellation (with all tasks of the event loop), and bugs.
+        It raises nothing but cancellation (with all tasks of the event loop), and bugs.
         """
         try:
             await self._drive()
         except Exception as error:
             self.failed(error)
             raise
-        except GeneratorExit:  # dropped with its event loop, of which nothing can be waited for any more
+        except GeneratorExit:  # dropped with its event loop: nothing can be waited for any more
             self.take_leave(LOOP_ENDED)
             self.connection.abort(LOOP_ENDED)
             raise
@@ -109,29 +108,29 @@ class Driver(Generic[Input]):
                 finally:
                     self.connection.abort(LOOP_ENDED)
             else:
-                # By a program that goes on, and may wait until they are all over: another task takes its place.
+                # The program goes on, and may wait until all tasks are over. Another task takes its place.
                 self._spawn()
             raise
 
     async def _drive(self) -> None:
         if self.connection.reads:
             await self._reader.run()
-            await anyio.lowlevel.checkpoint()  # what ran through it (it was a tunnel's) ends first
+            await anyio.lowlevel.checkpoint()  # the connection that ran through it (it was a tunnel) ends first
         if self.connection.state is State.CLOSING:
             await self._say_goodbye()
 
     async def _hear_last_answers(self) -> None:
-        """The event loop ends: all is said, and the answers that come at once are heard.
+        """The event loop ends: say everything, and hear the answers that come at once.
 
-        A program that ends an event loop waits for its tasks. So this may wait. It must, or the answers would meet a
-        closed socket. But not for long.
+        A program that ends its event loop waits for the tasks, so this may wait. It must, because the answers would
+        meet a closed socket. It does not wait for long.
         """
         connection = self.connection
         if not connection.open_exchanges:
             self.take_leave(LOOP_ENDED)
         with Deadline.after(LAST_MOMENT).scope(shield=True):
             if connection.open_exchanges:
-                await anyio.lowlevel.checkpoint()  # what goes through this connection leaves first
+                await anyio.lowlevel.checkpoint()  # connections that go through this one leave first
             if connection.lingers:
                 connection.close(LOOP_ENDED)
                 await self._drive()
@@ -140,10 +139,10 @@ class Driver(Generic[Input]):
         """See :meth:`Filter.extra`."""
         return self._stack.extra(name)
 
-    # Reading: what the reader asks and tells
+    # Reading: the reader calls these
 
     def take(self) -> bool:
-        """Take one batch of input, have it acted on; whether there may be more."""
+        """Take one batch of input and act on it. Return whether there may be more."""
         backend, connection = self._backend, self.connection
         if backend.unfinished:
             events = backend.go_on()
@@ -178,7 +177,7 @@ class Driver(Generic[Input]):
         self.connection.lost(error)
 
     def failed(self, error: Exception) -> None:
-        """There is a bug, of which nobody else would hear."""
+        """There is a bug. Log it, because nobody else would hear of it."""
         self.connection.abort(f"a bug: {error!r}")
 
     def catch_up(self) -> bool:
@@ -216,7 +215,7 @@ class Driver(Generic[Input]):
         self._goodbye.limit(deadline, epoch)
 
     def leave(self) -> None:
-        """No exchange is left: read no more, and say the goodbyes."""
+        """No exchange is left. Read no more, and say the goodbyes."""
         self._reader.stop()
         if not self._task:
             self._task = True
@@ -244,7 +243,7 @@ class Driver(Generic[Input]):
             self._goodbye.say_all()
 
     def abort(self, last_words: str) -> None:
-        """End all layers without a word but these, which the backend has said."""
+        """Abort all layers, after these last words of the backend."""
         layers = self._goodbye.abort(last_words)
         self._reader.stop()
         self._end(layers)

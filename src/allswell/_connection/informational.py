@@ -1,8 +1,8 @@
-"""Informational (1xx) responses of one exchange: which are kept, which wait for the caller's hook, what is too much.
+"""Informational (1xx) responses of one exchange: which are kept, which wait for the caller's hook, which are too many.
 
-A server may say 102 or 104 for as long as it works on a request, so their number is no measure. What is bounded is what
-lies unread. A hook reads them. Where there is none they are forgotten as time goes by, so that a flood is an error and
-a heartbeat is not.
+A server may send 102 or 104 for as long as it works on a request, so their number is not limited. Their unread bytes
+are. A hook reads them. Without a hook they are forgotten as time goes by. So a flood is an error, and a heartbeat is
+not.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections import deque
 from allswell._clock import monotonic
 from allswell._messages import ResponseHead
 
-#: Bytes that may lie unread.
+#: How many bytes may lie unread.
 _UNREAD = 256 * 1024
-#: Without a hook, so many bytes are forgotten in a second: 64 of the smallest.
+#: How many bytes are forgotten in a second, without a hook: 64 of the smallest responses.
 _FORGOTTEN = 4 * 1024
-#: The newest so many stay in the caller's list.
+#: How many stay in the caller's list: the newest.
 _KEPT = 64
 
 
 class Informational:
-    """Those of one exchange; made with the first.
+    """The 1xx responses of one exchange. It is made with the first.
 
-    :param kept: the caller's list, which has the newest of them.
+    :param kept: the caller's list, with the newest of them.
     """
 
     __slots__ = ("_has_hook", "_kept", "_unread", "_waiting", "_when")
@@ -36,7 +36,7 @@ class Informational:
         self._when = monotonic()
 
     def add(self, head: ResponseHead) -> bool:
-        """One came; whether no more lies unread than may."""
+        """One has come. Return whether the unread bytes are within the limit."""
         before, self._when = self._when, monotonic()
         if self._has_hook:
             self._waiting.append(head)
@@ -49,7 +49,7 @@ class Informational:
         return self._unread <= _UNREAD
 
     def take(self) -> ResponseHead | None:
-        """The next for the hook; ``None`` when it has heard all."""
+        """The next one for the hook; ``None`` if it has heard all."""
         if not self._waiting:
             return None
         head = self._waiting.popleft()
@@ -57,7 +57,7 @@ class Informational:
         return head
 
     def no_hook(self) -> None:
-        """There is none."""
+        """There is no hook."""
         self._has_hook = False
         self._waiting.clear()
 

@@ -1,4 +1,4 @@
-"""Signs of life: after silence the peer is asked for one, and counts as gone when none comes."""
+"""Keep-alive probes: after silence the peer is probed. If it does not answer, it counts as gone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 class Keepalive:
     """The silence of one connection.
 
-    :param interval: seconds of it after which the peer is asked; ``None``: it never is.
-    :param timeout: seconds that the answer may take.
+    :param interval: the peer is probed after so many seconds of silence; ``None``: never.
+    :param timeout: how many seconds the answer may take.
     :ivar interval: as given.
     :ivar timeout: as given.
-    :ivar heard_at: when something came last, or the connection was made; the reader sets it.
+    :ivar heard_at: when something came last, or the connection was made. The reader sets it.
     """
 
     __slots__ = ("_asked_at", "heard_at", "interval", "timeout")
@@ -25,9 +25,9 @@ class Keepalive:
         self.heard_at = now
 
     def look(self, now: float, ask: Callable[[], bool]) -> float:
-        """Ask, if it is time to; when to look again. ``-inf``: the peer is gone.
+        """Probe the peer if it is time to. Return when to look again; ``-inf``: the peer is gone.
 
-        :param ask: asks for a sign of life; whether it could.
+        :param ask: sends a probe, and returns whether it could.
         """
         if self.interval is None:
             return math.inf
@@ -40,4 +40,4 @@ class Keepalive:
         if not ask():
             return now + self.interval
         self._asked_at = now
-        return now + min(self.interval, self.timeout)  # the next silence may end before this one's time is up
+        return now + min(self.interval, self.timeout)  # the next silence may begin before this one's time is up

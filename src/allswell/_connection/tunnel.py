@@ -1,7 +1,7 @@
-"""A tunnel: what an exchange becomes by 101 (Switching Protocols) or 2xx to CONNECT (RFC 9110 §7.8, §9.3.6).
+"""A tunnel. An exchange becomes one by 101 (Switching Protocols) or 2xx to CONNECT (RFC 9110 §7.8, §9.3.6).
 
-Its two halves are raw bytes, each with an end of its own. No timeouts of HTTP's apply: how long to wait for the peer,
-and what then, is up to the caller.
+Its two halves are raw bytes, each with an end of its own. HTTP's timeouts do not apply: the caller decides how long to
+wait for the peer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from allswell._tasks import Signal
 
 
 class Tunnels(Protocol):
-    """What a tunnel asks of its exchange."""
+    """The calls of a tunnel to its exchange."""
 
     label: str
     sending: SendHalf
@@ -23,29 +23,29 @@ class Tunnels(Protocol):
 
     @property
     def error(self) -> BaseException | None:
-        """What the exchange has failed with."""
+        """The error that the exchange has failed with."""
 
     @property
     def under_way(self) -> bool:
-        """Whether its connection carries it still."""
+        """Whether its connection still carries it."""
 
     def send_window(self) -> int:
-        """Bytes that may be sent now."""
+        """How many bytes may be sent now."""
 
     def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send some, at most :meth:`send_window` bytes."""
 
     def receive_nowait(self) -> bytes | None:
-        """What has come."""
+        """Return what has come."""
 
     async def delivered(self) -> None:
         """Wait until anything is delivered."""
 
 
 class Tunnel:
-    """Our half of one tunnel, and the end of both. (What comes is read as any body is.)
+    """Our half of one tunnel, and the end of both. (The peer's half is read like a body.)
 
-    :param room: set when more may be sent, or never will be.
+    :param room: set when more may be sent, or when there never will be room again.
     """
 
     __slots__ = ("_exchange", "_room")
@@ -55,7 +55,7 @@ class Tunnel:
         self._room = room
 
     def room(self) -> int:
-        """How much may be sent now.
+        """How many bytes may be sent now.
 
         :raises AllswellError: when there never will be room again.
         """
@@ -71,11 +71,11 @@ class Tunnel:
         await self._room.wait()
 
     def on_room(self) -> None:
-        """More may be sent, or never will be."""
+        """More may be sent, or there never will be room again."""
         self._room.set()
 
     async def send(self, data: bytes) -> None:
-        """Send all of it, waiting for room.
+        """Send all of this, and wait for room.
 
         :raises AllswellError: when the tunnel is over.
         """
@@ -84,7 +84,7 @@ class Tunnel:
             window = self.room()
             if window <= 0:
                 if self._exchange.receiving.over:
-                    # The peer ended its half. Nothing reads any more that would notice the end of the rest.
+                    # The peer has ended its half. Nobody reads any more, so nobody would notice the end of the rest.
                     raise self._over()
                 await self.wait_room()
                 continue
@@ -98,9 +98,9 @@ class Tunnel:
             self._exchange.send_body(b"", end=True)
 
     async def end_both(self) -> bool:
-        """End our half, then drop what comes until the peer has ended its own; whether it has.
+        """End our half, then drop what comes until the peer has ended its own. Return whether it has.
 
-        In HTTP/1.1 a tunnel is the connection: there is no end of it to wait for before the layers below say goodbye.
+        In HTTP/1.1 a tunnel is the connection. It has no end to wait for before the layers below say goodbye.
         """
         exchange = self._exchange
         self.end()

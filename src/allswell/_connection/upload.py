@@ -1,8 +1,8 @@
 """The upload of a request's body: from the caller's iterator to the connection, by a task of its own.
 
-A body that fits the first write goes out with the head, without any of this. Any other is uploaded by a task, so that
-an early response (RFC 9110 §9.3, 413 and the like) reaches the requester while it is still uploading, and the rest can
-be dropped. What the caller's iterator raises is raised where the response is waited for.
+A body that fits the first write goes out with the head, without any of this. A task uploads any other. So an early
+response (RFC 9110 §9.3, 413 and the like) reaches the requester during the upload, and the rest can be dropped. What
+the caller's iterator raises is raised where the response is waited for.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from allswell._halves import Receive, ReceiveHalf, SendHalf
 from allswell._messages import Headers, RequestHead
 from allswell._tasks import TaskHost
 
-#: Pieces sent in a row without waiting, before other tasks (the one that reads the response) get their turn.
+#: How many pieces are sent without a wait, before other tasks (the one that reads the response) have their turn.
 _SENDS_IN_A_ROW = 8
 
 TrailerSource = Headers | Callable[[], Headers] | None
 
 
 class Uploads(Protocol):
-    """What an upload asks of its exchange."""
+    """The calls of an upload to its exchange."""
 
     label: str
     request: RequestHead
@@ -40,16 +40,16 @@ class Uploads(Protocol):
 
     @property
     def error(self) -> BaseException | None:
-        """What the exchange has failed with."""
+        """The error that the exchange has failed with."""
 
     def send_window(self) -> int:
-        """Bytes of body that may be sent now."""
+        """How many bytes of body may be sent now."""
 
     def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send a piece, at most :meth:`send_window` bytes."""
 
     def unsent(self) -> int:
-        """Bytes that keep it from sending more."""
+        """How many unsent bytes keep it from sending more."""
 
     def on_upload_waits(self, until: float) -> None:
         """The upload waits for the peer to take more."""
@@ -65,18 +65,18 @@ class Uploads(Protocol):
 
 
 class _UploadStopped(Exception):
-    """The rest of the body is not wanted any more."""
+    """The rest of the body is no longer wanted."""
 
 
 class Upload:
     """One upload.
 
-    :param host: where its task runs.
-    :param continue_timeout: seconds that 100 (Continue) is waited for, where the request expects it.
-    :param continues: it, or the response, has come.
-    :ivar running: the caller's iterator has not ended yet.
-    :ivar raised: what the caller's iterator raised.
-    :ivar write_at: when the peer must have taken something, while it takes nothing; else ``inf``.
+    :param host: runs its task.
+    :param continue_timeout: how many seconds to wait for 100 (Continue), if the request expects it.
+    :param continues: set when 100 (Continue), or the response, has come.
+    :ivar running: whether the caller's iterator has not ended yet.
+    :ivar raised: the error of the caller's iterator.
+    :ivar write_at: the deadline for the peer to take something, while it takes nothing; else ``inf``.
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class Upload:
         self._host.spawn(self._run, body, trailers, name=name, context=copy_context())
 
     def stop(self) -> None:
-        """The rest is not wanted."""
+        """The rest is not wanted: stop."""
         if self._scope is not None:
             self._scope.cancel()
         self._room.set()
@@ -127,9 +127,9 @@ class Upload:
         self._room.set()
 
     def write_again_at(self, now: float) -> float:
-        """When the peer must take something again, if it took some of what waits to be sent; else ``inf``.
+        """The new deadline for the peer, if it has taken some of the unsent bytes; else ``inf``.
 
-        (There may be no room yet for more.)
+        (There may be no room for more yet.)
         """
         before, self._unsent = self._unsent, self._exchange.unsent()
         if self._unsent >= before:
@@ -143,7 +143,7 @@ class Upload:
         try:
             try:
                 with Deadline().scope() as self._scope:
-                    if exchange.sending.open:  # nobody stopped us before we began
+                    if exchange.sending.open:  # it was not stopped before it began
                         await self._send_all(pieces, trailers)
             finally:
                 self._scope = None
@@ -152,7 +152,7 @@ class Upload:
         except _UploadStopped:
             pass  # the exchange goes on without the rest
         except (anyio.get_cancelled_exc_class(), GeneratorExit):
-            # The iterator waited for what was cancelled; or the event loop ends.
+            # The iterator waited for something that was cancelled. Or the event loop ends.
             exchange.fail(TransportError(f"the upload to {exchange.label} was cancelled", operation="write", by="us"))
             raise
         except BaseException as error:  # noqa: BLE001 - the caller's iterator may raise anything: it goes to the caller
@@ -169,12 +169,12 @@ class Upload:
         async for piece in pieces:
             await self.send(piece)
             count += 1
-            if count % _SENDS_IN_A_ROW == 0:  # a source and a peer that never make us wait: others wait
+            if count % _SENDS_IN_A_ROW == 0:  # neither source nor peer makes it wait, so others get a turn
                 await anyio.lowlevel.checkpoint()
         await self.send(b"", end=True, trailers=trailers() if callable(trailers) else trailers)
 
     async def _wait_for_continue(self) -> None:
-        """Wait for 100 (Continue), but not for ever (RFC 9110 §10.1.1)."""
+        """Wait for 100 (Continue), for a limited time (RFC 9110 §10.1.1)."""
         with Deadline.after(self._continue_timeout).scope():
             while not self._continue:
                 await self._room.wait()
@@ -182,7 +182,7 @@ class Upload:
                     raise _UploadStopped
 
     async def send(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
-        """Send a piece of the request's body, waiting for room.
+        """Send a piece of the request's body, and wait for room.
 
         :raises LocalProtocolError: when the body contradicts its head.
         :raises AllswellError: when the exchange is over.
