@@ -6,40 +6,75 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import Callable
+from typing import Literal
 
 import anyio
 import httpx2
 import pytest
 
+import allswell
 from allswell.testing import Origin, Request, Response
 
+Get = Callable[[Origin, str], bytes]
 
-def by_httpx2(origin: Origin, path: str) -> None:
+
+def by_allswell(origin: Origin, path: str) -> bytes:
+    """This client."""
+
+    async def get() -> bytes:
+        http3: Literal["only", False] = "only" if origin.versions == {"h3"} else False
+        async with allswell.AsyncClient(verify=origin.client_context(), http3=http3) as client:
+            return (await client.get(origin.url + path)).content
+
+    return asyncio.run(get())
+
+
+def by_httpx2(origin: Origin, path: str) -> bytes:
     """httpx2, synchronous."""
     with httpx2.Client(verify=origin.client_context(), http2=True, timeout=60) as client:
-        client.get(origin.url + path)
+        return client.get(origin.url + path).content
 
 
-def by_curl(origin: Origin, path: str) -> None:
+def by_curl(origin: Origin, path: str) -> bytes:
     """curl."""
     if (curl := shutil.which("curl")) is None:
         pytest.skip("curl is not installed")
-    subprocess.run([curl, "-sS", "--cacert", origin.ca_file, origin.url + path], check=True, capture_output=True)
+    command = [curl, "-sS", "--cacert", str(origin.ca_file), origin.url + path]
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
-def by_aiohttp(origin: Origin, path: str) -> None:
+def by_aiohttp(origin: Origin, path: str) -> bytes:
     """aiohttp."""
     aiohttp = pytest.importorskip("aiohttp")
 
-    async def get() -> None:
-        async with aiohttp.ClientSession() as session, session.get(origin.url + path, ssl=origin.client_context()) as r:
-            await r.read()
-        await origin.ended()  # it ends its connections when its loop goes round again
+    async def get() -> bytes:
+        session = aiohttp.ClientSession()
+        try:
+            async with session.get(origin.url + path, ssl=origin.client_context()) as response:
+                body: bytes = await response.read()
+                return body
+        finally:
+            await session.close()
+            await origin.ended()  # it ends its connections when its loop goes round again
 
-    asyncio.run(get())
+    return asyncio.run(get())
 
 
-CLIENTS: list[Callable[[Origin, str], None]] = [by_httpx2, by_curl, by_aiohttp]
+def by_niquests(origin: Origin, path: str) -> bytes:
+    """niquests. It speaks HTTP/3 when it is told that an origin does."""
+    niquests = pytest.importorskip("niquests")
+    known = {("localhost", origin.port): ("localhost", origin.port)} if origin.versions == {"h3"} else None
+
+    async def get() -> bytes:
+        async with niquests.AsyncSession(quic_cache_layer=known) as session:
+            body: bytes = (await session.get(origin.url + path, verify=str(origin.ca_file))).content
+            return body
+
+    return asyncio.run(get())
+
+
+#: Of others.
+CLIENTS: list[Get] = [by_httpx2, by_curl, by_aiohttp]
 
 
 class Gate:

@@ -7,15 +7,12 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from allswell.testing import CloseNotify, Connected, ConnectionClose, Ended, Fin, GoAway, Origin, ResponseSent, Rst
-from tests.testing.clients import CLIENTS, by_curl, by_httpx2
-
-Get = Callable[[Origin, str], None]
+from tests.testing.clients import CLIENTS, Get, by_curl, by_httpx2
 
 
 def why(origin: Origin) -> str:

@@ -205,8 +205,7 @@ class Connection(ABC):
             await self._answer(exchange, engine)
         if exchange.stopped:
             return
-        over = not engine.multiplexes and (self.leaves_after == 0 or getattr(engine, "last", False))
-        if over:
+        if not engine.multiplexes and (self.leaves_after == 0 or engine.last):
             await self.leave()
         else:
             self.hear(engine.done(stream))

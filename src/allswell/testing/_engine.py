@@ -66,10 +66,12 @@ class Engine(Protocol):
 
     :ivar version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
     :ivar multiplexes: whether it has streams, and so words for refusing, resetting and leaving.
+    :ivar last: whether no request can follow on this connection (HTTP/1.1: one of the two has said so).
     """
 
     version: str
     multiplexes: bool
+    last: bool
 
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
         """Say a response's head. :param last: the connection's last, so say that it closes (HTTP/1.1)."""

@@ -18,7 +18,7 @@ class Http1:
     multiplexes = False
 
     def __init__(self) -> None:
-        self.last = False  # whether the client wants no answer after this one
+        self.last = False
         self._parser = h11.Connection(h11.SERVER)
         self._stream = 0
         self._chunked = False

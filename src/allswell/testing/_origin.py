@@ -39,6 +39,7 @@ class Origin(Script):
         every path gets 200 and ``b"ok"``. Handlers run in the origin's thread; coroutine functions, on asyncio.
     :param versions: what it speaks, on one port: ``"h1"`` and ``"h2"`` over TCP, ``"h3"`` over UDP; all, by default.
     :param tls: ``False`` for plain TCP, with HTTP/2 by prior knowledge.
+    :ivar versions: those that it speaks.
     :ivar port: on 127.0.0.1.
     :raises ValueError: there is no version, or one that it does not know, or HTTP/3 without TLS.
     """
@@ -48,10 +49,10 @@ class Origin(Script):
     ) -> None:
         super().__init__(routes)
         by_default: Collection[Version] = ("h1", "h2", "h3") if tls else ("h1", "h2")
-        self._versions = frozenset(by_default if versions is None else versions)
-        if not self._versions or not self._versions <= {"h1", "h2", "h3"}:
-            raise ValueError(f'versions are of "h1", "h2" and "h3", and not {sorted(self._versions)}')
-        if not tls and "h3" in self._versions:
+        self.versions = frozenset(by_default if versions is None else versions)
+        if not self.versions or not self.versions <= {"h1", "h2", "h3"}:
+            raise ValueError(f'versions are of "h1", "h2" and "h3", and not {sorted(self.versions)}')
+        if not tls and "h3" in self.versions:
             raise ValueError("HTTP/3 needs TLS")
         self._tls = tls
         self.port = 0
@@ -120,7 +121,7 @@ class Origin(Script):
 
     def _bind(self, port: int) -> tuple[socket.socket | None, socket.socket | None]:
         """TCP's listener, UDP's socket, on one port."""
-        wants_tcp, wants_udp = bool(self._versions & {"h1", "h2"}), "h3" in self._versions
+        wants_tcp, wants_udp = bool(self.versions & {"h1", "h2"}), "h3" in self.versions
         for _ in range(100):
             tcp = socket.create_server((_HOST, port), backlog=1024) if wants_tcp else None
             udp = socket.socket(type=socket.SOCK_DGRAM) if wants_udp else None
@@ -156,7 +157,7 @@ class Origin(Script):
                     sock.close()
 
     async def _accept(self, listener: socket.socket) -> None:
-        alpn = [name for version, name in _ALPN.items() if version in self._versions]
+        alpn = [name for version, name in _ALPN.items() if version in self.versions]
         tls = self._files.server_context(alpn) if self._files is not None else None
         while True:
             try:
@@ -170,7 +171,7 @@ class Origin(Script):
                 return  # it is closed
             else:
                 number = len(self._connections) + 1
-                connection = TcpConnection(number, self, self._tasks, sock, tls, http2="h2" in self._versions)
+                connection = TcpConnection(number, self, self._tasks, sock, tls, http2="h2" in self.versions)
                 self._connections.append(connection)
                 self._tasks.start_soon(connection.run)
 
