@@ -432,6 +432,30 @@ async def test_a_dns_server_that_says_nothing() -> None:
                 await pool.request("GET", "http://a.example/", timeouts=Timeouts(connect=0.3))
 
 
+async def test_a_pool_that_closes_does_not_wait_for_it() -> None:
+    silent = Http2Server(lambda talk, request: None)
+    with scripted_peer(silent, tls=h2_tls()) as peer:
+        pool = ConnectionPool(**trusting(resolver=by(peer.port, timeout=120), grace=120))
+        failed: list[BaseException] = []
+
+        async def ask() -> None:
+            try:
+                await pool.request("GET", "http://a.example/", timeouts=Timeouts(None, None, None, None))
+            except allswell.AllswellError as error:
+                failed.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            with anyio.fail_after(30):
+                while len([*silent.requests]) < 2:  # noqa: ASYNC110  it happens in a thread
+                    await anyio.sleep(0.01)
+            report = await pool.aclose()
+        assert isinstance(failed[0], allswell.PoolClosed)
+        assert report.seconds < 3 * LAG
+        [end] = report.connections
+        assert [layer.said for layer in end.layers][:2] == ["GOAWAY", "close_notify"]
+
+
 async def test_it_is_nothing_by_itself() -> None:
     with pytest.raises(OSError, match="as the resolver of that, and not by itself"):
         await by(1)("a.example")
@@ -588,18 +612,27 @@ async def test_alternatives() -> None:
 async def test_hints_of_https_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are addresses that no lookup gave."""
     resolution_delay(monkeypatch)
-
-    async def never(host: str) -> list[str]:
-        await anyio.sleep_forever()
-        raise AssertionError
-
     guard = Guard("127.0.0.2")
     with DnsServer("name.example. 60 HTTPS 1 . alpn=h3 ipv4hint=127.0.0.2") as server:
-        more = trusting(http3="only", https_records=True, nameservers=[server.address], resolver=never)
+        more = trusting(http3="only", https_records=True, nameservers=[server.address])
         async with ConnectionPool(**more, allow_address=guard) as pool:
-            with pytest.raises(Timeout):
-                await pool.request("GET", "https://name.example/", timeouts=Timeouts(connect=3.0))
+            with pytest.raises(AddressNotAllowed, match=r"127\.0\.0\.2 of name\.example"):
+                await pool.request("GET", "https://name.example/")
     assert guard.asked == [("name.example", "127.0.0.2", 443, "udp")]
+
+
+async def test_hints_do_not_stand_in_for_what_a_resolver_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolution_delay(monkeypatch)
+    guard = Guard()
+    with QuicServer() as quic, DnsServer() as server:
+        server.zone = f"name.example. 60 HTTPS 1 . alpn=h3 port={quic.port} ipv4hint=127.0.0.1"
+        more = trusting(http3="only", https_records=True, nameservers=[server.address], allow_address=guard)
+        async with ConnectionPool(**more, resolver=raises) as pool:
+            with pytest.raises(ConnectFailed, match=r"cannot resolve name\.example"):
+                await pool.request("GET", "https://name.example/hello")
+        async with ConnectionPool(**more) as pool:  # where there is none, they do
+            assert (await pool.request("GET", "https://name.example/hello")).status == 200
+    assert guard.asked == [("name.example", HERE, quic.port, "udp")]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5", "socks5h"])

@@ -120,7 +120,11 @@ class Discovery:
             return ()
         wanted = families(route.host, self._config.local_address)
         addresses = partial(self.lookups.any_address, route.host, route.port, wanted)
-        return await self._records.find(route.host, route.port, None if patient else addresses)
+        found = await self._records.find(route.host, route.port, None if patient else addresses)
+        if self._config.resolver is None:
+            return found
+        # What its names are is the resolver's to say, and nobody else's.
+        return tuple(each._replace(endpoint=each.endpoint._replace(hints=())) for each in found)
 
     def heard(self, route: Route, head: ResponseHead) -> None:
         """Take in what a response says of alternatives."""
