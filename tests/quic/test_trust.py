@@ -96,6 +96,63 @@ def test_a_refusal_is_not_remembered(judged: list[str]) -> None:
     assert judged == ["localhost"] * 2
 
 
+def _strangers(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
+    """The contexts that a stranger is shown to, from now on."""
+    monkeypatch.setattr(trust, "_plain_judges", set())
+    shown: list[ssl.SSLContext] = []
+    judge: Judge = trust._judge
+
+    def noted(context: ssl.SSLContext, name: str, chain: list[Certificate]) -> str | None:
+        if name == trust._STRANGER:
+            shown.append(context)
+        return judge(context, name, chain)
+
+    monkeypatch.setattr(trust, "_judge", noted)
+    return shown
+
+
+def test_one_of_pythons_own_contexts_is_shown_a_stranger_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _strangers(monkeypatch)
+    first, second, own = certificates().client_context(), certificates().client_context(), Own(ssl.PROTOCOL_TLS_CLIENT)
+    own.load_verify_locations(cafile=certificates().ca)
+    for context in (first, second, own, own):
+        trust.check(context, "localhost", _chain())
+    assert shown == [first, own]
+
+
+def test_contexts_that_are_patched_are_shown_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence of what somebody has put in the place of Python's own must not pass for trust."""
+    shown = _strangers(monkeypatch)
+    trust.check(certificates().client_context(), "localhost", _chain())
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    wrap = ssl.SSLContext.wrap_bio
+    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", lambda _, *bios, **options: wrap(trusting, *bios, **options))
+    with pytest.raises(AlertBadCertificate, match="cannot judge"):
+        trust.check(certificates().client_context(), "localhost", _chain())
+    assert len(shown) == 2
+
+
+@pytest.mark.parametrize("curve", ["X25519", "prime256v1"])
+@pytest.mark.parametrize("minimum", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_whatever_the_context_offers(curve: str, minimum: ssl.TLSVersion) -> None:
+    """As far as one is to be had: any key exchange, TLS 1.2 beside it or not, ALPN or not."""
+    context = certificates().client_context()
+    context.minimum_version = minimum
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.set_ecdh_curve(curve)
+    trust.check(context, "localhost", _chain())
+    with pytest.raises(AlertBadCertificate, match="Hostname mismatch"):
+        trust.check(context, "example.org", _chain())
+
+
+def test_a_context_without_tls_1_3_trusts_nobody() -> None:
+    context = certificates().client_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(AlertBadCertificate, match=r"no TLS 1\.3"):
+        trust.check(context, "localhost", _chain())
+
+
 class Own(ssl.SSLContext):
     """It may judge by what nobody here knows of."""
 

@@ -69,9 +69,10 @@ class Writer:
 
     async def finished(self, deadline: Deadline) -> bool:
         """Whether nothing is left over, at the deadline at the latest."""
-        with deadline.scope():
-            while self._busy:
-                await self._over.wait()
+        if self._busy:
+            with deadline.scope():
+                while self._busy:
+                    await self._over.wait()
         return not self._busy
 
     async def _finish(self) -> None:

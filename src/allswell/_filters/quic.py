@@ -277,9 +277,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         connection = self.connection
         if self._udp.ecn and not connection.marking:
             self._udp.send_marked(NOT_ECT)
-        now = monotonic()
-        datagrams = connection.datagrams_to_send(now)
-        if datagrams:
+        if connection.dirty and (datagrams := connection.datagrams_to_send(monotonic())):
             here = self._udp.address
             self._udp.send([datagram for datagram, address in datagrams if address == here])
             for datagram, address in datagrams:
@@ -484,9 +482,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             return self._end
         began = monotonic()
         if self._alive and self.connection.ended is None:
-            with deadline.scope(), suppress(TransportError):
-                self._send()
-                await self.flush()
+            self._send()
+            if self.unsent:
+                with deadline.scope(), suppress(TransportError):
+                    await self.flush()
             self.say_goodbye()
         if not self._goodbye:
             return self.abort()
@@ -501,32 +500,39 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         end = now + _CLOSING_PROBES * interval
         cut_short = deadline.at < end
         end = min(end, deadline.at)
-        copies = [now + interval * number / _GOODBYES for number in range(1, _GOODBYES)]
+        copies = [at for number in range(1, _GOODBYES) if (at := now + interval * number / _GOODBYES) < end]
+
+        def repeat() -> None:
+            while copies and copies[0] <= monotonic():
+                udp.send(goodbye)
+                del copies[0]
+
+        assert self._host is not None
+        timers = [self._host.call_later(at - now, repeat) for at in copies]
         arrived, answer_at = 0, 1
         try:
-            while connection.heard is None:
-                now = monotonic()
-                if copies and copies[0] <= now and copies[0] < end:  # also when the event loop woke us late
-                    udp.send(goodbye)
-                    del copies[0]
-                    continue
-                if now >= end:
-                    return not cut_short
-                if not self._arrived:
-                    with Deadline(min([*copies[:1], end])).scope():
+            with Deadline(end).scope():
+                while connection.heard is None:
+                    if not self._arrived:
                         await udp.flush()
                         await udp.wait_readable()
-                    self._take_batch()
-                while self._arrived:
-                    self._take(monotonic(), lambda: True)
-                    arrived += 1
-                if connection.heard is None and arrived >= answer_at:
-                    udp.send(goodbye)
-                    while answer_at <= arrived:
-                        answer_at *= 2
+                        self._take_batch()
+                    while self._arrived:
+                        self._take(monotonic(), lambda: True)
+                        arrived += 1
+                    if connection.heard is None and arrived >= answer_at:
+                        udp.send(goodbye)
+                        while answer_at <= arrived:
+                            answer_at *= 2
+                return True
+            repeat()  # where the event loop was late for all of it
         except TransportError:
             self._unreachable = True  # the port is closed: there is no peer left to be told
-        return True
+            return True
+        finally:
+            for timer in timers:
+                timer.cancel()
+        return not cut_short
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is not None:

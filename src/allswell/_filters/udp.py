@@ -367,8 +367,9 @@ class UdpFilter(Datagrams):
         """Close the socket. UDP has no goodbye; what is unsent has until the deadline."""
         if self._end is None and self._sock is not None:
             began = monotonic()
-            with deadline.scope(), contextlib.suppress(TransportError):  # closed meanwhile: nothing is left to send
-                await self.flush()
+            if self._queue:
+                with deadline.scope(), contextlib.suppress(TransportError):  # closed meanwhile: nothing is left to send
+                    await self.flush()
             self._close(LayerEnd(self.name, "", "", Outcome.CLEAN, monotonic() - began))
         return self.abort()
 

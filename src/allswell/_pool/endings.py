@@ -177,6 +177,8 @@ class Endings:
             connection.abort(LOOP_ENDED)
 
     async def _all_ended(self, deadline: Deadline) -> None:
+        if not (self.connections or self.dials):
+            return
         with deadline.scope():
             while self.connections or self.dials:
                 await self._changed.wait()

@@ -9,9 +9,10 @@ revocation, key sizes and whatever else the context was told to look at are judg
 
 Silence is the verdict "trusted", so a context that judges later, or elsewhere, would let every server in (contexts of
 other TLS libraries; ``truststore`` on macOS and Windows). Hence each context first has to refuse a stranger; one that
-does not is believed in nothing.
+does not is believed in nothing. Of Python's own contexts one stands for all: they differ in what they trust, and not in
+when they judge.
 
-That is a quarter of what a connection costs. So a context's consent is remembered for a minute: to this name with this
+That is a tenth of what a connection costs. So a context's consent is remembered for a minute: to this name with this
 chain, as long as its settings and what was loaded into it stay the same, and no longer than the certificates are valid.
 A refusal is not remembered: it may be mended at once.
 
@@ -30,36 +31,32 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from aioquic._buffer import Buffer
-from aioquic.tls import (
-    AlertBadCertificate,
-    CipherSuite,
-    Context,
-    Direction,
-    Epoch,
-    cipher_suite_hash,
-    hkdf_expand_label,
-)
+from aioquic.tls import AlertBadCertificate, CipherSuite, Group, KeySchedule, cipher_suite_hash, hkdf_expand_label
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from allswell._clock import monotonic
 
 _STRANGER = "stranger.invalid"
 #: Bytes of a key of AES-GCM (RFC 8446 §B.4).
 _KEY_SIZES = {CipherSuite.AES_128_GCM_SHA256: 16, CipherSuite.AES_256_GCM_SHA384: 32}
-_CERTIFICATE, _ENCRYPTED_EXTENSIONS = 11, 8
-_HANDSHAKE, _APPLICATION_DATA = b"\x16\x03\x03", b"\x17\x03\x03"
+#: The groups of a key exchange that are known here (RFC 8446 §4.2.7), the cheapest first.
+_GROUPS = (Group.X25519, Group.SECP256R1)
+_SERVER_HELLO, _CERTIFICATE, _ENCRYPTED_EXTENSIONS = 2, 11, 8
+_KEY_SHARE = 51
+_TLS_1_2, _HANDSHAKE, _APPLICATION_DATA = b"\x03\x03", b"\x16\x03\x03", b"\x17\x03\x03"
 #: Of the largest piece that one record carries (RFC 8446 §5.1).
-_RECORD = 16_000
+_RECORD, _RECORD_HEAD = 16_000, 5
 
 #: Seconds for which a consent is remembered; and how many of one context.
 _REMEMBERED_FOR, _MOST_REMEMBERED = 60.0, 256
 
-#: Contexts that were seen to refuse a stranger.
+#: Contexts that were seen to refuse a stranger; and what makes all plain ones alike in this.
 _judges: WeakSet[ssl.SSLContext] = WeakSet()
+_plain_judges: set[Any] = set()
 #: What contexts have consented to, and until when that holds.
 _consents: WeakKeyDictionary[ssl.SSLContext, dict[Any, float]] = WeakKeyDictionary()
 
@@ -78,14 +75,19 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
     """
     if accepts_all(context):
         return
-    if context not in _judges:
+    plain = _is_plain(context)
+    alike = (ssl.SSLContext.wrap_bio, ssl.SSLContext.sslobject_class, context.verify_mode) if plain else None
+    if alike not in _plain_judges and context not in _judges:
         if _judge(context, _STRANGER, [_stranger()]) is None:
             raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
-        _judges.add(context)
-    if type(context) is not ssl.SSLContext or vars(context):  # one that may judge by more than is known here
-        remembered, key = dict[Any, float](), None
-    else:
+        if plain:
+            _plain_judges.add(alike)
+        else:
+            _judges.add(context)
+    if plain:
         remembered, key = _consents.setdefault(context, {}), _question(context, name, chain)
+    else:
+        remembered, key = dict[Any, float](), None
     now = monotonic()
     if now < remembered.get(key, -1.0):
         return
@@ -95,6 +97,12 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
     if len(remembered) >= _MOST_REMEMBERED:
         remembered.clear()
     remembered[key] = now + min(_REMEMBERED_FOR, _valid_for(chain))
+
+
+def _is_plain(context: ssl.SSLContext) -> bool:
+    """Whether it is Python's own, which judges by nothing but what is known here."""
+    kind = type(context)
+    return kind is ssl.SSLContext and kind.__module__ == "ssl" and not vars(context)
 
 
 def _valid_for(chain: list[x509.Certificate]) -> float:
@@ -124,7 +132,7 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
             try:
                 client.do_handshake()
             except ssl.SSLWantReadError:
-                to_client.write(_first_flight(from_client.read(), chain))
+                to_client.write(_first_flight(from_client.read()[_RECORD_HEAD:], chain))
             client.do_handshake()
     except ssl.SSLWantReadError:
         return None  # it has read the certificates and goes on
@@ -152,35 +160,67 @@ def _keys_not_logged(context: ssl.SSLContext) -> Iterator[None]:
 
 
 def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> bytes:
-    """A server's records from ServerHello to Certificate (RFC 8446 §2, §5).
+    """A server's records from ServerHello to Certificate (RFC 8446 §2, §5). Nobody will see them, so nothing is random.
 
     :raises AlertBadCertificate: when there is no TLS 1.3 to be had with this client.
     """
-    server = Context(is_client=False, cipher_suites=list(_KEY_SIZES))
-    server.certificate, *server.certificate_chain = chain
-    server.certificate_private_key = _key()  # for the signature, which is not sent
-    secrets: list[tuple[CipherSuite, bytes]] = []
+    session_id, suites, shares = _offered(client_hello)
+    suite = next((each for each in _KEY_SIZES if each in suites), None)
+    group = next((each for each in _GROUPS if each in shares), None)
+    if suite is None or group is None:
+        raise AlertBadCertificate("this SSLContext offers no TLS 1.3 that is known here")
+    ours, shared = _exchanged(group, shares[group])
+    share = group.to_bytes(2, "big") + _counted(ours, 2)
+    extensions = bytes.fromhex("002b00020304 0033") + _counted(share, 2)  # TLS 1.3; key_share
+    chosen = _TLS_1_2 + bytes(32) + _counted(session_id, 1) + suite.to_bytes(2, "big") + b"\0"
+    server_hello = _message(_SERVER_HELLO, chosen + _counted(extensions, 2))
+    keys = KeySchedule(suite)
+    keys.extract(None)
+    keys.update_hash(client_hello + server_hello)
+    keys.extract(shared)
+    certificates = b"".join(_counted(each.public_bytes(Encoding.DER), 3) + b"\0\0" for each in chain)
+    encrypted = _message(_ENCRYPTED_EXTENSIONS, b"\0\0") + _message(_CERTIFICATE, b"\0" + _counted(certificates, 3))
+    return _record(_HANDSHAKE, server_hello) + _protect(suite, keys.derive_secret(b"s hs traffic"), encrypted)
 
-    def on_key(direction: Direction, epoch: Epoch, suite: CipherSuite, secret: bytes) -> None:
-        if direction is Direction.ENCRYPT and epoch is Epoch.HANDSHAKE:
-            secrets.append((suite, secret))
 
-    server.update_traffic_key_cb = on_key
-    size = 4096 + sum(len(each.public_bytes(Encoding.DER)) + 16 for each in chain)
-    plain, encrypted, later = Buffer(capacity=4096), Buffer(capacity=size), Buffer(capacity=4096)
-    server.handle_message(client_hello[5:], {Epoch.INITIAL: plain, Epoch.HANDSHAKE: encrypted, Epoch.ONE_RTT: later})
-    [(suite, secret)] = secrets
-    return _record(_HANDSHAKE, plain.data) + _protect(suite, secret, _until_certificate(encrypted.data))
+def _offered(client_hello: bytes) -> tuple[bytes, set[int], dict[int, bytes]]:
+    """A ClientHello's session ID, cipher suites, and key shares by their groups (RFC 8446 §4.1.2, §4.2.8)."""
+    buf = Buffer(data=client_hello)
+    buf.pull_bytes(4 + 2 + 32)
+    session_id = buf.pull_bytes(buf.pull_uint8())
+    suites = {buf.pull_uint16() for _ in range(buf.pull_uint16() // 2)}
+    buf.pull_bytes(buf.pull_uint8())
+    end = buf.pull_uint16() + buf.tell()
+    shares: dict[int, bytes] = {}
+    while buf.tell() < end:
+        kind, size = buf.pull_uint16(), buf.pull_uint16()
+        until = buf.tell() + size
+        if kind == _KEY_SHARE:
+            buf.pull_uint16()
+            while buf.tell() < until:
+                group = buf.pull_uint16()
+                shares[group] = buf.pull_bytes(buf.pull_uint16())
+        buf.seek(until)
+    return session_id, suites, shares
 
 
-def _until_certificate(messages: bytes) -> bytes:
-    """EncryptedExtensions and Certificate, without what follows them."""
-    position = 0
-    for wanted in (_ENCRYPTED_EXTENSIONS, _CERTIFICATE):
-        if messages[position] != wanted:
-            raise AlertBadCertificate("an unexpected handshake message")
-        position += 4 + int.from_bytes(messages[position + 1 : position + 4], "big")
-    return messages[:position]
+def _exchanged(group: int, theirs: bytes) -> tuple[bytes, bytes]:
+    """Our share of a key exchange, always the same; and the secret."""
+    if group == Group.X25519:
+        x_key = _x25519_key()
+        return x_key.public_key().public_bytes_raw(), x_key.exchange(x25519.X25519PublicKey.from_public_bytes(theirs))
+    key = _key()
+    ours = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return ours, key.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(key.curve, theirs))
+
+
+def _counted(data: bytes, size: int) -> bytes:
+    return len(data).to_bytes(size, "big") + data
+
+
+def _message(kind: int, content: bytes) -> bytes:
+    """A handshake message (RFC 8446 §4)."""
+    return bytes((kind,)) + _counted(content, 3)
 
 
 def _protect(suite: CipherSuite, secret: bytes, messages: bytes) -> bytes:
@@ -203,6 +243,11 @@ def _record(head: bytes, data: bytes) -> bytes:
 @cache
 def _key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
+
+
+@cache
+def _x25519_key() -> x25519.X25519PrivateKey:
+    return x25519.X25519PrivateKey.generate()
 
 
 @cache
