@@ -232,6 +232,21 @@ async def test_slow(version: Any) -> None:
         origin.assert_ended_gracefully()
 
 
+def test_words_do_not_wait_for_a_client_that_does_not_read() -> None:
+    with (
+        Origin({"/": Response(body=bytes(30_000_000))}, tls=False) as origin,
+        socket.create_connection(("127.0.0.1", origin.port)) as sock,
+    ):
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        origin.wait_seen(RequestExecuted)
+        sock.recv(1)
+        origin.stall()
+        origin.behave()
+        origin.goaway()
+        origin.cancel()
+        origin.wait_ended()
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 async def test_truncate(framing: Any) -> None:
     """This client takes no half for a whole, whatever told where the body ends."""

@@ -64,6 +64,10 @@ class Exchange:
         self.scope.cancel()
 
 
+def _nothing() -> None:
+    pass
+
+
 class Connection(ABC):
     """A connection: it hears what its engine heard, and answers by the script.
 
@@ -89,7 +93,12 @@ class Connection(ABC):
 
     @abstractmethod
     async def flush(self) -> None:
-        """Send what was said; not while the origin is silent."""
+        """Send what was said; not while the origin is silent. It waits for a client that does not read."""
+
+    def flush_soon(self) -> None:
+        """Send what was said, and wait for nothing here."""
+        self.once_sent(_nothing)
+        self._tasks.start_soon(self.flush)
 
     @abstractmethod
     def once_sent(self, action: Callable[[], None]) -> None:
@@ -162,13 +171,13 @@ class Connection(ABC):
 
     # Leaving
 
-    async def goaway(self, after: int) -> None:
+    def goaway(self, after: int) -> None:
         """Take so many more requests, and no others; say so where there is a word for it."""
         self.leaves_after = after
         self._goaway_when_due()
         if self.engine is not None and not self.engine.multiplexes and after == 0 and not self.exchanges:
-            await self.leave()
-        await self.flush()
+            self._tasks.start_soon(self.leave)
+        self.flush_soon()
 
     def _goaway_when_due(self) -> None:
         if self.leaves_after == 0 and self.engine is not None and self.engine.multiplexes:
@@ -187,6 +196,7 @@ class Connection(ABC):
             self.engine.reset(stream)
             self.note(Said, "RST_STREAM" if self.over == "TCP" else "RESET_STREAM")
         self.exchanges.clear()
+        self.flush_soon()
 
     def cut(self, *, by_client: bool) -> None:
         """The connection ends: so do its exchanges."""

@@ -27,7 +27,7 @@ from allswell.testing._script import Response
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _INITIAL_WINDOW, _MAX_FRAME = 65535, 16384
-_FRAME_HEAD = 9
+_FRAME_HEAD, _HEADER_TABLE = 9, 4096
 _INTERNAL_ERROR, _REFUSED_STREAM = 2, 7
 
 
@@ -120,6 +120,8 @@ class Http2:
             for stream in self._windows:
                 self._windows[stream] += initial - self._initial
             self._initial = initial
+            if (size := frame.settings.get(SettingsFrame.HEADER_TABLE_SIZE)) is not None:
+                self._encoder.header_table_size = min(size, _HEADER_TABLE)
             self._say(SettingsFrame(0, flags=["ACK"]))
         elif isinstance(frame, PingFrame) and "ACK" not in frame.flags:
             self._say(PingFrame(0, opaque_data=frame.opaque_data, flags=["ACK"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -175,7 +175,7 @@ class Origin(Script):
                 self._connections.append(connection)
                 self._tasks.start_soon(connection.run)
 
-    def _call(self, action: Callable[[], Awaitable[None]]) -> None:
+    def _call(self, action: Callable[[], None]) -> None:
         """Do it in the origin's thread.
 
         :raises RuntimeError: it does not run.
@@ -187,12 +187,11 @@ class Origin(Script):
     # Misbehaving
 
     def _set(self, **changes: bool | int | float | None) -> None:
-        async def change() -> None:
+        def change() -> None:
             super(Origin, self)._set(**changes)
             self.changed()
             for connection in self._connections:
-                if not connection.ended:
-                    await connection.flush()
+                connection.flush_soon()
 
         self._call(change)
 
@@ -207,11 +206,7 @@ class Origin(Script):
         if after < 0:
             raise ValueError(f"after must not be negative: {after!r}")
 
-        async def leave() -> None:
-            for connection in self._open():
-                await connection.goaway(after)
-
-        self._call(leave)
+        self._each(lambda connection: connection.goaway(after))
 
     def reset(self) -> None:
         """Cut every connection at once: RST; HTTP/3: CONNECTION_CLOSE with H3_INTERNAL_ERROR."""
@@ -219,13 +214,7 @@ class Origin(Script):
 
     def cancel(self) -> None:
         """Reset the exchanges under way: RST_STREAM or RESET_STREAM with INTERNAL_ERROR. HTTP/1.1: the connection."""
-
-        async def cancel() -> None:
-            for connection in self._open():
-                connection.cancel()
-                await connection.flush()
-
-        self._call(cancel)
+        self._each(lambda connection: connection.cancel())
 
     def restart(self, down: float = 0.0) -> None:
         """Be killed, and begin anew on the same port: the kernel ends what was TCP's; of QUIC's, nothing is known.
@@ -235,7 +224,7 @@ class Origin(Script):
         if down < 0:
             raise ValueError(f"down must not be negative: {down!r}")
 
-        async def restart() -> None:
+        def restart() -> None:
             for connection in self._open():
                 connection.forget()
             for sock in self._sockets:
@@ -260,7 +249,7 @@ class Origin(Script):
         return [connection for connection in self._connections if not connection.ended]
 
     def _each(self, action: Callable[[Connection], None]) -> None:
-        async def act() -> None:
+        def act() -> None:
             for connection in self._open():
                 action(connection)
 

@@ -130,7 +130,7 @@ class TcpConnection(Connection):
                 self._bytes = engine
                 self.speak(engine)
                 if self.leaves_after is not None:
-                    await self.goaway(self.leaves_after)
+                    self.goaway(self.leaves_after)
             self.hear(self._bytes.receive(data))
             await self.flush()
 
