@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
-from typing import Any, Never, Protocol, cast
+from typing import Any, Never, Protocol
 
 from allswell._backends.interface import (
     AlternativeOffered,
@@ -42,6 +42,7 @@ from allswell._backends.interface import (
 from allswell._clock import monotonic
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.exchange import Exchange
+from allswell._connection.idle import Idle
 from allswell._connection.lifecycle import Lifecycle, State
 from allswell._connection.service import Service
 from allswell._connection.writer import Writer
@@ -54,10 +55,6 @@ from allswell._tasks import Alarm, TaskHost
 
 #: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
-
-#: A connection is not used any more so many seconds before its server ends it, as that says; or in the last half of its
-#: time, where that is shorter.
-_ON_THE_WAY = 1.0
 
 #: Where somebody waits for room on a connection that would be idle for too long: looked at again after so many seconds.
 _WANTED_AGAIN = 0.5
@@ -171,15 +168,14 @@ class Connection:
         self._alarm = driver.alarm
         self._writer = driver.writer
         self._backend = backend
+        self._datagrams = backend if isinstance(backend, DatagramBackend) else None
         self.http_version = backend.http_version
         self._in_order = backend.in_order
         self._gives_credit = backend.back_pressure is BackPressure.CREDIT
         self._owner = weakref.ref(owner)
         self._life = Lifecycle()
         self._exchanges: dict[int, Exchange[Connection]] = {}
-        self._idle_since = self.made_at
-        self._idle_limit = math.inf if config.keepalive_expiry is None else config.keepalive_expiry
-        self._idle_for = self._idle_limit  # or less: as long as the server keeps it
+        self._idle = Idle(config.keepalive_expiry, self.made_at)
         self._looking = False
 
     def __repr__(self) -> str:
@@ -226,7 +222,7 @@ class Connection:
     @property
     def idle_since(self) -> float:
         """When the last exchange ended, or it was made; ``inf`` while one is open."""
-        return self._idle_since
+        return self._idle.since
 
     def capacity(self) -> int:
         """Exchanges that may be opened now."""
@@ -257,7 +253,7 @@ class Connection:
         as long as reading is suspended there nobody can tell, so nothing follows.
         """
         busy = bool(self._exchanges)
-        if monotonic() >= self._idle_since + self._idle_for:
+        if monotonic() >= self._idle.until:
             self._end_idle()  # the event loop was held, and the alarm is late
         if self._life.state is State.OPEN and not self._looking and (self._in_order or not busy):
             if busy and self._driver.full():
@@ -306,7 +302,7 @@ class Connection:
         # (Behind the head of a CONNECT comes its tunnel.)
         exchange.sending.move(Send.BODY if upload or head.method == b"CONNECT" else Send.ENDED)
         self._exchanges[number] = exchange
-        self._idle_since = math.inf
+        self._idle.end()
         self.opened += 1
         self._taken += 1
         if total_at != math.inf:
@@ -360,14 +356,14 @@ class Connection:
 
     def datagram_room(self, exchange: Exchange[Connection]) -> int:
         """Bytes of the largest HTTP datagram that may go beside the exchange's stream; 0: none may."""
-        backend = self._backend
-        return backend.datagram_room(exchange.number) if isinstance(backend, DatagramBackend) else 0
+        datagrams = self._datagrams
+        return datagrams.datagram_room(exchange.number) if datagrams is not None else 0
 
     def send_datagrams(self, exchange: Exchange[Connection], payloads: Sequence[bytes]) -> None:
         """Send HTTP datagrams, where there is room for them. They may be lost."""
-        backend = cast(DatagramBackend, self._backend)
+        assert self._datagrams is not None  # there was room
         for payload in payloads:
-            backend.send_datagram(exchange.number, payload)
+            self._datagrams.send_datagram(exchange.number, payload)
         self._transmit()
 
     def reprioritize(self, exchange: Exchange[Connection], priority: bytes) -> None:
@@ -628,11 +624,8 @@ class Connection:
             elif self._exchanges:
                 if self.capacity():
                     self._tell_available()
-            elif self._idle_since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
-                self._idle_since = monotonic()
-                self._idle_for, kept = self._idle_limit, self._backend.kept_idle
-                if kept < math.inf:
-                    self._idle_for = min(self._idle_for, _kept(kept))
+            elif self._idle.since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
+                self._idle.begin(monotonic(), self._backend.kept_idle)
                 self._watch_idle()
                 self._tell_available()
 
@@ -642,14 +635,12 @@ class Connection:
             self.service.barren += 1
 
     def _watch_idle(self) -> None:
-        if self._idle_for < math.inf:
-            self.watch(self._idle_since + self._idle_for)
+        if self._idle.until < math.inf:
+            self.watch(self._idle.until)
 
     def _end_idle(self) -> None:
         """It was idle for too long."""
-        kept = self._backend.kept_idle
-        why = f", and the server keeps it for {kept:g} s" if self._idle_for < self._idle_limit else ""
-        self.close(f"idle for {self._idle_for:g} s{why}")
+        self.close(self._idle.reason)
 
     # Writing
 
@@ -686,9 +677,8 @@ class Connection:
         for exchange in list(self._exchanges.values()):
             following = min(following, exchange.expire(now, seen_all=seen_all))
         if self._life.state is State.OPEN:
-            idle_until = self._idle_since + self._idle_for  # (inf while an exchange is open)
-            if now < idle_until:
-                following = min(following, idle_until)
+            if now < self._idle.until:
+                following = min(following, self._idle.until)
             elif self._wanted():
                 following = min(following, now + _WANTED_AGAIN)
             else:
@@ -729,8 +719,3 @@ class Connection:
         owner = self._owner()
         if owner is not None:
             owner.connection_leaving(self)
-
-
-def _kept(seconds: float) -> float:
-    """How long a connection may be idle that its server keeps for so long: a request needs time to arrive there."""
-    return seconds - min(_ON_THE_WAY, seconds / 2)

@@ -1,0 +1,48 @@
+"""How long a connection may be idle: as the settings say, or less, where its server says that it ends it sooner."""
+
+from __future__ import annotations
+
+import math
+
+#: A connection is not used any more so many seconds before its server ends it, as that says; or in the last half of its
+#: time, where that is shorter. A request needs time to arrive there.
+_ON_THE_WAY = 1.0
+
+
+class Idle:
+    """The idle time of one connection, which begins with it.
+
+    :param limit: seconds that the settings allow; ``None``: any time.
+    :ivar since: when its last exchange ended, or it was made; ``inf`` while one is open.
+    :ivar until: when it has been idle for too long; ``inf`` while an exchange is open, or where there is no limit.
+    """
+
+    __slots__ = ("_kept", "_limit", "since", "until")
+
+    def __init__(self, limit: float | None, now: float) -> None:
+        self._limit = math.inf if limit is None else limit
+        self.begin(now, math.inf)
+
+    def begin(self, now: float, kept: float) -> None:
+        """Its last exchange has ended.
+
+        :param kept: seconds that its server keeps it; ``inf``: it does not say.
+        """
+        self._kept = kept
+        self.since = now
+        self.until = now + self._seconds
+
+    def end(self) -> None:
+        """An exchange was opened."""
+        self.since = self.until = math.inf
+
+    @property
+    def _seconds(self) -> float:
+        kept = self._kept
+        return min(self._limit, kept - min(_ON_THE_WAY, kept / 2)) if kept < math.inf else self._limit
+
+    @property
+    def reason(self) -> str:
+        """Why it ends when it has been idle for too long."""
+        why = f", and the server keeps it for {self._kept:g} s" if self._seconds < self._limit else ""
+        return f"idle for {self._seconds:g} s{why}"
