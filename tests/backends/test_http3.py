@@ -149,11 +149,11 @@ async def test_a_slow_reader_holds_the_sender_at_the_window() -> None:
             exchange = client.open("/bytes/2000000")
             await exchange.response()
             with anyio.fail_after(30):
-                while exchange.buffered < 60_000:  # noqa: ASYNC110  # nothing tells of it
+                while exchange.body.buffered < 60_000:  # noqa: ASYNC110  # nothing tells of it
                     await anyio.sleep(0.01)
             for _ in range(20):  # it does not grow any more
                 await anyio.sleep(0.01)
-                assert exchange.buffered <= 64_000
+                assert exchange.body.buffered <= 64_000
             other = client.open("/bytes/30000")  # the connection's window has room for another
             assert len(await read(other)) == 30_000
             assert len(await read(exchange)) == 2_000_000

@@ -179,7 +179,7 @@ def test_back_pressure(version: str, size: int) -> None:
     hand = ByHand(version, WHOLE)
     exchange = hand.open()
     hand.say(hand.server.head(200, 400_000), hand.server.body(bytes(300_000), end=False))
-    assert exchange.buffered == 300_000
+    assert exchange.body.buffered == 300_000
     assert hand.connection.unread_much() == (version == "h1")
     hand.driver.told.clear()
     assert len(body_of(exchange)) == 300_000
@@ -196,8 +196,8 @@ def test_a_whole_body_is_put_together_as_it_comes(version: str, size: int) -> No
     assert goes_on(reading) is None
     woken = exchange._ready.sets  # type: ignore[attr-defined]  # the test's own
     hand.say(hand.server.body(b"cd", end=False))
-    assert exchange.buffered == 0
-    assert exchange.come == 4
+    assert exchange.body.buffered == 0
+    assert exchange.body.come == 4
     assert exchange._ready.sets == woken  # type: ignore[attr-defined]
     hand.say(hand.server.body(b"ef", end=True))
     assert exchange._ready.sets > woken  # type: ignore[attr-defined]
@@ -215,7 +215,7 @@ def test_a_body_that_is_cut_while_it_is_put_together(version: str, size: int) ->
     hand.connection.end_of_stream(truncated=True)
     with pytest.raises(RemoteProtocolError, match="truncated"):
         goes_on(reading)
-    assert exchange.come == 4
+    assert exchange.body.come == 4
 
 
 def test_each_piece_of_it_moves_the_read_timeout(version: str, size: int) -> None:

@@ -709,7 +709,7 @@ async def test_a_stalled_reader_holds_only_its_own_stream() -> None:
         async with h2c() as pool, pool.stream("GET", f"{peer.url}/stalled") as stalled:
             for _ in range(3):
                 assert len(await (await pool.request("GET", peer.url, timeouts=SOON)).read()) == 3_000_000
-            assert stalled._exchange.buffered <= 2 * 1024 * 1024
+            assert stalled._exchange.body.buffered <= 2 * 1024 * 1024
             first = await stalled.receive()
             assert first
         assert len(server.talks) == 1

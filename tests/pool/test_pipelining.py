@@ -445,7 +445,7 @@ async def test_back_pressure_of_the_first_holds_the_line() -> None:
                     await first.receive()
                     for _ in range(50):
                         await anyio.lowlevel.checkpoint()
-                    assert first._exchange.buffered < 1_000_000
+                    assert first._exchange.body.buffered < 1_000_000
                     assert small == []
                     assert len(await first.read()) > 18_000_000
                 assert small == [b"/small"]

@@ -29,11 +29,11 @@ async def test_what_waits_to_be_read_is_put_together(version: str) -> None:
         ):
             exchange = response._exchange
             with anyio.fail_after(20):
-                while exchange.buffered < len(body):  # noqa: ASYNC110  # it is told to whoever reads
+                while exchange.body.buffered < len(body):  # noqa: ASYNC110  # it is told to whoever reads
                     await anyio.sleep(0.01)
             pieces = []
             while piece := await response.receive():
                 pieces.append(piece)
             assert b"".join(pieces) == body
             assert len(pieces) < 50
-            assert exchange.buffered == 0
+            assert exchange.body.buffered == 0

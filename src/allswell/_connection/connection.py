@@ -377,7 +377,7 @@ class Connection:
         if self._gives_credit:
             self._backend.consumed(exchange.number, credit)
             self._transmit()
-        elif exchange.buffered <= _RESUME_AT:
+        elif exchange.body.buffered <= _RESUME_AT:
             self._driver.resume()
 
     def stop_lingering(self, exchange: Exchange[Connection]) -> None:
@@ -476,7 +476,7 @@ class Connection:
         """Whether nothing is to be read before the application has read more."""
         if self._gives_credit or not self._exchanges:
             return False
-        return any(each.buffered >= _PAUSE_AT for each in self._exchanges.values())
+        return any(each.body.buffered >= _PAUSE_AT for each in self._exchanges.values())
 
     def received(self, events: Sequence[Event]) -> None:
         """The backend was fed one batch of input: act on what that means, and answer it."""

@@ -13,13 +13,12 @@ Timeouts are instants that the connection's one alarm watches; no wait costs a c
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable
-from io import BytesIO
 from typing import Generic, Protocol, Self, TypeVar
 
 from allswell._clock import monotonic
 from allswell._config import Timeouts
+from allswell._connection.body import ReceivedBody
 from allswell._connection.informational import Informational
 from allswell._connection.tunnel import Tunnel
 from allswell._connection.upload import TrailerSource, Upload
@@ -43,10 +42,6 @@ _DATAGRAMS = 1024
 
 #: Seconds until what has come is looked at again, where a turn did not suffice to see it all.
 _LOOK_AGAIN = 0.01
-
-#: Pieces of a body below this size are put together while they wait: each costs some 100 bytes besides what is in it,
-#: and windows count only that.
-_SMALL = 1024
 
 InformationalHook = Callable[[ResponseHead], Awaitable[None]]
 
@@ -113,7 +108,7 @@ class Exchange(Halves, Generic[On]):
     :ivar label: the origin, as errors name it; the connection may have been made for another.
     :ivar informational: the 1xx responses so far (of many, the newest).
     :ivar trailers: the response's trailer section, once its body was read.
-    :ivar buffered: bytes that have come and were not read yet.
+    :ivar body: what has come of the response's body.
     :ivar timeouts: of the request.
     :ivar error: what it has failed with.
     :ivar upload: of the request's body, where that did not go out with the head.
@@ -121,7 +116,6 @@ class Exchange(Halves, Generic[On]):
     """
 
     __slots__ = (
-        "_chunks",
         "_datagrams",
         "_head",
         "_informational",
@@ -129,8 +123,7 @@ class Exchange(Halves, Generic[On]):
         "_ready",
         "_silence",
         "_total_at",
-        "_whole",
-        "buffered",
+        "body",
         "connection",
         "error",
         "informational",
@@ -151,16 +144,14 @@ class Exchange(Halves, Generic[On]):
         self.number = 0
         self.timeouts = timeouts
         self.informational: list[ResponseHead] = []
+        self.body = ReceivedBody()
         self.trailers: Headers = []
-        self.buffered = 0
         self.error: BaseException | None = None
         self.upload: Upload | None = None
         self.tunnel: Tunnel | None = None
         self._informational: Informational | None = None
         self._total_at = total_at
         self._head: ResponseHead | None = None
-        self._chunks: deque[tuple[bytes, int]] = deque()
-        self._whole: BytesIO | None = None
         self._datagrams: list[bytes] | None = None
         self._ready = connection.host.signal()  # the requester's: something was delivered
         self._read_at = math.inf
@@ -227,49 +218,33 @@ class Exchange(Halves, Generic[On]):
     async def receive_whole(self) -> bytes:
         """The rest of the body, put together.
 
-        It is written to where it stays, piece by piece as it comes, and the requester wakes once. Pieces that are held
-        until they are joined would take twice the memory, and the time of twice its page faults.
+        It is put together as it comes, and the requester wakes once.
 
         :raises AllswellError: when the body ends before it is complete.
         """
+        body = self.body
         while self.receiving.state is not Receive.ENDED:
             if self.error is not None:
                 raise self.error
-            if self._whole is None:
-                self._whole = BytesIO()
-                self._whole.write(self._take())
+            if not body.collects:
+                body.collect(self._take_all())
             await self._wait_ready()
         if self.error is not None:
             raise self.error
-        if self._whole is None:
-            return self._take()
-        whole, self._whole = self._whole, None
-        return whole.getvalue()
+        return body.collected() if body.collects else self._take_all()
 
-    def _take(self) -> bytes:
+    def _take_all(self) -> bytes:
         """All that waits to be read."""
-        chunks = self._chunks
-        if not chunks:
+        if not self.body.pieces:
             return b""
-        if len(chunks) == 1:
-            data, credit = chunks[0]
-        else:
-            data, credit = b"".join(piece for piece, _ in chunks), sum(credit for _, credit in chunks)
-        chunks.clear()
-        self.buffered = 0
+        data, credit = self.body.take_all()
         self.connection.consumed(self, credit)
         return data
 
-    @property
-    def come(self) -> int:
-        """Bytes of the body that have come and were not handed out."""
-        return self.buffered if self._whole is None else self._whole.tell()
-
     def receive_nowait(self) -> bytes | None:
         """The same without waiting; ``None`` when nothing has come."""
-        if self._chunks:
-            data, credit = self._chunks.popleft()
-            self.buffered -= len(data)
+        if self.body.pieces:
+            data, credit = self.body.take()
             self.connection.consumed(self, credit)
             return data
         if self.error is not None:
@@ -279,7 +254,7 @@ class Exchange(Halves, Generic[On]):
     @property
     def all_read(self) -> bool:
         """Whether the response is complete, and the requester has taken all of it."""
-        return self.receiving.state is Receive.ENDED and not self._chunks
+        return self.receiving.state is Receive.ENDED and not self.body.pieces
 
     @property
     def needs_requester(self) -> bool:
@@ -288,7 +263,7 @@ class Exchange(Halves, Generic[On]):
 
     async def readable(self) -> None:
         """Wait until :meth:`receive_nowait` is worth a call. Spurious returns are allowed."""
-        if not self._chunks and self.error is None and not self.receiving.over and not self._datagrams:
+        if not self.body.pieces and self.error is None and not self.receiving.over and not self._datagrams:
             await self._wait_ready()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
@@ -348,8 +323,7 @@ class Exchange(Halves, Generic[On]):
         self._stop_upload("us")
         self.receiving.move(Receive.FAILED)
         self.connection.abandon(self)
-        self._chunks.clear()
-        self.buffered = 0
+        self.body.clear()
 
     async def delivered(self) -> None:
         """Wait until anything is delivered, for as long as it takes."""
@@ -481,19 +455,11 @@ class Exchange(Halves, Generic[On]):
 
         :param data: holds until this returns.
         """
-        if self._whole is not None:
-            self._whole.write(data)
+        if self.body.add(data, credit):
             if self._read_at != math.inf:
                 assert self.timeouts.read is not None
                 self._read_at = monotonic() + self.timeouts.read
             return True
-        chunks = self._chunks
-        if chunks and len(data) < _SMALL and len(chunks[-1][0]) < _SMALL:
-            before, freed = chunks[-1]
-            chunks[-1] = (before + data, freed + credit)
-        else:
-            chunks.append((data if type(data) is bytes else bytes(data), credit))
-        self.buffered += len(data)
         self._read_at = math.inf
         self._ready.set()
         return False

@@ -252,7 +252,7 @@ class NetworkStream:
     def get_extra_info(self, info: str) -> Any:
         """Look up ``"ssl_object"``, ``"socket"``, ``"client_addr"``, ``"server_addr"`` or ``"is_readable"``."""
         if info == "is_readable":
-            return self._exchange.buffered > 0 or self._exchange.receiving.over
+            return self._exchange.body.buffered > 0 or self._exchange.receiving.over
         fact = self._stack.extra(info) if self._stack is not None else None
         return fact if fact is not None else self._exchange.connection.extra(info)
 

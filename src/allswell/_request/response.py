@@ -136,7 +136,7 @@ class Response:
             try:
                 content = await self._exchange.receive_whole()
             except BaseException:
-                count(self._exchange.come)
+                count(self._exchange.body.come)
                 raise
             count(len(content))
             return content

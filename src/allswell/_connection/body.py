@@ -1,0 +1,87 @@
+"""What has come of a response's body, and was not read yet: pure and synchronous."""
+
+from __future__ import annotations
+
+from collections import deque
+from io import BytesIO
+
+#: Pieces below this size are put together while they wait: each costs some 100 bytes besides what is in it, and windows
+#: count only that.
+_SMALL = 1024
+
+
+class ReceivedBody:
+    """The pieces of one response's body that wait to be read. Or, where the rest is wanted as one, what has come of it.
+
+    :ivar pieces: those that wait, the first one first, each with its credit.
+    :ivar buffered: their bytes.
+    """
+
+    __slots__ = ("_whole", "buffered", "pieces")
+
+    def __init__(self) -> None:
+        self.buffered = 0
+        self.pieces: deque[tuple[bytes, int]] = deque()
+        self._whole: BytesIO | None = None
+
+    def add(self, data: bytes | memoryview, credit: int) -> bool:
+        """A piece has come; whether it is read already.
+
+        :param data: holds until this returns.
+        """
+        if self._whole is not None:
+            self._whole.write(data)
+            return True
+        pieces = self.pieces
+        if pieces and len(data) < _SMALL and len(pieces[-1][0]) < _SMALL:
+            before, freed = pieces[-1]
+            pieces[-1] = (before + data, freed + credit)
+        else:
+            pieces.append((data if type(data) is bytes else bytes(data), credit))
+        self.buffered += len(data)
+        return False
+
+    def take(self) -> tuple[bytes, int]:
+        """The first piece, and its credit. (There must be one.)"""
+        piece = self.pieces.popleft()
+        self.buffered -= len(piece[0])
+        return piece
+
+    def take_all(self) -> tuple[bytes, int]:
+        """All pieces as one, and their credit."""
+        pieces = self.pieces
+        if len(pieces) == 1:
+            data, credit = pieces[0]
+        else:
+            data, credit = b"".join(piece for piece, _ in pieces), sum(credit for _, credit in pieces)
+        self.clear()
+        return data, credit
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self.pieces.clear()
+        self.buffered = 0
+
+    def collect(self, start: bytes) -> None:
+        """Write what comes from now on to where it stays, behind this start.
+
+        Pieces that are held until they are joined would take twice the memory, and the time of twice its page faults.
+        """
+        self._whole = BytesIO()
+        self._whole.write(start)
+
+    @property
+    def collects(self) -> bool:
+        """Whether the rest is put together as it comes."""
+        return self._whole is not None
+
+    def collected(self) -> bytes:
+        """All that was collected; it collects no more."""
+        assert self._whole is not None
+        whole, self._whole = self._whole, None
+        return whole.getvalue()
+
+    @property
+    def come(self) -> int:
+        """Bytes that have come and were not handed out."""
+        return self.buffered if self._whole is None else self._whole.tell()
