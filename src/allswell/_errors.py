@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 Party = Literal["us", "peer", "network"]
 Reach = Literal["exchange", "connection"]
@@ -52,7 +52,7 @@ class AllswellError(Exception):
         if reach is not None:
             self.reach = reach
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # For copies and pickles: our constructors take more than ``args``.
         return _rebuilt, (type(self), self.args, self.__dict__)
 
@@ -85,7 +85,7 @@ class AllswellError(Exception):
         return later
 
 
-def _rebuilt(kind: type[AllswellError], args: tuple[Any, ...], facts: dict[str, Any]) -> AllswellError:
+def _rebuilt(kind: type[AllswellError], args: tuple[object, ...], facts: dict[str, object]) -> AllswellError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(facts)
     return error

@@ -89,8 +89,10 @@ class Filter(ABC):
 class Carrier(Filter, Generic[Input_co]):
     """A filter that a backend can sit on. A :class:`ByteStream` gives bytes, a multiplexer (QUIC) gives events."""
 
-    #: After its end: whether it ended without the layer's goodbye (TLS without close_notify).
-    truncated: bool = False
+    @property
+    def truncated(self) -> bool:
+        """After its end: whether it ended without the layer's goodbye (TLS without close_notify)."""
+        return False
 
     @property
     def drained(self) -> bool:

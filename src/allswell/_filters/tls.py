@@ -157,11 +157,14 @@ class TlsFilter(ByteStream):
             if data is None:
                 return None
             if not data:
-                self.truncated = True
                 self._heard = "EOF"
                 return data
             taken += len(data)
             self._incoming.write(data)
+
+    @property
+    def truncated(self) -> bool:
+        return self._heard == "EOF"
 
     @property
     def drained(self) -> bool:

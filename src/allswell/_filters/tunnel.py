@@ -44,7 +44,7 @@ class TunnelFilter(OverAnother, ByteStream):
     # Passing on
 
     @property
-    def truncated(self) -> bool:  # type: ignore[override]  # read only here: the layer below knows
+    def truncated(self) -> bool:
         return self._lower.truncated
 
     def receive_nowait(self) -> memoryview | None:

@@ -23,11 +23,10 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from aioquic._buffer import Buffer
@@ -56,9 +55,9 @@ _REMEMBERED_FOR, _MOST_REMEMBERED = 60.0, 256
 
 #: Contexts that were seen to refuse a stranger; and what makes all plain ones alike in this.
 _judges: WeakSet[ssl.SSLContext] = WeakSet()
-_plain_judges: set[Any] = set()
+_plain_judges: set[Hashable] = set()
 #: What contexts have consented to, and until when that holds.
-_consents: WeakKeyDictionary[ssl.SSLContext, dict[Any, float]] = WeakKeyDictionary()
+_consents: WeakKeyDictionary[ssl.SSLContext, dict[Hashable, float]] = WeakKeyDictionary()
 
 
 def accepts_all(context: ssl.SSLContext) -> bool:
@@ -87,7 +86,7 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
     if plain:
         remembered, key = _consents.setdefault(context, {}), _question(context, name, chain)
     else:
-        remembered, key = dict[Any, float](), None
+        remembered, key = dict[Hashable, float](), None
     now = monotonic()
     if now < remembered.get(key, -1.0):
         return
@@ -110,7 +109,7 @@ def _valid_for(chain: list[x509.Certificate]) -> float:
     return (min(each.not_valid_after_utc for each in chain) - datetime.now(UTC)).total_seconds()
 
 
-def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> Any:
+def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> Hashable:
     """What a context was asked, and all of it that may change its mind."""
     settings = (
         context.verify_mode,
