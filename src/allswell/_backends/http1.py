@@ -141,7 +141,7 @@ class Http1:
         self._reader: h11.Connection | None = None  # what reads the response, where that is h11
         self._unparsed = 0  # bytes given to h11 that may belong to the section that it reads, or a few more
         self._more = False  # h11 may have more events
-        self._remaining: int | None = None  # of content whose length is known: bytes to come
+        self._to_come: int | None = None  # of content whose length is known: bytes to come
         self._chunks: Chunks | None = None  # of the response, where it is they that read it
         self._left: memoryview | None = None  # input that was not acted on yet
         self._surplus = b""  # what came behind the response
@@ -173,7 +173,7 @@ class Http1:
         self._receiving = ReceiveHalf(section.method)
         self._chunked, self._upgrade, self._persists = section.chunked, section.upgrade, not section.close
         self._begun, self._surplus = b"", b""
-        self._reader, self._remaining, self._chunks = None, None, None
+        self._reader, self._to_come, self._chunks = None, None, None
         self._current = next(self._numbers)
         if end:
             self._end_content([])
@@ -312,9 +312,9 @@ class Http1:
                 self._reader.receive_data(b"")
                 self._read(events)
                 return events
-            if self._remaining is not None:
+            if self._to_come is not None:
                 why = RemoteProtocolError(
-                    f"the server broke HTTP/1.1: it ended the body {self._remaining} bytes too early"
+                    f"the server broke HTTP/1.1: it ended the body {self._to_come} bytes too early"
                 )
             elif self._chunks is not None:
                 why = RemoteProtocolError("the server broke HTTP/1.1: it ended the body within its chunks")
@@ -342,7 +342,7 @@ class Http1:
                 if found.kept_idle is not None:
                     self.kept_idle = found.kept_idle
                 self._answered(found.head, events, close=found.close)
-                self._remaining = found.content_length
+                self._to_come = found.content_length
                 if found.content_length is None:
                     self._chunks = Chunks(self._judge)
                 self._take_content(data[found.size :], events)
@@ -453,7 +453,7 @@ class Http1:
                 self.last_said = b"keep-alive" not in said  # RFC 9112 §9.3
             self._answered(head, events, close=b"close" in said)
             if self._receiving.method == b"HEAD" or event.status_code in (204, 304):
-                self._remaining = 0
+                self._to_come = 0
                 if event.status_code == 204 and (length or encoded):
                     # RFC 9110 §8.6, RFC 9112 §6.1: it must not say so. Content that it should not have may yet follow,
                     # and be read as the next response.
@@ -461,7 +461,7 @@ class Http1:
             elif encoded:
                 self._chunks = Chunks(self._judge)
             else:
-                self._remaining = length
+                self._to_come = length
                 self._persists = self._persists and length is not None  # else it ends with the connection
             self._reader = None
             self._take_content(memoryview(reader.trailing_data[0]), events)
@@ -481,15 +481,15 @@ class Http1:
     def _take_content(self, data: memoryview, events: list[Event]) -> None:
         if self._chunks is not None:
             self._take_chunks(self._chunks, data, events)
-        elif self._remaining is None:
+        elif self._to_come is None:
             if data:
                 events.append(BodyReceived(self._current, data, len(data)))
         else:
-            size = min(len(data), self._remaining)
-            self._remaining -= size
+            size = min(len(data), self._to_come)
+            self._to_come -= size
             if size:
                 events.append(BodyReceived(self._current, data[:size], size))
-            if not self._remaining:
+            if not self._to_come:
                 self._surplus = bytes(data[size:])
                 self._completed([], events)
 
