@@ -265,7 +265,7 @@ def _proxied(kind: str, stack: ExitStack) -> Served:
         if kind == "h2 proxy":
             assert script.talks[0].said_last == f"GOAWAY {NO_ERROR}"
 
-    scheme: Any = {"socks": "socks5", "http proxy": "http"}.get(kind, "https")
+    scheme: Any = {"socks": "socks5h", "http proxy": "http"}.get(kind, "https")
     hop = ProxyHop(
         scheme,
         "localhost" if tls else "127.0.0.1",

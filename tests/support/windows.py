@@ -52,6 +52,7 @@ def take_away() -> None:
     assert httpx2 is not None
     assert trio is not None
     assert truststore is not None
+    asyncio.new_event_loop().close()  # its kind is chosen by the platform, the first time
     pair, unix = socket.socketpair, socket.AF_UNIX
     socket.socketpair = lambda *_: pair(unix)  # made of TCP there
     ssl.enum_certificates = lambda _: []  # type: ignore[attr-defined]
