@@ -107,6 +107,8 @@ class Scripted:
         coroutine function. Other paths get 404. Without any routes, every path gets 200 and ``b"ok"``.
     :ivar record: all that was seen and said.
     :ivar requests: those that were executed, in order.
+    :ivar failures: what handlers raised; the first is raised again where an :class:`Origin` is left.
+    :ivar faults: how it misbehaves now.
     """
 
     def __init__(self, routes: Routes | None = None) -> None:
