@@ -1,7 +1,7 @@
 """A client's QUIC connection, as the filter and HTTP/3 use it.
 
-It *has* an engine, which speaks QUIC (see ``engine.py``). Here is what its users want of it: what they write and
-consume, the events that they are told, whether the peer is silent, whether there is something to send.
+It *has* an engine, which speaks QUIC (see ``engine.py``). This module has the users' side: what they write and consume,
+their events, whether the peer is silent, whether there is something to send.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from allswell._quic.interface import (
 from allswell._quic.settings import QuicSettings
 from allswell._quic.tickets import Resumption
 
-#: Of a 1-RTT packet: its header, with the longest connection ID and aioquic's packet number, and the AEAD's tag.
+#: Bytes of a 1-RTT packet's header, with the longest connection ID and aioquic's packet number, and of the AEAD's tag.
 _PACKET_OVERHEAD = 1 + 20 + 2 + 16
-#: Of a DATAGRAM frame: its type and length.
+#: Bytes of a DATAGRAM frame's type and length.
 _DATAGRAM_OVERHEAD = 1 + 2
-#: Of so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the one before), silence is made.
+#: The peer is silent after so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the last).
 _SILENT_PROBES = 3
-#: What a backend is told of aioquic's events, besides those that ``pieces.py`` makes. The others are no news.
+#: The backend's events for those of aioquic, besides those that ``pieces.py`` makes. It is not told of the others.
 _TOLD: dict[type, Callable[[Any], QuicEvent]] = {
     StreamReset: lambda event: event,
     theirs.StopSendingReceived: lambda event: StopSendingReceived(event.stream_id, event.error_code),
@@ -53,10 +53,10 @@ class ClientConnection:
     """One connection.
 
     :param engine: a new one.
-    :ivar dirty: whether something was done that :meth:`datagrams_to_send` may have datagrams for.
+    :ivar dirty: whether :meth:`datagrams_to_send` may have datagrams, because something was done.
     :ivar silent: whether the peer has left several probes in a row unanswered.
-    :ivar unpinned: why it was ended, where the server has not the key that is pinned.
-    :ivar stream_window: bytes of one stream that the peer may send ahead of :meth:`credit_stream`.
+    :ivar unpinned: why it was ended, if the server has another key than the pinned one.
+    :ivar stream_window: how many bytes of one stream the peer may send ahead of :meth:`credit_stream`.
     :ivar datagrams: whether DATAGRAM frames are accepted here (RFC 9221).
     """
 
@@ -85,21 +85,21 @@ class ClientConnection:
 
     @property
     def max_streams(self) -> int:
-        """Bidirectional streams that the peer lets us open in all, so far."""
+        """How many bidirectional streams the peer lets us open in all, so far."""
         return self.engine._remote_max_streams_bidi
 
     @property
     def streams_left(self) -> int:
-        """Bidirectional streams that we may open now."""
+        """How many bidirectional streams we may open now."""
         if self.ended is not None:
             return 0
         return self.engine._remote_max_streams_bidi - self.engine.get_next_available_stream_id() // 4
 
     @property
     def largest_datagram(self) -> int:
-        """Bytes of the largest DATAGRAM frame's payload that the peer accepts (RFC 9221 §3) and a packet holds, or 0.
+        """The largest payload of a DATAGRAM frame that the peer accepts (RFC 9221 §3) and a packet holds; or 0.
 
-        (aioquic would keep a larger one for ever, and all behind it: what the path carries now it may not carry then.)
+        (aioquic would keep a larger one for ever, and all behind it. The path may carry less by then.)
         """
         frame = min(self.engine._remote_max_datagram_frame_size or 0, self.engine.base_size - _PACKET_OVERHEAD)
         return max(0, frame - _DATAGRAM_OVERHEAD)
@@ -110,7 +110,7 @@ class ClientConnection:
         return len(self.engine._datagrams_pending) * self.engine.base_size
 
     def unsent(self, stream_id: int) -> int:
-        """Bytes of a stream that were not sent a first time yet."""
+        """How many bytes of a stream were not sent a first time yet."""
         stream = self.engine._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
 
@@ -118,7 +118,7 @@ class ClientConnection:
         return self.engine.get_next_available_stream_id(is_unidirectional)
 
     def credit(self, size: int) -> None:
-        """So many bytes of any stream were consumed: the peer may send as many more on this connection."""
+        """Some bytes of any stream were consumed. The peer may send as many more on this connection."""
         if self.engine.credit(size):
             self.dirty = True
 
@@ -132,7 +132,7 @@ class ClientConnection:
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
         stream = self.engine._streams.get(stream_id)
         if stream is not None and stream.sender._reset_error_code is not None:
-            return  # the peer's STOP_SENDING has come (RFC 9000 §3.5); the writer is about to hear of it
+            return  # the peer's STOP_SENDING has come (RFC 9000 §3.5), and the writer will hear of it
         self.dirty = True
         self.engine.send_stream_data(stream_id, data, end_stream)
 
@@ -141,7 +141,7 @@ class ClientConnection:
         self.engine.reset_stream(stream_id, error_code)
 
     def stop_stream(self, stream_id: int, error_code: int) -> None:
-        """Ask the peer to stop sending; nothing when it has ended the stream already (RFC 9000 §3.5)."""
+        """Ask the peer to stop sending. Do nothing if it has ended the stream already (RFC 9000 §3.5)."""
         stream = self.engine._streams.get(stream_id)
         if stream is not None and stream.receiver._final_size is None:
             self.dirty = True
@@ -159,12 +159,12 @@ class ClientConnection:
         self.dirty = True
         self.engine.close(error_code, frame_type, reason_phrase)
 
-    # What the filter needs: time and datagrams
+    # For the filter: time and datagrams
 
     def connect(self, address: NetworkAddress, now: float, *, largest: int, marking: bool) -> None:
         """Begin the handshake.
 
-        :param largest: bytes of the largest datagram that can be sent.
+        :param largest: the largest datagram that can be sent, in bytes.
         :param marking: whether datagrams that are sent can carry ECT(0).
         """
         self.engine.largest_payload, self.engine.marking = largest, marking
@@ -173,7 +173,7 @@ class ClientConnection:
     def receive_datagram(self, data: bytes, address: NetworkAddress, now: float, mark: int = NOT_ECT) -> None:
         """Take a datagram.
 
-        :param mark: of ECN.
+        :param mark: its ECN bits.
         """
         self.receive_run(data, (len(data),), 0, address, now, mark, lambda: True)
 
@@ -187,20 +187,20 @@ class ClientConnection:
         mark: int,
         over: Callable[[], bool],
     ) -> int:
-        """Take some of the datagrams that came together, one at least; the index of the next one.
+        """Take some of the datagrams that came together, one at least. Return the index of the next one.
 
-        :param data: of all of them, one behind the other.
+        :param data: their bytes, one datagram behind the other.
         :param ends: where each ends.
-        :param index: of the first one to take.
-        :param mark: of ECN.
-        :param over: whether others are to have their turn now.
+        :param index: the first one to take.
+        :param mark: the ECN bits that each has.
+        :param over: returns whether others are to have their turn now.
         """
         self.dirty = True
         self.engine.mark = mark
         return self.engine.receive_run(data, ends, index, address, now, over)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """All that may go now."""
+        """Return all datagrams that may be sent now."""
         self.dirty = False
         return self.engine.datagrams_to_send(now)
 
@@ -217,8 +217,8 @@ class ClientConnection:
         self.silent = probes - self._probes_when_heard >= _SILENT_PROBES
 
     def was_heard(self) -> None:
-        """Something came: the peer is not silent."""
-        self._probes_when_heard = self.engine._loss._pto_count  # not 0: what came need not acknowledge anything
+        """Something has come: the peer is not silent."""
+        self._probes_when_heard = self.engine._loss._pto_count  # not 0: it need not acknowledge anything
         self.silent = self._silence_told = False
 
     @property
@@ -227,11 +227,11 @@ class ClientConnection:
         return self.silent and not self._silence_told
 
     def tell_silence(self) -> None:
-        """Those that are concerned look at ``silent`` now."""
+        """The backend looks at ``silent`` now."""
         self._silence_told = True
 
     def take_events(self) -> list[QuicEvent]:
-        """All that happened. What arrived in order on one stream is one event, in however many packets it came."""
+        """Return the events. Data in order of one stream are one event, however many packets they came in."""
         events: list[QuicEvent] = []
         queue: deque[Any] = self.engine._events  # of aioquic's events, and of those that pieces.py makes
         while queue:
@@ -293,7 +293,7 @@ class ClientConnection:
 
     @property
     def idle_timeout(self) -> float:
-        """Seconds of silence after which the connection is forgotten: the smaller of both sides' (RFC 9000 §10.1)."""
+        """After how many seconds of silence it is forgotten: the smaller of both sides' (RFC 9000 §10.1)."""
         return self.engine.idle_timeout
 
     @property
@@ -303,18 +303,18 @@ class ClientConnection:
 
     @property
     def judged_certificate(self) -> Certificate | None:
-        """The server's, once it was judged. (A session that is resumed shows none.)"""
+        """The server's certificate, once it was judged. (A resumed session shows none.)"""
         return self.engine.judged_certificate
 
     @property
     def peer_address(self) -> NetworkAddress:
-        """Where it sends to: another one after it has moved to the server's preferred address."""
+        """The address that it sends to. It changes when the connection moves to the server's preferred address."""
         return self.engine.get_peer_address()
 
     def path_changed(self, *, ours: bool) -> None:
         """Datagrams go another way from now on.
 
-        :param ours: because we have moved, which takes another connection ID (RFC 9000 §9.5).
+        :param ours: whether we have moved. That takes another connection ID (RFC 9000 §9.5).
         """
         self.engine.path_changed()
         if ours:
@@ -334,7 +334,7 @@ class ClientConnection:
 
 
 def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: TextIOBase | None) -> ClientConnection:
-    """A connection with these settings, that has sent nothing yet.
+    """Make a connection with these settings. It has sent nothing yet.
 
     :raises OSError: when a certificate file cannot be read.
     :raises ValueError: when one cannot be parsed.
@@ -363,7 +363,7 @@ def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: T
 
 
 def handshake_error(connection: ClientConnection, server: str) -> ConnectFailed:
-    """The end of a connection that was to be made, as an error."""
+    """The error for a connection that ended before it was made."""
     if connection.unpinned is not None:
         return connection.unpinned
     end = connection.ended

@@ -1,10 +1,11 @@
 """ECN for a QUIC connection (RFC 9000 §13.4, §19.3.2). aioquic has none.
 
-Theory of operation. Every datagram is sent marked ECT(0), so whatever the peer acknowledges was marked, and its counts
-must cover it. :attr:`EcnConnection.marking` turns false, for good, when they do not (something on the path clears or
-mangles the marks, or the peer does not report them), or when three probes in a row got no answer at the start (marked
-packets might be what the path drops); the owner of the socket then stops to mark. Marks that arrive are counted by
-packet number space and reported in each ACK. A rising count of CE is congestion, as a lost packet is (RFC 9002 §7.1).
+Theory of operation. Every datagram is sent marked ECT(0). So all packets that the peer acknowledges were marked, and
+its counts must cover them. If they do not, the path clears or changes the marks, or the peer does not report them. If
+three probes in a row get no answer at the start, the path may drop marked packets. In both cases
+:attr:`EcnConnection.marking` turns false for good, and the owner of the socket stops marking. Marks that arrive are
+counted for each packet number space and reported in each ACK. A rising count of CE is a sign of congestion, as a lost
+packet is (RFC 9002 §7.1).
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from allswell._quic.recovery import Recovery
 NOT_ECT, ECT_1, ECT_0, CE = 0, 1, 2, 3
 #: Three counts of at most eight bytes.
 _COUNTS_CAPACITY = 24
-#: RFC 9000 §13.4.2: so many probes without any answer, and the marks are suspected.
+#: RFC 9000 §13.4.2: the marks are suspected after so many probes without any answer.
 _SUSPICIOUS_PROBES = 3
 
 
 class EcnConnection(QuicConnection):
     """aioquic's connection, with ECN.
 
-    :ivar mark: of the datagram that is handed to ``receive_datagram`` next.
+    :ivar mark: the ECN bits of the next datagram for ``receive_datagram``.
     :ivar marking: whether datagrams that are sent should carry ECT(0).
     """
 
@@ -49,15 +50,15 @@ class EcnConnection(QuicConnection):
         )
         self.mark = NOT_ECT
         self.marking = True
-        self._marks: dict[QuicPacketSpace, list[int]] = {}  # received: ECT(0), ECT(1), CE
-        self._peer_counts: dict[QuicPacketSpace, tuple[int, int, int]] = {}  # by the peer, the same
+        self._marks: dict[QuicPacketSpace, list[int]] = {}  # received by us: ECT(0), ECT(1), CE
+        self._peer_counts: dict[QuicPacketSpace, tuple[int, int, int]] = {}  # the same, received by the peer
 
     def _payload_received(self, context: QuicReceiveContext, plain: bytes, *args: Any, **options: Any) -> Any:
         self._count_marks(self._spaces[context.epoch], 1)
         return super()._payload_received(context, plain, *args, **options)
 
     def _count_marks(self, space: QuicPacketSpace, packets: int) -> None:
-        """So many packets came in datagrams with ``mark``."""
+        """Some packets came in datagrams with ``mark``."""
         if self.mark != NOT_ECT and packets:
             self._marks.setdefault(space, [0, 0, 0])[(0, 1, 0, 2)[self.mark]] += packets
 
@@ -92,11 +93,11 @@ class EcnConnection(QuicConnection):
             frame = self._quic_logger.encode_ack_frame(ranges=list(space.ack_queue)[-ranges:], delay=delay)
             frame |= dict(zip(("ect0", "ect1", "ce"), marks, strict=True))
             builder.quic_logger_frames.append(frame)
-        if ranges > 1 and builder.packet_number % 8 == 0:  # as aioquic: without an answer ranges would never go away
+        if ranges > 1 and builder.packet_number % 8 == 0:  # as in aioquic: else ranges would never go away
             self._write_ping_frame(builder, comment="ACK-of-ACK trigger")
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        # What aioquic's does, and what the counts are for. (Parsing a frame costs more than the rest.)
+        # As aioquic does it, with the counts. (Parsing the frame takes longer than the rest.)
         try:
             acknowledged, delay = pull_ack_frame(buf)
         except ValueError as error:  # RFC 9000 §19.3.1: a negative packet number
@@ -113,7 +114,7 @@ class EcnConnection(QuicConnection):
         largest = space.largest_acked_packet
         loss.on_ack_received(ack_rangeset=acknowledged, ack_delay=seconds, now=context.time, space=space)
         if self.marking and space.largest_acked_packet > largest:
-            # (Counts of older frames come out of order, and mean nothing.)
+            # Older frames come out of order, and their counts mean nothing.
             self._validate(space, loss.newly_acknowledged, counts, context.time)
 
     def _validate(self, space: QuicPacketSpace, newly: int, counts: tuple[int, int, int] | None, now: float) -> None:
@@ -127,7 +128,7 @@ class EcnConnection(QuicConnection):
         if min(ect_0, ect_1, ce) < 0 or ect_1 or ect_0 + ce < newly:
             self.marking = False
         elif ce:
-            # No packet, but what makes congestion control act as if this one had been lost, an RTT ago.
+            # This is no packet. It makes congestion control act as if this one had been lost, an RTT ago.
             signal = QuicSentPacket(
                 epoch=Epoch.ONE_RTT,
                 in_flight=False,

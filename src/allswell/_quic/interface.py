@@ -1,4 +1,4 @@
-"""What a backend asks of the QUIC connection that it sits on, and what that tells it. It names no QUIC library."""
+"""The calls of a backend to its QUIC connection, and the events of that. It names no QUIC library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from allswell._errors import AllswellError, ConnectFailed, Party, RemoteProtocol
 class End:
     """Why a connection is over.
 
-    :ivar by: ``"us"``, ``"peer"``, or ``"network"`` (nothing was heard for the idle timeout).
-    :ivar code: of the CONNECTION_CLOSE; ``None`` when there was none (a stateless reset, the idle timeout).
+    :ivar by: ``"us"``, ``"peer"``, or ``"network"`` (the idle timeout has passed).
+    :ivar code: the code of the CONNECTION_CLOSE; ``None`` if there was none (a stateless reset, the idle timeout).
     :ivar application: whether the code is the application's (frame type 0x1d) or QUIC's (0x1c).
     """
 
@@ -26,7 +26,7 @@ class End:
         return self.reason if self.code is None else f"CONNECTION_CLOSE(0x{self.code:x})"
 
 
-# Events. There is one for each piece of a stream, so they must be cheap to make: a frozen dataclass costs more.
+# Events. There is one for each piece of a stream, so they must be cheap. A frozen dataclass takes longer to make.
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class StreamReset:
 
 @dataclass(slots=True)
 class StopSendingReceived:
-    """The peer wants no more of our half of a stream. QUIC has reset that half already (RFC 9000 §3.5)."""
+    """The peer wants no more of our half of a stream. QUIC has already reset that half (RFC 9000 §3.5)."""
 
     stream_id: int
     error_code: int
@@ -66,19 +66,19 @@ class DatagramFrameReceived:
 
 @dataclass(slots=True)
 class HandshakeCompleted:
-    """From now on nothing that is sent can be replayed by an attacker."""
+    """The handshake is complete: an attacker cannot replay what is sent from now on."""
 
 
 @dataclass(slots=True)
 class ConnectionTerminated:
-    """The connection is over. This is told once, and last."""
+    """The connection is over. This event comes once, as the last one."""
 
     end: End
 
 
 @dataclass(slots=True)
 class Progress:
-    """Datagrams came that mean nothing to the application: acknowledgements, credit. More may be sent than before."""
+    """Datagrams without data have come: acknowledgements, credit. More may be sent than before."""
 
 
 QuicEvent = (
@@ -93,11 +93,11 @@ QuicEvent = (
 
 
 class Multiplexer(Protocol):
-    """A QUIC connection, as far as a backend uses it. Everything is synchronous and only queues.
+    """A QUIC connection, as far as a backend uses it. All calls are synchronous, and only queue.
 
-    :ivar stream_window: bytes of one stream that the peer may send ahead of :meth:`credit_stream`.
+    :ivar stream_window: how many bytes of one stream the peer may send ahead of :meth:`credit_stream`.
     :ivar datagrams: whether DATAGRAM frames are accepted.
-    :ivar largest_datagram: bytes of the largest DATAGRAM frame's payload that can be sent; 0: none can.
+    :ivar largest_datagram: the largest payload of a DATAGRAM frame that can be sent, in bytes; 0: none can.
     :ivar silent: whether the peer has left several probes in a row unanswered.
     :ivar unsent_datagrams: about how many bytes of DATAGRAM frames were not sent yet.
     """
@@ -118,7 +118,7 @@ class Multiplexer(Protocol):
     def streams_left(self) -> int: ...
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int: ...
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
-        """Send, unless the peer has asked to stop: its STOP_SENDING may be an event that was not told yet."""
+        """Send, unless the peer has asked to stop. (The event of its STOP_SENDING may not have been taken yet.)"""
 
     def send_datagram_frame(self, data: bytes) -> None: ...
     def reset_stream(self, stream_id: int, error_code: int) -> None: ...
@@ -133,7 +133,7 @@ class Multiplexer(Protocol):
 def why_ended(end: End, peer_error: str) -> AllswellError:
     """A connection's end as an error.
 
-    :param peer_error: what to say when it is the peer that said CONNECTION_CLOSE, before its code and reason.
+    :param peer_error: the message if the peer said CONNECTION_CLOSE. Its code and reason are added.
     """
     if end.by == "network":
         return TransportError(f"the QUIC connection was lost: {end.reason}", operation="read")

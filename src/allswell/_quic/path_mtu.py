@@ -1,11 +1,11 @@
 """Path MTU discovery for a QUIC connection (RFC 9000 §14.3, RFC 8899). aioquic has none.
 
-Theory of operation. A connection begins with datagrams of a size that every path carries. When it has much to send, an
-upload's flight of several datagrams, it asks for more: a probe is a PING, padded to the size in question, in a datagram
-of its own, so that all that can be lost with it is the question. Once it is acknowledged, datagrams are as large; when
-it is lost, it is sent once more, and then a smaller one. That is no sign of congestion (RFC 9000 §14.4): probes do not
-count as in flight. A path that ceases to carry what it carried (three probe timeouts in a row, RFC 8899 §4.3) gets the
-first size again, and the search begins anew; so does that of another path.
+Theory of operation. A connection begins with datagrams of a size that every path carries. When it has much to send (an
+upload's flight of several datagrams), it probes the path for a larger size. A probe is a PING, padded to that size, in
+a datagram of its own, so nothing else can be lost with it. Once the probe is acknowledged, datagrams have that size. If
+it is lost, it is sent once more, and then a smaller one is sent. A lost probe is no sign of congestion (RFC 9000
+§14.4), so probes do not count as in flight. After three probe timeouts in a row (RFC 8899 §4.3) the path may carry less
+than before. Then, and on another path, the first size is used again and the search begins anew.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from aioquic.tls import Epoch
 
 from allswell._quic.runs import RunConnection
 
-#: UDP payloads worth asking for: what Ethernet carries over IPv6 (and the largest that many servers receive), and what
-#: WireGuard does.
+#: UDP payloads worth a probe: what Ethernet carries over IPv6 (and the largest that many servers receive), and what
+#: WireGuard carries.
 _SIZES = (1500 - 48, 1420 - 48)
-#: RFC 8899 §5.1.2, MAX_PROBES: the loss of one can mean anything.
+#: RFC 8899 §5.1.2, MAX_PROBES: a single loss can have any cause.
 _TRIES = 2
-#: So many datagrams at once are much to send.
+#: A flight of so many datagrams is much to send.
 _FLIGHT = 8
-#: RFC 8899 §4.3: a black hole is suspected.
+#: RFC 8899 §4.3: after so many probe timeouts a black hole is suspected.
 _SUSPICIOUS_PROBES = 3
 
 
 class PathMtuConnection(RunConnection):
     """aioquic's connection, with path MTU discovery.
 
-    :ivar base_size: bytes of the datagrams with which it begins.
-    :ivar largest_payload: bytes of the largest datagram to ask for: what carries it and the peer take no more.
+    :ivar base_size: the size of datagrams at first, in bytes.
+    :ivar largest_payload: the largest size to probe for, in bytes: the filter below and the peer take no more.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -44,7 +44,7 @@ class PathMtuConnection(RunConnection):
         self.path_changed()
 
     def path_changed(self) -> None:
-        """The path is another one, or carries less than before: begin anew."""
+        """Begin anew, because the path is another one, or carries less than before."""
         self._resize(self.base_size)
         self._sizes_to_try = [size for size in _SIZES for _ in range(_TRIES)]
         self._asking = False
@@ -93,7 +93,7 @@ class PathMtuConnection(RunConnection):
 
     def _on_answer(self, delivery: QuicDeliveryState, size: int, sizes: list[int]) -> None:
         if sizes is not self._sizes_to_try:
-            return  # it was about another path
+            return  # it was for another path
         self._asking = False
         if delivery is QuicDeliveryState.ACKED:
             sizes.clear()

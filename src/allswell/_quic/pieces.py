@@ -1,8 +1,8 @@
 """Stream data that arrived out of order: kept in pieces, and counted.
 
-aioquic keeps such data in a buffer that begins at the first gap, so that one byte at the end of a window costs as much
-memory as the window. Here a gap costs nothing, and what came is counted for the whole connection: memory is bounded by
-what the peer really sends, and by ``_MOST_HELD``. (Data in order go to the application, and the windows bound them.)
+aioquic keeps such data in a buffer that begins at the first gap. So one byte at the end of a window takes as much
+memory as the window. Here a gap takes nothing, and the data are counted for the whole connection. Memory is limited by
+what the peer really sends, and by ``_MOST_HELD``. (Data in order go to the application, and the windows limit them.)
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from aioquic.quic.stream import FinalSizeError, QuicStreamReceiver
 
 from allswell._quic.interface import StreamDataReceived, StreamReset
 
-#: Bytes that a connection may hold for all of its streams together; or one whole window, where that is more. A network
+#: How many bytes a connection may hold for all of its streams together; one whole window, if that is more. A network
 #: that has just lost a packet has no more than this on its way.
 _MOST_HELD = 32 * 1024 * 1024
-#: What a piece costs besides what is in it.
+#: How many bytes a piece takes besides its data.
 _PIECE = 128
-#: Pieces of one stream: in any case, and one more for so many bytes of its window (three packets: no network loses
-#: every third).
+#: How many pieces of one stream may be held, and for how many bytes of its window one more. (These are three packets:
+#: no network loses every third.)
 _PIECES, _BYTES_PER_PIECE = 256, 4096
 
 
 class Held:
-    """What one connection holds.
+    """The data that one connection holds.
 
-    :param window: of its streams.
+    :param window: the window of its streams.
     """
 
     __slots__ = ("_limit", "pieces", "size")
@@ -39,9 +39,9 @@ class Held:
         self._limit = max(_MOST_HELD, window)
 
     def take(self, size: int, pieces: int) -> None:
-        """So much more of a stream, that is in so many pieces now.
+        """Hold more of a stream, which is in so many pieces now.
 
-        :raises QuicConnectionError: when it is too much (RFC 9000 §21.6).
+        :raises QuicConnectionError: if that is too much (RFC 9000 §21.6).
         """
         self.size += size
         if self.size > self._limit or pieces > self.pieces:
@@ -52,23 +52,23 @@ class Held:
 class PiecesReceiver(QuicStreamReceiver):
     """The receiving half of a stream.
 
-    :param held: of its connection.
+    :param held: the data that its connection holds.
     """
 
     def __init__(self, stream_id: int | None, held: Held) -> None:
         super().__init__(stream_id, readable=True)
         self._held = held
-        self._starts: list[int] = []  # of the pieces, in order; no two have a byte in common
+        self._starts: list[int] = []  # of the pieces, in order; no two overlap
         self._pieces: list[bytearray] = []
 
-    # Its events are ours. aioquic does no more with them than to put them into the connection's queue.
+    # Its events are ours. aioquic only puts them into the connection's queue.
 
     def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:  # type: ignore[override]  # see above
         data, fin = frame.data, frame.fin
         end = frame.offset + len(data)
         in_order = frame.offset == self._buffer_start and not self._starts
         if in_order and data and end >= self.highest_offset and self._final_size is None:
-            # As nearly all frames are: nothing is kept.
+            # Nearly all frames are like this. Nothing is kept.
             self._buffer_start = self.highest_offset = end
             if fin:
                 self._final_size, self.is_finished = end, True
@@ -98,7 +98,7 @@ class PiecesReceiver(QuicStreamReceiver):
         return None if event is None else StreamReset(event.stream_id, error_code)
 
     def _keep(self, start: int, data: bytes) -> None:
-        """Keep of these data what is new."""
+        """Keep the new part of these data."""
         starts, pieces = self._starts, self._pieces
         index = bisect_right(starts, start)
         known = starts[index - 1] + len(pieces[index - 1]) if index else self._buffer_start
@@ -117,12 +117,12 @@ class PiecesReceiver(QuicStreamReceiver):
                 index += 1
             if len(data) <= room:
                 return
-            skipped = room + len(pieces[index])  # and what is there already
+            skipped = room + len(pieces[index])  # the part that is there already
             start, data = start + skipped, data[skipped:]
             index += 1
 
     def _take(self) -> bytes:
-        """What is in order now."""
+        """Return the data that are in order now."""
         count, end = 0, self._buffer_start
         while count < len(self._starts) and self._starts[count] == end:
             end += len(self._pieces[count])

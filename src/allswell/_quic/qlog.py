@@ -1,4 +1,4 @@
-"""A connection's qlog, written when the connection is over. (A file of aioquic's own could be read by every user.)"""
+"""A connection's qlog, written when the connection is over. (Every user could read a file that aioquic makes.)"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Qlog(QuicLogger):
     """See the module.
 
     :param open_log: opens a file to append to.
-    :raises ValueError: when there is no such folder.
+    :raises ValueError: if the folder does not exist.
     """
 
     def __init__(self, folder: str, open_log: Callable[[Path], TextIO]) -> None:

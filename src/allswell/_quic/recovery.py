@@ -1,6 +1,6 @@
-"""aioquic's loss recovery (RFC 9002), with acknowledgements that cost no more than what they acknowledge.
+"""aioquic's loss recovery (RFC 9002). The work for an ACK frame depends only on the packets that it acknowledges.
 
-aioquic makes a list of all packets on their way for each ACK frame, and a datagram holds hundreds of those.
+aioquic lists all packets on their way for each ACK frame, and a datagram can hold hundreds of these frames.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _ACKED = QuicDeliveryState.ACKED
 
 
 class SentRun:
-    """Packets that were sent together, each with so many bytes of one stream: what they have in common.
+    """Packets that were sent together, with equal parts of one stream.
 
-    :ivar first: the number of the first one.
+    :ivar first: the number of the first packet.
     :ivar start: where its data begin in the stream.
-    :ivar chunk: bytes of the stream in each.
-    :ivar sent_bytes: bytes of each packet.
+    :ivar chunk: how many bytes of the stream each packet has.
+    :ivar sent_bytes: the size of each packet, in bytes.
     """
 
     __slots__ = ("chunk", "first", "sender", "sent_bytes", "sent_time", "start")
@@ -38,7 +38,7 @@ class SentRun:
 
 
 class RunPacket:
-    """One of them, as aioquic's recovery knows packets (``QuicSentPacket``)."""
+    """One of them, in the form of aioquic's recovery (``QuicSentPacket``)."""
 
     __slots__ = ("packet_number", "run")
 
@@ -65,16 +65,16 @@ class RunPacket:
 
 
 class _Together(NamedTuple):
-    """Several packets of a run, as far as congestion control looks at packets."""
+    """Several packets of a run, in the form that congestion control needs."""
 
     sent_bytes: int
     sent_time: float
 
 
 class Recovery(QuicPacketRecovery):
-    """Of one connection.
+    """The loss recovery of one connection.
 
-    :ivar newly_acknowledged: packets that the last ACK frame was the first to name.
+    :ivar newly_acknowledged: how many packets the last ACK frame was the first to name.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -88,7 +88,7 @@ class Recovery(QuicPacketRecovery):
         last: QuicSentPacket | None = None
         is_ack_eliciting = False
         self.newly_acknowledged = 0
-        run: SentRun | None = None  # of which the packets from begin to stop are acknowledged
+        run: SentRun | None = None  # packets from begin to stop of it are acknowledged
         begin = stop = 0
         for each in ack_rangeset if sent else ():
             for number in _numbers(sent, each):
@@ -135,7 +135,7 @@ class Recovery(QuicPacketRecovery):
         run.sender.on_data_delivery(_ACKED, start, start + count * run.chunk, False)
 
     def on_run_sent(self, run: SentRun, count: int, space: QuicPacketSpace) -> None:
-        """So many packets of a run are on their way."""
+        """A run of packets was sent."""
         packets: Any = {number: RunPacket(number, run) for number in range(run.first, run.first + count)}
         space.sent_packets.update(packets)
         space.ack_eliciting_in_flight += count
@@ -147,7 +147,7 @@ class Recovery(QuicPacketRecovery):
             pacer.bucket_time = max(0.0, pacer.bucket_time - count * pacer.packet_time)
 
     def pacer_room(self, now: float) -> int:
-        """Packets that the pacer lets go now."""
+        """How many packets the pacer lets go now."""
         pacer = self._pacer
         if pacer.packet_time is None:
             return 1 << 30
@@ -155,7 +155,7 @@ class Recovery(QuicPacketRecovery):
         return math.ceil(pacer.bucket_time / pacer.packet_time)
 
     def _measure(self, rtt: float, ack_delay: float, now: float) -> None:
-        """A round trip took so long (RFC 9002 §5.3), of which the peer has waited a part; never below 1 ms."""
+        """A round trip took so long (RFC 9002 §5.3), less the peer's own delay; never below 1 ms."""
         self._rtt_latest = max(rtt, 0.001)
         self._rtt_min = min(self._rtt_min, self._rtt_latest)
         if self._rtt_latest > self._rtt_min + ack_delay:
@@ -173,7 +173,7 @@ class Recovery(QuicPacketRecovery):
 
 
 def _numbers(sent: dict[int, QuicSentPacket], acknowledged: range) -> Iterable[int]:
-    """Numbers of which those that were sent are in the range, in order; hardly more than there are packets."""
+    """The numbers in the range, in order, hardly more than there are packets. Not all of them need have been sent."""
     start = max(acknowledged.start, next(iter(sent), acknowledged.stop))
     stop = min(acknowledged.stop, next(reversed(sent), -1) + 1)
     return range(start, stop) if stop - start <= len(sent) else [each for each in sent if start <= each < stop]
