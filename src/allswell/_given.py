@@ -7,7 +7,9 @@ while, and then fail far from there, with words that help nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from inspect import iscoroutinefunction, signature
+from ipaddress import ip_address
 
 import httpx2
 
@@ -84,11 +86,15 @@ def require_none_beside_pool(function: Callable[..., object], settings: Mapping[
 
 
 def as_host(name: str) -> str:
-    """A host as it is compared with others: in lower case, without the dot at its end, a zone, or brackets.
+    """A host as it is compared with others: in lower case, without a dot at its end, zone, or brackets.
+
+    An address is in the one form that Python gives it.
 
     :raises ValueError: for a name with letters that no host's has.
     """
     host = name.partition("%")[0].strip("[]").removesuffix(".").lower()
+    with suppress(ValueError):
+        return str(ip_address(host))
     if host.isascii():
         return host
     try:

@@ -270,8 +270,13 @@ async def test_what_is_no_pin(pins: Any, kind: type[Exception], words: str) -> N
 
 
 async def test_hosts_are_compared_as_urls_have_them() -> None:
-    config = allswell.PoolConfig(pins={"Bücher.example": OTHER, "[::1]": OTHER})
-    assert set(config.pins) == {"xn--bcher-kva.example", "::1"}
+    config = allswell.PoolConfig(pins={"Bücher.example": OTHER, "[::1]": OTHER, "2001:DB8:0:0::7": OTHER})
+    assert set(config.pins) == {"xn--bcher-kva.example", "::1", "2001:db8::7"}
+    with scripted_peer(answers(), tls=certificates().server_context(), host="::1") as peer:
+        async with ConnectionPool(**settings("h1", pins={"::1": OTHER})) as pool:
+            for host in ("::1", "0:0:0:0:0:0:0:1", "::0:1", "::1%25lo"):
+                with pytest.raises(PinMismatch):
+                    await pool.request("GET", f"https://[{host}]:{peer.port}/")
 
 
 async def test_who_we_are_is_not_told_to_another_key() -> None:
