@@ -4,7 +4,7 @@ Its contract (quic.md of the runner): ``TESTCASE`` names the case, ``REQUESTS`` 
 ``/downloads/<last segment>``. Exit 127: the case is not supported. Exit 0: every file arrived whole and every
 connection was closed without error. Exit 1: otherwise.
 
-It is the pool that users get, with differences that are made here and nowhere else: the dialer puts HTTP/0.9
+It is the pool that users get, with differences that are made here and nowhere else: its builder puts HTTP/0.9
 (``hq-interop``) on QUIC where the case says so; and since handshakes are counted, it tries one address only, and no
 other connection where the network has swallowed three probes in a row.
 
@@ -20,24 +20,27 @@ import socket
 import ssl
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
 
 from allswell._backends.http3 import Http3
-from allswell._backends.interface import Backend
 from allswell._config import PoolConfig, QuicConfig, Timeouts
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
+from allswell._dial.builder import Made
+from allswell._dial.context import Context
 from allswell._dial.dialer import Dialer
-from allswell._dial.lookups import resolve
-from allswell._dial.quic_dialer import QuicDialer
+from allswell._dial.kit import Kit
+from allswell._dial.proxy import ProxyBuilder
+from allswell._dial.quic import QuicBuilder
 from allswell._errors import AllswellError, ConnectFailed
 from allswell._filters.quic import QuicFilter
-from allswell._filters.stack import AroundConnect, Stack
+from allswell._filters.stack import Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.pool import ConnectionPool
@@ -111,30 +114,32 @@ class _Store(QuicMemory):
         self.came.set()
 
 
-class _QuicDialer(QuicDialer):
-    """Dials one address, once, with the case's settings."""
+class _Builder:
+    """Builds to one address, once, with the case's settings and its HTTP.
 
-    def __init__(self, config: PoolConfig, trust: Callable[[Route], ssl.SSLContext], case: Case) -> None:
-        super().__init__(config, trust, resolve)
+    :param made: takes what was.
+    """
+
+    def __init__(self, case: Case, made: list[QuicFilter], kit: Kit, proxies: ProxyBuilder) -> None:
         self._case = case
-        self.dialled: list[QuicFilter] = []
+        self._made = made
+        self._users = QuicBuilder(kit, proxies)
 
-    async def dial(
-        self, route: Route, settings: QuicSettings, to: ServiceEndpoint, around: AroundConnect | None
-    ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
+    async def build(self, context: Context, to: ServiceEndpoint) -> Made[list[QuicEvent]]:
+        """See :meth:`Builder.build`."""
         try:
             (family, _, _, _, address), *_ = await anyio.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)
         except OSError as error:
             raise ConnectFailed(f"cannot resolve {to.host}: {error}", phase="dns") from error
         udp = UdpFilter(family, address)
-        quic = QuicFilter(udp, settings)
+        quic = QuicFilter(udp, self._settings(context.route))
         stack = Stack(quic, udp)
-        await stack.connect(around)
-        self.dialled.append(quic)
-        return stack, Http09(quic.connection) if self._case.alpn == HQ else Http3(quic.connection)
+        await context.connect(stack)
+        self._made.append(quic)
+        return Made(stack, Http09(quic.connection) if self._case.alpn == HQ else Http3(quic.connection))
 
-    def settings(self, route: Route) -> QuicSettings:
-        case, settings = self._case, super().settings(route)
+    def _settings(self, route: Route) -> QuicSettings:
+        case, settings = self._case, self._users.settings(route)
         no_error = 0 if case.alpn == HQ else settings.no_error
         return replace(
             settings,
@@ -145,21 +150,16 @@ class _QuicDialer(QuicDialer):
         )
 
 
-class _Dialer(Dialer):
-    def __init__(self, host: TaskHost, config: PoolConfig, case: Case) -> None:
-        super().__init__(host, config)
-        self.quic = self._quic = _QuicDialer(config, self._trust, case)
-
-
 class Pool(ConnectionPool):
-    """The pool, with the case's dialer in it."""
+    """The pool, with the case's builder in its dialer."""
 
     def __init__(self, config: PoolConfig, case: Case) -> None:
         super().__init__(config)
         self._case = case
+        self._made: list[QuicFilter] = []
 
-    def _make_dialer(self, host: TaskHost) -> _Dialer:
-        return _Dialer(host, self.config, self._case)
+    def _make_dialer(self, host: TaskHost) -> Dialer:
+        return Dialer(host, self.config, partial(_Builder, self._case, self._made))
 
     async def _past_silence(
         self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, attempts: list[Attempt]
@@ -168,9 +168,7 @@ class Pool(ConnectionPool):
 
     def update_keys(self) -> None:
         """Begin a key update on every connection."""
-        dialer = self._dispatch().dialer
-        assert isinstance(dialer, _Dialer)
-        for quic in dialer.quic.dialled:
+        for quic in self._made:
             quic.update_keys()
 
 

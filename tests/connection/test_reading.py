@@ -13,7 +13,7 @@ import pytest
 import allswell
 from allswell._backends.http1 import Http1
 from allswell._connection import reader
-from allswell._dial import dialer
+from allswell._dial import kit
 from allswell._filters.interface import ReceiveBuffer
 from allswell._tasks import current_host
 from tests.support.certificates import certificates
@@ -42,7 +42,7 @@ async def test_nothing_is_left_in_tls_when_the_socket_is_empty(
     turn: float, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn may end with whole records left in TLS's buffer, and the server has nothing more to send."""
-    monkeypatch.setattr(dialer, "ReceiveBuffer", _Narrow)
+    monkeypatch.setattr(kit, "ReceiveBuffer", _Narrow)
     monkeypatch.setattr(reader, "TURN", turn)
     size = 1_500_000
     with scripted_peer(huge(size), tls=True) as peer:

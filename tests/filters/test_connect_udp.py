@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from allswell import CloseReport, ConnectFailed, ConnectionPool, ProxyHop
-from allswell._dial.happy_eyeballs import connect_tcp
+from allswell._dial.lookups import resolve
+from allswell._dial.sockets import connect_tcp
 from allswell._errors import TransportError
 from allswell._filters.connect_udp import ConnectUdpFilter
 from allswell._filters.interface import ReceiveBuffer, Run
@@ -37,7 +38,7 @@ async def heard(data: bytes, pieces: int | None, count: int) -> list[bytes]:
         connection.fin()
 
     with scripted_peer(script) as peer:
-        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
+        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port, ask=resolve), ReceiveBuffer())
         top = ConnectUdpFilter(tcp, proxy="https://proxy.example:443", host="origin.example", port=443)
         tunnel = Stack(tcp)
         await tunnel.connect()
@@ -84,7 +85,7 @@ async def test_what_is_here_is_not_waited_for() -> None:
         connection.read_until_end()
 
     with scripted_peer(script) as peer:
-        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
+        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port, ask=resolve), ReceiveBuffer())
         top = ConnectUdpFilter(tcp, proxy="https://proxy.example:443", host="origin.example", port=443)
         tunnel = Stack(tcp)
         await tunnel.connect()
@@ -147,7 +148,7 @@ async def test_beside_the_stream_where_quic_fits(largest: int) -> None:
         heard.append(connection.read_exactly(6))
 
     with scripted_peer(script) as peer:
-        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
+        tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port, ask=resolve), ReceiveBuffer())
         beside = Beside(largest, b"\0one", b"\x02two", b"", b"\0")
         top = ConnectUdpFilter(tcp, beside, proxy="https://proxy.example:443", host="origin.example", port=443)
         tunnel = Stack(tcp)

@@ -12,8 +12,9 @@ from typing import Any
 import anyio
 import pytest
 
-from allswell._dial.happy_eyeballs import ATTEMPTS, connect_any, connect_tcp, connect_unix
-from allswell._dial.lookups import Address
+from allswell._dial.addresses import ATTEMPTS, connect_any
+from allswell._dial.lookups import Address, resolve
+from allswell._dial.sockets import connect_tcp, connect_unix
 from allswell._errors import ConnectFailed
 from tests.support.lag import LAG, PATIENCE, resolution_delay, stagger
 
@@ -52,7 +53,7 @@ class World:
 
     async def connect(self) -> str:
         self.began = monotonic()
-        return await connect_any("name.example", 443, self._attempt, self.discarded.append)
+        return await connect_any("name.example", 443, self._attempt, self.discarded.append, ask=resolve)
 
     def order(self) -> list[str]:
         return [host for host, _ in self.tried]
@@ -90,6 +91,16 @@ async def test_failure_starts_the_next_at_once(world: World, monkeypatch: pytest
     world.hosts = {V6[0]: REFUSED, V4[0]: 0.0}
     assert await world.connect() == V4[0]
     assert world.tried[1][1] < LAG
+
+
+async def test_a_late_answer_starts_no_attempt_early(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It only joins the line: the next attempt begins 250 ms after the last one, or when one has failed (§5)."""
+    stagger(monkeypatch, 1.0)
+    world.lookups = {socket.AF_INET6: (0, V6[:1]), socket.AF_INET: (0.1, V4[:1])}
+    world.hosts = {V4[0]: 0.0}
+    assert await world.connect() == V4[0]
+    assert world.order() == [V6[0], V4[0]]
+    assert world.tried[1][1] > 0.99
 
 
 async def test_slow_aaaa_is_waited_for(world: World) -> None:
@@ -173,7 +184,7 @@ async def test_called_off_leaks_no_winner(world: World, steps: int) -> None:
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope() as scope:
             tasks.start_soon(cancel, scope)
-            connected.append(await connect_any("name.example", 443, counted, world.discarded.append))
+            connected.append(await connect_any("name.example", 443, counted, world.discarded.append, ask=resolve))
     assert sorted(connected + world.discarded) == sorted(made)
 
 
@@ -183,7 +194,7 @@ async def test_literals_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(anyio, "getaddrinfo", never)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sock = await connect_tcp("127.0.0.1", server.getsockname()[1])
+        sock = await connect_tcp("127.0.0.1", server.getsockname()[1], ask=resolve)
         with sock:
             assert sock.gettimeout() == 0
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -199,14 +210,16 @@ async def test_localhost_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(anyio, "getaddrinfo", counted)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        (await connect_tcp("localhost", server.getsockname()[1])).close()
+        (await connect_tcp("localhost", server.getsockname()[1], ask=resolve)).close()
     assert asked == [socket.AF_UNSPEC]
 
 
 async def test_local_address_and_options() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        sock = await connect_tcp("127.0.0.1", server.getsockname()[1], local_address="127.0.0.2", options=options)
+        sock = await connect_tcp(
+            "127.0.0.1", server.getsockname()[1], ask=resolve, local_address="127.0.0.2", options=options
+        )
         with sock:
             assert sock.getsockname()[0] == "127.0.0.2"
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -219,14 +232,14 @@ async def test_local_address_leaves_the_choice_of_a_port_to_connect(host: str) -
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
         socket.create_server((host, 0), family=family) as server,
-        await connect_tcp(host, server.getsockname()[1], local_address=host) as sock,
+        await connect_tcp(host, server.getsockname()[1], ask=resolve, local_address=host) as sock,
     ):
         assert sock.getsockopt(socket.IPPROTO_IP, 24) == 1  # IP_BIND_ADDRESS_NO_PORT
 
 
 async def test_zone_that_names_no_interface() -> None:
     with pytest.raises(ConnectFailed, match=r"^cannot resolve ::1%nope: ") as caught:
-        await connect_tcp("::1%nope", 80)
+        await connect_tcp("::1%nope", 80, ask=resolve)
     assert caught.value.phase == "dns"
 
 
@@ -277,7 +290,13 @@ async def test_unix_socket_that_is_not_there() -> None:
 async def hinted(world: World, *hints: str, local_address: str | None = None) -> str:
     world.began = monotonic()
     return await connect_any(
-        "name.example", 443, world._attempt, world.discarded.append, hints=hints, local_address=local_address
+        "name.example",
+        443,
+        world._attempt,
+        world.discarded.append,
+        ask=resolve,
+        hints=hints,
+        local_address=local_address,
     )
 
 

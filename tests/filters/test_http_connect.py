@@ -8,7 +8,8 @@ import anyio
 import pytest
 
 from allswell._deadline import Deadline
-from allswell._dial.happy_eyeballs import connect_tcp
+from allswell._dial.lookups import resolve
+from allswell._dial.sockets import connect_tcp
 from allswell._errors import ConnectFailed, ProxyRefused
 from allswell._filters.http_connect import BODY_SHOWN, HttpConnectFilter, basic_auth
 from allswell._filters.interface import ByteStream, ReceiveBuffer
@@ -29,7 +30,7 @@ SECRET: Headers = [(b"Proxy-Authorization", basic_auth((b"ada", b"lovelace")))]
 def stack_to(
     peer: ScriptedPeer, headers: Headers = SECRET, max_head: int = 4096
 ) -> tuple[Stack[HttpConnectFilter], HttpConnectFilter]:
-    tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
+    tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port, ask=resolve), ReceiveBuffer())
     top = HttpConnectFilter(
         tcp, proxy="http://proxy.example:3128", target=b"origin.example:443", headers=headers, max_head=max_head
     )

@@ -11,7 +11,8 @@ import pytest
 
 from allswell import AsyncClient, CloseReport, ConnectFailed, ProxyRefused
 from allswell._deadline import Deadline
-from allswell._dial.happy_eyeballs import connect_tcp
+from allswell._dial.lookups import resolve
+from allswell._dial.sockets import connect_tcp
 from allswell._filters.interface import ReceiveBuffer
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.stack import Stack
@@ -31,7 +32,7 @@ USER = ("ada", "lovelace")
 
 
 def stack_to(peer: ScriptedPeer, host: str = "origin.example", **settings: Any) -> Stack[Socks5Filter]:
-    tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port), ReceiveBuffer())
+    tcp = TcpFilter("the proxy", lambda: connect_tcp(peer.host, peer.port, ask=resolve), ReceiveBuffer())
     return Stack(Socks5Filter(tcp, proxy="socks5://proxy.example:1080", host=host, port=443, **settings), tcp)
 
 

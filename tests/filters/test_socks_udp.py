@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from allswell._deadline import Deadline
-from allswell._dial.happy_eyeballs import connect_tcp
+from allswell._dial.lookups import resolve
+from allswell._dial.sockets import connect_tcp
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.interface import ReceiveBuffer
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
@@ -37,7 +38,7 @@ def relay(script: Script | None = None) -> Iterator[tuple[socket.socket, Scripte
 
 
 async def stack_to(sock: socket.socket, control: ScriptedPeer, host: str = "10.0.0.1") -> Stack[SocksDatagrams]:
-    tcp = TcpFilter("the proxy", lambda: connect_tcp(control.host, control.port), ReceiveBuffer())
+    tcp = TcpFilter("the proxy", lambda: connect_tcp(control.host, control.port, ask=resolve), ReceiveBuffer())
     stack = Stack(tcp)
     await stack.connect()
     udp = UdpFilter(socket.AF_INET, sock.getsockname())

@@ -15,7 +15,8 @@ import anyio
 import pytest
 
 from allswell._deadline import Deadline
-from allswell._dial.happy_eyeballs import connect_tcp
+from allswell._dial.lookups import resolve
+from allswell._dial.sockets import connect_tcp
 from allswell._errors import TransportError
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.interface import ByteStream, ReceiveBuffer
@@ -61,7 +62,7 @@ class Over:
 
             async def dial() -> socket.socket:
                 options = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)] if receive_buffer else []
-                return await connect_tcp("127.0.0.1", peer.port, options=options)
+                return await connect_tcp("127.0.0.1", peer.port, options=options, ask=resolve)
 
             with_tls, with_tcp = goodbye_timeout or (GoodbyeTimeout(), GoodbyeTimeout())
             tcp = TcpFilter("the peer", dial, buffer, with_tcp)

@@ -32,8 +32,13 @@ from allswell import (
     Timeout,
     Timeouts,
 )
-from allswell._dial.quic_dialer import QuicDialer
+from allswell._dial.kit import Kit
+from allswell._dial.lookups import Lookups
+from allswell._dial.origin_memory import OriginMemory
+from allswell._dial.proxy import ProxyBuilder
+from allswell._dial.quic import QuicBuilder
 from allswell._filters.udp import UdpFilter
+from allswell._tasks import current_host
 from tests.support.certificates import certificates
 from tests.support.dns_server import DnsServer, Reply, answered
 from tests.support.doh import Doh
@@ -579,14 +584,13 @@ async def test_quic() -> None:
 async def test_an_address_that_a_quic_server_prefers() -> None:
     """RFC 9000 §9.6: no probe goes to one that is forbidden."""
     guard = Guard("127.0.0.2")
-    dialer = QuicDialer(
-        allswell.PoolConfig(allow_address=guard), lambda route: certificates().client_context(), returns([])
-    )
+    kit = Kit(allswell.PoolConfig(allow_address=guard), Lookups(current_host(), returns([])), OriginMemory())
+    builder = QuicBuilder(kit, ProxyBuilder(kit))
     with socket.socket(type=socket.SOCK_DGRAM) as peer, socket.socket(type=socket.SOCK_DGRAM) as other:
         for each, host in ((peer, HERE), (other, "127.0.0.2")):
             each.bind((host, 0))
         udp = UdpFilter(
-            socket.AF_INET, peer.getsockname(), check=lambda address: dialer._check_other("name.example", address)
+            socket.AF_INET, peer.getsockname(), check=lambda address: builder._check_other("name.example", address)
         )
         await udp.connect()
         with pytest.raises(AddressNotAllowed, match=r"127\.0\.0\.2 of name\.example"):

@@ -16,14 +16,18 @@ import trustme
 from allswell import Alternative, AltSvcFile, AltSvcMemory, AltSvcStore, AsyncClient, ConnectionPool
 from allswell._config import Timeouts
 from allswell._dial import alt_svc as module
-from allswell._dial.alt_svc import AltSvc, BrokenMarks
-from allswell._request.route import Endpoint
+from allswell._dial import origin_memory
+from allswell._dial.alt_svc import AltSvc
+from allswell._dial.origin_memory import BrokenMarks, OriginMemory
+from allswell._request.route import Endpoint, Route
 from tests.support.certificates import certificates, issue
+from tests.support.learnt import broken_ports
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
 
 ORIGIN = "https://name.example"
+ROUTE, OTHER = (Route("https", f"{name}.example", 443) for name in ("name", "other"))
 SOON = Timeouts(connect=30, read=30, write=30, pool=30, total=30)
 
 
@@ -32,15 +36,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The clock of what is learnt, and of what is broken: it stands still unless it is moved."""
     now = [1_000_000.0]
     monkeypatch.setattr(module, "time", lambda: now[0])
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    for each in (module, origin_memory):
+        monkeypatch.setattr(each, "monotonic", lambda: now[0])
     return now
 
 
 def learnt(*fields: str, age: float = 0.0) -> list[tuple[str, int]]:
-    known = AltSvc()
+    known = AltSvc(OriginMemory())
     for field in fields:
-        known.learn(ORIGIN, "name.example", field.encode("latin-1"), age)
-    return [(each.host, each.port) for each in known.alternatives(ORIGIN)]
+        known.learn(ROUTE, field.encode("latin-1"), age)
+    return [(each.host, each.port) for each in known.alternatives(ROUTE)]
 
 
 HERE = ("name.example", 443)
@@ -84,15 +89,15 @@ def test_a_field_replaces_the_one_before() -> None:
 
 
 def test_age(clock: list[float]) -> None:
-    known = AltSvc()
-    known.learn(ORIGIN, "name.example", b'h3=":1"; ma=60, h3=":2"', age=30.0)
-    assert len(known.alternatives(ORIGIN)) == 2
+    known = AltSvc(OriginMemory())
+    known.learn(ROUTE, b'h3=":1"; ma=60, h3=":2"', age=30.0)
+    assert len(known.alternatives(ROUTE)) == 2
     clock[0] += 31
-    assert [each.port for each in known.alternatives(ORIGIN)] == [2]
+    assert [each.port for each in known.alternatives(ROUTE)] == [2]
     clock[0] += 24 * 3600 - 62
-    assert [each.port for each in known.alternatives(ORIGIN)] == [2]  # a day, by default
+    assert [each.port for each in known.alternatives(ROUTE)] == [2]  # a day, by default
     clock[0] += 2
-    assert known.alternatives(ORIGIN) == []
+    assert known.alternatives(ROUTE) == []
 
 
 def test_the_same_field_again_extends_it_without_being_read_each_time(clock: list[float]) -> None:
@@ -104,58 +109,84 @@ def test_the_same_field_again_extends_it_without_being_read_each_time(clock: lis
             super().put(origin, alternatives)
 
     store = Counting()
-    known = AltSvc(store)
+    known = AltSvc(OriginMemory(), store)
     for _ in range(1000):
-        known.learn(ORIGIN, "name.example", b'h3=":1"; ma=86400')
+        known.learn(ROUTE, b'h3=":1"; ma=86400')
         clock[0] += 60
-    assert len(known.alternatives(ORIGIN)) == 1
+    assert len(known.alternatives(ROUTE)) == 1
     assert store.puts == 100
     for _ in range(20):  # one that lasts a minute
-        known.learn(ORIGIN, "name.example", b'h3=":1"; ma=60')
+        known.learn(ROUTE, b'h3=":1"; ma=60')
         clock[0] += 20
-        assert len(known.alternatives(ORIGIN)) == 1
+        assert len(known.alternatives(ROUTE)) == 1
 
 
 def test_another_network(clock: list[float]) -> None:
-    known = AltSvc()
-    known.learn(ORIGIN, "name.example", b'h3=":1"; persist=1, h3=":2", h3=":3"; persist=0, h3=":4"; persist=1; ma=9')
-    known.learn("https://other.example", "other.example", b'h3=":443"; persist=10')
+    memory = OriginMemory()
+    known = AltSvc(memory)
+    known.learn(ROUTE, b'h3=":1"; persist=1, h3=":2", h3=":3"; persist=0, h3=":4"; persist=1; ma=9')
+    known.learn(OTHER, b'h3=":443"; persist=10')
+    memory.network_changed()
     known.network_changed()
-    assert [each.port for each in known.alternatives(ORIGIN)] == [1, 4]
-    assert known.alternatives("https://other.example") == []
-    known.learn("https://other.example", "other.example", b'h3=":443"; persist=10')  # the same field is news again
-    assert len(known.alternatives("https://other.example")) == 1
+    assert [each.port for each in known.alternatives(ROUTE)] == [1, 4]
+    assert known.alternatives(OTHER) == []
+    known.learn(OTHER, b'h3=":443"; persist=10')  # the same field is news again
+    assert len(known.alternatives(OTHER)) == 1
 
 
 def test_what_is_known_is_bounded() -> None:
-    known = AltSvc(AltSvcMemory(origins=100))
-    for number in range(1000):
-        known.learn(f"https://{number}.example", f"{number}.example", b'h3=":1"')
-    assert sum(bool(known.alternatives(f"https://{number}.example")) for number in range(1000)) == 100
+    memory = OriginMemory()
+    known = AltSvc(memory, AltSvcMemory(origins=100))
+    routes = [Route("https", f"{number}.example", 443) for number in range(5000)]
+    for route in routes:
+        known.learn(route, b'h3=":1"')
+    assert sum(bool(known.alternatives(route)) for route in routes) == 100
+    assert len(memory) == 4096
+
+
+def test_what_is_used_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origin_memory, "_RECORDS", 3)
+    memory = OriginMemory()
+    one, two, three, four = (memory.of(Route("https", name, 443)) for name in ("one", "two", "three", "one"))
+    assert four is one
+    memory.of(Route("https", "four", 443))
+    assert memory.of(Route("https", "one", 443)) is one
+    assert memory.of(Route("https", "three", 443)) is three
+    assert memory.of(Route("https", "two", 443)) is not two
 
 
 def test_broken_marks(clock: list[float]) -> None:
-    marks = BrokenMarks()
+    memory = OriginMemory()
+    marks = memory.of(ROUTE).quic
     one, other = Endpoint("name.example", 443), Endpoint("alt.example", 443)
     for pause in (5, 10, 20, 40, 80, 160, 300, 300):
-        marks.failed(ORIGIN, one)
-        assert marks.broken(ORIGIN, one)
-        assert not marks.broken(ORIGIN, other)  # another alternative
-        assert not marks.broken("https://other.example", one)  # another origin there
-        assert marks.broken(ORIGIN, one._replace(hints=("192.0.2.1",)))
+        marks.failed(one)
+        assert marks.broken(one)
+        assert not marks.broken(other)  # another alternative
+        assert not memory.of(OTHER).quic.broken(one)  # another origin there
+        assert marks.broken(one._replace(hints=("192.0.2.1",)))
         clock[0] += pause - 0.1
-        assert marks.broken(ORIGIN, one)
+        assert marks.broken(one)
         clock[0] += 0.2
-        assert not marks.broken(ORIGIN, one)
+        assert not marks.broken(one)
     for _ in range(2000):
-        marks.failed(ORIGIN, one)
-    marks.worked(ORIGIN, one)
-    marks.failed(ORIGIN, one)
+        marks.failed(one)
+    marks.worked(one)
+    marks.failed(one)
     clock[0] += 5.1
-    assert not marks.broken(ORIGIN, one)
-    marks.failed(ORIGIN, one)
-    marks.forget()
-    assert not marks.broken(ORIGIN, one)
+    assert not marks.broken(one)
+    marks.failed(one)
+    memory.network_changed()
+    assert not marks.broken(one)
+
+
+def test_broken_marks_are_bounded(clock: list[float]) -> None:
+    """An origin may name another alternative each time."""
+    marks = BrokenMarks()
+    for port in range(1, 1000):
+        marks.failed(Endpoint("name.example", port))
+    assert len(marks._marks) == 16
+    assert marks.broken(Endpoint("name.example", 999))
 
 
 # On disk
@@ -299,8 +330,7 @@ async def test_alternatives_are_tried_in_order_and_a_broken_one_breaks_no_other(
             assert versions == [b"HTTP/1.1", b"HTTP/3", b"HTTP/3"]
             assert len(tcp.connections) == 1
             assert len(server.connections) == 2
-        discovery = pool._dispatcher.dialer.discovery  # type: ignore[union-attr]  # it has been used
-        assert [mark[2] for mark in discovery._broken._marks] == [gone.port]
+        assert broken_ports(pool) == [gone.port]
 
 
 @pytest.mark.anyio

@@ -24,6 +24,7 @@ from tests.support.certificates import ANY_HTTP, certificates
 from tests.support.dns_server import DnsServer, Reply, with_rcode, with_rdata
 from tests.support.lag import LAG, resolution_delay, stagger
 from tests.support.leaks import sockets_closed
+from tests.support.learnt import broken_ports
 from tests.support.peer import ScriptedPeer, scripted_peer
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers
@@ -375,8 +376,7 @@ async def test_a_service_that_does_not_answer_is_broken_and_the_next_is_not(dns:
             _{tcp.port}._https.name.example. 60 HTTPS 2 name.example. alpn=h3 port={server.port}"""
         async with trusting(dns) as pool:
             assert await version_of(pool, tcp.port) == b"HTTP/3"
-            discovery = pool._dispatcher.dialer.discovery  # type: ignore[union-attr]  # it has been used
-            assert [mark[2] for mark in discovery._broken._marks] == [gone.port]
+            assert broken_ports(pool) == [gone.port]
 
 
 @pytest.mark.parametrize("settings", [{"https_records": False}, {"proxy": True}, {"uds": True}])

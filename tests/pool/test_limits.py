@@ -16,7 +16,7 @@ import pytest
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._connection.connection import Connection
-from allswell._dial.dialer import Dialer
+from allswell._dial.tcp import TcpBuilder
 from allswell._errors import ConnectFailed, LocalProtocolError, RemoteProtocolError, Timeout, TransportError
 from allswell._pool import waiters
 from tests.support.certificates import certificates
@@ -477,10 +477,10 @@ async def test_a_server_that_ends_before_any_request_is_not_asked_again(
 ) -> None:
     """Its end is there when the connection is handed to who waits for it."""
     ended = threading.Event()
-    dial = Dialer._dial_tcp
+    build = TcpBuilder.build
 
     async def late(*args: Any) -> Any:
-        made = await dial(*args)
+        made = await build(*args)
         assert ended.wait(30)
         return made
 
@@ -488,7 +488,7 @@ async def test_a_server_that_ends_before_any_request_is_not_asked_again(
         connection.fin()
         ended.set()
 
-    monkeypatch.setattr(Dialer, "_dial_tcp", late)
+    monkeypatch.setattr(TcpBuilder, "build", late)
     with scripted_peer(ends) as peer:
         async with ConnectionPool() as pool:
             with pytest.raises((RemoteProtocolError, TransportError)):

@@ -19,8 +19,9 @@ from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
+from tests.support.names import names
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
-from tests.support.proxies import connect_proxy, refusing_proxy
+from tests.support.proxies import SocksProxy, connect_proxy, refusing_proxy
 from tests.support.scripts import answers, response, says
 
 pytestmark = pytest.mark.anyio
@@ -475,3 +476,49 @@ async def test_a_proxy_that_fell_silent_once_is_asked_again() -> None:
                 await pool.request("GET", origin.url, timeouts=Timeouts(connect=0.2))
             assert (await pool.request("GET", origin.url)).status == 200
         assert len(speaks.tunnels) == 1
+
+
+# What is told
+
+
+async def test_a_trace_names_each_tls_layers_own_end(trusting: ssl.SSLContext) -> None:
+    """Through an https proxy there are two: with the proxy, and with the origin."""
+    told: dict[str, list[dict[str, Any]]] = {}
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        told.setdefault(name, []).append(info)
+
+    with scripted_peer(connect_proxy(), tls=True) as proxy, scripted_peer(answers(), tls=True) as origin:
+        url, hop = f"https://127.0.0.1:{origin.port}/", httpx2.Proxy(proxy.url, ssl_context=trusting)
+        ours = certificates().client_context()
+        async with AsyncClient(proxy=hop, verify=ours, http2=False) as client:
+            await client.get(url, extensions={"trace": trace})
+    started = told["connection.start_tls.started"]
+    assert [each["server_hostname"] for each in started] == [httpx2.URL(proxy.url).host, "127.0.0.1"]
+    assert [each["ssl_context"] for each in started] == [trusting, ours]
+    assert told["connection.connect_tcp.started"][0]["port"] == proxy.port
+    assert [each["layer"] for each in told["connection.connect_via_proxy.started"]] == ["http-connect"]
+
+
+# Lookups
+
+
+async def test_names_are_looked_up_once_for_all_tunnels_through_socks() -> None:
+    """``socks5`` has us resolve: for many dials at once, once in each family (as without a proxy)."""
+    with (
+        names(localhost_test="127.0.0.1") as known,
+        scripted_peer(answers()) as origin,
+        scripted_peer(SocksProxy()) as proxy,
+    ):
+        known.held["localhost.test"] = anyio.Event()
+        async with (
+            pool_through(ProxyHop("socks5", "127.0.0.1", proxy.port)) as pool,
+            anyio.create_task_group() as tasks,
+        ):
+            for number in range(5):
+                tasks.start_soon(pool.request, "GET", f"http://localhost.test:{origin.port}/{number}")
+            await anyio.wait_all_tasks_blocked()
+            known.held["localhost.test"].set()
+        await proxy.ended()
+    assert len(proxy.connections) == 5
+    assert known.asked == {"localhost.test": 2}

@@ -11,11 +11,13 @@ import pytest
 
 from allswell import Alternative, AltSvcMemory, ConnectionEnd, ConnectionPool, Outcome
 from allswell._config import Timeouts
-from allswell._dial.dialer import Dialer
+from allswell._dial.quic import QuicBuilder
+from allswell._dial.tcp import TcpBuilder
 from tests.support.certificates import certificates
 from tests.support.holes import UdpHole, tcp_hole
 from tests.support.lag import LAG, stagger
 from tests.support.leaks import sockets_closed
+from tests.support.learnt import broken_ports
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers
@@ -79,8 +81,7 @@ async def test_udp_that_is_dropped_costs_the_stagger(both_families: None, monkey
             version, seconds = await request(pool, origin)
             assert version == b"HTTP/1.1"
             assert STAGGER - 0.01 < seconds < 2 * STAGGER
-            discovery = pool._dispatcher.dialer.discovery  # type: ignore[union-attr]  # it has been used
-            assert [mark[2] for mark in discovery._broken._marks] == [hole.port]
+            assert broken_ports(pool) == [hole.port]
 
 
 async def test_tcp_that_is_dropped_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +116,11 @@ async def test_quic_alternates_between_the_families(both_families: None, monkeyp
 def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
     """QUIC comes first, and TCP is not called off: as if both had connected in the same turn of the event loop."""
     stagger(monkeypatch, 0.01)
-    dial_quic, dial_tcp = Dialer._dial_quic, Dialer._dial_tcp
+    build_quic, build_tcp = QuicBuilder.build, TcpBuilder.build
     tcp_began, quic_made = anyio.Event(), anyio.Event()
 
     async def first(*args: Any) -> Any:
-        made = await dial_quic(*args)
+        made = await build_quic(*args)
         await tcp_began.wait()
         quic_made.set()
         return made
@@ -128,10 +129,10 @@ def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
         tcp_began.set()
         with anyio.CancelScope(shield=True):
             await quic_made.wait()
-            return await dial_tcp(*args)
+            return await build_tcp(*args)
 
-    monkeypatch.setattr(Dialer, "_dial_quic", first)
-    monkeypatch.setattr(Dialer, "_dial_tcp", shielded)
+    monkeypatch.setattr(QuicBuilder, "build", first)
+    monkeypatch.setattr(TcpBuilder, "build", shielded)
 
 
 @pytest.mark.parametrize("closing", [False, True])

@@ -21,6 +21,7 @@ from allswell._config import PoolConfig, Timeouts
 from allswell._connection.connection import Connection
 from allswell._connection.lifecycle import Lifecycle, State
 from allswell._connection.service import Service
+from allswell._dial.context import Context
 from allswell._dial.dialer import Dialer
 from allswell._errors import ConnectFailed
 from allswell._messages import RequestHead
@@ -242,8 +243,8 @@ class Dials:
     def streams(self, route: Route) -> int:
         return 3
 
-    async def dial(self, route: Route, *_: object, **__: object) -> Connection:
-        machine = self._machine
+    async def dial(self, context: Context) -> Connection:
+        machine, route = self._machine, context.route
         dialling = Dialling(route)
         # Who wanted it may have left since, but not before this step.
         assert machine.waiting(route) or route in machine.left, "a dial that nobody wants"

@@ -17,7 +17,7 @@ import pytest
 
 from allswell import ConnectionPool, ProxyHop
 from allswell._connection import reader
-from allswell._dial import dialer
+from allswell._dial import kit
 from allswell._filters.interface import ReceiveBuffer
 from allswell._pool import replay
 from tests.support.certificates import certificates
@@ -83,7 +83,7 @@ class _Narrow(ReceiveBuffer):
 def turn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """However early a turn of reading ended: that the socket was empty may be old news."""
     if request.param:
-        monkeypatch.setattr(dialer, "ReceiveBuffer", _Narrow)
+        monkeypatch.setattr(kit, "ReceiveBuffer", _Narrow)
         monkeypatch.setattr(reader, "TURN", 0)
 
 

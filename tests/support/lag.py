@@ -11,7 +11,7 @@ import pytest
 
 import allswell
 from allswell._config import PoolConfig, Timeouts
-from allswell._dial import dialer, happy_eyeballs, https_records
+from allswell._dial import addresses, dialer, https_records, race
 from allswell._pool import member, pool
 from allswell._quic import connection
 from allswell._transport import Sender
@@ -68,15 +68,15 @@ def long_closing_period(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection.ClientConnection, "probe_timeout", LAG)
 
 
-def stagger(monkeypatch: pytest.MonkeyPatch, seconds: float = happy_eyeballs.CONNECTION_ATTEMPT_DELAY) -> None:
+def stagger(monkeypatch: pytest.MonkeyPatch, seconds: float = race.CONNECTION_ATTEMPT_DELAY) -> None:
     """Have connection attempts follow one another at this distance; by default, at 250 ms (RFC 8305 §5)."""
-    for module in (happy_eyeballs, dialer):
+    for module in (race, dialer):
         monkeypatch.setattr(module, "CONNECTION_ATTEMPT_DELAY", seconds)
 
 
-def resolution_delay(monkeypatch: pytest.MonkeyPatch, seconds: float = happy_eyeballs.RESOLUTION_DELAY) -> None:
+def resolution_delay(monkeypatch: pytest.MonkeyPatch, seconds: float = addresses.RESOLUTION_DELAY) -> None:
     """Have answers of the resolver that are late be waited for for so long; by default, 50 ms (RFC 8305 §3)."""
-    for module in (happy_eyeballs, https_records):
+    for module in (addresses, https_records):
         monkeypatch.setattr(module, "RESOLUTION_DELAY", seconds)
 
 

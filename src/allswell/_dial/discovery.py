@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 
 from allswell._config import PoolConfig
-from allswell._dial.alt_svc import AltSvc, BrokenMarks
-from allswell._dial.happy_eyeballs import families
+from allswell._dial.addresses import families
+from allswell._dial.alt_svc import AltSvc
 from allswell._dial.lookups import Lookups
+from allswell._dial.origin_memory import OriginMemory
 from allswell._errors import ConnectFailed
 from allswell._messages import ResponseHead
 from allswell._request.route import Endpoint, Route
@@ -46,15 +47,16 @@ class Ways(NamedTuple):
 class Discovery:
     """What one pool knows of its origins.
 
+    :param memory: what it learns of them.
     :ivar lookups: their addresses.
     :ivar alt_svc: their Alt-Svc fields.
     """
 
-    def __init__(self, host: TaskHost, config: PoolConfig) -> None:
+    def __init__(self, host: TaskHost, config: PoolConfig, memory: OriginMemory, lookups: Lookups) -> None:
         self._config = config
-        self.lookups = Lookups(host, config.resolver)
-        self.alt_svc = AltSvc(config.alt_svc)
-        self._broken = BrokenMarks()
+        self._memory = memory
+        self.lookups = lookups
+        self.alt_svc = AltSvc(memory, config.alt_svc)
         self._records: HttpsRecords | None = None
         if config.https_records:
             # Imported when it is wanted: it is an extra.
@@ -83,9 +85,10 @@ class Discovery:
                 return Ways(_different([*offered, here])[:_AT_MOST], ())
             if config.uds is None:
                 known = [here] if hop is not None or route.origin in config.http3_origins else []
-                alternatives = self.alt_svc.alternatives(route.origin) if hop is None else ()
+                alternatives = self.alt_svc.alternatives(route) if hop is None else ()
                 offers = _different([*known, *alternatives, *offered])
-                over_quic = [each for each in offers if not self._broken.broken(route.label, each)]
+                marks = self._memory.of(route).quic
+                over_quic = [each for each in offers if not marks.broken(each)]
         spoken = {b"http/1.1"} if config.http1 else set()
         if config.http2 and not (route.upgrades and config.http1):
             spoken.add(b"h2")
@@ -142,21 +145,13 @@ class Discovery:
     def learn(self, route: Route, field: bytes, age: float = 0.0) -> None:
         """Take in an Alt-Svc field: of a response (RFC 7838 §3), or of an ALTSVC frame (§4)."""
         if self._config.http3 is True and route.scheme == "https" and route.proxy is None:
-            self.alt_svc.learn(route.origin, route.host, field, age)
-
-    def failed(self, route: Route, endpoint: Endpoint) -> None:
-        """QUIC to it failed."""
-        self._broken.failed(route.label, endpoint)
-
-    def worked(self, route: Route, endpoint: Endpoint) -> None:
-        """QUIC to it worked."""
-        self._broken.worked(route.label, endpoint)
+            self.alt_svc.learn(route, field, age)
 
     def network_changed(self) -> None:
         """Forget what was true of the network as it was."""
         self._call_off()
         self.alt_svc.network_changed()
-        self._broken.forget()
+        self._memory.network_changed()
 
     async def aclose(self) -> None:
         """The pool closes: write down what was learnt, call off what is being asked."""

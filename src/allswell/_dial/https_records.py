@@ -29,7 +29,7 @@ import dns.rdatatype
 import dns.resolver
 from dns.rdtypes.svcbbase import ALPNParam, IPv4HintParam, IPv6HintParam, MandatoryParam, ParamKey, PortParam, SVCBBase
 
-from allswell._dial.happy_eyeballs import RESOLUTION_DELAY, is_address
+from allswell._dial.addresses import RESOLUTION_DELAY, is_address
 from allswell._dial.lookups import SharedFinds
 from allswell._request.route import DEFAULT_PORTS, Endpoint
 from allswell._tasks import TaskHost, logger

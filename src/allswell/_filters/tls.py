@@ -54,6 +54,7 @@ class TlsFilter(ByteStream):
     :param server_name: for SNI and for the certificate's check; a host name or an IP address.
     :param alpn: protocols to offer, best first.
     :param pinned: looks at the server's certificate besides the context.
+    :ivar context: as given.
     """
 
     name = "tls"
@@ -72,7 +73,7 @@ class TlsFilter(ByteStream):
     ) -> None:
         self._lower = lower
         self._peer = peer
-        self._context = context
+        self.context = context
         self._server_name = server_name
         self._alpn = list(alpn)
         self._pinned = pinned
@@ -101,10 +102,10 @@ class TlsFilter(ByteStream):
 
     async def connect(self) -> None:
         if self._alpn:
-            self._context.set_alpn_protocols(self._alpn)
+            self.context.set_alpn_protocols(self._alpn)
         try:
             name = name_for_tls(self._server_name)
-            self._object = self._context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+            self._object = self.context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
             while True:
                 try:
                     self._object.do_handshake()
@@ -370,7 +371,7 @@ class TlsFilter(ByteStream):
 
     def extra(self, name: str) -> Any:
         if name == "certificate":
-            return PeerCertificate.of_tls(self._context, self._object) if self._object is not None else None
+            return PeerCertificate.of_tls(self.context, self._object) if self._object is not None else None
         return self._object if name == "ssl_object" else None
 
 

@@ -28,8 +28,8 @@ from typing import Any, Literal
 from allswell._addresses import check_contact
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection
+from allswell._dial.addresses import is_address
 from allswell._dial.dialer import Dialer
-from allswell._dial.happy_eyeballs import is_address
 from allswell._errors import AddressNotAllowed, PinMismatch
 from allswell._fields import name_for_tls
 from allswell._filters.certificates import PeerCertificate

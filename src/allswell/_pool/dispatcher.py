@@ -35,6 +35,7 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import LOOP_ENDED
 from allswell._deadline import Deadline
+from allswell._dial.context import Context
 from allswell._dial.dialer import Dialer
 from allswell._dial.lookups import Send
 from allswell._errors import (
@@ -356,9 +357,9 @@ class Dispatcher:
                 if found is not None or not self._admit(state):
                     return found
                 self._give_place(state, dial)
-            return await self.dialer.dial(
-                route, self, self.send_through, partial(self._discard, route), request.tracer, timeout=seconds
-            )
+            discard = partial(self._discard, route)
+            context = Context(route, self.config, self, self.send_through, discard, request.tracer, seconds)
+            return await self.dialer.dial(context)
         raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
 
     def _dial_failed(self, state: RouteState, dial: Dial, error: AllswellError) -> None:

@@ -27,7 +27,7 @@ from allswell._connection.exchange import Exchange, FallenSilent
 from allswell._connection.upload import TrailerSource
 from allswell._deadline import Deadline
 from allswell._dial.dialer import Dialer
-from allswell._dial.proxy_dialer import forward, forwards
+from allswell._dial.proxy import forward, forwards
 from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log, new_context
@@ -200,7 +200,7 @@ class ConnectionPool:
                     return response
                 await response.aclose()
                 if response.status == 421 and connection.http_version == "HTTP/3":
-                    dispatcher.dialer.discovery.alt_svc.forget(request.route.origin)  # RFC 7838 §6
+                    dispatcher.dialer.discovery.alt_svc.forget(request.route)  # RFC 7838 §6
             except FallenSilent:
                 assert exchange is not None
                 replay = replay or Replay(request)

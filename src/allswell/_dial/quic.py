@@ -1,24 +1,23 @@
-"""From a route to HTTP/3 on ``quic > udp``: the dialer's other half, apart because its imports are heavy."""
+"""From a route to HTTP/3 on ``quic > udp``, or on what leads through proxies: apart because its imports are heavy."""
 
 from __future__ import annotations
 
 import os
-import ssl
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from allswell._addresses import check_contact
 from allswell._backends.http3 import Http3
-from allswell._backends.interface import Backend
-from allswell._config import PoolConfig
-from allswell._dial.happy_eyeballs import connect_any
-from allswell._dial.lookups import Address, Resolve
+from allswell._dial.addresses import connect_any
+from allswell._dial.builder import Made
+from allswell._dial.context import Context
+from allswell._dial.kit import Kit
+from allswell._dial.lookups import Address
+from allswell._dial.proxy import ProxyBuilder
 from allswell._errors import ConnectFailed
-from allswell._filters.interface import Datagrams
 from allswell._filters.quic import QuicFilter
-from allswell._filters.stack import AroundConnect, Stack
+from allswell._filters.stack import Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pins import pin_check
 from allswell._quic.interface import QuicEvent
@@ -34,30 +33,27 @@ _SMALLEST = 1200
 _CARRIER = 1350
 
 
-class QuicDialer:
-    """Makes HTTP/3 connections for one pool.
+class QuicBuilder:
+    """Makes HTTP/3 connections for one pool. A :class:`Builder`.
 
-    :param trust: the context that judges certificates at a route's end, as on TCP.
-    :param ask: the resolver.
+    :param proxies: makes what leads through them.
     """
 
-    def __init__(self, config: PoolConfig, trust: Callable[[Route], ssl.SSLContext], ask: Resolve) -> None:
-        self._config = config
-        self._ask = ask
-        self._trust = trust
-        self._store: QuicStore = config.quic.store or QuicMemory()
-        #: Servers that left 0-RTT without an answer. It wins every race, so they shake hands first until one succeeds.
-        self._unanswered: set[str] = set()
+    def __init__(self, kit: Kit, proxies: ProxyBuilder) -> None:
+        self._kit = kit
+        self._config = kit.config
+        self._memory = kit.memory
+        self._proxies = proxies
+        self._store: QuicStore = kit.config.quic.store or QuicMemory()
 
-    async def dial(
-        self, route: Route, settings: QuicSettings, to: Endpoint, around: AroundConnect | None
-    ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
-        """Connect to the first of the host's addresses that answers.
+    async def build(self, context: Context, to: Endpoint) -> Made[list[QuicEvent]]:
+        """See :meth:`Builder.build`. The UDP service need not be at the route's host and port (RFC 7838 §2.1)."""
+        route, settings = context.route, self.settings(context.route)
+        stack = await (self._over if route.proxies else self._direct)(context, settings, to)
+        return Made(stack, self._backend(stack.top, route, to))
 
-        :param settings: as :meth:`settings` gives them.
-        :param to: the UDP service, which need not be at the route's host and port (RFC 7838 §2.1).
-        :raises ConnectFailed: naming the peer and what went wrong.
-        """
+    async def _direct(self, context: Context, settings: QuicSettings, to: Endpoint) -> Stack[QuicFilter]:
+        """``quic > udp``."""
         config = self._config
 
         async def attempt(address: Address) -> Stack[QuicFilter]:
@@ -68,32 +64,27 @@ class QuicDialer:
                 check=partial(self._check_other, to.host),
             )
             stack = Stack(QuicFilter(udp, settings), udp)
-            await stack.connect(around)
+            await context.connect(stack)
             return stack
 
-        stack = await connect_any(
+        return await connect_any(
             to.host,
             to.port,
             attempt,
             Stack.abort,
+            ask=self._kit.lookups.addresses,
             local_address=config.local_address,
             hints=to.hints,
-            ask=self._ask,
             allow=config.allow_address,
             transport="udp",
         )
-        return stack, self._backend(stack.top, route, to)
 
-    async def dial_over(
-        self, stack: Stack[Datagrams], route: Route, settings: QuicSettings, to: Endpoint, around: AroundConnect | None
-    ) -> tuple[Stack[QuicFilter], Backend[list[QuicEvent]]]:
-        """Connect over a stack that carries datagrams to the server.
-
-        :raises ConnectFailed: naming the peer and what went wrong.
-        """
+    async def _over(self, context: Context, settings: QuicSettings, to: Endpoint) -> Stack[QuicFilter]:
+        """``quic`` on what carries datagrams there."""
+        there = context.towards(context.route._replace(host=to.host, port=to.port))
+        stack = await self._proxies.reach_datagrams(there)
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
-        quic = await stack.push(QuicFilter(stack.top, settings), around)
-        return quic, self._backend(quic.top, route, to)
+        return await context.push(stack, QuicFilter(stack.top, settings))
 
     def _check_other(self, host: str, address: tuple[Any, ...]) -> None:
         """Look at an address that a server would rather be reached at (RFC 9000 §9.6).
@@ -110,7 +101,7 @@ class QuicDialer:
 
     def _backend(self, quic: QuicFilter, route: Route, to: Endpoint) -> Http3:
         if quic.connection.handshake_complete:
-            self._unanswered.discard(_server(route))
+            self._memory.of(route).early_data = True
         origin, used = (authority("https", each.host, each.port).encode("ascii") for each in (route, to))
         alternative = (origin, used) if to.alternative else None
         return Http3(quic.connection, max_header_size=self._config.max_header_size, alternative=alternative)
@@ -121,8 +112,8 @@ class QuicDialer:
         :raises ConnectFailed: when that cannot be had.
         """
         config, quic = self._config, self._config.quic
-        trust = self._trust(route)
-        server = _server(route)
+        trust = self._kit.trust(route.proxy)
+        server, origin = _server(route), self._memory.of(route)
         # A connection that carries tunnels: datagrams in its own, and it must outlive what says nothing for a while.
         keepalive = quic.keepalive or (quic.idle_timeout / 2 if route.for_tunnels else None)
         return QuicSettings(
@@ -143,8 +134,8 @@ class QuicDialer:
             max_datagram_size=_CARRIER if route.for_tunnels else _SMALLEST,
             datagrams=quic.datagrams or route.for_tunnels,
             store=self._store,
-            early_data=quic.early_data and server not in self._unanswered,
-            unanswered=partial(self._unanswered.add, server),
+            early_data=quic.early_data and origin.early_data,
+            unanswered=origin.ignores_early_data,
             qlog_dir=quic.qlog_dir or (os.environ.get("QLOGDIR") if config.trust_env else None) or None,
             keylog_file=getattr(trust, "keylog_filename", None),
         )

@@ -1,4 +1,4 @@
-"""From a route to a byte stream to its host, through proxies: with `dialer.py` a place that composes filters.
+"""From a route to a byte stream to its host, through proxies: what lies below a connection that takes them.
 
 Each hop adds its layers to the stack that reaches it: ``http-connect > tcp`` for an http proxy, ``http-connect > tls >
 tcp`` for an https one, ``socks5 > tcp``; two hops, two such pieces. An https proxy may speak HTTP/2, or HTTP/3. Then
@@ -12,97 +12,70 @@ through it is an exchange all the same, of an HTTP/1.1 connection that it uses u
 
 from __future__ import annotations
 
-import ssl
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from socket import AF_UNSPEC
 from typing import Literal
 
 from allswell._addresses import AllowAddress, check_contact
-from allswell._config import PoolConfig, ProxyHop, Timeouts
+from allswell._config import ProxyHop, Timeouts
 from allswell._deadline import Deadline
-from allswell._dial.happy_eyeballs import connect_any, is_address
-from allswell._dial.lookups import Address, Resolve
+from allswell._dial.addresses import connect_any, is_address
+from allswell._dial.context import Context
+from allswell._dial.kit import Kit
+from allswell._dial.lookups import Address, Send
 from allswell._dial.proxy_auth import ProxyAuth
 from allswell._errors import AddressNotAllowed, AllswellError, ConnectFailed, ProxyRefused, Timeout
 from allswell._fields import connect_udp_path, forwarded, host_and_port
 from allswell._filters.connect_udp import ConnectUdpFilter
-from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnectFilter, refused
-from allswell._filters.interface import ByteStream, Datagrams, ReceiveBuffer
-from allswell._filters.keylog import trusted
+from allswell._filters.interface import ByteStream, Datagrams
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
-from allswell._filters.stack import AroundConnect, Stack
-from allswell._filters.tcp import TcpFilter
-from allswell._filters.tls import TlsFilter
+from allswell._filters.stack import Stack
 from allswell._filters.tunnel import no_tunnel
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
-from allswell._pins import pin_check
 from allswell._request.network_stream import ExchangeStream
 from allswell._request.request import Request
 from allswell._request.response import Response
 from allswell._request.route import Route, authority
 
-Send = Callable[[Request], Awaitable[Response]]
-
 _NO_TIMEOUTS = Timeouts(None, None, None, None)  # the dial that the tunnel is for has a deadline
 
-#: Proxies of which it is remembered that they do not speak HTTP/2.
-_REMEMBERED = 1024
 
+class ProxyBuilder:
+    """Makes byte streams, and what carries datagrams, through proxies, for one pool."""
 
-class ProxyDialer:
-    """Makes byte streams through proxies, for one pool.
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self._config = kit.config
+        self._memory = kit.memory
+        self._ask = kit.lookups.addresses
 
-    :param tcp: makes the TCP filter to a route's host (not connected yet).
-    :param goodbye_timeout: what is known of how a route's end answers close_notify.
-    :param ask: the resolver.
-    """
-
-    def __init__(
-        self,
-        config: PoolConfig,
-        buffer: ReceiveBuffer,
-        tcp: Callable[[Route], TcpFilter],
-        goodbye_timeout: Callable[[Route], GoodbyeTimeout],
-        ask: Resolve,
-    ) -> None:
-        self._config = config
-        self._buffer = buffer
-        self._tcp = tcp
-        self._goodbye_timeout = goodbye_timeout
-        self._ask = ask
-        self._context: ssl.SSLContext | None = None
-        self._http1_only: OrderedDict[ProxyHop, None] = OrderedDict()
-
-    async def reach(self, route: Route, send: Send, around: AroundConnect | None) -> Stack[ByteStream]:
+    async def reach(self, context: Context) -> Stack[ByteStream]:
         """A connected stack whose bytes arrive at the route's host and port.
 
-        :param send: sends a request for a tunnel, on a connection of the pool's.
         :raises ConnectFailed: naming what failed.
         """
+        route = context.route
         if not route.proxies:
-            tcp = Stack(self._tcp(route))
-            await tcp.connect(around)
+            tcp = Stack(self._kit.tcp(route))
+            await context.connect(tcp)
             return tcp
         hop = route.proxies[-1]
         check_literal(self._config.allow_address, route, "tcp")
-        if self._may_carry(hop):
-            return Stack(await self._carried(route, hop, send))
+        if self._may_carry(route):
+            return Stack(await self._carried(context))
         if hop.scheme == "socks5" and not is_address(route.host):
-            return await self._resolved(route, hop, send, around)
-        return await self._tunnelled(route, hop, send, around)
+            return await self._resolved(context)
+        return await self._tunnelled(context)
 
-    async def _resolved(
-        self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None
-    ) -> Stack[ByteStream]:
+    async def _resolved(self, context: Context) -> Stack[ByteStream]:
         """A tunnel to the first of the host's addresses to which the proxy gives one."""
+        route = context.route
 
         async def attempt(address: Address) -> Stack[ByteStream]:
-            return await self._tunnelled(route._replace(host=address[1][0]), hop, send, around)
+            return await self._tunnelled(context.towards(route._replace(host=address[1][0])))
 
         try:
             allow = self._config.allow_address
@@ -110,27 +83,29 @@ class ProxyDialer:
         except ConnectFailed as error:
             if error.phase != "dns":
                 raise
-            return await self._tunnelled(route, hop, send, around)  # the proxy may know more than we do
+            return await self._tunnelled(context)  # the proxy may know more than we do
 
-    def _may_carry(self, hop: ProxyHop) -> bool:
+    def _may_carry(self, route: Route) -> bool:
+        hop = route.proxies[-1]
         if hop.scheme != "https":
             return False
-        return bool(hop.http3) or (hop.http2 and self._config.http2 and hop not in self._http1_only)
+        http2 = hop.http2 and self._config.http2
+        return bool(hop.http3) or (http2 and self._memory.of(route.to_proxy(for_tunnels=True)).http2)
 
-    async def _tunnelled(
-        self, route: Route, hop: ProxyHop, send: Send, around: AroundConnect | None
-    ) -> Stack[ByteStream]:
+    async def _tunnelled(self, context: Context) -> Stack[ByteStream]:
         """A tunnel over a connection of its own."""
+        route, hop = context.route, context.route.proxies[-1]
+        nearer = context.towards(route.to_proxy())
         if hop.scheme in ("socks5", "socks5h"):
-            stack = await self.reach(route.to_proxy(), send, around)
-            return await stack.push(_socks(stack.top, hop, route.host, route.port), around)
+            stack = await self.reach(nearer)
+            return await context.push(stack, _socks(stack.top, hop, route.host, route.port))
         target = host_and_port(route.host, route.port)
-        context = self.context(hop) if hop.scheme == "https" else None
+        trust = self._kit.trust(hop) if hop.scheme == "https" else None
         async with ProxyAuth(hop, b"CONNECT", target) as auth:
             while True:
-                stack = await self.reach(route.to_proxy(), send, around)
-                if context is not None:
-                    stack = await stack.push(self.tls(stack.top, route.to_proxy(), context, ["http/1.1"]), around)
+                stack = await self.reach(nearer)
+                if trust is not None:
+                    stack = await nearer.push(stack, self._kit.tls(nearer.route, stack.top, trust, ["http/1.1"]))
                 tunnel = HttpConnectFilter(
                     stack.top,
                     proxy=str(hop),
@@ -139,104 +114,45 @@ class ProxyDialer:
                     max_head=self._config.max_header_size,
                 )
                 try:
-                    return await stack.push(tunnel, around)
+                    return await context.push(stack, tunnel)
                 except ProxyRefused as error:
                     if not await auth.again(error.status, error.headers):
                         raise
 
-    async def reach_datagrams(self, route: Route, send: Send, around: AroundConnect | None) -> Stack[Datagrams]:
+    async def reach_datagrams(self, context: Context) -> Stack[Datagrams]:
         """A connected stack whose datagrams arrive at the route's host and port.
 
         ``socks5-udp > udp > socks5 > tcp``, or ``connect-udp > tunnel``.
 
         :raises ConnectFailed: naming what failed.
         """
-        config, hop = self._config, route.proxies[-1]
+        config, route, hop = self._config, context.route, context.route.proxies[-1]
         check_literal(config.allow_address, route, "udp")
         if hop.scheme == "https":
-            tunnel = await self._carried(route, hop, send, datagrams=True)
+            tunnel = await self._carried(context, datagrams=True)
             over = ConnectUdpFilter(tunnel, tunnel, proxy=str(hop), host=route.host, port=route.port)
-            return await Stack(tunnel).push(over, around)
+            return await context.push(Stack(tunnel), over)
         if hop.scheme == "socks5" and not is_address(route.host):
             route = route._replace(host=await self._first_address(route))
-        stack = await self.reach(route.to_proxy(), send, around)
-        control = await stack.push(_socks(stack.top, hop, "0.0.0.0", 0, datagrams=True), around)
+        stack = await self.reach(context.towards(route.to_proxy()))
+        control = await context.push(stack, _socks(stack.top, hop, "0.0.0.0", 0, datagrams=True))
         relay = relay_address(control.top.bound, control.extra("server_addr")[0])
         try:
             check_contact(config.allow_address, hop.host, relay[1], "udp")
         except BaseException:
             control.abort()
             raise
-        udp = await control.push(
-            UdpFilter(*relay, local_address=config.local_address, socket_options=config.socket_options), around
-        )
+        own = UdpFilter(*relay, local_address=config.local_address, socket_options=config.socket_options)
+        udp = await context.push(control, own)
         over_udp = SocksDatagrams(udp.top, control.top, proxy=str(hop), host=route.host, port=route.port)
-        return await udp.push(over_udp, around)
-
-    def carries_datagrams(self, route: Route) -> bool:
-        """Whether datagrams may go this way: direct, through one SOCKS5 proxy, or a last one of HTTP/2 or HTTP/3."""
-        if not route.proxies:
-            return True
-        hop = route.proxies[-1]
-        return self._may_carry(hop) or (len(route.proxies) == 1 and hop.scheme in ("socks5", "socks5h"))
-
-    async def _carried(self, route: Route, hop: ProxyHop, send: Send, *, datagrams: bool = False) -> ExchangeStream:
-        target = host_and_port(route.host, route.port)
-        head = RequestHead(b"CONNECT", b"https", target, target, [])
-        if datagrams:
-            # RFC 9298 §3.4
-            head.authority = authority("https", hop.host, hop.port).encode("ascii")
-            head.target = connect_udp_path(route.host, route.port)
-            head.headers = [(b"capsule-protocol", b"?1")]
-            head.protocol = b"connect-udp"
-        async with ProxyAuth(hop, head.method, head.target) as auth:
-            while True:
-                ask = replace(head, headers=[*head.headers, *auth.headers])
-                try:
-                    response = await send(Request(ask, route.to_proxy(for_tunnels=True), timeouts=_NO_TIMEOUTS))
-                except (ConnectFailed, Timeout):
-                    raise
-                except AllswellError as error:
-                    raise ConnectFailed(no_tunnel(str(hop), str(error)), phase="proxy", by=error.by) from error
-                if response.http_version not in (b"HTTP/2", b"HTTP/3"):
-                    self._http1_only[hop] = None
-                    if len(self._http1_only) > _REMEMBERED:
-                        self._http1_only.popitem(last=False)
-                if 200 <= response.status < 300:
-                    return response.tunnel()
-                body = await _start_of(response)
-                if not await auth.again(response.status, response.headers):
-                    raise refused(str(hop), response.status, response.reason, response.headers, body)
-
-    def context(self, hop: ProxyHop) -> ssl.SSLContext:
-        """Whom to trust as this proxy. To be asked before anything is connected.
-
-        :raises ConnectFailed: when what the environment names cannot be used.
-        """
-        context = trusted(hop.ssl_context or self._context, self._config.trust_env)
-        if hop.ssl_context is None:
-            self._context = context
-        return context
-
-    def tls(self, lower: ByteStream, route: Route, context: ssl.SSLContext, alpn: list[str]) -> TlsFilter:
-        """TLS with the proxy that a route ends at, over what reaches it."""
-        return TlsFilter(
-            lower,
-            peer=f"the proxy {route.proxy}",
-            context=context,
-            server_name=route.tls_name,
-            alpn=alpn,
-            buffer=self._buffer,
-            goodbye_timeout=self._goodbye_timeout(route),
-            pinned=pin_check(self._config.pins, route.host, route.tls_name),
-        )
+        return await context.push(udp, over_udp)
 
     async def _first_address(self, route: Route) -> str:
         """The first of the host's addresses that is allowed; the name itself where we know none."""
         try:
             found = await self._ask(route.host, route.port, AF_UNSPEC)
         except OSError:
-            return route.host
+            return route.host  # the proxy may know more than we do
         refusal: AddressNotAllowed | None = None
         for _, address in found:
             try:
@@ -247,6 +163,42 @@ class ProxyDialer:
                 return str(address[0])
         assert refusal is not None
         raise refusal
+
+    def carries_datagrams(self, route: Route) -> bool:
+        """Whether datagrams may go this way: direct, through one SOCKS5 proxy, or a last one of HTTP/2 or HTTP/3."""
+        if not route.proxies:
+            return True
+        hop = route.proxies[-1]
+        return self._may_carry(route) or (len(route.proxies) == 1 and hop.scheme in ("socks5", "socks5h"))
+
+    async def _carried(self, context: Context, *, datagrams: bool = False) -> ExchangeStream:
+        """A tunnel that is an exchange of another connection of the pool's."""
+        route, hop = context.route, context.route.proxies[-1]
+        target = host_and_port(route.host, route.port)
+        head = RequestHead(b"CONNECT", b"https", target, target, [])
+        if datagrams:
+            # RFC 9298 §3.4
+            head.authority = authority("https", hop.host, hop.port).encode("ascii")
+            head.target = connect_udp_path(route.host, route.port)
+            head.headers = [(b"capsule-protocol", b"?1")]
+            head.protocol = b"connect-udp"
+        carrier = route.to_proxy(for_tunnels=True)
+        async with ProxyAuth(hop, head.method, head.target) as auth:
+            while True:
+                ask = replace(head, headers=[*head.headers, *auth.headers])
+                try:
+                    response = await context.send(Request(ask, carrier, timeouts=_NO_TIMEOUTS))
+                except (ConnectFailed, Timeout):
+                    raise
+                except AllswellError as error:
+                    raise ConnectFailed(no_tunnel(str(hop), str(error)), phase="proxy", by=error.by) from error
+                if response.http_version not in (b"HTTP/2", b"HTTP/3"):
+                    self._memory.of(carrier).http2 = False
+                if 200 <= response.status < 300:
+                    return response.tunnel()
+                body = await _start_of(response)
+                if not await auth.again(response.status, response.headers):
+                    raise refused(str(hop), response.status, response.reason, response.headers, body)
 
 
 def check_literal(allow: AllowAddress | None, route: Route, transport: Literal["tcp", "udp"]) -> None:

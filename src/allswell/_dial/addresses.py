@@ -1,0 +1,215 @@
+"""A host's addresses, as they are found: the line of a race to it (RFC 8305 §3, §4).
+
+AAAA and A are asked for side by side. The line begins with the first answer; when that is A, AAAA gets 50 ms more to be
+first after all. Addresses stand alternating between the families, in the resolver's order within each. At most 16 of
+each family are tried: a DNS answer could otherwise have us connect to thousands.
+
+Where DNS gave hints of the addresses (RFC 9460 §7.3), they stand in for what the resolver has not answered after 50 ms,
+or not at all; once it answers, its word counts, and it has its 16 attempts.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from typing import Any, Literal, TypeVar
+
+import anyio
+
+from allswell._addresses import AllowAddress, check_contact
+from allswell._deadline import Deadline
+from allswell._dial.lookups import Address, Resolve, literal
+from allswell._dial.race import Lost, race
+from allswell._errors import AddressNotAllowed, ConnectFailed
+
+#: RFC 8305 §8.
+RESOLUTION_DELAY = 0.05
+#: Addresses of one family that are tried.
+ATTEMPTS = 16
+
+T = TypeVar("T")
+
+
+class _NoWay(ConnectFailed):
+    """The system says that an address cannot be reached; it does not know whose it is."""
+
+
+async def connect_any(
+    host: str,
+    port: int,
+    attempt: Callable[[Address], Awaitable[T]],
+    discard: Callable[[T], object],
+    *,
+    ask: Resolve,
+    local_address: str | None = None,
+    hints: Sequence[str] = (),
+    allow: AllowAddress | None = None,
+    transport: Literal["tcp", "udp"] = "tcp",
+) -> T:
+    """What the first attempt that succeeds returns.
+
+    :param attempt: connects to one address; raises ``OSError`` or :class:`ConnectFailed`; may be cancelled.
+    :param discard: ends a connection that came second.
+    :param ask: the resolver.
+    :param local_address: where the attempts come from: only addresses of its family are tried.
+    :param hints: addresses to begin with while the resolver says nothing.
+    :param allow: which addresses may be tried; see ``PoolConfig``.
+    :param transport: what they are tried over, for ``allow``.
+    :raises ConnectFailed: naming the host, and every address that was tried with its error.
+    :raises AddressNotAllowed: where no other address was tried.
+    :raises BaseException: whatever else an attempt raises, which ends the race.
+    """
+    addresses = _Addresses(host, port, ask, local_address, hints)
+
+    async def attempted(address: Address) -> T:
+        try:
+            check_contact(allow, host, address[1], transport)
+            return await attempt(address)
+        except OSError as error:
+            raise _NoWay(f"{address[1][0]}: {words(error)}", phase="tcp") from error
+
+    try:
+        return await race(addresses, attempted, discard)
+    except Lost as lost:
+        failures = lost.failures
+    if not failures:
+        raise addresses.unknown()
+    tried = [each for each in failures if not isinstance(each, AddressNotAllowed)]
+    last = (tried or failures)[-1]
+    if not isinstance(last, _NoWay):
+        raise last  # it names the peer and what it did; so did those of the other addresses
+    told = "; ".join(map(str, failures))
+    if addresses.left:
+        told += "; its other addresses were not tried"
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    raise ConnectFailed(f"cannot connect to {where}: {told}", phase="tcp") from last.__cause__
+
+
+class _Addresses:
+    """The line."""
+
+    def __init__(self, host: str, port: int, ask: Resolve, local_address: str | None, hints: Sequence[str]) -> None:
+        self._host = host
+        self._port = port
+        self._ask = ask
+        self._local_address = local_address
+        self._hints = hints
+        self._wanted = families(host, local_address)
+        self._answers = 0
+        self._first, self._last = anyio.Event(), anyio.Event()
+        self._found: dict[int, list[Address]] = {socket.AF_INET6: [], socket.AF_INET: []}
+        self._tried: set[Any] = set()
+        self._tries: Counter[int] = Counter()
+        self._prefer: int = socket.AF_INET6
+        self._errors: list[OSError] = []
+        if not self._wanted:
+            try:
+                self._take(literal(host, port))
+            except OSError as error:  # its zone names no interface
+                self._errors.append(error)
+
+    @property
+    def left(self) -> bool:
+        """Whether there are addresses that were not tried."""
+        return any(self._found.values())
+
+    def unknown(self) -> ConnectFailed:
+        """The error that says that there was no address."""
+        cause = self._errors[-1] if self._errors else None
+        told = words(cause) if cause else "it has no address of the local address's family"
+        error = ConnectFailed(f"cannot resolve {self._host}: {told}", phase="dns")
+        error.__cause__ = cause
+        return error
+
+    def only(self) -> Address | None:
+        return None if self._wanted else self.next()  # an address literal is one
+
+    def next(self) -> Address | None:
+        for family in (self._prefer, _other(self._prefer)):
+            if self._found[family] and self._tries[family] < ATTEMPTS:
+                self._tries[family] += 1
+                self._prefer = _other(family)
+                address = self._found[family].pop(0)
+                self._tried.add(address[1])
+                return address
+        return None
+
+    @property
+    def growing(self) -> bool:
+        return self._answers < len(self._wanted)
+
+    async def begin(self, tasks: anyio.abc.TaskGroup, news: Callable[[], None]) -> None:
+        for family in self._wanted:
+            tasks.start_soon(self._look, family, news)
+        if not self._wanted:
+            return
+        hurry = Deadline.after(RESOLUTION_DELAY if self._hints else None)
+        with hurry.scope():
+            await self._first.wait()
+        if self.growing and not self._found[socket.AF_INET6] and not hurry.passed():
+            with Deadline.after(RESOLUTION_DELAY).scope():
+                await self._last.wait()
+        if not self.left:
+            self._take_hints()
+
+    async def _look(self, family: int, news: Callable[[], None]) -> None:
+        try:
+            self._take(await self._ask(self._host, self._port, family))
+        except OSError as error:
+            self._errors.append(error)
+        self._answers += 1
+        self._first.set()
+        if not self.growing:
+            self._last.set()
+        news()
+
+    def _take(self, found: Sequence[Address]) -> None:
+        """The resolver's answer: it takes the place of hints that have not been tried."""
+        for family in {family for family, _ in found}:
+            fresh = (each for each in found if each[0] == family and each[1] not in self._tried)
+            self._found[family] = list(dict.fromkeys(fresh))
+            self._tries[family] = 0  # those of hints do not count against it
+
+    def _take_hints(self) -> None:
+        own = _family(self._local_address) if self._local_address is not None else None
+        for family in (socket.AF_INET6, socket.AF_INET):
+            if own in (None, family):
+                hints = [each for each in self._hints if _family(each) == family]
+                self._found[family] = [address for each in hints for address in literal(each, self._port)]
+
+
+def families(host: str, local_address: str | None) -> list[int]:
+    """What to ask the resolver for; nothing for an address literal."""
+    if _family(host) is not None:
+        return []
+    if local_address is not None and (family := _family(local_address)) is not None:
+        return [family]
+    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
+        # RFC 6761 §6.3: the hosts file has it, perhaps in one family; the other is nothing to ask a server for.
+        return [socket.AF_UNSPEC]
+    return [socket.AF_INET6, socket.AF_INET]
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an address literal rather than a name."""
+    return _family(host) is not None
+
+
+def _family(host: str) -> int | None:
+    """The family of an address literal; ``None`` for a name."""
+    try:
+        version = ip_address(host.partition("%")[0]).version
+    except ValueError:
+        return None
+    return socket.AF_INET6 if version == 6 else socket.AF_INET
+
+
+def words(error: OSError) -> str:
+    """What the system calls it."""
+    return error.strerror or str(error)
+
+
+def _other(family: int) -> int:
+    return socket.AF_INET if family == socket.AF_INET6 else socket.AF_INET6

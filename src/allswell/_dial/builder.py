@@ -1,0 +1,50 @@
+"""What a builder makes of an endpoint: a connected stack, and the backend that speaks on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from allswell._backends.interface import Backend
+from allswell._connection.connection import Connection
+from allswell._connection.driver import Driver
+from allswell._connection.service import Service
+from allswell._dial.context import Context
+from allswell._filters.interface import Carrier
+from allswell._filters.stack import Stack
+from allswell._request.route import Endpoint
+from allswell._tasks import TaskHost
+
+Input = TypeVar("Input", bound=Sized)
+
+
+@dataclass(frozen=True, slots=True)
+class Made(Generic[Input]):
+    """What was made: a stack that carries what the backend takes."""
+
+    stack: Stack[Carrier[Input]]
+    backend: Backend[Input]
+
+    def connection(self, host: TaskHost, context: Context, service: Service) -> Connection:
+        """The connection; its task is not running yet."""
+        driver = Driver(
+            host,
+            self.stack,
+            self.backend,
+            label=context.route.label,
+            owner=context.owner,
+            config=context.config,
+            service=service,
+        )
+        return driver.connection
+
+
+class Builder(Protocol[Input]):
+    """Makes what a connection consists of: over TCP, or over QUIC."""
+
+    async def build(self, context: Context, to: Endpoint) -> Made[Input]:
+        """Connect to the first address of the endpoint that answers; for the context's route.
+
+        :raises ConnectFailed: naming the peer and what went wrong.
+        """

@@ -1,0 +1,108 @@
+"""What the builders of one pool share: settings, trust, what is known, and the layers that most connections have."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Sequence
+
+from allswell._config import PoolConfig, ProxyHop
+from allswell._dial.lookups import Lookups
+from allswell._dial.origin_memory import OriginMemory
+from allswell._dial.sockets import connect_tcp, connect_unix
+from allswell._errors import ConnectFailed
+from allswell._filters.interface import ByteStream, ReceiveBuffer
+from allswell._filters.keylog import trusted
+from allswell._filters.tcp import TcpFilter
+from allswell._filters.tls import TlsFilter
+from allswell._pins import pin_check
+from allswell._request.route import Endpoint, Route, authority
+
+
+class Kit:
+    """What the builders of one pool share.
+
+    :ivar config: the pool's settings.
+    :ivar lookups: of addresses.
+    :ivar memory: what is known of origins.
+    """
+
+    def __init__(self, config: PoolConfig, lookups: Lookups, memory: OriginMemory) -> None:
+        self.config = config
+        self.lookups = lookups
+        self.memory = memory
+        self._buffer = ReceiveBuffer()
+        self._trust: ssl.SSLContext | None = None  # where no settings say otherwise
+
+    def trust(self, proxy: ProxyHop | None) -> ssl.SSLContext:
+        """The context that judges certificates of this proxy; of origins, without one.
+
+        To be asked before anything is connected.
+
+        :raises ConnectFailed: when what the environment names cannot be used.
+        """
+        given = self.config.ssl_context if proxy is None else proxy.ssl_context
+        if given is not None:
+            return trusted(given, self.config.trust_env)
+        self._trust = trusted(self._trust, self.config.trust_env)
+        return self._trust
+
+    def tcp(self, route: Route, to: Endpoint | None = None) -> TcpFilter:
+        """TCP to the route's host, or an endpoint of its; or what stands for it, a Unix domain socket."""
+        config, peer = self.config, _peer(route)
+        host, port, hints, _ = to or Endpoint(route.host, route.port)
+
+        async def dial() -> socket.socket:
+            try:
+                if config.uds is not None:
+                    return await connect_unix(config.uds, options=config.socket_options)
+                return await connect_tcp(
+                    host,
+                    port,
+                    ask=self.lookups.addresses,
+                    local_address=config.local_address,
+                    options=config.socket_options,
+                    hints=hints,
+                    allow=config.allow_address,
+                )
+            except ConnectFailed as error:
+                if route.proxy is None:
+                    raise
+                raise error.of(peer) from error
+
+        return TcpFilter(peer if config.uds is None else config.uds, dial, self._buffer, self.memory.of(route).tcp)
+
+    def tls(self, route: Route, lower: ByteStream, context: ssl.SSLContext, alpn: Sequence[str]) -> TlsFilter:
+        """TLS with the route's end.
+
+        :param context: as :meth:`trust` gives it.
+        """
+        return TlsFilter(
+            lower,
+            peer=_peer(route),
+            context=context,
+            server_name=route.tls_name,
+            alpn=alpn,
+            buffer=self._buffer,
+            goodbye_timeout=self.memory.of(route).tls,
+            pinned=pin_check(self.config.pins, route.host, route.tls_name),
+        )
+
+    def tls_for_caller(self, lower: ByteStream, context: ssl.SSLContext, server_name: str) -> TlsFilter:
+        """TLS over any byte stream: a tunnel that a caller wants to talk TLS through."""
+        return TlsFilter(
+            lower,
+            peer=server_name,
+            context=context,
+            server_name=server_name,
+            alpn=(),
+            buffer=self._buffer,
+            pinned=pin_check(self.config.pins, server_name),
+        )
+
+
+def _peer(route: Route) -> str:
+    """What errors call the route's end."""
+    if route.proxy is not None:
+        return f"the proxy {route.proxy}"
+    return authority(route.scheme, route.host, route.port)

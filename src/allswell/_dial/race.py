@@ -1,0 +1,192 @@
+"""The race: one shape for whatever is tried side by side. A host's addresses, an origin's endpoints, QUIC and TCP.
+
+The rules (RFC 8305 §5, draft-ietf-happy-happyeyeballs-v3):
+
+- Candidates are tried in the order of their line. The next attempt begins as soon as one has failed, or 250 ms after
+  the last one began, whichever comes first.
+- The first that succeeds wins, and the others are called off. One that succeeds all the same is discarded.
+- The race is lost when all have failed and no more can come.
+- What an attempt raises besides a failure to connect ends the race, and is raised.
+
+A line may grow during the race: addresses come from a resolver (`addresses.py`); that alone begins no attempt early. An
+attempt may be a race of its own: QUIC against TCP, in each of them the endpoints, of each endpoint the addresses.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import anyio
+
+from allswell._deadline import Deadline
+from allswell._errors import ConnectFailed
+
+#: RFC 8305 §8.
+CONNECTION_ATTEMPT_DELAY = 0.25
+
+C = TypeVar("C")
+C_co = TypeVar("C_co", covariant=True)
+T = TypeVar("T")
+
+
+class Line(Protocol[C_co]):
+    """Those to be tried, in their order.
+
+    :ivar growing: whether more may join it.
+    """
+
+    @property
+    def growing(self) -> bool: ...
+
+    def only(self) -> C_co | None:
+        """The one candidate, where there are no others and none will come. Then nothing else is asked."""
+
+    def next(self) -> C_co | None:
+        """The next to be tried, who then has left the line; ``None`` while there is none."""
+
+    async def begin(self, tasks: anyio.abc.TaskGroup, news: Callable[[], None]) -> None:
+        """Begin to look for more; return when the first attempt may begin.
+
+        :param tasks: where to look, beside the attempts.
+        :param news: to be called when more have joined, or no more will.
+        """
+
+
+class Listed(Generic[C]):
+    """A line that is known from the start."""
+
+    growing = False
+
+    def __init__(self, candidates: Iterable[C]) -> None:
+        self._left = deque(candidates)
+
+    def only(self) -> C | None:
+        return self._left[0] if len(self._left) == 1 else None
+
+    def next(self) -> C | None:
+        return self._left.popleft() if self._left else None
+
+    async def begin(self, tasks: anyio.abc.TaskGroup, news: Callable[[], None]) -> None:
+        pass  # all are there
+
+
+class Lost(Exception):
+    """All attempts failed.
+
+    :ivar failures: in the order in which they came.
+    """
+
+    def __init__(self, failures: Sequence[ConnectFailed]) -> None:
+        super().__init__(failures)
+        self.failures = failures
+
+
+async def race(line: Line[C], attempt: Callable[[C], Awaitable[T]], discard: Callable[[T], object]) -> T:
+    """What the first attempt that succeeds returns.
+
+    :param attempt: connects to a candidate; it may be cancelled.
+    :param discard: ends a connection that came second.
+    :raises Lost: none succeeded.
+    :raises BaseException: whatever an attempt raises besides :class:`ConnectFailed`.
+    """
+    only = line.only()
+    if only is not None:
+        try:
+            return await attempt(only)
+        except ConnectFailed as error:
+            raise Lost([error]) from error
+    running = _Race(line, attempt, discard)
+    try:
+        async with anyio.create_task_group() as tasks:
+            await running.run(tasks)
+        if running.raised:
+            raise running.raised[0]
+    except BaseException:
+        for made in running.won:  # here: an attempt may still succeed while the group is being cancelled
+            discard(made)
+        raise
+    if running.won:
+        return running.won[0]
+    raise Lost(running.failures)
+
+
+async def in_turn(candidates: Sequence[C], attempt: Callable[[C], Awaitable[T]], discard: Callable[[T], object]) -> T:
+    """The same along a list, which is not empty.
+
+    :raises ConnectFailed: the last attempt's, with what the others said.
+    """
+    try:
+        return await race(Listed(candidates), attempt, discard)
+    except Lost as lost:
+        *others, last = lost.failures
+    if not others:
+        raise last
+    raise last.besides(others) from last
+
+
+class _Race(Generic[C, T]):
+    """A race with more than one candidate.
+
+    :ivar won: the winner.
+    :ivar raised: what ended it, that is no failure to connect.
+    """
+
+    def __init__(self, line: Line[C], attempt: Callable[[C], Awaitable[T]], discard: Callable[[T], object]) -> None:
+        self.won: list[T] = []
+        self.raised: list[BaseException] = []
+        self.failures: list[ConnectFailed] = []
+        self._line = line
+        self._attempt = attempt
+        self._discard = discard
+        self._under_way = 0
+        self._news = anyio.Event()
+
+    @property
+    def _over(self) -> bool:
+        return bool(self.won or self.raised)
+
+    async def run(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Until it is over, and then call off what is under way."""
+        await self._line.begin(tasks, self._tell)
+        self._news = anyio.Event()  # what came until now is seen below
+        while not self._over:
+            candidate = self._line.next()
+            if candidate is not None:
+                self._under_way += 1
+                tasks.start_soon(self._try, candidate)
+                failed, delay = len(self.failures), Deadline.after(CONNECTION_ATTEMPT_DELAY)
+                while len(self.failures) == failed and not self._over and not delay.passed():
+                    await self._wait(delay)
+            elif self._under_way or self._line.growing:
+                await self._wait(Deadline())
+            else:
+                break
+        tasks.cancel_scope.cancel()
+
+    async def _wait(self, deadline: Deadline) -> None:
+        # Each wait is for the news since the last one: what comes in between sets the fresh event.
+        with deadline.scope():
+            await self._news.wait()
+        self._news = anyio.Event()
+
+    def _tell(self) -> None:
+        self._news.set()
+
+    async def _try(self, candidate: C) -> None:
+        try:
+            made = await self._attempt(candidate)
+        except ConnectFailed as error:
+            self.failures.append(error)
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised when it is over: asyncio ends its loop for what leaves a task
+            self.raised.append(error)
+        else:
+            if self.won:
+                self._discard(made)
+            else:
+                self.won.append(made)
+        self._under_way -= 1
+        self._tell()

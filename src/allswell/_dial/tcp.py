@@ -1,0 +1,79 @@
+"""From a route to HTTP/1.1 or HTTP/2 on a byte stream: ``tcp``, ``tls > tcp``, or either on what leads through proxies.
+
+On TLS the backend follows from what ALPN chose (RFC 7301). On http it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC
+9113 §3.3) when HTTP/1.1 is not wanted.
+"""
+
+from __future__ import annotations
+
+from allswell._backends.http1 import Http1
+from allswell._backends.http1_pipeline import Http1Pipeline
+from allswell._backends.http2 import Http2
+from allswell._backends.interface import Backend
+from allswell._config import PoolConfig
+from allswell._dial.builder import Made
+from allswell._dial.context import Context
+from allswell._dial.kit import Kit
+from allswell._dial.proxy import ProxyBuilder
+from allswell._errors import ConnectFailed
+from allswell._filters.interface import ByteStream
+from allswell._filters.stack import Stack
+from allswell._request.route import Endpoint, Route
+
+
+class TcpBuilder:
+    """Makes connections over TCP for one pool. A :class:`Builder`.
+
+    :param proxies: makes what leads through them.
+    """
+
+    def __init__(self, kit: Kit, proxies: ProxyBuilder) -> None:
+        self._kit = kit
+        self._config = kit.config
+        self._proxies = proxies
+
+    async def build(self, context: Context, to: Endpoint) -> Made[memoryview]:
+        """See :meth:`Builder.build`."""
+        kit, route = self._kit, context.route
+        trust = kit.trust(route.proxy) if route.scheme == "https" else None
+        stack: Stack[ByteStream]
+        if route.proxies:
+            stack = await self._proxies.reach(context)
+        else:
+            stack = Stack(kit.tcp(route, to))
+            await context.connect(stack)
+        chosen: str | None = None
+        if trust is not None:
+            tls = await context.push(stack, kit.tls(route, stack.top, trust, alpn(route, self._config)))
+            stack, chosen = tls, tls.top.alpn_protocol
+        try:
+            return Made(stack, self._backend(route, chosen))
+        except ConnectFailed:
+            stack.abort()
+            raise
+
+    def _backend(self, route: Route, chosen: str | None) -> Backend[memoryview]:
+        config = self._config
+        forwards = route.proxy is not None
+        if chosen == "h2" or (route.scheme == "http" and not config.http1 and not forwards):
+            return Http2(
+                max_header_size=config.max_header_size,
+                initial_window=config.stream_window,
+                connection_window=config.connection_window,
+                assumed=self._kit.memory.of(route).streams,
+            )
+        if not config.http1 and not forwards:
+            raise ConnectFailed(f"{route.origin} does not speak HTTP/2", phase="tls", by="peer")
+        size = config.max_header_size
+        if config.pipelining > 0 and not (route.upgrades or route.for_tunnels):
+            return Http1Pipeline(depth=config.pipelining, max_header_size=size)
+        return Http1(max_header_size=size)
+
+
+def alpn(route: Route, config: PoolConfig) -> list[str]:
+    """The protocols to offer on TLS at the route's end, best first."""
+    if route.upgrades and config.http1:
+        return ["http/1.1"]
+    if route.proxy is not None:
+        return ["h2"] * (config.http2 and route.proxy.http2) + ["http/1.1"]
+    return ["h2"] * config.http2 + ["http/1.1"] * config.http1
