@@ -1,23 +1,23 @@
 """aioquic's connection for clients: windows by consumption, a closing state that listens, typed ends.
 
-Theory of operation. aioquic's ``QuicConnection`` is a complete sans-IO QUIC, but for a client that must be bounded and
-end well it lacks seven things, and this subclass adds them by overriding as little as possible
-(:class:`~allswell._quic.connection.ClientConnection` has one and is what others use):
+Theory of operation. aioquic's ``QuicConnection`` is a complete QUIC without I/O. A client that has limits and ends well
+needs seven things more. This subclass adds them, and overrides as little as possible. (Others use
+:class:`~allswell._quic.connection.ClientConnection`, which has one.)
 
-- **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without bound.
-  Here windows grow only by what was *consumed*. What is never delivered
-  (the rest of a stream that was reset) is credited to the connection here.
-- **Closing.** In its closing state aioquic ignores what comes. RFC 9000 §10.2.1 has the peer's CONNECTION_CLOSE end
-  that state, so input is still decrypted and parsed, by the same code as ever, and all of it forgotten save a close.
-- **The end, known at once.** aioquic tells of a peer's close when the draining period is over, three PTO late. Here
-  :attr:`ended` says which side ended it and why as soon as it is so.
+- **Credit.** aioquic doubles a receive window when half of it has *arrived*, so a slow reader buffers without limit.
+  Here windows grow only by *consumed* bytes. Bytes that are never delivered (the rest of a stream that was reset) are
+  credited to the connection here.
+- **Closing.** In its closing state aioquic ignores input. By RFC 9000 §10.2.1 the peer's CONNECTION_CLOSE ends that
+  state. So input is still decrypted and parsed by the usual code, and all of it is dropped but a close.
+- **The end, known at once.** aioquic reports a peer's close after the draining period, three PTO late. Here
+  :attr:`ended` says at once which side ended it, and why.
 - **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
-- **A handshake that gets through.** After a probe timeout aioquic sends one datagram, and it sends no ACK twice. Until
-  the handshake is confirmed we send two, each with all that is not acknowledged, and with the ACKs.
-- **0-RTT that was for nothing** (Retry, Version Negotiation, a ticket that is not accepted) is sent again at once. For
-  aioquic it stays sent, and the limits that were remembered with the ticket stay in force.
-- **Bounds on what comes in pieces** (RFC 9000 §21.6). aioquic keeps a handshake message of any length in a string, and
-  copies it for each piece; for streams see ``pieces.py``. A server gets few streams, with small windows.
+- **A handshake that survives loss.** After a probe timeout aioquic sends one datagram, and it sends no ACK twice. Until
+  the handshake is confirmed this sends two, each with all that is not acknowledged, and with the ACKs.
+- **0-RTT that is lost** (by Retry, Version Negotiation, a rejected ticket) is sent again at once. aioquic takes it for
+  sent, and keeps the limits that were remembered with the ticket.
+- **Limits for data in pieces** (RFC 9000 §21.6). aioquic keeps a handshake message of any length in a string, and
+  copies it for each piece. For streams see ``pieces.py``. A server gets few streams, with small windows.
 
 It uses aioquic's private names. Each is listed in ``tests/quic/test_canary.py``, which breaks first.
 """
@@ -68,36 +68,36 @@ def _printable(record: logging.LogRecord) -> bool:
     return True
 
 
-# aioquic's log has what the peer said in it. And where a program has not set up logging at all, its warnings are not
-# for standard error: they are told as errors here.
+# aioquic's log has the peer's words in it. If a program has not set up logging, aioquic's warnings must not go to
+# standard error: here they are raised as errors.
 _log = logging.getLogger("quic")
 _log.addFilter(_printable)
 _log.addHandler(logging.NullHandler())
 
-#: RFC 9000 §10.3: a stateless reset is at least so long.
+#: RFC 9000 §10.3: the least length of a stateless reset.
 _SHORTEST_RESET = 21
 #: RFC 9000 §17.2: the header form.
 _LONG_HEADER = 0x80
 #: RFC 9000 §2.1: the two low bits of a stream's number.
 _KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
-#: Streams that a server may have open, and the window of each. HTTP/3 has none that go both ways (RFC 9114 §6.1), and
-#: three that are one-way (§6.2.1, RFC 9204 §4.2); some servers open others, to see them ignored, and more as those end.
+#: How many streams a server may have open, and the window of each. HTTP/3 has no bidirectional ones (RFC 9114 §6.1),
+#: and three unidirectional ones (§6.2.1, RFC 9204 §4.2). Some servers open more, to test that they are ignored.
 _SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
-#: Pieces of the handshake that may lie apart, waiting for what is between them.
+#: How many pieces of the handshake may wait for others between them.
 _GAPS = 256
-#: Bytes of the longest handshake message, in the main a chain of certificates (OpenSSL: 100 KiB).
+#: The longest handshake message in bytes; mainly a chain of certificates (OpenSSL: 100 KiB).
 _LONGEST_MESSAGE = 128 * 1024
-#: Packets that were sent and not acknowledged: so many, and those that ask for no acknowledgement are forgotten. An
-#: honest peer names them with the next ACK that it has a reason for, and never has many more of ours unnamed; and where
-#: more are remembered, each search among them costs more.
+#: With more unacknowledged packets than this, those that ask for no acknowledgement are forgotten. An honest peer names
+#: them with its next ACK, so they are never many. The more are remembered, the longer each search takes.
 _REMEMBERED = 256
 #: RFC 9000 §18.2.
 _MAX_UDP_PAYLOAD_SIZE = 0x03
-#: Event loops keep time to a millisecond: a pacer that is asked so seldom must hand out so many seconds' worth at once.
+#: Event loops keep time to a millisecond. So the pacer, which is asked seldom, must allow so many seconds' worth at
+#: once.
 _PACER_BURST = 0.002
 
 
-#: Raises an alert of aioquic's when a chain is not to be trusted.
+#: Raises an alert of aioquic if a chain is not trusted.
 Judge = Callable[[list[Certificate]], None]
 
 
@@ -108,13 +108,13 @@ class _Pacer(QuicPacketPacer):
 
 
 class Engine(PathMtuConnection):
-    """aioquic's connection, with what is overridden of it; see the module.
+    """aioquic's connection with our overrides; see the module.
 
     :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
         (``configuration`` says whether aioquic does, too.)
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar heard: the peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
-    :ivar judged_certificate: the server's, once it was judged. (A session that is resumed shows none.)
+    :ivar judged_certificate: the server's certificate, once it was judged. (A resumed session shows none.)
     """
 
     def __init__(self, configuration: QuicConfiguration, *, judge: Judge | None = None, **callbacks: Any) -> None:
@@ -122,7 +122,7 @@ class Engine(PathMtuConnection):
         self._judge = judge
         self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
         self._freed = 0
-        #: Whether there may have been 0-RTT, and limits that were remembered with the ticket.
+        #: Whether there may have been 0-RTT, with limits that were remembered with the ticket.
         self._early = False
         self._second_probe = False
         self._remembered = _REMEMBERED
@@ -138,7 +138,7 @@ class Engine(PathMtuConnection):
 
     @property
     def certificate_chain(self) -> list[Certificate]:
-        """What the server showed, its own certificate first; nothing, where a session was resumed."""
+        """The certificates that the server showed, its own first; empty for a resumed session."""
         certificate = self.tls._peer_certificate
         return [] if certificate is None else [certificate, *self.tls._peer_certificate_chain]
 
@@ -149,7 +149,7 @@ class Engine(PathMtuConnection):
         return self._version
 
     def credit(self, size: int) -> bool:
-        """So many bytes of any stream were consumed. Whether there is enough of it to tell the peer."""
+        """Some bytes of any stream were consumed. Return whether they are enough to tell the peer."""
         self._freed += size
         if self._freed < self._configuration.max_data >> 2:
             return False
@@ -162,7 +162,7 @@ class Engine(PathMtuConnection):
     ) -> None:
         super().close(error_code, frame_type, reason_phrase)
         if self._state not in END_STATES:
-            # Or aioquic, which closes but once, would go on with what we hear while we close.
+            # Otherwise aioquic, which closes only once, would act on what we hear while we close.
             self._close_pending = True
         if self.ended is None:
             self.ended = End("us", int(error_code), frame_type is None, reason_phrase)
@@ -182,12 +182,12 @@ class Engine(PathMtuConnection):
         if self._second_probe:
             self._second_probe = False
             if len(datagrams) < 2 and not self._close_pending and self._state not in END_STATES:
-                self._loss.reschedule_data(now=now)  # all of it again, for either may be the one that is lost
+                self._loss.reschedule_data(now=now)  # all of it again: either may be lost
                 self._repeat_acknowledgements(now)
                 datagrams += super().datagrams_to_send(now)
         sent = self._spaces[tls.Epoch.ONE_RTT].sent_packets
         if len(sent) > self._remembered:
-            # A peer need not acknowledge those that ask for nothing (RFC 9000 §13.2.1), and some never do.
+            # A peer need not acknowledge packets that ask for nothing (RFC 9000 §13.2.1), and some never do.
             for number in [number for number, packet in sent.items() if not packet.is_ack_eliciting]:
                 del sent[number]
             self._remembered = max(_REMEMBERED, 2 * len(sent))
@@ -201,7 +201,7 @@ class Engine(PathMtuConnection):
         elif self._state is not QuicConnectionState.CLOSING:
             super().receive_datagram(data, addr, now)
         else:
-            # As if we were not closing; then forget all that it did, save that a close was heard.
+            # As if we were not closing. Then undo all that it did, but note a close.
             close_at = self._close_at
             self._state = self._state_before_close
             super().receive_datagram(data, addr, now)
@@ -209,7 +209,7 @@ class Engine(PathMtuConnection):
             self._events.clear()
 
     def _is_stateless_reset(self, data: bytes) -> bool:
-        """RFC 9000 §10.3.1: compared in constant time, so that the token cannot be guessed byte by byte."""
+        """Whether it is one (RFC 9000 §10.3.1). Constant time, so that the token cannot be guessed byte by byte."""
         token = self._peer_cid.stateless_reset_token
         if not token or len(data) < _SHORTEST_RESET or data[0] & _LONG_HEADER:
             return False
@@ -219,12 +219,12 @@ class Engine(PathMtuConnection):
         before = self._loss._pto_count
         super().handle_timer(now)
         if self._loss._pto_count > before and not self._handshake_confirmed:
-            # RFC 9002 §6.2.4 allows two datagrams for each probe timeout: the next one is twice as far away.
+            # RFC 9002 §6.2.4 allows two datagrams for each probe timeout. The next timeout is twice as far away.
             self._second_probe = True
             self._repeat_acknowledgements(now)
 
     def _repeat_acknowledgements(self, now: float) -> None:
-        """With a probe of the handshake: the peer's silence may mean that it waits for what was lost (§13.2.1)."""
+        """Send ACKs with a probe of the handshake: a silent peer may wait for those that were lost (§13.2.1)."""
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             space = self._spaces[epoch]
             if len(space.ack_queue) and not space.discarded:
@@ -255,11 +255,11 @@ class Engine(PathMtuConnection):
         self._send_anew(list(self._spaces.values()), now)
         before = (self.tls, self._cryptos, self._crypto_streams) if self._retry_count else None
         if self._version_negotiated_incompatible and not self._retry_count:
-            # RFC 9369 §5: both are of one version only. (What was sent with 0-RTT goes when the handshake is complete.)
+            # RFC 9369 §5: both are for one version only. (The 0-RTT data are sent again after the handshake.)
             self._configuration.session_ticket, self._peer_token = None, b""
         super()._connect(now)
         if before is not None:
-            # RFC 9000 §17.2.5.3: after Retry the same ClientHello again; aioquic has just made another.
+            # RFC 9000 §17.2.5.3: after Retry the same ClientHello is sent again. aioquic has just made another.
             self.tls, cryptos, streams = before
             self._cryptos[tls.Epoch.ZERO_RTT] = cryptos[tls.Epoch.ZERO_RTT]
             hello = self._crypto_streams[tls.Epoch.INITIAL] = QuicStream()
@@ -268,7 +268,7 @@ class Engine(PathMtuConnection):
         judge = self._judge
         if judge is None:
             return
-        # After the signature, before anything is answered.
+        # This is after the signature, and before any answer.
         signature = self.tls._client_handle_certificate_verify
 
         def handle(message: Buffer) -> None:
@@ -280,9 +280,9 @@ class Engine(PathMtuConnection):
         self.tls._client_handle_certificate_verify = handle  # type: ignore[method-assign, assignment]  # of this one context
 
     def _send_anew(self, spaces: list[QuicPacketSpace], now: float) -> None:
-        """Nothing of what was sent in these spaces was processed, or will be (RFC 9002 §6.3, §6.4).
+        """Send again all that was sent in these spaces: it is not processed (RFC 9002 §6.3, §6.4).
 
-        Of streams, that is all that was sent so far. What is sent again counts as sent a first time.
+        Of streams, that is all that was sent so far. It then counts as sent a first time.
         """
         for space in spaces:
             packets = list(space.sent_packets.values())
@@ -292,7 +292,7 @@ class Engine(PathMtuConnection):
             stream.sender.highest_offset = 0
 
     def _receive_version_negotiation_packet(self, header: QuicHeader, now: float) -> None:
-        if not self._retry_count:  # RFC 9000 §6.2: or another packet was processed
+        if not self._retry_count:  # RFC 9000 §6.2: unless another packet was processed
             super()._receive_version_negotiation_packet(header, now)
 
     def _early_data_is_over(self, now: float) -> None:
@@ -346,7 +346,7 @@ class Engine(PathMtuConnection):
 
     def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
         stream = super()._get_or_create_stream(frame_type, stream_id)
-        if type(stream.receiver) is not PiecesReceiver:  # one of the peer's, of which this is the first that is heard
+        if type(stream.receiver) is not PiecesReceiver:  # a stream of the peer, and this is its first frame
             stream.receiver = PiecesReceiver(stream_id, self._held)
         return stream
 
@@ -365,8 +365,8 @@ class Engine(PathMtuConnection):
         over = stream is not None and stream.receiver.is_finished
         super()._handle_reset_stream_frame(context, frame_type, buf)
         if not over:
-            # Up to its final size it has used the connection's window, but the rest will never be consumed.
-            stream = self._streams[stream_id]  # which may be new: all that it carried before was lost
+            # It has used the connection's window up to its final size, but the rest will never be consumed.
+            stream = self._streams[stream_id]  # it may be new, if all earlier frames were lost
             self.credit(stream.receiver.highest_offset - stream.receiver.starting_offset())
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:

@@ -1,26 +1,24 @@
-"""1-RTT packets by the run: those that came together are opened and acted on together, and as many made at once.
+"""Runs of 1-RTT packets: those that came together are opened together, and many are made at once.
 
-Theory of operation. aioquic takes one datagram at a time, through code that must be ready for all that QUIC has. In its
-prime a connection sees hardly any of it: the datagrams of one run hold one packet each, all with the same connection ID
-and keys, and the packets hold STREAM frames that follow each other. So here such packets have a short way:
+Theory of operation. aioquic takes one datagram at a time, by code for every case that QUIC has. In a long transfer
+nearly all packets are alike: the datagrams of a run hold one packet each, with the same connection ID and keys, and the
+packets hold consecutive STREAM frames. Such packets take a short way:
 
 - :class:`Opener` takes the protection off the packets of a run. One call makes the masks of all headers
   (RFC 9001 §5.4.3: they are AES-ECB of samples of the packets).
-- :class:`RunConnection` acts on those that hold nothing else than a few STREAM frames. It puts together what is
-  contiguous, and does the bookkeeping once: flow control, the streams' offsets, the numbers to acknowledge, the marks
-  of ECN, the timers.
+- :class:`RunConnection` acts on those that hold only a few STREAM frames. It joins contiguous data, and does the
+  bookkeeping once: flow control, the streams' offsets, the numbers to acknowledge, the ECN marks, the timers.
 
-Full packets of one stream's data go out the same way (:class:`Sealer`), as many as congestion control, the pacer and
-flow control allow. They leave room for one packet more, which aioquic fills with whatever else there is to say. What
-ends a stream is aioquic's to send, too.
+Full packets of one stream's data are also made together (:class:`Sealer`), as many as congestion control, the pacer and
+flow control allow, less one. aioquic fills that one with any other frames. It also sends the end of a stream.
 
-aioquic stays the judge of all else. A packet that does not open (another connection ID, other keys, garbage) goes to
-``receive_datagram``, which every datagram can go to. A payload with other frames, or with data that are out of order or
-more than was allowed, goes to ``_payload_received``, after all that came before it has been booked. That a part of it
-may have been acted on already does no harm: what comes twice is nothing new (RFC 9000 §2.2). The bookkeeping of a
-packet, in every case, is what ``receive_datagram`` does; a test has both ways take the same packets, and compares.
+aioquic handles all other packets. A packet that does not open (another connection ID, other keys, garbage) goes to
+``receive_datagram``, which takes every datagram. A payload with other frames, or with data out of order or beyond the
+limits, goes to ``_payload_received``, after all that came before it has been booked. A part of it may have been acted
+on already. That does no harm, because data may come twice (RFC 9000 §2.2). The bookkeeping of a packet is always that
+of ``receive_datagram``. A test gives both ways the same packets, and compares.
 
-There is no short way for ChaCha20, whose masks are made one by one, nor where a qlog is kept, which names each packet.
+There is no short way for ChaCha20, whose masks are made one by one, or with a qlog, which names each packet.
 """
 
 from __future__ import annotations
@@ -43,32 +41,33 @@ from allswell._quic.interface import StreamDataReceived
 from allswell._quic.pieces import PiecesReceiver
 from allswell._quic.recovery import SentRun
 
-#: Bytes of the largest UDP payload that is taken (RFC 9000 §18.2): an Ethernet packet's. Jumbo frames and the loopback
-#: carry up to 64 KB, but nothing else bounds what the frames of one datagram cost: 64 KB of the smallest, 240 ms.
+#: The largest UDP payload that is accepted, in bytes (RFC 9000 §18.2): that of an Ethernet packet. Nothing else limits
+#: the work for one datagram. Jumbo frames and the loopback carry up to 64 KB, and 64 KB of the smallest frames take 240
+#: ms.
 LARGEST_DATAGRAM = 1500
 #: RFC 9001 §5.4.2: where a sample begins, from the packet number on, and how long it is.
 _SAMPLE_OFFSET, _SAMPLE = 4, 16
 #: RFC 9000 §17.3.1: the header form, the fixed bit, the reserved bits and the key phase; and the fixed bit alone.
 _FORM, _FIXED_BIT = 0b11011100, 0b01000000
 _KEY_PHASE_SHIFT, _SPIN_BIT_SHIFT = 2, 5
-#: RFC 9001 §6.6: AES-GCM may protect 2^23 packets with one key. After half of them it is time for another.
+#: RFC 9001 §6.6: AES-GCM may protect 2^23 packets with one key. After half of them the keys are changed.
 _PACKETS_PER_KEY = 1 << 22
-#: Bytes of a packet number that is sent: as many as aioquic takes.
+#: How many bytes a sent packet number has: as many as aioquic uses.
 _NUMBER_SIZE = 2
-#: Of a packet: the AEAD's tag (RFC 9001 §5.3).
+#: How many bytes the AEAD's tag has (RFC 9001 §5.3).
 _TAG = 16
-#: Packets of one stream that are sent before another has its turn.
+#: How many packets of one stream are sent before another stream has its turn.
 _TURN = 16
 #: RFC 9001 §5.4.1: the bits of a short header's first byte that are protected.
 _PROTECTED_BITS = 0b00011111
-#: Packets that are opened in one go.
+#: How many packets are opened in one go.
 _MOST = 64
-#: Distance from the expected packet number below which it is certain which number is meant, even by one byte.
+#: Below this distance from the expected packet number even one byte says which number is meant.
 _NEAR = 64
 #: RFC 9000 §19.8: the frame types of STREAM, and their bits.
 _STREAM, _STREAM_TYPES = 0x08, 0b11111000
 _OFF, _LEN, _FIN = 0x04, 0x02, 0x01
-#: STREAM frames of one packet. One has more only where it is to cost time.
+#: The most STREAM frames of one packet on the short way. A packet has more only to cost time.
 _FEW = 16
 
 #: A packet without its protection: the first byte of its header, its number, its payload.
@@ -160,10 +159,10 @@ class Sealer(_Protection):
         self._form |= _NUMBER_SIZE - 1
 
     def seal(self, frames: list[bytes], number: int, spin_bit: bool) -> list[bytes]:
-        """Packets with these payloads, numbered from here on."""
+        """Make packets with these payloads, numbered from here on."""
         iv, encrypt = self._iv, self._encrypt
         size = 1 + len(self.cid) + _NUMBER_SIZE
-        # Headers as numbers: masking them is one operation then.
+        # Headers as numbers: masking them is then one operation.
         shift = 8 * (size - 1)
         header = (
             int.from_bytes(bytes((self._form | spin_bit << _SPIN_BIT_SHIFT,)) + self.cid, "big") << 8 * _NUMBER_SIZE
@@ -186,11 +185,11 @@ class Sealer(_Protection):
 
 
 class _InOrder:
-    """What came in order on one stream, and was not told yet.
+    """Data that came in order on one stream, and are in no event yet.
 
-    :ivar stop: where it ends.
-    :ivar limit: where flow control has the stream end.
-    :ivar fin: whether the stream ends with it.
+    :ivar stop: where they end.
+    :ivar limit: the limit of flow control for the stream.
+    :ivar fin: whether the stream ends with them.
     """
 
     __slots__ = ("fin", "limit", "pieces", "receiver", "stop")
@@ -205,7 +204,7 @@ class _InOrder:
 class RunConnection(EcnConnection):
     """aioquic's connection, with a short way for packets that come in runs.
 
-    :ivar idle_timeout: seconds of silence after which the connection is forgotten: the smaller of both sides'
+    :ivar idle_timeout: after how many seconds of silence the connection is forgotten: the smaller of both sides'
         (RFC 9000 §10.1).
     """
 
@@ -222,11 +221,11 @@ class RunConnection(EcnConnection):
     def receive_run(
         self, run: bytes, ends: Sequence[int], index: int, addr: NetworkAddress, now: float, over: Callable[[], bool]
     ) -> int:
-        """Take datagrams of a run, one at least; the index of the next one.
+        """Take datagrams of a run, one at least. Return the index of the next one.
 
         :param ends: where each ends.
-        :param index: of the first one to take.
-        :param over: whether others are to have their turn. It is asked where a packet may have cost much.
+        :param index: the first one to take.
+        :param over: returns whether others are to have their turn. It is called after packets that may take long.
         """
         start = ends[index - 1] if index else 0
         space = self._spaces[Epoch.ONE_RTT]
@@ -282,7 +281,7 @@ class RunConnection(EcnConnection):
         return index
 
     def _opener_for(self, run: bytes, start: int, addr: NetworkAddress) -> Opener | None:
-        """What opens the packet that begins there, and may open those that follow it."""
+        """The opener for the packet that begins there, and perhaps for those that follow it."""
         if not (
             self._handshake_confirmed
             and self._state is QuicConnectionState.CONNECTED
@@ -304,11 +303,11 @@ class RunConnection(EcnConnection):
         return None
 
     def _goes_on(self, opener: Opener, addr: NetworkAddress) -> bool:
-        """Whether packets that were opened are still what they were, after others were acted on."""
+        """Whether opened packets are still valid, after others were acted on."""
         return addr == self._network_paths[0].addr and any(each.cid == opener.cid for each in self._host_cids)
 
     def _take_frames(self, payload: bytes) -> bool:
-        """Act on what a packet holds: whether that is STREAM frames (RFC 9000 §19.8), few, in order, and as allowed."""
+        """Act on a packet. Return whether it holds a few STREAM frames only (RFC 9000 §19.8), all within limits."""
         in_order, allowed = self._in_order, self._local_max_data
         at, end, few = 0, len(payload), _FEW
         try:
@@ -374,7 +373,7 @@ class RunConnection(EcnConnection):
         return one
 
     def _tell(self, space: QuicPacketSpace, packets: int) -> None:
-        """Book, and tell, what so many packets have brought in order."""
+        """Book the data that some packets have brought in order, and make events of them."""
         if not self._in_order:
             return
         for stream_id, one in self._in_order.items():
@@ -392,7 +391,7 @@ class RunConnection(EcnConnection):
         self._count_marks(space, packets)
 
     def _book(self, space: QuicPacketSpace, begin: int, stop: int, bits: int, now: float, *, elicits: bool) -> None:
-        """Packets of these numbers were taken.
+        """Book packets with these numbers.
 
         :param bits: the first byte of the last one.
         :param elicits: whether any of them asks for an acknowledgement.
@@ -422,7 +421,7 @@ class RunConnection(EcnConnection):
         return datagrams + super().datagrams_to_send(now)
 
     def _renew_keys(self) -> None:
-        """Have other keys begin, in time; not before the peer has taken those that there are (RFC 9001 §6.1)."""
+        """Change the keys in time, but not before the peer has taken the current ones (RFC 9001 §6.1)."""
         aead, number = self._cryptos[Epoch.ONE_RTT].send.aead, self._packet_number
         if aead is not self._sends_with:
             self._sends_with, self._first_of_key = aead, number
@@ -433,7 +432,7 @@ class RunConnection(EcnConnection):
             self.request_key_update()
 
     def _runs_to_send(self, now: float) -> list[bytes]:
-        """Packets that are full of one stream's data, as many as may go; but one, in which other frames have room."""
+        """Make packets full of one stream's data, as many as may go, less one for other frames."""
         pair, path = self._cryptos[Epoch.ONE_RTT], self._network_paths[0]
         aead, protection = pair.send.aead, pair.send.hp
         if (
@@ -474,7 +473,7 @@ class RunConnection(EcnConnection):
         return datagrams
 
     def _next_run(self, most: int) -> tuple[QuicStream, int, int, list[bytes]] | None:
-        """Of the next stream: where the data begin, bytes of them in each packet, and the packets' STREAM frames."""
+        """For the next stream: where its data begin, how many bytes each packet has, and the packets' STREAM frames."""
         for stream in self._streams_queue:
             sender = stream.sender
             if sender.buffer_is_empty or stream.is_blocked or sender.reset_pending or not len(sender._pending):
@@ -488,7 +487,7 @@ class RunConnection(EcnConnection):
             wide = limit > 0x3FFFFFFF
             room = self._max_datagram_size - 1 - len(self._peer_cid.cid) - _NUMBER_SIZE - _TAG
             chunk = room - len(head) - (8 if wide else 4)
-            # What ends the stream goes aioquic's way, with its FIN.
+            # aioquic sends the end of the stream, with its FIN.
             count = min(most, (limit - start - (limit == sender._buffer_fin)) // chunk)
             if count < 2:
                 continue

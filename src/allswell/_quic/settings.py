@@ -27,31 +27,31 @@ H3_NO_ERROR = 0x100
 
 @dataclass(frozen=True, slots=True)
 class QuicSettings:
-    """What a QUIC connection is told.
+    """The settings of one QUIC connection.
 
     :ivar server_name: the server to expect: a host name (sent as SNI too) or an IP address.
-    :ivar server: as errors name it, and ``store``: ``host:port``.
-    :ivar way: how it is reached, for ``store``: what one way left is not used on another.
+    :ivar server: its name in errors and in ``store``: ``host:port``.
+    :ivar way: the way to it, for ``store``. Tickets of one way are not used on another.
     :ivar alpn: application protocols to offer.
-    :ivar trust: judges the server's certificate, as it would on TCP. (It does not give away a client certificate.)
-    :ivar pinned: looks at the server's own certificate besides, when a session began with it, too.
-    :ivar certificate: ours.
-    :ivar certfile: the same as a file with its chain, PEM; the key may be in the same file.
+    :ivar trust: judges the server's certificate, as on TCP. (Its client certificate cannot be read.)
+    :ivar pinned: also judges the server's own certificate, and that with which a resumed session began.
+    :ivar certificate: our certificate.
+    :ivar certfile: the same as a PEM file with its chain. The key may be in the same file.
     :ivar versions: in order of preference.
-    :ivar original_version: of the first flight; ``None``: the most preferred one. From another the server may go over
-        to a more preferred one (compatible version negotiation, RFC 9368 §2.3).
-    :ivar cipher_suites: of TLS 1.3 to offer, by number (RFC 8446 §B.4); ``None``: all there are.
-    :ivar no_error: the code with which to close when nothing went wrong; the application on top defines it.
-    :ivar idle_timeout: seconds of silence after which both sides forget the connection (RFC 9000 §10.1).
-    :ivar keepalive: seconds of silence after which to send a PING, so that it never comes to that; ``None``: never.
-    :ivar stream_window: bytes of one stream that may be on their way to, or unread by, the application.
+    :ivar original_version: the version of the first flight; ``None``: the most preferred one. The server may change to
+        a more preferred one (compatible version negotiation, RFC 9368 §2.3).
+    :ivar cipher_suites: cipher suites of TLS 1.3 to offer, by number (RFC 8446 §B.4); ``None``: all.
+    :ivar no_error: the code of a close without an error. The application on top defines it.
+    :ivar idle_timeout: both sides forget the connection after so many seconds of silence (RFC 9000 §10.1).
+    :ivar keepalive: a PING is sent after so many seconds of silence; ``None``: never.
+    :ivar stream_window: how many bytes of one stream may be on their way or unread.
     :ivar connection_window: the same for all streams together.
-    :ivar max_datagram_size: bytes of the largest datagram that is sent before the path has shown to carry larger ones.
-    :ivar ecn: whether packets are marked ECT(0), as long as the path and the peer turn out to bear it.
+    :ivar max_datagram_size: the largest datagram, in bytes, until the path has shown to carry larger ones.
+    :ivar ecn: whether packets are marked ECT(0), as long as the path and the peer support it.
     :ivar datagrams: whether DATAGRAM frames are accepted (RFC 9221).
-    :ivar store: where session tickets and tokens are kept for the next connection; ``None``: nowhere.
-    :ivar early_data: whether 0-RTT may be used: what it carries can be replayed by an attacker (RFC 9001 §9.2).
-    :ivar unanswered: called when several probes after it there was no answer to 0-RTT at all, and the connection ends.
+    :ivar store: keeps session tickets and tokens for the next connection; ``None``: they are not kept.
+    :ivar early_data: whether 0-RTT may be used. An attacker can replay what it carries (RFC 9001 §9.2).
+    :ivar unanswered: called when 0-RTT has had no answer after several probes, and the connection ends.
     :ivar qlog_dir: a directory to write a qlog file into when the connection is over.
     :ivar keylog_file: a file to append the TLS secrets to (the format of ``SSLKEYLOGFILE``).
     """
@@ -84,9 +84,9 @@ class QuicSettings:
     keylog_file: str | None = None
 
     def judge(self, chain: list[Certificate]) -> None:
-        """Have a server judged.
+        """Judge a server.
 
-        :param chain: what it has shown, its own certificate first.
+        :param chain: the certificates that it has shown, its own first.
         :raises AlertBadCertificate: it is not trusted.
         :raises PinMismatch: it is not pinned.
         """
@@ -95,10 +95,10 @@ class QuicSettings:
             self.pinned(chain[0].public_bytes(Encoding.DER))
 
     def configuration(self) -> QuicConfiguration:
-        """The same in aioquic's words, but for tickets, tokens and log files.
+        """The same for aioquic, without tickets, tokens and log files.
 
-        :raises OSError: when a certificate file cannot be read.
-        :raises ValueError: when one cannot be parsed.
+        :raises OSError: if a certificate file cannot be read.
+        :raises ValueError: if one cannot be parsed.
         """
         configuration = QuicConfiguration(
             is_client=True,

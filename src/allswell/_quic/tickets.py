@@ -1,9 +1,9 @@
-"""How a connection goes on with what an earlier one to its server has left: a TLS session, a validated address.
+"""How a connection uses what an earlier one to its server has left: a TLS session, a validated address.
 
-A session that is resumed shows no certificate, neither the server's nor ours: it goes on as what it was. So it is
-resumed only by connections like the one that began it (the key of a store names our certificate, and the way), and only
-where what the server showed then is trusted now. The client that kept the ticket may have trusted every server, so the
-chain is kept with the ticket, and judged anew, by the pins of its host too.
+In a resumed session neither side shows a certificate. So a session is resumed only by connections like the one that
+began it (the key in a store names our certificate, and the way), and only if the server's certificates of that time are
+trusted now. The client that kept the ticket may have trusted every server. So the chain is kept with the ticket and
+judged anew, by the pins of its host too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from allswell._quic_store import QuicStore, QuicTicket
 
 
 class Resumption:
-    """What one connection takes from a store, and what it puts there.
+    """The tickets and tokens that one connection takes from a store, and puts there.
 
-    :param settings: the connection's.
-    :param configuration: the same in aioquic's words; a ticket and a token that are taken up are written into it.
+    :param settings: the connection's settings.
+    :param configuration: the same for aioquic. The ticket and the token that are used are written into it.
     """
 
     def __init__(self, settings: QuicSettings, store: QuicStore, configuration: QuicConfiguration) -> None:
@@ -51,7 +51,7 @@ class Resumption:
     def keep_ticket(self, ticket: SessionTicket, version: int, chain: list[Certificate]) -> None:
         """Keep a ticket of this connection.
 
-        :param chain: what the server has shown here: nothing, where a session was resumed.
+        :param chain: the certificates that the server has shown; empty for a resumed session.
         """
         shown = tuple(each.public_bytes(Encoding.DER) for each in chain)
         if not shown and self._taken is not None:
@@ -68,7 +68,7 @@ class Resumption:
 
 
 def _trusted(ticket: QuicTicket | None, settings: QuicSettings) -> QuicTicket | None:
-    """The ticket, if a handshake with what it stands for would be accepted now; else ``None``."""
+    """The ticket, if a full handshake with its certificates would be accepted now; else ``None``."""
     if ticket is None or (trust.accepts_all(settings.trust) and settings.pinned is None):
         return ticket
     if not ticket.chain:
