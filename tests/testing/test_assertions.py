@@ -7,11 +7,23 @@ import re
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from allswell.testing import CloseNotify, Connected, ConnectionClose, Ended, Fin, GoAway, Origin, ResponseSent, Rst
+from allswell.testing import (
+    CloseNotify,
+    Connected,
+    ConnectionClose,
+    Ended,
+    Fin,
+    GoAway,
+    Origin,
+    ResponseSent,
+    Rst,
+    Vanished,
+)
 from tests.testing.clients import CLIENTS, Get, by_curl, by_httpx2
 
 
@@ -151,13 +163,8 @@ def test_a_protocol_that_is_broken() -> None:
         assert "protocol violated" in str(origin.record)
 
 
-@pytest.mark.parametrize(
-    ("code", "frame_type", "fault"),
-    [(0x100, None, ""), (0, 0, "0x1c 0x0"), (0x102, None, "0x1d 0x102")],
-    ids=["H3_NO_ERROR", "NO_ERROR of QUIC", "H3_INTERNAL_ERROR"],
-)
-def test_close_of_quic(code: int, frame_type: int | None, fault: str) -> None:
-    """aioquic's own client, told what to say last."""
+def by_aioquic(origin: Origin, end: Callable[[Any], None], *, idle_timeout: float = 60.0) -> None:
+    """aioquic's own client gets one response, and then does as it is told."""
     from aioquic.asyncio.client import connect
     from aioquic.asyncio.protocol import QuicConnectionProtocol
     from aioquic.h3.connection import H3_ALPN, H3Connection
@@ -167,22 +174,33 @@ def test_close_of_quic(code: int, frame_type: int | None, fault: str) -> None:
         def quic_event_received(self, event: object) -> None:
             """It need not hear the response."""
 
-    async def get(origin: Origin) -> None:
-        configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN)
+    async def get() -> None:
+        configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, idle_timeout=idle_timeout)
         configuration.load_verify_locations(str(origin.ca_file))
         async with connect("localhost", origin.port, configuration=configuration, create_protocol=Deaf) as protocol:
-            quic: Any = protocol._quic
-            h3 = H3Connection(quic)
+            h3 = H3Connection(protocol._quic)
             fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", b"/")]
             h3.send_headers(0, fields, end_stream=True)
             protocol.transmit()
-            await origin.seen(ResponseSent)
-            quic.close(error_code=code, frame_type=frame_type, reason_phrase="that's all")
+            await origin.seen(ResponseSent, timeout=30)
+            end(protocol)
             protocol.transmit()
             await origin.ended(timeout=30)
 
+    asyncio.run(get())
+
+
+@pytest.mark.parametrize(
+    ("code", "frame_type", "fault"),
+    [(0x100, None, ""), (0, 0, "0x1c 0x0"), (0x102, None, "0x1d 0x102")],
+    ids=["H3_NO_ERROR", "NO_ERROR of QUIC", "H3_INTERNAL_ERROR"],
+)
+def test_close_of_quic(code: int, frame_type: int | None, fault: str) -> None:
+    def end(protocol: Any) -> None:
+        protocol._quic.close(error_code=code, frame_type=frame_type, reason_phrase="that's all")
+
     with Origin(versions=["h3"]) as origin:
-        asyncio.run(get(origin))
+        by_aioquic(origin, end)
         [close] = origin.record.of(ConnectionClose)
         assert (close.code, close.application, close.reason) == (code, frame_type is None, "that's all")
         if not fault:
@@ -193,6 +211,13 @@ def test_close_of_quic(code: int, frame_type: int | None, fault: str) -> None:
         if code:
             with pytest.raises(AssertionError, match="something was reset"):
                 origin.assert_no_reset()
+
+
+def test_a_quic_client_that_vanishes() -> None:
+    with Origin(versions=["h3"]) as origin:
+        by_aioquic(origin, lambda protocol: protocol._transport.abort(), idle_timeout=1.0)
+        assert len(origin.record.of(Vanished)) == 1
+        assert "connection 1: silent until the idle timeout" in why(origin)
 
 
 def test_what_the_origin_cut_is_not_held_against_the_client() -> None:
