@@ -7,16 +7,17 @@ signal hurries it: requests in flight are cut, and the goodbyes are said at once
 from __future__ import annotations
 
 import signal
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any, Protocol
 
 import anyio
 
 from allswell._client import AsyncClient
 from allswell._report import CloseReport
+from allswell._tasks import current_host
 
 _SIGNALS = (signal.SIGTERM,)
 
@@ -94,49 +95,80 @@ def lifespan(
     *,
     name: str = "client",
     grace: float | None = None,
+    within: float | None = None,
     signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
     on_close: Callable[[CloseReport], object] | None = None,
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, AsyncClient]]]:
     """The lifespan of an ASGI application that has a client: ``FastAPI(lifespan=allswell.lifespan())``.
 
-    The client is made when the application starts, and is ``request.state.client`` in each endpoint. When the server
-    has been told to stop, it takes no more requests and finishes those that it has; then the client says its goodbyes.
-    One more signal in that time hurries it.
+    The client is made when the application starts, and is ``request.state.client`` in each endpoint. Signals are the
+    server's: told to stop, it takes no more requests and finishes those that it has. Then the client says its goodbyes.
+    A second signal hurries: what the client has in flight is cut, so that the endpoints that wait for it fail.
 
     :param make: makes the client.
     :param name: its name in the state of the lifespan.
     :param grace: seconds that the close may take; the client's own grace by default.
-    :param signals: those that hurry the close. They are the server's until then.
+    :param within: seconds from the first signal after which the second is not waited for; by default, the server
+    decides
+        how long it waits.
+    :param signals: those that are overheard, where the server has handlers of them in the main thread.
     :param on_close: called with how everything ended.
     :return: what Starlette and FastAPI take as ``lifespan``: called with the application, an async context manager.
     """
 
     @asynccontextmanager
     async def life(app: Any) -> AsyncIterator[dict[str, AsyncClient]]:
-        async with make() as client:
-            yield {name: client}
-            report = await _close(client, grace, signals)
+        async with make() as client, anyio.create_task_group() as tasks:
+            told = False
+
+            async def hurry(seconds: float) -> None:
+                await anyio.sleep(seconds)
+                await client.aclose(0)
+
+            def hear() -> None:
+                nonlocal told
+                if told:
+                    tasks.start_soon(hurry, 0)
+                elif within is not None:
+                    tasks.start_soon(hurry, within)
+                told = True
+
+            with _overheard(signals, hear):
+                yield {name: client}
+                report = await client.aclose(grace)
+            tasks.cancel_scope.cancel()
         if on_close is not None:
             on_close(report)
 
     return life
 
 
-async def _close(client: AsyncClient, grace: float | None, signals: Sequence[signal.Signals]) -> CloseReport:
-    """Close it; a signal hurries."""
-    handlers: AbstractContextManager[Any] = nullcontext()
-    # Handlers of signals are the main thread's, and on Windows asyncio has none.
-    if signals and threading.current_thread() is threading.main_thread() and sys.platform != "win32":
-        handlers = anyio.open_signal_receiver(*signals)
-    with handlers as received:
-        async with anyio.create_task_group() as tasks:
+@contextmanager
+def _overheard(signals: Sequence[signal.Signals], told: Callable[[], None]) -> Iterator[None]:
+    """Have ``told`` called in the event loop at each of these signals, whose handlers go on as they are.
 
-            async def hurry() -> None:
-                async for _ in received:
-                    await client.aclose(0)
+    A signal that has no handler (in Python) is left alone: to have one would change what it does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread may set handlers
+        return
+    host, ours = current_host(), {}
 
-            if received is not None:
-                tasks.start_soon(hurry)
-            report = await client.aclose(grace)
-            tasks.cancel_scope.cancel()
-    return report
+    def overhear(theirs: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:
+        def handler(number: int, frame: FrameType | None) -> None:
+            host.call_soon_threadsafe(told)
+            theirs(number, frame)
+
+        return handler
+
+    for each in signals:
+        theirs = signal.getsignal(each)
+        if callable(theirs):
+            ours[each] = (handler := overhear(theirs)), theirs
+            signal.signal(each, handler)
+    try:
+        yield
+    finally:
+        for each, (handler, theirs) in ours.items():
+            if signal.getsignal(each) is handler:
+                signal.signal(each, theirs)

@@ -44,8 +44,9 @@ async def _get(client: allswell.AsyncClient, url: str) -> None:
 
 
 _life = allswell.lifespan(
-    lambda: allswell.AsyncClient(verify=ssl.create_default_context(cafile=os.environ["CA"]), timeout=60),
-    grace=float(os.environ.get("GRACE", "30")),
+    lambda: allswell.AsyncClient(verify=ssl.create_default_context(cafile=os.environ["CA"]), timeout=600),
+    grace=30,
+    within=float(os.environ["WITHIN"]) if "WITHIN" in os.environ else None,
     on_close=lambda report: print("clean" if report.clean else "not clean", flush=True),
 )
 _state: dict[str, allswell.AsyncClient] = {}

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import httpx2
 import pytest
 
 import allswell
-from allswell.testing import CloseNotify, Origin, RequestExecuted
+from allswell.testing import CloseNotify, GoAway, Origin, RequestExecuted, Rst
 from tests.support.hypercorn import hypercorn
 from tests.support.lag import LAG
 from tests.testing.clients import Gate
@@ -153,7 +153,7 @@ def test_a_service(worker: str, signalled: signal.Signals, monkeypatch: pytest.M
         monkeypatch.setenv("ORIGIN", origin.url)
         monkeypatch.setenv("CA", str(origin.ca_file))
         settings = f'worker_class = "{worker}"\nshutdown_timeout = 60'
-        statuses = anyio.run(_through, settings, signalled, gate, origin)
+        statuses = anyio.run(_through, settings, [signalled], origin, lambda: setattr(gate, "open", True))
         assert statuses == [200] * MANY
         origin.wait_ended(timeout=60)
         origin.assert_ended_gracefully()
@@ -162,25 +162,49 @@ def test_a_service(worker: str, signalled: signal.Signals, monkeypatch: pytest.M
             origin.assert_executed_once(f"GET /{number}")
 
 
-async def _through(settings: str, signalled: signal.Signals, gate: Gate, origin: Origin) -> list[int]:
+@pytest.mark.parametrize("within", [None, 1.0])
+def test_a_service_that_is_hurried(within: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The origin does not answer. By a second signal, or without one when the time is over, the endpoints fail.
+
+    The server would wait for them for 600 s, and the client too.
+    """
+    if within is not None:
+        monkeypatch.setenv("WITHIN", f"{within}")
+    with Origin({f"/{number}": Gate() for number in range(MANY)}, versions=["h2"]) as origin:
+        monkeypatch.setenv("ORIGIN", origin.url)
+        monkeypatch.setenv("CA", str(origin.ca_file))
+        signals = [signal.SIGTERM] * (2 if within is None else 1)
+        statuses = anyio.run(_through, "", signals, origin, lambda: None)
+        assert statuses == [500] * MANY
+        origin.wait_ended(timeout=60)
+        assert [event.code for event in origin.record.of(GoAway)] == [0]
+        assert not origin.record.of(Rst)
+
+
+async def _through(settings: str, signals: list[signal.Signals], origin: Origin, then: Callable[[], None]) -> list[int]:
+    """The statuses of many requests in flight, when the server gets these signals, one after the other.
+
+    :param then: what happens when it has.
+    """
     statuses: list[int] = []
-    with hypercorn("tests.shutdown.program:app", settings, grace=60) as server:
+    with hypercorn("tests.shutdown.program:app", settings, grace=600) as server:
 
         async def get(client: httpx2.AsyncClient, number: int) -> None:
             statuses.append((await client.get(f"{server.http_url}/{number}")).status_code)
 
-        async with httpx2.AsyncClient(timeout=60) as client, anyio.create_task_group() as tasks:
+        async with httpx2.AsyncClient(timeout=600) as client, anyio.create_task_group() as tasks:
             for number in range(MANY):
                 tasks.start_soon(get, client, number)
             await origin.seen(RequestExecuted, MANY, timeout=60)
-            server.process.send_signal(signalled)
-            with anyio.fail_after(60):
-                while await _listens(server.http_port):  # noqa: ASYNC110  it tells nobody
-                    await anyio.sleep(0.01)
-            gate.open = True
+            for each in signals:
+                server.process.send_signal(each)
+                with anyio.fail_after(60):
+                    while await _listens(server.http_port):  # noqa: ASYNC110  it tells nobody
+                        await anyio.sleep(0.01)
+            then()
         await anyio.to_thread.run_sync(server.process.wait)
         told = server.log_file.read_text().splitlines()
-        assert "clean" in told, told
+        assert ("clean" if statuses[0] == 200 else "not clean") in told, told
     return statuses
 
 
@@ -214,29 +238,41 @@ async def test_the_lifespan_of_an_application() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_signal_hurries_the_end_of_a_lifespan() -> None:
-    """The origin answers no goodbye, and the grace is long."""
+async def test_a_second_signal_hurries_the_end_of_a_lifespan() -> None:
+    """The origin answers no goodbye, and the grace is long. The server's handler is called as before, and put back."""
     reports: list[allswell.CloseReport] = []
-    async with Origin(versions=["h1"]) as origin:
+    heard: list[int] = []
 
-        def make() -> allswell.AsyncClient:
-            return allswell.AsyncClient(verify=origin.client_context(), base_url=origin.url)
+    def of_the_server(number: int, frame: object) -> None:
+        heard.append(number)
 
-        life = allswell.lifespan(make, grace=60, signals=[signal.SIGUSR1], on_close=reports.append)
-        async with anyio.create_task_group() as tasks:
+    before = signal.signal(signal.SIGUSR1, of_the_server)
+    try:
+        async with Origin(versions=["h1"]) as origin:
 
-            async def tell() -> None:
-                await origin.seen(CloseNotify, timeout=30)
-                os.kill(os.getpid(), signal.SIGUSR1)
+            def make() -> allswell.AsyncClient:
+                return allswell.AsyncClient(verify=origin.client_context(), base_url=origin.url)
 
-            async with life(None) as state:
-                await state["client"].get("/")
-                origin.silence()
-                tasks.start_soon(tell)
-        [report] = reports
-        assert not report.clean
-        assert report.seconds < 3 * LAG
-        await origin.ended(timeout=30)
+            life = allswell.lifespan(make, grace=60, signals=[signal.SIGUSR1], on_close=reports.append)
+            async with anyio.create_task_group() as tasks:
+
+                async def tell() -> None:
+                    await origin.seen(CloseNotify, timeout=30)
+                    os.kill(os.getpid(), signal.SIGUSR1)
+
+                async with life(None) as state:
+                    await state["client"].get("/")
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                    origin.silence()
+                    tasks.start_soon(tell)
+            [report] = reports
+            assert not report.clean
+            assert report.seconds < 3 * LAG
+            await origin.ended(timeout=30)
+        assert heard == [signal.SIGUSR1] * 2
+        assert signal.getsignal(signal.SIGUSR1) is of_the_server
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.anyio
