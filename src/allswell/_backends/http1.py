@@ -105,7 +105,18 @@ class Engine(h11.Connection):
         self._receive_buffer = _Lines()
 
 
-class Http1:
+class Version:
+    """What is so on every connection of HTTP/1.1: see :class:`Backend`."""
+
+    name = "h1"
+    http_version = "HTTP/1.1"
+    capacity_expected = False
+    in_order = True
+    back_pressure = BackPressure.READING
+    says_goodbye = ""
+
+
+class Http1(Version):
     """One HTTP/1.1 connection.
 
     :param max_header_size: bytes of a response's head that are accepted, and of a trailer section.
@@ -114,13 +125,6 @@ class Http1:
     :ivar followed: another request was sent behind this one: what lies behind the response is that one's.
     :ivar last_said: the server has said that it processes no request behind this one.
     """
-
-    name = "h1"
-    http_version = "HTTP/1.1"
-    capacity_expected = False
-    in_order = True
-    back_pressure = BackPressure.READING
-    says_goodbye = ""
 
     def __init__(
         self, *, max_header_size: int, numbers: Iterator[int] | None = None, memory: Memory | None = None

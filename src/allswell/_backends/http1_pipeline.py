@@ -25,26 +25,19 @@ from collections import deque
 from functools import partial
 from itertools import count
 
-from allswell._backends.http1 import Http1, Memory
-from allswell._backends.interface import BackPressure, Event, ExchangeFailed
+from allswell._backends.http1 import Http1, Memory, Version
+from allswell._backends.interface import Event, ExchangeFailed
 from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError
 from allswell._messages import IDEMPOTENT_METHODS, Headers, RequestHead
 
 
-class Http1Pipeline:
+class Http1Pipeline(Version):
     """One HTTP/1.1 connection with up to ``1 + depth`` exchanges under way.
 
     :param depth: how many requests may be sent behind one that is not answered yet.
 
     The other parameters are those of :class:`Http1`.
     """
-
-    name = "h1"
-    http_version = "HTTP/1.1"
-    capacity_expected = False
-    in_order = True
-    back_pressure = BackPressure.READING
-    says_goodbye = ""
 
     def __init__(self, *, depth: int, max_header_size: int, memory: Memory | None = None) -> None:
         self._depth = depth

@@ -86,7 +86,23 @@ class Filter(ABC):
         return None
 
 
-class Carrier(Filter, Generic[Input_co]):
+class Sends(Filter):
+    """A filter that sends what it is given at once, as far as possible, and keeps the rest."""
+
+    @property
+    @abstractmethod
+    def unsent(self) -> int:
+        """How many bytes could not be handed over yet."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Hand over what is unsent, waiting as long as it takes. Only one task may do this at a time.
+
+        :raises TransportError: when the layer is gone.
+        """
+
+
+class Carrier(Sends, Generic[Input_co]):
     """A filter that a backend can sit on. A :class:`ByteStream` gives bytes, a multiplexer (QUIC) gives events."""
 
     @property
@@ -146,18 +162,6 @@ class Carrier(Filter, Generic[Input_co]):
         """Whether a write has failed, so nothing more can be sent. (The peer's last words may still be readable.)"""
         return False
 
-    @property
-    @abstractmethod
-    def unsent(self) -> int:
-        """How many bytes :meth:`transmit` could not hand over yet."""
-
-    @abstractmethod
-    async def flush(self) -> None:
-        """Hand over what is unsent, waiting as long as it takes. Only one task may do this at a time.
-
-        :raises TransportError: when the layer is gone.
-        """
-
     def transmit_last(self, data: bytes) -> None:
         """As ``transmit``, if a shutdown follows at once. A layer may keep the bytes and send them with its goodbye."""
         self.transmit(data)
@@ -209,7 +213,7 @@ class Run(NamedTuple):
         return [self.data[start:end] for start, end in zip([0, *self.ends[:-1]], self.ends, strict=True)]
 
 
-class Datagrams(Filter):
+class Datagrams(Sends):
     """A filter that carries datagrams to and from one address: UDP, or a relay of it through a proxy. QUIC sits on it.
 
     :ivar address: the peer's address.
@@ -257,18 +261,6 @@ class Datagrams(Filter):
         """Whether a send has found that the peer is gone. The next read raises that."""
         return False
 
-    @property
-    @abstractmethod
-    def unsent(self) -> int:
-        """How many bytes :meth:`send` could not hand over yet."""
-
-    @abstractmethod
-    async def flush(self) -> None:
-        """Hand over what is unsent, waiting as long as it takes.
-
-        :raises TransportError: when the layer is closed meanwhile.
-        """
-
     def send_marked(self, ecn: int) -> bool:
         """Send with these ECN bits from now on. Return whether marks can be both sent and read here."""
         return False
@@ -292,21 +284,16 @@ class Datagrams(Filter):
         raise NotImplementedError
 
 
-class OverAnother(Filter):
+class OverAnother(Sends):
     """A filter without buffers of its own: its unsent bytes are in the one below it."""
 
     _lower: Carrier[object] | Datagrams
 
     @property
     def unsent(self) -> int:
-        """Bytes that could not be handed over yet."""
         return self._lower.unsent
 
     async def flush(self) -> None:
-        """Hand over what is unsent, waiting as long as it takes.
-
-        :raises TransportError: when the layer is gone.
-        """
         await self._lower.flush()
 
     def catch_up(self) -> None:
