@@ -18,6 +18,7 @@ import allswell
 import allswell._transport
 import allswell.httpx
 from allswell._errors import Party, Phase, TimeoutPhase
+from allswell.testing import Origin
 from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers
@@ -25,19 +26,20 @@ from tests.support.scripts import answers
 pytestmark = pytest.mark.anyio
 
 
-async def test_without_entering(trusting: ssl.SSLContext) -> None:
-    with scripted_peer(answers(), tls=True) as peer:
-        client = allswell.AsyncClient(verify=trusting)
-        assert (await client.get(peer.url)).status_code == 200
+@pytest.mark.parametrize("version", ["h1", "h2"])
+async def test_without_entering(version: Any) -> None:
+    async with Origin(versions=[version]) as origin:
+        client = allswell.AsyncClient(verify=origin.client_context())
+        assert (await client.get(origin.url)).status_code == 200
         report = await client.aclose()
-        await peer.ended()
-        assert peer.connections[0].saw == ["close_notify", "FIN"]
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
     assert report.clean
     assert len(report.connections) == 1
     assert await client.aclose() is report
     assert client.close_report is report
     with pytest.raises(RuntimeError, match="closed"):
-        await client.get(peer.url)
+        await client.get(origin.url)
 
 
 async def test_entering_twice_is_refused_as_by_httpx2() -> None:
@@ -49,18 +51,18 @@ async def test_entering_twice_is_refused_as_by_httpx2() -> None:
 
 
 async def test_leaving_by_exception_closes_what_is_idle() -> None:
-    with scripted_peer(answers()) as peer:
-        client = allswell.AsyncClient()
+    async with Origin() as origin:
+        client = allswell.AsyncClient(verify=origin.client_context())
 
         async def fail() -> None:
             async with client:
-                await client.get(peer.url)
+                await client.get(origin.url)
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
             await fail()
-        await peer.ended()
-        assert peer.connections[0].saw == ["FIN"]
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
     assert client.close_report is not None
 
 
