@@ -5,6 +5,7 @@ A comment that begins with ``type: ignore`` stands where a user is wrong, and my
 
 from __future__ import annotations
 
+import signal
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
@@ -163,6 +164,16 @@ async def client(context: ssl.SSLContext, pool: allswell.ConnectionPool) -> None
     print(report.clean)
     async with allswell.AsyncClient(pool=pool, base_url="https://a.example"):
         pass
+
+
+async def service(client: allswell.AsyncClient) -> None:
+    """A service that signals end."""
+    async with allswell.drain_on_signal(client, signals=[signal.SIGTERM], grace=10.0, cancel=False) as stopping:
+        while not stopping.is_set():
+            await client.get("https://a.example")
+    application = allswell.lifespan(name="client", grace=1.0, on_close=print)
+    async with application(object()) as state:
+        await state["client"].get("https://a.example")
 
 
 async def transports(context: ssl.SSLContext) -> None:
