@@ -232,19 +232,19 @@ def test_a_client_certificate(tmp_path: Path) -> None:
 def test_a_client_certificate_of_pkcs12(tmp_path: Path) -> None:
     files = certificates()
     packed = tmp_path / "client.p12"
-    packing = ["openssl", "pkcs12", "-export", "-in", str(files.client), "-out", str(packed), "-passout", "pass:open"]
+    packing = ["openssl", "pkcs12", "-export", "-in", str(files.client), "-out", str(packed), "-passout", "pass:sesame"]
     subprocess.run(packing, check=True)
     arguments = ["--cacert", str(files.ca), "--cert-type", "P12"]
     for speak in ([], ["--http3-only"]):
         with scripted_peer(answers(), tls=files.server_context(ask_client=True)) as tcp, QuicServer() as quic:
             url = f"https://localhost:{quic.port}/hello" if speak else tcp.url
-            done = allswell(*arguments, *speak, "-E", f"{packed}:open", url)
+            done = allswell(*arguments, *speak, "-E", f"{packed}:sesame", url)
             assert done.returncode == 0, done.stderr
-    for wrong, told in ((f"{packed}:shut", b"PKCS #12: "), ("nowhere.p12:open", b"No such file")):
+    for wrong, told in ((f"{packed}:shut", b"PKCS #12: "), ("nowhere.p12:sesame", b"No such file")):
         done = allswell(*arguments, "-E", wrong, "https://localhost:1")
         assert done.returncode == 58
         assert told in done.stderr
-        assert b"open" not in done.stderr.replace(b"cannot open", b"")
+        assert b"sesame" not in done.stderr
     assert allswell("--cert-type", "DER", "localhost").returncode == 2
 
 
