@@ -10,13 +10,13 @@ Theory of operation. A connection may serve an origin besides the one that it wa
 - the server has not said otherwise, by an ORIGIN frame that leaves the origin out (RFC 8336 §2.3), or by 421 to a
   request (RFC 9110 §15.5.20), which is remembered for the two origins.
 
-RFC 8336 §2.4 lets clients take an ORIGIN frame for the address's match, and §4 says what they lose: who gets hold of a
-certificate need not be on the path any more. We have no means to doubt a certificate once it was verified, so that is
-for ``coalescing="origin"`` only.
+RFC 8336 §2.4 lets an ORIGIN frame replace the comparison of addresses. §4 says what that risks: with a stolen
+certificate an attacker need not be on the path. We cannot detect a stolen certificate. So this is for
+``coalescing="origin"`` only.
 
-All this costs a request nothing that finds a connection on its route, and one that does not, two look-ups in a dict:
-connections are found by the names in their certificates. What the names seem to promise is then verified by
-service-identity. A lookup of addresses that comes to nothing serves the dial that follows.
+A request that finds a connection on its route pays nothing for this. Any other request pays two look-ups in a dict:
+connections are found by the names in their certificates. service-identity then verifies the name. If the lookup of
+addresses finds no match, the dial that follows uses it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from allswell._filters.certificates import PeerCertificate
 from allswell._pins import pin_check
 from allswell._request.route import Route
 
-#: Other origins that one connection serves, origins that one server may name, refusals that are remembered.
+#: How many other origins one connection serves, how many one server may name, how many refusals are remembered.
 _ROUTES, _NAMED, _REFUSALS = 256, 1024, 1024
 
 
 class _Reach:
-    """How far one connection reaches."""
+    """The origins that one connection may serve."""
 
     __slots__ = ("address", "certificate", "home", "origin_set", "routes")
 
@@ -50,13 +50,13 @@ class _Reach:
         self.certificate = certificate
         self.address = address
         self.origin_set: set[str] | None = None  # once the server has named any (RFC 8336 §2.3)
-        self.routes: dict[str, Route] = {}  # besides its own, by their origins
+        self.routes: dict[str, Route] = {}  # the other routes that it serves, by their origins
 
 
 class Coalescing:
     """The connections of one pool that may serve other origins too.
 
-    :param dialer: knows where a dial would go.
+    :param dialer: says where a dial would go.
     """
 
     def __init__(self, config: PoolConfig, dialer: Dialer) -> None:
@@ -69,7 +69,7 @@ class Coalescing:
         self._refused: OrderedDict[tuple[Route, Route], None] = OrderedDict()
 
     def add(self, connection: Connection, route: Route) -> None:
-        """It was made, for this route."""
+        """A connection was made for this route."""
         if not connection.multiplexes or not self._eligible(route):
             return
         if connection.http_version == "HTTP/3" and self._quic_identity:
@@ -92,18 +92,18 @@ class Coalescing:
                     del self._by_name[name]
 
     def routes(self, connection: Connection) -> list[Route]:
-        """Those that it serves besides its own."""
+        """The other routes that it serves."""
         reach = self._reaches.get(connection)
         return list(reach.routes.values()) if reach is not None else []
 
     # Finding one
 
     def promises(self, route: Route) -> bool:
-        """Whether some connection seems to reach so far, so that :meth:`find` is worth its while."""
+        """Whether some connection may serve this route, so :meth:`find` is worth it."""
         return next(self._candidates(route), None) is not None
 
     async def find(self, route: Route) -> Connection | None:
-        """A connection with room that may serve the route, and from now on counts as serving it."""
+        """Find a connection with room that may serve the route. From now on it does."""
         found = [each for each in self._candidates(route) if self._may_serve(each, route)]
         if self._mode == "origin":
             for connection in found:
@@ -136,7 +136,7 @@ class Coalescing:
                     yield connection
 
     def _may_serve(self, connection: Connection, route: Route) -> bool:
-        """Whether its server may be this route's, too: by its certificate, the host's pins, and ``allow_address``."""
+        """Whether it may serve this route: by its certificate, the host's pins, and ``allow_address``."""
         reach, config = self._reaches[connection], self._config
         if not reach.certificate.covers(_host(route)):
             return False
@@ -161,7 +161,7 @@ class Coalescing:
     # What servers say
 
     def name(self, connection: Connection, origins: list[str]) -> list[Route]:
-        """An ORIGIN frame came (RFC 8336 §2.3); the routes that it must not serve any more."""
+        """An ORIGIN frame has come (RFC 8336 §2.3). Return the routes that it must no longer serve."""
         reach = self._reaches.get(connection)
         if reach is None:
             return []
@@ -172,7 +172,7 @@ class Coalescing:
         return [reach.routes.pop(origin) for origin in gone]
 
     def refuse(self, connection: Connection, route: Route) -> bool:
-        """It answered 421 (Misdirected Request); whether that was for a route that is not its own."""
+        """It answered 421 (Misdirected Request). Return whether that was for another route than its own."""
         reach = self._reaches.get(connection)
         if reach is None or reach.routes.pop(route.origin, None) is None:
             return False

@@ -1,9 +1,9 @@
-"""All connections of a pool that are not closed, whether they hold a place or say their goodbyes, and how each ended.
+"""The connections of a pool until they are closed, also those that say their goodbyes, and how each ended.
 
-Theory of operation. A connection is entered when it starts, and struck out when it is closed. When the pool closes, all
-end side by side, within one grace. What is in flight may finish until little of the grace is left; then it is cut.
-Where nobody has the time to wait, everything is said in one step (:meth:`Endings.take_leave`). Connections that have
-yet to hear the answers then go on by themselves, and the end of the event loop waits a moment for them.
+Theory of operation. A connection is added when it starts, and removed when it is closed. When the pool closes, all end
+side by side, within one grace. Exchanges in flight may finish until little of the grace is left. Then they are cut. If
+nobody has the time to wait, everything is said in one step (:meth:`Endings.take_leave`). Connections that have yet to
+hear the answers then go on by themselves, and the end of the event loop waits a moment for them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from allswell._report import ConnectionEnd
 from allswell._request.route import Route
 from allswell._tasks import TaskHost, logger
 
-#: After the grace: time for tasks that were told to finish, in seconds. (They wait for nothing any more.)
+#: How many seconds tasks have to finish after the grace. (They wait for nothing by then.)
 _SLACK = 0.1
 
 
@@ -29,11 +29,11 @@ class Endings:
     """The connections of one pool, until they are closed.
 
     :param on_end: called with the end of each (:attr:`PoolConfig.on_connection_end`).
-    :ivar connections: all that are not closed, and the routes that they were made for.
-    :ivar dials: connections in the making, each of which may be one more to end.
-    :ivar ends: of those that closed since :meth:`close` was called.
+    :ivar connections: those that are not closed, and the routes that they were made for.
+    :ivar dials: connections in the making. Each may be one more to end.
+    :ivar ends: the ends of those that closed since :meth:`close` was called.
     :ivar dropped: how many the end of the event loop cut off.
-    :ivar deadline: the end of the grace, since the pool closes.
+    :ivar deadline: the end of the grace, once the pool closes.
     """
 
     def __init__(self, host: TaskHost, on_end: Callable[[ConnectionEnd], object] | None) -> None:
@@ -42,7 +42,7 @@ class Endings:
         self.ends: list[ConnectionEnd] = []
         self.dropped = 0
         self.deadline: Deadline | None = None
-        self._late = ""  # what an exchange is told that has not ended with the grace
+        self._late = ""  # the error for exchanges that are cut when the grace is over
         self._on_end = on_end
         self._drains: list[tuple[set[Connection], list[ConnectionEnd]]] = []  # what each waits for, and what it has
         self._lingering: dict[Connection, None] = {}  # that were left (take_leave), and have not ended yet
@@ -50,15 +50,15 @@ class Endings:
         host.when_over(self._loop_ended)
 
     def start(self, connection: Connection, route: Route) -> None:
-        """A connection is there; it begins."""
+        """Add a connection, and start it."""
         self.connections[connection] = route
         connection.start()
 
     def discard(self, connection: Connection, route: Route, reason: str) -> None:
-        """A connection is there that nobody wants: it says its goodbyes."""
+        """Add a connection that nobody wants. It says its goodbyes."""
         self.start(connection, route)
         deadline = self.deadline
-        # Where nobody waits for the goodbyes, they have a grace of their own.
+        # Goodbyes in the background have a grace of their own.
         connection.close(reason, None if deadline is None or deadline.passed() else deadline)
 
     def dial_begins(self) -> None:
@@ -66,12 +66,12 @@ class Endings:
         self.dials += 1
 
     def dial_is_over(self) -> None:
-        """It was made, or will not be."""
+        """It was made, or failed."""
         self.dials -= 1
         self._tell()
 
     def ended(self, connection: Connection, end: ConnectionEnd) -> None:
-        """A connection is closed; this is how."""
+        """A connection is closed, and this is its end."""
         ours = self.connections.pop(connection, None) is not None
         for waiting, ends in self._drains:
             if connection in waiting:
@@ -90,10 +90,10 @@ class Endings:
         self._tell()
 
     async def drain(self, deadline: Deadline) -> list[ConnectionEnd]:
-        """Have all that are there now take no more, and end when their exchanges have.
+        """Let all present connections take no more requests, and end after their exchanges.
 
-        :param deadline: when to wait no longer. What has not ended then goes on.
-        :return: how those ended that did in time.
+        :param deadline: when to stop waiting. Those that have not ended then go on.
+        :return: the ends of those that ended in time.
         """
         waiting, ends = drain = set(self.connections), list[ConnectionEnd]()
         self._drains.append(drain)
@@ -108,7 +108,7 @@ class Endings:
         return ends
 
     async def close(self, deadline: Deadline, began: float, *, cut: bool) -> None:
-        """End everything, as :meth:`ConnectionPool.aclose` says it; ``ends`` tells how.
+        """End everything, as :meth:`ConnectionPool.aclose` says. The results are in ``ends``.
 
         :param deadline: the end of the grace.
         :param began: when it began.
@@ -118,7 +118,7 @@ class Endings:
         reserve = min(0.5, left / 4)
         carried = any(route.for_tunnels for route in self.connections.values())
         for connection, route in list(self.connections.items()):
-            # What may go through another connection ends sooner, so that the other has its turn. (That one waits: its
+            # Connections through another one end sooner, so that the other has its turn. (It waits, because its
             # exchanges are tunnels.)
             sooner = carried and route.proxies and not route.for_tunnels
             until = deadline.shifted(-reserve / 2) if sooner else deadline
@@ -133,11 +133,11 @@ class Endings:
         finally:
             self.take_leave("the grace is over")
         if not left:
-            # The tasks that hear the answers have begun then, whatever becomes of the loop.
+            # The tasks that hear the answers have begun by then, whatever happens to the loop.
             await anyio.lowlevel.checkpoint()
 
     def shorten_grace(self, deadline: Deadline) -> None:
-        """The grace has become shorter while everything ends."""
+        """The grace has become shorter during the close."""
         if deadline.passed():
             self._cut()
             self.take_leave("the grace is over")
@@ -150,11 +150,11 @@ class Endings:
                 connection.cut(PoolClosed(self._late))
 
     def take_leave(self, reason: str) -> None:
-        """Have everything said now, and wait for nothing; exchanges in flight are aborted.
+        """Say everything now, and wait for nothing. Exchanges in flight are aborted.
 
-        What has not heard its answers yet goes on by itself (see :meth:`Connection.take_leave`). It is not the pool's
-        any more, and told of as it is now. What goes through another of the pool's connections leaves before that one
-        does, and hears nothing more.
+        A connection that has yet to hear its answers goes on by itself (see :meth:`Connection.take_leave`). It no
+        longer belongs to the pool, and is reported as it is now. Connections through another one leave before that one,
+        and hear nothing more.
         """
         carriers = {route for route in self.connections.values() if route.for_tunnels}
         for connection, route in sorted(self.connections.items(), key=lambda each: -len(each[1].proxies)):
@@ -167,7 +167,7 @@ class Endings:
         self._tell()
 
     async def _loop_ended(self) -> None:
-        """It ends under us, and does not end before this does: the answers that come at once are heard."""
+        """The event loop ends, and waits for this: the answers that come at once are heard."""
         self.dropped += len(self.connections)
         self.take_leave(LOOP_ENDED)
         with Deadline.after(LAST_MOMENT).scope():

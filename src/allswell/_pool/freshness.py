@@ -1,4 +1,4 @@
-"""How fresh a connection must be for a request that was sent before, and went elsewhere in vain."""
+"""How fresh a connection must be for a request that was sent before in vain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Freshness:
     """How fresh a connection must be for a request: any will do, or one made after an instant, or an unused one.
 
     A connection that has carried nothing yet is fresh enough for all. One that has carried as much as others did before
-    they left is fresh enough only where any will do.
+    they left is fresh enough only if any will do.
 
     :param made_after: the instant; ``None``: only an unused one will do.
     """

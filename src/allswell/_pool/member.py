@@ -1,8 +1,8 @@
-"""Connections as the pool sees them, and the routes that they serve: a record for each, which name each other.
+"""The pool's records: one for each open connection, and one for each route. They name each other.
 
 A connection serves the route that it was made for, and perhaps others (`coalescing.py`). On all of them it has one
-standing, and each route keeps its members by their standing. So a request finds one with room in one step, and a
-change of standing is made in one place.
+standing, and each route keeps its members by standing. So a request finds a connection with room in one step, and a
+standing changes in one place.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from allswell._pool.freshness import Freshness
 from allswell._pool.waiters import Dial
 from allswell._request.route import Route
 
-#: How long a connection that is about to have room again is waited for, before another one is made: in seconds. (One
-#: on which the server has served nothing yet is waited for without end: another would have no more room.)
+#: How many seconds to wait for a connection that is about to have room again, before another one is made. (If the
+#: server has served nothing on it yet, the wait has no end: another connection would have no more room.)
 EXPECTED_WITHIN = 0.25
 
 
 class Standing(IntEnum):
     """Whether there is room on a connection."""
 
-    #: There is, for any request.
+    #: There is room for any request.
     FREE = 0
-    #: Behind other exchanges of a pipeline only: for requests that may follow others.
+    #: There is room only behind other exchanges of a pipeline, for requests that may follow others.
     BEHIND = 1
-    #: There is none.
+    #: There is no room.
     FULL = 2
-    #: There is none, but some is expected without the end of what is open.
+    #: There is no room, but some is expected soon, although no open exchange need end for it.
     EXPECTING = 3
 
 
-#: (As attributes of the class they take Python 3.11 longer than all else here.)
+#: (Python 3.11 takes long to look them up as attributes of the class.)
 _FREE, _BEHIND, _FULL, _EXPECTING = Standing
 
 
@@ -43,8 +43,8 @@ class Member:
 
     :ivar home: the route that it was made for.
     :ivar serves: the routes that it serves, its home first.
-    :ivar standing: on all of them.
-    :ivar expected_until: until when room that is expected is waited for; ``inf`` where it has served nothing yet.
+    :ivar standing: its standing on all of them.
+    :ivar expected_until: until when to wait for expected room; ``inf`` if it has served nothing yet.
     """
 
     __slots__ = ("connection", "expected_until", "home", "serves", "standing")
@@ -68,7 +68,7 @@ class Member:
         self.serves = tuple(each for each in self.serves if each is not state)
 
     def has_room(self) -> None:
-        """Stand where requests look for room, as the one that was used last."""
+        """It has room, and was used last."""
         connection = self.connection
         behind = connection.open_exchanges and not connection.multiplexes
         self._stand(_BEHIND if behind else _FREE)
@@ -82,7 +82,7 @@ class Member:
         if not connection.answered:
             self.expected_until = math.inf
         elif self.standing is not _EXPECTING or self.expected_until == math.inf:
-            self.expected_until = monotonic() + EXPECTED_WITHIN  # else it has been waited for already
+            self.expected_until = monotonic() + EXPECTED_WITHIN  # otherwise the wait has begun already
         self._stand(_EXPECTING)
 
     @property
@@ -99,14 +99,14 @@ class Member:
 
 
 class RouteState:
-    """What the pool has on one route.
+    """One route: its connections and dials.
 
-    :ivar members: the connections that serve it, by their standing; the last one was used last. ``free``, ``behind``
+    :ivar members: the connections that serve it, by standing, in the order of their last use. ``free``, ``behind``
         and ``expecting`` are three of these.
     :ivar dials: the connections that are being made for it.
-    :ivar places: how many it holds (`places.py`).
-    :ivar takes_places: whether its connections take any. Those that carry others' tunnels take none.
-    :ivar multiplexes: as the last connection turned out; ``None`` before there was one.
+    :ivar places: how many places it holds (`places.py`).
+    :ivar takes_places: whether its connections take places. Those that carry tunnels take none.
+    :ivar multiplexes: whether the last connection does; ``None`` before there was one.
     """
 
     __slots__ = (
@@ -143,9 +143,9 @@ class RouteState:
         return any(member.ungranted for member in self.expecting)
 
     def worth_waiting(self, fresh: Freshness) -> float | None:
-        """Until when to wait for room on a connection that there is; ``None``: there will be none so soon.
+        """Until when to wait for room on an existing connection; ``None``: no room is expected.
 
-        :param fresh: how fresh it must be.
+        :param fresh: how fresh the connection must be.
         """
         now = monotonic()
         fresh_enough = (each for each in self.expecting if fresh.met_by(each.connection))

@@ -1,15 +1,16 @@
 """The rules of sending again: which attempt may be followed by another, where, and after which pause; and the ledger.
 
-:class:`~allswell._errors.NotProcessed` is the only licence, besides the responses that say the same (408, 421, 425).
-What is *proven* may repeat as long as there is progress: the server has answered something since, or is about to, on
-the connection that it leaves. So one that takes ten requests on each connection serves hundreds. Without progress there
-are few tries, with growing pauses; and none when the request has been without a sign of life for longer than it would
-wait for a response, or for room in the pool. Others' progress does not license one request for ever. When it has been
-refused five times, it pauses as well, and from then on it has only so long, and so many tries.
+:class:`~allswell._errors.NotProcessed` is the only licence, besides the responses that say the same (408, 421, 425). A
+request that was *proven* not to be processed may be sent again as long as there is progress: the server has answered
+something since, or is about to, on the connection that it leaves. So a server that takes ten requests on each
+connection serves hundreds. Without progress there are few tries, with growing pauses. There are none once the time
+without progress is longer than the request would wait for a response, or for room in the pool. The progress of other
+requests does not last for ever: a request that was refused five times pauses too, and from then on its time and its
+tries are limited.
 
-Where it goes: a server that left one connection may be about to leave all others that are as old, each when the next
-request comes there. So what was refused twice by connections that left goes on one made since, which is expected to
-take it. What is only *likely* goes on a newer connection, then on one of its own.
+Where it goes: a server that left one connection may be about to leave all others of that age, each when the next
+request comes there. So after two such refusals a request goes on a connection made since, which is expected to take it.
+A request that was only *likely* not processed goes on a newer connection, then on one of its own.
 """
 
 from __future__ import annotations
@@ -30,26 +31,25 @@ from allswell._pool.freshness import ANY, UNUSED, Freshness
 from allswell._request.request import Request
 from allswell._request.response import Attempt, Response
 
-#: Attempts in a row that may come to nothing, at a server that meanwhile serves nothing else either; and connections
-#: to it that may, when many requests try at a time. So many attempts of one request are made at once, where others are
-#: served.
+#: How many attempts in a row may fail at a server that serves nothing else meanwhile, and how many connections to it,
+#: if many requests try at a time. If others are served, so many attempts of one request are made without a pause.
 _FRUITLESS = 5
 
-#: Attempts at one request in all.
+#: How many attempts at one request there are in all.
 _MOST = 50
 
-#: The pause after the second of them, in seconds; it doubles up to the other number.
+#: The pause after the second attempt, in seconds. It doubles up to the second number.
 _PAUSE, _LONGEST_PAUSE = 0.1, 0.8
 
 
-#: A 408 that comes later than so many seconds behind a request has not crossed with it.
+#: A 408 that comes more than so many seconds after the request is its answer. An earlier one may have crossed with it.
 _CROSSING = 1.0
 
 
 class Replay:
     """The attempts at one request that did not give its response.
 
-    :param attempts: the ledger, if it was begun before: by another try, whose attempts count for nothing here.
+    :param attempts: the ledger of an earlier try, if there was one. Its attempts do not count here.
     :ivar attempts: the ledger.
     :ivar http_version: of the connection that carried the last attempt.
     :ivar fresh: how fresh the next connection must be.
@@ -61,9 +61,9 @@ class Replay:
         self.fresh = ANY
         self._request = request
         self._earlier = len(self.attempts)
-        self._left = 0  # connections that had carried others, and left without it
+        self._left = 0  # connections that had carried other requests, and left without this one
         self._fruitless = 0
-        self._service: Service | None = None  # of the last attempt, and what it had answered by then
+        self._service: Service | None = None  # of the last attempt, and how much it had answered by then
         self._answered = self._barren = 0
         bounds = [each for each in (request.timeouts.read, request.timeouts.pool) if each is not None]
         self._bound = min(bounds, default=math.inf)  # seconds of trying without progress
@@ -72,9 +72,9 @@ class Replay:
     def unserved(self, response: Response, connection: Connection, opened_at: float) -> bool:
         """Whether a response only says that the request should be sent again.
 
-        It is wanted on another connection (421: RFC 9110 §15.5.20) or later (425: RFC 8470 §5.2), for the first time.
-        Or the server gave an idle connection of HTTP/1.1 up just when that was used again: a 408 says
-        that it "did not receive a complete request message" (RFC 9110 §15.5.9), and that it closes.
+        A 421 asks for another connection (RFC 9110 §15.5.20), a 425 for a later moment (RFC 8470 §5.2). Each leads to
+        one more attempt. A 408 may mean that the server gave up an idle HTTP/1.1 connection just when it was used
+        again. It says that it "did not receive a complete request message" (RFC 9110 §15.5.9), and that it closes.
 
         :param opened_at: when the request was sent.
         """
@@ -87,7 +87,7 @@ class Replay:
             if not crossed or b"close" not in options(response.headers, b"connection"):
                 return False
             if monotonic() - opened_at > _CROSSING and not self._request.may_repeat(proven=False):
-                return False  # it has not crossed: it is an answer
+                return False  # it has not crossed with the request: it is the answer
             processed = "no"
         elif any(attempt.processed == "declined" for attempt in self.attempts):
             return False
@@ -99,7 +99,7 @@ class Replay:
     async def again(self, error: NotProcessed, connection: Connection) -> None:
         """Return when it is time for another attempt.
 
-        :raises AllswellError: there is none; the error of the last one.
+        :raises AllswellError: if there is none: the error of the last one.
         """
         processed: Literal["no", "perhaps"] = "no" if error.proven else "perhaps"
         self.attempts.append(Attempt(str(error.cause), processed, connection.http_version))
@@ -120,8 +120,8 @@ class Replay:
         elif self.fresh is UNUSED:
             raise error.cause from error
         else:
-            # Connections of its age would end just the same, so it goes on a newer one. Many requests may have been
-            # lost at once: where they can share one, they do. One that is lost again gets a connection of its own.
+            # Other old connections may end in the same way, so it goes on a newer one. Requests that were lost together
+            # may share that. One that is lost again gets a connection of its own.
             self.fresh = Freshness(now) if connection.shared and self.fresh is ANY else UNUSED
 
     @property
@@ -130,7 +130,7 @@ class Replay:
 
     def _look_for_progress(self, connection: Connection, now: float) -> None:
         service = connection.service
-        # (A connection that left without an answer is no progress, whatever others have served meanwhile.)
+        # A connection that left without an answer is no progress, whatever others have served meanwhile.
         useful = connection.state is State.OPEN or connection.answered > 0
         answered = useful and service is self._service and service.answered > self._answered
         serves = connection.state is not State.OPEN and connection.open_exchanges > 0  # what it took before it left
@@ -155,7 +155,7 @@ class Replay:
         )
 
     def _pause(self, connection: Connection) -> float:
-        """Not together with everybody else; and not at once where the connection goes on and only refuses."""
+        """Pause, so that not all requests try at once, and longer if the connection goes on and only refuses."""
         tries = self._tries
         if connection.state is not State.OPEN:
             tries = max(self._fruitless, tries + 2 - _FRUITLESS)

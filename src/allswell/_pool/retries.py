@@ -1,8 +1,8 @@
-"""Retries: what failed for now is tried again, because the caller asked for that (:class:`~allswell.Retry`).
+"""Retries: failures are tried again because the caller asked for it (:class:`~allswell.Retry`).
 
-The pool sends again by itself what was not processed (`replay.py`); there the protocol is the licence. Here it is the
-caller. Both keep one ledger, and know the same facts of a request: whether its body can be sent once more, and whether
-doing it twice does harm. Each try here is a whole one there.
+The pool sends again by itself what was not processed (`replay.py`). There the protocol is the licence, here the caller
+is. Both keep one ledger, and ask the same of a request: whether its body can start anew, and whether sending it twice
+does harm. Each try here may take several attempts there.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from allswell._pool.replay import Replay
 from allswell._request.request import Request
 from allswell._request.response import Attempt, Response
 
-#: A body of a response that is not wanted, up to which it is read, so that its connection can serve on.
+#: The body of an unwanted response is read up to this size, so that its connection can be used again.
 _WORTH_READING = 64 * 1024
-#: And for how long, in seconds. (Its server has trouble: it may never come.)
+#: And for so many seconds. (Its server has trouble: the body may never come.)
 _WORTH_WAITING = 0.5
 
 _MOST_ORIGINS = 1024
 
 
 class Budgets:
-    """By origin: how many retries its requests have earned. A server that fails at all is not asked much more often."""
+    """How many retries the requests to each origin may take, so that a failing server is asked little more often."""
 
-    #: For an origin that was not asked before, and the most that are saved.
+    #: The retries of a new origin, and the most that an origin can save.
     START, MOST = 10.0, 100.0
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Budgets:
         self._saved[origin] = min(self.MOST, self._saved.get(origin, self.START) + share)
 
     def spend(self, origin: str) -> bool:
-        """Whether there is one; it is gone then."""
+        """Take one, and return whether there was one."""
         saved = self._saved.get(origin, self.START)
         if saved < 1:
             return False
@@ -57,9 +57,9 @@ class Budgets:
 
 
 class Pauses:
-    """The pauses of all requests of a pool, which its close cuts short. What follows finds it closed.
+    """The pauses of all requests of a pool. Its close cuts them short.
 
-    :ivar over: there are none any more.
+    :ivar over: the pool closes, and there are no more pauses.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Pauses:
         self._now: set[anyio.Event] = set()
 
     async def wait(self, seconds: float) -> None:
-        """Pause for so long."""
+        """Pause for some seconds."""
         if self.over:
             return
         over = anyio.Event()
@@ -79,7 +79,7 @@ class Pauses:
             self._now.discard(over)
 
     def end(self) -> None:
-        """All of them are over, and no other begins."""
+        """End all pauses, and allow no more."""
         self.over = True
         for over in self._now:
             over.set()
@@ -89,7 +89,7 @@ Send = Callable[[Request, Replay], Awaitable[Response]]
 
 
 async def retried(request: Request, retry: Retry, budgets: Budgets, pauses: Pauses, send: Send) -> Response:
-    """Send a request, as often as it may be; the last response.
+    """Send a request as often as allowed. Return the last response.
 
     :raises AllswellError: what the last attempt raised.
     """
@@ -155,7 +155,7 @@ class _Tries:
 
 
 def _passes(error: AllswellError) -> bool:
-    """Whether it may be otherwise the next time."""
+    """Whether the next attempt may have another result."""
     if isinstance(error, Timeout):
         return error.phase in ("connect", "read", "write")
     if isinstance(error, ConnectFailed):
@@ -164,7 +164,7 @@ def _passes(error: AllswellError) -> bool:
 
 
 def retry_after(headers: Headers) -> float | None:
-    """How many seconds the server asks to wait (RFC 9110 §10.2.3); ``None`` where it does not say."""
+    """How many seconds the server asks to wait (RFC 9110 §10.2.3); ``None`` if it does not ask."""
     for name, value in headers:
         if name.lower() == b"retry-after":
             said = value.decode("latin-1").strip()
@@ -183,13 +183,13 @@ def _utc(at: datetime) -> datetime:
 
 
 async def _leave(response: Response) -> None:
-    """Be done with a response that is not wanted."""
+    """Dispose of a response that is not wanted."""
     length = next((value for name, value in response.headers if name.lower() == b"content-length"), b"")
     try:
         if length.isdigit() and int(length) <= _WORTH_READING:
             with anyio.move_on_after(_WORTH_WAITING):
                 await response.read()
     except AllswellError:
-        pass  # the next attempt is the news, not how this one ended
+        pass  # the next attempt matters, not how this one ended
     finally:
         await response.aclose()

@@ -1,8 +1,8 @@
-"""What waits for a connection, and in which order: pure and synchronous.
+"""The requests that wait for a connection, and their order. All of it is synchronous.
 
-Every waiter stands in the queue of its route. Besides, it is either *with a dial* under way, which will serve it or
-fail it, or *without* one: there was no room for another dial. Those without a dial stand in one more queue, over all
-routes, oldest first: when room comes, the one that has waited longest has it. Each step costs O(1).
+Every waiter stands in the queue of its route. It is also either *with a dial*, which will serve it or fail it, or
+*without* one, because there was no room for another dial. Those without a dial stand in one more queue, over all
+routes, oldest first. When there is room, the one that has waited longest gets it. Each step is O(1).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from allswell._tasks import Signal
 Key = TypeVar("Key", bound=Hashable)
 Entry = TypeVar("Entry", bound=Hashable)
 
-#: How long a dial that was allowed any time goes on when nobody waits for it any more: in seconds.
+#: A dial without a time limit ends so many seconds after the last waiter has given it up.
 UNWANTED_FOR = 5.0
 
 
@@ -31,10 +31,10 @@ class Dial:
     """A connection in the making.
 
     :ivar covers: how many waiters it may serve.
-    :ivar timeout: seconds that each try may take.
-    :ivar searches: it looks for a connection of another route's first, and holds no place until it has.
-    :ivar has_place: it holds one (`places.py`).
-    :ivar owner: the waiter that needs an unused connection; there can be one such.
+    :ivar timeout: how many seconds each try may take.
+    :ivar searches: it first looks for a connection of another route, and holds no place until then.
+    :ivar has_place: it holds a place (`places.py`).
+    :ivar owner: the waiter that needs an unused connection. There can be only one.
     """
 
     __slots__ = ("covers", "deadline", "has_place", "owner", "searches", "timeout", "waiters")
@@ -62,20 +62,20 @@ class Dial:
         """This one does not wait for it any more."""
         self.waiters.pop(waiter, None)
         if self.timeout == math.inf:
-            # Nothing else would ever end it, if the peer says nothing: it must not be what others wait for, too.
+            # If the peer is silent, nothing else would ever end this dial. So no other waiter may join it.
             self.covers = 0
             if not self.waiters:
                 self.deadline.tighten(monotonic() + UNWANTED_FOR)
 
 
 class Waiter:
-    """A request that waits for room; served, it has an exchange, else an error.
+    """A request that waits for room. It gets an exchange or an error.
 
     :ivar came_at: since when it waits.
-    :ivar connect_timeout: seconds that each try to connect may take.
+    :ivar connect_timeout: how many seconds each try to connect may take.
     :ivar fresh: how fresh its connection must be.
     :ivar covered_at: since when it waits for its dial.
-    :ivar searched: other routes' connections were looked at for it, to no avail.
+    :ivar searched: connections of other routes were looked at for it in vain.
     """
 
     __slots__ = (
@@ -104,9 +104,9 @@ class Waiter:
         self.error: BaseException | None = None
 
     def timed_out(self, phase: TimeoutPhase, *, ungranted: bool) -> Timeout:
-        """The error that says so.
+        """The error after a timeout.
 
-        :param ungranted: there is a connection, and the server has not allowed any request on it.
+        :param ungranted: there is a connection, but the server has not allowed any request on it.
         """
         timeouts = self.request.timeouts
         if ungranted and phase != "connect":
@@ -165,7 +165,7 @@ class Waiters(Generic[Key, Entry]):
         return route in self._queues
 
     def first(self, route: Key) -> Iterator[Entry]:
-        """The route's waiters one by one, first come first; the queue must not change while one goes through them."""
+        """The route's waiters one by one, first come first. The queue must not change meanwhile."""
         return iter(self._queues.get(route, ()))
 
     def first_without_dial(self, route: Key) -> Entry | None:
