@@ -14,7 +14,9 @@ _ROOT = _HERE.parents[1]
 
 #: What each module of the layers does, and what it alone may name.
 _MODULES = {
+    "testing": "how a client ends, as its servers see it",
     "_cli": "the command",
+    "_operations": "signals, and the lifespan of ASGI applications",
     "_client": "httpx2's client, on our transport",
     "_transport": "translates requests, responses and errors of httpx2 and httpx",
     "_short": "the client's short ways",
@@ -28,15 +30,20 @@ _MODULES = {
     "_backends": "each version of HTTP, without I/O (h11, h2, hpack)",
     "_filters": "TCP, TLS, UDP, QUIC, tunnels, SOCKS",
     "_quic": "QUIC, without I/O (aioquic)",
+    "_priority": "what a request asks for of its priority (RFC 9218)",
     "_fields": "what heads and trailers mean, in every version",
     "_tasks": "tasks and timers (the only one that names asyncio and trio)",
     "_trace": "events for a request's trace",
     "_deadline": "instants, and the time that is left",
     "_config": "settings",
+    "_addresses": "addresses",
+    "_client_certificate": "certificates",
+    "_pins": "pinned keys",
     "_report": "how it ended",
     "_messages": "heads",
     "_halves": "exchange states",
     "_quic_store": "tickets",
+    "_alt_svc_store": "alternatives",
     "_errors": "errors",
     "_clock": "the clock",
 }
