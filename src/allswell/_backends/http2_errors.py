@@ -1,4 +1,4 @@
-"""What goes wrong in HTTP/2, and what it means for a request: errors inside the backend, and the peer's error codes."""
+"""Errors of HTTP/2, inside the backend and from the peer, and what they mean for a request."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from h2.errors import ErrorCodes
 
 from allswell._errors import AllswellError, ExchangeReset, NotProcessed, shown
 
-#: "What you did" rather than "what I do": on a new connection it would only happen again, so it permits no replay.
+#: These are about the client's behaviour. They would come again on a new connection, so they permit no replay.
 NOT_REPLAYABLE = frozenset((ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED))
 
 
 class PeerError(Exception):
     """The peer broke the protocol: a connection error (RFC 9113 §5.4.1). Never leaves the backend.
 
-    :ivar told: the GOAWAY that says so is in the output already.
+    :ivar told: whether the GOAWAY for it is in the output already.
     """
 
     def __init__(self, code: int, message: str, *, told: bool = False) -> None:
@@ -31,7 +31,7 @@ class StreamError(Exception):
 
 
 def error_name(code: int) -> str:
-    """An error code in the RFC's own word (RFC 9113 §7)."""
+    """The RFC's name of an error code (RFC 9113 §7)."""
     try:
         return ErrorCodes(code).name
     except ValueError:
@@ -39,9 +39,9 @@ def error_name(code: int) -> str:
 
 
 def reset_error(code: int, *, answered: bool) -> AllswellError:
-    """What the peer's RST_STREAM means for the exchange.
+    """The error of an exchange after the peer's RST_STREAM.
 
-    :param answered: the response's head has come.
+    :param answered: whether the response's head has come.
     """
     if code == ErrorCodes.HTTP_1_1_REQUIRED:
         return ExchangeReset("the peer wants HTTP/1.1 for this request (HTTP_1_1_REQUIRED)", code=code, by="peer")

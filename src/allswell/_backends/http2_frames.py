@@ -1,4 +1,4 @@
-"""HTTP/2's frame layer as a reader needs it: cutting input into frames, and the few frames we write ourselves."""
+"""HTTP/2's frame layer: it cuts input into frames, and writes the few frames that we write ourselves."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ END_HEADERS = 0x4
 PADDED = 0x8
 HAS_PRIORITY = 0x20
 
-#: What a peer may send us (RFC 9113 §6.5.2), and the bound of a partial frame. Twice the default: servers in Go write
-#: 32 KiB of a body at once, which then is one frame, in three records of TLS and not in four.
+#: The largest frame that a peer may send (RFC 9113 §6.5.2). It is twice the default: servers in Go write 32 KiB of a
+#: body at once, which is then one frame, in three records of TLS instead of four.
 MAX_FRAME_SIZE = 32768
 
-# The settings that mean something to us (RFC 9113 §6.5.2, RFC 8441 §3). Our encoder's table stays within the default
-# (RFC 7541 §4.2 permits it): hpack searches it from end to end.
+# The settings that we use (RFC 9113 §6.5.2, RFC 8441 §3). Our encoder's table stays within the default size (RFC 7541
+# §4.2 permits that), because hpack searches it from end to end.
 _KNOWN_SETTINGS = frozenset((2, 3, 4, 5, 6, 8))
 _HEADER_TABLE_SIZE = 1
 _MAX_ENCODER_TABLE = 4096
@@ -53,12 +53,12 @@ Frame = tuple[int, int, int, memoryview]
 
 
 class FrameSplitter:
-    """Cuts what arrives, in whatever pieces, into whole frames.
+    """Cuts input into whole frames, however it is cut itself.
 
-    A frame that lies within one piece of input is handed out as a view of it, uncopied; only one that straddles two
-    pieces is put together in a buffer, which :data:`MAX_FRAME_SIZE` bounds.
+    A frame within one piece of input is returned as a view of it, without a copy. A frame in several pieces is put
+    together in a buffer, which :data:`MAX_FRAME_SIZE` limits.
 
-    :ivar position: where in the input the frame ends that was handed out last.
+    :ivar position: where in the input the last returned frame ends.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class FrameSplitter:
     def split(self, data: memoryview) -> Iterator[Frame]:
         """The frames that ``data`` completes. Their views are valid until the caller's buffer is used again.
 
-        A caller that takes no more of them gives what is behind :attr:`position` in the next call.
+        A caller that stops gives the input behind :attr:`position` to the next call.
 
         :raises PeerError: FRAME_SIZE_ERROR, as soon as a frame announces too great a length (RFC 9113 §4.2).
         """
@@ -100,10 +100,10 @@ class FrameSplitter:
         partial += data[pos:]
 
     def following(self, data: memoryview, stream: int, *, room: int, most: int) -> tuple[list[memoryview], int]:
-        """Take what follows the last frame as long as it is more of a body: DATA of this stream, with no flags.
+        """Take the frames behind the last one, as long as they are DATA of this stream without flags.
 
-        :param room: bytes of content that may be taken.
-        :param most: frames that may be taken.
+        :param room: how many bytes of content may be taken.
+        :param most: how many frames may be taken.
         :return: the contents, and their size.
         """
         unpack = _HEADER_IN_FOUR.unpack_from
@@ -152,12 +152,12 @@ def payload(frame: memoryview, flags: int) -> memoryview:
 
 
 class KnownSettings(NamedTuple):
-    """What SETTINGS say.
+    """The contents of SETTINGS.
 
-    :ivar table_sizes: of HPACK, in their order. (h2 would see the last only, and each has to be obeyed: RFC 9113
-        §6.5.3, RFC 7541 §4.2.)
-    :ivar no_priorities: :data:`NO_RFC7540_PRIORITIES`, if they say it.
-    :ivar frame: the frame without these, and without what is unknown: h2 would keep that for ever.
+    :ivar table_sizes: the sizes of HPACK's table, in order. (h2 would see only the last one, but each must be obeyed:
+        RFC 9113 §6.5.3, RFC 7541 §4.2.)
+    :ivar no_priorities: the value of :data:`NO_RFC7540_PRIORITIES`, if it is there.
+    :ivar frame: the frame without these, and without unknown settings, which h2 would keep for ever.
     """
 
     table_sizes: list[int]
@@ -194,16 +194,16 @@ def increment(frame: memoryview) -> int:
 
 
 def without_reserved_bit(frame: memoryview) -> bytes | memoryview:
-    """A WINDOW_UPDATE without the bit that is to be ignored (RFC 9113 §6.9), which h2 takes for the increment's."""
+    """A WINDOW_UPDATE without the reserved bit (RFC 9113 §6.9), which h2 takes for a part of the increment."""
     if len(frame) != 13 or not frame[9] & 0x80:
         return frame
     return b"".join((frame[:9], bytes((frame[9] & 0x7F,)), frame[10:]))
 
 
 def goaway(frame: memoryview, stream: int) -> tuple[int, int, bytes]:
-    """What a GOAWAY says: last stream id, error code, debug data (RFC 9113 §6.8).
+    """The contents of a GOAWAY: last stream id, error code, debug data (RFC 9113 §6.8).
 
-    :raises PeerError: when it is not on stream 0, or too short.
+    :raises PeerError: if it is not on stream 0, or too short.
     """
     if stream:
         raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent GOAWAY on a stream")

@@ -3,20 +3,22 @@
 Theory of operation
 ===================
 
-hpack keeps the tables and knows every rule, but it is written octet by octet, and most of what a small exchange costs
-would be its work. Here are short ways around it, for what is ordinary.
+hpack keeps the tables and knows every rule. But it works octet by octet, and would take most of the time of a small
+exchange. Here are short ways around it, for ordinary fields.
 
-*Encoding.* A client says nearly the same in each request. As long as the table does not change, a field in it has the
-same code, so these are looked up. A field whose value is another each time would change the table each time: it stays
-out of it (:data:`_RESTLESS`). Codes that the table has no part in are remembered for as long as they are used.
+*Encoding.* A client sends nearly the same fields in each request. As long as the table does not change, a field in it
+has the same code, and that is looked up. A field whose value changes each time would change the table each time. So it
+stays out of the table (:data:`_RESTLESS`). Codes that do not depend on the table are remembered as long as they are
+used.
 
-*Decoding.* A server says nearly the same in each response, save for one or two values. Whatever refers to the tables is
-a field that was checked before, and is remembered as checked; a literal is read, put into hpack's table where it says
-so, and checked. Both ways share that table. What is not ordinary is left to hpack, which goes on at the very line
-where the short way stopped: changes of the table's size, what does not exist, what is cut off or garbled, and too much.
+*Decoding.* A server sends nearly the same fields in each response, but for one or two values. A reference to the tables
+is a field that was checked before, and is remembered as checked. A literal is read and checked, and put into hpack's
+table if it says so. Both ways share that table. hpack reads the rest of a block from the first unusual line on: a
+change of the table's size, an entry that does not exist, a line that is cut off or garbled, a section that is too
+large.
 
-What is used of hpack beyond its documented interface (the tables of codes, ``decode_huffman``, ``header_table`` with
-``add``, ``dynamic_entries``, ``maxsize``, ``STATIC_TABLE``) has a canary in the tests.
+The names of hpack that are used beyond its documented interface (the tables of codes, ``decode_huffman``,
+``header_table`` with ``add``, ``dynamic_entries``, ``maxsize``, ``STATIC_TABLE``) have a canary in the tests.
 """
 
 from __future__ import annotations
@@ -35,16 +37,16 @@ from allswell._backends.literals import integer, string
 from allswell._fields import MalformedSection, check_bounds, never_indexed, received_section, section_size
 from allswell._messages import Headers
 
-# A header list too large for us costs its stream; one of this many times the limit, or in this many frames, costs the
+# A header list that is too large costs its stream. With so many times the limit, or in so many frames, it costs the
 # connection.
 _HARD_LIMIT = 4
 _MAX_FRAGMENTS = 64
 
-#: As good as never the same twice: indexed they would only push the others out (nghttp2 does the same).
+#: Fields that are hardly ever the same twice. Indexed, they would only push the others out. (nghttp2 does the same.)
 _SELDOM_THE_SAME = frozenset((b"content-length", b"if-none-match", b"if-modified-since", b"range", b"referer"))
-#: A name whose value has been another so often will be another again (a trace's id, a signature).
+#: After so many changes of a field's value the next one is expected to differ, too (a trace id, a signature).
 _RESTLESS = 4
-#: Strings above this go without Huffman's code.
+#: Longer strings are sent without Huffman's code.
 _LONG = 1024
 
 _REMEMBERED = 256
@@ -61,18 +63,18 @@ _STATIC_NAMES = {name: index for index, (name, _) in reversed(_STATIC.items())} 
 
 
 class FieldEncoder(Encoder):
-    """hpack's encoder, which searches its table from end to end for each field, with a memory in front.
+    """hpack's encoder with a memory in front, because it searches its whole table for each field.
 
-    It leaves out of the table what would only push the rest out. (Each entry moves all others, so it also empties the
-    memory.) It writes long strings as they are: Huffman's code costs more per byte in Python than it saves.
+    Fields that would only push out others stay out of the table. (Each new entry moves all others, and so empties the
+    memory.) Long strings are sent without Huffman's code, which takes more time in Python than it saves.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._indexed: dict[_Field, bytes] = {}  # all that the tables hold, as they are now
+        self._indexed: dict[_Field, bytes] = {}  # all fields that the tables hold now
         self._names: dict[bytes, int] = {}  # likewise, the lowest index of each name
         self._moved = True  # the table has changed since these two were made
-        self._literals: dict[_Field, bytes] = {}  # which refer to the static table, if at all
+        self._literals: dict[_Field, bytes] = {}  # these refer to the static table only
         self._older: dict[_Field, bytes] = {}  # likewise: those before
         self._entered: dict[bytes, int] = {}  # how often a field of this name has entered the table
         self._said = self._smallest = self.header_table.maxsize
@@ -98,7 +100,7 @@ class FieldEncoder(Encoder):
         return b"".join(codes)
 
     def _size_updates(self) -> list[bytes]:
-        """RFC 7541 §4.2: the smallest that it was since the last section, then the one that it is."""
+        """The table's smallest size since the last section, then its size now (RFC 7541 §4.2)."""
         smallest, said, size = self._smallest, self._said, self.header_table.maxsize
         self._smallest = self._said = size
         self._resized = False
@@ -122,7 +124,7 @@ class FieldEncoder(Encoder):
             index = self._names.get(name, 0)
             if self._entered.get(name, 0) < _RESTLESS:
                 return self._enter(name, value, index)
-            if index > _STATIC_LENGTH:  # that holds until the table changes: there is no use in remembering it
+            if index > _STATIC_LENGTH:  # it holds only until the table changes, so it is not worth remembering
                 return integer(index, 4) + _string(value)
         index = _STATIC_NAMES.get(name, 0)
         code = integer(index, 4, 0x10 if secret else 0) + (b"" if index else _string(name)) + _string(value)
@@ -157,7 +159,7 @@ class FieldEncoder(Encoder):
         return integer(index, 6, 0x40) + (b"" if index else _string(name)) + _string(value)
 
     def _remember(self, field: _Field, code: bytes) -> None:
-        """For as long as it is asked for now and then: what came only once is forgotten soonest."""
+        """Remember it as long as it is used. A field that came only once is forgotten first."""
         literals = self._literals
         if len(literals) >= _REMEMBERED:
             self._older = literals.copy()
@@ -186,11 +188,11 @@ class FieldDecoder:
         self._checked: dict[_Field, tuple[_Field, int]] = {}
 
     def decode(self, block: bytes) -> Headers:
-        """The fields of a block, as :func:`received_section` gives them.
+        """Return the fields of a block, as :func:`received_section` does.
 
-        :raises HPACKError: when it is garbled, or far too large.
-        :raises IndexError: when it is garbled.
-        :raises MalformedSection: when it has what no section may hold, or is too large.
+        :raises HPACKError: if it is garbled, or far too large.
+        :raises IndexError: if it is garbled.
+        :raises MalformedSection: if it has a field that no section may have, or is too large.
         """
         table = self._decoder.header_table
         entries, checked, limit = table.dynamic_entries, self._checked, self._hard_limit
@@ -234,7 +236,7 @@ class FieldDecoder:
             else:
                 line = end
         except (LookupError, HPACKError, MalformedSection):
-            pass  # hpack, or the check of all, will say what it is
+            pass  # hpack, or the check of the whole section, says what is wrong
         if line < end:
             rest = self._decode_rest(block[line:], within=bool(fields), limit=limit - size)
             size += section_size(rest)
@@ -243,9 +245,9 @@ class FieldDecoder:
         return fields
 
     def _check(self, entry: _Field) -> tuple[_Field, int]:
-        """A field of the tables, and what it counts for; they are remembered.
+        """A field of the tables, and its size. Both are remembered.
 
-        :raises MalformedSection: when no section may hold it.
+        :raises MalformedSection: if no section may have it.
         """
         [field] = received_section((entry,), _UNLIMITED)
         if len(self._checked) >= _REMEMBERED:
@@ -254,10 +256,10 @@ class FieldDecoder:
         return checked
 
     def _decode_rest(self, block: bytes, *, within: bool, limit: int) -> Headers:
-        """By hpack, from the first line on that is not ordinary.
+        """Decode by hpack, from the first unusual line on.
 
         :param within: there were fields before.
-        :param limit: what is left of the hard limit.
+        :param limit: the rest of the hard limit.
         """
         if within and block[0] & 0xE0 == 0x20:
             raise HPACKDecodingError("a change of the table's size behind a field")  # §4.2
@@ -305,7 +307,7 @@ class Section(NamedTuple):
     """A whole header section.
 
     :ivar fields: decoded and checked; not to be changed.
-    :ivar error: what is malformed about them.
+    :ivar error: the error, if they are malformed.
     """
 
     stream: int
@@ -367,9 +369,9 @@ class SectionReader:
         return self.decode(stream, end, b"".join(self._pieces))
 
     def decode(self, stream: int, end: bool, block: bytes) -> Section:
-        """What a whole block says.
+        """The section of a whole block.
 
-        :raises PeerError: when it is garbled, or far too large.
+        :raises PeerError: if it is garbled, or far too large.
         """
         try:
             return Section(stream, end, self._decoder.decode(block), None)

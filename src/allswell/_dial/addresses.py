@@ -1,11 +1,11 @@
-"""A host's addresses, as they are found: the line of a race to it (RFC 8305 §3, §4).
+"""A host's addresses in the order in which a race tries them (RFC 8305 §3, §4).
 
-AAAA and A are asked for side by side. The line begins with the first answer; when that is A, AAAA gets 50 ms more to be
-first after all. Addresses stand alternating between the families, in the resolver's order within each. At most 16 of
-each family are tried: a DNS answer could otherwise have us connect to thousands.
+AAAA and A are asked for side by side. The line begins with the first answer. If that is A, AAAA gets 50 ms more to be
+first after all. The families alternate, each in the resolver's order. At most 16 addresses of each family are tried,
+because a DNS answer could otherwise make us connect to thousands.
 
-Where DNS gave hints of the addresses (RFC 9460 §7.3), they stand in for what the resolver has not answered after 50 ms,
-or not at all; once it answers, its word counts, and it has its 16 attempts.
+If DNS has given hints of the addresses (RFC 9460 §7.3), they are used when the resolver has not answered after 50 ms.
+Once it answers, its addresses count, and it has 16 attempts of its own.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from allswell._errors import AddressNotAllowed, ConnectFailed
 
 #: RFC 8305 §8.
 RESOLUTION_DELAY = 0.05
-#: Addresses of one family that are tried.
+#: How many addresses of one family are tried.
 ATTEMPTS = 16
 
 T = TypeVar("T")
 
 
 class _NoWay(ConnectFailed):
-    """The system says that an address cannot be reached; it does not know whose it is."""
+    """The system says that an address cannot be reached. (The message has no name of the peer.)"""
 
 
 async def connect_any(
@@ -48,18 +48,18 @@ async def connect_any(
     allow: AllowAddress | None = None,
     transport: Literal["tcp", "udp"] = "tcp",
 ) -> T:
-    """What the first attempt that succeeds returns.
+    """Return the result of the first attempt that succeeds.
 
-    :param attempt: connects to one address; raises ``OSError`` or :class:`ConnectFailed`; may be cancelled.
+    :param attempt: connects to one address. It raises ``OSError`` or :class:`ConnectFailed`, and may be cancelled.
     :param discard: ends a connection that came second.
     :param ask: the resolver.
-    :param local_address: where the attempts come from: only addresses of its family are tried.
-    :param hints: addresses to begin with while the resolver says nothing.
+    :param local_address: the address to connect from. Only addresses of its family are tried.
+    :param hints: addresses to begin with while the resolver has not answered.
     :param allow: which addresses may be tried; see ``PoolConfig``.
-    :param transport: what they are tried over, for ``allow``.
-    :raises ConnectFailed: naming the host, and every address that was tried with its error.
-    :raises AddressNotAllowed: where no other address was tried.
-    :raises BaseException: whatever else an attempt raises, which ends the race.
+    :param transport: the transport, for ``allow``.
+    :raises ConnectFailed: names the host, and each address that was tried with its error.
+    :raises AddressNotAllowed: if no other address was tried.
+    :raises BaseException: any other error of an attempt. It ends the race.
     """
     addresses = _Addresses(host, port, ask, local_address, hints)
 

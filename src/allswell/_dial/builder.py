@@ -1,4 +1,4 @@
-"""What a builder makes of an endpoint: a connected stack, and the backend that speaks on it."""
+"""Builders make a connected stack to an endpoint, and the backend that speaks on it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Input = TypeVar("Input", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class Made(Generic[Input]):
-    """What was made: a stack that carries what the backend takes."""
+    """A connected stack, and a backend that fits it."""
 
     stack: Stack[Carrier[Input]]
     backend: Backend[Input]
 
     def connection(self, host: TaskHost, context: Context, service: Service) -> Connection:
-        """The connection; its task is not running yet."""
+        """Make the connection. Its task is not running yet."""
         driver = Driver(
             host,
             self.stack,
@@ -41,7 +41,7 @@ class Made(Generic[Input]):
 
 
 class Builder(Protocol[Input]):
-    """Makes what a connection consists of: over TCP, or over QUIC."""
+    """Makes stack and backend of a connection, over TCP or over QUIC."""
 
     async def build(self, context: Context, to: Endpoint) -> Made[Input]:
         """Connect to the first address of the endpoint that answers; for the context's route.

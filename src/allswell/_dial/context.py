@@ -1,4 +1,4 @@
-"""What one dial carries, from the pool down to the last of its layers, as one value."""
+"""The context of one dial, from the pool down to the last layer, as one value."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Layer = TypeVar("Layer", bound=Filter)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What one dial carries.
+    """The context of one dial.
 
-    :ivar route: where to; on the way through proxies, where to so far.
+    :ivar route: the destination; on the way through proxies, the next one.
     :ivar config: the pool's settings.
-    :ivar owner: of the connection that is made.
-    :ivar send: sends a request on another connection of the owner's: one for a tunnel that this one goes through.
-    :ivar discard: ends a connection that was made and is not wanted, for this reason.
-    :ivar tracer: is told of each layer.
-    :ivar timeout: seconds that the caller allows, for the tracer to tell. (The caller sees to it.)
+    :ivar owner: the owner of the new connection.
+    :ivar send: sends a request on another connection of the owner: for a tunnel that the new one goes through.
+    :ivar discard: ends a connection that is not wanted, with a reason.
+    :ivar tracer: gets the events of each layer.
+    :ivar timeout: how many seconds the caller allows, for the trace only. (The caller enforces it.)
     """
 
     route: Route
@@ -40,7 +40,7 @@ class Context:
     timeout: float | None = None
 
     def towards(self, route: Route) -> Context:
-        """The same dial, with another end."""
+        """The same dial, with another destination."""
         return replace(self, route=route)
 
     async def connect(self, stack: Stack[Filter]) -> None:
@@ -48,7 +48,7 @@ class Context:
         await stack.connect(self._traced if self.tracer is not None else None)
 
     async def push(self, stack: Stack[Filter], layer: Layer) -> Stack[Layer]:
-        """The stack with one more layer on top, connected. See :meth:`Stack.push`."""
+        """Connect one more layer on top. See :meth:`Stack.push`."""
         return await stack.push(layer, self._traced if self.tracer is not None else None)
 
     async def _traced(self, layer: Filter, step: Callable[[], Awaitable[None]]) -> None:

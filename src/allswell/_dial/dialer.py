@@ -1,10 +1,10 @@
-"""From a route to a connection: QUIC against TCP, by way of whatever leads there.
+"""From a route to a connection: QUIC races TCP, directly or through proxies.
 
-QUIC is tried where the origin is known to offer it (`discovery.py`), and TCP 250 ms later, or as soon as QUIC has
-failed; the first wins (`race.py`). Where QUIC failed it is left alone for a while; it has failed, too, where TCP did
-all of its work in the meantime. A route that ends at a proxy is dialled in the same way, as its hop allows.
+QUIC is tried if the origin is known to offer it (`discovery.py`). TCP follows 250 ms later, or as soon as QUIC has
+failed. The first to connect wins (`race.py`). If QUIC fails, or if TCP connects while QUIC still waits, QUIC is not
+tried there for a while. A route that ends at a proxy is dialled in the same way, as its hop allows.
 
-What a connection consists of is made by builders: `tcp.py`, `quic.py`, and `proxy.py` for what lies below either.
+Builders make the parts of a connection: `tcp.py`, `quic.py`, and `proxy.py` for the way through proxies.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class _Tried(NamedTuple):
-    """What an attempt made, and when it began."""
+    """The result of an attempt, and when it began."""
 
     made: AnyMade
     began: float
@@ -49,9 +49,9 @@ class _Tried(NamedTuple):
 class Dialer:
     """Makes connections for one pool.
 
-    :param quic: makes the builder of HTTP/3 connections, when the first is wanted.
+    :param quic: makes the builder of HTTP/3 connections, when the first is needed.
     :ivar memory: what was learnt of origins.
-    :ivar discovery: what is known of where to.
+    :ivar discovery: where origins offer their service.
     """
 
     def __init__(self, host: TaskHost, config: PoolConfig, quic: QuicMaker | None = None) -> None:
@@ -74,7 +74,7 @@ class Dialer:
         return self._quic
 
     async def dial(self, context: Context) -> Connection:
-        """A new connection; its task is not running yet.
+        """Make a connection. Its task is not running yet.
 
         :raises ConnectFailed: naming the peer and what went wrong.
         """
@@ -95,7 +95,7 @@ class Dialer:
         return made.connection(self._host, context, self.memory.of(context.route).service)
 
     def may_multiplex(self, route: Route) -> bool:
-        """Whether a connection to this route might carry many exchanges at once, for all we know before dialling."""
+        """Whether a connection to this route may carry many exchanges at once, as far as is known before dialling."""
         if route.upgrades and self._config.http1:
             return False
         if route.proxy is not None:

@@ -1,9 +1,8 @@
-"""Where an origin's service is to be had, over QUIC and over TCP: what settings, Alt-Svc fields and DNS say about it.
+"""Where an origin offers its service, over QUIC and over TCP: settings, Alt-Svc fields and DNS say so.
 
-HTTP/3 is tried where the settings name the origin, then where its Alt-Svc fields (`alt_svc.py`) and then its HTTPS
-records (`https_records.py`) offer it, and not where it has just failed. TCP goes where the records say, and at last to
-the origin itself, which is all there is without any. Whoever answers there, its certificate must be the origin's.
-Of a proxy its own settings tell.
+HTTP/3 is tried where the settings name the origin, then where its Alt-Svc fields (`alt_svc.py`) and its HTTPS records
+(`https_records.py`) offer it, but not where it has just failed. TCP goes where the records say, and at last to the
+origin itself. Any server that answers must have a certificate of the origin. For a proxy its own settings say it.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from allswell._tasks import TaskHost
 if TYPE_CHECKING:
     from allswell._dial.https_records import HttpsRecords, Services
 
-#: Endpoints that one dial tries over QUIC.
+#: How many endpoints one dial tries over QUIC.
 _AT_MOST = 4
 
 
 class Ways(NamedTuple):
-    """Endpoints to try, the first first."""
+    """Endpoints to try, in order."""
 
     quic: Sequence[Endpoint]
     tcp: Sequence[Endpoint]
@@ -117,7 +116,7 @@ class Discovery:
         return found
 
     async def _services(self, route: Route, patient: bool) -> Services:
-        """What DNS says. Not for the way through proxies, which resolve names themselves."""
+        """The HTTPS records. There are none for the way through proxies, which resolve names themselves."""
         elsewhere = route.proxies or route.proxy is not None or route.for_tunnels or self._config.uds is not None
         if self._records is None or route.scheme != "https" or elsewhere:
             return ()
@@ -126,11 +125,11 @@ class Discovery:
         found = await self._records.find(route.host, route.port, None if patient else addresses)
         if self._config.resolver is None:
             return found
-        # What its names are is the resolver's to say, and nobody else's.
+        # Only the resolver knows its own names.
         return tuple(each._replace(endpoint=each.endpoint._replace(hints=())) for each in found)
 
     def heard(self, route: Route, head: ResponseHead) -> None:
-        """Take in what a response says of alternatives."""
+        """Note the alternatives that a response offers."""
         fields: list[bytes] = []
         age = 0.0
         for name, value in head.headers:
@@ -143,18 +142,18 @@ class Discovery:
             self.learn(route, b", ".join(fields), age)
 
     def learn(self, route: Route, field: bytes, age: float = 0.0) -> None:
-        """Take in an Alt-Svc field: of a response (RFC 7838 §3), or of an ALTSVC frame (§4)."""
+        """Note an Alt-Svc field, of a response (RFC 7838 §3) or of an ALTSVC frame (§4)."""
         if self._config.http3 is True and route.scheme == "https" and route.proxy is None:
             self.alt_svc.learn(route, field, age)
 
     def network_changed(self) -> None:
-        """Forget what was true of the network as it was."""
+        """Forget what was learnt on the old network."""
         self._call_off()
         self.alt_svc.network_changed()
         self._memory.network_changed()
 
     async def aclose(self) -> None:
-        """The pool closes: write down what was learnt, call off what is being asked."""
+        """The pool closes: write down what was learnt, and cancel lookups."""
         self.alt_svc.flush()
         self._call_off()
         await self.lookups.finds.ended()
@@ -168,7 +167,7 @@ class Discovery:
 
 
 def _different(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """Those that lead elsewhere than the ones before them; with the hints that any of them has."""
+    """The endpoints without duplicates, each with the hints that any of its duplicates has."""
     found: dict[tuple[str, int], Endpoint] = {}
     for each in endpoints:
         known = found.setdefault((each.host, each.port), each)

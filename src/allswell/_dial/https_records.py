@@ -1,11 +1,11 @@
-"""HTTPS records (RFC 9460): what DNS says about where an origin's service is to be had, and by which protocols.
+"""HTTPS records (RFC 9460): DNS says where an origin offers its service, and by which protocols.
 
-Theory of operation. One query for each origin, shared by all dials that want it; its answer is kept for as long as its
-TTL says, that there is none too. AliasMode leads on to another name, ServiceMode tells of services, in order of
-priority. Records are a help and never a condition (§3, "SVCB-optional"): whatever goes wrong, the answer is "none".
+Theory of operation. There is one query for each origin. All dials share it, and its answer is kept for its TTL, also if
+there are no records. AliasMode leads to another name, ServiceMode lists services in order of priority. Records are a
+help and never a condition (§3, "SVCB-optional"): if anything goes wrong, the answer is "none".
 
-A dial is held up by no more than the resolution delay of Happy Eyeballs v3: what it needs first are addresses, and
-those are looked up meanwhile. When they are there, the query has 50 ms more. A later answer serves the next dial.
+A dial waits for no longer than the resolution delay of Happy Eyeballs v3. Addresses are looked up meanwhile. When they
+are known, the query has 50 ms more. A later answer serves the next dial.
 
 dnspython (extra ``dns``) speaks DNS, with the system's name servers or those of the settings; this module is imported
 only where records are wanted.
@@ -41,13 +41,13 @@ _SPECIAL = frozenset({"localhost", "local", "invalid", "onion"})
 _ORIGINS = 1024
 _AT_MOST, _NOTHING_AT_MOST, _FAILURE = 86400.0, 900.0, 30.0
 
-#: Seconds for each query, with all of its repetitions.
+#: How many seconds each query may take, with all of its repetitions.
 _LIFETIME = 5.0
 
-#: Aliases that are followed (§2.4.2), services and hints of each family that are kept.
+#: How many aliases are followed (§2.4.2), and how many services, and hints of each family, are kept.
 _ALIASES, _SERVICES, _HINTS = 8, 4, 4
 
-#: What we know of; a record whose ``mandatory`` names anything else is not for us (§8). (ECH, for one.)
+#: The keys that we know. A record whose ``mandatory`` names any other (ECH, for example) is skipped (§8).
 _KNOWN = {ParamKey.ALPN, ParamKey.NO_DEFAULT_ALPN, ParamKey.PORT, ParamKey.IPV4HINT, ParamKey.IPV6HINT}
 
 #: The protocol that a service speaks unless it says ``no-default-alpn`` (§7.1.1, §9).
@@ -68,11 +68,11 @@ Services = tuple[Service, ...]
 
 
 class HttpsRecords:
-    """What one pool asks DNS for.
+    """The HTTPS records that one pool looks up.
 
     :param nameservers: see ``PoolConfig``.
-    :raises ValueError: for what is no address of a name server.
-    :raises ImportError: when dnspython cannot use this event loop's library as it is installed.
+    :raises ValueError: if one of them is no address.
+    :raises ImportError: if dnspython cannot use this event loop's library as it is installed.
     """
 
     def __init__(self, host: TaskHost, nameservers: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the builders of one pool share: settings, trust, what is known, and the layers that most connections have."""
+"""The common part of a pool's builders: settings, trust, what is known of origins, and the usual layers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from allswell._request.route import Endpoint, Route, authority
 
 
 class Kit:
-    """What the builders of one pool share.
+    """The common part of a pool's builders.
 
     :ivar config: the pool's settings.
-    :ivar lookups: of addresses.
+    :ivar lookups: looks up addresses.
     :ivar memory: what is known of origins.
     """
 
@@ -32,12 +32,12 @@ class Kit:
         self.lookups = lookups
         self.memory = memory
         self._buffer = ReceiveBuffer()
-        self._trust: ssl.SSLContext | None = None  # where no settings say otherwise
+        self._trust: ssl.SSLContext | None = None  # if no settings say otherwise
 
     def trust(self, proxy: ProxyHop | None) -> ssl.SSLContext:
-        """The context that judges certificates of this proxy; of origins, without one.
+        """The context for certificates of this proxy, or of origins if none is given.
 
-        To be asked before anything is connected.
+        Call this before anything is connected.
 
         :raises ConnectFailed: when what the environment names cannot be used.
         """
@@ -48,7 +48,7 @@ class Kit:
         return self._trust
 
     def tcp(self, route: Route, to: Endpoint | None = None) -> TcpFilter:
-        """TCP to the route's host, or an endpoint of its; or what stands for it, a Unix domain socket."""
+        """TCP to the route's host, or to an endpoint of it; or a Unix domain socket in its place."""
         config, peer = self.config, _peer(route)
         host, port, hints, _ = to or Endpoint(route.host, route.port)
 
@@ -89,7 +89,7 @@ class Kit:
         )
 
     def tls_for_caller(self, lower: ByteStream, context: ssl.SSLContext, server_name: str) -> TlsFilter:
-        """TLS over any byte stream: a tunnel that a caller wants to talk TLS through."""
+        """TLS over any byte stream, such as a tunnel in which a caller begins TLS."""
         return TlsFilter(
             lower,
             peer=server_name,
@@ -102,7 +102,7 @@ class Kit:
 
 
 def _peer(route: Route) -> str:
-    """What errors call the route's end."""
+    """The name of the route's end in errors."""
     if route.proxy is not None:
         return f"the proxy {route.proxy}"
     return authority(route.scheme, route.host, route.port)

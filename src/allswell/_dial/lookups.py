@@ -1,11 +1,11 @@
-"""Name resolution, shared: however many dials want one host's addresses, the resolver is asked once.
+"""Name resolution, shared: if many dials want one host's addresses, the resolver is asked once.
 
-``getaddrinfo`` takes a thread of the event loop's few for as long as it runs, so a hundred dials that ask on their own
-stand in line for threads. What is found serves for another second too: long enough for all the attempts of one dial
-(QUIC's, TCP's 250 ms later), too short to be a cache. An error serves for a tenth of that, so that a retry asks anew.
+``getaddrinfo`` occupies one of the event loop's few threads, so a hundred dials would stand in line for threads. An
+answer is used for one more second. That is long enough for all attempts of one dial (QUIC's, and TCP's 250 ms later),
+and too short to be a cache. An error is used for a tenth of that, so that a retry asks anew.
 
-A ``resolver`` of the settings is asked once for both families, and shared in the same way. Unlike the system's, it can
-be called off: it is, when nobody waits for it any more.
+A ``resolver`` of the settings is asked once for both families, and shared in the same way. Unlike the system's, it is
+cancelled when nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ Address = tuple[socket.AddressFamily, Any]
 Send = Callable[[Request], Awaitable[Response]]
 #: In a resolver of the settings: how it sends requests over the pool that it resolves for.
 SEND: ContextVar[Send] = ContextVar("allswell send")
-#: Finds the addresses of a host, for a port, in a family; raises ``OSError``.
+#: Finds the addresses of a host, for a port, in a family. It raises ``OSError``.
 Resolve = Callable[[str, int, int], Awaitable[Sequence[Address]]]
 
-#: Seconds that an answer serves, and an error.
+#: How many seconds an answer is used, and an error.
 _FRESH, _ERROR_FRESH = 1.0, 0.1
 _HOSTS = 256
 
 
 class Shared(Generic[T]):
-    """What one task finds, for as many as wait for it. The task belongs to no caller: it goes on when all have left.
+    """The result of one task, for all that wait for it. The task belongs to no caller, and goes on when all have left.
 
     :param find: returns what it found, and for how many seconds that serves.
     :ivar found: what that was; ``None`` until then, and when nothing was.
