@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import socket
 from time import monotonic, time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
 
-from allswell import Alternative, AltSvcMemory, ConnectionEnd, ConnectionPool, Outcome
+from allswell import Alternative, AltSvcMemory, ConnectFailed, ConnectionEnd, ConnectionPool, Outcome
 from allswell._config import Timeouts
+from allswell._connection.connection import Connection
+from allswell._dial.context import Context
+from allswell._dial.dialer import _Attempts
+from allswell._dial.discovery import Ways
+from allswell._dial.origin_memory import BrokenMarks
 from allswell._dial.quic import QuicBuilder
 from allswell._dial.tcp import TcpBuilder
+from allswell._request.route import Endpoint, Route
 from tests.support.certificates import certificates
 from tests.support.holes import UdpHole, tcp_hole
 from tests.support.lag import LAG, stagger
@@ -161,3 +168,37 @@ async def test_who_comes_second_ends_in_the_pools_sight(stubborn: None, closing:
         assert [layer.outcome for layer in second.layers][1:] == [Outcome.CLEAN, Outcome.CLEAN]
         assert len(ends) == 2
         assert all(end in ends for end in report.connections)
+
+
+class Builds:
+    """A builder whose connections have no room yet; or that fails."""
+
+    def __init__(self, error: ConnectFailed | None = None) -> None:
+        self._error = error
+
+    async def build(self, context: Context, to: Endpoint) -> Any:
+        if self._error is not None:
+            raise self._error
+        return SimpleNamespace(backend=SimpleNamespace(capacity=lambda: 0))
+
+
+@pytest.mark.parametrize("tcp_too", [True, False])
+async def test_quic_without_room_fails_only_where_tcp_may_have_some(tcp_too: bool) -> None:
+    """When TCP has failed and DNS then names a service over QUIC only, it is better than none."""
+    here, marks = Endpoint("name.example", 443), BrokenMarks()
+    discarded: list[str] = []
+    context: Any = SimpleNamespace(
+        route=Route("https", "name.example", 443), discard=lambda connection, why: discarded.append(why)
+    )
+    refused = ConnectFailed("TCP refused", phase="tcp")
+    attempts = _Attempts(
+        context, Builds(refused), lambda: Builds(), marks, lambda context, made: cast(Connection, made)
+    )
+    if tcp_too:
+        with pytest.raises(ConnectFailed, match=r"TCP refused \(before that: .* grants no request streams over QUIC\)"):
+            await attempts.race(Ways([here], [here]))
+        assert discarded == ["it has no room yet, and TCP may have"]
+    else:
+        assert (await attempts.race(Ways([here], ()))).backend.capacity() == 0
+        assert discarded == []
+    assert marks.broken(here) is tcp_too
