@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Literal
+from typing import Literal
 
 from allswell._errors import AddressNotAllowed
 from allswell._given import as_host
@@ -31,12 +31,14 @@ class Contact:
     transport: Literal["tcp", "udp"]
 
 
+#: Of IPv4 and IPv6, as :mod:`socket` has them. A relay's peer may have a name.
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 #: Whether an address may be connected to.
 AllowAddress = Callable[[Contact], bool]
 
 
 def check_contact(
-    allow: AllowAddress | None, host: str, sockaddr: Sequence[Any], transport: Literal["tcp", "udp"]
+    allow: AllowAddress | None, host: str, sockaddr: SocketAddress, transport: Literal["tcp", "udp"]
 ) -> None:
     """Ask whether a socket address may be connected to.
 

@@ -14,11 +14,11 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import anyio
 
-from allswell._addresses import AllowAddress, check_contact
+from allswell._addresses import AllowAddress, SocketAddress, check_contact
 from allswell._deadline import Deadline
 from allswell._dial.lookups import Address, Resolve, literal
 from allswell._dial.race import Lost, race
@@ -100,7 +100,7 @@ class _Addresses:
         self._answers = 0
         self._first, self._last = anyio.Event(), anyio.Event()
         self._found: dict[int, list[Address]] = {socket.AF_INET6: [], socket.AF_INET: []}
-        self._tried: set[Any] = set()
+        self._tried: set[SocketAddress] = set()
         self._tries: Counter[int] = Counter()
         self._prefer: int = socket.AF_INET6
         self._errors: list[OSError] = []

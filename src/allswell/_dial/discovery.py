@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
+from allswell._addresses import SocketAddress
 from allswell._config import PoolConfig
 from allswell._dial.addresses import families
 from allswell._dial.alt_svc import AltSvc
@@ -94,7 +95,7 @@ class Discovery:
         over_tcp = _different([*(each.endpoint for each in services if each.alpn & spoken), here])
         return Ways(over_quic[:_AT_MOST], over_tcp)
 
-    async def destinations(self, route: Route) -> dict[str, set[tuple[Any, ...]]]:
+    async def destinations(self, route: Route) -> dict[str, set[SocketAddress]]:
         """Where a dial for a route without proxies would go: socket addresses, by the version of HTTP.
 
         (The dial asks the same again, and has the answers at once.)
@@ -102,8 +103,8 @@ class Discovery:
         quic, tcp = await self.find(route, datagrams=True)
         return {"HTTP/3": await self._addresses(quic), "HTTP/2": await self._addresses(tcp)}
 
-    async def _addresses(self, endpoints: Iterable[Endpoint]) -> set[tuple[Any, ...]]:
-        found: set[tuple[Any, ...]] = set()
+    async def _addresses(self, endpoints: Iterable[Endpoint]) -> set[SocketAddress]:
+        found: set[SocketAddress] = set()
 
         async def look(host: str, port: int, family: int) -> None:
             with suppress(OSError):  # the dial will ask again, and tell

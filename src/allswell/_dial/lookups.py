@@ -18,11 +18,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import anyio
 
-from allswell._addresses import Resolver
+from allswell._addresses import Resolver, SocketAddress
 from allswell._clock import monotonic
 from allswell._request.request import Request
 from allswell._request.response import Response
@@ -31,7 +31,7 @@ from allswell._tasks import TaskHost
 K = TypeVar("K")
 T = TypeVar("T")
 
-Address = tuple[socket.AddressFamily, Any]
+Address = tuple[socket.AddressFamily, SocketAddress]
 Send = Callable[[Request], Awaitable[Response]]
 #: In a resolver of the settings: how it sends requests over the pool that it resolves for.
 SEND: ContextVar[Send] = ContextVar("allswell send")
@@ -249,7 +249,7 @@ def literal(address: str, port: int) -> list[Address]:
     host, _, zone = address.partition("%")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     if not zone:
-        return [(each[0], each[4]) for each in found]
+        return [(each[0], cast(SocketAddress, each[4])) for each in found]  # (typeshed has Pythons without IPv6, too)
     # (getaddrinfo knows the zones of link-local addresses, and by number those of others.)
     scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
     return [(each[0], (*each[4][:3], scope)) for each in found]

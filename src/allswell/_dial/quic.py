@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from allswell._addresses import check_contact
+from allswell._addresses import SocketAddress, check_contact
 from allswell._backends.http3 import Http3
 from allswell._dial.addresses import connect_any
 from allswell._dial.builder import Made
@@ -86,7 +85,7 @@ class QuicBuilder:
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
         return await context.push(stack, QuicFilter(stack.top, settings))
 
-    def _check_other(self, host: str, address: tuple[Any, ...]) -> None:
+    def _check_other(self, host: str, address: SocketAddress) -> None:
         """Look at an address that a server would rather be reached at (RFC 9000 §9.6).
 
         :raises ConnectFailed: for one that is not allowed.

@@ -8,11 +8,10 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import anyio
 
-from allswell._addresses import AllowAddress
+from allswell._addresses import AllowAddress, SocketAddress
 from allswell._config import SocketOption
 from allswell._dial.addresses import connect_any, words
 from allswell._dial.lookups import Address, Resolve
@@ -63,7 +62,7 @@ async def connect_unix(path: str, *, options: Sequence[SocketOption] = ()) -> so
 
 
 async def _connect(
-    family: int, sockaddr: Any, local_address: str | None, options: Sequence[SocketOption]
+    family: int, sockaddr: SocketAddress | str, local_address: str | None, options: Sequence[SocketOption]
 ) -> socket.socket:
     internet = family in (socket.AF_INET, socket.AF_INET6)
     sock = socket.socket(family, socket.SOCK_STREAM)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from allswell._addresses import SocketAddress
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._report import LayerEnd, Outcome
@@ -20,9 +21,6 @@ from allswell._tasks import TaskHost
 #: How often, at most, an end that waits for nothing reads what has come. Unread input would turn our FIN into RST. A
 #: peer that never stops would keep us reading.
 LAST_READS = 16
-
-#: Of IPv4 and IPv6, as :mod:`socket` has them. A relay's peer may have a name.
-SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 Input_co = TypeVar("Input_co", covariant=True)
 

@@ -28,11 +28,12 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from allswell._addresses import SocketAddress
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate, strict
-from allswell._filters.interface import Carrier, Datagrams, Run, SocketAddress
+from allswell._filters.interface import Carrier, Datagrams, Run
 from allswell._filters.keylog import KeyLog, open_log
 from allswell._quic.connection import ClientConnection, handshake_error, new_connection
 from allswell._quic.ecn import ECT_0, NOT_ECT

@@ -14,9 +14,10 @@ from ipaddress import ip_address
 
 import anyio.lowlevel
 
+from allswell._addresses import SocketAddress
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import ByteStream, Datagrams, OverAnother, Run, SocketAddress
+from allswell._filters.interface import ByteStream, Datagrams, OverAnother, Run
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, current_host
 

@@ -25,11 +25,12 @@ from typing import Any
 
 import anyio
 
+from allswell._addresses import SocketAddress
 from allswell._clock import monotonic
 from allswell._config import SocketOption
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
-from allswell._filters.interface import Datagrams, Run, SocketAddress
+from allswell._filters.interface import Datagrams, Run
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 

@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
-from allswell._addresses import check_contact
+from allswell._addresses import SocketAddress, check_contact
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection
 from allswell._dial.addresses import is_address
@@ -45,7 +45,7 @@ class _Reach:
 
     __slots__ = ("address", "certificate", "home", "origin_set", "routes")
 
-    def __init__(self, home: Route, certificate: PeerCertificate, address: tuple[Any, ...]) -> None:
+    def __init__(self, home: Route, certificate: PeerCertificate, address: SocketAddress) -> None:
         self.home = home
         self.certificate = certificate
         self.address = address
