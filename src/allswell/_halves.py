@@ -45,9 +45,11 @@ class Send(Enum):
     """How far our half has gone.
 
     :ivar moves: where it may go from there.
+    :ivar open: there may be more to send.
     """
 
     moves: tuple[Send, ...]
+    open: bool
 
     HEAD = "head"
     BODY = "body"
@@ -59,9 +61,11 @@ class Receive(Enum):
     """How far the peer's half has come.
 
     :ivar moves: where it may go from there.
+    :ivar over: nowhere, for no more of it will come.
     """
 
     moves: tuple[Receive, ...]
+    over: bool
 
     HEAD = "head"
     BODY = "body"
@@ -80,6 +84,15 @@ Receive.BODY.moves = (Receive.ENDED, Receive.FAILED)
 Receive.TUNNEL.moves = (Receive.ENDED, Receive.FAILED)
 Receive.ENDED.moves = ()
 Receive.FAILED.moves = ()
+for _send in Send:
+    _send.open = _send in (Send.HEAD, Send.BODY)
+for _receive in Receive:
+    _receive.over = not _receive.moves
+
+# To look up a member of an Enum takes Python 3.11 as long as ten attributes of an object: where every request comes by,
+# they have names of their own.
+SEND_HEAD, SEND_BODY, SEND_ENDED, SEND_STOPPED = Send
+RECEIVE_HEAD, RECEIVE_BODY, RECEIVE_TUNNEL, RECEIVE_ENDED, RECEIVE_FAILED = Receive
 
 
 class LengthError(Exception):
@@ -92,26 +105,24 @@ class SendHalf:
     :param state: where it begins.
     :param promised: the request's Content-Length.
     :ivar state: how far it has gone.
+    :ivar open: as its state says: whether there may be more to send.
     :ivar by: which side stopped it.
     """
 
-    __slots__ = ("_owed", "by", "state")
+    __slots__ = ("_owed", "by", "open", "state")
 
-    def __init__(self, state: Send = Send.HEAD, promised: int | None = None) -> None:
+    def __init__(self, state: Send = SEND_HEAD, promised: int | None = None) -> None:
         self.state = state
+        self.open = state.open
         self.by: Party | None = None
         self._owed = promised
-
-    @property
-    def open(self) -> bool:
-        """Whether there may be more to send."""
-        return self.state is Send.BODY or self.state is Send.HEAD
 
     def move(self, to: Send) -> bool:
         """Move, if the table allows it; whether it did."""
         if to not in self.state.moves:
             return False
         self.state = to
+        self.open = to.open
         return True
 
     def stop(self, by: Party) -> bool:
@@ -138,13 +149,15 @@ class ReceiveHalf:
 
     :ivar method: the request's, which decides what a response may contain.
     :ivar state: how far it has come.
+    :ivar over: as its state says: whether no more of it will come.
     :ivar tunnel: it is, or was, a tunnel's.
     """
 
-    __slots__ = ("_left", "method", "state", "tunnel")
+    __slots__ = ("_left", "method", "over", "state", "tunnel")
 
     def __init__(self, method: bytes) -> None:
-        self.state = Receive.HEAD
+        self.state = RECEIVE_HEAD
+        self.over = False
         self.tunnel = False
         self.method = method
         self._left: int | None = None
@@ -153,11 +166,6 @@ class ReceiveHalf:
     def answered(self) -> bool:
         """Whether the final response's head has come, for as long as nothing failed."""
         return self.state is not Receive.HEAD and self.state is not Receive.FAILED
-
-    @property
-    def over(self) -> bool:
-        """Whether no more of it will come."""
-        return not self.state.moves
 
     @property
     def left(self) -> float:
@@ -174,7 +182,8 @@ class ReceiveHalf:
         if to not in self.state.moves:
             return False
         self.state = to
-        if to is Receive.TUNNEL:
+        self.over = to.over
+        if to is RECEIVE_TUNNEL:
             self.tunnel = True
         return True
 
@@ -184,9 +193,9 @@ class ReceiveHalf:
         :param content: how much content follows, where it is known.
         """
         if self.method == b"CONNECT" and status < 300:
-            self.move(Receive.TUNNEL)
+            self.move(RECEIVE_TUNNEL)
         else:
-            self.move(Receive.BODY)
+            self.move(RECEIVE_BODY)
             self._left = content
 
     def count(self, size: int) -> None:
@@ -206,7 +215,7 @@ class ReceiveHalf:
         """
         if self._left:
             raise LengthError
-        self.move(Receive.ENDED)
+        self.move(RECEIVE_ENDED)
 
 
 class Halves:

@@ -418,11 +418,14 @@ class _AsyncioSignal:
         self._function: Callable[[], None] | None = None
 
     def set(self) -> None:
-        if self._function is not None and not self._set:
-            self._loop.call_soon(self._call, context=self._context)
+        if self._set:
+            return  # whoever waits has been woken
         self._set = True
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        if self._future is not None:
+            if not self._future.done():  # (it may be cancelled)
+                self._future.set_result(None)
+        elif self._function is not None:
+            self._loop.call_soon(self._call, context=self._context)
 
     async def wait(self) -> None:
         if not self._set:

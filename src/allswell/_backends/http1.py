@@ -43,7 +43,16 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import MAX_FIELDS, TOO_MANY, RequestSections, kept_idle, options, request_trailers
-from allswell._halves import LengthError, Receive, ReceiveHalf, Send, SendHalf
+from allswell._halves import (
+    RECEIVE_BODY,
+    RECEIVE_ENDED,
+    RECEIVE_TUNNEL,
+    SEND_BODY,
+    SEND_ENDED,
+    LengthError,
+    ReceiveHalf,
+    SendHalf,
+)
 from allswell._messages import Headers, RequestHead, ResponseHead
 
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
@@ -135,7 +144,7 @@ class Http1(Version):
         self._output: list[bytes] = []
         self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
-        self._sending = SendHalf(Send.ENDED)  # of the last request
+        self._sending = SendHalf(SEND_ENDED)  # of the last request
         self._receiving = ReceiveHalf(b"")
         self._chunked = False  # the request's content is
         self._upgrade = False  # the request asks for another protocol
@@ -173,7 +182,7 @@ class Http1(Version):
         target = section.absolute_form if section.absolute else section.target or section.authority
         self._output.append(b"%b %b HTTP/1.1\r\n%b\r\n" % (section.method, target, b"".join(section.fields)))
         # (Without a length, and not chunked, there is no content: RFC 9112 §6.3.)
-        self._sending = SendHalf(Send.BODY, None if section.chunked else section.content_length or 0)
+        self._sending = SendHalf(SEND_BODY, None if section.chunked else section.content_length or 0)
         self._receiving = ReceiveHalf(section.method)
         self._chunked, self._upgrade, self._persists = section.chunked, section.upgrade, not section.close
         self._begun, self._surplus = b"", b""
@@ -212,7 +221,7 @@ class Http1(Version):
     def _end_content(self, trailers: Headers) -> None:
         if self._chunked:
             self._output.append(b"0\r\n%b\r\n" % b"".join([_line(*field) for field in trailers]))
-        self._sending.move(Send.ENDED)
+        self._sending.move(SEND_ENDED)
 
     def send_window(self, exchange: int) -> int:
         return _WINDOW if exchange == self._current else 0
@@ -268,7 +277,7 @@ class Http1(Version):
 
     def receive(self, data: memoryview) -> list[Event]:
         receiving = self._receiving
-        if receiving.state is Receive.TUNNEL:
+        if receiving.state is RECEIVE_TUNNEL:
             return [BodyReceived(self._current, bytes(data), len(data))]
         if not self._current:
             # Nobody asked: a 408 before the server closes, at best (RFC 9112 §9.5), or smuggling. Not ours to read.
@@ -281,7 +290,7 @@ class Http1(Version):
         events: list[Event] = []
         if self._reader is not None:
             self._to_h11(data, events)
-        elif receiving.state is Receive.BODY:
+        elif receiving.state is RECEIVE_BODY:
             self._take_content(data, events)
         else:
             self._take_head(data, events)
@@ -310,7 +319,7 @@ class Http1(Version):
         receiving, events = self._receiving, list[Event]()
         if why is None and not receiving.over:
             if receiving.tunnel:
-                receiving.move(Receive.ENDED)
+                receiving.move(RECEIVE_ENDED)
                 return [ResponseCompleted(exchange, [])]  # our half of it is still open
             if self._reader is not None:
                 self._reader.receive_data(b"")
@@ -322,7 +331,7 @@ class Http1(Version):
                 )
             elif self._chunks is not None:
                 why = RemoteProtocolError("the server broke HTTP/1.1: it ended the body within its chunks")
-            elif receiving.state is Receive.BODY:
+            elif receiving.state is RECEIVE_BODY:
                 self._completed([], events)  # RFC 9112 §6.3: where nothing else says it, this is its end
                 return events
         self.must_abort = True
@@ -356,7 +365,7 @@ class Http1(Version):
 
     def _answered(self, head: ResponseHead, events: list[Event], *, close: bool) -> None:
         """The final response's head has come."""
-        self._receiving.move(Receive.BODY)
+        self._receiving.move(RECEIVE_BODY)
         events.append(ResponseReceived(self._current, head))
         if close:
             self._persists = False
@@ -430,7 +439,7 @@ class Http1(Version):
             if event.status_code == 101 and self._sending.open:
                 # RFC 9110 §7.8: a request is not left half-way for another protocol, whose bytes the rest would seem.
                 raise h11.RemoteProtocolError("it switched protocols in the middle of the request")
-            self._receiving.move(Receive.TUNNEL)
+            self._receiving.move(RECEIVE_TUNNEL)
             events.append(ResponseReceived(exchange, head, tunnel=True))
             leading = reader.trailing_data[0]
             if leading:
@@ -529,7 +538,7 @@ class Http1(Version):
     def _completed(self, trailers: Headers, events: list[Event]) -> None:
         """The response is complete."""
         events.append(ResponseCompleted(self._current, trailers))
-        self._receiving.move(Receive.ENDED)
+        self._receiving.move(RECEIVE_ENDED)
         if not self.followed and self.surplus:
             # More than was asked for: the next response on this connection would be forged.
             self.must_abort = True

@@ -72,7 +72,7 @@ from allswell._backends.interface import (
 )
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import RequestSection, RequestSections, as_pair, request_trailers, section_size
-from allswell._halves import LengthError, Send
+from allswell._halves import SEND_ENDED, LengthError
 from allswell._messages import Field, Headers, RequestHead
 
 _DEFAULT_WINDOW = 65535
@@ -234,7 +234,7 @@ class Http2:
         else:
             self._send_piece(stream, data, end, fields)
         if end:
-            stream.sending.move(Send.ENDED)
+            stream.sending.move(SEND_ENDED)
             if stream.over:
                 self._forget(stream)
 

@@ -8,7 +8,16 @@ from h2.errors import ErrorCodes
 
 from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._fields import MalformedSection, RequestSection, response_section, trailer_section
-from allswell._halves import Halves, LengthError, Receive, ReceiveHalf, Send, SendHalf
+from allswell._halves import (
+    RECEIVE_ENDED,
+    RECEIVE_HEAD,
+    SEND_BODY,
+    SEND_ENDED,
+    Halves,
+    LengthError,
+    ReceiveHalf,
+    SendHalf,
+)
 from allswell._messages import Field, Headers, ResponseHead
 
 _WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
@@ -56,7 +65,7 @@ class Stream(Halves):
     __slots__ = ("id", "send_window_opened", "unread", "window")
 
     def __init__(self, id_: int, *, window: Window, method: bytes, to_send: int | None, end: bool) -> None:
-        super().__init__(SendHalf(Send.ENDED if end else Send.BODY, to_send), ReceiveHalf(method))
+        super().__init__(SendHalf(SEND_ENDED if end else SEND_BODY, to_send), ReceiveHalf(method))
         self.id = id_
         self.send_window_opened = 0
         self.window = window
@@ -80,9 +89,9 @@ class Stream(Halves):
     def receive_data(self, size: int, end: bool) -> None:
         """:raises StreamError: for content that may not come here or now."""
         half = self.receiving
-        if half.state is Receive.ENDED:
+        if half.state is RECEIVE_ENDED:
             raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
-        if half.state is Receive.HEAD:
+        if half.state is RECEIVE_HEAD:
             raise StreamError("a body before its response")
         try:
             half.count(size)
@@ -93,7 +102,7 @@ class Stream(Halves):
 
     def receive_trailers(self, fields: Headers, end: bool) -> None:
         """:raises StreamError: for a malformed trailer section."""
-        if self.receiving.state is Receive.ENDED:
+        if self.receiving.state is RECEIVE_ENDED:
             raise StreamError("a frame after the end of its stream", ErrorCodes.STREAM_CLOSED)
         if self.receiving.tunnel:
             raise StreamError("a header section in a tunnel")  # RFC 9113 §8.5

@@ -65,7 +65,7 @@ from allswell._fields import (
     section_size,
     trailer_section,
 )
-from allswell._halves import LengthError, Receive, Send
+from allswell._halves import RECEIVE_FAILED, SEND_ENDED, LengthError
 from allswell._messages import SAFE_METHODS, Field, Headers, RequestHead, ResponseHead
 from allswell._quic import varint
 from allswell._quic.interface import (
@@ -211,7 +211,7 @@ class Http3:
         else:
             self._send_piece(exchange, data, end, last)
         if end:
-            state.sending.move(Send.ENDED)
+            state.sending.move(SEND_ENDED)
             if state.over:
                 del self._exchanges[exchange]
 
@@ -548,7 +548,7 @@ class Http3:
             self._on_end(stream_id, state)
         else:
             error = state.reset_error(code)
-            state.receiving.move(Receive.FAILED)
+            state.receiving.move(RECEIVE_FAILED)
             self._fail(stream_id, error, h3.H3_REQUEST_CANCELLED)
 
     def _on_stop_sending(self, stream_id: int, code: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from allswell._backends.http3_frames import H3_REQUEST_REJECTED, FrameReader
 from allswell._errors import AllswellError, ExchangeReset, NotProcessed
-from allswell._halves import Halves, ReceiveHalf, Send, SendHalf
+from allswell._halves import SEND_BODY, SEND_ENDED, Halves, ReceiveHalf, SendHalf
 from allswell._messages import Headers, RequestHead
 
 
@@ -24,7 +24,7 @@ class Http3Exchange(Halves):
     def __init__(
         self, head: RequestHead, reader: FrameReader, *, end: bool, owed: int | None, with_early_data: bool
     ) -> None:
-        super().__init__(SendHalf(Send.ENDED if end else Send.BODY, owed), ReceiveHalf(head.method))
+        super().__init__(SendHalf(SEND_ENDED if end else SEND_BODY, owed), ReceiveHalf(head.method))
         self.head = head
         self.reader = reader
         self.with_early_data = with_early_data

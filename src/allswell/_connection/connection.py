@@ -37,18 +37,17 @@ from allswell._backends.interface import (
     ResponseReceived,
     SendWindowOpened,
     SilenceChanged,
-    UploadRefused,
 )
 from allswell._clock import monotonic
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.exchange import Exchange
 from allswell._connection.idle import Idle
-from allswell._connection.lifecycle import Lifecycle, State
+from allswell._connection.lifecycle import CLOSED, DRAINING, OPEN, Lifecycle, State
 from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
-from allswell._halves import Receive, Send
+from allswell._halves import RECEIVE_ENDED, RECEIVE_FAILED, SEND_BODY, SEND_ENDED, SEND_STOPPED
 from allswell._messages import Headers, RequestHead
 from allswell._report import ConnectionEnd
 from allswell._tasks import Alarm, TaskHost
@@ -226,10 +225,10 @@ class Connection:
 
     def capacity(self) -> int:
         """Exchanges that may be opened now."""
-        if self._life.state is not State.OPEN:
+        if self._life.state is not OPEN:
             return 0
-        room, takes = self._backend.capacity(), self.service.takes
-        if room and room > takes - self._taken:
+        room = self._backend.capacity()
+        if room and room > (takes := self.service.takes) - self._taken:
             # More than such connections took before they left. When all of that is answered, one more will show.
             room = max(int(takes) - self._taken, 0 if self._exchanges else 1)
         return room
@@ -237,7 +236,7 @@ class Connection:
     @property
     def capacity_expected(self) -> bool:
         """Whether it has no room, but is expected to have some without the end of what is open."""
-        return self._life.state is State.OPEN and self._backend.capacity_expected
+        return self._life.state is OPEN and self._backend.capacity_expected
 
     def extra(self, name: str) -> Any:
         """See :meth:`Filter.extra`."""
@@ -255,7 +254,7 @@ class Connection:
         busy = bool(self._exchanges)
         if monotonic() >= self._idle.until:
             self._end_idle()  # the event loop was held, and the alarm is late
-        if self._life.state is State.OPEN and not self._looking and (self._in_order or not busy):
+        if self._life.state is OPEN and not self._looking and (self._in_order or not busy):
             if busy and self._driver.full():
                 return False
             self._looking = True  # the owner is told of room meanwhile, and need not look again
@@ -300,7 +299,7 @@ class Connection:
                 self._abandon(exchange.number)
             raise error.named(exchange.label) from error
         # (Behind the head of a CONNECT comes its tunnel.)
-        exchange.sending.move(Send.BODY if upload or head.method == b"CONNECT" else Send.ENDED)
+        exchange.sending.move(SEND_BODY if upload or head.method == b"CONNECT" else SEND_ENDED)
         self._exchanges[number] = exchange
         self._idle.end()
         self.opened += 1
@@ -342,10 +341,10 @@ class Connection:
             # Behind those that wait for room: they are woken in this order, and the first takes what there is.
             self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
         if end:
-            exchange.sending.move(Send.ENDED)
+            exchange.sending.move(SEND_ENDED)
             if exchange.receiving.tunnel and self._in_order:
                 # In HTTP/1.1 a tunnel is the connection: its other half ends with that, which says goodbye now.
-                exchange.receiving.move(Receive.FAILED)
+                exchange.receiving.move(RECEIVE_FAILED)
             self.half_ended(exchange)
 
     def half_ended(self, exchange: Exchange[Connection]) -> None:
@@ -385,7 +384,7 @@ class Connection:
 
         One that leaves is not in need of it, and the reset might overtake what the tunnel carried last.
         """
-        if self._life.state is State.OPEN:
+        if self._life.state is OPEN:
             exchange.abandon()
         else:
             self._over(exchange)
@@ -402,7 +401,7 @@ class Connection:
             self.settle()
 
     def _abandon(self, number: int) -> None:
-        if self._life.state is State.CLOSED:
+        if self._life.state is CLOSED:
             return
         self._backend.cancel(number)
         if self._backend.must_abort:
@@ -422,7 +421,7 @@ class Connection:
         """
         if deadline is not None or epoch is not None:
             self._driver.limit(deadline, epoch)
-        if self._life.move(State.DRAINING, reason):
+        if self._life.move(DRAINING, reason):
             self._tell_leaving()
         self.settle()
 
@@ -439,7 +438,7 @@ class Connection:
 
     def _abort(self, reason: str, error: AllswellError, last_words: str = "") -> None:
         counted = self._life.state is State.CLOSING
-        if not self._life.move(State.CLOSED, reason):
+        if not self._life.move(CLOSED, reason):
             return
         if not counted:
             self._count()
@@ -470,7 +469,7 @@ class Connection:
     @property
     def reads(self) -> bool:
         """Whether anything that arrives is still of use."""
-        return self._life.state in (State.OPEN, State.DRAINING)
+        return self._life.state in (OPEN, DRAINING)
 
     def unread_much(self) -> bool:
         """Whether nothing is to be read before the application has read more."""
@@ -486,7 +485,7 @@ class Connection:
             self._transmit(answers=True)
         if backend.must_abort:
             self.abort("the connection cannot be used any more")
-        elif self._life.state is State.DRAINING:
+        elif self._life.state is DRAINING:
             self.settle()
 
     def end_of_stream(self, *, truncated: bool) -> None:
@@ -497,7 +496,7 @@ class Connection:
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
         cut = self.cut_short
         self._dispatch(self._backend.receive_eof(why), last=True)
-        halves = (each.receiving.tunnel and each.receiving.state is Receive.ENDED for each in self._exchanges.values())
+        halves = (each.receiving.tunnel and each.receiving.state is RECEIVE_ENDED for each in self._exchanges.values())
         if self.cut_short > cut or self._backend.must_abort or not all(halves):
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
@@ -507,11 +506,11 @@ class Connection:
 
     def ended(self) -> bool:
         """The goodbyes are over; whether it was not aborted before."""
-        return self._life.move(State.CLOSED)
+        return self._life.move(CLOSED)
 
     def lost(self, error: TransportError) -> None:
         """The layer below is gone."""
-        if self._life.state is not State.CLOSED:
+        if self._life.state is not CLOSED:
             self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(str(error), error)
 
@@ -522,27 +521,26 @@ class Connection:
         """
         exchanges = self._exchanges
         for event in events:
-            kind = type(event)
+            if isinstance(event, BodyReceived):  # the most frequent ones come first
+                exchange = exchanges.get(event.exchange)
+                if exchange is None or exchange.on_body(event.data, event.credit):
+                    self._backend.consumed(event.exchange, event.credit)
+                continue
             if isinstance(event, ConnectionEvent):
                 self._on_connection_event(event)
                 continue
-            if kind is SendWindowOpened and event.exchange is None:
-                for each in exchanges.values():
-                    each.on_room()
+            if isinstance(event, SendWindowOpened):
+                self._on_window(event.exchange)
                 continue
-            exchange = exchanges.get(event.exchange)  # type: ignore[arg-type]  # None was dealt with just above
+            exchange = exchanges.get(event.exchange)
             if exchange is None:
-                if isinstance(event, BodyReceived):
-                    self._backend.consumed(event.exchange, event.credit)
-            elif isinstance(event, ResponseReceived):
+                continue
+            if isinstance(event, ResponseReceived):
                 self.answered += 1
                 self.service.answered += 1
                 if self.answered > self.service.takes:
                     self.service.takes_more()
                 exchange.on_response(event.head, tunnel=event.tunnel)
-            elif isinstance(event, BodyReceived):
-                if exchange.on_body(event.data, event.credit):
-                    self._backend.consumed(event.exchange, event.credit)
             elif isinstance(event, ResponseCompleted):
                 exchange.on_complete(event.trailers)
                 if exchange.over:
@@ -557,17 +555,21 @@ class Connection:
                 if isinstance(event.error, NotProcessed) and event.error.proven:
                     self._refused(self._taken - 1)
                 exchange.on_error(event.error)
-            elif kind is UploadRefused:
+            else:
                 exchange.on_upload_refused()
                 if exchange.over:
                     self._over(exchange)
-            else:
+
+    def _on_window(self, number: int | None) -> None:
+        """More may be sent: of one exchange, or of any."""
+        for exchange in self._exchanges.values() if number is None else (self._exchanges.get(number),):
+            if exchange is not None:
                 exchange.on_room()
 
     def _refused(self, taken: int) -> None:
         """The peer has refused a request, so it took so many until now."""
         self._taken = taken
-        if self._life.state is not State.OPEN:
+        if self._life.state is not OPEN:
             self.service.leaves(self.made_at, taken)
 
     def _on_connection_event(self, event: ConnectionEvent) -> None:
@@ -588,7 +590,7 @@ class Connection:
                 self.silent = event.silent
                 for exchange in self._exchanges.values():
                     exchange.on_silence(event.silent)
-            if self._life.state is State.OPEN:
+            if self._life.state is OPEN:
                 self._tell_available()
 
     def _tell_announced(self, news: OriginsNamed | AlternativeOffered) -> None:
@@ -604,7 +606,7 @@ class Connection:
     def _over(self, exchange: Exchange[Connection]) -> None:
         """Both halves are over: the response is complete, and our side sent all, or stopped."""
         if self._exchanges.pop(exchange.number, None) is not None:
-            if exchange.sending.state is Send.STOPPED:
+            if exchange.sending.state is SEND_STOPPED:
                 self._backend.stop(exchange.number)
             self._driver.resume()  # what has yet to be read of it holds up nobody else
             if self._exchanges and self._in_order:
@@ -613,11 +615,11 @@ class Connection:
     def settle(self) -> None:
         """After exchanges ended: move on in life, or tell the owner of the room."""
         state = self._life.state
-        if state is State.DRAINING:
+        if state is DRAINING:
             if not self._exchanges and self._life.move(State.CLOSING):
                 self._count()
                 self._driver.leave()
-        elif state is State.OPEN:
+        elif state is OPEN:
             if self._backend.exhausted:
                 # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
                 self.close("it can carry no more requests")
@@ -646,7 +648,7 @@ class Connection:
 
     def _transmit(self, *, answers: bool = False) -> None:
         data = self._backend.take_output()
-        if (data or self._writer.pushes) and self._life.state is not State.CLOSED:
+        if (data or self._writer.pushes) and self._life.state is not CLOSED:
             self._writer.write(data, answers=answers)
 
     def written(self) -> None:
@@ -676,7 +678,7 @@ class Connection:
         following = math.inf
         for exchange in list(self._exchanges.values()):
             following = min(following, exchange.expire(now, seen_all=seen_all))
-        if self._life.state is State.OPEN:
+        if self._life.state is OPEN:
             if now < self._idle.until:
                 following = min(following, self._idle.until)
             elif self._wanted():

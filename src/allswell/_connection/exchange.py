@@ -32,7 +32,18 @@ from allswell._errors import (
     TimeoutPhase,
     TransportError,
 )
-from allswell._halves import Halves, Receive, ReceiveHalf, Send, SendHalf, wants_rest
+from allswell._halves import (
+    RECEIVE_BODY,
+    RECEIVE_ENDED,
+    RECEIVE_FAILED,
+    RECEIVE_TUNNEL,
+    SEND_BODY,
+    SEND_ENDED,
+    Halves,
+    ReceiveHalf,
+    SendHalf,
+    wants_rest,
+)
 from allswell._messages import Headers, RequestHead, ResponseHead
 from allswell._priority import priority_value
 from allswell._tasks import TaskHost
@@ -194,7 +205,7 @@ class Exchange(Halves, Generic[On]):
     @property
     def lingers(self) -> bool:
         """Whether it is a tunnel whose end we have sent: what is left is the peer's."""
-        return self.tunnel is not None and self.sending.state is Send.ENDED
+        return self.tunnel is not None and self.sending.state is SEND_ENDED
 
     @property
     def uploading(self) -> bool:
@@ -223,7 +234,7 @@ class Exchange(Halves, Generic[On]):
         :raises AllswellError: when the body ends before it is complete.
         """
         body = self.body
-        while self.receiving.state is not Receive.ENDED:
+        while self.receiving.state is not RECEIVE_ENDED:
             if self.error is not None:
                 raise self.error
             if not body.collects:
@@ -249,12 +260,12 @@ class Exchange(Halves, Generic[On]):
             return data
         if self.error is not None:
             raise self.error
-        return b"" if self.receiving.state is Receive.ENDED else None
+        return b"" if self.receiving.state is RECEIVE_ENDED else None
 
     @property
     def all_read(self) -> bool:
         """Whether the response is complete, and the requester has taken all of it."""
-        return self.receiving.state is Receive.ENDED and not self.body.pieces
+        return self.receiving.state is RECEIVE_ENDED and not self.body.pieces
 
     @property
     def needs_requester(self) -> bool:
@@ -321,7 +332,7 @@ class Exchange(Halves, Generic[On]):
             )
             self._ready.set()
         self._stop_upload("us")
-        self.receiving.move(Receive.FAILED)
+        self.receiving.move(RECEIVE_FAILED)
         self.connection.abandon(self)
         self.body.clear()
 
@@ -392,7 +403,7 @@ class Exchange(Halves, Generic[On]):
     def on_upload_waits(self, until: float) -> None:
         """The upload waits for the peer to take more."""
         self.connection.watch(until)
-        if self.receiving.state is Receive.ENDED:
+        if self.receiving.state is RECEIVE_ENDED:
             self._read_at = math.inf  # of :meth:`finish`, which waits for the peer now
 
     def on_upload_moved(self) -> None:
@@ -440,10 +451,10 @@ class Exchange(Halves, Generic[On]):
         self._read_at = math.inf  # what was waited for has come, though the waiting task may have its turn much later
         if tunnel:
             self.tunnel = Tunnel(self, self.connection.host.signal())
-            self.receiving.move(Receive.TUNNEL)
-            self.sending.move(Send.BODY)
+            self.receiving.move(RECEIVE_TUNNEL)
+            self.sending.move(SEND_BODY)
         else:
-            self.receiving.move(Receive.BODY)
+            self.receiving.move(RECEIVE_BODY)
             if not wants_rest(head.status):
                 self._stop_upload("us")
         if self.upload is not None:
@@ -474,7 +485,7 @@ class Exchange(Halves, Generic[On]):
 
     def on_complete(self, trailers: Headers) -> None:
         """The response is complete."""
-        self.receiving.move(Receive.ENDED)
+        self.receiving.move(RECEIVE_ENDED)
         self._read_at = math.inf
         self.trailers = trailers
         self._ready.set()
@@ -492,9 +503,9 @@ class Exchange(Halves, Generic[On]):
 
     def on_error(self, error: BaseException) -> None:
         """The exchange is over. Pieces that came before are still read first."""
-        if self.error is None and self.receiving.state is not Receive.ENDED:
+        if self.error is None and self.receiving.state is not RECEIVE_ENDED:
             self.error = self._named(error) if isinstance(error, AllswellError) else error
-        self.receiving.move(Receive.FAILED)
+        self.receiving.move(RECEIVE_FAILED)
         self._stop_upload(error.by if isinstance(error, AllswellError) else "us")
         self._ready.set()
 
@@ -547,7 +558,7 @@ class Exchange(Halves, Generic[On]):
         self._read_at = math.inf
         if upload is not None:
             upload.write_at = math.inf
-        if self.receiving.state is Receive.ENDED:
+        if self.receiving.state is RECEIVE_ENDED:
             # Only our upload goes on, and time is up for it.
             self._stop_upload("us")
             self.connection.abandon(self)

@@ -29,6 +29,9 @@ class State(Enum):
     CLOSED = "closed"
 
 
+#: The states by names of their own: see `_halves.py`.
+OPEN, DRAINING, CLOSED = State.OPEN, State.DRAINING, State.CLOSED
+
 _MOVES: dict[State, frozenset[State]] = {
     State.OPEN: frozenset({State.DRAINING, State.CLOSED}),
     State.DRAINING: frozenset({State.CLOSING, State.CLOSED}),

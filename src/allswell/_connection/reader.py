@@ -35,6 +35,10 @@ class _Next(Enum):
     NOTHING = "there will be none"
 
 
+#: By names of their own: see `_halves.py`.
+_ARRIVAL, _OTHERS, _ROOM, _NOTHING = _Next
+
+
 class Takes(Protocol):
     """What a reader reads for."""
 
@@ -68,7 +72,7 @@ class Reader:
         self._host = host
         self._top = top
         self._taker = taker
-        self._next = _Next.ARRIVAL
+        self._next = _ARRIVAL
         self._due = False  # the event loop has been asked for the next turn
         self._listening = False
         self._task = True  # whether there is one, which waits
@@ -91,14 +95,14 @@ class Reader:
             self._scope = None
 
     async def _read(self) -> None:
-        while self._next is not _Next.NOTHING:
-            if self._next is not _Next.ROOM:
+        while self._next is not _NOTHING:
+            if self._next is not _ROOM:
                 self._turn()
-            if self._next is _Next.ROOM:
+            if self._next is _ROOM:
                 await self._go_on.wait()
-            elif self._next is _Next.OTHERS:
+            elif self._next is _OTHERS:
                 await anyio.lowlevel.checkpoint()
-            elif self._next is _Next.ARRIVAL:
+            elif self._next is _ARRIVAL:
                 try:
                     await self._top.wait_readable()
                 except TransportError as error:
@@ -106,7 +110,7 @@ class Reader:
 
     def look(self) -> None:
         """Take a turn now."""
-        if self._next is _Next.NOTHING:
+        if self._next is _NOTHING:
             return
         try:
             self._turn()
@@ -114,11 +118,11 @@ class Reader:
             logger.exception("allswell: reading failed")
             self._taker.failed(error)
             return
-        if self._next is _Next.OTHERS:
+        if self._next is _OTHERS:
             self._ask_for_turn()
-        elif self._next is _Next.ARRIVAL and not (self._task or self._listening):
+        elif self._next is _ARRIVAL and not (self._task or self._listening):
             self._listen()
-        elif self._next is _Next.ROOM:
+        elif self._next is _ROOM:
             self._stop_listening()
 
     def glance(self) -> None:
@@ -126,7 +130,7 @@ class Reader:
 
         Where the last turn has taken all, the socket alone tells, at little cost.
         """
-        if self._next is _Next.ARRIVAL:
+        if self._next is _ARRIVAL:
             try:
                 if self._top.quiet():
                     return
@@ -137,20 +141,20 @@ class Reader:
 
     def catch_up(self) -> bool:
         """Take what has arrived, where there is room for it; whether that was all."""
-        if self._next is not _Next.ROOM:
+        if self._next is not _ROOM:
             self.look()
-        return self._next is not _Next.OTHERS
+        return self._next is not _OTHERS
 
     def resume(self) -> None:
         """There may be room again."""
-        if self._next is _Next.ROOM and not self._taker.full():
-            self._next = _Next.OTHERS
+        if self._next is _ROOM and not self._taker.full():
+            self._next = _OTHERS
             self._go_on.set()
             self._ask_for_turn()
 
     def stop(self) -> None:
         """Read no more. (Synchronous: the task learns when it has its turn.)"""
-        self._next = _Next.NOTHING
+        self._next = _NOTHING
         self._stop_listening()
         if self._scope is not None:
             self._scope.cancel()
@@ -158,17 +162,17 @@ class Reader:
     def _turn(self) -> None:
         until = monotonic() + TURN
         # Where the last turn ended before it was told that there is no more, that may be old news by now: ask again.
-        old = self._next is not _Next.ARRIVAL
-        self._next = _Next.ARRIVAL
+        old = self._next is not _ARRIVAL
+        self._next = _ARRIVAL
         taker = self._taker
-        more = taker.take() or (old and self._next is _Next.ARRIVAL and taker.take())
-        while self._next is _Next.ARRIVAL:  # (what came may have been the end)
+        more = taker.take() or (old and self._next is _ARRIVAL and taker.take())
+        while self._next is _ARRIVAL:  # (what came may have been the end)
             if taker.full():
-                self._next = _Next.ROOM
+                self._next = _ROOM
             elif not more:
                 break
             elif monotonic() >= until:
-                self._next = _Next.OTHERS
+                self._next = _OTHERS
             else:
                 more = taker.take()
         taker.done()
@@ -180,7 +184,7 @@ class Reader:
 
     def _on_turn(self) -> None:
         self._due = False
-        if self._next is not _Next.ROOM:
+        if self._next is not _ROOM:
             self.look()
 
     def _on_readable(self) -> None:

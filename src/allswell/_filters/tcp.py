@@ -11,6 +11,7 @@ never left to ``close()``, and RST is sent at once where the system can (:func:`
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import sys
@@ -57,6 +58,7 @@ class TcpFilter(ByteStream):
         self._dial = dial
         self._buffer = buffer.wire
         self._sock: socket.socket | None = None
+        self._poll: select.poll | None = None  # looks at the socket
         self._host: TaskHost | None = None
         self._listening = False
         self._queue: deque[memoryview] = deque()
@@ -71,6 +73,9 @@ class TcpFilter(ByteStream):
     async def connect(self) -> None:
         self._host = current_host()
         self._sock = await self._dial()
+        if hasattr(select, "poll"):  # (Windows has none)
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
 
     # Reading
 
@@ -92,6 +97,8 @@ class TcpFilter(ByteStream):
         return buffer[:size]
 
     def quiet(self) -> bool:
+        if self._poll is not None and not self._poll.poll(0):
+            return True  # (to be told so by an exception takes four times as long)
         try:
             self._socket("read").recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -283,7 +290,7 @@ class TcpFilter(ByteStream):
         if self._host is not None and self._host.current:  # and not over
             anyio.notify_closing(self._sock)  # its waiter learns; and the event loop forgets the descriptor
         self._sock.close()
-        self._sock = None
+        self._sock = self._poll = None
         return end
 
     def _socket(self, operation: Literal["read", "write"]) -> socket.socket:

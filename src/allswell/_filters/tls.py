@@ -181,7 +181,7 @@ class TlsFilter(ByteStream):
         assert self._object is not None
         buffer, incoming = self._buffer, self._incoming
         # (typeshed knows neither that any writable buffer will do nor that then the size is returned)
-        read = cast(Callable[[int, memoryview], int], self._object.read)
+        read = cast("Callable[[int, memoryview], int]", self._object.read)
         room = len(buffer) - _RECORD
         records = _RECORDS
         try:

@@ -478,7 +478,8 @@ class Dispatcher:
             if self._waiters.waiting(state):
                 waited = True
                 self._serve(state, member)
-        if connection.capacity():
+        room = connection.capacity()
+        if room:
             member.has_room()
         else:
             member.has_none()
@@ -487,7 +488,7 @@ class Dispatcher:
                 self._make_room(state)
         if connection.open_exchanges or connection not in self._members:
             return
-        if connection.capacity() or not self.connection_wanted(connection):
+        if room or not self.connection_wanted(connection):
             self._places.is_idle(member)
             if self._waiters.longest_without_dial() is not None:
                 self._room_came(member.home)  # for which it may have to end
