@@ -55,7 +55,7 @@ from allswell._request.response import Response
 from allswell._request.route import Proxies, Route, destination, proxy_hops
 from allswell._request.websocket import as_extended_connect, as_upgraded
 from allswell._short import Response as ShortResponse
-from allswell._short import WholeStream
+from allswell._short import WholeStream, taken_apart
 from allswell._tasks import side_by_side
 from allswell._trace import Tracer
 
@@ -211,6 +211,8 @@ class ResponseStream(WholeStream):
 
     async def aclose(self) -> None:
         """See :meth:`Response.aclose`."""
+        if self._response.settled:
+            return
         try:
             await self._response.aclose()
         except AllswellError as error:
@@ -455,8 +457,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             require(self._library.__name__, request=request)
         extensions = request.extensions
         origin = self._origin(request.url, extensions.get("sni_hostname"))
-        headers = request.headers.raw
-        names = {name.lower() for name, _ in headers}
+        headers, names = taken_apart(request.headers)
         route = origin.route._replace(upgrades=True) if b"upgrade" in names else origin.route
         target = extensions.get("target", request.url.raw_path)
         protocol = extensions.get("protocol")
@@ -505,10 +506,10 @@ class Sender(Generic[_LimitsT, _ProxyT]):
     def _timeouts(self, extensions: Mapping[str, Any]) -> Timeouts:
         waits: Mapping[str, float | None] = extensions.get("timeout", {})
         total = extensions.get("total_timeout", self._total)
-        key = waits.get("connect"), waits.get("read"), waits.get("write"), waits.get("pool"), total
-        if key != self._waits[0]:  # mostly they are those of the client, each time
+        if (waits, total) != self._waits[0]:  # mostly they are those of the client, each time
+            key = waits.get("connect"), waits.get("read"), waits.get("write"), waits.get("pool"), total
             require(self._library.__name__, timeout=key)
-            self._waits = key, Timeouts(*key)
+            self._waits = (dict(waits), total), Timeouts(*key)
         return self._waits[1]
 
     def _body(self, request: httpx2.Request, *, framed: bool) -> Body | None:

@@ -32,7 +32,7 @@ from allswell._errors import AllswellError, NotProcessed, PoolClosed
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log, new_context
 from allswell._given import require_known, require_type
-from allswell._messages import Headers, RequestHead
+from allswell._messages import Headers, RequestHead, ResponseHead
 from allswell._pool.dispatcher import Dispatcher, Ungranted
 from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.replay import Replay
@@ -44,7 +44,7 @@ from allswell._request.request import Body, Request
 from allswell._request.response import Attempt, Response
 from allswell._request.route import Destination, Destinations, destination
 from allswell._tasks import TaskHost, current_host
-from allswell._trace import PREFIXES
+from allswell._trace import PREFIXES, Tracer
 
 #: A server that has fallen silent may only be busy. Its requests go elsewhere after so many seconds more.
 _SILENT_FOR = 0.5
@@ -190,7 +190,16 @@ class ConnectionPool:
                 connection, opened_at = exchange.connection, monotonic()
                 if replay is not None:
                     replay.http_version = connection.http_version
-                response = await self._respond(request, exchange, [] if replay is None else replay.attempts)
+                if request.body is not None and exchange.sending.open and not exchange.uploading:
+                    exchange.start_upload(request.body.pieces(), request.trailers)
+                if request.tracer is None:
+                    head = await exchange.response(request.on_informational)
+                else:
+                    head = await _traced(request, exchange, request.tracer)
+                if self.config.http3 is True:
+                    dispatcher.dialer.discovery.heard(request.route, head)
+                attempts = [] if replay is None else replay.attempts
+                response = Response(head, exchange, attempts, dispatcher.dialer.tls, request.tracer)
                 if response.status not in (408, 421, 425):
                     return response
                 if response.status == 421:
@@ -394,37 +403,6 @@ class ConnectionPool:
         attempts.append(Attempt(_SILENT, "perhaps", silent.connection.http_version))
         return other
 
-    async def _respond(self, request: Request, exchange: Exchange[Connection], attempts: list[Attempt]) -> Response:
-        tracer = request.tracer
-        if request.body is not None and exchange.sending.open and not exchange.uploading:
-            exchange.start_upload(request.body.pieces(), request.trailers)
-        if tracer is None:
-            head = await exchange.response(request.on_informational)
-        else:
-            tracer.prefix = PREFIXES[exchange.connection.http_version]
-            tracer.request = request
-            for step in ("send_request_headers", "send_request_body"):
-                tracer.note(f"{step}.started", {"request": request})
-                tracer.note(f"{step}.complete", {"return_value": None})
-            tracer.note("receive_response_headers.started", {"request": request})
-            await tracer.tell()
-            try:
-                head = await exchange.response(request.on_informational)
-            except BaseException as error:
-                tracer.note("receive_response_headers.failed", {"exception": error})
-                tracer.note("response_closed.started", {})
-                tracer.note("response_closed.complete", {"return_value": None})
-                await tracer.tell()
-                raise
-            told = (head.http_version, head.status, head.reason, head.headers)
-            tracer.note("receive_response_headers.complete", {"return_value": told})
-            await tracer.tell()
-        assert self._dispatcher is not None
-        dialer = self._dispatcher.dialer
-        if self.config.http3 is True:
-            dialer.discovery.heard(request.route, head)
-        return Response(head, exchange, attempts, dialer.tls, tracer)
-
     def _dispatch(self) -> Dispatcher:
         if self._closing is not None:
             raise PoolClosed("the pool is closed")
@@ -452,6 +430,29 @@ class ConnectionPool:
 
     def _make_dialer(self, host: TaskHost) -> Dialer:
         return Dialer(host, self.config)
+
+
+async def _traced(request: Request, exchange: Exchange[Connection], tracer: Tracer) -> ResponseHead:
+    """The head of the response, of which the request's tracer is told."""
+    tracer.prefix = PREFIXES[exchange.connection.http_version]
+    tracer.request = request
+    for step in ("send_request_headers", "send_request_body"):
+        tracer.note(f"{step}.started", {"request": request})
+        tracer.note(f"{step}.complete", {"return_value": None})
+    tracer.note("receive_response_headers.started", {"request": request})
+    await tracer.tell()
+    try:
+        head = await exchange.response(request.on_informational)
+    except BaseException as error:
+        tracer.note("receive_response_headers.failed", {"exception": error})
+        tracer.note("response_closed.started", {})
+        tracer.note("response_closed.complete", {"return_value": None})
+        await tracer.tell()
+        raise
+    told = (head.http_version, head.status, head.reason, head.headers)
+    tracer.note("receive_response_headers.complete", {"return_value": told})
+    await tracer.tell()
+    return head
 
 
 _TIMEOUTS = Timeouts()

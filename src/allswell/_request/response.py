@@ -165,6 +165,12 @@ class Response:
         if self._exchange.upload is not None:
             await self._exchange.finish()
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be done for it: closing it changes nothing, and nobody is told of it."""
+        exchange = self._exchange
+        return self._tracer is None and exchange.upload is None and exchange.all_read and not exchange.sending.open
+
     async def aclose(self) -> None:
         """Read no more of the body. The connection is kept if the protocol allows it after what was read.
 
