@@ -16,7 +16,19 @@ from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
 from tests.support.scripts import answers
 
-LATE = ("trio", "httpcore2", "aioquic", "pylsqpack", "cryptography", "service_identity", "dns", "rich", "socksio")
+LATE = (
+    "trio",
+    "httpcore2",
+    "h2.connection",
+    "hpack",
+    "aioquic",
+    "pylsqpack",
+    "cryptography",
+    "service_identity",
+    "dns",
+    "rich",
+    "socksio",
+)
 
 
 def run(program: str, **environment: str) -> str:
@@ -32,15 +44,12 @@ def run(program: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
-#: Others' packages that every request may need: HTTP/1.1, HTTP/2, and what they and httpx2 import themselves.
+#: Others' packages that every request may need: HTTP/1.1, and what that and httpx2 import themselves.
 NEEDED = {
     "anyio",
     "exceptiongroup",
     "h11",
-    "h2",
-    "hpack",
     "httpx2",
-    "hyperframe",
     "idna",
     "sniffio",
     "typing_extensions",

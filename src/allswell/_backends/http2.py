@@ -50,7 +50,7 @@ from h2.settings import SettingCodes
 
 from allswell._backends import http2_frames as wire
 from allswell._backends.announcements import ALTSVC, ORIGIN, announcement
-from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, StreamLimit, core_connection, core_stream
+from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, core_connection, core_stream
 from allswell._backends.http2_errors import NOT_REPLAYABLE, PeerError, StreamError, error_name, reset_error
 from allswell._backends.http2_frames import FrameSplitter
 from allswell._backends.http2_hpack import Section, SectionReader
@@ -70,6 +70,7 @@ from allswell._backends.interface import (
     SendWindowOpened,
     UploadRefused,
 )
+from allswell._backends.stream_limit import StreamLimit
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import RequestSection, RequestSections, as_pair, request_trailers, section_size
 from allswell._halves import SEND_ENDED, LengthError

@@ -20,18 +20,6 @@ INITIAL_WINDOW = 2 * 1024 * 1024
 #: 128 streams' worth: more stalled readers than most servers admit streams (nginx: 128, Apache and Caddy: 100 to 250).
 CONNECTION_WINDOW = 128 * INITIAL_WINDOW
 
-#: RFC 9113 §6.5.2 recommends at least 100. It is assumed until the peer's SETTINGS have come.
-_ASSUMED_STREAMS = 100
-
-
-class StreamLimit:
-    """How many streams an origin allows: learnt by the last connection, assumed by the next until the origin says."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = _ASSUMED_STREAMS
-
 
 def core_connection(*, initial_window: int, max_header_size: int) -> H2Connection:
     """A client's connection. Its preface and SETTINGS wait to be sent. Header fields are checked elsewhere."""

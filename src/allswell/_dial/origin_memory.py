@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 
-from allswell._backends.http2_core import StreamLimit
+from allswell._backends.stream_limit import StreamLimit
 from allswell._clock import monotonic
 from allswell._connection.service import Service
 from allswell._filters.goodbye_timeout import GoodbyeTimeout

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from allswell._backends.http1 import Http1
 from allswell._backends.http1_pipeline import Http1Pipeline
-from allswell._backends.http2 import Http2
 from allswell._backends.interface import Backend
 from allswell._config import PoolConfig
 from allswell._dial.builder import Made
@@ -56,6 +55,8 @@ class TcpBuilder:
         config = self._config
         forwards = route.proxy is not None
         if chosen == "h2" or (route.scheme == "http" and not config.http1 and not forwards):
+            from allswell._backends.http2 import Http2  # with h2: a program that speaks HTTP/1.1 need not wait for it
+
             return Http2(
                 max_header_size=config.max_header_size,
                 initial_window=config.stream_window,
