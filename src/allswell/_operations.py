@@ -17,6 +17,7 @@ import anyio
 
 from allswell._client import AsyncClient
 from allswell._report import CloseReport
+from allswell._signals import receive_signals
 from allswell._tasks import current_host
 
 _SIGNALS = (signal.SIGTERM,)
@@ -52,14 +53,13 @@ async def drain_on_signal(
     :param grace: seconds that the close may take; the client's own grace by default.
     :param cancel: ``False``: the block is not cancelled, and ends when it likes.
     :raises ValueError: there is no signal.
-    :raises NotImplementedError: on Windows, where asyncio has no handlers of signals.
     :raises ValueError: in another thread than the main one, which alone has handlers of signals.
     """
     if not signals:
         raise ValueError("drain_on_signal needs a signal")
     stopping = anyio.Event()
     failed: Exception | None = None
-    with anyio.open_signal_receiver(*signals) as received:
+    with receive_signals(*signals) as received:
         async with anyio.create_task_group() as tasks:
             listening, block = anyio.CancelScope(), anyio.CancelScope()
 

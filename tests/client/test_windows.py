@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from allswell.testing import Origin, RequestExecuted
 from tests.support.certificates import certificates
 from tests.support.hypercorn import hypercorn
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
 from tests.support.servers import ServerInfo
+from tests.testing.clients import Gate
 
 _ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = {
@@ -98,3 +100,20 @@ def test_a_signal_ends_the_command_gracefully() -> None:
     assert run.returncode == 128 + signal.SIGTERM, err
     assert "closed 1 connection in " in err
     assert "→ RST" in err
+
+
+def test_a_signal_drains_a_client() -> None:
+    gate = Gate()
+    with Origin({"/0": gate}, versions=["h2"]) as origin:
+        command = _command("tests.shutdown.program", "asyncio", origin.url, str(origin.ca_file), "1", "60")
+        with subprocess.Popen(command, env=_ENVIRONMENT, stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout is not None
+            origin.wait_seen(RequestExecuted, timeout=60)
+            run.send_signal(signal.SIGTERM)
+            assert run.stdout.readline() == "stopping\n"
+            gate.open = True
+            told, _ = run.communicate(timeout=60)
+        assert run.returncode == 0
+        assert sorted(told.splitlines()) == ["clean", "got /0"]
+        origin.wait_ended(timeout=60)
+        origin.assert_ended_gracefully()

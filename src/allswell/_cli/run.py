@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from collections.abc import Sequence
 from threading import current_thread, main_thread
 
 import anyio
@@ -23,7 +21,7 @@ from allswell._cli.output import say, silence
 from allswell._cli.progress import Meters
 from allswell._cli.transfer import Transfer
 from allswell._report import CloseReport, ConnectionEnd
-from allswell._tasks import current_host
+from allswell._signals import receive_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,28 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _run(asked: Asked) -> int:
     return await _Command(asked).run()
-
-
-@contextmanager
-def _caught(*numbers: signal.Signals) -> Iterator[AsyncIterator[signal.Signals]]:
-    """What :func:`anyio.open_signal_receiver` does, for asyncio on Windows, whose event loop takes no handlers."""
-    host = current_host()
-    send, receive = anyio.create_memory_object_stream[signal.Signals](10)
-
-    def handle(number: int, _: object) -> None:
-        host.call_soon_threadsafe(partial(deliver, signal.Signals(number)))
-
-    def deliver(number: signal.Signals) -> None:
-        with suppress(anyio.WouldBlock, anyio.ClosedResourceError):  # ten are enough; it is over
-            send.send_nowait(number)
-
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        with send, receive:
-            yield receive
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Command:
@@ -100,11 +76,7 @@ class _Command:
         return next((int(code) for code in reversed(self._codes) if code is not Exit.OK), 0)
 
     async def _watch(self, everything: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-        with ExitStack() as stack:
-            try:
-                signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
-            except NotImplementedError:
-                signals = stack.enter_context(_caught(signal.SIGINT, signal.SIGTERM))
+        with receive_signals(signal.SIGINT, signal.SIGTERM) as signals:
             task_status.started()
             async for caught in signals:
                 if self._signal is None:
