@@ -32,6 +32,7 @@ _MODULES = {
     "_quic": "QUIC, without I/O (aioquic)",
     "_priority": "what a request asks for of its priority (RFC 9218)",
     "_fields": "what heads and trailers mean, in every version",
+    "_signals": "the process's signals, on every event loop",
     "_tasks": "tasks and timers (the only one that names asyncio and trio)",
     "_trace": "events for a request's trace",
     "_deadline": "instants, and the time that is left",
