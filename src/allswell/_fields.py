@@ -222,8 +222,7 @@ class RequestSections(Generic[_Form]):
     def __init__(self, form: Callable[[bytes, bytes], _Form], *, end_to_end: bool) -> None:
         self._form = form
         self._end_to_end = end_to_end
-        self._known: dict[Field, _Form] = {}  # of those that mean nothing for their section
-        self._others: dict[Field, tuple[_Form | None, _Framing | None]] = {}
+        self._known: dict[Field, tuple[_Form | None, _Framing | None]] = {}
 
     def section(self, head: RequestHead, *, end: bool = False) -> RequestSection[_Form]:
         """A head, taken apart.
@@ -245,37 +244,37 @@ class RequestSections(Generic[_Form]):
         self, head: RequestHead, scheme: bytes, named: bytes | None, target: bytes
     ) -> RequestSection[_Form] | None:
         """An ordinary section, else ``None``: what may be wrong with it is not looked into."""
+        fields: list[_Form] = []
         host: bytes | None = None
-        first: _Form | None = None
         length: int | None = None
         chunked = framed = False
+        known = self._known
         try:
-            fields = [*map(self._known.get, head.headers)]
-            for place, known in enumerate(fields):
-                if known is not None:
-                    continue
-                field = head.headers[place]
-                found = self._others.get(field) or self._learnt(field)
-                if found is None:
+            for field in head.headers:
+                found = known.get(field)
+                if found is None and (found := self._learnt(field)) is None:
                     return None
                 form, framing = found
                 if framing is None:
-                    fields[place] = form
+                    if form is not None:
+                        fields.append(form)
                 elif framing.host is not None:
                     if host is not None:
                         return None
-                    host, first = framing.host, form
+                    host = framing.host
+                    if form is not None:
+                        fields.insert(0, form)
                 elif framed:
                     return None
                 else:
                     framed, length, chunked = True, framing.content_length, framing.chunked
-                    fields[place] = form
+                    if form is not None:
+                        fields.append(form)
         except (TypeError, ValueError, LocalProtocolError):
             return None
         if host is None or (named is not None and named != host):
             return None
-        formed = [form for form in (first, *fields) if form is not None]
-        return RequestSection(head.method, scheme, host, target, None, named is not None, formed, length, chunked)
+        return RequestSection(head.method, scheme, host, target, None, named is not None, fields, length, chunked)
 
     def _learnt(self, field: Field) -> tuple[_Form | None, _Framing | None] | None:
         """What a field is, which is remembered; ``None`` where it makes its section no ordinary one."""
@@ -302,16 +301,12 @@ class RequestSections(Generic[_Form]):
                 framing = _Framing(chunked=True)
             elif lower != b"connection" or value.lower() != b"keep-alive":
                 return None
-        form = self._formed(name, value)
+        found = self._formed(name, value), framing
         if len(name) + len(value) <= self._LONGEST:
-            if len(self._known) + len(self._others) >= self._MOST:
+            if len(self._known) >= self._MOST:
                 self._known.clear()
-                self._others.clear()
-            if framing is None and form is not None:
-                self._known[field] = form
-            else:
-                self._others[field] = form, framing
-        return form, framing
+            self._known[field] = found
+        return found
 
     def _formed(self, name: bytes, value: bytes) -> _Form | None:
         if not self._end_to_end:

@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
-from operator import itemgetter, methodcaller
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -143,7 +142,7 @@ def _ordinary_request(
         url = with_query
     request.url = url
     fields = headers._list
-    names = [*map(_lower, fields)]
+    names = {field[1] for field in fields}
     begin: list[_Field] = []
     end: list[_Field] = []
     if content is None and data is None and json is None:
@@ -157,7 +156,7 @@ def _ordinary_request(
                 lower == b"transfer-encoding" and b"content-length" in names
             )
             if lower not in names and not framed:
-                names.append(lower)
+                names.add(lower)
                 end.append((raw, lower, value.encode("ascii")))
     if b"host" not in names and url._uri_reference.host:
         begin.append((b"Host", b"host", url._uri_reference.netloc.encode("ascii")))
@@ -179,33 +178,25 @@ def _ordinary_request(
 
 def _fields(headers: Any) -> list[_Field]:
     """What a caller gives as headers."""
-    if type(headers) is dict and {*map(type, headers), *map(type, headers.values())} <= _TEXT:
-        with suppress(UnicodeEncodeError):  # which httpx2 tells
-            names = [*map(_ascii, headers)]
-            return [*zip(names, map(bytes.lower, names), map(_ascii, headers.values()), strict=True)]
+    fields: list[_Field] = []
+    if type(headers) is dict:
+        for name, value in headers.items():
+            if type(name) is not str or type(value) is not str:
+                break
+            raw = name.encode("ascii")
+            fields.append((raw, raw.lower(), value.encode("ascii")))
+        else:
+            return fields
     return httpx2.Headers(headers)._list
 
 
-_TEXT = {str}
-_ascii = methodcaller("encode", "ascii")
-#: Of a field, its name in lower case.
-_lower = itemgetter(1)
-
-
-def taken_apart(headers: httpx2.Headers) -> tuple[list[tuple[bytes, bytes]], Collection[bytes]]:
+def taken_apart(headers: httpx2.Headers) -> tuple[list[tuple[bytes, bytes]], set[bytes]]:
     """Headers of the library's as pairs, and their names in lower case."""
-    if not ON or type(headers) is not httpx2.Headers or not headers._list:
+    if not ON or type(headers) is not httpx2.Headers:
         pairs = headers.raw
         return pairs, {name.lower() for name, _ in pairs}
-    names, lower, values = zip(*headers._list, strict=True)
-    return [*zip(names, values, strict=True)], lower
-
-
-def _of_pairs(headers: list[tuple[bytes, bytes]]) -> list[_Field]:
-    if not headers:
-        return []
-    names, values = zip(*headers, strict=True)
-    return [*zip(names, map(bytes.lower, names), values, strict=True)]
+    fields = headers._list
+    return [(name, value) for name, _, value in fields], {lower for _, lower, _ in fields}
 
 
 def _headers(fields: list[_Field]) -> httpx2.Headers:
@@ -252,7 +243,7 @@ class Response(_gzip.Response):
             return cls(status, headers=headers, stream=stream, extensions=extensions)
         made: Response = _new(cls)
         made.status_code = status
-        made.headers = _headers(_of_pairs(headers))
+        made.headers = _headers([(name, name.lower(), value) for name, value in headers])
         made._request = None
         made.next_request = None
         made.extensions = extensions
@@ -299,7 +290,7 @@ class Response(_gzip.Response):
             and theirs.aiter_raw is _ITER_RAW
             and self.__dict__.keys().isdisjoint(("aiter_bytes", "aiter_raw", "_decoder"))
             and type(self.headers) is httpx2.Headers
-            and b"content-encoding" not in map(_lower, self.headers._list)
+            and b"content-encoding" not in [field[1] for field in self.headers._list]
         )
 
     async def aclose(self) -> None:
@@ -388,8 +379,8 @@ class ShortWays(httpx2.AsyncClient):
         if headers is None:
             return _headers(list(ours._list))
         given = _fields(headers)
-        names = [*map(_lower, given)]
-        if not b"".join(names).isascii():
+        names = {field[1] for field in given}
+        if not all(map(bytes.isascii, names)):
             return super()._merge_headers(_headers(given))
         return _headers([field for field in ours._list if field[1] not in names] + given)
 
@@ -586,11 +577,8 @@ def _sets_no_cookie(headers: httpx2.Headers) -> bool:
     """Whether a response has no cookies for the jar. (Asked for them, headers settle their encoding; they do here.)"""
     if type(headers) is not httpx2.Headers:
         return False
-    if headers._list:
-        _, names, values = zip(*headers._list, strict=True)
-        if b"set-cookie" in names or b"set-cookie2" in names:
-            return False
-        if not (b"".join(names).isascii() and b"".join(values).isascii()):
+    for _, name, value in headers._list:
+        if name in (b"set-cookie", b"set-cookie2") or not (name.isascii() and value.isascii()):
             return False
     if headers._encoding is None:
         headers._encoding = "ascii"

@@ -9,7 +9,7 @@ it is the judge of what HTTP/1.1 is, and of what is wrong. Tests hold the two ag
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from allswell._fields import MAX_FIELDS, kept_idle, received_field
 from allswell._messages import Field, Headers, ResponseHead
@@ -64,25 +64,24 @@ class Heads:
         status_line = _STATUS_LINE(first)
         if status_line is None or len(lines) > MAX_FIELDS:
             return None
+        headers: Headers = []
         length: int | None = None
         chunked = connection = close = False
         idle: float | None = None
         known = self._known
-        headers = cast(Headers, [*map(known.get, lines)])  # but for those that are not known
-        for place, field in enumerate(headers):
+        for line in lines:
+            field = known.get(line)
             if field is None:
-                line = lines[place]
-                found = received_field(line)
-                if found is None:
+                field = received_field(line)
+                if field is None:
                     return None
-                headers[place] = found
-                name, value = found
+                name, value = field
                 lower = name.lower()
                 if lower not in _NOTED:
                     if len(line) <= self._LONGEST:
                         if len(known) >= self._MOST:
                             known.clear()
-                        known[line] = found
+                        known[line] = field
                 elif lower == b"content-length":
                     if length is not None or not value.isdigit() or len(value) > _MOST_DIGITS:
                         return None
@@ -98,6 +97,7 @@ class Heads:
                     if connection or option not in (b"keep-alive", b"close"):
                         return None
                     connection, close = True, option == b"close"
+            headers.append(field)
         status = int(status_line[1])
         if chunked and length is not None:
             return None
