@@ -21,7 +21,7 @@ from allswell import __version__
 _ROOT = Path(__file__).parents[1]
 _DIST = _ROOT / "dist"
 #: What may lie at the wheel's top.
-_TOP = {"allswell", f"allswell-{__version__}.dist-info"}
+_TOP = {"allswell", "pytest_allswell.py", f"allswell-{__version__}.dist-info"}
 _IN_WHEEL = {"allswell/py.typed", "allswell/__main__.py", f"allswell-{__version__}.dist-info/licenses/LICENSE"}
 _IN_SDIST = {
     "LICENSE",
@@ -72,7 +72,8 @@ def main(*, release: bool) -> None:
 def _look_into(wheel: Path, sdist: Path) -> None:
     with zipfile.ZipFile(wheel) as files:
         names = set(files.namelist())
-    _demand({name.partition("/")[0] for name in names} == _TOP, f"the wheel holds more than the package: {names}")
+    top = {name.partition("/")[0] for name in names}
+    _demand(top == _TOP, f"the wheel has {sorted(top)} at its top")
     _demand(names >= _IN_WHEEL, f"the wheel lacks {_IN_WHEEL - names}")
     ours = {str(path.relative_to(_ROOT / "src")) for path in (_ROOT / "src/allswell").rglob("*.py")}
     _demand(names >= ours, f"the wheel lacks {ours - names}")
