@@ -15,22 +15,23 @@ class ReceivedBody:
 
     :ivar pieces: those that wait, the first one first, each with its credit.
     :ivar buffered: their bytes.
+    :ivar whole: where the rest is put together as it comes; ``None`` where it is not.
     """
 
-    __slots__ = ("_whole", "buffered", "pieces")
+    __slots__ = ("buffered", "pieces", "whole")
 
     def __init__(self) -> None:
         self.buffered = 0
         self.pieces: deque[tuple[bytes, int]] = deque()
-        self._whole: BytesIO | None = None
+        self.whole: BytesIO | None = None
 
     def add(self, data: bytes | memoryview, credit: int) -> bool:
         """A piece has come; whether it is read already.
 
         :param data: holds until this returns.
         """
-        if self._whole is not None:
-            self._whole.write(data)
+        if self.whole is not None:
+            self.whole.write(data)
             return True
         pieces = self.pieces
         if pieces and len(data) < _SMALL and len(pieces[-1][0]) < _SMALL:
@@ -67,21 +68,16 @@ class ReceivedBody:
 
         Pieces that are held until they are joined would take twice the memory, and the time of twice its page faults.
         """
-        self._whole = BytesIO()
-        self._whole.write(start)
-
-    @property
-    def collects(self) -> bool:
-        """Whether the rest is put together as it comes."""
-        return self._whole is not None
+        self.whole = BytesIO()
+        self.whole.write(start)
 
     def collected(self) -> bytes:
         """All that was collected; it collects no more."""
-        assert self._whole is not None
-        whole, self._whole = self._whole, None
+        assert self.whole is not None
+        whole, self.whole = self.whole, None
         return whole.getvalue()
 
     @property
     def come(self) -> int:
         """Bytes that have come and were not handed out."""
-        return self.buffered if self._whole is None else self._whole.tell()
+        return self.buffered if self.whole is None else self.whole.tell()

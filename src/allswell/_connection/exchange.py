@@ -237,12 +237,12 @@ class Exchange(Halves, Generic[On]):
         while self.receiving.state is not RECEIVE_ENDED:
             if self.error is not None:
                 raise self.error
-            if not body.collects:
+            if body.whole is None:
                 body.collect(self._take_all())
             await self._wait_ready()
         if self.error is not None:
             raise self.error
-        return body.collected() if body.collects else self._take_all()
+        return self._take_all() if body.whole is None else body.collected()
 
     def _take_all(self) -> bytes:
         """All that waits to be read."""

@@ -30,7 +30,7 @@ class Idle:
         """
         self._kept = kept
         self.since = now
-        self.until = now + self._seconds
+        self.until = now + (self._limit if kept == math.inf else self._seconds)
 
     def end(self) -> None:
         """An exchange was opened."""
