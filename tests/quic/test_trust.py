@@ -133,7 +133,7 @@ def test_contexts_that_are_patched_are_shown_one_again(monkeypatch: pytest.Monke
     assert len(shown) == 2
 
 
-@pytest.mark.parametrize("curve", ["X25519", "prime256v1"])
+@pytest.mark.parametrize("curve", ["X25519", "prime256v1", "X448", "secp384r1", "secp521r1"])
 @pytest.mark.parametrize("minimum", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_whatever_the_context_offers(curve: str, minimum: ssl.TLSVersion) -> None:
     """As far as one is to be had: any key exchange, TLS 1.2 beside it or not, ALPN or not."""

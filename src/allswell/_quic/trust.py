@@ -33,7 +33,7 @@ from aioquic._buffer import Buffer
 from aioquic.tls import AlertBadCertificate, CipherSuite, Group, KeySchedule, cipher_suite_hash, hkdf_expand_label
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, x448, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -42,8 +42,14 @@ from allswell._clock import monotonic
 _STRANGER = "stranger.invalid"
 #: Bytes of a key of AES-GCM (RFC 8446 §B.4).
 _KEY_SIZES = {CipherSuite.AES_128_GCM_SHA256: 16, CipherSuite.AES_256_GCM_SHA384: 32}
-#: The groups of a key exchange that are known here (RFC 8446 §4.2.7), the cheapest first.
-_GROUPS = (Group.X25519, Group.SECP256R1)
+#: The curves of a key exchange, by their groups; and all groups that are known here (RFC 8446 §4.2.7), the cheapest
+#: first. A context may be told to use any one of them, and no other.
+_CURVES: dict[int, ec.EllipticCurve] = {
+    Group.SECP256R1: ec.SECP256R1(),
+    Group.SECP384R1: ec.SECP384R1(),
+    Group.SECP521R1: ec.SECP521R1(),
+}
+_GROUPS = (Group.X25519, Group.SECP256R1, Group.X448, Group.SECP384R1, Group.SECP521R1)
 _SERVER_HELLO, _CERTIFICATE, _ENCRYPTED_EXTENSIONS = 2, 11, 8
 _KEY_SHARE = 51
 _TLS_1_2, _HANDSHAKE, _APPLICATION_DATA = b"\x03\x03", b"\x16\x03\x03", b"\x17\x03\x03"
@@ -205,12 +211,14 @@ def _offered(client_hello: bytes) -> tuple[bytes, set[int], dict[int, bytes]]:
 
 def _exchanged(group: int, theirs: bytes) -> tuple[bytes, bytes]:
     """Our share of a key exchange, always the same; and the secret."""
-    if group == Group.X25519:
-        x_key = _x25519_key()
-        return x_key.public_key().public_bytes_raw(), x_key.exchange(x25519.X25519PublicKey.from_public_bytes(theirs))
-    key = _key()
-    ours = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    return ours, key.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(key.curve, theirs))
+    key = _key(group)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        ours = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        return ours, key.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(key.curve, theirs))
+    ours = key.public_key().public_bytes_raw()
+    if isinstance(key, x448.X448PrivateKey):
+        return ours, key.exchange(x448.X448PublicKey.from_public_bytes(theirs))
+    return ours, key.exchange(x25519.X25519PublicKey.from_public_bytes(theirs))
 
 
 def _counted(data: bytes, size: int) -> bytes:
@@ -240,13 +248,12 @@ def _record(head: bytes, data: bytes) -> bytes:
 
 
 @cache
-def _key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-@cache
-def _x25519_key() -> x25519.X25519PrivateKey:
-    return x25519.X25519PrivateKey.generate()
+def _key(group: int) -> ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey | x448.X448PrivateKey:
+    if group == Group.X25519:
+        return x25519.X25519PrivateKey.generate()
+    if group == Group.X448:
+        return x448.X448PrivateKey.generate()
+    return ec.generate_private_key(_CURVES[group])
 
 
 @cache
@@ -254,14 +261,15 @@ def _stranger() -> x509.Certificate:
     """A certificate, sound in itself, that there is no reason to trust."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _STRANGER)])
     now = datetime.now(UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
     return (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
-        .public_key(_key().public_key())
+        .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=365 * 20))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(_STRANGER)]), critical=False)
-        .sign(_key(), hashes.SHA256())
+        .sign(key, hashes.SHA256())
     )
