@@ -10,11 +10,11 @@ import os
 import pickle
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -38,6 +38,7 @@ from allswell._quic.interface import Progress, StreamDataReceived
 from allswell._quic.settings import VERSION_1, VERSION_2
 from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import Outcome
+from allswell._tasks import TaskHost, Timer, current_host
 from tests.backends.test_http3 import seen
 from tests.support.certificates import Certificates, certificates, issue
 from tests.support.lag import LAG, PATIENCE, long_closing_period, silent_after
@@ -617,6 +618,29 @@ async def test_a_silent_peer_costs_three_probe_timeouts(monkeypatch: pytest.Monk
                     await anyio.sleep(0.005)
             assert 3 <= relay.went_up.count(relay.went_up[-1]) <= 5
     assert server.all("close") == [(0x1D, 0x100)]
+
+
+async def test_copies_go_out_where_timers_ring_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of uvloop do, whose clock is coarse: by a millisecond, of the few that a PTO may have."""
+    long_closing_period(monkeypatch)
+    with QuicServer() as server, UdpRelay(server.port) as relay:
+        async with bare_quic(relay.port) as client:
+            assert await client.quic.delivered(Deadline.after(PATIENCE))
+            host = current_host()
+
+            class Early:
+                def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+                    return host.call_later(0.0, function)
+
+            client.quic._host = cast(TaskHost, Early())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.quic.shutdown, Deadline.after(PATIENCE))
+                assert await seen(server, "close") == [(0x1D, 0x100)]
+                with anyio.fail_after(LAG):
+                    while relay.went_up.count(relay.went_up[-1]) < 3:  # noqa: ASYNC110  the relay lives in a thread
+                        await anyio.sleep(0.005)
+                tasks.cancel_scope.cancel()
+            client.quic._host = host
 
 
 async def test_never_longer_than_the_grace() -> None:

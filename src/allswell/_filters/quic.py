@@ -504,9 +504,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         copies = [at for number in range(1, _GOODBYES) if (at := now + interval * number / _GOODBYES) < end]
 
         def repeat() -> None:
-            while copies and copies[0] <= monotonic():
-                udp.send(goodbye)
-                del copies[0]
+            udp.send(goodbye)
+            del copies[0]
 
         assert self._host is not None
         timers = [self._host.call_later(at - now, repeat) for at in copies]
@@ -526,7 +525,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                         while answer_at <= arrived:
                             answer_at *= 2
                 return True
-            repeat()  # where the event loop was late for all of it
+            while copies:  # where the event loop was late for all of it
+                repeat()
         except TransportError:
             self._unreachable = True  # the port is closed: there is no peer left to be told
             return True
