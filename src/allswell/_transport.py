@@ -101,6 +101,14 @@ def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
     raise getattr(library, name)(str(error)) from error
 
 
+def _reprioritize(library: ModuleType, response: Response, priority: str | bytes) -> None:
+    """The ``reprioritize`` extension: see :meth:`Response.reprioritize`."""
+    try:
+        response.reprioritize(priority)
+    except AllswellError as error:
+        _raise_as(library, error)
+
+
 @cache
 def _as_httpcore2s() -> type[RawStream]:
     return type("RawStream", (RawStream, sys.modules["httpcore2"].AsyncNetworkStream), {})
@@ -409,6 +417,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             response.headers = as_upgraded(request.headers.raw, response.headers)
         facts = response.extension_facts()
         facts["network_stream"] = RawStream(facts["network_stream"], self._core)
+        facts["reprioritize"] = partial(_reprioritize, self._library, response)
         return response, facts
 
     @property

@@ -238,8 +238,9 @@ async def test_a_response_is_given_another_priority(version: str) -> None:
             async with client.stream("GET", server.url + "/") as response:
                 reprioritize = response.extensions["reprioritize"]
                 reprioritize("u=7, i")
-                with pytest.raises(LocalProtocolError):
+                with pytest.raises(httpx2.LocalProtocolError, match="a number from 0 to 7") as caught:
                     reprioritize("u=8")
+                assert isinstance(caught.value.__cause__, LocalProtocolError)
                 await anyio.to_thread.run_sync(server.go_on)
                 assert await response.aread() == BODY
                 reprioritize("u=0")  # it is complete
@@ -258,6 +259,8 @@ async def test_a_response_of_the_pool_is_given_another_priority(version: str) ->
             for _ in range(2):
                 async with pool.stream("GET", server.url + "/") as response:
                     response.reprioritize("u=5")
+                    with pytest.raises(LocalProtocolError, match="a number from 0 to 7"):
+                        response.reprioritize("u=8")
                     await anyio.to_thread.run_sync(server.go_on)
                     assert await response.read() == BODY
     assert server.updates() == {"h1": [], "h2": [b"\0\0\0\1u=5", b"\0\0\0\3u=5"], "h3": [b"\0u=5", b"\4u=5"]}[version]
