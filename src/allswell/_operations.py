@@ -22,6 +22,9 @@ from allswell._tasks import current_host
 
 _SIGNALS = (signal.SIGTERM,)
 
+#: What a block raises on its way out of ours, and is raised as it is: a task group would put it in a group.
+_RAISED = (Exception, KeyboardInterrupt, SystemExit)
+
 
 class Closes(Protocol):
     """What can be closed within a time: a client, a pool, a transport of ours."""
@@ -53,12 +56,12 @@ async def drain_on_signal(
     :param grace: seconds that the close may take; the client's own grace by default.
     :param cancel: ``False``: the block is not cancelled, and ends when it likes.
     :raises ValueError: there is no signal.
-    :raises ValueError: in another thread than the main one, which alone has handlers of signals.
+    :raises RuntimeError: in another thread than the main one, which alone has handlers of signals.
     """
     if not signals:
         raise ValueError("drain_on_signal needs a signal")
     stopping = anyio.Event()
-    failed: Exception | None = None
+    failed: BaseException | None = None
     with receive_signals(*signals) as received:
         async with anyio.create_task_group() as tasks:
             listening, block = anyio.CancelScope(), anyio.CancelScope()
@@ -82,7 +85,7 @@ async def drain_on_signal(
             try:
                 with block:
                     yield stopping
-            except Exception as error:  # noqa: BLE001  raised below, as it is and not in a group
+            except _RAISED as error:
                 failed = error
             if not stopping.is_set():
                 listening.cancel()
@@ -118,25 +121,32 @@ def lifespan(
 
     @asynccontextmanager
     async def life(app: Any) -> AsyncIterator[dict[str, AsyncClient]]:
-        async with make() as client, anyio.create_task_group() as tasks:
-            told = False
+        failed: BaseException | None = None
+        async with make() as client:
+            async with anyio.create_task_group() as tasks:
+                told = False
 
-            async def hurry(seconds: float) -> None:
-                await anyio.sleep(seconds)
-                await client.aclose(0)
+                async def hurry(seconds: float) -> None:
+                    await anyio.sleep(seconds)
+                    await client.aclose(0)
 
-            def hear() -> None:
-                nonlocal told
-                if told:
-                    tasks.start_soon(hurry, 0)
-                elif within is not None:
-                    tasks.start_soon(hurry, within)
-                told = True
+                def hear() -> None:
+                    nonlocal told
+                    if told:
+                        tasks.start_soon(hurry, 0)
+                    elif within is not None:
+                        tasks.start_soon(hurry, within)
+                    told = True
 
-            with _overheard(signals, hear):
-                yield {name: client}
-                report = await client.aclose(grace)
-            tasks.cancel_scope.cancel()
+                with _overheard(signals, hear):
+                    try:
+                        yield {name: client}
+                        report = await client.aclose(grace)
+                    except _RAISED as error:
+                        failed = error
+                tasks.cancel_scope.cancel()
+            if failed is not None:
+                raise failed
         if on_close is not None:
             on_close(report)
 
@@ -152,11 +162,15 @@ def _overheard(signals: Sequence[signal.Signals], told: Callable[[], None]) -> I
     if threading.current_thread() is not threading.main_thread():
         yield  # no other thread may set handlers
         return
-    host, ours = current_host(), {}
+    host, ours, over = current_host(), {}, False
+
+    def hear() -> None:
+        if not over:  # the handler may have been called just before, and one that came after ours calls it for ever
+            told()
 
     def overhear(theirs: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:
         def handler(number: int, frame: FrameType | None) -> None:
-            host.call_soon_threadsafe(told)
+            host.call_soon_threadsafe(hear)
             theirs(number, frame)
 
         return handler
@@ -169,6 +183,7 @@ def _overheard(signals: Sequence[signal.Signals], told: Callable[[], None]) -> I
     try:
         yield
     finally:
+        over = True
         for each, (handler, theirs) in ours.items():
             if signal.getsignal(each) is handler:
                 signal.signal(each, theirs)

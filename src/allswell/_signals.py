@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -16,8 +17,10 @@ from allswell._tasks import current_host
 def receive_signals(*signals: signal.Signals) -> Iterator[AsyncIterator[signal.Signals]]:
     """What :func:`anyio.open_signal_receiver` does, also for asyncio on Windows, whose event loop takes no handlers.
 
-    :raises ValueError: in another thread than the main one, which alone has handlers of signals.
+    :raises RuntimeError: in another thread than the main one, which alone has handlers of signals.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("only the main thread can have handlers of signals")
     with ExitStack() as stack:
         try:
             received = stack.enter_context(anyio.open_signal_receiver(*signals))

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,50 @@ async def test_no_signal_comes() -> None:
             async with allswell.drain_on_signal(client, signals=[signal.SIGUSR1]):
                 raise LookupError
         assert (await client.get(origin.url)).text == "ok"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), LookupError()], ids=repr)
+@pytest.mark.parametrize("context", ["drain_on_signal", "lifespan"])
+async def test_what_a_block_raises_is_raised_as_it_is(context: str, error: BaseException) -> None:
+    """And not in a group: ``sys.exit(3)`` ends the program by 3. The client has closed by then."""
+    async with Origin(versions=["h1"]) as origin:
+        raised: BaseException | None = None
+        try:
+            async with AsyncExitStack() as stack:
+                if context == "lifespan":
+                    life = allswell.lifespan(lambda: allswell.AsyncClient(verify=origin.client_context()))
+                    client = (await stack.enter_async_context(life(None)))["client"]
+                else:
+                    client = await stack.enter_async_context(allswell.AsyncClient(verify=origin.client_context()))
+                    await stack.enter_async_context(allswell.drain_on_signal(client, signals=[signal.SIGUSR1]))
+                await client.get(origin.url)
+                raise error
+        except BaseException as caught:  # noqa: BLE001  looked at below
+            raised = caught
+        assert raised is error
+        assert client.close_report is not None
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
+
+
+def test_in_another_thread_there_are_no_handlers(anyio_backend_name: str) -> None:
+    async def block() -> None:
+        async with allswell.AsyncClient() as client, allswell.drain_on_signal(client):
+            pass
+
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            anyio.run(block, backend=anyio_backend_name)
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    assert [str(error) for error in raised] == ["only the main thread can have handlers of signals"]
 
 
 @pytest.mark.anyio
@@ -284,3 +329,21 @@ async def test_a_lifespan_in_another_thread() -> None:
             return state["client"].pool.state if state["client"].pool is not None else ""
 
     assert await anyio.to_thread.run_sync(anyio.run, live) == "open"
+
+
+@pytest.mark.anyio
+async def test_a_handler_that_outlives_the_lifespan() -> None:
+    """Another's handler came after ours, and calls it for as long as it likes. An error there ends trio's loop."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        async with allswell.lifespan(signals=[signal.SIGUSR1])(None):
+            ours = signal.getsignal(signal.SIGUSR1)
+            assert callable(ours)
+            signal.signal(signal.SIGUSR1, lambda number, frame: ours(number, frame))
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        await anyio.wait_all_tasks_blocked()
+        assert heard == [signal.SIGUSR1] * 3
+    finally:
+        signal.signal(signal.SIGUSR1, before)
