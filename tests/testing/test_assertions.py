@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hpack import Encoder
+from hyperframe.frame import GoAwayFrame, HeadersFrame, SettingsFrame
 
 from allswell.testing import (
     CloseNotify,
@@ -22,8 +24,10 @@ from allswell.testing import (
     Origin,
     ResponseSent,
     Rst,
+    Said,
     Vanished,
 )
+from allswell.testing._http2 import PREFACE
 from tests.testing.clients import CLIENTS, Get, by_curl, by_httpx2
 
 
@@ -156,11 +160,79 @@ def test_tls_that_fails() -> None:
 def test_a_protocol_that_is_broken() -> None:
     with Origin() as origin:
         with by_hand(origin) as tls:
+            tls.unwrap()
+        with by_hand(origin) as tls:
             tls.sendall(b"nonsense\r\n\r\n")
-            origin.wait_ended(timeout=30)
-        with pytest.raises(AssertionError, match="there is no connection to judge"):
-            origin.assert_ended_gracefully()  # it was the origin that cut it
-        assert "protocol violated" in str(origin.record)
+            origin.wait_ended(2, timeout=30)
+        assert "connection 2: protocol violated" in why(origin)  # the origin cut it, but for that
+
+
+@pytest.mark.parametrize("start", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
+def test_the_start_of_a_request(start: bytes) -> None:
+    with Origin() as origin:
+        with by_hand(origin) as tls:
+            tls.sendall(start)
+            tls.unwrap()
+        assert "the connection ended in the middle of a request's head" in why(origin)
+
+
+def by_hand_over_http2(origin: Origin, *frames: bytes) -> ssl.SSLSocket:
+    """A connection that got one response over HTTP/2, and then said these."""
+    context = origin.client_context()
+    context.set_alpn_protocols(["h2"])
+    tls = context.wrap_socket(socket.create_connection(("127.0.0.1", origin.port), 30), server_hostname="localhost")
+    tls.sendall(PREFACE + SettingsFrame(0).serialize() + HeadersFrame(1, _GET, flags=_WHOLE).serialize())
+    said = b""
+    while b"ok" not in said:
+        said += tls.recv(1000)
+    tls.sendall(b"".join(frames))
+    return tls
+
+
+_GET = Encoder().encode([(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/")])
+_WHOLE = ["END_HEADERS", "END_STREAM"]
+
+
+def close_both(tls: ssl.SSLSocket) -> None:
+    """close_notify, FIN, and all that the origin says."""
+    with tls.unwrap() as sock:
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(1000):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("last", "what"),
+    [
+        (HeadersFrame(3, _GET, flags=_WHOLE).serialize()[:11], "a frame"),
+        (HeadersFrame(3, _GET).serialize(), "a header section"),
+    ],
+)
+def test_the_start_of_a_frame(last: bytes, what: str) -> None:
+    with Origin() as origin:
+        close_both(by_hand_over_http2(origin, GoAwayFrame(0).serialize(), last))
+        assert f"the connection ended in the middle of {what}" in why(origin)
+
+
+def test_goaway_with_an_error() -> None:
+    with Origin() as origin:
+        close_both(by_hand_over_http2(origin, GoAwayFrame(0, error_code=1).serialize()))
+        assert "connection 1: GOAWAY with error 0x1" in why(origin)
+        with pytest.raises(AssertionError, match=r"something was reset:\n  connection 1: GOAWAY 0x1"):
+            origin.assert_no_reset()
+
+
+def test_a_goaway_of_the_origin_that_comes_too_late() -> None:
+    """Nothing of HTTP is said behind close_notify. And it would be no excuse."""
+    with Origin() as origin:
+        with by_hand_over_http2(origin).unwrap() as sock:
+            origin.wait_seen(CloseNotify, timeout=30)
+            origin.goaway()
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1000):
+                pass
+        assert "no GOAWAY (RFC 9113, section 6.8)" in why(origin)
+        assert [event.word for event in origin.record.of(Said)] == ["close_notify", "FIN"]
 
 
 def by_aioquic(origin: Origin, end: Callable[[Any], None], *, idle_timeout: float = 60.0) -> None:

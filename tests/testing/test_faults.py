@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from allswell.testing import (
     Fin,
     GoAway,
     Origin,
+    Request,
     RequestExecuted,
     RequestReceived,
     RequestRefused,
@@ -291,3 +294,52 @@ async def test_httpx2_at_a_goaway() -> None:
             origin.assert_ended_gracefully()
         assert "no GOAWAY" not in str(raised.value)
         assert "RST" in str(raised.value)
+
+
+@pytest.mark.parametrize("version", ["h2", "h3"])
+async def test_an_answer_that_comes_as_its_stream_is_reset_is_not_said(
+    version: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler has its result, and its task has yet to hear of both."""
+    result = asyncio.Event()
+
+    async def handler(request: Request) -> Response:
+        await result.wait()
+        return Response(body=b"late")
+
+    async with Origin({"/": handler}, versions=[version]) as origin:
+        async with client_of(origin, version) as client, anyio.create_task_group() as tasks:
+
+            async def get() -> None:
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    await client.get("/")
+
+            tasks.start_soon(get)
+            await origin.seen(RequestExecuted, timeout=30)
+            [connection] = origin._connections
+            assert connection.engine is not None
+            said: list[int] = []
+            monkeypatch.setattr(connection.engine, "head", lambda stream, *_, **__: said.append(stream))
+
+            def both() -> None:
+                result.set()
+                connection.cancel()
+
+            origin._call(both)
+        await origin.ended(timeout=30)
+        assert not said
+
+
+def test_a_wait_that_is_cancelled_keeps_no_thread() -> None:
+    """A program would not end before it."""
+    before = set(threading.enumerate())
+
+    async def wait() -> None:
+        async with Origin(versions=["h1"]) as origin:
+            with anyio.move_on_after(0.1):
+                await origin.ended(timeout=600)
+
+    anyio.run(wait)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()

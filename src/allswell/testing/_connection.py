@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from allswell.testing._engine import Body, Broken, Complete, Engine, GivenUp, Head, Heard, Leaving
@@ -68,11 +69,17 @@ def _nothing() -> None:
     pass
 
 
+async def _unless_cancelled() -> None:
+    """Go on, unless the answer was stopped while what it waited for came. (asyncio would not tell it yet.)"""
+    await anyio.lowlevel.checkpoint_if_cancelled()
+
+
 class Connection(ABC):
     """A connection: it hears what its engine heard, and answers by the script.
 
     :ivar exchanges: those under way, by stream.
     :ivar leaves_after: requests that are still taken; ``None`` while there is no end to them.
+    :ivar left: whether our goodbye below HTTP is said, so that nothing more of HTTP can be.
     """
 
     def __init__(self, number: int, script: Script, tasks: TaskGroup) -> None:
@@ -81,6 +88,7 @@ class Connection(ABC):
         self.engine: Engine | None = None
         self.exchanges: dict[int, Exchange] = {}
         self.leaves_after: int | None = None
+        self.left = False
         self.ended = False
         self._tasks = tasks
         self._highest = 0 if self.over == "TCP" else -4
@@ -180,7 +188,7 @@ class Connection(ABC):
         self.flush_soon()
 
     def _goaway_when_due(self) -> None:
-        if self.leaves_after == 0 and self.engine is not None and self.engine.multiplexes:
+        if self.leaves_after == 0 and self.engine is not None and self.engine.multiplexes and not self.left:
             self.engine.goaway(self._highest)
             self.note(Said, "GOAWAY")
 
@@ -212,6 +220,7 @@ class Connection(ABC):
         stream, engine = exchange.head.stream, self.engine
         assert engine is not None
         with exchange.scope:
+            await _unless_cancelled()
             await self._answer(exchange, engine)
         if exchange.stopped:
             return
@@ -239,6 +248,7 @@ class Connection(ABC):
         cut = self.script.faults.truncates()
         while self.script.faults.stalled and not body:
             await self.script.change()
+        await _unless_cancelled()
         engine.head(stream, head.method, response, last=self.leaves_after == 0)
         whole = await self._send_body(stream, engine, body, cut=cut)
         if not whole:
@@ -257,6 +267,7 @@ class Connection(ABC):
         """Say all of it, but for the last word; whether that goes on to its end. :param cut: half of it."""
         sent, half = 0, len(body) // 2
         while sent < len(body):
+            await _unless_cancelled()
             faults = self.script.faults
             if cut and sent >= half:
                 return False
@@ -274,6 +285,7 @@ class Connection(ABC):
                 continue
             if faults.rate is not None:
                 await anyio.sleep(size / faults.rate)
+                await _unless_cancelled()
             sent += size
             engine.body(stream, body[sent - size : sent])
             if sent < len(body):

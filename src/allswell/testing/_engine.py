@@ -99,7 +99,15 @@ class Engine(Protocol):
 
 
 class ByteEngine(Engine, Protocol):
-    """An engine on top of a stream of bytes."""
+    """An engine on top of a stream of bytes.
+
+    :ivar unfinished: what the client has begun to say, and not ended: ``"a frame"``; else ``""``. (Of a request that
+        was heard, the connection knows by itself.)
+    """
+
+    @property
+    def unfinished(self) -> str:
+        """See the class."""
 
     def receive(self, data: bytes) -> Iterable[Heard]:
         """Take bytes."""

@@ -29,6 +29,12 @@ class Http1:
         self._parser.receive_data(data)
         return self._heard()
 
+    @property
+    def unfinished(self) -> str:
+        """The start of a head."""
+        waiting, _ = self._parser.trailing_data
+        return "a request's head" if self._parser.their_state is h11.IDLE and waiting else ""
+
     def take(self) -> bytes:
         """All that it has said since."""
         out = bytes(self._out)

@@ -56,6 +56,13 @@ class Http2:
         for frame in frames:
             self._out += frame.serialize()
 
+    @property
+    def unfinished(self) -> str:
+        """The start of a frame, of a header section, or of the preface."""
+        if self._preface:
+            return "the connection preface"
+        return "a frame" if self._in else "a header section" if self._block is not None else ""
+
     def take(self) -> bytes:
         """All that it has said since."""
         out = bytes(self._out)

@@ -33,15 +33,15 @@ def not_graceful(record: Record) -> str | None:
     """What is wrong with the ends of the client's connections, with the waterfall; ``None`` where nothing is.
 
     Not judged are connections on which no HTTP was spoken (one that lost a race to connect, say), and those that the
-    origin itself cut.
+    origin itself cut, unless that was because the client broke the protocol.
     """
     faults, judged = [], 0
     for number in record.connections:
         events = record.of(Event, number)
         spoken = any(isinstance(event, Speaks) for event in events)
-        failed = any(isinstance(event, Alert | Violation) for event in events)
-        cut = any(isinstance(event, Said) and event.cut for event in events)
-        if (spoken or failed) and not cut:
+        cut = next((at for at, event in enumerate(events) if isinstance(event, Said) and event.cut), None)
+        failed = any(isinstance(event, Alert | Violation) for event in events[:cut])  # and was perhaps cut for that
+        if failed or (spoken and cut is None):
             judged += 1
             faults += [f"connection {number}: {fault}" for fault in _ungraceful(events)]
     if not judged:
@@ -69,7 +69,7 @@ def _ungraceful(events: Sequence[Event]) -> Iterator[str]:
     if Secured in kinds and CloseNotify not in kinds[: kinds.index(Fin)]:
         yield "FIN without close_notify (RFC 8446, section 6.1)"
     if version == "HTTP/2":
-        yield from _of_http2(events)
+        yield from _of_http2(events[: kinds.index(Fin)])
 
 
 def _of_http2(events: Sequence[Event]) -> Iterator[str]:
@@ -90,7 +90,7 @@ def resets(record: Record) -> str | None:
     """What the client reset, with the waterfall: connections and streams; ``None`` where it reset nothing."""
     faults = []
     for event in record.events:
-        failed = isinstance(event, ConnectionClose) and event.code not in _NO_ERRORS
+        failed = isinstance(event, ConnectionClose | GoAway) and event.code not in _NO_ERRORS
         if failed or isinstance(event, Rst | StreamReset):
             faults.append(f"connection {event.connection}: {event}")
     return _told("something was reset", faults, record)

@@ -300,7 +300,8 @@ class Origin(Script):
 
         Over TCP: FIN, and no RST, not even after it; before it close_notify where there is TLS, and before that GOAWAY
         (HTTP/2), unless the origin said it first. Over QUIC: CONNECTION_CLOSE with H3_NO_ERROR. Nothing was under way.
-        Connections on which no HTTP was spoken, and those that the origin cut itself, are not judged.
+        Connections on which no HTTP was spoken, and those that the origin cut itself, are not judged; but one that it
+        cut because the client broke the protocol is.
 
         :param timeout: seconds to wait for the ends, with the thread blocked. Where the client needs its event loop to
             end its connections, say ``await origin.ended()`` before.

@@ -69,7 +69,15 @@ class Record:
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """As :meth:`wait`, while the event loop runs on."""
-        return await anyio.to_thread.run_sync(self.wait, condition, timeout, abandon_on_cancel=True)
+        given_up = False
+        try:
+            return await anyio.to_thread.run_sync(
+                self.wait, lambda: given_up or condition(), timeout, abandon_on_cancel=True
+            )
+        finally:
+            given_up = True
+            with self._changed:
+                self._changed.notify_all()  # a cancelled wait must not hold its thread, and with it the program's end
 
     def __str__(self) -> str:
         return waterfall(self.events)

@@ -73,6 +73,8 @@ class TcpConnection(Connection):
         try:
             if self._tls is None or await self._handshake(self._tls):
                 await self._read()
+            if self._bytes is not None and self._bytes.unfinished and not self._rst and not self.left:
+                self.note(Violation, f"the connection ended in the middle of {self._bytes.unfinished}")
             self.cut(by_client=True)
             await self._finish()
         except _GoneError:
@@ -223,7 +225,7 @@ class TcpConnection(Connection):
 
     def _encrypt(self) -> None:
         """Take what was said above TCP."""
-        data = self._bytes.take() if self._bytes is not None else b""
+        data = self._bytes.take() if self._bytes is not None and not self.left else b""
         if self._tls is None:
             self._wire += data
             return
@@ -235,7 +237,9 @@ class TcpConnection(Connection):
     @property
     def _blocked(self) -> bool:
         """Whether there is more to send, and TCP does not take it now."""
-        return bool(self._wire) and not self._closed and self._send_error is None and not self.script.faults.silent
+        if self._closed or self._said_fin or self._send_error is not None:
+            return False
+        return bool(self._wire) and not self.script.faults.silent
 
     def _send(self) -> None:
         """Send what TCP takes at once."""
@@ -262,7 +266,7 @@ class TcpConnection(Connection):
         """close_notify and FIN, once; the client is heard on."""
         await self.flush()
         if self._secure and not self._said_close_notify:
-            self._said_close_notify = True
+            self._said_close_notify = self.left = True
             assert self._tls is not None
             try:
                 self._tls.unwrap()
@@ -275,7 +279,7 @@ class TcpConnection(Connection):
     def _fin(self, *, cut: bool = False) -> None:
         if self._said_fin or self._closed:
             return
-        self._said_fin = True
+        self._said_fin = self.left = True
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:

@@ -166,9 +166,9 @@ class QuicServed(Connection):
             self._heard_close = self._heard_close or (code, frame_type is None, reason)
         elif not self._closing:
             self._closing = True
-            self.note(Said, "CONNECTION_CLOSE", True)
             if self.engine is not None and code not in (0, ErrorCode.H3_NO_ERROR):
-                self.note(Violation, reason or f"{code:#x}")
+                self.note(Violation, reason or f"{code:#x}")  # which is why we say it
+            self.note(Said, "CONNECTION_CLOSE", True)
 
     def _pump(self) -> None:
         """Act on what QUIC has to tell, and send what it has to send."""
