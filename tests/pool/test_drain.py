@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx2
 import pytest
 
 import allswell
-from allswell import ConnectionPool, PoolClosed
+from allswell import ConnectionPool, PoolClosed, ProxyHop, Timeouts
 from allswell.testing import ConnectionClose, Fin, Origin, RequestExecuted, Response
+from tests.support.certificates import certificates
+from tests.support.h2_proxy import Http2Proxy
+from tests.support.h2_script import Http2Server, h2_tls
+from tests.support.holes import tcp_hole
 from tests.support.lag import LAG
+from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.scripts import answers
 from tests.testing.clients import Gate
 
 pytestmark = pytest.mark.anyio
@@ -141,3 +150,101 @@ async def test_snapshot_as_json() -> None:
         [route] = told["routes"]
         assert route["route"] == origin.url
         assert route["connections"][0]["http_version"] == "HTTP/2"
+
+
+@pytest.mark.parametrize("sooner", ["the first", "the second"])
+async def test_two_at_once(sooner: str) -> None:
+    """The end of one wait, by its time, is not the other's."""
+    gate = Gate()
+    async with Origin({"/slow": gate}, versions=["h2"]) as origin:
+        async with client_for(origin, "h2") as client, anyio.create_task_group() as tasks:
+            tasks.start_soon(client.get, "/slow")
+            await origin.seen(RequestExecuted, timeout=30)
+            reports: list[allswell.CloseReport] = []
+
+            async def drain(timeout: float | None) -> None:
+                report = await client.drain(timeout)
+                if timeout is None:
+                    reports.append(report)
+                else:
+                    assert report.connections == ()
+                    gate.open = True
+
+            timeouts = [0.1, None] if sooner == "the first" else [None, 0.1]
+            for timeout in timeouts:
+                tasks.start_soon(drain, timeout)
+                await anyio.wait_all_tasks_blocked()
+        assert [end.reason for end in reports[0].connections] == ["it was drained"]
+
+
+@pytest.mark.parametrize("carried", [False, True])
+async def test_what_is_being_made(carried: bool) -> None:
+    """It serves the request that waits for it, and ends. Through a connection to a proxy, that ends behind it."""
+    go_on, came = threading.Event(), threading.Event()
+
+    def slow(connection: PeerConnection) -> None:
+        came.set()
+        go_on.wait(60)
+        connection.handshake()
+        answers()(connection)
+
+    with ExitStack() as stack:
+        origin = stack.enter_context(scripted_peer(slow, tls=True, handshake=False))
+        proxies: tuple[ProxyHop, ...] = ()
+        if carried:
+            proxy = stack.enter_context(scripted_peer(Http2Proxy(), tls=h2_tls()))
+            proxies = (ProxyHop("https", "localhost", proxy.port, ssl_context=certificates().client_context()),)
+        trust = certificates().client_context()
+        pool = ConnectionPool(ssl_context=trust, proxies=proxies, keepalive_expiry=None)
+        async with pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.request, "GET", origin.url)
+            await anyio.to_thread.run_sync(came.wait, 60)
+            reports: list[allswell.CloseReport] = []
+
+            async def drain() -> None:
+                reports.append(await pool.drain())
+
+            tasks.start_soon(drain)
+            await anyio.wait_all_tasks_blocked()
+            assert not reports
+            go_on.set()
+        [report] = reports
+        assert [(end.exchanges, end.reason) for end in report.connections] == [(1, "it was drained")] * (1 + carried)
+        assert report.clean
+        assert pool.snapshot().routes == ()
+        await origin.ended()
+
+
+async def test_new_requests_do_not_wait_for_what_is_being_made() -> None:
+    go_on, came = threading.Event(), threading.Event()
+
+    def slow_at_first(connection: PeerConnection) -> None:
+        if connection.index == 0:
+            came.set()
+            go_on.wait(60)
+        connection.handshake()
+        Http2Server()(connection)
+
+    with scripted_peer(slow_at_first, tls=h2_tls(), handshake=False) as origin:
+        pool = ConnectionPool(ssl_context=certificates().client_context())
+        async with pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.request, "GET", origin.url)
+            await anyio.to_thread.run_sync(came.wait, 60)
+            assert (await pool.drain(0)).connections == ()
+            await pool.request("GET", origin.url)
+            go_on.set()
+        assert len(origin.connections) == 2
+
+
+async def test_a_dial_that_fails_while_it_is_drained() -> None:
+    with tcp_hole() as port:
+        async with ConnectionPool() as pool, anyio.create_task_group() as tasks:
+
+            async def get() -> None:
+                with pytest.raises(allswell.Timeout):
+                    await pool.request("GET", f"http://127.0.0.1:{port}/", timeouts=Timeouts(connect=0.2))
+
+            tasks.start_soon(get)
+            await anyio.wait_all_tasks_blocked()
+            assert (await pool.drain()).connections == ()
+            assert pool.snapshot().dials == 0

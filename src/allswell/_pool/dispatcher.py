@@ -49,7 +49,7 @@ from allswell._errors import (
     first_of,
 )
 from allswell._pool.coalescing import Coalescing
-from allswell._pool.endings import Endings
+from allswell._pool.endings import DRAINED, Endings
 from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.member import Member, RouteState, Standing
 from allswell._pool.places import Places
@@ -248,7 +248,7 @@ class Dispatcher:
                 break
             dial = Dial(self._expected(state), searches=searches)
             state.dials[dial] = None
-            self.endings.dial_begins()
+            self.endings.dial_begins(dial)
             if not searches:
                 self._give_place(state, dial)
             self._cover(state, dial)
@@ -345,7 +345,7 @@ class Dispatcher:
             else:
                 assert error is not None
                 self._dial_failed(state, dial, error)
-            self.endings.dial_is_over()
+            self.endings.dial_is_over(dial)
 
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
         """One of another route's connections, where there is one to be had; else a new one, if there is room for it."""
@@ -409,15 +409,19 @@ class Dispatcher:
             if state not in member.serves:  # (two dials may have found it)
                 member.join(state)
         elif self.endings.deadline is not None:
+            self.endings.dial_succeeded(dial, connection)
             self.endings.discard(connection, state.route, "the pool closes")
             return
         else:
+            self.endings.dial_succeeded(dial, connection)
             state.multiplexes = connection.multiplexes
             self._members[connection] = Member(connection, state)
             self._places.take(state)
             self.endings.start(connection, state.route)
             self._coalescing.add(connection, state.route)
         self.connection_available(connection)
+        if member is None and dial.drained:
+            connection.close(DRAINED)
         # Waiters that it could not serve (it has less room than was expected) wait for another.
         for waiter in list(dial.waiters):
             self._uncover(state, waiter)

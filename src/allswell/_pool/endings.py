@@ -17,12 +17,30 @@ from allswell._connection.connection import Connection
 from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED
 from allswell._deadline import Deadline
 from allswell._errors import PoolClosed
+from allswell._pool.waiters import Dial
 from allswell._report import ConnectionEnd
 from allswell._request.route import Route
 from allswell._tasks import TaskHost, logger
 
 #: How many seconds tasks have to finish after the grace. (They wait for nothing by then.)
 _SLACK = 0.1
+
+#: Why a connection ended that was to be replaced.
+DRAINED = "it was drained"
+
+
+class _Drain:
+    """One call of :meth:`Endings.drain`.
+
+    :ivar waits_for: the connections that have not ended, and the dials that are not over.
+    :ivar ends: of the others.
+    """
+
+    __slots__ = ("ends", "waits_for")
+
+    def __init__(self, *waits_for: Connection | Dial) -> None:
+        self.waits_for = set(waits_for)
+        self.ends: list[ConnectionEnd] = []
 
 
 class Endings:
@@ -38,13 +56,13 @@ class Endings:
 
     def __init__(self, host: TaskHost, on_end: Callable[[ConnectionEnd], object] | None) -> None:
         self.connections: dict[Connection, Route] = {}
-        self.dials = 0
+        self.dials: dict[Dial, None] = {}
         self.ends: list[ConnectionEnd] = []
         self.dropped = 0
         self.deadline: Deadline | None = None
         self._late = ""  # the error for exchanges that are cut when the grace is over
         self._on_end = on_end
-        self._drains: list[tuple[set[Connection], list[ConnectionEnd]]] = []  # what each waits for, and what it has
+        self._drains: dict[_Drain, None] = {}
         self._lingering: dict[Connection, None] = {}  # that were left (take_leave), and have not ended yet
         self._changed = anyio.Event()
         host.when_over(self._loop_ended)
@@ -61,22 +79,30 @@ class Endings:
         # Goodbyes in the background have a grace of their own.
         connection.close(reason, None if deadline is None or deadline.passed() else deadline)
 
-    def dial_begins(self) -> None:
+    def dial_begins(self, dial: Dial) -> None:
         """A connection is being made."""
-        self.dials += 1
+        self.dials[dial] = None
 
-    def dial_is_over(self) -> None:
+    def dial_succeeded(self, dial: Dial, connection: Connection) -> None:
+        """It is made, and starts next: what waits for the dial waits for the connection too."""
+        for drain in self._drains:
+            if dial in drain.waits_for:
+                drain.waits_for.add(connection)
+
+    def dial_is_over(self, dial: Dial) -> None:
         """It was made, or failed."""
-        self.dials -= 1
+        del self.dials[dial]
+        for drain in self._drains:
+            drain.waits_for.discard(dial)
         self._tell()
 
     def ended(self, connection: Connection, end: ConnectionEnd) -> None:
         """A connection is closed, and this is its end."""
         ours = self.connections.pop(connection, None) is not None
-        for waiting, ends in self._drains:
-            if connection in waiting:
-                waiting.remove(connection)
-                ends.append(end)
+        for drain in self._drains:
+            if connection in drain.waits_for:
+                drain.waits_for.remove(connection)
+                drain.ends.append(end)
         self._lingering.pop(connection, None)
         if ours and self.deadline is not None:
             self.ends.append(end)
@@ -92,20 +118,24 @@ class Endings:
     async def drain(self, deadline: Deadline) -> list[ConnectionEnd]:
         """Let all present connections take no more requests, and end after their exchanges.
 
+        Those in the making serve the requests that wait, and end too. (They may go through one that is present.)
+
         :param deadline: when to stop waiting. Those that have not ended then go on.
         :return: the ends of those that ended in time.
         """
-        waiting, ends = drain = set(self.connections), list[ConnectionEnd]()
-        self._drains.append(drain)
+        drain = _Drain(*self.connections, *self.dials)
+        self._drains[drain] = None
         try:
-            for connection in list(waiting):
-                connection.close("it was drained")
+            for dial in self.dials:
+                dial.drain()
+            for connection in list(self.connections):
+                connection.close(DRAINED)
             with deadline.scope():
-                while waiting:
+                while drain.waits_for:
                     await self._changed.wait()
         finally:
-            self._drains.remove(drain)
-        return ends
+            del self._drains[drain]
+        return drain.ends
 
     async def close(self, deadline: Deadline, began: float, *, cut: bool) -> None:
         """End everything, as :meth:`ConnectionPool.aclose` says. The results are in ``ends``.

@@ -240,8 +240,9 @@ class ConnectionPool:
     async def drain(self, timeout: float | None = None) -> CloseReport:
         """Replace its connections: those that it has take no new requests, and new requests have new connections.
 
-        The old ones end, each with its goodbyes, when their exchanges have; none is cut. For a new certificate, or
-        before the network changes (then with :meth:`network_changed`).
+        The old ones end, each with its goodbyes, when their exchanges have; none is cut. One that is being made serves
+        the requests that wait, and is old then. For a new certificate, or before the network changes (then with
+        :meth:`network_changed`).
 
         :param timeout: seconds to wait for their ends; by default, as long as it takes. What has not ended then goes
         on.

@@ -33,15 +33,17 @@ class Dial:
     :ivar covers: how many waiters it may serve.
     :ivar timeout: how many seconds each try may take.
     :ivar searches: it first looks for a connection of another route, and holds no place until then.
+    :ivar drained: what it makes is to be replaced.
     :ivar has_place: it holds a place (`places.py`).
     :ivar owner: the waiter that needs an unused connection. There can be only one.
     """
 
-    __slots__ = ("covers", "deadline", "has_place", "owner", "searches", "timeout", "waiters")
+    __slots__ = ("covers", "deadline", "drained", "has_place", "owner", "searches", "timeout", "waiters")
 
     def __init__(self, covers: int, *, searches: bool) -> None:
         self.covers = covers
         self.searches = searches
+        self.drained = False
         self.has_place = False
         self.timeout = 0.0
         self.owner: Waiter | None = None
@@ -57,6 +59,11 @@ class Dial:
         self.waiters[waiter] = None
         if waiter.fresh is UNUSED:
             self.owner = waiter
+
+    def drain(self) -> None:
+        """What it makes is to be replaced: it serves those that wait, and then ends."""
+        self.drained = True
+        self.covers = 0
 
     def lose(self, waiter: Waiter) -> None:
         """This one does not wait for it any more."""
