@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from allswell._errors import AddressNotAllowed
-from allswell._given import as_host
+from allswell._given import as_host, as_host_given
 
 #: Finds the addresses of a host; ``None``: the system's resolver is to be asked. Raises an error where there are none.
 Resolver = Callable[[str], Awaitable["Iterable[str | IPv4Address | IPv6Address] | None"]]
@@ -75,9 +75,14 @@ _EMBEDDED = (
     (IPv6Network("2002::/16"), 80),
     (IPv6Network("::ffff:0:0/96"), 0),
 )
-#: Public by ``ipaddress``, in some versions, and yet no servers in the Internet: 6to4's relays (RFC 7526), and what is
-#: for protocols (RFC 6890 §2.2.2).
-_NOT_PUBLIC = (IPv4Network("192.88.99.0/24"), IPv4Network("192.0.0.0/24"))
+#: Public by ``ipaddress``, in some versions, and yet no servers in the Internet: 6to4's relays (RFC 7526), what is for
+#: protocols (RFC 6890 §2.2.2, RFC 2928), and for documentation (RFC 9637).
+_NOT_PUBLIC = (
+    IPv4Network("192.88.99.0/24"),
+    IPv4Network("192.0.0.0/24"),
+    IPv6Network("2001::/23"),
+    IPv6Network("3fff::/20"),
+)
 
 
 class PublicAddresses:
@@ -126,7 +131,7 @@ class Hosts:
     def __init__(self, addresses: Mapping[str, str | Collection[str]], otherwise: Resolver | None = None) -> None:
         if not isinstance(addresses, Mapping):
             raise TypeError(f"addresses must be a mapping of names to addresses, not {type(addresses).__name__}")
-        self._known = {as_host(name): _addresses(name, given) for name, given in addresses.items()}
+        self._known = {as_host_given(name): _addresses(name, given) for name, given in addresses.items()}
         self._otherwise = otherwise
 
     async def __call__(self, host: str) -> Iterable[str | IPv4Address | IPv6Address] | None:

@@ -6,6 +6,7 @@ while, and then fail far from there, with words that help nobody.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from inspect import iscoroutinefunction, signature
@@ -15,6 +16,8 @@ import httpx2
 
 _LIBRARIES = ("httpx", "httpx2")
 _PLAIN = (str, bytes, int, float)
+
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 
 def require(wanted: str, **given: object) -> None:
@@ -101,6 +104,20 @@ def as_host(name: str) -> str:
         return httpx2.URL(scheme="https", host=host).raw_host.decode("ascii")
     except httpx2.InvalidURL as error:
         raise ValueError(f"{name!r} is no host name: {error}") from error
+
+
+def as_host_given(name: object) -> str:
+    """A host of a setting, as :func:`as_host` has it: no part of a URL besides, which would never be met again.
+
+    :raises ValueError: for what is no host name and no address: with a port, a scheme, a user, a wildcard.
+    """
+    host = as_host(name) if isinstance(name, str) else ""
+    if _HOST_NAME(host) is None:
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError(f"{name!r} is no host name") from None
+    return host
 
 
 def _origin(value: object) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 
 from allswell._errors import PinMismatch
-from allswell._given import as_host
+from allswell._given import as_host, as_host_given
 
 _PREFIX = "sha256//"
 
@@ -30,12 +30,14 @@ def read_pins(given: Mapping[str, str | Collection[str]]) -> Mapping[str, frozen
         raise TypeError(f"pins: {type(given).__name__} was given, and a mapping of hosts to pins is wanted here")
     found: dict[str, frozenset[str]] = {}
     for host, pins in given.items():
-        if not isinstance(host, str) or not host or "/" in host or "*" in host:
-            raise ValueError(f"pins: {host!r} is no host name")
+        try:
+            name = as_host_given(host)
+        except ValueError as error:
+            raise ValueError(f"pins: {error}") from error
         each = frozenset(_pin(host, pin) for pin in ([pins] if isinstance(pins, str) else pins))
         if not each:
             raise ValueError(f"pins: {host} has none, so that no server of it would be accepted")
-        found[as_host(host)] = each
+        found[name] = each
     return found
 
 

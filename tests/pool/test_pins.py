@@ -149,6 +149,15 @@ async def test_the_name_that_is_asked_for_in_place_of_the_hosts(version: str) ->
         assert requests() == 1
 
 
+async def test_a_name_in_place_of_the_hosts_that_is_none_leaves_nothing_open() -> None:
+    with scripted_peer(lambda connection: None, tls=certificates().server_context()) as peer:
+        pool = ConnectionPool(**settings("h1", pins={"name.example": OTHER}), retries=0)
+        async with AsyncClient(pool=pool) as client:
+            with pytest.raises(httpx2.ConnectError, match="is no host name"):
+                await client.get(f"https://localhost:{peer.port}/", extensions={"sni_hostname": "bü cher"})
+            await peer.ended()
+
+
 @pytest.mark.parametrize("early", [False, True])
 async def test_a_session_goes_on_only_with_the_key_that_is_pinned(early: bool) -> None:
     """Nothing is shown then; so it is looked at what was shown when it began. Nothing goes out as early data either."""
@@ -260,6 +269,14 @@ async def test_a_connection_serves_a_pinned_host_only_with_its_key(version: str)
         ({"https://a": OTHER}, ValueError, "'https://a' is no host name"),
         ({"*.a": OTHER}, ValueError, r"'\*\.a' is no host name"),
         ({"": OTHER}, ValueError, "'' is no host name"),
+        ({"a:443": OTHER}, ValueError, "'a:443' is no host name"),
+        ({"[::1]:443": OTHER}, ValueError, "is no host name"),
+        ({"127.0.0.1:443": OTHER}, ValueError, "is no host name"),
+        ({"u@a": OTHER}, ValueError, "is no host name"),
+        ({" a": OTHER}, ValueError, "is no host name"),
+        ({".a": OTHER}, ValueError, "is no host name"),
+        ({"ä:443": OTHER}, ValueError, "is no host name"),
+        ({7: OTHER}, ValueError, "7 is no host name"),
         ([OTHER], TypeError, "list was given, and a mapping"),
     ],
 )
