@@ -24,6 +24,7 @@ from tests.support.certificates import certificates
 from tests.support.holes import tcp_hole
 from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers, half_response, response, says, silent
 
 pytestmark = pytest.mark.anyio
@@ -75,6 +76,14 @@ async def test_refused_by_name_tells_of_the_address() -> None:
 
 async def test_no_such_unix_socket(tmp_path: Path) -> None:
     await fails(ConnectFailed, "http://localhost/", r"Unix socket .*nobody: No such file", uds=str(tmp_path / "nobody"))
+
+
+async def test_no_way_but_a_unix_socket(tmp_path: Path) -> None:
+    """Every connection goes there: HTTP/3 cannot, and so goes nowhere."""
+    with QuicServer() as server:
+        url = f"https://localhost:{server.port}/hello"
+        await fails(ConnectFailed, url, "this is not for HTTP/3", uds=str(tmp_path / "nobody"), http3="only")
+        assert server.all("request") == []
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:0/", "http://127.0.0.1:70000/"])

@@ -174,6 +174,15 @@ async def raises_oserror(host: str) -> list[str]:
     raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
 
 
+class NoException(BaseException):
+    """As ``pytest.fail`` raises one."""
+
+
+async def raises_no_exception(host: str) -> list[str]:
+    await anyio.lowlevel.checkpoint()
+    raise NoException
+
+
 def returns(value: Any) -> Any:
     async def resolver(host: str) -> Any:
         return value
@@ -189,6 +198,7 @@ FAILING: dict[str, tuple[Any, str]] = {
     "text": (returns(HERE), "and not a collection of addresses"),
     "no awaitable": (lambda host: [HERE], "await"),
     "no collection": (returns(7), "the resolver failed: TypeError"),
+    "no Exception": (raises_no_exception, r"the resolver failed: NoException\(\)"),
 }
 
 
@@ -220,6 +230,69 @@ async def test_it_has_no_longer_than_connecting_may_take_and_is_called_off_then(
         assert begun.is_set()
         with anyio.fail_after(3 * LAG):
             await ended.wait()
+
+
+async def test_what_cancels_itself_is_asked_twice_at_most(anyio_backend_name: str) -> None:
+    """It may have been cancelled with all tasks of a loop that goes on; not again and again."""
+    if anyio_backend_name == "trio":
+        pytest.skip("trio's cancellation is raised by trio alone")
+    asked: list[str] = []
+
+    async def cancelled(host: str) -> Any:
+        asked.append(host)
+        await anyio.lowlevel.checkpoint()
+        raise anyio.get_cancelled_exc_class()
+
+    async with ConnectionPool(resolver=cancelled, retries=0) as pool:
+        with pytest.raises(ConnectFailed, match=r"cannot resolve name.example: called off"):
+            await pool.request("GET", "http://name.example/")
+    assert len(asked) == 2
+
+
+async def test_it_is_called_off_where_https_records_are_waited_for_too() -> None:
+    begun, ended = anyio.Event(), anyio.Event()
+
+    async def slow(host: str) -> Any:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((HERE, 0))
+        server = f"{HERE}:{silent.getsockname()[1]}"
+        async with ConnectionPool(**trusting(resolver=slow, https_records=True, nameservers=[server])) as pool:
+            with pytest.raises(Timeout):
+                await pool.request("GET", "https://name.example/", timeouts=Timeouts(connect=2.0))
+            assert begun.is_set()
+            with anyio.fail_after(3 * LAG):
+                await ended.wait()
+
+
+async def test_a_pool_does_not_wait_for_a_thread_that_nobody_can_cancel() -> None:
+    """As in a resolver that calls what blocks."""
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> None:
+        begun.set()
+        go_on.wait(30)
+        ended.set()
+
+    async def in_a_thread(host: str) -> list[str]:
+        await anyio.to_thread.run_sync(block)
+        return [HERE]
+
+    pool = ConnectionPool(resolver=in_a_thread)
+    try:
+        with pytest.raises(Timeout):
+            await pool.request("GET", "http://name.example/", timeouts=Timeouts(connect=2.0))
+        assert begun.is_set()
+        await pool.aclose(0.1)
+        assert not ended.is_set()
+    finally:
+        go_on.set()
+    assert pool.state == "closed"
 
 
 async def test_it_is_called_off_with_its_pool() -> None:
@@ -280,7 +353,13 @@ async def test_hosts(asked: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("known", "kind"),
-    [({"a": "b"}, ValueError), ({"a": []}, ValueError), ({"ä b": HERE}, ValueError), ([("a", HERE)], TypeError)],
+    [
+        ({"a": "b"}, ValueError),
+        ({"a": []}, ValueError),
+        ({"ä b": HERE}, ValueError),
+        ({"a:80": HERE}, ValueError),
+        ([("a", HERE)], TypeError),
+    ],
 )
 async def test_what_is_no_host_with_its_addresses(known: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind):
@@ -654,8 +733,9 @@ async def test_proxies(scheme: Any) -> None:
         more: dict[str, Any] = {"proxies": (hop,), "resolver": resolver}
         async with ConnectionPool(**more, allow_address=Guard(HERE)) as pool:
             with pytest.raises(AddressNotAllowed, match=rf"the proxy .*127\.0\.0\.1 of {host}"):
-                await pool.request("GET", "https://elsewhere.example/")
-        for url in ("https://127.0.0.3/", "http://127.0.0.3/", "https://[::ffff:127.0.0.3]/"):
+                await pool.request("GET", "https://name.example/")
+        inside = ("127.0.0.3", "[::ffff:127.0.0.3]", "127.3", "2130706435", "0x7f.3", "127.0.0.3.", "%3127.0.0.3%2e")
+        for url in (f"{kind}://{form}/" for kind in ("http", "https") for form in inside):
             async with ConnectionPool(**more, allow_address=Guard("127.0.0.3")) as pool:
                 with pytest.raises(AddressNotAllowed, match=r"127\.0\.0\.3"):
                     await pool.request("GET", url)
@@ -663,6 +743,12 @@ async def test_proxies(scheme: Any) -> None:
             async with ConnectionPool(**more, allow_address=Guard("127.0.0.2")) as pool:
                 with pytest.raises(AddressNotAllowed, match=r"127\.0\.0\.2 of name.example"):
                     await pool.request("GET", "https://name.example/")
+            # A name that only the proxy may know has addresses that nobody here can judge.
+            for http3 in (False, "only"):
+                async with ConnectionPool(**more, http3=http3, allow_address=Guard()) as pool:
+                    with pytest.raises(ConnectFailed, match=r"cannot resolve elsewhere\.example") as caught:
+                        await pool.request("GET", "https://elsewhere.example/")
+                    assert caught.value.phase == "dns"
         heads = [request for connection in proxy.connections for request in connection.requests]
         assert heads == []
 
@@ -793,6 +879,7 @@ PRIVATE = [
     *("100.64.0.1", "100.127.255.255", "0.0.0.0", "0.1.2.3", "192.0.0.8", "192.0.2.1", "198.18.0.1", "198.51.100.1"),
     *("203.0.113.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255", "192.88.99.1"),
     *("::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12:3456::1", "fec0::1", "ff02::1", "ff0e::1", "100::1"),
+    *("3fff::1", "2001:20::1"),
     *("2001:db8::1", "2001::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254"),
     *("64:ff9b::7f00:1", "64:ff9b::a00:1", "64:ff9b:1::a00:1", "2002:7f00:1::1", "2002:a00:1::1", "2002:c0a8:1::"),
 ]

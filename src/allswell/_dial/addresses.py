@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from typing import Literal, TypeVar
+from urllib.parse import unquote
 
 import anyio
 
@@ -197,10 +198,24 @@ def is_address(host: str) -> bool:
     return _family(host) is not None
 
 
+def address_meant(host: str) -> str | None:
+    """The address that somebody may take a host for; ``None`` for a name.
+
+    Resolvers know old forms (``127.1``, ``0x7f000001``). Some proxies decode hosts first (RFC 3986 §3.2.2), or take
+    dots off their end.
+    """
+    if is_address(host):
+        return host
+    try:
+        return socket.inet_ntoa(socket.inet_aton(unquote(host).rstrip(".")))
+    except (OSError, ValueError):
+        return None
+
+
 def _family(host: str) -> int | None:
     """The family of an address literal; ``None`` for a name."""
     try:
-        version = ip_address(host.partition("%")[0]).version
+        version = ip_address(host).version
     except ValueError:
         return None
     return socket.AF_INET6 if version == 6 else socket.AF_INET

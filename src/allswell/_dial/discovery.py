@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 
 from allswell._addresses import SocketAddress
+from allswell._clock import monotonic
 from allswell._config import PoolConfig
+from allswell._deadline import Deadline
 from allswell._dial.addresses import families
 from allswell._dial.alt_svc import AltSvc
 from allswell._dial.lookups import Lookups
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 #: How many endpoints one dial tries over QUIC.
 _AT_MOST = 4
+
+#: How many seconds lookups that are called off have for their end, even where a pool closes at once.
+_LAST_MOMENT = 0.1
 
 
 class Ways(NamedTuple):
@@ -73,7 +78,7 @@ class Discovery:
         """
         config, hop = self._config, route.proxy
         http3 = config.http3 if hop is None else hop.http3
-        quic = route.scheme == "https" and not route.upgrades and datagrams
+        quic = route.scheme == "https" and not route.upgrades and datagrams and config.uds is None
         if http3 == "only" and not quic:
             raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
         services = await self._services(route, patient)
@@ -83,12 +88,11 @@ class Discovery:
             offered = [service.endpoint for service in services if b"h3" in service.alpn]
             if http3 == "only":
                 return Ways(_different([*offered, here])[:_AT_MOST], ())
-            if config.uds is None:
-                known = [here] if hop is not None or route.origin in config.http3_origins else []
-                alternatives = self.alt_svc.alternatives(route) if hop is None else ()
-                offers = _different([*known, *alternatives, *offered])
-                marks = self._memory.of(route).quic
-                over_quic = [each for each in offers if not marks.broken(each)]
+            known = [here] if hop is not None or route.origin in config.http3_origins else []
+            alternatives = self.alt_svc.alternatives(route) if hop is None else ()
+            offers = _different([*known, *alternatives, *offered])
+            marks = self._memory.of(route).quic
+            over_quic = [each for each in offers if not marks.broken(each)]
         spoken = {b"http/1.1"} if config.http1 else set()
         if config.http2 and not (route.upgrades and config.http1):
             spoken.add(b"h2")
@@ -123,7 +127,11 @@ class Discovery:
             return ()
         wanted = families(route.host, self._config.local_address)
         addresses = partial(self.lookups.any_address, route.host, route.port, wanted)
-        found = await self._records.find(route.host, route.port, None if patient else addresses)
+        try:
+            found = await self._records.find(route.host, route.port, None if patient else addresses)
+        except BaseException:
+            self.lookups.leave(route.host)  # the dial ends here
+            raise
         if self._config.resolver is None:
             return found
         # Only the resolver knows its own names.
@@ -153,13 +161,17 @@ class Discovery:
         self.alt_svc.network_changed()
         self._memory.network_changed()
 
-    async def aclose(self) -> None:
-        """The pool closes: write down what was learnt, and cancel lookups."""
+    async def aclose(self, deadline: Deadline) -> None:
+        """The pool closes: write down what was learnt, and cancel lookups.
+
+        :param deadline: until when to wait for their ends. (A resolver's thread cannot be cancelled.)
+        """
         self.alt_svc.flush()
         self._call_off()
-        await self.lookups.finds.ended()
-        if self._records is not None:
-            await self._records.finds.ended()
+        with Deadline(max(deadline.at, monotonic() + _LAST_MOMENT)).scope():
+            await self.lookups.finds.ended()
+            if self._records is not None:
+                await self._records.finds.ended()
 
     def _call_off(self) -> None:
         self.lookups.finds.forget()

@@ -89,6 +89,11 @@ class Shared(Generic[T]):
         """Whether it was cancelled: by :meth:`cancel`, or with all other tasks of the event loop."""
         return self.over and not self._finished
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called."""
+        return self._scope.cancel_called
+
     async def ended(self) -> None:
         """Wait until it is over."""
         await self._over.wait()
@@ -105,7 +110,8 @@ class Shared(Generic[T]):
 
     def cancel(self) -> None:
         """Call it off; nothing, when it is over."""
-        self._scope.cancel()
+        if not self.over:
+            self._scope.cancel()
 
 
 class SharedFinds(Generic[K, T]):
@@ -136,6 +142,12 @@ class SharedFinds(Generic[K, T]):
                 if over is not None:
                     del self._asked[over]
         return asked
+
+    def leave(self, key: K) -> None:
+        """Call off what nobody waits for."""
+        asked = self._asked.get(key)
+        if asked is not None and not asked.waiting:
+            asked.cancel()
 
     def forget(self) -> None:
         """Forget what was found; call off what is under way."""
@@ -179,6 +191,7 @@ class Lookups:
     async def _shared(
         self, key: tuple[str, int, int], find: Callable[[], Awaitable[tuple[list[Address], float]]], *, call_off: bool
     ) -> list[Address]:
+        stopped = 0
         while True:
             asked = self.finds.get(key, find, name=f"allswell resolves {key[0]}")
             asked.waiting += 1
@@ -188,7 +201,8 @@ class Lookups:
                 asked.waiting -= 1
                 if call_off and not asked.waiting:
                     asked.cancel()
-            if not asked.called_off:
+            stopped += not asked.cancelled
+            if not asked.called_off or stopped > 1:  # once with all other tasks; twice, and it is the resolver's doing
                 return await asked.wait()
 
     async def _ask(self, resolver: Resolver, host: str) -> tuple[list[Address], float]:
@@ -202,13 +216,17 @@ class Lookups:
             if isinstance(given, (str, bytes)):
                 raise TypeError(f"it returned {given!r}, and not a collection of addresses")
             found = [address for each in given for address in literal(str(ip_address(each)), 0)]
-        except OSError:
+        except (OSError, KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class()):
             raise
-        except Exception as error:
+        except BaseException as error:  # (pytest.fail raises no Exception)
             raise OSError(f"the resolver failed: {error!r}") from error
         if not found:
             raise OSError("the resolver gave no address")
         return found, _FRESH
+
+    def leave(self, host: str) -> None:
+        """Somebody who would have asked for this host next does not. See ``call_off`` of :meth:`addresses`."""
+        self.finds.leave((host, 0, 0))
 
     async def any_address(self, host: str, port: int, families: Sequence[int]) -> None:
         """Wait until addresses are known in one of the families, or it is known that they are in none."""

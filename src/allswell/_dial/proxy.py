@@ -19,7 +19,7 @@ from typing import Literal
 from allswell._addresses import AllowAddress, check_contact
 from allswell._config import ProxyHop, Timeouts
 from allswell._deadline import Deadline
-from allswell._dial.addresses import connect_any, is_address
+from allswell._dial.addresses import address_meant, connect_any, is_address, words
 from allswell._dial.context import Context
 from allswell._dial.kit import Kit
 from allswell._dial.lookups import Address, Send
@@ -77,11 +77,11 @@ class ProxyBuilder:
         async def attempt(address: Address) -> Stack[ByteStream]:
             return await self._tunnelled(context.towards(route._replace(host=address[1][0])))
 
+        allow = self._config.allow_address
         try:
-            allow = self._config.allow_address
             return await connect_any(route.host, route.port, attempt, Stack.abort, ask=self._ask, allow=allow)
         except ConnectFailed as error:
-            if error.phase != "dns":
+            if error.phase != "dns" or allow is not None:
                 raise
             return await self._tunnelled(context)  # the proxy may know more than we do
 
@@ -148,11 +148,16 @@ class ProxyBuilder:
         return await context.push(udp, over_udp)
 
     async def _first_address(self, route: Route) -> str:
-        """The first of the host's addresses that is allowed; the name itself where we know none."""
+        """The first of the host's addresses that is allowed; the name itself where we know none, and all are.
+
+        :raises ConnectFailed: where not all are allowed, and we know none.
+        """
         try:
             found = await self._ask(route.host, route.port, AF_UNSPEC)
-        except OSError:
-            return route.host  # the proxy may know more than we do
+        except OSError as error:
+            if self._config.allow_address is None:
+                return route.host  # the proxy may know more than we do
+            raise ConnectFailed(f"cannot resolve {route.host}: {words(error)}", phase="dns") from error
         refusal: AddressNotAllowed | None = None
         for _, address in found:
             try:
@@ -206,8 +211,8 @@ def check_literal(allow: AllowAddress | None, route: Route, transport: Literal["
 
     :raises AddressNotAllowed: it may not.
     """
-    if allow is not None and is_address(route.host):
-        check_contact(allow, route.host, (route.host, route.port), transport)
+    if allow is not None and (address := address_meant(route.host)) is not None:
+        check_contact(allow, route.host, (address, route.port), transport)
 
 
 def forwards(request: Request) -> bool:

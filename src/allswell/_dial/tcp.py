@@ -42,12 +42,12 @@ class TcpBuilder:
             stack = Stack(kit.tcp(route, to))
             await context.connect(stack)
         chosen: str | None = None
-        if trust is not None:
-            tls = await context.push(stack, kit.tls(route, stack.top, trust, alpn(route, self._config)))
-            stack, chosen = tls, tls.top.alpn_protocol
         try:
+            if trust is not None:
+                tls = await context.push(stack, kit.tls(route, stack.top, trust, alpn(route, self._config)))
+                stack, chosen = tls, tls.top.alpn_protocol
             return Made(stack, self._backend(route, chosen))
-        except ConnectFailed:
+        except BaseException:
             stack.abort()
             raise
 

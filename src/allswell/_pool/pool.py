@@ -326,7 +326,7 @@ class ConnectionPool:
                     try:
                         await dispatcher.close(deadline, began, cut=cut)
                     finally:
-                        await dispatcher.dialer.discovery.aclose()
+                        await dispatcher.dialer.discovery.aclose(deadline)
             finally:
                 ends = dispatcher.endings.ends if dispatcher is not None else ()
                 self.close_report = CloseReport(tuple(ends), grace, monotonic() - began)
