@@ -112,8 +112,7 @@ def lifespan(
     :param name: its name in the state of the lifespan.
     :param grace: seconds that the close may take; the client's own grace by default.
     :param within: seconds from the first signal after which the second is not waited for; by default, the server
-    decides
-        how long it waits.
+        decides how long it waits.
     :param signals: those that are overheard, where the server has handlers of them in the main thread.
     :param on_close: called with how everything ended.
     :return: what Starlette and FastAPI take as ``lifespan``: called with the application, an async context manager.

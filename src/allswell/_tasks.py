@@ -419,7 +419,7 @@ class _AsyncioSignal:
 
     def set(self) -> None:
         if self._set:
-            return  # whoever waits has been woken
+            return  # what waits has been woken
         self._set = True
         if self._future is not None:
             if not self._future.done():  # (it may be cancelled)

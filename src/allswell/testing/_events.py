@@ -17,7 +17,7 @@ class Event:
     connection: int
     at: float
 
-    #: Who spoke: ``"←"`` the client, ``"→"`` the origin, ``"·"`` neither.
+    #: Which side spoke: ``"←"`` the client, ``"→"`` the origin, ``"·"`` neither.
     direction: ClassVar[str] = "←"
 
     def __str__(self) -> str:
