@@ -848,6 +848,10 @@ async def test_a_guard_that_fails_lets_nothing_pass() -> None:
             async with ConnectionPool(allow_address=guard) as pool:
                 with pytest.raises(ConnectFailed, match=words):
                     await pool.request("GET", peer.url)
+            async with ConnectionPool(allow_address=guard, proxies=(ProxyHop("http", HERE, peer.port),)) as pool:
+                for url in ("http://127.0.0.3/", "https://127.0.0.3/", "http://name.example/"):
+                    with pytest.raises(ConnectFailed, match=words):
+                        await pool.request("GET", url)
         assert peer.connections == []
 
 

@@ -238,6 +238,17 @@ async def test_a_challenge_that_makes_no_sense(challenge: bytes, words: str) -> 
                 assert SECRET not in str(caught.value)
 
 
+async def test_a_refusal_that_cannot_be_answered_leaves_nothing_under_way() -> None:
+    """Its body has not come, and nobody is left who would read it."""
+    answer = b"HTTP/1.1 407 Who\r\nProxy-Authenticate: Digest realm\r\nContent-Length: 100000\r\n\r\n"
+    with scripted_peer(says(answer)) as proxy:
+        async with pool_through(hop_to("http", proxy.port)) as pool:
+            with pytest.raises(ConnectFailed, match="not enough values") as caught:
+                await pool.request("GET", "http://origin.example/")
+            assert caught.value.__traceback__ is not None  # which keeps what was on its way
+            assert "0 exchanges" in str(pool.snapshot())
+
+
 async def test_another_scheme_is_a_refusal() -> None:
     answer = b"HTTP/1.1 407 Who\r\nProxy-Authenticate: Negotiate\r\nContent-Length: 0\r\n\r\n"
     with scripted_peer(says(answer)) as proxy:

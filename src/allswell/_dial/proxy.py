@@ -227,8 +227,17 @@ def forwards(request: Request) -> bool:
 
 
 async def forward(request: Request, send: Send, allow: AllowAddress | None) -> Response:
-    """Send a request to the proxy that forwards it; again, where that asks who we are and the body allows it."""
-    check_literal(allow, request.route, "tcp")
+    """Send a request to the proxy that forwards it; again, where that asks who we are and the body allows it.
+
+    :raises ConnectFailed: the host's address is not allowed, or that cannot be told.
+    """
+    try:
+        check_literal(allow, request.route, "tcp")
+    except ConnectFailed:
+        raise
+    except Exception as error:  # of the caller's code, told as where we connect
+        message = f"cannot connect to {request.route.label}: {error!r}"
+        raise ConnectFailed(message, phase="tcp", by="us") from error
     head, hop = forwarded(request.head), request.route.proxies[-1]
     request = replace(request, route=request.route.to_proxy())
     said = {name.lower() for name, _ in head.headers}  # by the request itself, which comes before what all have
@@ -236,8 +245,12 @@ async def forward(request: Request, send: Send, allow: AllowAddress | None) -> R
         while True:
             more = [field for field in auth.headers if field[0].lower() not in said]
             response = await send(replace(request, head=replace(head, headers=[*head.headers, *more])))
-            if not request.may_repeat(proven=True) or not await auth.again(response.status, response.headers):
-                return response
+            try:
+                if not request.may_repeat(proven=True) or not await auth.again(response.status, response.headers):
+                    return response
+            except BaseException:
+                await response.drop()
+                raise
             await _start_of(response)
 
 
