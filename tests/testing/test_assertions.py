@@ -181,7 +181,7 @@ def by_hand_over_http2(origin: Origin, *frames: bytes) -> ssl.SSLSocket:
     context = origin.client_context()
     context.set_alpn_protocols(["h2"])
     tls = context.wrap_socket(socket.create_connection(("127.0.0.1", origin.port), 30), server_hostname="localhost")
-    tls.sendall(PREFACE + SettingsFrame(0).serialize() + HeadersFrame(1, _GET, flags=_WHOLE).serialize())
+    tls.sendall(PREFACE + SettingsFrame(0).serialize() + HeadersFrame(1, GET, flags=WHOLE).serialize())
     said = b""
     while b"ok" not in said:
         said += tls.recv(1000)
@@ -189,8 +189,8 @@ def by_hand_over_http2(origin: Origin, *frames: bytes) -> ssl.SSLSocket:
     return tls
 
 
-_GET = Encoder().encode([(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/")])
-_WHOLE = ["END_HEADERS", "END_STREAM"]
+GET = Encoder().encode([(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/")])
+WHOLE = ["END_HEADERS", "END_STREAM"]
 
 
 def close_both(tls: ssl.SSLSocket) -> None:
@@ -204,8 +204,8 @@ def close_both(tls: ssl.SSLSocket) -> None:
 @pytest.mark.parametrize(
     ("last", "what"),
     [
-        (HeadersFrame(3, _GET, flags=_WHOLE).serialize()[:11], "a frame"),
-        (HeadersFrame(3, _GET).serialize(), "a header section"),
+        (HeadersFrame(3, GET, flags=WHOLE).serialize()[:11], "a frame"),
+        (HeadersFrame(3, GET).serialize(), "a header section"),
     ],
 )
 def test_the_start_of_a_frame(last: bytes, what: str) -> None:

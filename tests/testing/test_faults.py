@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from hyperframe.frame import HeadersFrame
 
 from allswell.testing import (
     CloseNotify,
@@ -28,6 +29,7 @@ from allswell.testing import (
 )
 from tests.support.lag import silent_after
 from tests.testing.clients import Gate
+from tests.testing.test_assertions import GET, WHOLE, by_hand_over_http2
 from tests.testing.test_origin import VERSIONS, client_of
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +74,20 @@ async def test_goaway_that_leaves_requests_out(version: Any) -> None:
         assert len(origin.record.of(RequestExecuted, connection=1)) == 3
         assert next(event.word for event in origin.record.of(Said, connection=1)) == "GOAWAY"
         origin.assert_ended_gracefully()
+
+
+def test_a_second_goaway_takes_no_more_than_the_first() -> None:
+    """RFC 9113, section 6.8: the last stream must not grow. The client here is one that does not heed the first."""
+    with Origin() as origin:
+        with by_hand_over_http2(origin) as tls:
+            origin.goaway()
+            origin.goaway(after=2)
+            for stream in (3, 5):
+                tls.sendall(HeadersFrame(stream, GET, flags=WHOLE).serialize())
+            origin.wait_seen(RequestReceived, 3, timeout=30)
+        origin.wait_ended(timeout=30)
+        assert len(origin.record.of(RequestExecuted)) == 1
+        assert [event.word for event in origin.record.of(Said)].count("GOAWAY") == 1
 
 
 async def test_goaway_over_http1_closes_what_is_idle() -> None:

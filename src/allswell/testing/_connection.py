@@ -89,6 +89,7 @@ class Connection(ABC):
         self.exchanges: dict[int, Exchange] = {}
         self.leaves_after: int | None = None
         self.left = False
+        self._said_goaway = False
         self.ended = False
         self._tasks = tasks
         self._highest = 0 if self.over == "TCP" else -4
@@ -180,15 +181,20 @@ class Connection(ABC):
     # Leaving
 
     def goaway(self, after: int) -> None:
-        """Take so many more requests, and no others; say so where there is a word for it."""
-        self.leaves_after = after
+        """Take so many more requests, and no others; say so where there is a word for it.
+
+        What was said is not taken back: a second GOAWAY must not take more than the first.
+        """
+        self.leaves_after = after if self.leaves_after is None else min(after, self.leaves_after)
         self._goaway_when_due()
         if self.engine is not None and not self.engine.multiplexes and after == 0 and not self.exchanges:
             self._tasks.start_soon(self.leave)
         self.flush_soon()
 
     def _goaway_when_due(self) -> None:
-        if self.leaves_after == 0 and self.engine is not None and self.engine.multiplexes and not self.left:
+        due = self.leaves_after == 0 and not self._said_goaway and not self.left
+        if due and self.engine is not None and self.engine.multiplexes:
+            self._said_goaway = True
             self.engine.goaway(self._highest)
             self.note(Said, "GOAWAY")
 
