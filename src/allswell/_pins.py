@@ -11,7 +11,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 
-from allswell._errors import PinMismatch
+from allswell._errors import ConnectFailed, PinMismatch
 from allswell._given import as_host, as_host_given
 
 _PREFIX = "sha256//"
@@ -66,10 +66,14 @@ def pin_check(pins: Mapping[str, str | Collection[str]], *hosts: str) -> PinChec
     """What must look at the certificate of a server that is these hosts at once; ``None`` where none of them has pins.
 
     :param pins: as :func:`read_pins` returns them.
+    :raises ConnectFailed: where a host is none.
     """
     if not pins:
         return None
-    wanted = {host: pins[as_host(host)] for host in hosts if as_host(host) in pins}
+    try:
+        wanted = {host: pins[name] for host in hosts if (name := as_host(host)) in pins}
+    except ValueError as error:
+        raise ConnectFailed(f"whose key is pinned cannot be told: {error}", phase="tls", by="us") from error
     if not wanted:
         return None
 

@@ -310,6 +310,21 @@ async def test_the_first_request_is_http3(dns: DnsServer, names: Names, delay: f
         assert set(names.asked) == {"name.example", "other.example"}
 
 
+async def test_where_a_late_answer_does_not_help_both_failures_are_told(
+    dns: DnsServer, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolution_delay(monkeypatch)
+    dns.delay = 1.0
+    with on_tcp() as tcp, sockets_closed():
+        dns.zone = f"_{tcp.port}._https.name.example. 60 HTTPS 1 other.example. alpn=h2 port=1"
+        pins = {"name.example": "sha256//" + "A" * 43 + "="}
+        async with trusting(dns, pins=pins, retries=0) as pool:
+            with pytest.raises(ConnectFailed, match="before that") as caught:
+                await version_of(pool, tcp.port)
+        assert "other.example:1: 127.0.0.1: Connection refused" in str(caught.value)
+        assert "none of its pins" in str(caught.value)
+
+
 async def test_caddy(dns: DnsServer, names: Names) -> None:
     with caddy() as server:
         dns.zone = f"_{server.port}._https.name.example. 60 HTTPS 1 name.example. alpn=h3,h2"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import httpcore2
 import httpx2
 import pytest
 import trustme
@@ -153,8 +154,11 @@ async def test_a_name_in_place_of_the_hosts_that_is_none_leaves_nothing_open() -
     with scripted_peer(lambda connection: None, tls=certificates().server_context()) as peer:
         pool = ConnectionPool(**settings("h1", pins={"name.example": OTHER}), retries=0)
         async with AsyncClient(pool=pool) as client:
-            with pytest.raises(httpx2.ConnectError, match="is no host name"):
+            with pytest.raises(httpx2.ConnectError, match="is no host name") as caught:
                 await client.get(f"https://localhost:{peer.port}/", extensions={"sni_hostname": "bü cher"})
+            cause = caught.value.__cause__
+            assert isinstance(cause, ConnectFailed)
+            assert (cause.phase, cause.by) == ("tls", "us")
             await peer.ended()
 
 
@@ -229,6 +233,8 @@ async def test_tls_that_a_caller_begins_in_a_tunnel() -> None:
             stream = response.extensions["network_stream"]
             with pytest.raises(Exception, match="none of its pins"):
                 await stream.start_tls(certificates().client_context(), "localhost")
+            with pytest.raises(httpcore2.ConnectError, match="is no host name"):
+                await stream.start_tls(certificates().client_context(), "bü cher")
             await response.aclose()
 
 

@@ -84,11 +84,14 @@ class Dialer:
         ways = await find()
         try:
             made = await attempts.race(ways)
-        except ConnectFailed:
+        except ConnectFailed as before:
             more = (await find(patient=True)).besides(ways)  # DNS may have been late
             if not any(more):
                 raise
-            made = await attempts.race(more)
+            try:
+                made = await attempts.race(more)
+            except ConnectFailed as error:
+                raise error.besides([before]) from error
         return self._connection(context, made)
 
     def _connection(self, context: Context, made: AnyMade) -> Connection:
