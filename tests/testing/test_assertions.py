@@ -285,6 +285,17 @@ def test_close_of_quic(code: int, frame_type: int | None, fault: str) -> None:
                 origin.assert_no_reset()
 
 
+def test_the_start_of_a_request_over_quic() -> None:
+    def end(protocol: Any) -> None:
+        protocol._quic.send_stream_data(4, b"\x01\x10\x00")  # HEADERS of 16 bytes, and one of them
+        protocol.transmit()
+        protocol._quic.close(error_code=0x100)
+
+    with Origin(versions=["h3"]) as origin:
+        by_aioquic(origin, end)
+        assert "the connection ended in the middle of a request's head" in why(origin)
+
+
 def test_a_quic_client_that_vanishes() -> None:
     def fall_silent(protocol: Any) -> None:
         protocol._transport.sendto = lambda *datagram: None

@@ -159,6 +159,11 @@ class Connection(ABC):
                 self._on_broken(each)
         self.moved()
 
+    def heard_all(self) -> None:
+        """The client has ended, and not by a reset: was it in the middle of something?"""
+        if self.engine is not None and self.engine.unfinished and not self.left:
+            self.note(Violation, f"the connection ended in the middle of {self.engine.unfinished}")
+
     def moved(self) -> None:
         """Wake what waits for room."""
         self._moved.set()

@@ -73,6 +73,10 @@ class Engine(Protocol):
     multiplexes: bool
     last: bool
 
+    @property
+    def unfinished(self) -> str:
+        """What the client has begun to say, and not ended: ``"a frame"``; else ``""``. No request that was heard."""
+
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
         """Say a response's head. :param last: the connection's last, so say that it closes (HTTP/1.1)."""
 
@@ -99,15 +103,7 @@ class Engine(Protocol):
 
 
 class ByteEngine(Engine, Protocol):
-    """An engine on top of a stream of bytes.
-
-    :ivar unfinished: what the client has begun to say, and not ended: ``"a frame"``; else ``""``. (Of a request that
-        was heard, the connection knows by itself.)
-    """
-
-    @property
-    def unfinished(self) -> str:
-        """See the class."""
+    """An engine on top of a stream of bytes."""
 
     def receive(self, data: bytes) -> Iterable[Heard]:
         """Take bytes."""

@@ -29,6 +29,7 @@ class Http3:
         self._quic = quic
         self._h3 = H3Connection(quic)
         self._begun: set[int] = set()
+        self._unheard: set[int] = set()  # requests' streams of which no head was heard
         self._answered: set[int] = set()  # streams whose body is not at its end
         self._uni: dict[int, bytearray] = {}  # the client's unidirectional streams, until their type is known
         self._control: int | None = None
@@ -36,15 +37,19 @@ class Http3:
     def receive(self, event: QuicEvent) -> Iterator[Heard]:
         """Take an event of QUIC's."""
         if isinstance(event, StreamReset):
+            self._unheard.discard(event.stream_id)
             yield GivenUp(event.stream_id, "RESET_STREAM", event.error_code)
         elif isinstance(event, StopSendingReceived):
             yield GivenUp(event.stream_id, "STOP_SENDING", event.error_code)
         elif isinstance(event, StreamDataReceived) and event.stream_id & 3 == 2:
             yield from self._on_unidirectional(event.stream_id, event.data)
+        elif isinstance(event, StreamDataReceived) and event.stream_id not in self._begun:
+            self._unheard.add(event.stream_id)
         for http in self._h3.handle_event(event):
             if isinstance(http, HeadersReceived):
                 if http.stream_id not in self._begun:  # else they are trailers
                     self._begun.add(http.stream_id)
+                    self._unheard.discard(http.stream_id)
                     fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in http.headers]
                     pseudo = dict(fields)
                     others = tuple((name, value) for name, value in fields if not name.startswith(":"))
@@ -78,6 +83,11 @@ class Http3:
                     yield Leaving(Buffer(data=payload).pull_uint_var(), 0)
         except BufferReadError:
             del waiting[:taken]  # the rest is still to come
+
+    @property
+    def unfinished(self) -> str:
+        """The start of a request."""
+        return "a request's head" if self._unheard else ""
 
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
         """Say a response's head."""

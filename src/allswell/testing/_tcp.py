@@ -73,8 +73,8 @@ class TcpConnection(Connection):
         try:
             if self._tls is None or await self._handshake(self._tls):
                 await self._read()
-            if self._bytes is not None and self._bytes.unfinished and not self._rst and not self.left:
-                self.note(Violation, f"the connection ended in the middle of {self._bytes.unfinished}")
+            if not self._rst:
+                self.heard_all()
             self.cut(by_client=True)
             await self._finish()
         except _GoneError:

@@ -177,6 +177,7 @@ class QuicServed(Connection):
         while (event := self._quic.next_event()) is not None:
             self._on_event(event)
         if self._heard_close is not None and not self.ended:
+            self.heard_all()
             self.cut(by_client=True)
             self.note(ConnectionClose, *self._heard_close)
             self._end()
