@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import trustme
@@ -13,6 +16,7 @@ from cryptography.x509 import Certificate, load_pem_x509_certificates
 
 from allswell._quic import trust
 from tests.support.certificates import certificates
+from tests.support.lag import PATIENCE
 
 Judge = Callable[[ssl.SSLContext, str, list[Certificate]], str | None]
 
@@ -175,3 +179,32 @@ def test_a_context_that_makes_objects_of_ones_own_class_is_always_asked(judged: 
     for _ in range(2):
         trust.check(context, "localhost", _chain())
     assert judged == ["localhost"] * 2
+
+
+_THREADS = """
+import ssl, sys, threading
+from allswell._quic import trust
+from cryptography.x509 import load_pem_x509_certificates
+ca, chain, log = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+context.keylog_filename = log
+shown = load_pem_x509_certificates(open(chain, "rb").read())
+def judge():
+    for _ in range(150):
+        assert trust._judge(context, "localhost", shown) is None
+        assert "mismatch" in trust._judge(context, "example.org", shown)
+threads = [threading.Thread(target=judge) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(context.keylog_filename == log, open(log).read().split("\\n")[1:])
+"""
+
+
+def test_threads_may_share_a_context_that_logs_keys(tmp_path: Path) -> None:
+    """The log is not turned off for a judgement: Python would hang. (Hence in a process of its own.)"""
+    files = certificates()
+    arguments = [sys.executable, "-c", _THREADS, str(files.ca), str(files.chain), str(tmp_path / "keys")]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (result.stdout, result.stderr) == ("True ['']\n", "")

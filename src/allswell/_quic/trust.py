@@ -21,10 +21,9 @@ This is the one part of this layer that works with :mod:`ssl`. It does no I/O: t
 
 from __future__ import annotations
 
-import os
 import ssl
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from weakref import WeakKeyDictionary, WeakSet
@@ -132,13 +131,15 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
     """What a context has against a server; ``None`` for nothing."""
     to_client, from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
-        with _keys_not_logged(context):
-            client = context.wrap_bio(to_client, from_client, server_hostname=name)
-            try:
-                client.do_handshake()
-            except ssl.SSLWantReadError:
-                to_client.write(_first_flight(from_client.read()[_RECORD_HEAD:], chain))
+        client = context.wrap_bio(to_client, from_client, server_hostname=name)
+        with suppress(ssl.SSLWantReadError):
             client.do_handshake()
+        server_hello, certificate = _first_flight(from_client.read()[_RECORD_HEAD:], chain)
+        to_client.write(server_hello)
+        if getattr(context, "keylog_filename", None) is not None:
+            _make_keys_unlogged(client)
+        to_client.write(certificate)
+        client.do_handshake()
     except ssl.SSLWantReadError:
         return None  # it has read the certificates and goes on
     except ssl.SSLCertVerificationError as error:
@@ -148,24 +149,29 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
     return "the handshake went on without its other half"
 
 
-@contextmanager
-def _keys_not_logged(context: ssl.SSLContext) -> Iterator[None]:
-    """The secrets of a handshake that no network sees have no place in a key log (``SSLKEYLOGFILE``)."""
-    log = getattr(context, "keylog_filename", None)
-    if log is None:
-        yield
-        return
-    context.keylog_filename = None  # type: ignore[assignment]  # which turns it off; typeshed doesn't know
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # that it cannot be written is no word about the certificate
-            os.close(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))  # OpenSSL would let all read it
-            context.keylog_filename = log
+def _make_keys_unlogged(client: ssl.SSLObject) -> None:
+    """Have it read ServerHello, which gives it its keys, and no key log (``SSLKEYLOGFILE``) learns them.
+
+    They are those of a handshake that no network sees. The context's log must not be turned off for that: another
+    thread may be in a handshake with the same context, and Python's callback for a log that is gone keeps the GIL.
+    """
+    if isinstance(client, ssl.SSLObject):
+        context = client.context
+        client.context = _without_log()
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        client.context = context  # by what it knows, and by its level of security, the certificate is judged
 
 
-def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> bytes:
-    """A server's records from ServerHello to Certificate (RFC 8446 §2, §5). Nobody will see them, so nothing is random.
+@cache
+def _without_log() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> tuple[bytes, bytes]:
+    """A server's records: ServerHello, and what follows it up to Certificate (RFC 8446 §2, §5).
+
+    Nobody will see them, so nothing is random.
 
     :raises AlertBadCertificate: when there is no TLS 1.3 to be had with this client.
     """
@@ -185,7 +191,7 @@ def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> bytes:
     keys.extract(shared)
     certificates = b"".join(_counted(each.public_bytes(Encoding.DER), 3) + b"\0\0" for each in chain)
     encrypted = _message(_ENCRYPTED_EXTENSIONS, b"\0\0") + _message(_CERTIFICATE, b"\0" + _counted(certificates, 3))
-    return _record(_HANDSHAKE, server_hello) + _protect(suite, keys.derive_secret(b"s hs traffic"), encrypted)
+    return _record(_HANDSHAKE, server_hello), _protect(suite, keys.derive_secret(b"s hs traffic"), encrypted)
 
 
 def _offered(client_hello: bytes) -> tuple[bytes, set[int], dict[int, bytes]]:
