@@ -7,11 +7,13 @@ import ssl
 import stat
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import (
@@ -27,11 +29,12 @@ from cryptography.x509 import load_pem_x509_certificate
 
 import allswell
 import allswell.httpx
-from allswell import AsyncClient, AsyncTransport, ClientCertificate, ConnectionPool, ProxyHop
+from allswell import AsyncClient, AsyncTransport, ClientCertificate, ConnectFailed, ConnectionPool, ProxyHop
 from tests.support.certificates import certificates, issue
 from tests.support.h2_script import Http2Server
 from tests.support.h3_proxy import Http3Proxy
 from tests.support.peer import scripted_peer
+from tests.support.proxies import connect_proxy
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers
 
@@ -132,6 +135,23 @@ async def test_without_a_context_it_is_loaded_into_the_default_one() -> None:
     async with ConnectionPool(cert=ClientCertificate(*parts())) as pool:
         assert pool.config.ssl_context is not None
         assert pool.config.ssl_context.verify_mode is ssl.CERT_REQUIRED
+
+
+async def test_a_proxy_that_would_be_shown_it_is_not_connected_to() -> None:
+    context = certificates().client_context()
+    with scripted_peer(connect_proxy(), tls=certificates().server_context()) as proxy:
+        hop = ProxyHop("https", "localhost", proxy.port, ssl_context=context)
+        for http3 in (False, True):
+            more: dict[str, Any] = {"proxies": (replace(hop, http3=http3),), "cert": ClientCertificate(*parts())}
+            async with ConnectionPool(ssl_context=context, **more) as pool:
+                for scheme in ("http", "https"):
+                    with pytest.raises(ConnectFailed, match=r"the proxy https://localhost.* would be shown cert"):
+                        await pool.request("GET", f"{scheme}://name.example/")
+        by = httpx2.Proxy(f"https://localhost:{proxy.port}", ssl_context=context)
+        async with AsyncClient(verify=context, proxy=by, cert=ClientCertificate(*parts())) as client:
+            with pytest.raises(httpx2.ConnectError, match="would be shown cert"):
+                await client.get("https://name.example/")
+        assert proxy.connections == []
 
 
 async def test_proxies_are_not_shown_it() -> None:

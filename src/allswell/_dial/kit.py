@@ -39,10 +39,14 @@ class Kit:
 
         Call this before anything is connected.
 
-        :raises ConnectFailed: when what the environment names cannot be used.
+        :raises ConnectFailed: when what the environment names cannot be used, or a proxy would be shown ``cert``.
         """
-        given = self.config.ssl_context if proxy is None else proxy.ssl_context
+        config = self.config
+        given = config.ssl_context if proxy is None else proxy.ssl_context
         if given is not None:
+            if proxy is not None and config.cert is not None and given is config.ssl_context:
+                told = f"the proxy {proxy} would be shown cert: its ssl_context must be another than that for origins"
+                raise ConnectFailed(told, phase="tls", by="us")
             return trusted(given, self.config.trust_env)
         self._trust = trusted(self._trust, self.config.trust_env)
         return self._trust
