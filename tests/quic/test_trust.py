@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -148,6 +149,38 @@ def test_whatever_the_context_offers(curve: str, minimum: ssl.TLSVersion) -> Non
     trust.check(context, "localhost", _chain())
     with pytest.raises(AlertBadCertificate, match="Hostname mismatch"):
         trust.check(context, "example.org", _chain())
+
+
+class Late(ssl.SSLContext):
+    """It judges nothing in the handshake; and first it fails for another reason."""
+
+    failed = False
+
+    def wrap_bio(self, *bios: Any, **options: Any) -> ssl.SSLObject:
+        if not self.failed:
+            self.failed = True
+            raise OSError("busy")
+        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        return trusting.wrap_bio(*bios, **options)
+
+
+def test_a_stranger_is_refused_for_its_certificate_or_the_context_is_no_judge() -> None:
+    context = Late(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.raises(AlertBadCertificate, match="busy"):
+        trust.check(context, "localhost", _chain())
+    for _ in range(2):
+        with pytest.raises(AlertBadCertificate, match="cannot judge"):
+            trust.check(context, "localhost", _chain())
+
+
+@pytest.mark.parametrize("level", range(6))
+def test_a_context_is_a_judge_at_every_level_of_security(level: int) -> None:
+    context = Own(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_ciphers(f"DEFAULT:@SECLEVEL={level}")
+    with pytest.raises(AlertBadCertificate):
+        trust.check(context, "localhost", _chain())
+    assert context in trust._judges
 
 
 def test_a_context_without_tls_1_3_trusts_nobody() -> None:

@@ -128,7 +128,10 @@ def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate])
 
 
 def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> str | None:
-    """What a context has against a server; ``None`` for nothing."""
+    """What a context has against a server's certificate; ``None`` for nothing.
+
+    :raises AlertBadCertificate: when it has not come to judge that.
+    """
     to_client, from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
         client = context.wrap_bio(to_client, from_client, server_hostname=name)
@@ -145,8 +148,8 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
     except ssl.SSLCertVerificationError as error:
         return error.verify_message
     except (OSError, ValueError) as error:
-        return str(error)
-    return "the handshake went on without its other half"
+        raise AlertBadCertificate(str(error)) from error
+    raise AlertBadCertificate("the handshake went on without its other half")
 
 
 def _make_keys_unlogged(client: ssl.SSLObject) -> None:
