@@ -52,7 +52,8 @@ async def drain_on_signal(
     error. At the second signal, what is still in flight is cut, and nothing is waited for.
 
     :param client: an :class:`AsyncClient` or a :class:`ConnectionPool`.
-    :param signals: SIGTERM, unless you say otherwise. Their handlers are this function's while the block runs.
+    :param signals: SIGTERM, unless you say otherwise. Their handlers are this function's while the block runs, and
+        then those that were there before.
     :param grace: seconds that the close may take; the client's own grace by default.
     :param cancel: ``False``: the block is not cancelled, and ends when it likes.
     :raises ValueError: there is no signal.

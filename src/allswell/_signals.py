@@ -17,20 +17,13 @@ from allswell._tasks import current_host
 def receive_signals(*signals: signal.Signals) -> Iterator[AsyncIterator[signal.Signals]]:
     """What :func:`anyio.open_signal_receiver` does, also for asyncio on Windows, whose event loop takes no handlers.
 
+    The handlers that were there before are put back. (asyncio would leave none, so one block in another would leave the
+    outer one without its own.)
+
     :raises RuntimeError: in another thread than the main one, which alone has handlers of signals.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("only the main thread can have handlers of signals")
-    with ExitStack() as stack:
-        try:
-            received = stack.enter_context(anyio.open_signal_receiver(*signals))
-        except NotImplementedError:
-            received = stack.enter_context(_handled(signals))
-        yield received
-
-
-@contextmanager
-def _handled(signals: tuple[signal.Signals, ...]) -> Iterator[AsyncIterator[signal.Signals]]:
     host = current_host()
     send, receive = anyio.create_memory_object_stream[signal.Signals](10)
 
@@ -43,5 +36,6 @@ def _handled(signals: tuple[signal.Signals, ...]) -> Iterator[AsyncIterator[sign
 
     with send, receive, ExitStack() as before:
         for number in signals:
-            before.callback(signal.signal, number, signal.signal(number, handle))
+            # (None: it was not set from Python, and cannot be put back.)
+            before.callback(signal.signal, number, signal.signal(number, handle) or signal.SIG_DFL)
         yield receive

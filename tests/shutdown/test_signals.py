@@ -167,6 +167,26 @@ def test_in_another_thread_there_are_no_handlers(anyio_backend_name: str) -> Non
 
 
 @pytest.mark.anyio
+async def test_one_block_in_another() -> None:
+    """When the inner one is over, the outer one hears signals; and then, who had a handler before both."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        outer, inner = allswell.AsyncClient(), allswell.AsyncClient()
+        async with outer, allswell.drain_on_signal(outer, signals=[signal.SIGUSR1]) as stopping:
+            async with inner, allswell.drain_on_signal(inner, signals=[signal.SIGUSR1]):
+                pass
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await anyio.sleep_forever()
+        assert stopping.is_set()
+        assert not heard
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.anyio
 async def test_a_pool() -> None:
     async with Origin() as origin:
         pool = allswell.ConnectionPool(ssl_context=origin.client_context())
