@@ -7,9 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: setup demo test load check dist integrations bench docs interop interop-local peers
 setup: $(VENV)/.check ; @echo "ready: make test, make check"
 demo: $(VENV)/.demo ; @$(BIN)/python -m demo
-test: $(VENV)/.test
-	$(BIN)/python -m slipcover --source src/allswell --omit '*/_cli/*' --fail-under 90 --json --out coverage.json -m pytest -n 2
-	@$(BIN)/python -c 'import json; print("The tests run", json.load(open("coverage.json"))["summary"]["percent_covered_display"] + " % of the lines.")'
+test: $(VENV)/.test ; $(BIN)/python -m pytest -n 4
 load: $(VENV)/.test ; $(BIN)/python -m tests.under_load -n 2 $(ARGS)
 check: $(VENV)/.check ; $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
 dist: $(VENV)/.dist ; @$(BIN)/python -m tests.dist $(ARGS)

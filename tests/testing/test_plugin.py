@@ -13,10 +13,10 @@ _SRC = Path(__file__).parents[2] / "src"
 
 
 def run(folder: Path, test: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A user's pytest with the plugin, in a process of its own, which is no worker of ours and measures no coverage."""
+    """A user's pytest with the plugin, in a process of its own, which is no worker of ours."""
     (folder / "test_user.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_allswell", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SLIPCOVER_"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["PYTHONPATH"] = str(_SRC)
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
 
