@@ -151,7 +151,7 @@ async def test_what_is_resolved_for_a_relay(asked: list[str]) -> None:
         hop = ProxyHop("socks5", proxy.host, proxy.port)
         async with ConnectionPool(**trusting(resolver=resolver, proxies=(hop,), http3="only")) as pool:
             assert (await pool.request("GET", f"https://name.example:{origin.port}/hello")).status == 200
-        over.set()
+            over.set()  # or the relay's end would be waited for
     assert resolver.asked == ["name.example"]
     assert asked == []
 
