@@ -192,27 +192,29 @@ class Connection(ABC):
         """
         self.leaves_after = after if self.leaves_after is None else min(after, self.leaves_after)
         self._goaway_when_due()
-        if self.engine is not None and not self.engine.multiplexes and after == 0 and not self.exchanges:
+        if self.engine is not None and self.engine.streams is None and after == 0 and not self.exchanges:
             self._tasks.start_soon(self.leave)
         self.flush_soon()
 
     def _goaway_when_due(self) -> None:
         due = self.leaves_after == 0 and not self._said_goaway and not self.left
-        if due and self.engine is not None and self.engine.multiplexes:
+        streams = self.engine.streams if self.engine is not None else None
+        if due and streams is not None:
             self._said_goaway = True
-            self.engine.goaway(self._highest)
+            streams.goaway(self._highest)
             self.note(Said, "GOAWAY")
 
     def cancel(self) -> None:
         """Reset the streams of the exchanges under way; HTTP/1.1: the connection."""
         if self.engine is None or not self.exchanges:
             return
-        if not self.engine.multiplexes:
+        streams = self.engine.streams
+        if streams is None:
             self.reset()
             return
         for stream, exchange in list(self.exchanges.items()):
             exchange.stop()
-            self.engine.reset(stream)
+            streams.reset(stream)
             self.note(Said, "RST_STREAM" if self.over == "TCP" else "RESET_STREAM")
         self.exchanges.clear()
         self.flush_soon()
@@ -235,7 +237,7 @@ class Connection(ABC):
             await self._answer(exchange, engine)
         if exchange.stopped:
             return
-        if not engine.multiplexes and (self.leaves_after == 0 or engine.last):
+        if engine.streams is None and (self.leaves_after == 0 or engine.last):
             await self.leave()
         else:
             self.hear(engine.done(stream))
@@ -246,8 +248,8 @@ class Connection(ABC):
         if self.script.faults.refuses():
             self.note(RequestRefused, stream, head.method, head.target)
             del self.exchanges[stream]
-            if engine.multiplexes:
-                engine.refuse(stream)
+            if engine.streams is not None:
+                engine.streams.refuse(stream)
                 await self.flush()
             else:
                 self.leaves_after = 0

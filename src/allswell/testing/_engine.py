@@ -61,17 +61,32 @@ class Broken:
 Heard: TypeAlias = Head | Body | Complete | GivenUp | Leaving | Broken
 
 
+class Streams(Protocol):
+    """The words of a version that multiplexes, about its streams."""
+
+    def refuse(self, stream: int) -> None:
+        """Say that a request was not executed."""
+
+    def reset(self, stream: int) -> None:
+        """Reset a stream."""
+
+    def goaway(self, last: int) -> None:
+        """Say GOAWAY: requests on streams after this one are not executed."""
+
+
 class Engine(Protocol):
     """One version of HTTP, at an origin. What it says waits in it until the connection takes it.
 
     :ivar version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
-    :ivar multiplexes: whether it has streams, and so words for refusing, resetting and leaving.
     :ivar last: whether no request can follow on this connection (HTTP/1.1: one of the two has said so).
     """
 
     version: str
-    multiplexes: bool
     last: bool
+
+    @property
+    def streams(self) -> Streams | None:
+        """What refuses, resets and leaves; ``None`` in HTTP/1.1, which does not multiplex."""
 
     @property
     def unfinished(self) -> str:
@@ -91,15 +106,6 @@ class Engine(Protocol):
 
     def done(self, stream: int) -> Iterable[Heard]:
         """The exchange is over. What was waiting behind it is heard now."""
-
-    def refuse(self, stream: int) -> None:
-        """Say that a request was not executed. Only where it multiplexes."""
-
-    def reset(self, stream: int) -> None:
-        """Reset a stream. Only where it multiplexes."""
-
-    def goaway(self, last: int) -> None:
-        """Say GOAWAY: requests on streams after this one are not executed. Only where it multiplexes."""
 
 
 class ByteEngine(Engine, Protocol):

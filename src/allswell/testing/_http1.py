@@ -15,7 +15,7 @@ class Http1:
     """One connection's engine. Streams are the requests' numbers: one is answered at a time, and the next waits."""
 
     version = "HTTP/1.1"
-    multiplexes = False
+    streams = None
 
     def __init__(self) -> None:
         self.last = False
@@ -95,18 +95,6 @@ class Http1:
         waiting, _ = self._parser.trailing_data
         self._parser = h11.Connection(h11.SERVER)
         return self.receive(waiting) if waiting else iter(())
-
-    def refuse(self, stream: int) -> None:
-        """It has no word for this."""
-        raise NotImplementedError
-
-    def reset(self, stream: int) -> None:
-        """It has no word for this."""
-        raise NotImplementedError
-
-    def goaway(self, last: int) -> None:
-        """It has no word for this."""
-        raise NotImplementedError
 
 
 def _phrase(status: int) -> str:

@@ -22,7 +22,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from allswell.testing._engine import Body, Broken, Complete, GivenUp, Head, Heard, Leaving
+from allswell.testing._engine import Body, Broken, Complete, GivenUp, Head, Heard, Leaving, Streams
 from allswell.testing._script import Response
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -35,7 +35,6 @@ class Http2:
     """One connection's engine."""
 
     version = "HTTP/2"
-    multiplexes = True
     last = False  # GOAWAY says so here
 
     def __init__(self) -> None:
@@ -51,6 +50,11 @@ class Http2:
         self._windows: dict[int, int] = {}  # of the streams that we have not ended
         self._highest = 0
         self._say(SettingsFrame(0, settings={SettingsFrame.MAX_CONCURRENT_STREAMS: 100}))
+
+    @property
+    def streams(self) -> Streams:
+        """This engine has the words itself."""
+        return self
 
     def _say(self, *frames: Frame) -> None:
         for frame in frames:

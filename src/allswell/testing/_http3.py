@@ -11,7 +11,7 @@ from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
 
-from allswell.testing._engine import Body, Complete, GivenUp, Head, Heard, Leaving
+from allswell.testing._engine import Body, Complete, GivenUp, Head, Heard, Leaving, Streams
 from allswell.testing._script import Response
 
 #: The first unidirectional stream that a server opens: H3Connection makes it its control stream.
@@ -22,7 +22,6 @@ class Http3:
     """One connection's engine."""
 
     version = "HTTP/3"
-    multiplexes = True
     last = False  # GOAWAY says so here
 
     def __init__(self, quic: QuicConnection) -> None:
@@ -33,6 +32,11 @@ class Http3:
         self._answered: set[int] = set()  # streams whose body is not at its end
         self._uni: dict[int, bytearray] = {}  # the client's unidirectional streams, until their type is known
         self._control: int | None = None
+
+    @property
+    def streams(self) -> Streams:
+        """This engine has the words itself."""
+        return self
 
     def receive(self, event: QuicEvent) -> Iterator[Heard]:
         """Take an event of QUIC's."""
