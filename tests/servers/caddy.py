@@ -7,29 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.support.certificates import certificates
-from tests.support.servers import ServerInfo, free_port, needed, run, setup
+from tests.support.servers import ServerInfo, Setup, free_port, needed, run, setup
 
 
 @contextmanager
 def caddy() -> Iterator[ServerInfo]:
-    """Run it."""
-    program = needed("caddy")
+    """Run it with files to serve."""
     files = certificates()
     with setup() as made:
-        admin = f"127.0.0.1:{free_port()}"
-        config = made.write(
-            "Caddyfile",
-            f"""{{
-                admin {admin}
-                auto_https off
-                persist_config off
-                skip_install_trust
-                default_sni localhost
-                grace_period 2s
-                servers {{
-                    protocols h1 h2 h3
-                }}
-            }}
+        sites = f"""
             https://:{made.port} {{
                 bind 127.0.0.1
                 tls {files.chain} {files.key}
@@ -45,21 +31,38 @@ def caddy() -> Iterator[ServerInfo]:
                 respond /denied 403
                 file_server
             }}
-            """,
-        )
-        arguments = ["--config", str(config), "--adapter", "caddyfile"]
-        env = {"XDG_DATA_HOME": str(made.folder), "XDG_CONFIG_HOME": str(made.folder), "HOME": str(made.folder)}
-
-        def reload(server: ServerInfo) -> None:
-            command = [program, "reload", "--force", "--address", admin, *arguments]
-            subprocess.run(command, check=True, capture_output=True, timeout=50)
-
-        with run(
-            "caddy",
-            [program, "run", *arguments],
-            made,
-            protocols=["http/1.1", "h2", "h3"],
-            reload=reload,
-            env=env,
-        ) as server:
+            """
+        with run_caddy(made, sites, "default_sni localhost\nservers {\nprotocols h1 h2 h3\n}") as server:
             yield server
+
+
+@contextmanager
+def run_caddy(made: Setup, sites: str, options: str = "") -> Iterator[ServerInfo]:
+    """Run it with these sites.
+
+    :param options: global ones, besides those that every test needs.
+    """
+    program, admin = needed("caddy"), f"127.0.0.1:{free_port()}"
+    config = made.write(
+        "Caddyfile",
+        f"""{{
+            admin {admin}
+            auto_https off
+            persist_config off
+            skip_install_trust
+            grace_period 2s
+            {options}
+        }}
+        {sites}
+        """,
+    )
+    arguments = ["--config", str(config), "--adapter", "caddyfile"]
+    env = {"XDG_DATA_HOME": str(made.folder), "XDG_CONFIG_HOME": str(made.folder), "HOME": str(made.folder)}
+
+    def reload(server: ServerInfo) -> None:
+        command = [program, "reload", "--force", "--address", admin, *arguments]
+        subprocess.run(command, check=True, capture_output=True, timeout=50)
+
+    command = [program, "run", *arguments]
+    with run("caddy", command, made, protocols=["http/1.1", "h2", "h3"], reload=reload, env=env) as server:
+        yield server

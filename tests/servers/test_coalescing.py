@@ -16,9 +16,10 @@ import trustme
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
+from tests.servers.caddy import run_caddy
 from tests.support.certificates import Certificates, issue
 from tests.support.names import names
-from tests.support.servers import ServerInfo, free_port, needed, run, setup
+from tests.support.servers import ServerInfo, needed, run, setup
 
 pytestmark = pytest.mark.anyio
 
@@ -39,20 +40,8 @@ def resolver() -> Iterator[None]:
 @contextmanager
 def caddy(*, strict: bool = False) -> Iterator[ServerInfo]:
     """:param strict: 421 where the Host is not the name of the TLS handshake."""
-    program = needed("caddy")
     with setup() as made:
-        config = made.write(
-            "Caddyfile",
-            f"""{{
-                admin 127.0.0.1:{free_port()}
-                auto_https off
-                persist_config off
-                skip_install_trust
-                grace_period 2s
-                servers {{
-                    strict_sni_host {"on" if strict else "insecure_off"}
-                }}
-            }}
+        sites = f"""
             https://a.test:{made.port}, https://b.test:{made.port} {{
                 bind 127.0.0.1
                 tls {both().chain} {both().key}
@@ -61,11 +50,9 @@ def caddy(*, strict: bool = False) -> Iterator[ServerInfo]:
             http://:{made.http_port} {{
                 bind 127.0.0.1
             }}
-            """,
-        )
-        env = {"XDG_DATA_HOME": str(made.folder), "XDG_CONFIG_HOME": str(made.folder), "HOME": str(made.folder)}
-        command = [program, "run", "--config", str(config), "--adapter", "caddyfile"]
-        with run("caddy", command, made, protocols=["http/1.1", "h2", "h3"], env=env) as server:
+            """
+        options = f"servers {{\nstrict_sni_host {'on' if strict else 'insecure_off'}\n}}"
+        with run_caddy(made, sites, options) as server:
             yield server
 
 

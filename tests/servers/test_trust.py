@@ -10,8 +10,9 @@ import pytest
 
 from allswell import AddressNotAllowed, ClientCertificate, ConnectionPool, Hosts, PinMismatch, PublicAddresses
 from tests.pool.test_pins import OTHER, pin
+from tests.servers.caddy import run_caddy
 from tests.support.certificates import certificates
-from tests.support.servers import ServerInfo, free_port, needed, run, setup
+from tests.support.servers import ServerInfo, setup
 
 pytestmark = pytest.mark.anyio
 
@@ -21,17 +22,9 @@ VERSIONS: dict[str, dict[str, Any]] = {"HTTP/1.1": {"http2": False}, "HTTP/2": {
 @contextmanager
 def caddy() -> Iterator[ServerInfo]:
     """It says whom it was shown a certificate of, and speaks to nobody else."""
-    program, files = needed("caddy"), certificates()
+    files = certificates()
     with setup() as made:
-        config = made.write(
-            "Caddyfile",
-            f"""{{
-                admin 127.0.0.1:{free_port()}
-                auto_https off
-                persist_config off
-                skip_install_trust
-                grace_period 2s
-            }}
+        sites = f"""
             https://name.example:{made.port} {{
                 bind 127.0.0.1
                 tls {files.chain} {files.key} {{
@@ -46,16 +39,8 @@ def caddy() -> Iterator[ServerInfo]:
                 bind 127.0.0.1
                 respond "here"
             }}
-            """,
-        )
-        env = {"XDG_DATA_HOME": str(made.folder), "XDG_CONFIG_HOME": str(made.folder), "HOME": str(made.folder)}
-        with run(
-            "caddy",
-            [program, "run", "--config", str(config), "--adapter", "caddyfile"],
-            made,
-            protocols=["http/1.1", "h2", "h3"],
-            env=env,
-        ) as server:
+            """
+        with run_caddy(made, sites) as server:
             yield server
 
 
