@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test load check dist integrations bench docs interop interop-local peers
+.PHONY: setup demo test load check dist integrations bench docs pictures interop interop-local peers
 setup: $(VENV)/.check ; @echo "ready: make test, make check"
 demo: $(VENV)/.demo ; @$(BIN)/python -m demo
 test: $(VENV)/.test ; $(BIN)/python -m pytest -n 4
@@ -17,6 +17,7 @@ interop: $(VENV)/.test ; @VENV=$(VENV) interop/run.sh $(ARGS)
 interop-local: $(VENV)/.test ; @$(BIN)/python -m interop.local $(ARGS)
 peers: ; @interop/peers.sh
 docs: $(VENV)/.docs ; $(BIN)/python -m mkdocs build --strict
+pictures: $(VENV)/.pictures ; @$(BIN)/python -m docs.pictures.endings
 
 # One stamp per dependency group of pyproject.toml; installed again when that changes.
 $(VENV)/.%: pyproject.toml | $(VENV)/.python

@@ -67,13 +67,20 @@ _STYLE = """
 
 
 class Picture:
-    """An SVG with a background of its own, which is readable on light and dark pages."""
+    """An SVG with a background of its own, which is readable on light and dark pages.
 
-    def __init__(self, width: int, height: int, title: str) -> None:
+    :param told: what it shows, in words. Such a picture is as large as it says, and not as wide as the page.
+    :param style: more of CSS.
+    """
+
+    def __init__(self, width: int, height: int, title: str, told: str = "", style: str = "") -> None:
+        size = f' width="{width}" height="{height}"' if told else ""
         self._parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">',
-            f"<title>{title}</title>",
-            f"<style>{_STYLE}</style>",
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"{size} role="img"'
+            f' aria-label="{escape(title)}">',
+            f"<title>{escape(title)}</title>",
+            *([f"<desc>{escape(told)}</desc>"] if told else []),
+            f"<style>{_STYLE}{style}</style>",
             '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
             '<path class="tip" d="M0 0 8 4 0 8z"/></marker>',
             f'<rect class="page" x="1" y="1" width="{width - 2}" height="{height - 2}" rx="8"/>',

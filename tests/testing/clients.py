@@ -73,6 +73,15 @@ def by_niquests(origin: Origin, path: str) -> bytes:
     return asyncio.run(get())
 
 
+def by_curl_cffi(origin: Origin, path: str) -> bytes:
+    """curl_cffi. It speaks HTTP/3 when it is told to."""
+    curl_cffi = pytest.importorskip("curl_cffi")
+    http_version = "v3only" if origin.versions == {"h3"} else None
+    with curl_cffi.Session() as session:
+        body: bytes = session.get(origin.url + path, verify=str(origin.ca_file), http_version=http_version).content
+        return body
+
+
 #: Of others.
 CLIENTS: list[Get] = [by_httpx2, by_curl, by_aiohttp]
 

@@ -12,15 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from allswell.testing import CloseNotify, ConnectionClose, GoAway, Origin, Response, Rst
-from tests.testing.clients import Get, by_aiohttp, by_allswell, by_curl, by_httpx2, by_niquests
+from tests.testing.clients import Get, by_aiohttp, by_allswell, by_curl, by_curl_cffi, by_httpx2, by_niquests
 
-_NAMES = {"h1": "HTTP/1.1", "h2": "HTTP/2", "h3": "HTTP/3"}
-_SPOKEN: dict[Get, tuple[Literal["h1", "h2", "h3"], ...]] = {
+Spoken = Literal["h1", "h2", "h3"]
+NAMES: dict[Spoken, str] = {"h1": "HTTP/1.1", "h2": "HTTP/2", "h3": "HTTP/3"}
+SPOKEN: dict[Get, tuple[Spoken, ...]] = {
     by_allswell: ("h1", "h2", "h3"),
     by_httpx2: ("h1", "h2"),
     by_aiohttp: ("h1",),
     by_niquests: ("h1", "h2", "h3"),
     by_curl: ("h1", "h2"),
+    by_curl_cffi: ("h1", "h2", "h3"),
 }
 HEAD = (
     "| client | version | GOAWAY | close_notify, CONNECTION_CLOSE | waits for the answer | half a body | graceful |\n"
@@ -31,7 +33,7 @@ _HALF, _BODY = b"01234", b"0123456789"
 
 def rows(get: Get) -> Iterator[str]:
     """The client's rows."""
-    for spoken in _SPOKEN[get]:
+    for spoken in SPOKEN[get]:
         with Origin(versions=[spoken]) as origin:
             get(origin, "/")
             origin.wait_ended()
@@ -46,7 +48,7 @@ def rows(get: Get) -> Iterator[str]:
             said = ", ".join(closes) if spoken == "h3" else _yes(record.of(CloseNotify))
             goaway = "–" if spoken == "h1" else _yes(record.of(GoAway))
             waits = "–" if spoken == "h3" else _yes(not record.of(Rst))
-        cells = (_name(get), _NAMES[spoken], goaway, said, waits, _half(get) if spoken == "h1" else "–", graceful)
+        cells = (named(get), NAMES[spoken], goaway, said, waits, _half(get) if spoken == "h1" else "–", graceful)
         yield f"| {' | '.join(cells)} |"
 
 
@@ -65,7 +67,8 @@ def _yes(value: object) -> str:
     return "yes" if value else "no"
 
 
-def _name(get: Get) -> str:
+def named(get: Get) -> str:
+    """Its name, with its release."""
     name = get.__name__.removeprefix("by_")
     if name == "allswell":
         return name
@@ -85,5 +88,5 @@ def there(get: Get) -> bool:
 
 if __name__ == "__main__":
     print(HEAD)
-    for each in filter(there, _SPOKEN):
+    for each in filter(there, SPOKEN):
         print("\n".join(rows(each)), flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.testing.clients import Get, by_aiohttp, by_allswell, by_httpx2, by_niquests
+from tests.testing.clients import Get, by_aiohttp, by_allswell, by_curl_cffi, by_httpx2, by_niquests
 from tests.testing.table import HEAD, rows, there
 
 _PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "testing.md"
@@ -18,7 +18,9 @@ def without_release(row: str) -> str:
     return f"| {name.split()[0]} | {rest}"
 
 
-@pytest.mark.parametrize("get", [by_allswell, by_httpx2, by_aiohttp, by_niquests], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "get", [by_allswell, by_httpx2, by_aiohttp, by_niquests, by_curl_cffi], ids=lambda each: each.__name__
+)
 def test_the_table_of_the_docs(get: Get) -> None:
     """Not curl's rows: they are another on each machine, as its release and its TLS library are."""
     if not there(get):
