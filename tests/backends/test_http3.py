@@ -416,7 +416,7 @@ async def test_ten_thousand_requests_leave_nothing_behind() -> None:
             assert len(quic._streams_queue) <= 8
             assert not backend._exchanges
             assert not backend._unread
-            assert not backend._blocked
+            assert not backend._body_room.blocked
             end = await client.aclose()
             assert end.exchanges >= 10_000
             assert end.layers[1].outcome is Outcome.CLEAN

@@ -1,18 +1,18 @@
 """HTTP/3 (RFC 9114) on a QUIC connection: a backend whose input is QUIC's events and whose output is QUIC's streams.
 
-Theory of operation. The framing is ours and not aioquic's (``aioquic.h3``), for four reasons, measured or read: it
-drops GOAWAY, it takes a malformed response for the end of the connection (RFC 9114 §4.1.2: of the stream), its buffers
-grow by what a peer sends, and it looks at every byte of every field in a loop of Python's. QPACK is ls-qpack's.
+Theory of operation. This file has the exchanges and what becomes of them. The streams that belong to no exchange are
+in `http3_control.py`, header sections in `http3_qpack.py`, frames in `http3_frames.py`.
 
-The dynamic table of QPACK is used for requests (which repeat their fields), not for responses (we announce a capacity
-of 0): a reference into it is a byte that can stand for 4 KiB, so a small header section could fill our memory; and
-without it no response ever waits for another stream. RFC 9204 §3.2.3, §4.2 leave that choice to the decoder.
+We do not use ``aioquic.h3``, for four reasons. It drops GOAWAY. It ends the connection for a malformed response, where
+RFC 9114 §4.1.2 has the stream end. A peer can make its buffers grow. And it looks at every byte of every field in a
+Python loop.
 
-Credit. Every byte of a stream uses its window and the connection's. Framing is credited as it is parsed, a body when
-the application says ``consumed``, and what nobody will read any more (a cancelled exchange) at once.
+*Credit.* Every byte of a stream uses its window and the connection's. Framing is credited as it is parsed, content when
+the application has consumed it. What nobody will read any more (of a cancelled exchange) is credited at once.
 
-A request that may not go yet waits here, *held*, with its stream's number taken: one that is not safe while there is
-only 0-RTT (RFC 8470 §4), and an extended CONNECT until the server's settings say that it may (RFC 9220 §3).
+*Held requests.* A request that may not go yet waits here, and its stream's number is taken already. While there is only
+0-RTT this is so for methods that are not safe (RFC 8470 §4). For extended CONNECT it is so until the server's settings
+allow it (RFC 9220 §3).
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, EncoderStreamError, StreamBlocked
-
 from allswell._backends import http3_frames as h3
-from allswell._backends.announcements import ORIGIN, named_origins
-from allswell._backends.http3_exchange import Http3Exchange
-from allswell._backends.http3_frames import ControlReader, FrameReader, H3Error, Malformed
-from allswell._backends.http3_qpack import SectionEncoder
+from allswell._backends.announcements import named_origins
+from allswell._backends.http3_control import Control, PeerStreams, is_request
+from allswell._backends.http3_exchange import Held, Http3Exchange
+from allswell._backends.http3_frames import FrameReader, H3Error, Malformed
+from allswell._backends.http3_qpack import Qpack
+from allswell._backends.http3_room import BodyRoom, RequestRoom
 from allswell._backends.interface import (
     WORK,
     BackPressure,
     BodyReceived,
-    CapacityChanged,
     ConnectionBroken,
     DatagramReceived,
     Event,
@@ -43,9 +42,9 @@ from allswell._backends.interface import (
     ResponseCompleted,
     ResponseReceived,
     SendWindowOpened,
-    SilenceChanged,
     UploadRefused,
 )
+from allswell._backends.unread import Unread
 from allswell._errors import (
     AllswellError,
     LocalProtocolError,
@@ -81,21 +80,16 @@ from allswell._quic.interface import (
     why_ended,
 )
 
-#: Bytes of one request's body that may wait here to be sent a first time; and how many must be free to go on.
-_SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
 #: Frames of an exchange, and bytes of another stream, that are looked into in one call.
 _MOST_FRAMES, _SLICE = 1024, 16 * 1024
-#: What the encoder may keep of our requests' fields, where the peer allows as much.
-_ENCODER_TABLE = 4096
-#: Bytes of the largest frame on a control stream.
-_CONTROL_LIMIT = 16 * 1024
-#: RFC 9000 §2.1: the two low bits of a stream's number.
-_KIND, _OURS_BOTH_WAYS, _THEIRS_ONE_WAY = 0b11, 0b00, 0b11
+#: No quarter of a stream's number is so large (RFC 9297 §2.1).
+_NO_QUARTER = 1 << 60
+_NO_EXTENDED_CONNECT = "the server does not support extended CONNECT (RFC 9220)"
 
 
 @dataclass(slots=True)
 class _Frames:
-    """Frames of one stream that came together.
+    """Frames of one exchange that came together.
 
     :ivar framing: bytes of them that nobody will consume: headers, and what is skipped.
     :ivar end: the stream ends with them.
@@ -129,31 +123,20 @@ class Http3:
         self.says_goodbye = "GOAWAY"
         self._quic = quic
         self._limit = max_header_size
-        self._exchanges: dict[int, Http3Exchange] = {}
-        self._unread: dict[int, int] = {}
-        self._blocked: set[int] = set()
-        self._input: deque[QuicEvent | _Frames] = deque()  # not acted on yet
-        self._work = 0  # steps that are left to this call
-        self._held: list[int] = []
-        self._events: list[Event] = []
-        self._max_streams = self._side_by_side = quic.max_streams
-        self._silent = False
-        self._leaving = False  # we said GOAWAY
-        self._goaway: int | None = None  # the peer did
-        self._over = False
-        self._decoder = Decoder(0, 0)
-        self._encoder = SectionEncoder()
         self._alternative = alternative
         self._requests = RequestSections(as_pair, end_to_end=True)
-        self._settings: dict[int, int] | None = None
-        self._control = ControlReader(_CONTROL_LIMIT)
-        self._critical: dict[int, int] = {}  # the peer's control and QPACK streams, by their types
-        self._untyped: dict[int, bytes] = {}  # the peer's other unidirectional streams: the beginnings of their types
-        self._encoder_stream: int | None = None
-        ours = {h3.MAX_FIELD_SECTION_SIZE: max_header_size} | ({h3.H3_DATAGRAM: 1} if quic.datagrams else {})
-        self._control_stream = quic.get_next_available_stream_id(is_unidirectional=True)
-        quic.send_stream_data(self._control_stream, varint.encode(h3.CONTROL_STREAM) + h3.settings(ours))
-        # There are no pushes without MAX_PUSH_ID (RFC 9114 §7.2.7), and no decoder stream without a dynamic table.
+        self._qpack = Qpack(quic)
+        self._exchanges: dict[int, Http3Exchange] = {}
+        self._unread = Unread()
+        self._request_room = RequestRoom(quic)
+        self._body_room = BodyRoom(quic)
+        self._peer_streams = PeerStreams(quic)
+        settings = {h3.MAX_FIELD_SECTION_SIZE: max_header_size} | ({h3.H3_DATAGRAM: 1} if quic.datagrams else {})
+        self._control = Control(quic, settings)
+        self._input: deque[QuicEvent | _Frames] = deque()  # not acted on yet
+        self._work = 0  # how many steps this call may still take
+        self._events: list[Event] = []
+        self._over = False
 
     # Requests
 
@@ -164,26 +147,24 @@ class Http3:
             raise NotProcessed(full, proven=True)
         request = self._requests.section(head, end=end)
         fields = request.pseudo_fields + request.fields + self._alt_used(request)
-        settings = self._settings
-        if settings is not None:
-            if head.protocol is not None and not settings.get(h3.ENABLE_CONNECT_PROTOCOL):
-                raise LocalProtocolError("the server does not support extended CONNECT (RFC 9220)")
-            limit = settings.get(h3.MAX_FIELD_SECTION_SIZE)
-            if limit is not None and section_size(fields) > limit:
-                raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9114 §4.2.2
+        control = self._control
+        if head.protocol is not None and control.greeted and not control.takes_extended_connect:
+            raise LocalProtocolError(_NO_EXTENDED_CONNECT)
+        limit = control.section_limit
+        if limit is not None and section_size(fields) > limit:
+            raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9114 §4.2.2
         end = end and head.method != b"CONNECT"  # RFC 9114 §4.4: what follows is the tunnel's
         early = not quic.handshake_complete
         stream_id = quic.get_next_available_stream_id()
         reader = FrameReader(h3.NOT_ON_REQUEST, self._limit)
         exchange = Http3Exchange(head, reader, end=end, owed=request.content_length, with_early_data=early)
         self._exchanges[stream_id] = exchange
-        if (early and head.method not in SAFE_METHODS) or (head.protocol is not None and settings is None):
-            exchange.held = fields
+        if (early and head.method not in SAFE_METHODS) or (head.protocol is not None and not control.greeted):
+            exchange.held = Held(fields)
             exchange.with_early_data = False
-            self._held.append(stream_id)
             quic.send_stream_data(stream_id, b"")  # takes the number
         else:
-            self._send_fields(stream_id, fields, end)
+            self._qpack.send(stream_id, fields, end)
         return stream_id
 
     def _alt_used(self, request: RequestSection[Field]) -> Headers:
@@ -207,7 +188,7 @@ class Http3:
         except LengthError:
             raise LocalProtocolError("the body is not as long as its Content-Length says") from None
         if state.held is not None:
-            state.waiting.append((data, end, last))
+            state.held.add(data, end, last)
         else:
             self._send_piece(exchange, data, end, last)
         if end:
@@ -222,28 +203,24 @@ class Http3:
         elif end and not trailers:
             self._quic.send_stream_data(stream_id, b"", True)
         if trailers:
-            self._send_fields(stream_id, trailers, True)
+            self._qpack.send(stream_id, trailers, True)
 
     def send_window(self, exchange: int) -> int:
         state = self._exchanges.get(exchange)
         if state is None or not state.sending.open:
             return 0
-        window = self._room(exchange) - _waiting(state)
+        window = self._body_room.left(exchange) - _held_size(state)
         if window <= 0:
-            self._blocked.add(exchange)
+            self._body_room.blocked.add(exchange)
             return 0
         return window
 
     def unsent(self, exchange: int) -> int:
         state = self._exchanges.get(exchange)
-        return 0 if state is None else self._quic.unsent(exchange) + _waiting(state)
-
-    def _room(self, stream_id: int) -> int:
-        """Bytes that may yet be kept to be sent a first time. Datagrams wait in one line, so they count for all."""
-        return _SEND_BUFFER - self._quic.unsent(stream_id) - self._quic.unsent_datagrams
+        return 0 if state is None else self._quic.unsent(exchange) + _held_size(state)
 
     def datagram_room(self, exchange: int) -> int:
-        if exchange not in self._exchanges or not (self._settings or {}).get(h3.H3_DATAGRAM):
+        if exchange not in self._exchanges or not self._control.takes_datagrams:
             return 0
         return max(0, self._quic.largest_datagram - len(varint.encode(exchange // 4)))
 
@@ -251,52 +228,28 @@ class Http3:
         if len(payload) <= self.datagram_room(exchange):
             self._quic.send_datagram_frame(varint.encode(exchange // 4) + payload)
 
-    def _send_fields(self, stream_id: int, fields: Headers, end: bool) -> None:
-        instructions, section = self._encoder.encode(stream_id, fields)
-        self._instruct(instructions)
-        self._quic.send_stream_data(stream_id, h3.frame(h3.HEADERS, section), end)
-
-    def _instruct(self, instructions: bytes) -> None:
-        if not instructions:
-            return
-        if self._encoder_stream is None:
-            self._encoder_stream = self._quic.get_next_available_stream_id(is_unidirectional=True)
-            instructions = varint.encode(h3.ENCODER_STREAM) + instructions
-        self._quic.send_stream_data(self._encoder_stream, instructions)
-
-    def _release(self, stream_id: int, state: Http3Exchange) -> None:
+    def _release(self, stream_id: int, state: Http3Exchange, held: Held) -> None:
         """Send a request that was held."""
-        fields, state.held = state.held, None
-        assert fields is not None
-        self._held.remove(stream_id)
-        self._send_fields(stream_id, fields, not state.sending.open and not state.waiting)
-        for data, end, trailers in state.waiting:
+        state.held = None
+        self._qpack.send(stream_id, held.fields, not state.sending.open and not held.pieces)
+        for data, end, trailers in held.pieces:
             self._send_piece(stream_id, data, end, trailers)
-        state.waiting.clear()
 
     def _release_held(self) -> None:
-        for stream_id in self._held[:]:
-            state = self._exchanges[stream_id]
-            if not self._quic.handshake_complete and state.head.method not in SAFE_METHODS:
+        """Send the held requests that may go now."""
+        for stream_id, state in list(self._exchanges.items()):
+            held = state.held
+            if held is None or (not self._quic.handshake_complete and state.head.method not in SAFE_METHODS):
                 continue
-            if state.head.protocol is None:
-                self._release(stream_id, state)
-            elif self._settings is not None:
-                if self._settings.get(h3.ENABLE_CONNECT_PROTOCOL):
-                    self._release(stream_id, state)
-                else:
-                    error = LocalProtocolError("the server does not support extended CONNECT (RFC 9220)")
-                    self._fail(stream_id, error, h3.H3_REQUEST_CANCELLED)
+            if state.head.protocol is None or self._control.takes_extended_connect:
+                self._release(stream_id, state, held)
+            elif self._control.greeted:
+                self._fail(stream_id, LocalProtocolError(_NO_EXTENDED_CONNECT), h3.H3_REQUEST_CANCELLED)
 
     # Flow control, and the ends of exchanges
 
     def consumed(self, exchange: int, credit: int) -> None:
-        unread = self._unread.get(exchange, 0)
-        if credit >= unread:
-            credit = unread
-            self._unread.pop(exchange, None)
-        else:
-            self._unread[exchange] = unread - credit
+        credit = self._unread.take(exchange, credit)
         if credit:
             self._credit(exchange, self._exchanges.get(exchange), credit)
 
@@ -311,28 +264,25 @@ class Http3:
     def stop(self, exchange: int) -> None:
         state = self._exchanges.pop(exchange, None)
         if state is not None and state.sending.open:
-            self._blocked.discard(exchange)
+            self._body_room.blocked.discard(exchange)
             self._quic.reset_stream(exchange, h3.H3_NO_ERROR)
 
     def reprioritize(self, exchange: int, priority: bytes) -> None:
         state = self._exchanges.get(exchange)
         if state is not None and not state.receiving.over and not self.exhausted:
-            payload = varint.encode(exchange) + priority
-            self._quic.send_stream_data(self._control_stream, h3.frame(h3.PRIORITY_UPDATE, payload))
+            self._control.reprioritize(exchange, priority)
 
     def cancel(self, exchange: int) -> None:
         if exchange in self._exchanges:
             self._drop(exchange, h3.H3_REQUEST_CANCELLED)
         else:
-            self.consumed(exchange, self._unread.get(exchange, 0))
+            self._credit(exchange, None, self._unread.drop(exchange))
 
     def _drop(self, stream_id: int, code: int) -> None:
         """Forget an exchange, and end both halves of its stream as far as they are open (RFC 9114 §4.1.1)."""
         state = self._exchanges.pop(stream_id)
-        self._blocked.discard(stream_id)
-        if state.held is not None:
-            self._held.remove(stream_id)
-        self.consumed(stream_id, self._unread.get(stream_id, 0))
+        self._body_room.blocked.discard(stream_id)
+        self._credit(stream_id, None, self._unread.drop(stream_id))
         if not state.receiving.over:
             self._quic.stop_stream(stream_id, code)
         if not state.over:
@@ -345,22 +295,19 @@ class Http3:
     # The connection
 
     def capacity(self) -> int:
-        return 0 if self.exhausted or self._quic.silent else self._quic.streams_left
+        return 0 if self.exhausted else self._request_room.left()
 
     @property
     def capacity_expected(self) -> bool:
-        quiet = self.exhausted or self._quic.silent
-        return not quiet and self.capacity() <= 0 and len(self._exchanges) < max(1, self._side_by_side)
+        return not self.exhausted and self._request_room.expected(len(self._exchanges))
 
     @property
     def exhausted(self) -> bool:
-        return self._over or self._leaving or self._goaway is not None
+        return self._over or self._control.leaving or self._control.goaway is not None
 
     def goodbye(self) -> None:
-        """GOAWAY (RFC 9114 §5.2). A client's names a push, of which there were none."""
-        if not self._leaving and not self._over:
-            self._leaving = True
-            self._quic.send_stream_data(self._control_stream, h3.frame(h3.GOAWAY, varint.encode(0)))
+        if not self._over:
+            self._control.say_goaway()
 
     def ping(self) -> bool:
         self._quic.send_ping(0)
@@ -390,14 +337,9 @@ class Http3:
         except H3Error as error:
             self._input.clear()
             self._break(error)
-        if self._blocked:
+        if self._body_room.blocked:
             self._resume_blocked()
-        if self._quic.silent != self._silent:
-            self._silent = not self._silent
-            self._events.append(SilenceChanged(self._silent))
-        if self._quic.max_streams != self._max_streams:
-            self._max_streams = self._quic.max_streams
-            self._events.append(CapacityChanged())
+        self._events += self._request_room.changes()
         return self._take_events()
 
     def _on_input(self, event: QuicEvent | _Frames) -> None:
@@ -430,12 +372,13 @@ class Http3:
         return events
 
     def _resume_blocked(self) -> None:
-        for stream_id in list(self._blocked):
+        room = self._body_room
+        for stream_id in list(room.blocked):
             state = self._exchanges.get(stream_id)
             if state is None or not state.sending.open:
-                self._blocked.discard(stream_id)
-            elif state.held is None and self._room(stream_id) >= _SEND_RESUME:
-                self._blocked.discard(stream_id)
+                room.blocked.discard(stream_id)
+            elif state.held is None and room.reopened(stream_id):
+                room.blocked.discard(stream_id)
                 self._events.append(SendWindowOpened(stream_id))
 
     # Responses
@@ -490,16 +433,13 @@ class Http3:
             state.receiving.count(size)
         except LengthError:
             raise Malformed("more body than Content-Length says") from None
-        self._unread[stream_id] = self._unread.get(stream_id, 0) + size
+        self._unread.add(stream_id, size)
         self._events.append(BodyReceived(stream_id, data, size))
 
     def _on_fields(self, stream_id: int, state: Http3Exchange, section: bytes) -> None:
         if state.trailers is not None or state.receiving.tunnel:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "HEADERS after the trailer section")
-        try:
-            _, fields = self._decoder.feed_header(stream_id, section)
-        except (DecompressionFailed, StreamBlocked) as error:
-            raise H3Error(h3.QPACK_DECOMPRESSION_FAILED, "a header section that QPACK cannot decode") from error
+        fields = self._qpack.decode(stream_id, section)
         try:
             fields = received_section(fields, self._limit)
             state.touched = True
@@ -537,9 +477,7 @@ class Http3:
             del self._exchanges[stream_id]
 
     def _on_reset(self, stream_id: int, code: int) -> None:
-        if stream_id in self._critical:
-            raise H3Error(h3.H3_CLOSED_CRITICAL_STREAM, "a control or QPACK stream was reset")
-        self._untyped.pop(stream_id, None)
+        self._peer_streams.on_reset(stream_id)
         state = self._exchanges.get(stream_id)
         if state is None or state.receiving.over:
             return  # RFC 9000 §3.2: behind the end of its half a reset says nothing
@@ -552,7 +490,7 @@ class Http3:
             self._fail(stream_id, error, h3.H3_REQUEST_CANCELLED)
 
     def _on_stop_sending(self, stream_id: int, code: int) -> None:
-        if stream_id in (self._control_stream, self._encoder_stream):
+        if stream_id in (self._control.stream, self._qpack.stream):
             raise H3Error(h3.H3_CLOSED_CRITICAL_STREAM, "the peer stopped a control or QPACK stream")
         state = self._exchanges.get(stream_id)
         if state is None:
@@ -577,94 +515,43 @@ class Http3:
         if quarter * 4 in self._exchanges:
             self._events.append(DatagramReceived(quarter * 4, data[position:]))
 
-    # The peer's unidirectional streams
+    # Streams of no exchange
 
     def _on_other_data(self, stream_id: int, data: bytes, end: bool) -> None:
         self._quic.credit(len(data))
-        if stream_id & _KIND == _OURS_BOTH_WAYS:
-            return  # of an exchange that is over
-        if stream_id & _KIND != _THEIRS_ONE_WAY:
-            raise H3Error(h3.H3_STREAM_CREATION_ERROR, "a stream both ways from the server")  # RFC 9114 §6.1
-        kind = self._critical.get(stream_id)
-        if kind is None:
-            before = self._untyped.pop(stream_id, b"")
-            data = before + data
-            try:
-                kind, position = varint.decode(data, 0)
-            except IndexError:
-                if not end:
-                    self._untyped[stream_id] = data
-                return
-            data = data[position:]
-            if kind == h3.PUSH_STREAM:
-                raise H3Error(h3.H3_ID_ERROR, "a push that was never allowed")  # RFC 9114 §4.6
-            if kind not in (h3.CONTROL_STREAM, h3.ENCODER_STREAM, h3.DECODER_STREAM):
-                if not end:
-                    # RFC 9114 §6.2.3: unknown is fine. What still comes is credited, and must not be read as a type.
-                    if before != _UNKNOWN:
-                        self._quic.stop_stream(stream_id, h3.H3_STREAM_CREATION_ERROR)
-                    self._untyped[stream_id] = _UNKNOWN
-                return
-            if kind in self._critical.values():
-                raise H3Error(h3.H3_STREAM_CREATION_ERROR, "a second control or QPACK stream")  # RFC 9114 §6.2.1
-            self._critical[stream_id] = kind
+        if is_request(stream_id):
+            return  # its exchange is over
+        found = self._peer_streams.take(stream_id, data, end)
+        if found is None:
+            return
+        kind, data = found
         self._quic.credit_stream(stream_id, len(data))
         if kind == h3.CONTROL_STREAM:
             self._on_control(data)
         elif data:
-            self._on_qpack(kind, data)
+            self._qpack.receive(kind, data)
         if end:
             raise H3Error(h3.H3_CLOSED_CRITICAL_STREAM, "a control or QPACK stream was closed")
 
-    def _on_qpack(self, kind: int, data: bytes) -> None:
-        try:
-            if kind == h3.ENCODER_STREAM:
-                self._decoder.feed_encoder(data)
-            else:
-                self._encoder.feed_decoder(data)
-        except EncoderStreamError as error:
-            raise H3Error(h3.QPACK_ENCODER_STREAM_ERROR, "QPACK instructions that make no sense") from error
-        except DecoderStreamError as error:
-            raise H3Error(h3.QPACK_DECODER_STREAM_ERROR, "QPACK instructions that make no sense") from error
-
     def _on_control(self, data: bytes) -> None:
-        try:
-            frames = self._control.feed(data)
-        except Malformed as error:
-            raise H3Error(error.code, str(error)) from error
-        for kind, payload in frames:
-            if self._settings is None:
-                if kind != h3.SETTINGS:
-                    raise H3Error(h3.H3_MISSING_SETTINGS, "the control stream does not begin with SETTINGS")
-                self._on_settings(h3.parse_settings(payload))
-            elif kind == h3.SETTINGS:
-                raise H3Error(h3.H3_FRAME_UNEXPECTED, "SETTINGS came twice")  # RFC 9114 §7.2.4
+        for kind, payload in self._control.receive(data):
+            if kind == h3.SETTINGS:
+                self._qpack.apply(self._control.settings)
+                self._release_held()
             elif kind == h3.GOAWAY:
-                self._on_goaway(h3.one_varint(payload, "GOAWAY"))
-            elif kind == ORIGIN:
-                self._on_origin(payload)
+                self._on_goaway(payload)
             else:
-                raise H3Error(h3.H3_ID_ERROR, "CANCEL_PUSH for a push that was never allowed")  # RFC 9114 §7.2.3
+                self._on_origin(payload)
 
-    def _on_settings(self, settings: dict[int, int]) -> None:
-        self._settings = settings
-        table = min(settings.get(h3.QPACK_MAX_TABLE_CAPACITY, 0), _ENCODER_TABLE)
-        instructions = self._encoder.apply_settings(table, settings.get(h3.QPACK_BLOCKED_STREAMS, 0))
-        self._instruct(instructions)
-        self._release_held()
-
-    def _on_goaway(self, first_refused: int) -> None:
-        """RFC 9114 §5.2: requests from this stream on were not and will not be processed."""
-        if first_refused & _KIND != _OURS_BOTH_WAYS:
-            raise H3Error(h3.H3_ID_ERROR, "GOAWAY names what is no request")
-        if self._goaway is not None and first_refused > self._goaway:
-            raise H3Error(h3.H3_ID_ERROR, "GOAWAY takes back what it said")
-        if self._goaway is None:
+    def _on_goaway(self, payload: bytes) -> None:
+        announced = self._control.goaway is not None
+        first_refused = self._control.on_goaway(payload)
+        if not announced:
             self._events.append(PeerLeaving())
-        self._goaway = first_refused
-        for stream_id in [stream_id for stream_id in self._exchanges if stream_id >= first_refused]:
-            cause = TransportError("the server is leaving (GOAWAY)", operation="write", by="peer")
-            self._fail(stream_id, self._exchanges[stream_id].not_processed(cause), h3.H3_REQUEST_CANCELLED)
+        for stream_id, state in list(self._exchanges.items()):
+            if stream_id >= first_refused:
+                cause = TransportError("the server is leaving (GOAWAY)", operation="write", by="peer")
+                self._fail(stream_id, state.not_processed(cause), h3.H3_REQUEST_CANCELLED)
 
     def _on_origin(self, payload: bytes) -> None:
         try:
@@ -703,15 +590,8 @@ class Http3:
             self._events.append(ExchangeFailed(stream_id, failure))
         self._exchanges.clear()
         self._unread.clear()
-        self._blocked.clear()
-        self._held.clear()
+        self._body_room.blocked.clear()
 
 
-#: Stands for the type of a stream that nobody knows: a reserved one (RFC 9114 §6.2.3), whatever follows it.
-_UNKNOWN = bytes.fromhex("c000000000000021")
-#: No quarter of a stream id is so large (RFC 9297 §2.1).
-_NO_QUARTER = 1 << 60
-
-
-def _waiting(state: Http3Exchange) -> int:
-    return sum(len(data) for data, _, _ in state.waiting)
+def _held_size(state: Http3Exchange) -> int:
+    return 0 if state.held is None else state.held.size

@@ -1,4 +1,4 @@
-"""What HTTP/3 knows of one exchange while it is open."""
+"""What the HTTP/3 backend knows of one exchange while it is open."""
 
 from __future__ import annotations
 
@@ -8,18 +8,39 @@ from allswell._halves import SEND_BODY, SEND_ENDED, Halves, ReceiveHalf, SendHal
 from allswell._messages import Headers, RequestHead
 
 
+class Held:
+    """What was not sent yet of a request that may not go yet.
+
+    :ivar fields: its header section.
+    :ivar pieces: of its body: the content, whether the request ends there, and with which trailers.
+    :ivar size: how many bytes of content they have.
+    """
+
+    __slots__ = ("fields", "pieces", "size")
+
+    def __init__(self, fields: Headers) -> None:
+        self.fields = fields
+        self.pieces: list[tuple[bytes, bool, Headers]] = []
+        self.size = 0
+
+    def add(self, data: bytes, end: bool, trailers: Headers) -> None:
+        """A piece of the body waits too."""
+        self.pieces.append((data, end, trailers))
+        self.size += len(data)
+
+
 class Http3Exchange(Halves):
     """One request and its response, on one stream.
 
     :param end: the request ends with its head.
-    :param owed: what its Content-Length promises.
-    :ivar held: the request's fields, as long as they were not sent; our half tells what was given to us.
-    :ivar waiting: a small body that waits with them.
-    :ivar touched: the peer answered with anything at all.
-    :ivar freed: credit of this stream's, saved up.
+    :param owed: how many bytes its Content-Length promises.
+    :ivar with_early_data: whether it was sent before the handshake was complete.
+    :ivar held: what waits to be sent, as long as it may not go. (``sending`` tells what the requester has given us.)
+    :ivar touched: whether the peer has answered with anything at all.
+    :ivar freed: credit of this stream that was not given back yet, in bytes.
     """
 
-    __slots__ = ("freed", "head", "held", "reader", "touched", "trailers", "waiting", "with_early_data")
+    __slots__ = ("freed", "head", "held", "reader", "touched", "trailers", "with_early_data")
 
     def __init__(
         self, head: RequestHead, reader: FrameReader, *, end: bool, owed: int | None, with_early_data: bool
@@ -28,8 +49,7 @@ class Http3Exchange(Halves):
         self.head = head
         self.reader = reader
         self.with_early_data = with_early_data
-        self.held: Headers | None = None
-        self.waiting: list[tuple[bytes, bool, Headers]] = []
+        self.held: Held | None = None
         self.touched = False
         self.trailers: Headers | None = None
         self.freed = 0
@@ -40,10 +60,10 @@ class Http3Exchange(Halves):
         return self.receiving.whole and self.reader.between_frames
 
     def reset_error(self, code: int) -> AllswellError:
-        """What it means that the peer reset the stream, or wants no more of it, with this code."""
+        """The error of this exchange if the peer reset its stream, or stopped ours, with this code."""
         reset = ExchangeReset(f"the server reset the exchange (0x{code:x})", code=code, by="peer")
         return self.not_processed(reset) if code == H3_REQUEST_REJECTED else reset
 
     def not_processed(self, cause: AllswellError) -> AllswellError:
-        """What it means that the peer says so; once it has answered, nothing that it says makes that undone."""
+        """The error of this exchange if the peer says that it did not process it. That cannot be after an answer."""
         return cause if self.receiving.answered else NotProcessed(cause, proven=True)
