@@ -40,6 +40,7 @@ class Http09:
     name = "hq"
     http_version = "HTTP/0.9"
     capacity_expected = False
+    extended_connect: bool | None = False
     in_order = False
     back_pressure = BackPressure.CREDIT
     kept_idle = math.inf

@@ -180,6 +180,10 @@ class LocalProtocolError(ProtocolError):
     by: Party = "us"
 
 
+class NotOffered(LocalProtocolError):
+    """The request is an extended CONNECT, and the connection does not offer that. Nothing was sent."""
+
+
 class UnsupportedProtocol(LocalProtocolError):
     """The URL's scheme is neither http nor https."""
 

@@ -53,7 +53,6 @@ from allswell._request.network_stream import NetworkStream
 from allswell._request.request import Body, Request, starts_anew
 from allswell._request.response import Response
 from allswell._request.route import Proxies, Route, destination, proxy_hops
-from allswell._request.websocket import as_extended_connect, as_upgraded
 from allswell._short import Response as ShortResponse
 from allswell._short import WholeStream, taken_apart
 from allswell._tasks import side_by_side
@@ -407,14 +406,9 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         if self._left:
             self._return()
         try:
-            ours = self._request(request)
-            translated = self._without_upgrade(ours)
-            response = await self.pool.send(ours)
+            response = await self.pool.send(self._request(request))
         except AllswellError as error:
             _raise_as(self._library, error)
-        if translated and 200 <= response.status < 300:
-            response.status = 101
-            response.headers = as_upgraded(request.headers.raw, response.headers)
         facts = response.extension_facts()
         facts["network_stream"] = RawStream(facts["network_stream"], self._core)
         facts["reprioritize"] = partial(_reprioritize, self._library, response)
@@ -449,17 +443,6 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             network.body.extensions = response.extensions  # where it tells the trailers
             network.body = None
         return response
-
-    def _without_upgrade(self, request: Request) -> bool:
-        """Turn a WebSocket's request into an extended CONNECT if HTTP/1.1 is off. Return whether it was one."""
-        config = self.pool.config
-        if not request.route.upgrades or (config.http1 and config.http3 != "only"):
-            return False
-        head = as_extended_connect(request.head)
-        if head is None:
-            return False
-        request.head, request.route = head, request.route._replace(upgrades=False)
-        return True
 
     def _request(self, request: httpx2.Request) -> Request:
         if not isinstance(request, self._library.Request):

@@ -37,10 +37,11 @@ def caddy() -> Iterator[ServerInfo]:
 
 
 @contextmanager
-def run_caddy(made: Setup, sites: str, options: str = "") -> Iterator[ServerInfo]:
+def run_caddy(made: Setup, sites: str, options: str = "", *, godebug: str = "") -> Iterator[ServerInfo]:
     """Run it with these sites.
 
     :param options: global ones, besides those that every test needs.
+    :param godebug: settings of Go's runtime and library.
     """
     program, admin = needed("caddy"), f"127.0.0.1:{free_port()}"
     config = made.write(
@@ -58,6 +59,7 @@ def run_caddy(made: Setup, sites: str, options: str = "") -> Iterator[ServerInfo
     )
     arguments = ["--config", str(config), "--adapter", "caddyfile"]
     env = {"XDG_DATA_HOME": str(made.folder), "XDG_CONFIG_HOME": str(made.folder), "HOME": str(made.folder)}
+    env |= {"GODEBUG": godebug} if godebug else {}
 
     def reload(server: ServerInfo) -> None:
         command = [program, "reload", "--force", "--address", admin, *arguments]

@@ -41,7 +41,7 @@ from allswell._backends.interface import (
     ResponseReceived,
     UploadRefused,
 )
-from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
+from allswell._errors import AllswellError, LocalProtocolError, NotOffered, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import MAX_FIELDS, TOO_MANY, RequestSections, kept_idle, options, request_trailers
 from allswell._halves import (
     RECEIVE_BODY,
@@ -120,6 +120,7 @@ class Version:
     name = "h1"
     http_version = "HTTP/1.1"
     capacity_expected = False
+    extended_connect: bool | None = False
     in_order = True
     back_pressure = BackPressure.READING
     says_goodbye = ""
@@ -176,7 +177,7 @@ class Http1(Version):
         if not self.capacity():
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
         if head.protocol is not None:
-            raise LocalProtocolError("HTTP/1.1 has no extended CONNECT (RFC 8441)")
+            raise NotOffered("HTTP/1.1 has no extended CONNECT (RFC 8441)")
         section = self._memory.requests.section(head, end=end)
         # RFC 9112 §3.2.3: to CONNECT, the target is the authority. §3.2.2: to a proxy, a whole URI.
         target = section.absolute_form if section.absolute else section.target or section.authority

@@ -71,7 +71,7 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._backends.stream_limit import StreamLimit
-from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, shown
+from allswell._errors import AllswellError, LocalProtocolError, NotOffered, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import RequestSection, RequestSections, as_pair, request_trailers, section_size
 from allswell._halves import SEND_ENDED, LengthError
 from allswell._messages import Field, Headers, RequestHead
@@ -168,7 +168,7 @@ class Http2:
     def _unsendable(self, request: RequestSection[Field]) -> LocalProtocolError | None:
         """Why the peer's SETTINGS, as far as they have come, do not allow it."""
         if request.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
-            return LocalProtocolError(_NO_EXTENDED_CONNECT)
+            return NotOffered(_NO_EXTENDED_CONNECT)
         limit = self._section_limit
         if limit is not None and section_size(request.pseudo_fields + request.fields) > limit:
             return LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9113 §6.5.2
@@ -303,6 +303,10 @@ class Http2:
     @property
     def capacity_expected(self) -> bool:
         return self._refusal is None and not self._limit
+
+    @property
+    def extended_connect(self) -> bool | None:
+        return bool(self._h2.remote_settings.enable_connect_protocol) if self._greeted else None
 
     @property
     def exhausted(self) -> bool:

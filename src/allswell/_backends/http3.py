@@ -48,6 +48,7 @@ from allswell._backends.unread import Unread
 from allswell._errors import (
     AllswellError,
     LocalProtocolError,
+    NotOffered,
     NotProcessed,
     RemoteProtocolError,
     TransportError,
@@ -149,7 +150,7 @@ class Http3:
         fields = request.pseudo_fields + request.fields + self._alt_used(request)
         control = self._control
         if head.protocol is not None and control.greeted and not control.takes_extended_connect:
-            raise LocalProtocolError(_NO_EXTENDED_CONNECT)
+            raise NotOffered(_NO_EXTENDED_CONNECT)
         limit = control.section_limit
         if limit is not None and section_size(fields) > limit:
             raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9114 §4.2.2
@@ -244,7 +245,7 @@ class Http3:
             if state.head.protocol is None or self._control.takes_extended_connect:
                 self._release(stream_id, state, held)
             elif self._control.greeted:
-                self._fail(stream_id, LocalProtocolError(_NO_EXTENDED_CONNECT), h3.H3_REQUEST_CANCELLED)
+                self._fail(stream_id, NotOffered(_NO_EXTENDED_CONNECT), h3.H3_REQUEST_CANCELLED)
 
     # Flow control, and the ends of exchanges
 
@@ -300,6 +301,10 @@ class Http3:
     @property
     def capacity_expected(self) -> bool:
         return not self.exhausted and self._request_room.expected(len(self._exchanges))
+
+    @property
+    def extended_connect(self) -> bool | None:
+        return self._control.takes_extended_connect if self._control.greeted else None
 
     @property
     def exhausted(self) -> bool:

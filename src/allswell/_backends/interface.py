@@ -267,6 +267,10 @@ class Backend(Protocol[Input_contra]):
         """
 
     @property
+    def extended_connect(self) -> bool | None:
+        """Whether the peer offers extended CONNECT (RFC 8441 §3, RFC 9220 §3); ``None``: no SETTINGS yet."""
+
+    @property
     def exhausted(self) -> bool:
         """Whether no exchange can be opened any more (and not only just now)."""
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from io import BytesIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 #: Pieces below this size are put together while they wait: each costs some 100 bytes besides what is in it, and windows
 #: count only that.
 _SMALL = 1024
+
+
+class _Nowhere(BytesIO):
+    """It keeps nothing."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        return len(memoryview(data))
 
 
 class ReceivedBody:
@@ -62,6 +73,13 @@ class ReceivedBody:
         """Drop what waits."""
         self.pieces.clear()
         self.buffered = 0
+
+    def drop(self) -> int:
+        """Drop what waits, and what still comes. Return the credit of what waited."""
+        credit = sum(credit for _, credit in self.pieces)
+        self.clear()
+        self.whole = _Nowhere()
+        return credit
 
     def collect(self, start: bytes) -> None:
         """Write what comes from now on to where it stays, behind this start.

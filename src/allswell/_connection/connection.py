@@ -238,6 +238,11 @@ class Connection:
         """Whether it has no room, but is expected to have some without the end of what is open."""
         return self._life.state is OPEN and self._backend.capacity_expected
 
+    @property
+    def extended_connect(self) -> bool | None:
+        """Whether an extended CONNECT may be sent; ``None`` while that is not known."""
+        return self._backend.extended_connect
+
     def extra(self, name: str) -> Any:
         """See :meth:`Filter.extra`."""
         return self._driver.extra(name)
@@ -384,11 +389,18 @@ class Connection:
 
         One that leaves is not in need of it, and the reset might overtake what the tunnel carried last.
         """
-        if self._life.state is OPEN:
+        if self._life.state is OPEN or exchange.sending.open:
+            exchange.hung_up = False
             exchange.abandon()
         else:
             self._over(exchange)
             self.settle()
+
+    def let_go(self) -> None:
+        """Wait no longer for the ends of tunnels that our side has closed: the connection ends, and they with it."""
+        for exchange in [each for each in self._exchanges.values() if each.hung_up]:
+            exchange.end_tunnel()
+            self._over(exchange)
 
     def abandon(self, exchange: Exchange[Connection]) -> None:
         """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
@@ -428,9 +440,11 @@ class Connection:
     def cut(self, error: AllswellError) -> None:
         """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
         # The last one first: the end of one in a pipeline would end those behind it with another error.
+        self.let_go()
         for exchange in reversed(list(self._exchanges.values())):
             self.cut_short += self.holds(exchange)
             exchange.fail(error)
+        self.settle()
 
     def abort(self, reason: str, error: AllswellError | None = None) -> None:
         """End it now, without a word: no close_notify, TCP RST. Idempotent."""
@@ -443,6 +457,7 @@ class Connection:
         if not counted:
             self._count()
         self._tell_leaving()
+        self.let_go()
         self.cut_short += len(self._exchanges)
         self._fail_all(error)
         self._driver.abort(last_words)
@@ -495,6 +510,7 @@ class Connection:
         """
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
         cut = self.cut_short
+        self.let_go()
         self._dispatch(self._backend.receive_eof(why), last=True)
         halves = (each.receiving.tunnel and each.receiving.state is RECEIVE_ENDED for each in self._exchanges.values())
         if self.cut_short > cut or self._backend.must_abort or not all(halves):
@@ -511,6 +527,7 @@ class Connection:
     def lost(self, error: TransportError) -> None:
         """The layer below is gone."""
         if self._life.state is not CLOSED:
+            self.let_go()
             self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(str(error), error)
 
@@ -551,7 +568,7 @@ class Connection:
                 exchange.on_datagram(event.payload)
             elif isinstance(event, ExchangeFailed):
                 del exchanges[exchange.number]
-                self.cut_short += last or ConnectionBroken in map(type, events)
+                self.cut_short += (last or ConnectionBroken in map(type, events)) and not exchange.hung_up
                 if isinstance(event.error, NotProcessed) and event.error.proven:
                     self._refused(self._taken - 1)
                 exchange.on_error(event.error)

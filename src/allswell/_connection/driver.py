@@ -234,6 +234,7 @@ class Driver(Generic[Input]):
         connection = self.connection
         if self._ended:
             return
+        connection.let_go()
         if connection.open_exchanges:
             connection.abort(reason)
             return

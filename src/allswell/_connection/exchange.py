@@ -107,6 +107,9 @@ class Carries(Protocol):
     def abandon(self, exchange: Exchange[Self]) -> None:
         """The requester takes no more of it."""
 
+    def stop_lingering(self, exchange: Exchange[Self]) -> None:
+        """The peer's end of a tunnel is waited for no longer."""
+
 
 On = TypeVar("On", bound=Carries)
 
@@ -124,6 +127,7 @@ class Exchange(Halves, Generic[On]):
     :ivar error: what it has failed with.
     :ivar upload: of the request's body, where that did not go out with the head.
     :ivar tunnel: what it has become, where that is a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
+    :ivar hung_up: it is a tunnel that our side has closed, and only the peer's end of it is waited for.
     """
 
     __slots__ = (
@@ -137,6 +141,7 @@ class Exchange(Halves, Generic[On]):
         "body",
         "connection",
         "error",
+        "hung_up",
         "informational",
         "label",
         "number",
@@ -160,6 +165,7 @@ class Exchange(Halves, Generic[On]):
         self.error: BaseException | None = None
         self.upload: Upload | None = None
         self.tunnel: Tunnel | None = None
+        self.hung_up = False
         self._informational: Informational | None = None
         self._total_at = total_at
         self._head: ResponseHead | None = None
@@ -204,8 +210,8 @@ class Exchange(Halves, Generic[On]):
 
     @property
     def lingers(self) -> bool:
-        """Whether it is a tunnel whose end we have sent: what is left is the peer's."""
-        return self.tunnel is not None and self.sending.state is SEND_ENDED
+        """Whether it is a tunnel whose end we have sent, or that we have closed: what is left is the peer's."""
+        return self.hung_up or (self.tunnel is not None and self.sending.state is SEND_ENDED)
 
     @property
     def uploading(self) -> bool:
@@ -321,7 +327,7 @@ class Exchange(Halves, Generic[On]):
     def abandon(self) -> None:
         """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
         all_read = self.all_read
-        if all_read and not self.sending.open and not self.uploading:
+        if self.hung_up or (all_read and not self.sending.open and not self.uploading):
             return
         if not all_read:
             # A later read must fail: neither hang nor look like the end of the body.
@@ -489,6 +495,8 @@ class Exchange(Halves, Generic[On]):
         self._read_at = math.inf
         self.trailers = trailers
         self._ready.set()
+        if self.hung_up:
+            self.end_tunnel()
 
     def on_room(self) -> None:
         """More may be sent."""
@@ -524,10 +532,32 @@ class Exchange(Halves, Generic[On]):
             self._silence = silent
             self._ready.set()
 
-    def hang_up(self) -> None:
-        """A tunnel was closed from our side: a task that still waits for its bytes learns of it."""
-        self.on_error(TransportError(f"the tunnel to {self.label} was closed", operation="read", by="us"))
-        self.connection.half_ended(self)
+    def hang_up(self, grace: float) -> None:
+        """A tunnel was closed from our side: a task that still waits for its bytes learns of it.
+
+        The peer has some time to end its half. Then ours ends too, if it has not yet. What still comes is dropped.
+
+        :param grace: how many seconds. Then the stream is reset.
+        """
+        if self.hung_up:
+            return
+        closed = TransportError(f"the tunnel to {self.label} was closed", operation="read", by="us")
+        if self.receiving.over or not self.under_way:
+            self.on_error(closed)
+            self.connection.half_ended(self)
+            return
+        self.hung_up = True
+        self.error = self.error or closed
+        self._ready.set()
+        self.on_room()
+        self.connection.consumed(self, self.body.drop())
+        self._total_at = monotonic() + grace
+        self.connection.watch(self._total_at)
+
+    def end_tunnel(self) -> None:
+        """End our half of a tunnel, if it has not ended."""
+        if self.tunnel is not None:
+            self.tunnel.end()
 
     def fail(self, error: BaseException) -> None:
         """End the exchange from our side, with this error."""
@@ -540,7 +570,10 @@ class Exchange(Halves, Generic[On]):
         :param seen_all: all that has come so far was taken.
         """
         upload = self.upload
-        total_at = math.inf if self.tunnel is not None else self._total_at
+        if self.hung_up and self._total_at <= now:
+            self.connection.stop_lingering(self)
+            return math.inf
+        total_at = math.inf if self.tunnel is not None and not self.hung_up else self._total_at
         write_at = math.inf if upload is None else upload.write_at
         at = min(self._read_at, write_at, total_at)
         if at > now:

@@ -204,6 +204,13 @@ class Dispatcher:
             waiter.dial.lose(waiter)
             waiter.dial = None
 
+    def offers_extended_connect(self, route: Route) -> bool:
+        """Whether a connection that serves this route offers extended CONNECT, or may yet say so."""
+        state = self._routes.get(route)
+        return state is not None and any(
+            member.connection.extended_connect is not False for members in state.members for member in members
+        )
+
     # Serving and dialling
 
     def _serve(self, state: RouteState, member: Member) -> None:

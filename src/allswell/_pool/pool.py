@@ -28,7 +28,7 @@ from allswell._connection.upload import TrailerSource
 from allswell._deadline import Deadline
 from allswell._dial.dialer import Dialer
 from allswell._dial.proxy import forward, forwards
-from allswell._errors import AllswellError, NotProcessed, PoolClosed
+from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, NotOffered, NotProcessed, PoolClosed
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log, new_context
 from allswell._given import require_known, require_type
@@ -43,6 +43,7 @@ from allswell._report import CloseReport
 from allswell._request.request import Body, Request
 from allswell._request.response import Attempt, Response
 from allswell._request.route import Destination, Destinations, destination
+from allswell._request.websocket import NOT_THIS_WAY, as_extended_connect, as_upgraded
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES, Tracer
 
@@ -178,7 +179,12 @@ class ConnectionPool:
             request.total_at = monotonic() + total
         if request.retry is not None and replay is None:
             return await retried(request, request.retry, self._budgets, self._pauses, self.send)
-        if request.route.proxies and self.config.http1 and self.config.http3 != "only" and forwards(request):
+        if request.route.upgrades and (connect := as_extended_connect(request.head)) is not None:
+            return await self._open_websocket(request, connect, replay or Replay(request))
+        return await self._send(request, replay)
+
+    async def _send(self, request: Request, replay: Replay | None) -> Response:
+        if request.route.proxies and self._upgrades and forwards(request):
             return await forward(request, partial(self.send, replay=replay), self.config.allow_address)
         dispatcher = self._dispatch()
         exchange: Exchange[Connection] | None = None
@@ -356,6 +362,60 @@ class ConnectionPool:
         return f"<ConnectionPool, {self.state}, {connections} connections>"
 
     # One request
+
+    @property
+    def _upgrades(self) -> bool:
+        """Whether HTTP/1.1 may be spoken."""
+        return self.config.http1 and self.config.http3 != "only"
+
+    async def _open_websocket(self, request: Request, connect: RequestHead, replay: Replay) -> Response:
+        """Send a WebSocket's opening handshake, as an extended CONNECT or as an Upgrade.
+
+        Nobody can know before the handshake of a connection whether it will offer extended CONNECT. So it is used where
+        a connection to the origin is open that offers it, and where it has worked before. All else goes by HTTP/1.1,
+        and so does what is refused for the way that it was asked. The handshake is a GET, so it may be sent again.
+
+        :param connect: the same as an extended CONNECT.
+        """
+        dispatcher, route = self._dispatch(), request.route._replace(upgrades=False)
+        memory, refused = dispatcher.dialer.memory.of(route), None
+        known = memory.websockets
+        if self._upgrades and not (dispatcher.offers_extended_connect(route) if known is None else known):
+            return await self._send(request, replay)
+        try:
+            response = await self._send(replace(request, head=connect, route=route), replay)
+            if 200 <= response.status < 300:
+                memory.websockets = True
+                response.status, response.headers = 101, as_upgraded(request.head.headers, response.headers)
+                return response
+            if not self._upgrades or response.status not in NOT_THIS_WAY:
+                return response
+            refused, why, version = response, f"the server answered {response.status}", response.http_version.decode()
+        except NotOffered:
+            if not self._upgrades:
+                raise
+            memory.websockets = None
+            return await self._send(request, replay)
+        except ExchangeReset as error:
+            if not self._upgrades:
+                raise
+            why, version = str(error), replay.http_version
+        replay.attempts.append(Attempt(f"{why} to an extended CONNECT", "declined", version))
+        try:
+            upgraded = await self._send(request, replay)
+        except ConnectFailed:
+            if refused is None:
+                raise
+            return refused  # it speaks no HTTP/1.1
+        except BaseException:
+            if refused is not None:
+                await refused.drop()
+            raise
+        if refused is not None:
+            await refused.drop()
+        if upgraded.status == 101:
+            memory.websockets = False
+        return upgraded
 
     async def _past_silence(
         self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, attempts: list[Attempt]

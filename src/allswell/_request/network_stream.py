@@ -31,6 +31,10 @@ StartTls = Callable[[ByteStream, ssl.SSLContext, str], ByteStream]
 _ENDS = {"HTTP/2": "END_STREAM", "HTTP/3": "FIN"}
 
 
+#: How many seconds the server of a WebSocket has to end its stream, once we have closed the session.
+_SERVER_ENDS_WITHIN = 0.5
+
+
 class ExchangeStream(ByteStream):
     """The bytes of an exchange that has become a tunnel, as a stream that filters can sit on.
 
@@ -218,15 +222,23 @@ class NetworkStream:
             raise Timeout(f"{self._exchange.connection.label} took nothing within {timeout:g} s", phase="write")
 
     async def aclose(self) -> None:
-        """End the stream politely: TLS on top says goodbye, then the tunnel ends, then (HTTP/1.1) its connection."""
-        exchange = self._exchange
+        """End the stream politely: TLS on top says goodbye, then the tunnel ends, then (HTTP/1.1) its connection.
+
+        In HTTP/2 and HTTP/3 our half of the stream ends (RFC 8441 §5). The peer has the ``grace`` of the pool to end
+        its own. A WebSocket's server ends first (RFC 6455 §7.1.1), and has half a second. Neither is waited for here.
+        When the time is over, the stream is reset.
+        """
+        exchange, within = self._exchange, self._exchange.connection.config.grace
         if exchange.tunnel is None or not exchange.sending.open:
             exchange.abandon()
         elif self._stack is not None:
-            await self._stack.shutdown(Deadline.after(exchange.connection.config.grace))
-        else:
+            await self._stack.shutdown(Deadline.after(within))
+        elif exchange.request.protocol != b"websocket" or exchange.receiving.over:
             exchange.tunnel.end()
-        exchange.hang_up()
+        else:
+            # (hypercorn 0.18 loses the whole connection if the client ends its half first.)
+            within = min(within, _SERVER_ENDS_WITHIN)
+        exchange.hang_up(within)
 
     async def start_tls(
         self,

@@ -130,4 +130,5 @@ class Request:
         """Whether it may be sent again: the peer provably did not process it, or processing it twice does no harm."""
         if self.body is not None and not self.body.replayable:
             return False
-        return proven or self.head.method in IDEMPOTENT_METHODS
+        # (A WebSocket's extended CONNECT means what its GET means in HTTP/1.1: RFC 8441 §5.)
+        return proven or self.head.method in IDEMPOTENT_METHODS or self.head.protocol == b"websocket"

@@ -20,7 +20,7 @@ class Attempt:
     :ivar why: how the attempt ended, in words.
     :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not.
         ``"perhaps"``: the connection ended before any answer, or the answer was a failure. ``"declined"``: the server
-        asked for another connection (421) or another moment (425).
+        asked for another connection (421) or another moment (425), or took no WebSocket in this version of HTTP.
     :ivar http_version: the HTTP version of its connection; empty if there was none.
     """
 

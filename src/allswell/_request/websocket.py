@@ -1,4 +1,4 @@
-"""A WebSocket where there is no HTTP/1.1: an Upgrade (RFC 6455 §4.1) said as an extended CONNECT (RFC 8441 §5)."""
+"""A WebSocket's opening handshake (RFC 6455 §4.1), said as an extended CONNECT (RFC 8441 §5, RFC 9220 §3)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from allswell._messages import Headers, RequestHead
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _FOR_HTTP1 = frozenset((b"connection", b"upgrade", b"sec-websocket-key"))
+
+#: What answers an extended CONNECT where an edge offers it, and what is behind the edge knows nothing of it: Go's
+#: gorilla/websocket says 400, Express 404, file servers 405, coder/websocket 426, applications that fail 500, RFC 9220
+#: §3 asks for 501, proxies say 502 for a server that hangs up. Other answers are about the session itself.
+NOT_THIS_WAY = frozenset((400, 404, 405, 426, 500, 501, 502))
 
 
 def as_extended_connect(head: RequestHead) -> RequestHead | None:
