@@ -28,6 +28,7 @@ from tests.support.h2_script import (
     Talk,
 )
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
+from tests.support.proxies import connect_proxy
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import response
 from tests.support.websocket import Echo, converse, upgrades
@@ -266,6 +267,38 @@ async def test_it_goes_over_http3_where_that_is_open(trusting: ssl.SSLContext) -
         assert len(server.connections) == 1
         assert server.all("reset") == server.all("stop") == []
     assert [echo.closed for echo in frames.values()] == [1000]
+
+
+async def test_through_a_proxy_it_goes_as_it_does_without(trusting: ssl.SSLContext) -> None:
+    """``wss`` in the tunnel that is open; ``ws``, which is not forwarded, in a tunnel of its own."""
+    server = Server()
+    with (
+        scripted_peer(server, tls=Server.tls()) as peer,
+        scripted_peer(upgrades) as plain,
+        scripted_peer(connect_proxy()) as proxy,
+    ):
+        async with allswell.AsyncClient(verify=trusting, proxy=proxy.url) as client:
+            assert await _talk(client, peer.url) == "HTTP/1.1"
+            await client.get(peer.url)
+            assert await _talk(client, peer.url) == "HTTP/2"
+            assert await _talk(client, plain.url.replace("http", "ws")) == "HTTP/1.1"
+        assert _versions(peer) == ["http/1.1", "h2"]
+        assert [each.requests[0].split()[0] for each in proxy.connections] == [b"CONNECT"] * 3
+
+
+async def test_callers_of_the_pool_have_it_too(trusting: ssl.SSLContext) -> None:
+    server = Server()
+    with scripted_peer(server, tls=Server.tls()) as peer:
+        async with allswell.ConnectionPool(ssl_context=trusting) as pool:
+            await pool.request("GET", peer.url)
+            headers = {"Connection": "upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+            async with pool.stream("GET", peer.url, headers=headers) as opened:
+                assert (opened.status, opened.http_version) == (101, b"HTTP/2")
+                assert (b"Sec-WebSocket-Accept", b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") in opened.headers
+                await opened.network_stream.write(b"\x81\x83\0\0\0\0abc")
+                assert await opened.network_stream.read(100, timeout=60) == b"\x81\x03abc"
+                await opened.network_stream.write(b"\x88\x80\0\0\0\0")
+                await opened.network_stream.aclose()
 
 
 # How a session ends
