@@ -14,6 +14,7 @@ import anyio
 import httpx2
 import pytest
 from httpx2.websockets import WebSocketNetworkError, WebSocketUpgradeError
+from hyperframe.frame import GoAwayFrame, RstStreamFrame
 
 import allswell
 from allswell._request import network_stream
@@ -310,9 +311,9 @@ def _ends(talk: Talk, stream: int) -> list[str]:
     for frame in talk.frames:
         if frame.stream_id == stream and "END_STREAM" in frame.flags:
             ends.append("END_STREAM")
-        elif type(frame).__name__ == "RstStreamFrame" and frame.stream_id == stream:
+        elif isinstance(frame, RstStreamFrame) and frame.stream_id == stream:
             ends.append(f"RST_STREAM {frame.error_code}")
-        elif type(frame).__name__ == "GoAwayFrame":
+        elif isinstance(frame, GoAwayFrame):
             ends.append("GOAWAY")
     return ends
 
