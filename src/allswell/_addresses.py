@@ -126,19 +126,20 @@ class Hosts:
     :param addresses: by host name: an address, or several.
     :param otherwise: a ``resolver`` for all other hosts; ``None``: the system's.
     :raises ValueError: for what is no address, and for a name without any.
+    :ivar otherwise: that one.
     """
 
     def __init__(self, addresses: Mapping[str, str | Collection[str]], otherwise: Resolver | None = None) -> None:
         if not isinstance(addresses, Mapping):
             raise TypeError(f"addresses must be a mapping of names to addresses, not {type(addresses).__name__}")
         self._known = {as_host_given(name): _addresses(name, given) for name, given in addresses.items()}
-        self._otherwise = otherwise
+        self.otherwise = otherwise
 
     async def __call__(self, host: str) -> Iterable[str | IPv4Address | IPv6Address] | None:
         known = self._known.get(as_host(host))
-        if known is not None or self._otherwise is None:
+        if known is not None or self.otherwise is None:
             return known
-        return await self._otherwise(host)
+        return await self.otherwise(host)
 
 
 def _addresses(name: str, given: str | Collection[str]) -> tuple[str, ...]:

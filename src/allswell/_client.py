@@ -71,7 +71,8 @@ class AsyncClient(ShortWays):
     :param alt_svc: an :class:`AltSvcStore` for the alternatives that servers announce, such as an :class:`AltSvcFile`.
         ``None``: memory.
     :param https_records: ask DNS for HTTPS records. It needs ``allswell[dns]``.
-    :param nameservers: IP addresses of the DNS servers to ask for HTTPS records. Empty: the system's.
+    :param nameservers: IP addresses of the DNS servers to ask for HTTPS records. Empty: the server of a
+        :class:`DnsOverHttps` that is the ``resolver``, else the system's.
     :param quic: settings of QUIC.
     :param resolver: an async callable that returns the addresses of a host name, such as :class:`Hosts` and
         :class:`DnsOverHttps`. ``None``: the system's resolver.

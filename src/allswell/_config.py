@@ -170,7 +170,8 @@ class PoolConfig:
     :ivar alt_svc: an :class:`AltSvcStore` for the alternatives that servers announce, such as an :class:`AltSvcFile`.
         ``None``: the pool's memory.
     :ivar https_records: ask DNS for HTTPS records (RFC 9460), with ``http3`` on. It needs ``allswell[dns]``.
-    :ivar nameservers: IP addresses of the DNS servers to ask for HTTPS records. Empty: the system's.
+    :ivar nameservers: IP addresses of the DNS servers to ask for HTTPS records. Empty: the server of a
+        :class:`DnsOverHttps` that is the ``resolver``, else the system's.
     :ivar quic: settings of QUIC.
     :ivar coalescing: let an HTTP/2 or HTTP/3 connection serve other https origins too. Its verified certificate must
         cover their names, and their names must resolve to the address that it is connected to (RFC 9113 §9.1.1,

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import dns.message
+import dns.nameserver
 import dns.rcode
 import httpx
 import httpx2
@@ -424,6 +425,28 @@ async def test_the_dns_servers_name_is_asked_for_nowhere(doh: tuple[Doh, int], a
             with pytest.raises(ConnectFailed, match="certificate"):
                 await pool.request("GET", f"https://a.example:{origin.port}/")
         assert records.queries == [f"_{origin.port}._https.a.example"]
+    assert asked == []
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["itself", "behind Hosts"])
+async def test_https_records_are_asked_for_by_https_too(
+    doh: tuple[Doh, int], asked: list[str], behind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks by HTTPS wants nobody else to learn the names: the system's name servers are not told."""
+    server, port = doh
+    resolver: Any = by(port, "localhost")
+    with DnsServer() as system, QuicServer() as origin:
+        told = [dns.nameserver.Do53Nameserver(HERE, system.port)]
+        monkeypatch.setattr(
+            "dns.resolver.BaseResolver.read_resolv_conf", lambda self, _: setattr(self, "nameservers", told)
+        )
+        server.zone = f"name.example. 60 A {HERE}\nname.example. 60 HTTPS 1 . alpn=h3 port={origin.port}"
+        more = trusting(resolver=Hosts({"b.example": HERE}, resolver) if behind else resolver, http3=True)
+        async with ConnectionPool(https_records=True, **more) as pool:
+            response = await pool.request("GET", "https://name.example/hello")
+            assert response.http_version == b"HTTP/3"
+        assert system.queries == []
+    assert sorted(server.queries) == ["name.example A", "name.example AAAA", "name.example HTTPS"]
     assert asked == []
 
 

@@ -16,6 +16,7 @@ from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
 from allswell._dial import https_records, lookups
 from allswell._dial.https_records import HttpsRecords, Service
+from allswell._dial.lookups import Lookups
 from allswell._errors import ConnectFailed
 from allswell._request.route import Endpoint
 from allswell._tasks import current_host
@@ -69,8 +70,12 @@ async def at_once() -> None:
     await anyio.sleep(10)
 
 
+def records_of(dns: DnsServer) -> HttpsRecords:
+    return HttpsRecords(current_host(), [dns.address], Lookups(current_host()))
+
+
 async def found(dns: DnsServer, port: int = 443, name: str = "name.example") -> list[Service]:
-    records = HttpsRecords(current_host(), [dns.address])
+    records = records_of(dns)
     return list(await records.find(name, port, at_once))
 
 
@@ -196,7 +201,7 @@ async def test_what_makes_no_sense_is_none(dns: DnsServer, reply: Reply, monkeyp
     """RFC 9460 §2.2: a malformed record spoils its set. And the name server is not asked again at once."""
     monkeypatch.setattr("allswell._dial.https_records._LIFETIME", 0.5)
     dns.reply = reply
-    records = HttpsRecords(current_host(), [dns.address])
+    records = records_of(dns)
     assert await records.find("name.example", 443, at_once) == ()
     asked = len(dns.queries)
     assert await records.find("name.example", 443, at_once) == ()
@@ -236,7 +241,7 @@ async def test_how_long_an_answer_serves(dns: DnsServer, monkeypatch: pytest.Mon
         years.example. 99999999 HTTPS 1 .
         empty.example. 100 A 192.0.2.1"""
     served = {"name": 100, "a": 20, "empty": 40, "nobody": 40, "years": 86400}
-    records = HttpsRecords(current_host(), [dns.address])
+    records = records_of(dns)
     for label, seconds in served.items():
         await records.find(f"{label}.example", 443, at_once)
         asked = len(dns.queries)
@@ -250,7 +255,7 @@ async def test_how_long_an_answer_serves(dns: DnsServer, monkeypatch: pytest.Mon
 
 async def test_answers_are_bounded(dns: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("allswell._dial.https_records._ORIGINS", 10)
-    records = HttpsRecords(current_host(), [dns.address])
+    records = records_of(dns)
     for number in range(30):
         await records.find(f"{number}.example", 443, at_once)
     assert len(records.finds) == 10

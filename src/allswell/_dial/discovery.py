@@ -67,7 +67,7 @@ class Discovery:
             # Imported when it is wanted: it is an extra.
             from allswell._dial.https_records import HttpsRecords
 
-            self._records = HttpsRecords(host, config.nameservers)
+            self._records = HttpsRecords(host, config.nameservers, lookups, config.resolver)
 
     async def find(self, route: Route, *, datagrams: bool, patient: bool = False) -> Ways:
         """The endpoints for a dial.

@@ -102,16 +102,11 @@ class DnsOverHttps:
         :raises OSError: there is no such name, or the server does not tell.
         """
         import dns.exception
-        import dns.flags
         import dns.message
         import dns.rcode
-        import dns.rdatatype
 
         try:
-            query = dns.message.make_query(name, kind, use_edns=0, id=0, pad=_PADDED)  # RFC 8484 §4.1
-            answer = dns.message.from_wire(await self._exchange(query))
-            if not query.is_response(answer):
-                raise OSError(f"{self.url} answered another question")
+            answer = await self.ask(dns.message.make_query(name, kind, use_edns=0))
             if answer.rcode() == dns.rcode.NXDOMAIN:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
             if answer.rcode() != dns.rcode.NOERROR:
@@ -121,6 +116,21 @@ class DnsOverHttps:
         except dns.exception.DNSException as error:
             raise OSError(f"{self.url}: {error}") from error
         return [] if found is None else [each.address for each in found]
+
+    async def ask(self, query: Message) -> Message:
+        """Put a question to the server, whatever it is about.
+
+        :param query: with EDNS. It is changed as RFC 8484 and RFC 8467 have it.
+        :raises OSError: the server does not tell.
+        :raises dns.exception.DNSException: its answer cannot be read.
+        """
+        import dns.message
+
+        query.id, query.pad = 0, _PADDED  # RFC 8484 §4.1
+        answer = dns.message.from_wire(await self._exchange(query))
+        if not query.is_response(answer):
+            raise OSError(f"{self.url} answered another question")
+        return answer
 
     async def _exchange(self, query: Message) -> bytes:
         send = SEND.get(None)

@@ -7,8 +7,9 @@ help and never a condition (§3, "SVCB-optional"): if anything goes wrong, the a
 A dial waits for no longer than the resolution delay of Happy Eyeballs v3. Addresses are looked up meanwhile. When they
 are known, the query has 50 ms more. A later answer serves the next dial.
 
-dnspython (extra ``dns``) speaks DNS, with the system's name servers or those of the settings; this module is imported
-only where records are wanted.
+dnspython (extra ``dns``) speaks DNS, with the name servers of the settings. If there are none, they are the system's;
+but a resolver that asks by HTTPS is asked for records too, because it was chosen to keep names from the others. This
+module is imported only where records are wanted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import dns.asyncbackend
@@ -29,8 +30,10 @@ import dns.rdatatype
 import dns.resolver
 from dns.rdtypes.svcbbase import ALPNParam, IPv4HintParam, IPv6HintParam, MandatoryParam, ParamKey, PortParam, SVCBBase
 
+from allswell._addresses import Hosts, Resolver
 from allswell._dial.addresses import RESOLUTION_DELAY, is_address
-from allswell._dial.lookups import SharedFinds
+from allswell._dial.dns_over_https import DnsOverHttps
+from allswell._dial.lookups import Lookups, SharedFinds
 from allswell._request.route import DEFAULT_PORTS, Endpoint
 from allswell._tasks import TaskHost, logger
 
@@ -71,13 +74,22 @@ class HttpsRecords:
     """The HTTPS records that one pool looks up.
 
     :param nameservers: see ``PoolConfig``.
+    :param lookups: of addresses.
+    :param resolver: of the settings.
     :raises ValueError: if one of them is no address.
     :raises ImportError: if dnspython cannot use this event loop's library as it is installed.
     """
 
-    def __init__(self, host: TaskHost, nameservers: Sequence[str]) -> None:
+    def __init__(
+        self, host: TaskHost, nameservers: Sequence[str], lookups: Lookups, resolver: Resolver | None = None
+    ) -> None:
         self.finds: SharedFinds[tuple[str, int], Services] = SharedFinds(host, _ORIGINS)
+        self._lookups = lookups
         self._nameservers = [_nameserver(each) for each in nameservers]
+        while isinstance(resolver, Hosts):
+            resolver = resolver.otherwise
+        if not nameservers and isinstance(resolver, DnsOverHttps):
+            self._nameservers = [_OverHttps(resolver)]
         self._resolver: dns.asyncresolver.Resolver | None = None
         self._backend = dns.asyncbackend.get_backend(dns.asyncbackend.sniff())
 
@@ -112,7 +124,8 @@ class HttpsRecords:
         self.finds.forget()
 
     async def _find(self, name: str, port: int) -> tuple[Services, float]:
-        """Follow the records of an origin (§3); never raises."""
+        """Follow the records of an origin (§3); never raises. Its task is its own."""
+        self._lookups.lend()
         # §9.1: an origin at another port has names of its own.
         query = name if port == DEFAULT_PORTS["https"] else f"_{port}._https.{name}"
         target, seconds = "", _AT_MOST
@@ -196,6 +209,32 @@ def _service(record: SVCBBase, owner: dns.name.Name, port: int) -> Service:
 
 def _text(name: dns.name.Name) -> str:
     return name.to_text(omit_final_dot=True).lower()
+
+
+class _OverHttps(dns.nameserver.Nameserver):
+    """The server that the settings' resolver asks."""
+
+    def __init__(self, resolver: DnsOverHttps) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # dnspython's alone has no types
+        self._resolver = resolver
+
+    def __str__(self) -> str:
+        return self._resolver.url
+
+    def kind(self) -> str:
+        return "DoH"
+
+    def is_always_max_size(self) -> bool:
+        return True
+
+    def answer_nameserver(self) -> str:
+        return self._resolver.url
+
+    def answer_port(self) -> int:
+        return 443
+
+    async def async_query(self, request: dns.message.QueryMessage, *args: Any, **options: Any) -> dns.message.Message:
+        return await self._resolver.ask(request)
 
 
 def _nameserver(address: str) -> dns.nameserver.Nameserver:

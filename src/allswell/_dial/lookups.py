@@ -207,8 +207,7 @@ class Lookups:
 
     async def _ask(self, resolver: Resolver, host: str) -> tuple[list[Address], float]:
         """What the settings' resolver says of a host, with no port; nothing: that the system's is to be asked."""
-        if self.send is not None:
-            SEND.set(self.send)  # this task is the lookup's own
+        self.lend()
         try:
             given = await resolver(host)
             if given is None:
@@ -223,6 +222,11 @@ class Lookups:
         if not found:
             raise OSError("the resolver gave no address")
         return found, _FRESH
+
+    def lend(self) -> None:
+        """Let this task, which is a lookup's own, send requests over the pool."""
+        if self.send is not None:
+            SEND.set(self.send)
 
     def leave(self, host: str) -> None:
         """Somebody who would have asked for this host next does not. See ``call_off`` of :meth:`addresses`."""
