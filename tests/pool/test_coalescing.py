@@ -18,6 +18,7 @@ import trustme
 from allswell import AsyncTransport, ConnectionPool, QuicConfig
 from allswell._config import ProxyHop, Timeouts
 from allswell._errors import ConnectFailed, ExchangeReset, PoolClosed, Timeout
+from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
 from allswell._pool import coalescing
 from allswell._pool.dispatcher import Dispatcher
@@ -462,6 +463,25 @@ async def test_another_address(resolver: Names) -> None:
             resolver.addresses["x.wild.test"] = ["127.0.0.2", "::1", "127.0.0.1"]
             assert await get(pool, "x.wild.test", peer.port) == b"/"
     assert len(peer.connections) == 1
+
+
+async def test_http3_that_has_moved(resolver: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To where the server would rather be reached (RFC 9000 §9.6): that is the address that counts from then on."""
+    facts, moved = UdpFilter.extra, False
+
+    def extra(udp: UdpFilter, name: str) -> Any:
+        return ("127.0.0.2", server.port) if moved and name == "server_addr" else facts(udp, name)
+
+    monkeypatch.setattr(UdpFilter, "extra", extra)
+    resolver.addresses["x.wild.test"] = ["127.0.0.2"]
+    with QuicServer(files=two_names()) as server:
+        async with trusting(http3="only") as pool:
+            await get(pool, "a.test", server.port, "/hello")
+            moved = True
+            await get(pool, "x.wild.test", server.port, "/hello")
+            assert len(server.all("handshake")) == 1
+            await get(pool, "b.test", server.port, "/hello")
+            assert len(server.all("handshake")) == 2
 
 
 async def test_another_port() -> None:

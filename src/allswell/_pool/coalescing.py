@@ -6,7 +6,7 @@ Theory of operation. A connection may serve an origin besides the one that it wa
   ``sni_hostname``; nor a client certificate, as far as we can know;
 - it speaks HTTP/2; or HTTP/3, where a dial for the other origin would try HTTP/3 at the same endpoint;
 - its certificate was verified, and covers the other origin's host, whose pins, if it has any, allow its key;
-- the address that it is connected to is one that the other origin's host has, looked up as for a dial;
+- the address that it is connected to (by now) is one that the other origin's host has, looked up as for a dial;
 - the server has not said otherwise, by an ORIGIN frame that leaves the origin out (RFC 8336 §2.3), or by 421 to a
   request (RFC 9110 §15.5.20), which is remembered for the two origins.
 
@@ -43,14 +43,24 @@ _ROUTES, _NAMED, _REFUSALS = 256, 1024, 1024
 class _Reach:
     """The origins that one connection may serve."""
 
-    __slots__ = ("address", "certificate", "home", "origin_set", "routes")
+    __slots__ = ("_address", "_connection", "certificate", "home", "origin_set", "routes")
 
-    def __init__(self, home: Route, certificate: PeerCertificate, address: SocketAddress) -> None:
+    def __init__(
+        self, connection: Connection, home: Route, certificate: PeerCertificate, address: SocketAddress
+    ) -> None:
         self.home = home
         self.certificate = certificate
-        self.address = address
+        self._connection = connection
+        self._address = address
         self.origin_set: set[str] | None = None  # once the server has named any (RFC 8336 §2.3)
         self.routes: dict[str, Route] = {}  # the other routes that it serves, by their origins
+
+    @property
+    def address(self) -> SocketAddress:
+        """Where the connection goes now. QUIC moves where the server would rather be reached (RFC 9000 §9.6)."""
+        if self._connection.http_version == "HTTP/3":
+            self._address = self._connection.extra("server_addr")
+        return self._address
 
 
 class Coalescing:
@@ -77,7 +87,7 @@ class Coalescing:
         certificate, address = connection.extra("certificate"), connection.extra("server_addr")
         if certificate is None or address is None:
             return
-        self._reaches[connection] = _Reach(route, certificate, address)
+        self._reaches[connection] = _Reach(connection, route, certificate, address)
         for name in certificate.names:
             self._by_name.setdefault(name, {})[connection] = None
 
