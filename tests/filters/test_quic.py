@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, ConnectFailed, NotProcessed, TransportError
+from allswell._filters import quic as quic_filter
 from allswell._filters.interface import Run
 from allswell._filters.quic import QuicFilter
 from allswell._filters.udp import UdpFilter
@@ -37,7 +38,7 @@ from allswell._quic.engine import Engine
 from allswell._quic.interface import Progress, StreamDataReceived
 from allswell._quic.settings import VERSION_1, VERSION_2
 from allswell._quic_store import QuicMemory, QuicTicket
-from allswell._report import Outcome
+from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, Timer, current_host
 from tests.backends.test_http3 import seen
 from tests.support.certificates import Certificates, certificates, issue
@@ -122,6 +123,42 @@ async def test_an_obstacle_on_the_way_is_none_where_the_peer_was_heard() -> None
         assert quic.connection.handshake_complete
         quic.abort()
         quic._udp.abort()
+
+
+async def test_the_first_request_goes_with_the_end_of_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with HTTP/3's SETTINGS, in one datagram: each would take a system call here and there, and a packet."""
+    monkeypatch.setattr(quic_filter, "_HOLD", PATIENCE)
+    flights: list[tuple[int, bool]] = []
+    send = UdpFilter.send
+
+    def noted(udp: UdpFilter, datagrams: Sequence[bytes]) -> None:
+        engine = client.quic.connection.engine
+        if engine._handshake_complete:
+            flights.append((len(datagrams), 0 in engine._streams))
+        send(udp, datagrams)
+
+    monkeypatch.setattr(UdpFilter, "send", noted)
+    with QuicServer() as server:
+        client = QuicClient(server.port)
+        await client.start()
+        assert (await client.get("/hello"))[1] == b"hello"
+        await client.aclose()
+    assert flights[0] == (1, True)
+
+
+async def test_the_end_of_the_handshake_does_not_wait_for_ever() -> None:
+    with QuicServer() as server:
+        async with bare_quic(server.port):
+            assert await seen(server, "handshake") == [(False, False)]
+
+
+async def test_an_abort_right_after_the_handshake_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quic_filter, "_HOLD", PATIENCE)
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            client.quic.abort()
+            assert await seen(server, "close") == [(0x1D, 0x10C)]
+            assert server.all("handshake") == [(False, False)]
 
 
 async def test_nobody_listens() -> None:
@@ -650,6 +687,25 @@ async def test_never_longer_than_the_grace() -> None:
             assert end.outcome is Outcome.TIMED_OUT
             assert end.seconds < LAG
             assert await seen(server, "close") == [(0x1D, 0x100)]
+
+
+async def test_never_longer_than_a_deadline_that_is_brought_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who closes is told to hurry: the closing period that is under way heeds that too."""
+    long_closing_period(monkeypatch)
+    ends: list[LayerEnd] = []
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            deadline = Deadline.after(PATIENCE)
+
+            async def shut_down() -> None:
+                ends.append(await client.quic.shutdown(deadline))
+
+            with anyio.fail_after(LAG):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(shut_down)
+                    assert await seen(server, "close") == [(0x1D, 0x100)]
+                    deadline.tighten(monotonic())
+    assert [end.outcome for end in ends] == [Outcome.TIMED_OUT]
 
 
 async def test_a_deadline_that_has_passed_still_says_it() -> None:

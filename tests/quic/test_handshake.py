@@ -136,3 +136,34 @@ def test_a_close_is_said_once_where_a_probe_was_due() -> None:
     pair.client.handle_timer(timer + 10)
     pair.client.close(0x100)
     assert len(pair.from_client()) == 1
+
+
+def test_an_acknowledgement_goes_with_data() -> None:
+    """RFC 9000 §13.2.1: alone it takes a packet of its own, a millisecond later."""
+    pair = Shaking()
+    pair.finish()
+    space = pair.client.engine._spaces[Epoch.ONE_RTT]
+    pair.server.send_ping(1)
+    pair.down(pair.from_server())
+    assert space.ack_at is not None
+    assert space.ack_at > pair.now
+    assert pair.from_client() == []  # it is not due
+    pair.client.send_stream_data(0, b"x")
+    [datagram] = pair.from_client()
+    assert space.ack_at is None
+    pair.up([datagram])
+    assert pair.server._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight == 0
+    assert pair.from_client() == []
+
+
+def test_a_few_bytes_on_a_stream_of_the_server_are_credited_later() -> None:
+    pair = Shaking()
+    pair.finish()
+    pair.server.send_stream_data(3, b"settings")
+    pair.down(pair.from_server())
+    stream = pair.client.engine._streams[3]
+    window = stream.max_stream_data_local_sent
+    for credit, told in ((8, 0), (window // 4 - 9, 0), (1, window // 4), (8, window // 4)):
+        pair.client.credit_stream(3, credit)
+        pair.from_client()
+        assert stream.max_stream_data_local_sent == window + told

@@ -53,6 +53,8 @@ _GOODBYES = 3
 #: as long, but never longer than half of the idle timeout. A NAT that forgot us lets nothing in until something goes
 #: out, and a client that only receives sends nothing.
 _PING_AFTER = 0.5
+#: Seconds for which the end of the handshake waits for the first request, to go in one datagram with it.
+_HOLD = 0.001
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
 #: Of what has arrived, so much is looked into at a time, however small the frames are that the peer has made of it.
@@ -84,6 +86,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._arrived: deque[Run] = deque()  # not looked into yet
         self._looked = 0  # datagrams of the first one that were
         self._sent_in_turn = False
+        self._held = False  # the end of the handshake is to go with the first request
         self._waiting: anyio.CancelScope | None = None
         self._pings = 0
         self._answered: End | None = None
@@ -120,10 +123,14 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             while True:
                 if self._udp.obstacle is not None and not self._kept:
                     raise self._obstructed(self._udp.obstacle)
-                if self._early or connection.handshake_complete:
+                if self._early:
                     return
                 await self._wait()
                 self._kept += self._receive() or ()
+                if connection.handshake_complete and connection.ended is None:
+                    self._held = True
+                    self._alarm.set(monotonic() + _HOLD)
+                    return
                 self._send()
                 if connection.ended is not None:
                     raise handshake_error(connection, server or settings.server_name)
@@ -147,7 +154,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
-        return self._receive()
+        events = self._receive()
+        if events is not None and self._alive:
+            self._set_alarm()  # an ACK may be due before what came is answered
+        return events
 
     def _take_batch(self) -> bool:
         """Take datagrams from the socket; whether there may be more."""
@@ -188,7 +198,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             if monotonic() >= until:
                 break
         connection.was_heard()
-        self._set_alarm()  # an ACK may be due before what came is answered
         self._follow()
         events = connection.take_events()
         if connection.ended is not None:
@@ -264,7 +273,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self._sent_in_turn:
             self._sent_in_turn = True
             self._host.call_soon(self._end_turn)
-        self._send()
+        if not self._held:
+            self._send()
 
     def _end_turn(self) -> None:
         self._sent_in_turn = False
@@ -273,6 +283,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     def _send(self) -> None:
         """Build and send all that may go now; then set the alarm for what must go later."""
+        self._held = False
         if self._udp.unsent:
             return  # the socket is full: congestion control must not believe that more was sent
         connection = self.connection
@@ -494,14 +505,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return self._end or self._finish(Outcome.CLEAN if waited else Outcome.TIMED_OUT, began)
 
     async def _closing(self, goodbye: list[bytes], deadline: Deadline) -> bool:
-        """The closing period (RFC 9000 §10.2.1); whether it was over before the deadline."""
+        """The closing period (RFC 9000 §10.2.1); whether it was over before the deadline, which may come forward."""
         connection, udp = self.connection, self._udp
         now = monotonic()
         interval = connection.probe_timeout
         end = now + _CLOSING_PROBES * interval
-        cut_short = deadline.at < end
-        end = min(end, deadline.at)
-        copies = [at for number in range(1, _GOODBYES) if (at := now + interval * number / _GOODBYES) < end]
+        period = deadline.sooner(end - now)
+        copies = [at for number in range(1, _GOODBYES) if (at := now + interval * number / _GOODBYES) < period.at]
 
         def repeat() -> None:
             udp.send(goodbye)
@@ -511,7 +521,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         timers = [self._host.call_later(at - now, repeat) for at in copies]
         arrived, answer_at = 0, 1
         try:
-            with Deadline(end).scope():
+            with period.scope():
                 while connection.heard is None:
                     if not self._arrived:
                         await udp.flush()
@@ -533,7 +543,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         finally:
             for timer in timers:
                 timer.cancel()
-        return not cut_short
+        return deadline.at >= end
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is not None:
@@ -544,6 +554,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         connection = self.connection
         if self._goodbye:
             return self._finish(self._waited(), monotonic())
+        if self._held:
+            self._send()
         self._stop_alarm()
         if not self._unreachable:
             if connection.ended is None:

@@ -133,7 +133,7 @@ class ClientConnection:
         stream = self.engine._streams.get(stream_id)
         if stream is not None and stream.sender._reset_error_code is not None:
             return  # the peer's STOP_SENDING has come (RFC 9000 §3.5), and the writer will hear of it
-        self.dirty = True
+        self.dirty = self.engine.data_queued = True
         self.engine.send_stream_data(stream_id, data, end_stream)
 
     def reset_stream(self, stream_id: int, error_code: int) -> None:

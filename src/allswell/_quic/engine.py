@@ -78,8 +78,8 @@ _log.addHandler(logging.NullHandler())
 _SHORTEST_RESET = 21
 #: RFC 9000 §17.2: the header form.
 _LONG_HEADER = 0x80
-#: RFC 9000 §2.1: the two low bits of a stream's number.
-_KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
+#: RFC 9000 §2.1: the two low bits of a stream's number, and the lowest, by which it is a stream of the server.
+_KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY, _OF_SERVER = 0b11, 0b00, 0b10, 0b01
 #: How many streams a server may have open, and the window of each. HTTP/3 has no bidirectional ones (RFC 9114 §6.1),
 #: and three unidirectional ones (§6.2.1, RFC 9204 §4.2). Some servers open more, to test that they are ignored.
 _SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
@@ -112,6 +112,7 @@ class Engine(PathMtuConnection):
 
     :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
         (``configuration`` says whether aioquic does, too.)
+    :ivar data_queued: streams may have data that were not sent yet.
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar heard: the peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
     :ivar judged_certificate: the server's certificate, once it was judged. (A resumed session shows none.)
@@ -122,6 +123,7 @@ class Engine(PathMtuConnection):
         self._judge = judge
         self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
         self._freed = 0
+        self.data_queued = False
         #: Whether there may have been 0-RTT, with limits that were remembered with the ticket.
         self._early = False
         self._second_probe = False
@@ -178,6 +180,11 @@ class Engine(PathMtuConnection):
         return datagrams
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if self.data_queued:
+            self.data_queued = False
+            if space.ack_at is not None:
+                space.ack_at = now  # RFC 9000 §13.2.1: with these data it costs no packet of its own
         datagrams = super().datagrams_to_send(now)
         if self._second_probe:
             self._second_probe = False
@@ -185,7 +192,7 @@ class Engine(PathMtuConnection):
                 self._loss.reschedule_data(now=now)  # all of it again: either may be lost
                 self._repeat_acknowledgements(now)
                 datagrams += super().datagrams_to_send(now)
-        sent = self._spaces[tls.Epoch.ONE_RTT].sent_packets
+        sent = space.sent_packets
         if len(sent) > self._remembered:
             # A peer need not acknowledge packets that ask for nothing (RFC 9000 §13.2.1), and some never do.
             for number in [number for number, packet in sent.items() if not packet.is_ack_eliciting]:
@@ -401,15 +408,18 @@ class Engine(PathMtuConnection):
                 builder.quic_logger_frames.append(frame)
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
-        if stream.max_stream_data_local_sent == stream.max_stream_data_local or stream.receiver.is_finished:
+        credit = stream.max_stream_data_local - stream.max_stream_data_local_sent
+        if credit == 0 or stream.receiver.is_finished:
             return
+        assert stream.stream_id is not None
+        if credit < _SERVER_WINDOW >> 2 and stream.stream_id & _OF_SERVER:
+            return  # (it sends a few bytes in a connection's life; for other streams the backend saves credit up)
         buf = builder.start_frame(
             QuicFrameType.MAX_STREAM_DATA,
             capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
             handler=self._on_max_stream_data_delivery,
             handler_args=(stream,),
         )
-        assert stream.stream_id is not None
         buf.push_uint_var(stream.stream_id)
         buf.push_uint_var(stream.max_stream_data_local)
         stream.max_stream_data_local_sent = stream.max_stream_data_local
