@@ -21,7 +21,7 @@ import anyio.lowlevel
 import pytest
 import trustme
 from aioquic.quic.connection import QuicConnection
-from aioquic.tls import Epoch
+from aioquic.tls import Epoch, Group
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -80,6 +80,26 @@ async def test_retry() -> None:
         async with quic_client(server.port) as client:
             assert (await client.get("/hello"))[1] == b"hello"
     assert server.all("initial") == [(VERSION_1, True)]
+
+
+async def test_a_server_with_a_rare_key_exchange(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At first keys are made for the usual groups only. A server that has none of them is asked again with all."""
+    begins = QuicConnection._initialize
+
+    def only_p_384(quic: QuicConnection, peer_cid: bytes) -> None:
+        begins(quic, peer_cid)
+        if not quic._is_client:
+            quic.tls._supported_groups = [Group.SECP384R1]
+
+    monkeypatch.setattr(QuicConnection, "_initialize", only_p_384)
+    keylog = tmp_path / "keys"
+    with QuicServer() as server:
+        async with quic_client(server.port, quic_settings(keylog_file=str(keylog))) as client:
+            assert (await client.get("/hello"))[1] == b"hello"
+            end = await client.aclose()
+    assert server.all("handshake") == [(False, False)]
+    assert [layer.outcome for layer in end.layers] == [Outcome.CLEAN] * len(end.layers)
+    assert "CLIENT_TRAFFIC_SECRET_0" in keylog.read_text()
 
 
 @pytest.mark.parametrize(

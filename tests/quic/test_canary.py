@@ -95,6 +95,7 @@ METHODS = {
     "_handle_crypto_frame": ["self", "context", "frame_type", "buf"],
     "_handle_reset_stream_frame": ["self", "context", "frame_type", "buf"],
     "_idle_timeout": ["self"],
+    "_initialize": ["self", "peer_cid"],
     "_on_ack_delivery": ["self", "delivery", "space", "highest_acked"],
     "_on_connection_limit_delivery": ["self", "delivery", "limit"],
     "_on_max_stream_data_delivery": ["self", "delivery", "stream"],
@@ -236,6 +237,7 @@ PARTS = {
     "_rtt_smoothed",
     "_rtt_variance",
     "_stream_id",
+    "_supported_groups",
     "_time_of_last_sent_ack_eliciting_packet",
     "_update_key_requested",
 }
@@ -328,6 +330,8 @@ def test_parts(connection: Engine) -> None:
     assert not connection._peer_cid.stateless_reset_token, _BROKE
     assert connection.tls._verify_mode == ssl.CERT_NONE, _BROKE
     assert connection.tls._peer_certificate_chain == [], _BROKE
+    assert {tls.Group.X25519, tls.Group.SECP256R1} < set(connection.tls._supported_groups), _BROKE
+    assert "for group in self._supported_groups:" in inspect.getsource(tls.Context._client_send_hello), _BROKE
     handler = inspect.getsource(tls.Context._client_handle_certificate_verify)
     assert "if self._verify_mode != ssl.CERT_NONE:" in handler, _BROKE
     assert "self._client_handle_certificate_verify(input_buf)" in inspect.getsource(tls.Context), _BROKE

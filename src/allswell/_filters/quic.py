@@ -102,23 +102,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     async def connect(self) -> None:
         """Shake hands; with 0-RTT, only begin to: the rest happens while the first requests are on their way."""
-        settings, server = self._settings, self._settings.server
-        try:
-            qlog = None if settings.qlog_dir is None else Qlog(settings.qlog_dir, open_log)
-            self._keylog = None if settings.keylog_file is None else KeyLog(settings.keylog_file)  # _finish closes it
-            self.connection = connection = new_connection(settings, qlog=qlog, keylog=self._keylog)
-        except (OSError, ValueError) as error:
-            if self._keylog is not None:
-                self._keylog.close()
-            raise ConnectFailed(f"cannot use the QUIC settings: {error}", phase="quic", by="us") from error
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
-        self._alive = True
-        self._heard_at = self._quiet_since = monotonic()
-        marking = settings.ecn and self._udp.send_marked(ECT_0)
-        connection.connect(self._udp.address, self._heard_at, largest=self._udp.largest, marking=marking)
-        self._send()
-        self._early = settings.early_data and connection.early_data_ready
+        # 0-RTT does not wait for an answer, so it cannot begin anew.
+        self._begin(all_groups=self._settings.early_data)
+        server = self._settings.server
         try:
             while True:
                 if self._udp.obstacle is not None and not self._kept:
@@ -127,15 +115,43 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                     return
                 await self._wait()
                 self._kept += self._receive() or ()
+                connection = self.connection
                 if connection.handshake_complete and connection.ended is None:
                     self._held = True
                     self._alarm.set(monotonic() + _HOLD)
                     return
                 self._send()
-                if connection.ended is not None:
-                    raise handshake_error(connection, server or settings.server_name)
+                if connection.lacked_a_group:
+                    self._begin(all_groups=True)
+                elif connection.ended is not None:
+                    raise handshake_error(connection, server or self._settings.server_name)
         except TransportError as error:
             raise ConnectFailed(f"no QUIC connection to {server}: {error}", phase="quic", by=error.by) from error
+
+    def _begin(self, *, all_groups: bool) -> None:
+        """Make the connection, or another in its place, and send its first flight."""
+        settings = self._settings
+        if self._alive:
+            self.connection.discard()
+            self._answered, self._looked = None, 0
+            self._kept.clear()
+            self._arrived.clear()
+        try:
+            qlog = None if settings.qlog_dir is None else Qlog(settings.qlog_dir, open_log)
+            if settings.keylog_file is not None and self._keylog is None:
+                self._keylog = KeyLog(settings.keylog_file)  # _finish closes it
+            connection = new_connection(settings, qlog=qlog, keylog=self._keylog, all_groups=all_groups)
+        except (OSError, ValueError) as error:
+            if self._keylog is not None:
+                self._keylog.close()
+            raise ConnectFailed(f"cannot use the QUIC settings: {error}", phase="quic", by="us") from error
+        self.connection = connection
+        self._alive = True
+        self._heard_at = self._quiet_since = monotonic()
+        marking = settings.ecn and self._udp.send_marked(ECT_0)
+        connection.connect(self._udp.address, self._heard_at, largest=self._udp.largest, marking=marking)
+        self._send()
+        self._early = settings.early_data and connection.early_data_ready
 
     def _obstructed(self, obstacle: OSError) -> TransportError:
         """Where nothing was heard but that there is no way, it is not waited for. (Nor does TCP.)"""

@@ -40,6 +40,11 @@ _PACKET_OVERHEAD = 1 + 20 + 2 + 16
 _DATAGRAM_OVERHEAD = 1 + 2
 #: The peer is silent after so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the last).
 _SILENT_PROBES = 3
+#: The groups that keys are made for at first. RFC 8446 §9.1 demands the second and recommends the first. aioquic makes
+#: a key for each group that it offers. Those for P-384 and X448 take longer than all else in the first flight.
+_USUAL_GROUPS = (tls.Group.X25519, tls.Group.SECP256R1)
+#: RFC 9001 §4.8: what a server says that has no group, or no cipher suite, in common with us.
+_HANDSHAKE_FAILURE = QuicErrorCode.CRYPTO_ERROR + tls.AlertDescription.handshake_failure
 #: The backend's events for those of aioquic, besides those that ``pieces.py`` makes. It is not told of the others.
 _TOLD: dict[type, Callable[[Any], QuicEvent]] = {
     StreamReset: lambda event: event,
@@ -53,6 +58,7 @@ class ClientConnection:
     """One connection.
 
     :param engine: a new one.
+    :param all_groups: it offers all groups of the key exchange that there are.
     :ivar dirty: whether :meth:`datagrams_to_send` may have datagrams, because something was done.
     :ivar silent: whether the peer has left several probes in a row unanswered.
     :ivar unpinned: why it was ended, if the server has another key than the pinned one.
@@ -60,9 +66,10 @@ class ClientConnection:
     :ivar datagrams: whether DATAGRAM frames are accepted here (RFC 9221).
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, all_groups: bool = True) -> None:
         configuration = engine.configuration
         self.engine = engine
+        self._all_groups = all_groups
         self.dirty = True
         self.silent = False
         self.unpinned: PinMismatch | None = None
@@ -263,6 +270,12 @@ class ClientConnection:
         return self.engine.heard
 
     @property
+    def lacked_a_group(self) -> bool:
+        """Whether the server refused the handshake, perhaps because it has none of the few groups that were offered."""
+        end = self.ended
+        return not self._all_groups and end is not None and end.by == "peer" and end.code == _HANDSHAKE_FAILURE
+
+    @property
     def early_data_ready(self) -> bool:
         """Whether streams can be written to before the handshake is complete (0-RTT)."""
         return self.engine._cryptos[tls.Epoch.ZERO_RTT].send.is_valid()
@@ -333,9 +346,12 @@ class ClientConnection:
         self.engine.discard()
 
 
-def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: TextIOBase | None) -> ClientConnection:
+def new_connection(
+    settings: QuicSettings, *, qlog: QuicLogger | None, keylog: TextIOBase | None, all_groups: bool
+) -> ClientConnection:
     """Make a connection with these settings. It has sent nothing yet.
 
+    :param all_groups: offer all groups of the key exchange, and not only those that nearly every server has.
     :raises OSError: when a certificate file cannot be read.
     :raises ValueError: when one cannot be parsed.
     """
@@ -357,8 +373,8 @@ def new_connection(settings: QuicSettings, *, qlog: QuicLogger | None, keylog: T
             connection.unpinned = error
             raise tls.AlertBadCertificate("not the key that is pinned") from error
 
-    engine: Engine = Engine(configuration, judge=judge, **callbacks)
-    connection = ClientConnection(engine)
+    engine: Engine = Engine(configuration, judge=judge, groups=() if all_groups else _USUAL_GROUPS, **callbacks)
+    connection = ClientConnection(engine, all_groups=all_groups)
     return connection
 
 

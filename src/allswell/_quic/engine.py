@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aioquic import tls
@@ -110,6 +110,7 @@ class _Pacer(QuicPacketPacer):
 class Engine(PathMtuConnection):
     """aioquic's connection with our overrides; see the module.
 
+    :param groups: the groups of the key exchange (RFC 8446 §4.2.7) to offer; none: all.
     :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
         (``configuration`` says whether aioquic does, too.)
     :ivar data_queued: streams may have data that were not sent yet.
@@ -118,8 +119,16 @@ class Engine(PathMtuConnection):
     :ivar judged_certificate: the server's certificate, once it was judged. (A resumed session shows none.)
     """
 
-    def __init__(self, configuration: QuicConfiguration, *, judge: Judge | None = None, **callbacks: Any) -> None:
+    def __init__(
+        self,
+        configuration: QuicConfiguration,
+        *,
+        judge: Judge | None = None,
+        groups: Sequence[tls.Group] = (),
+        **callbacks: Any,
+    ) -> None:
         super().__init__(configuration=configuration, **callbacks)
+        self._groups = groups
         self._judge = judge
         self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
         self._freed = 0
@@ -256,6 +265,11 @@ class Engine(PathMtuConnection):
             self.ended = end
             self._close_event = theirs.ConnectionTerminated(error_code=0, frame_type=None, reason_phrase=end.reason)
             self._close_begin(is_initiator=False, now=now)
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if self._groups:
+            self.tls._supported_groups = list(self._groups)
 
     def _connect(self, now: float) -> None:
         self._early = self._early or self._configuration.session_ticket is not None
