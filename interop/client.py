@@ -44,12 +44,12 @@ from allswell._filters.stack import Stack
 from allswell._filters.udp import UdpFilter
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.pool import ConnectionPool
+from allswell._pool.replay import Replay
 from allswell._quic.interface import QuicEvent
 from allswell._quic.settings import VERSION_1, VERSION_2, QuicSettings
 from allswell._quic_store import QuicMemory, QuicTicket
 from allswell._report import ConnectionEnd, Outcome
 from allswell._request.request import Request
-from allswell._request.response import Attempt
 from allswell._request.route import Endpoint as ServiceEndpoint
 from allswell._request.route import Route
 from allswell._tasks import TaskHost
@@ -162,7 +162,7 @@ class Pool(ConnectionPool):
         return Dialer(host, self.config, partial(_Builder, self._case, self._made))
 
     async def _past_silence(
-        self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, attempts: list[Attempt]
+        self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, replay: Replay
     ) -> Exchange[Connection]:
         return silent
 

@@ -218,6 +218,11 @@ class AsyncClient(ShortWays):
         """The :class:`ConnectionPool` with its connections; ``None`` if the transport is not ours."""
         return self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
 
+    def _pools(self) -> list[ConnectionPool]:
+        """Those of the transports that are ours."""
+        transports = (self._transport, *self._mounts.values())
+        return list(dict.fromkeys(each.pool for each in transports if isinstance(each, AsyncTransport)))
+
     async def drain(self, timeout: float | None = None) -> CloseReport:
         """Replace all connections, without closing: old ones end when done, and new requests have new ones.
 
@@ -229,8 +234,7 @@ class AsyncClient(ShortWays):
         """
         if self._closing is not None or self.close_report is not None:
             raise PoolClosed("the client is closed")
-        transports = (self._transport, *self._mounts.values())
-        pools = dict.fromkeys(each.pool for each in transports if isinstance(each, AsyncTransport))
+        pools = self._pools()
         reports: list[CloseReport] = []
 
         async def drain(pool: ConnectionPool) -> None:

@@ -91,6 +91,11 @@ def _rebuilt(kind: type[AllswellError], args: tuple[object, ...], facts: dict[st
     return error
 
 
+def described(error: BaseException) -> str:
+    """What logs and telemetry say of an error. Of another than ours, or the system's, the text may be anything."""
+    return str(error) if isinstance(error, AllswellError | OSError) else type(error).__name__
+
+
 def first_of(error: BaseException) -> BaseException:
     """The first error in an exception group (a task group makes one); any other error as it is."""
     while isinstance(error, BaseExceptionGroup):

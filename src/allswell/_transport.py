@@ -540,7 +540,8 @@ class Sender(Generic[_LimitsT, _ProxyT]):
     def _return(self) -> None:
         """Open again after a close. (Several clients may use a transport one after another, and each closes it.)"""
         if self.pool.state == "closed" and self._owns:
-            self.pool = ConnectionPool(self.pool.config)
+            observers, self.pool = self.pool.observers, ConnectionPool(self.pool.config)
+            self.pool.observers = observers
         if not self.pool.closing:
             self.pool.share()
             self._left = False

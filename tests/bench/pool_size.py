@@ -16,6 +16,7 @@ from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import State
 from allswell._dial.dialer import Dialer
 from allswell._messages import RequestHead
+from allswell._observers import Observers
 from allswell._pool.dispatcher import Dispatcher
 from allswell._pool.freshness import ANY
 from allswell._pool.member import RouteState
@@ -77,7 +78,7 @@ def warm_request(idle: int) -> Callable[[], None]:
     """A function that makes one request on a warm route, with so many idle connections on other routes."""
     config = PoolConfig(max_connections=None, max_keepalive_connections=None)
     sender = _Sender()
-    dispatcher = Dispatcher(cast(TaskHost, _Host()), cast(Dialer, None), config, sender.send)
+    dispatcher = Dispatcher(cast(TaskHost, _Host()), cast(Dialer, None), config, sender.send, Observers())
     warm = Route("http", "warm.test", 80)
     for route in [warm, *(Route("http", f"other{number}.test", 80) for number in range(idle))]:
         adopt(dispatcher, route, PretendedConnection())

@@ -188,7 +188,9 @@ async def test_quic_without_room_fails_only_where_tcp_may_have_some(tcp_too: boo
     here, marks = Endpoint("name.example", 443), BrokenMarks()
     discarded: list[str] = []
     context: Any = SimpleNamespace(
-        route=Route("https", "name.example", 443), discard=lambda connection, why: discarded.append(why)
+        route=Route("https", "name.example", 443),
+        discard=lambda connection, why: discarded.append(why),
+        second=lambda: context,
     )
     refused = ConnectFailed("TCP refused", phase="tcp")
     attempts = _Attempts(

@@ -25,6 +25,7 @@ from allswell._dial.context import Context
 from allswell._dial.dialer import Dialer
 from allswell._errors import ConnectFailed
 from allswell._messages import RequestHead
+from allswell._observers import Observers
 from allswell._pool.dispatcher import Dispatcher, may_join
 from allswell._pool.freshness import ANY, UNUSED, Freshness
 from allswell._pool.member import Standing
@@ -300,7 +301,7 @@ class PoolMachine(RuleBasedStateMachine):
             pipelining=pipelining,
         )
         host, dialer = cast(TaskHost, Host(self.loop, self.clock)), cast(Dialer, Dials(self))
-        self.dispatcher = Dispatcher(host, dialer, self.config, self.send)
+        self.dispatcher = Dispatcher(host, dialer, self.config, self.send, Observers())
 
     async def send(self, request: Request) -> Response:
         raise NotImplementedError  # there are no proxies

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Never, Protocol
 
 from allswell._backends.interface import (
@@ -41,12 +41,13 @@ from allswell._backends.interface import (
 from allswell._clock import monotonic
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.exchange import Exchange
-from allswell._connection.idle import Idle
+from allswell._connection.idle import Idle, WatchedIdle
 from allswell._connection.lifecycle import CLOSED, DRAINING, OPEN, Lifecycle, State
 from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
 from allswell._errors import AllswellError, LocalProtocolError, NotProcessed, RemoteProtocolError, TransportError
+from allswell._events import Peer
 from allswell._halves import RECEIVE_ENDED, RECEIVE_FAILED, SEND_BODY, SEND_ENDED, SEND_STOPPED
 from allswell._messages import Headers, RequestHead
 from allswell._report import ConnectionEnd
@@ -129,6 +130,7 @@ class Connection:
 
     :param label: the origin, as errors and reports name it: ``"https://example.org"``.
     :param service: what all connections to this server have in common.
+    :ivar number: see `_events.py`.
     :ivar silent: whether the peer is known to have fallen silent.
     :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
     :ivar opened: exchanges opened in its life.
@@ -136,6 +138,7 @@ class Connection:
     :ivar cut_short: those that ended because the connection did.
     :ivar heard_goodbye: the backend's goodbye, as far as the peer has said it.
     :ivar parting_words: how the peer said that it leaves, and why: ``"sent GOAWAY, ENHANCE_YOUR_CALM"``.
+    :ivar error: what broke it, or what the peer left with.
     :ivar peer_ended: all that the peer sends has come, though our half of a tunnel may have something to say yet.
     :ivar made_at: when it was made, as :func:`time.monotonic` tells.
     """
@@ -149,8 +152,10 @@ class Connection:
         owner: Owner,
         config: PoolConfig,
         service: Service | None = None,
+        number: int = 0,
     ) -> None:
         self.host = driver.host
+        self.number = number
         self.label = label
         self.service = service or Service()
         self.config = config
@@ -160,6 +165,7 @@ class Connection:
         self.cut_short = 0
         self.heard_goodbye = ""
         self.parting_words = ""
+        self.error: AllswellError | None = None
         self.peer_ended = False
         self.made_at = monotonic()
         self._taken = 0  # of those that were opened; refused ones do not count
@@ -246,6 +252,24 @@ class Connection:
     def extra(self, name: str) -> Any:
         """See :meth:`Filter.extra`."""
         return self._driver.extra(name)
+
+    @property
+    def peer(self) -> Peer | None:
+        """What it is connected to; ``None`` if that is not known (any more)."""
+        try:
+            address = self.extra("server_addr")
+        except OSError:  # the peer has reset it
+            return None
+        return address[:2] if isinstance(address, tuple) else address or None
+
+    @property
+    def layers(self) -> str:
+        """Its stack, top to bottom: ``"tls > tcp"``."""
+        return str(self._driver)
+
+    def tell_use(self, told: Callable[[bool], None]) -> None:
+        """Have a function told of each begin of its use (``True``), and of each end."""
+        self._idle = WatchedIdle(self._idle, told)
 
     def usable(self) -> bool:
         """Whether it can still take a request, after one more look at the socket.
@@ -528,6 +552,7 @@ class Connection:
         """The layer below is gone."""
         if self._life.state is not CLOSED:
             self.let_go()
+            self.error = self.error or error
             self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(str(error), error)
 
@@ -592,12 +617,14 @@ class Connection:
     def _on_connection_event(self, event: ConnectionEvent) -> None:
         if isinstance(event, PeerLeaving):
             self.heard_goodbye = self._backend.says_goodbye
+            self.error = self.error or event.error
             if event.error is not None:
                 self.parting_words = str(event.error).removeprefix("the peer ")
             elif not self.parting_words and self.heard_goodbye:
                 self.parting_words = f"sent {self.heard_goodbye}"
             self.close(str(event.error) if event.error is not None else "the server is leaving")
         elif isinstance(event, ConnectionBroken):
+            self.error = self.error or event.error
             self._transmit()  # GOAWAY with the error code
             self._abort(str(event.error), event.error, self._backend.says_goodbye)
         elif isinstance(event, (OriginsNamed, AlternativeOffered)):

@@ -55,6 +55,7 @@ class Driver(Generic[Input]):
         owner: Owner,
         config: PoolConfig,
         service: Service | None = None,
+        number: int = 0,
     ) -> None:
         self.host = host
         self.alarm = Alarm(host, self._on_alarm)
@@ -64,7 +65,9 @@ class Driver(Generic[Input]):
         self._reader = Reader(host, self._top, self)
         self.resume, self.glance = self._reader.resume, self._reader.glance
         self.writer = Writer(host, self._top, name=f"allswell writes to {label}", room=self._written)
-        self.connection = Connection(self, backend, label=label, owner=owner, config=config, service=service)
+        self.connection = Connection(
+            self, backend, label=label, owner=owner, config=config, service=service, number=number
+        )
         self._goodbye = Goodbye(self.connection, backend, stack, config.grace)
         self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, self.connection.made_at)
         self._task = False  # whether there is one already

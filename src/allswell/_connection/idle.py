@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 #: A connection is not used any more so many seconds before its server ends it, as that says; or in the last half of its
 #: time, where that is shorter. A request needs time to arrive there.
@@ -46,3 +47,29 @@ class Idle:
         """Why it ends when it has been idle for too long."""
         why = f", and the server keeps it for {self._kept:g} s" if self._seconds < self._limit else ""
         return f"idle for {self._seconds:g} s{why}"
+
+
+class WatchedIdle(Idle):
+    """The same, and a function is told when the connection is used, and when no more.
+
+    (So those whose use nobody wants to know ask nothing at each exchange.)
+    """
+
+    __slots__ = ("_told",)
+
+    def __init__(self, idle: Idle, told: Callable[[bool], None]) -> None:
+        self._limit = idle._limit
+        self._kept = idle._kept
+        self.since = idle.since
+        self.until = idle.until
+        self._told = told
+
+    def begin(self, now: float, kept: float) -> None:
+        super().begin(now, kept)
+        self._told(False)
+
+    def end(self) -> None:
+        used = self.since == math.inf
+        super().end()
+        if not used:
+            self._told(True)

@@ -36,6 +36,7 @@ class Made(Generic[Input]):
             owner=context.owner,
             config=context.config,
             service=service,
+            number=context.number,
         )
         return driver.connection
 

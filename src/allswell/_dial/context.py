@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection, Owner
-from allswell._dial.lookups import Send
+from allswell._dial.lookups import Address, Resolve, Send
+from allswell._errors import Phase
+from allswell._events import Peer, PhaseEnded, next_number
 from allswell._filters.interface import Filter
 from allswell._filters.stack import Stack
 from allswell._filters.tls import TlsFilter
+from allswell._observers import Observers
 from allswell._request.route import Route
 from allswell._trace import Tracer
 
 Layer = TypeVar("Layer", bound=Filter)
+
+#: The layers whose set-up is a phase. (With TCP, and with QUIC on UDP, the phase is the connect of one address.)
+_PHASES: dict[str, Phase] = {
+    "tls": "tls",
+    "quic": "quic",
+    "http-connect": "proxy",
+    "socks5": "proxy",
+    "socks5-udp": "proxy",
+    "connect-udp": "proxy",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,8 @@ class Context:
     :ivar discard: ends a connection that is not wanted, with a reason.
     :ivar tracer: gets the events of each layer.
     :ivar timeout: how many seconds the caller allows, for the trace only. (The caller enforces it.)
+    :ivar observers: are told of each phase; ``None`` if there are none.
+    :ivar number: of the new connection.
     """
 
     route: Route
@@ -38,6 +55,8 @@ class Context:
     discard: Callable[[Connection, str], None]
     tracer: Tracer | None = None
     timeout: float | None = None
+    observers: Observers | None = None
+    number: int = field(default_factory=next_number)
 
     def towards(self, route: Route) -> Context:
         """The same dial, with another destination."""
@@ -49,7 +68,61 @@ class Context:
 
     async def push(self, stack: Stack[Filter], layer: Layer) -> Stack[Layer]:
         """Connect one more layer on top. See :meth:`Stack.push`."""
-        return await stack.push(layer, self._traced if self.tracer is not None else None)
+        around = self._traced if self.tracer is not None else None
+        phase = _PHASES.get(layer.name)
+        if phase is None:
+            return await stack.push(layer, around)
+        with self.phase(phase, self._subject(phase)):
+            return await stack.push(layer, around)
+
+    def second(self) -> Context:
+        """The same dial, for a connection that came second, with a number of its own."""
+        return replace(self, number=next_number())
+
+    @contextmanager
+    def phase(self, phase: Phase, subject: Peer) -> Iterator[list[str]]:
+        """A phase of this dial, of which the observers are told when it is over.
+
+        :return: for the addresses that it finds.
+        """
+        found: list[str] = []
+        if self.observers is None:
+            yield found
+            return
+        began, raised = monotonic(), None
+        try:
+            yield found
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            seconds = monotonic() - began
+            self.observers.tell(PhaseEnded(self.number, phase, subject, began, seconds, raised, tuple(found)))
+
+    @contextmanager
+    def connecting(self, phase: Phase, address: Address) -> Iterator[None]:
+        """The same for the connect of one address."""
+        with self.phase(phase, address[1][:2]):
+            yield
+
+    def asking(self, ask: Resolve) -> Resolve:
+        """The same resolver, each lookup of which is a phase."""
+        if self.observers is None:
+            return ask
+
+        async def asking(host: str, port: int, family: int) -> Sequence[Address]:
+            with self.phase("dns", host) as found:
+                addresses = await ask(host, port, family)
+                found += [str(address[0]) for _, address in addresses]
+            return addresses
+
+        return asking
+
+    def _subject(self, phase: Phase) -> Peer:
+        route = self.route
+        if phase == "proxy":
+            return str(route.proxies[-1])
+        return route.tls_name if phase == "tls" else (route.host, route.port)
 
     async def _traced(self, layer: Filter, step: Callable[[], Awaitable[None]]) -> None:
         """A layer's ``connect``, between the trace events that httpx2 documents for it."""

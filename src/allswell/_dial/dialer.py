@@ -183,7 +183,7 @@ class _Attempts:
         self._discard(tried.made, "another was made sooner")
 
     def _discard(self, made: AnyMade, reason: str) -> None:
-        self._context.discard(self._connection(self._context, made), reason)
+        self._context.discard(self._connection(self._context.second(), made), reason)
 
 
 async def _run(race: Callable[[], Awaitable[_Tried]]) -> _Tried:

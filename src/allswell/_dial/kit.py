@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Sequence
+from functools import partial
 
 from allswell._config import PoolConfig, ProxyHop
+from allswell._dial.context import Context
 from allswell._dial.lookups import Lookups
 from allswell._dial.origin_memory import OriginMemory
 from allswell._dial.sockets import connect_tcp, connect_unix
@@ -51,23 +53,26 @@ class Kit:
         self._trust = trusted(self._trust, self.config.trust_env)
         return self._trust
 
-    def tcp(self, route: Route, to: Endpoint | None = None) -> TcpFilter:
+    def tcp(self, context: Context, to: Endpoint | None = None) -> TcpFilter:
         """TCP to the route's host, or to an endpoint of it; or a Unix domain socket in its place."""
-        config, peer = self.config, _peer(route)
+        config, route = self.config, context.route
+        peer = _peer(route)
         host, port, hints, _ = to or Endpoint(route.host, route.port)
 
         async def dial() -> socket.socket:
             try:
                 if config.uds is not None:
-                    return await connect_unix(config.uds, options=config.socket_options)
+                    with context.phase("tcp", config.uds):
+                        return await connect_unix(config.uds, options=config.socket_options)
                 return await connect_tcp(
                     host,
                     port,
-                    ask=self.lookups.addresses,
+                    ask=context.asking(self.lookups.addresses),
                     local_address=config.local_address,
                     options=config.socket_options,
                     hints=hints,
                     allow=config.allow_address,
+                    around=partial(context.connecting, "tcp"),
                 )
             except ConnectFailed as error:
                 if route.proxy is None:

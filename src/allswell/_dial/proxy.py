@@ -22,7 +22,7 @@ from allswell._deadline import Deadline
 from allswell._dial.addresses import address_meant, connect_any, is_address, words
 from allswell._dial.context import Context
 from allswell._dial.kit import Kit
-from allswell._dial.lookups import Address, Send
+from allswell._dial.lookups import Address, Resolve, Send
 from allswell._dial.proxy_auth import ProxyAuth
 from allswell._errors import AddressNotAllowed, AllswellError, ConnectFailed, ProxyRefused, Timeout
 from allswell._fields import connect_udp_path, forwarded, host_and_port
@@ -59,13 +59,14 @@ class ProxyBuilder:
         """
         route = context.route
         if not route.proxies:
-            tcp = Stack(self._kit.tcp(route))
+            tcp = Stack(self._kit.tcp(context))
             await context.connect(tcp)
             return tcp
         hop = route.proxies[-1]
         check_literal(self._config.allow_address, route, "tcp")
         if self._may_carry(route):
-            return Stack(await self._carried(context))
+            with context.phase("proxy", str(hop)):
+                return Stack(await self._carried(context))
         if hop.scheme == "socks5" and not is_address(route.host):
             return await self._resolved(context)
         return await self._tunnelled(context)
@@ -79,7 +80,9 @@ class ProxyBuilder:
 
         allow = self._config.allow_address
         try:
-            return await connect_any(route.host, route.port, attempt, Stack.abort, ask=self._ask, allow=allow)
+            return await connect_any(
+                route.host, route.port, attempt, Stack.abort, ask=context.asking(self._ask), allow=allow
+            )
         except ConnectFailed as error:
             if error.phase != "dns" or allow is not None:
                 raise
@@ -129,11 +132,12 @@ class ProxyBuilder:
         config, route, hop = self._config, context.route, context.route.proxies[-1]
         check_literal(config.allow_address, route, "udp")
         if hop.scheme == "https":
-            tunnel = await self._carried(context, datagrams=True)
+            with context.phase("proxy", str(hop)):
+                tunnel = await self._carried(context, datagrams=True)
             over = ConnectUdpFilter(tunnel, tunnel, proxy=str(hop), host=route.host, port=route.port)
             return await context.push(Stack(tunnel), over)
         if hop.scheme == "socks5" and not is_address(route.host):
-            route = route._replace(host=await self._first_address(route))
+            route = route._replace(host=await self._first_address(route, context.asking(self._ask)))
         stack = await self.reach(context.towards(route.to_proxy()))
         control = await context.push(stack, _socks(stack.top, hop, "0.0.0.0", 0, datagrams=True))
         relay = relay_address(control.top.bound, control.extra("server_addr")[0])
@@ -147,13 +151,13 @@ class ProxyBuilder:
         over_udp = SocksDatagrams(udp.top, control.top, proxy=str(hop), host=route.host, port=route.port)
         return await context.push(udp, over_udp)
 
-    async def _first_address(self, route: Route) -> str:
+    async def _first_address(self, route: Route, ask: Resolve) -> str:
         """The first of the host's addresses that is allowed; the name itself where we know none, and all are.
 
         :raises ConnectFailed: where not all are allowed, and we know none.
         """
         try:
-            found = await self._ask(route.host, route.port, AF_UNSPEC)
+            found = await ask(route.host, route.port, AF_UNSPEC)
         except OSError as error:
             if self._config.allow_address is None:
                 return route.host  # the proxy may know more than we do

@@ -63,7 +63,8 @@ class QuicBuilder:
                 check=partial(self._check_other, to.host),
             )
             stack = Stack(QuicFilter(udp, settings), udp)
-            await context.connect(stack)
+            with context.connecting("quic", address):
+                await context.connect(stack)
             return stack
 
         return await connect_any(
@@ -71,7 +72,7 @@ class QuicBuilder:
             to.port,
             attempt,
             Stack.abort,
-            ask=self._kit.lookups.addresses,
+            ask=context.asking(self._kit.lookups.addresses),
             local_address=config.local_address,
             hints=to.hints,
             allow=config.allow_address,

@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import anyio
 
@@ -34,14 +34,17 @@ async def connect_tcp(
     options: Sequence[SocketOption] = (),
     hints: Sequence[str] = (),
     allow: AllowAddress | None = None,
+    around: Callable[[Address], AbstractContextManager[object]] = nullcontext,
 ) -> socket.socket:
     """A connected, non-blocking TCP socket to one of the host's addresses. Parameters as for :func:`connect_any`.
 
+    :param around: makes a context in which one address is connected to.
     :raises ConnectFailed: naming the host, and every address that was tried with its error.
     """
 
     async def attempt(address: Address) -> socket.socket:
-        return await _connect(*address, local_address, options)
+        with around(address):
+            return await _connect(*address, local_address, options)
 
     return await connect_any(
         host, port, attempt, socket.socket.close, ask=ask, local_address=local_address, hints=hints, allow=allow

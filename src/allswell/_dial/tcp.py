@@ -39,7 +39,7 @@ class TcpBuilder:
         if route.proxies:
             stack = await self._proxies.reach(context)
         else:
-            stack = Stack(kit.tcp(route, to))
+            stack = Stack(kit.tcp(context, to))
             await context.connect(stack)
         chosen: str | None = None
         try:

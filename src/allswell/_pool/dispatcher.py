@@ -35,6 +35,7 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._connection.lifecycle import LOOP_ENDED
 from allswell._deadline import Deadline
+from allswell._debug_log import DIAL
 from allswell._dial.context import Context
 from allswell._dial.dialer import Dialer
 from allswell._dial.lookups import Send
@@ -48,6 +49,8 @@ from allswell._errors import (
     TimeoutPhase,
     first_of,
 )
+from allswell._events import DialBegan, DialFailed, RequestWaits
+from allswell._observers import Observers
 from allswell._pool.coalescing import Coalescing
 from allswell._pool.endings import DRAINED, Endings
 from allswell._pool.freshness import ANY, Freshness
@@ -79,6 +82,7 @@ class Dispatcher:
     """The waiters of one pool, matched with its connections. It is the owner that its connections tell what happens.
 
     :param send: how a request is sent through the pool; held weakly.
+    :param observers: are told of dials and connections.
     :ivar host: the event loop.
     :ivar endings: of all connections.
     :ivar send_through: sends a request through the pool: a tunnel through a proxy is one, and what a resolver asks.
@@ -90,11 +94,13 @@ class Dispatcher:
         dialer: Dialer,
         config: PoolConfig,
         send: Send,
+        observers: Observers,
     ) -> None:
         self.config = config
         self.dialer = dialer
         self.host = host
-        self.endings = Endings(host, config.on_connection_end)
+        self.endings = Endings(host, config.on_connection_end, observers)
+        self._observers = observers
         self.send_through = _weakly(send)
         self._routes: dict[Route, RouteState] = {}
         self._waiters: Waiters[RouteState, Waiter] = Waiters()
@@ -151,6 +157,8 @@ class Dispatcher:
         """
         if self.endings.deadline is not None:
             raise PoolClosed(f"{request.route.label}: the pool is closed")
+        if request.observed is not None:
+            request.observed.tell(RequestWaits(request.observed.number))
         waiter = Waiter(request, self.host.signal(), fresh=fresh)
         route = request.route
         state = self._routes.get(route)
@@ -357,17 +365,28 @@ class Dispatcher:
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
         """One of another route's connections, where there is one to be had; else a new one, if there is room for it."""
         route, seconds = state.route, None if dial.timeout == math.inf else dial.timeout
-        with Limit(self.host, math.inf if seconds is None else monotonic() + seconds):
-            if dial.searches:
-                found = await self._coalescing.find(route)
-                dial.searches = False
-                if found is not None or not self._admit(state):
-                    return found
-                self._give_place(state, dial)
-            discard = partial(self._discard, route)
-            context = Context(route, self.config, self, self.send_through, discard, request.tracer, seconds)
-            return await self.dialer.dial(context)
-        raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
+        observers = self._observers if self._observers.wanted(DIAL) else None
+        number: int | None = None  # of the new one, if they are told of it
+        try:
+            with Limit(self.host, math.inf if seconds is None else monotonic() + seconds):
+                if dial.searches:
+                    found = await self._coalescing.find(route)
+                    dial.searches = False
+                    if found is not None or not self._admit(state):
+                        return found
+                    self._give_place(state, dial)
+                discard, tracer = partial(self._discard, route), request.tracer
+                context = Context(route, self.config, self, self.send_through, discard, tracer, seconds, observers)
+                if observers is not None:
+                    number = context.number
+                    cause = None if request.observed is None else request.observed.number
+                    observers.tell(DialBegan(number, route.place, cause))
+                return await self.dialer.dial(context)
+            raise Timeout(f"{route.label}: no connection within {seconds:g} s", phase="connect")
+        except BaseException as error:
+            if observers is not None and number is not None:
+                observers.tell(DialFailed(number, first_of(error)))
+            raise
 
     def _dial_failed(self, state: RouteState, dial: Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):

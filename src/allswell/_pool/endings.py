@@ -16,11 +16,14 @@ import anyio.lowlevel
 from allswell._connection.connection import Connection
 from allswell._connection.lifecycle import LAST_MOMENT, LOOP_ENDED
 from allswell._deadline import Deadline
+from allswell._debug_log import CONNECTION
 from allswell._errors import PoolClosed
+from allswell._events import ConnectionEnded, ConnectionOpened, ConnectionUsed
+from allswell._observers import Observers, notify
 from allswell._pool.waiters import Dial
 from allswell._report import ConnectionEnd
 from allswell._request.route import Route
-from allswell._tasks import TaskHost, logger
+from allswell._tasks import TaskHost
 
 #: How many seconds tasks have to finish after the grace. (They wait for nothing by then.)
 _SLACK = 0.1
@@ -47,6 +50,7 @@ class Endings:
     """The connections of one pool, until they are closed.
 
     :param on_end: called with the end of each (:attr:`PoolConfig.on_connection_end`).
+    :param observers: are told of their begin, use and end.
     :ivar connections: those that are not closed, and the routes that they were made for.
     :ivar dials: connections in the making. Each may be one more to end.
     :ivar ends: the ends of those that closed since :meth:`close` was called.
@@ -54,7 +58,7 @@ class Endings:
     :ivar deadline: the end of the grace, once the pool closes.
     """
 
-    def __init__(self, host: TaskHost, on_end: Callable[[ConnectionEnd], object] | None) -> None:
+    def __init__(self, host: TaskHost, on_end: Callable[[ConnectionEnd], object] | None, observers: Observers) -> None:
         self.connections: dict[Connection, Route] = {}
         self.dials: dict[Dial, None] = {}
         self.ends: list[ConnectionEnd] = []
@@ -62,6 +66,7 @@ class Endings:
         self.deadline: Deadline | None = None
         self._late = ""  # the error for exchanges that are cut when the grace is over
         self._on_end = on_end
+        self._observers = observers
         self._drains: dict[_Drain, None] = {}
         self._lingering: dict[Connection, None] = {}  # that were left (take_leave), and have not ended yet
         self._changed = anyio.Event()
@@ -70,6 +75,18 @@ class Endings:
     def start(self, connection: Connection, route: Route) -> None:
         """Add a connection, and start it."""
         self.connections[connection] = route
+        observers = self._observers
+        if observers.wanted(CONNECTION):
+            number = connection.number
+            tls = connection.extra("ssl_object")
+            version = "" if tls is None else tls.version() or ""
+            observers.tell(
+                ConnectionOpened(
+                    number, route.place, connection.http_version, connection.layers, connection.peer, version
+                )
+            )
+        if observers.functions:
+            connection.tell_use(lambda active: observers.tell(ConnectionUsed(number, active)))
         connection.start()
 
     def discard(self, connection: Connection, route: Route, reason: str) -> None:
@@ -109,10 +126,9 @@ class Endings:
         elif ours and end.reason == LOOP_ENDED:
             self.dropped += 1
         if self._on_end is not None:
-            try:
-                self._on_end(end)
-            except BaseException:  # noqa: BLE001 - the caller's; the request that caused this end must not pay for it
-                logger.exception("allswell: on_connection_end failed")
+            notify("on_connection_end", self._on_end, end)
+        if self._observers.wanted(CONNECTION):
+            self._observers.tell(ConnectionEnded(connection.number, end, connection.error))
         self._tell()
 
     async def drain(self, deadline: Deadline) -> list[ConnectionEnd]:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from logging import DEBUG
 from types import TracebackType
 from typing import Literal, Self, Unpack
 
@@ -26,13 +27,16 @@ from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange, FallenSilent
 from allswell._connection.upload import TrailerSource
 from allswell._deadline import Deadline
+from allswell._debug_log import POOL
 from allswell._dial.dialer import Dialer
 from allswell._dial.proxy import forward, forwards
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, NotOffered, NotProcessed, PoolClosed
+from allswell._events import RequestAnswered, RequestBegan, RequestFailed, RequestSent, next_number
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log, new_context
 from allswell._given import require_known, require_type
 from allswell._messages import Headers, RequestHead, ResponseHead
+from allswell._observers import Observed, Observers
 from allswell._pool.dispatcher import Dispatcher, Ungranted
 from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.replay import Replay
@@ -88,6 +92,7 @@ class ConnectionPool:
             self.config = replace(self.config, ssl_context=context)
         self._dispatcher: Dispatcher | None = None  # made when an event loop runs
         _POOLS.add(self)
+        self.observers = Observers()
         self._destinations = Destinations()
         self._users = 0
         self._budgets, self._pauses = Budgets(), Pauses()
@@ -177,6 +182,13 @@ class ConnectionPool:
         total = request.timeouts.total
         if total is not None and request.total_at == math.inf:
             request.total_at = monotonic() + total
+        if (
+            (self.observers.functions or POOL.isEnabledFor(DEBUG))
+            and request.observed is None
+            and replay is None
+            and not request.route.for_tunnels  # such a request is the pool's own
+        ):
+            return await self._observed(request)
         if request.retry is not None and replay is None:
             return await retried(request, request.retry, self._budgets, self._pauses, self.send)
         if request.route.upgrades and (connect := as_extended_connect(request.head)) is not None:
@@ -193,6 +205,8 @@ class ConnectionPool:
                 if exchange is None:
                     fresh = ANY if replay is None else replay.fresh
                     exchange = dispatcher.open_now(request, fresh) or await dispatcher.wait(request, fresh)
+                    if request.observed is not None:
+                        _tell_sent(request.observed, exchange.connection)
                 connection, opened_at = exchange.connection, monotonic()
                 if replay is not None:
                     replay.http_version = connection.http_version
@@ -219,7 +233,7 @@ class ConnectionPool:
             except FallenSilent:
                 assert exchange is not None
                 replay = replay or Replay(request)
-                exchange = await self._past_silence(request, exchange, dispatcher, replay.attempts)
+                exchange = await self._past_silence(request, exchange, dispatcher, replay)
                 continue
             except Ungranted as error:
                 replay = replay or Replay(request)
@@ -391,6 +405,7 @@ class ConnectionPool:
             if not self._upgrades or response.status not in NOT_THIS_WAY:
                 return response
             refused, why, version = response, f"the server answered {response.status}", response.http_version.decode()
+            cause = str(response.status)
         except NotOffered:
             if not self._upgrades:
                 raise
@@ -399,8 +414,8 @@ class ConnectionPool:
         except ExchangeReset as error:
             if not self._upgrades:
                 raise
-            why, version = str(error), replay.http_version
-        replay.attempts.append(Attempt(f"{why} to an extended CONNECT", "declined", version))
+            why, version, cause = str(error), replay.http_version, type(error).__name__
+        replay.note(Attempt(f"{why} to an extended CONNECT", "declined", version), cause)
         try:
             upgraded = await self._send(request, replay)
         except ConnectFailed:
@@ -418,14 +433,14 @@ class ConnectionPool:
         return upgraded
 
     async def _past_silence(
-        self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, attempts: list[Attempt]
+        self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, replay: Replay
     ) -> Exchange[Connection]:
         """Find the exchange to wait for: the silent one if its server is heard again, or one on another connection.
 
         A server that was restarted does not know its old QUIC connections, and may be unable to reset them. If the path
         is gone instead, no other connection can be made, and nothing is lost by trying.
         """
-        if not request.may_repeat(proven=False) or any(attempt.why == _SILENT for attempt in attempts):
+        if not request.may_repeat(proven=False) or any(attempt.why == _SILENT for attempt in replay.attempts):
             return silent  # if a second one is silent too, the read timeout decides
         fresh = Freshness(monotonic())
         found: list[Exchange[Connection]] = []
@@ -461,8 +476,23 @@ class ConnectionPool:
             other.abandon()
             return silent
         silent.abandon()
-        attempts.append(Attempt(_SILENT, "perhaps", silent.connection.http_version))
+        replay.note(Attempt(_SILENT, "perhaps", silent.connection.http_version), FallenSilent.__name__)
+        if request.observed is not None:
+            _tell_sent(request.observed, other.connection)
         return other
+
+    async def _observed(self, request: Request) -> Response:
+        """The same, of which the observers are told."""
+        number, tell = next_number(), self.observers.tell
+        request.observed = Observed(number, tell)
+        tell(RequestBegan(number, request.route.place, request.head))
+        try:
+            response = await self.send(request)
+        except BaseException as error:
+            tell(RequestFailed(number, error))
+            raise
+        tell(RequestAnswered(number, response.status, response.http_version.decode("ascii")))
+        return response
 
     def _dispatch(self) -> Dispatcher:
         if self._closing is not None:
@@ -471,7 +501,7 @@ class ConnectionPool:
         if dispatcher is None:
             host, before = current_host(), self._dispatcher
             dialer = self._make_dialer(host)
-            dispatcher = self._dispatcher = Dispatcher(host, dialer, self.config, self.send)
+            dispatcher = self._dispatcher = Dispatcher(host, dialer, self.config, self.send, self.observers)
             dialer.discovery.lookups.send = dispatcher.send_through
             if before is not None:  # these ended with their event loop, and were not closed
                 dispatcher.endings.dropped = len(before.endings.connections) + before.endings.dropped
@@ -491,6 +521,10 @@ class ConnectionPool:
 
     def _make_dialer(self, host: TaskHost) -> Dialer:
         return Dialer(host, self.config)
+
+
+def _tell_sent(observed: Observed, connection: Connection) -> None:
+    observed.tell(RequestSent(observed.number, connection.number, connection.http_version, connection.peer))
 
 
 async def _traced(request: Request, exchange: Exchange[Connection], tracer: Tracer) -> ResponseHead:

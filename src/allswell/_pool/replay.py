@@ -26,6 +26,7 @@ from allswell._connection.connection import Connection
 from allswell._connection.lifecycle import State
 from allswell._connection.service import Service
 from allswell._errors import NotProcessed
+from allswell._events import RequestSentBack
 from allswell._fields import options
 from allswell._pool.freshness import ANY, UNUSED, Freshness
 from allswell._request.request import Request
@@ -91,7 +92,7 @@ class Replay:
             processed = "no"
         elif any(attempt.processed == "declined" for attempt in self.attempts):
             return False
-        self.attempts.append(Attempt(f"the server answered {status}", processed, connection.http_version))
+        self.note(Attempt(f"the server answered {status}", processed, connection.http_version), str(status))
         if status != 425:
             self.fresh = UNUSED  # a connection that is only for this
         return True
@@ -102,7 +103,7 @@ class Replay:
         :raises AllswellError: if there is none: the error of the last one.
         """
         processed: Literal["no", "perhaps"] = "no" if error.proven else "perhaps"
-        self.attempts.append(Attempt(str(error.cause), processed, connection.http_version))
+        self.note(Attempt(str(error.cause), processed, connection.http_version), type(error.cause).__name__)
         now = monotonic()
         if not self._request.may_repeat(proven=error.proven) or now >= self._request.total_at:
             raise error.cause from error
@@ -123,6 +124,17 @@ class Replay:
             # Other old connections may end in the same way, so it goes on a newer one. Requests that were lost together
             # may share that. One that is lost again gets a connection of its own.
             self.fresh = Freshness(now) if connection.shared and self.fresh is ANY else UNUSED
+
+    def note(self, attempt: Attempt, cause: str) -> None:
+        """Enter an attempt in the ledger.
+
+        :param cause: see :class:`RequestSentBack`.
+        """
+        self.attempts.append(attempt)
+        observed = self._request.observed
+        if observed is not None:
+            why, processed, version = attempt.why, attempt.processed, attempt.http_version
+            observed.tell(RequestSentBack(observed.number, why, cause, processed, version))
 
     @property
     def _tries(self) -> int:

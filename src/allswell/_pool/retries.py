@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Literal
 
 import anyio
 
@@ -103,7 +102,7 @@ async def retried(request: Request, retry: Retry, budgets: Budgets, pauses: Paus
             if pause is None:
                 raise
         else:
-            pause = None if pauses.over else tries.after_response(response)
+            pause = None if pauses.over else tries.after_response(response, replay)
             if pause is None:
                 return response
             await _leave(response)
@@ -126,23 +125,24 @@ class _Tries:
         if not _passes(error):
             return None
         before = isinstance(error, ConnectFailed) or (isinstance(error, Timeout) and error.phase == "connect")
-        return self._next(str(error), replay.http_version, 0.0, processed="no" if before else "perhaps")
+        attempt = Attempt(str(error), "no" if before else "perhaps", replay.http_version)
+        return self._next(replay, attempt, type(error).__name__, 0.0)
 
-    def after_response(self, response: Response) -> float | None:
+    def after_response(self, response: Response, replay: Replay) -> float | None:
         """The same."""
         if response.status not in self._retry.statuses:
             return None
         asked = retry_after(response.headers) or 0.0
-        why = f"the server answered {response.status}"
-        return self._next(why, response.http_version.decode("ascii"), asked, processed="perhaps")
+        attempt = Attempt(f"the server answered {response.status}", "perhaps", response.http_version.decode("ascii"))
+        return self._next(replay, attempt, str(response.status), asked)
 
-    def _next(self, why: str, version: str, least: float, *, processed: Literal["no", "perhaps"]) -> float | None:
+    def _next(self, replay: Replay, attempt: Attempt, cause: str, least: float) -> float | None:
         retry, request = self._retry, self._request
         self._count += 1
         if self._count >= retry.attempts:
             return None
         named = request.head.method.decode("ascii", "replace") in retry.methods
-        if not request.may_repeat(proven=named or processed == "no"):
+        if not request.may_repeat(proven=named or attempt.processed == "no"):
             return None
         longest = min(retry.longest, retry.backoff * 2 ** min(self._count - 1, 32))
         pause = max(least, random.uniform(0.0, longest))
@@ -150,7 +150,7 @@ class _Tries:
             return None
         if retry.budget is not None and not self._budgets.spend(self._origin):
             return None
-        self.ledger.append(Attempt(why, processed, version))
+        replay.note(attempt, cause)
         return pause
 
 

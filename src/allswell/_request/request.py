@@ -10,6 +10,7 @@ from allswell._config import Retry, Timeouts
 from allswell._connection.exchange import InformationalHook
 from allswell._connection.upload import TrailerSource
 from allswell._messages import IDEMPOTENT_METHODS, RequestHead
+from allswell._observers import Observed
 from allswell._request.route import Route
 from allswell._trace import Tracer
 
@@ -97,6 +98,7 @@ class Request:
     :ivar on_informational: awaited with each 1xx response.
     :ivar retry: whether what failed for now is tried again.
     :ivar total_at: the instant at which its total timeout passes; set when it is first sent.
+    :ivar observed: by whom, if anybody is told of it; set when it is first sent.
     """
 
     head: RequestHead
@@ -108,6 +110,7 @@ class Request:
     tracer: Tracer | None = None
     retry: Retry | None = None
     total_at: float = math.inf
+    observed: Observed | None = None
 
     @property
     def inline(self) -> bytes | None:

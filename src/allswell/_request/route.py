@@ -10,6 +10,7 @@ import httpx2
 
 from allswell._config import ProxyHop
 from allswell._errors import LocalProtocolError, UnsupportedProtocol
+from allswell._events import Place
 from allswell._fields import name_for_tls, no_url, shown_url, without_zone
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -76,6 +77,11 @@ class Route(NamedTuple):
         """As errors and reports name it: the origin, and the proxies on the way."""
         end = f"the proxy {self.proxy}" if self.proxy is not None else self.origin
         return " through ".join([end, *map(str, reversed(self.proxies))]) if self.proxies else end
+
+    @property
+    def place(self) -> Place:
+        """As observers are told of it."""
+        return Place(self.label, self.scheme, self.host, self.port)
 
     def to_proxy(self, *, for_tunnels: bool = False) -> Route:
         """The part of it that ends at the last of its proxies."""
