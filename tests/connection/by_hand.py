@@ -70,14 +70,18 @@ class Driver:
 
     :ivar told: what that was.
     :ivar sent: what was written.
+    :ivar writes: how often.
+    :ivar soon: what the event loop was asked to call.
     """
 
     unsent = 0
-    pushes = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, pushes: bool) -> None:
+        self.pushes = pushes
         self.told: list[str] = []
         self.sent = b""
+        self.writes = 0
+        self.soon: list[Callable[[], None]] = []
         self.host = self.writer = self
         self.alarm = _Alarm()
 
@@ -88,6 +92,11 @@ class Driver:
     def write(self, data: bytes, *, answers: bool = False) -> None:
         """As of a writer."""
         self.sent += data
+        self.writes += 1
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """As of an event loop."""
+        self.soon.append(function)
 
     @property
     def full(self) -> Any:
@@ -226,7 +235,11 @@ class Http3Server(Server):
 
     def pieces(self, said: Iterable[Any], size: int) -> Iterable[Any]:
         """."""
-        for event in said:
+        events = list(said)
+        if sum(len(event.data) for event in events) <= size:
+            yield events
+            return
+        for event in events:
             data, stream = event.data, event.stream_id
             for start in range(0, len(data), size):
                 last = start + size >= len(data)
@@ -255,7 +268,7 @@ class ByHand:
 
     def __init__(self, version: str, size: int, **config: Any) -> None:
         self.server = SERVERS[version]()
-        self.driver = Driver()
+        self.driver = Driver(pushes=version == "h3")
         self.told: list[str] = []
         self._size = size
         self.connection = Connection(

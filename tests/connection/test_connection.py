@@ -275,3 +275,31 @@ def test_a_total_timeout_passes(version: str, size: int) -> None:
     with pytest.raises(Timeout, match="did not finish within 5 s"):
         exchange.receive_nowait()
     assert not hand.connection.open_exchanges
+
+
+@pytest.mark.parametrize("together", [1, 3, 20])
+def test_requests_that_follow_responses_that_came_together_leave_together(
+    version: str, size: int, together: int
+) -> None:
+    hand = ByHand(version, size)
+    if not hand.connection.multiplexes:
+        together = 1
+    exchanges = [hand.open() for _ in range(together)]
+    said = []
+    for exchange in exchanges:
+        hand.server.number = exchange.number
+        said += hand.server.head(200, 0, end=True)
+    hand.say(said)
+    assert all(exchange.all_read for exchange in exchanges)
+    before = hand.driver.writes
+    followers = [hand.open() for _ in range(together)]
+    waits = version == "h2" and size == WHOLE and together > 1
+    assert hand.driver.writes - before == (together // 16 if waits else together)  # (a server has enough to begin with)
+    assert len(hand.driver.soon) == waits
+    for call in hand.driver.soon:
+        call()
+    assert hand.driver.writes - before == (together // 16 + 1 if waits else together)
+    assert hand.connection.open_exchanges == len(followers)
+    if hand.connection.multiplexes:
+        hand.open()
+        assert hand.driver.writes - before == (together // 16 + 2 if waits else together + 1)

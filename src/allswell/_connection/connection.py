@@ -3,7 +3,9 @@
 Theory of operation. All of it is synchronous, and there is no ``await`` between a check and its change, so there are no
 locks. Requesters change it by calls (``open``, ``send_body``, ``consumed``, ``abandon``), its owner by ``close``,
 ``cut`` and ``abort``, and what arrives by :meth:`Connection.received`: the backend's events, which are handed to their
-exchanges. What the backend has to say to that goes out at once, in one write for each batch of input.
+exchanges. What the backend has to say to that goes out at once, in one write for each batch of input. Requests go out
+at once, too. But where several HTTP/2 responses have come together, the requests that follow them leave together (see
+:meth:`Connection._gather`).
 
 Bytes, time and goodbyes are the driver's (`driver.py`), of which this knows a small protocol (:class:`Drives`). The
 driver reads, writes, and wakes this when a deadline has passed; this tells it when nothing is left and the goodbyes can
@@ -55,6 +57,9 @@ from allswell._tasks import Alarm, TaskHost
 
 #: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
+
+#: Requests that leave together at most: while others have their turn, the server had better begin.
+_TOGETHER = 16
 
 #: Where somebody waits for room on a connection that would be idle for too long: looked at again after so many seconds.
 _WANTED_AGAIN = 0.5
@@ -182,6 +187,10 @@ class Connection:
         self._exchanges: dict[int, Exchange[Connection]] = {}
         self._idle = Idle(config.keepalive_expiry, self.made_at)
         self._looking = False
+        # (In HTTP/1.1 a request is sent when it is opened: see :meth:`usable`. QUIC gains nothing.)
+        self._may_gather = not (backend.in_order or driver.writer.pushes)
+        self._gathers = False
+        self._gathered = 0  # requests that have yet to leave
 
     def __repr__(self) -> str:
         state = f"{self.state.value}, {len(self._exchanges)} open, {self.opened} in all"
@@ -335,7 +344,9 @@ class Connection:
         self._taken += 1
         if total_at != math.inf:
             self.watch(total_at)
-        self._transmit()
+        self._gathered += 1
+        if not self._gathers or self._gathered >= _TOGETHER:
+            self._transmit()
         return exchange
 
     def holds(self, exchange: Exchange[Connection]) -> bool:
@@ -404,7 +415,8 @@ class Connection:
         """The application has read so much."""
         if self._gives_credit:
             self._backend.consumed(exchange.number, credit)
-            self._transmit()
+            if not self._gathers:
+                self._transmit()
         elif exchange.body.buffered <= _RESUME_AT:
             self._driver.resume()
 
@@ -519,9 +531,11 @@ class Connection:
     def received(self, events: Sequence[Event]) -> None:
         """The backend was fed one batch of input: act on what that means, and answer it."""
         backend = self._backend
-        self._dispatch(events)
+        completed = self._dispatch(events)
         if not backend.unfinished:
             self._transmit(answers=True)
+        if completed > 1 and self._may_gather:
+            self._gather()
         if backend.must_abort:
             self.abort("the connection cannot be used any more")
         elif self._life.state is DRAINING:
@@ -556,12 +570,12 @@ class Connection:
             self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(str(error), error)
 
-    def _dispatch(self, events: Sequence[Event], *, last: bool = False) -> None:
-        """Hand the events to their exchanges.
+    def _dispatch(self, events: Sequence[Event], *, last: bool = False) -> int:
+        """Hand the events to their exchanges; how many responses are complete with them.
 
         :param last: the connection ends with them: it cuts those that fail. (So it does where it is broken.)
         """
-        exchanges = self._exchanges
+        exchanges, completed = self._exchanges, 0
         for event in events:
             if isinstance(event, BodyReceived):  # the most frequent ones come first
                 exchange = exchanges.get(event.exchange)
@@ -584,6 +598,7 @@ class Connection:
                     self.service.takes_more()
                 exchange.on_response(event.head, tunnel=event.tunnel)
             elif isinstance(event, ResponseCompleted):
+                completed += 1
                 exchange.on_complete(event.trailers)
                 if exchange.over:
                     self._over(exchange)
@@ -601,6 +616,7 @@ class Connection:
                 exchange.on_upload_refused()
                 if exchange.over:
                     self._over(exchange)
+        return completed
 
     def _on_window(self, number: int | None) -> None:
         """More may be sent: of one exchange, or of any."""
@@ -690,7 +706,22 @@ class Connection:
 
     # Writing
 
+    def _gather(self) -> None:
+        """Let requests wait for each other until those whose responses have just come have had their turn.
+
+        They are woken, and many have a request to follow. One write for all of these costs a fraction of what one for
+        each does.
+        """
+        if not self._gathers:
+            self._gathers = True
+            self.host.call_soon(self._let_go)
+
+    def _let_go(self) -> None:
+        self._gathers = False
+        self._transmit()
+
     def _transmit(self, *, answers: bool = False) -> None:
+        self._gathered = 0
         data = self._backend.take_output()
         if (data or self._writer.pushes) and self._life.state is not CLOSED:
             self._writer.write(data, answers=answers)
