@@ -7,13 +7,15 @@ and takes it back when the exchange is over.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any, cast
 
 from allswell._config import PoolConfig
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
+from allswell._connection.history import History
 from allswell._connection.lifecycle import State
+from allswell._connection.service import Service
 from allswell._dial.dialer import Dialer
 from allswell._messages import RequestHead
 from allswell._observers import Observers
@@ -39,8 +41,9 @@ class PretendedConnection:
     reason = ""
 
     def __init__(self) -> None:
-        self.opened = self.open_exchanges = 0
-        self.made_at = self.idle_since = monotonic()
+        self.history = History(Service())
+        self.open_exchanges = 0
+        self.idle_since = self.history.made_at
 
     def capacity(self) -> int:
         """See :class:`Connection`."""
@@ -52,7 +55,7 @@ class PretendedConnection:
 
     def open(self, *_: Any, **__: Any) -> Exchange[Connection]:
         """See :class:`Connection`."""
-        self.opened += 1
+        self.history.on_opened()
         self.open_exchanges = 1
         return cast(Exchange[Connection], self)
 

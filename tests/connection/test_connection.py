@@ -46,7 +46,7 @@ def test_a_whole_exchange(version: str, size: int) -> None:
         assert connection.capacity() > 0
         assert connection.idle_since < math.inf
         assert hand.told[-1] == "available"
-        assert connection.answered == number + 1
+        assert connection.history.answered == number + 1
     assert hand.state() is State.OPEN
 
 
@@ -105,7 +105,7 @@ def test_a_server_that_leaves_finishes_what_it_began(version: str, size: int) ->
     assert body_of(exchange) == b"abc"
     assert hand.state() is State.CLOSING
     assert hand.told.count("leaving") == 1
-    assert hand.connection.parting_words == ("" if version == "h1" else "sent GOAWAY")
+    assert hand.connection.parting.words == ("" if version == "h1" else "sent GOAWAY")
 
 
 def test_the_end_in_the_middle_of_a_response(version: str, size: int) -> None:
@@ -118,7 +118,7 @@ def test_the_end_in_the_middle_of_a_response(version: str, size: int) -> None:
         exchange.receive_nowait()
     assert exchange.receiving.state is Receive.FAILED
     assert hand.state() is State.CLOSED
-    assert hand.connection.cut_short == 1
+    assert hand.connection.history.cut_short == 1
     assert "abort" in hand.driver.told
 
 
@@ -130,7 +130,7 @@ def test_a_loss_is_told_once(version: str, size: int) -> None:
         hand.connection.lost(TransportError("the cable was cut", operation="read"))
     with pytest.raises(TransportError, match="the cable was cut"):
         exchange.receive_nowait()
-    assert hand.connection.cut_short == 1
+    assert hand.connection.history.cut_short == 1
     assert hand.driver.told.count("abort") == 1
     assert hand.told.count("leaving") == 1
 
@@ -141,7 +141,7 @@ def test_what_is_cut_is_counted_once(version: str, size: int) -> None:
     if hand.connection.multiplexes:
         exchanges.append(hand.open())
     hand.connection.cut(PoolClosed("the test is over"))
-    assert hand.connection.cut_short == len(exchanges)
+    assert hand.connection.history.cut_short == len(exchanges)
     for exchange in exchanges:
         with pytest.raises(PoolClosed, match="the test is over"):
             exchange.receive_nowait()

@@ -16,7 +16,7 @@ async def test_a_connection_that_was_never_used_shows_nothing() -> None:
     with QuicServer() as server:
         async with quic_client(server.port) as client:
             await client.aclose()
-    assert client.connection.service.barren == 0
+    assert client.connection.history.service.barren == 0
 
 
 async def test_a_connection_that_answered_has_served() -> None:
@@ -24,7 +24,7 @@ async def test_a_connection_that_answered_has_served() -> None:
         async with quic_client(server.port) as client:
             await client.get("/hello")
             await client.aclose()
-    assert (client.connection.service.barren, client.connection.service.answered) == (0, 1)
+    assert (client.connection.history.service.barren, client.connection.history.service.answered) == (0, 1)
 
 
 async def test_a_connection_that_was_asked_and_answered_nothing_is_barren() -> None:
@@ -36,4 +36,4 @@ async def test_a_connection_that_was_asked_and_answered_nothing_is_barren() -> N
             with pytest.raises(AllswellError):
                 await client.get("/gone")
             await client.ended()
-    assert (client.connection.service.barren, client.connection.service.answered) == (1, 0)
+    assert (client.connection.history.service.barren, client.connection.history.service.answered) == (1, 0)

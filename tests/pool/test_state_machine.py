@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.connection import Connection
+from allswell._connection.history import History
 from allswell._connection.lifecycle import Lifecycle, State
 from allswell._connection.service import Service
 from allswell._dial.context import Context
@@ -108,9 +109,8 @@ class Model:
         self.home, self.multiplexes, self.room = route, multiplexes, room
         self.http_version = "HTTP/2" if multiplexes else "HTTP/1.1"
         self.capacity_expected = self.stale = self.ended = False
-        self.service = Service()
-        self.opened = self.answered = 0
-        self.made_at = self.idle_since = machine.clock.tick()
+        self.history = History(Service())
+        self.history.made_at = self.idle_since = machine.clock.tick()
         self.exchanges: dict[Exchange, None] = {}
         self._life = Lifecycle()
 
@@ -136,7 +136,7 @@ class Model:
         if self.multiplexes or not self.exchanges:
             return max(0, self.room - len(self.exchanges))
         last = next(reversed(self.exchanges))
-        followed = last.request.may_follow and self.answered > 0
+        followed = last.request.may_follow and self.history.answered > 0
         return max(0, self._machine.config.pipelining + 1 - len(self.exchanges)) if followed else 0
 
     def usable(self) -> bool:
@@ -156,7 +156,7 @@ class Model:
         self._machine.served(self, request)
         exchange = Exchange(self, request)
         self.exchanges[exchange] = None
-        self.opened += 1
+        self.history.opened += 1
         self.idle_since = float("inf")
         return exchange
 
@@ -402,7 +402,7 @@ class PoolMachine(RuleBasedStateMachine):
         model = exchange.connection
         if not model.multiplexes:
             exchange = next(iter(model.exchanges))  # in order
-        model.answered += 1
+        model.history.answered += 1
         model.finish(exchange)
 
     def connection_goes(self, data: st.DataObject) -> None:

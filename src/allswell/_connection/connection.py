@@ -43,8 +43,10 @@ from allswell._backends.interface import (
 from allswell._clock import monotonic
 from allswell._config import PoolConfig, Timeouts
 from allswell._connection.exchange import Exchange
+from allswell._connection.history import History
 from allswell._connection.idle import Idle, WatchedIdle
 from allswell._connection.lifecycle import CLOSED, DRAINING, OPEN, Lifecycle, State
+from allswell._connection.parting import Parting
 from allswell._connection.service import Service
 from allswell._connection.writer import Writer
 from allswell._deadline import Deadline
@@ -54,6 +56,8 @@ from allswell._halves import RECEIVE_ENDED, RECEIVE_FAILED, SEND_BODY, SEND_ENDE
 from allswell._messages import Headers, RequestHead
 from allswell._report import ConnectionEnd
 from allswell._tasks import Alarm, TaskHost
+
+_CREDIT = BackPressure.CREDIT  # by a name of its own: see `_halves.py`
 
 #: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
@@ -136,16 +140,10 @@ class Connection:
     :param label: the origin, as errors and reports name it: ``"https://example.org"``.
     :param service: what all connections to this server have in common.
     :ivar number: see `_events.py`.
-    :ivar silent: whether the peer is known to have fallen silent.
-    :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
-    :ivar opened: exchanges opened in its life.
-    :ivar answered: those of which the final response's head has come.
-    :ivar cut_short: those that ended because the connection did.
-    :ivar heard_goodbye: the backend's goodbye, as far as the peer has said it.
-    :ivar parting_words: how the peer said that it leaves, and why: ``"sent GOAWAY, ENHANCE_YOUR_CALM"``.
+    :ivar history: what it has carried.
+    :ivar silent: whether the peer has stopped answering probes.
+    :ivar parting: what the peer has said of its leaving.
     :ivar error: what broke it, or what the peer left with.
-    :ivar peer_ended: all that the peer sends has come, though our half of a tunnel may have something to say yet.
-    :ivar made_at: when it was made, as :func:`time.monotonic` tells.
     """
 
     def __init__(
@@ -162,41 +160,32 @@ class Connection:
         self.host = driver.host
         self.number = number
         self.label = label
-        self.service = service or Service()
         self.config = config
+        self.history = History(service or Service())
         self.silent = False
-        self.opened = 0
-        self.answered = 0
-        self.cut_short = 0
-        self.heard_goodbye = ""
-        self.parting_words = ""
+        self.parting = Parting()
         self.error: AllswellError | None = None
-        self.peer_ended = False
-        self.made_at = monotonic()
-        self._taken = 0  # of those that were opened; refused ones do not count
         self._driver = driver
-        self._alarm = driver.alarm
-        self._writer = driver.writer
         self._backend = backend
         self._datagrams = backend if isinstance(backend, DatagramBackend) else None
-        self.http_version = backend.http_version
-        self._in_order = backend.in_order
-        self._gives_credit = backend.back_pressure is BackPressure.CREDIT
         self._owner = weakref.ref(owner)
         self._life = Lifecycle()
         self._exchanges: dict[int, Exchange[Connection]] = {}
-        self._idle = Idle(config.keepalive_expiry, self.made_at)
-        self._looking = False
-        # (In HTTP/1.1 a request is sent when it is opened: see :meth:`usable`. QUIC gains nothing.)
-        self._may_gather = not (backend.in_order or driver.writer.pushes)
+        self._idle = Idle(config.keepalive_expiry, self.history.made_at)
+        self._looking = False  # at the socket: see `usable`
         self._gathers = False
         self._gathered = 0  # requests that have yet to leave
 
     def __repr__(self) -> str:
-        state = f"{self.state.value}, {len(self._exchanges)} open, {self.opened} in all"
+        state = f"{self.state.value}, {len(self._exchanges)} open, {self.history.opened} in all"
         return f"<{self.http_version} to {self.label} over {self._driver}: {state}>"
 
     # What the pool asks
+
+    @property
+    def http_version(self) -> str:
+        """``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``."""
+        return self._backend.http_version
 
     @property
     def state(self) -> State:
@@ -211,7 +200,7 @@ class Connection:
     @property
     def multiplexes(self) -> bool:
         """Whether it carries many exchanges side by side."""
-        return not self._in_order
+        return not self._backend.in_order
 
     @property
     def shared(self) -> bool:
@@ -242,11 +231,7 @@ class Connection:
         """Exchanges that may be opened now."""
         if self._life.state is not OPEN:
             return 0
-        room = self._backend.capacity()
-        if room and room > (takes := self.service.takes) - self._taken:
-            # More than such connections took before they left. When all of that is answered, one more will show.
-            room = max(int(takes) - self._taken, 0 if self._exchanges else 1)
-        return room
+        return self.history.room(self._backend.capacity(), busy=bool(self._exchanges))
 
     @property
     def capacity_expected(self) -> bool:
@@ -292,7 +277,7 @@ class Connection:
         busy = bool(self._exchanges)
         if monotonic() >= self._idle.until:
             self._end_idle()  # the event loop was held, and the alarm is late
-        if self._life.state is OPEN and not self._looking and (self._in_order or not busy):
+        if self._life.state is OPEN and not self._looking and (self._backend.in_order or not busy):
             if busy and self._driver.full():
                 return False
             self._looking = True  # the owner is told of room meanwhile, and need not look again
@@ -340,8 +325,7 @@ class Connection:
         exchange.sending.move(SEND_BODY if upload or head.method == b"CONNECT" else SEND_ENDED)
         self._exchanges[number] = exchange
         self._idle.end()
-        self.opened += 1
-        self._taken += 1
+        self.history.on_opened()
         if total_at != math.inf:
             self.watch(total_at)
         self._gathered += 1
@@ -355,15 +339,15 @@ class Connection:
 
     def in_line(self, exchange: Exchange[Connection]) -> bool:
         """Whether others have to be answered before it (pipelining)."""
-        return self._in_order and next(iter(self._exchanges.values()), exchange) is not exchange
+        return self._backend.in_order and next(iter(self._exchanges.values()), exchange) is not exchange
 
     def unsent(self, exchange: Exchange[Connection]) -> int:
         """Bytes that keep the exchange from sending more: of its own, and of all that was written before."""
-        return self._writer.unsent + self._backend.unsent(exchange.number)
+        return self._driver.writer.unsent + self._backend.unsent(exchange.number)
 
     def send_window(self, exchange: Exchange[Connection]) -> int:
         """Bytes of body that may be sent now."""
-        if exchange.number not in self._exchanges or self._writer.full:
+        if exchange.number not in self._exchanges or self._driver.writer.full:
             return 0
         return self._backend.send_window(exchange.number)
 
@@ -382,7 +366,7 @@ class Connection:
             self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
         if end:
             exchange.sending.move(SEND_ENDED)
-            if exchange.receiving.tunnel and self._in_order:
+            if exchange.receiving.tunnel and self._backend.in_order:
                 # In HTTP/1.1 a tunnel is the connection: its other half ends with that, which says goodbye now.
                 exchange.receiving.move(RECEIVE_FAILED)
             self.half_ended(exchange)
@@ -413,7 +397,7 @@ class Connection:
 
     def consumed(self, exchange: Exchange[Connection], credit: int) -> None:
         """The application has read so much."""
-        if self._gives_credit:
+        if self._backend.back_pressure is _CREDIT:
             self._backend.consumed(exchange.number, credit)
             if not self._gathers:
                 self._transmit()
@@ -443,7 +427,7 @@ class Connection:
         if exchange.receiving.tunnel and exchange.all_read and exchange.number in self._exchanges:
             self.send_body(exchange, b"", end=True, trailers=None)  # its other half ended well: so does ours
         open_still = self._exchanges.pop(exchange.number, None) is not None
-        if open_still or self._gives_credit:
+        if open_still or self._backend.back_pressure is _CREDIT:
             self._abandon(exchange.number)
         if open_still:
             self.settle()
@@ -478,7 +462,7 @@ class Connection:
         # The last one first: the end of one in a pipeline would end those behind it with another error.
         self.let_go()
         for exchange in reversed(list(self._exchanges.values())):
-            self.cut_short += self.holds(exchange)
+            self.history.cut_short += self.holds(exchange)
             exchange.fail(error)
         self.settle()
 
@@ -491,10 +475,10 @@ class Connection:
         if not self._life.move(CLOSED, reason):
             return
         if not counted:
-            self._count()
+            self.history.on_ended()
         self._tell_leaving()
         self.let_go()
-        self.cut_short += len(self._exchanges)
+        self.history.cut_short += len(self._exchanges)
         self._fail_all(error)
         self._driver.abort(last_words)
 
@@ -524,7 +508,7 @@ class Connection:
 
     def unread_much(self) -> bool:
         """Whether nothing is to be read before the application has read more."""
-        if self._gives_credit or not self._exchanges:
+        if self._backend.back_pressure is _CREDIT or not self._exchanges:
             return False
         return any(each.body.buffered >= _PAUSE_AT for each in self._exchanges.values())
 
@@ -534,7 +518,7 @@ class Connection:
         completed = self._dispatch(events)
         if not backend.unfinished:
             self._transmit(answers=True)
-        if completed > 1 and self._may_gather:
+        if completed > 1 and not (backend.in_order or self._driver.writer.pushes):
             self._gather()
         if backend.must_abort:
             self.abort("the connection cannot be used any more")
@@ -547,15 +531,15 @@ class Connection:
         :param truncated: without the goodbye of the layer below.
         """
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
-        cut = self.cut_short
+        cut = self.history.cut_short
         self.let_go()
         self._dispatch(self._backend.receive_eof(why), last=True)
         halves = (each.receiving.tunnel and each.receiving.state is RECEIVE_ENDED for each in self._exchanges.values())
-        if self.cut_short > cut or self._backend.must_abort or not all(halves):
+        if self.history.cut_short > cut or self._backend.must_abort or not all(halves):
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
             # What is left is our half of a tunnel: it may have something to say yet.
-            self.peer_ended = True
+            self.parting.ended = True
             self.close("the server ended the connection")
 
     def ended(self) -> bool:
@@ -592,10 +576,7 @@ class Connection:
             if exchange is None:
                 continue
             if isinstance(event, ResponseReceived):
-                self.answered += 1
-                self.service.answered += 1
-                if self.answered > self.service.takes:
-                    self.service.takes_more()
+                self.history.on_answered()
                 exchange.on_response(event.head, tunnel=event.tunnel)
             elif isinstance(event, ResponseCompleted):
                 completed += 1
@@ -608,9 +589,9 @@ class Connection:
                 exchange.on_datagram(event.payload)
             elif isinstance(event, ExchangeFailed):
                 del exchanges[exchange.number]
-                self.cut_short += (last or ConnectionBroken in map(type, events)) and not exchange.hung_up
+                self.history.cut_short += (last or ConnectionBroken in map(type, events)) and not exchange.hung_up
                 if isinstance(event.error, NotProcessed) and event.error.proven:
-                    self._refused(self._taken - 1)
+                    self.history.on_refused(leaving=self._life.state is not OPEN)
                 exchange.on_error(event.error)
             else:
                 exchange.on_upload_refused()
@@ -624,21 +605,10 @@ class Connection:
             if exchange is not None:
                 exchange.on_room()
 
-    def _refused(self, taken: int) -> None:
-        """The peer has refused a request, so it took so many until now."""
-        self._taken = taken
-        if self._life.state is not OPEN:
-            self.service.leaves(self.made_at, taken)
-
     def _on_connection_event(self, event: ConnectionEvent) -> None:
         if isinstance(event, PeerLeaving):
-            self.heard_goodbye = self._backend.says_goodbye
             self.error = self.error or event.error
-            if event.error is not None:
-                self.parting_words = str(event.error).removeprefix("the peer ")
-            elif not self.parting_words and self.heard_goodbye:
-                self.parting_words = f"sent {self.heard_goodbye}"
-            self.close(str(event.error) if event.error is not None else "the server is leaving")
+            self.close(self.parting.on_leaving(self._backend.says_goodbye, event.error))
         elif isinstance(event, ConnectionBroken):
             self.error = self.error or event.error
             self._transmit()  # GOAWAY with the error code
@@ -669,7 +639,7 @@ class Connection:
             if exchange.sending.state is SEND_STOPPED:
                 self._backend.stop(exchange.number)
             self._driver.resume()  # what has yet to be read of it holds up nobody else
-            if self._exchanges and self._in_order:
+            if self._exchanges and self._backend.in_order:
                 next(iter(self._exchanges.values())).on_first_in_line()
 
     def settle(self) -> None:
@@ -677,7 +647,7 @@ class Connection:
         state = self._life.state
         if state is DRAINING:
             if not self._exchanges and self._life.move(State.CLOSING):
-                self._count()
+                self.history.on_ended()
                 self._driver.leave()
         elif state is OPEN:
             if self._backend.exhausted:
@@ -690,11 +660,6 @@ class Connection:
                 self._idle.begin(monotonic(), self._backend.kept_idle)
                 self._watch_idle()
                 self._tell_available()
-
-    def _count(self) -> None:
-        """It is over with its exchanges. (One that never had any, a race's second or a surplus one, shows nothing.)"""
-        if self.opened and not self.answered:
-            self.service.barren += 1
 
     def _watch_idle(self) -> None:
         if self._idle.until < math.inf:
@@ -710,7 +675,7 @@ class Connection:
         """Let requests wait for each other until those whose responses have just come have had their turn.
 
         They are woken, and many have a request to follow. One write for all of these costs a fraction of what one for
-        each does.
+        each does. (Not in HTTP/1.1, where a request is sent when it is opened: see :meth:`usable`. QUIC gains nothing.)
         """
         if not self._gathers:
             self._gathers = True
@@ -723,8 +688,9 @@ class Connection:
     def _transmit(self, *, answers: bool = False) -> None:
         self._gathered = 0
         data = self._backend.take_output()
-        if (data or self._writer.pushes) and self._life.state is not CLOSED:
-            self._writer.write(data, answers=answers)
+        writer = self._driver.writer
+        if (data or writer.pushes) and self._life.state is not CLOSED:
+            writer.write(data, answers=answers)
 
     def written(self) -> None:
         """What was left over has gone out."""
@@ -735,8 +701,9 @@ class Connection:
 
     def watch(self, at: float) -> None:
         """See to it that deadlines are looked at, at this instant."""
-        if at < self._alarm.at:
-            self._alarm.set(at)
+        alarm = self._driver.alarm
+        if at < alarm.at:
+            alarm.set(at)
 
     def catch_up(self) -> bool:
         """Take what has come, and send what can go, though the event loop had no time to have us do so.

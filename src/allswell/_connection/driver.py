@@ -69,7 +69,7 @@ class Driver(Generic[Input]):
             self, backend, label=label, owner=owner, config=config, service=service, number=number
         )
         self._goodbye = Goodbye(self.connection, backend, stack, config.grace)
-        self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, self.connection.made_at)
+        self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, self.connection.history.made_at)
         self._task = False  # whether there is one already
         self._keeper: Owner | None = None  # the owner, while it has yet to hear of a goodbye that it did not wait for
         self._ended = False
@@ -169,7 +169,7 @@ class Driver(Generic[Input]):
     def full(self) -> bool:
         """Whether there is no room for more."""
         connection = self.connection
-        return connection.peer_ended or self.writer.answers_backed_up or connection.unread_much()
+        return connection.parting.ended or self.writer.answers_backed_up or connection.unread_much()
 
     def done(self) -> None:
         """See :meth:`Takes.done`."""

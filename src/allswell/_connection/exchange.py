@@ -20,6 +20,7 @@ from allswell._clock import monotonic
 from allswell._config import Timeouts
 from allswell._connection.body import ReceivedBody
 from allswell._connection.informational import Informational
+from allswell._connection.parting import Parting
 from allswell._connection.tunnel import Tunnel
 from allswell._connection.upload import TrailerSource, Upload
 from allswell._deadline import Deadline
@@ -65,13 +66,13 @@ class Carries(Protocol):
     """What an exchange asks of the connection that carries it.
 
     :ivar host: the event loop.
-    :ivar silent: whether the peer is known to have fallen silent.
-    :ivar parting_words: how the peer said that it leaves.
+    :ivar silent: whether the peer has stopped answering probes.
+    :ivar parting: what the peer has said of its leaving.
     """
 
     host: TaskHost
     silent: bool
-    parting_words: str
+    parting: Parting
 
     @property
     def expect_continue_timeout(self) -> float | None:
@@ -522,7 +523,7 @@ class Exchange(Halves, Generic[On]):
 
         A server that has said GOAWAY with an error may well fall silent, or reset: then that was the reason.
         """
-        parting = self.connection.parting_words
+        parting = self.connection.parting.words
         error = error.named(self.label)
         return error.after(parting) if parting and error.by != "us" else error
 

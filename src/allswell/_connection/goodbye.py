@@ -69,7 +69,7 @@ class Goodbye(Generic[Input]):
         if self._said is None:
             self._began = monotonic()
             # To a peer that has ended there is nothing to say.
-            self._said = "" if self._connection.peer_ended else self._backend.says_goodbye
+            self._said = "" if self._connection.parting.ended else self._backend.says_goodbye
             self._backend.goodbye()
             self._stack.top.transmit_last(self._backend.take_output())
 
@@ -103,7 +103,7 @@ class Goodbye(Generic[Input]):
         """End all layers without a word but these, which the backend has said; how each ended."""
         self._began = min(self._began, monotonic())
         if self._said is None:
-            end = LayerEnd(self._backend.name, last_words, self._connection.heard_goodbye, Outcome.ABORTED)
+            end = LayerEnd(self._backend.name, last_words, self._connection.parting.goodbye, Outcome.ABORTED)
         else:
             end = self._backends(taken=self._stack.top.acknowledged)
         return [end, *self._stack.abort(reset=not last_words)]
@@ -117,7 +117,7 @@ class Goodbye(Generic[Input]):
 
         :param taken: the peer has what was said, as far as we know.
         """
-        heard = self._connection.heard_goodbye
+        heard = self._connection.parting.goodbye
         outcome = Outcome.PEER_FIRST if heard else Outcome.CLEAN
         if self._said and not taken:
             outcome = Outcome.TIMED_OUT
@@ -132,8 +132,8 @@ class Goodbye(Generic[Input]):
             http_version=connection.http_version,
             reason=connection.reason,
             layers=tuple(layers),
-            exchanges=connection.opened,
-            cut=connection.cut_short,
+            exchanges=connection.history.opened,
+            cut=connection.history.cut_short,
             began=began - self._epoch if self._epoch is not None else 0.0,
             seconds=monotonic() - began,
         )

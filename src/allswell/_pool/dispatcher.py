@@ -228,7 +228,7 @@ class Dispatcher:
             chosen = next((w for w in self._waiters.first(state) if w.fresh.met_by(connection)), None)
             if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
                 return
-            if connection.opened and not looked and _looks(connection, chosen.request):
+            if connection.history.opened and not looked and _looks(connection, chosen.request):
                 if not connection.usable():  # it may find its end behind a response
                     return
                 looked = True  # and it may have served the waiter
@@ -498,7 +498,7 @@ class Dispatcher:
         if member is None:
             return
         # (One that has carried nothing yet was made for a waiter here, when it was its turn.)
-        if connection.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
+        if connection.history.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
             # Its end is not the server's doing: the waiters here wait on.
             self._evict(member)
             self._room_came(member.home)
@@ -541,7 +541,7 @@ class Dispatcher:
             self._wake_those_without_dial()
         elif self.endings.deadline is None:
             if ungranted:
-                connection.service.barren += 1
+                connection.history.service.barren += 1
                 for state in states:
                     self._fail_ungranted(state, connection)
             for state in states[1:]:

@@ -23,11 +23,12 @@ class Freshness:
 
     def met_by(self, connection: Connection) -> bool:
         """Whether this connection is fresh enough."""
-        if not connection.opened or self is ANY:
+        history = connection.history
+        if not history.opened or self is ANY:
             return True
-        if self.made_after is None or connection.made_at <= self.made_after:
+        if self.made_after is None or history.made_at <= self.made_after:
             return False
-        return connection.opened < connection.service.takes
+        return history.opened < history.service.takes
 
 
 ANY, UNUSED = Freshness(-math.inf), Freshness(None)

@@ -79,7 +79,7 @@ class Member:
         if not connection.capacity_expected:
             self._stand(_FULL)
             return
-        if not connection.answered:
+        if not connection.history.answered:
             self.expected_until = math.inf
         elif self.standing is not _EXPECTING or self.expected_until == math.inf:
             self.expected_until = monotonic() + EXPECTED_WITHIN  # otherwise the wait has begun already

@@ -109,7 +109,7 @@ class Replay:
             raise error.cause from error
         if error.proven:
             self._look_for_progress(connection, now)
-            self._left += connection.state is not State.OPEN and connection.opened > 1
+            self._left += connection.state is not State.OPEN and connection.history.opened > 1
             if self._left > 1 and self.fresh is not UNUSED:
                 self.fresh = Freshness(now)
             until = min(self._until, self._request.total_at)
@@ -141,9 +141,9 @@ class Replay:
         return len(self.attempts) - self._earlier
 
     def _look_for_progress(self, connection: Connection, now: float) -> None:
-        service = connection.service
+        service = connection.history.service
         # A connection that left without an answer is no progress, whatever others have served meanwhile.
-        useful = connection.state is State.OPEN or connection.answered > 0
+        useful = connection.state is State.OPEN or connection.history.answered > 0
         answered = useful and service is self._service and service.answered > self._answered
         serves = connection.state is not State.OPEN and connection.open_exchanges > 0  # what it took before it left
         if answered or serves:

@@ -42,8 +42,8 @@ class ConnectionSnapshot:
             reason=connection.reason,
             exchanges=connection.open_exchanges,
             capacity=connection.capacity(),
-            opened=connection.opened,
-            age=now - connection.made_at,
+            opened=connection.history.opened,
+            age=now - connection.history.made_at,
             idle=None if connection.open_exchanges else now - connection.idle_since,
             serves=serves,
         )
