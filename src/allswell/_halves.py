@@ -127,7 +127,7 @@ class SendHalf:
 
     def stop(self, by: Party) -> bool:
         """The rest will not be sent; whether there was one."""
-        stopped = self.move(Send.STOPPED)
+        stopped = self.move(SEND_STOPPED)
         if stopped:
             self.by = by
         return stopped
@@ -165,7 +165,7 @@ class ReceiveHalf:
     @property
     def answered(self) -> bool:
         """Whether the final response's head has come, for as long as nothing failed."""
-        return self.state is not Receive.HEAD and self.state is not Receive.FAILED
+        return self.state is not RECEIVE_HEAD and self.state is not RECEIVE_FAILED
 
     @property
     def left(self) -> float:
@@ -175,7 +175,7 @@ class ReceiveHalf:
     @property
     def whole(self) -> bool:
         """Whether all content that was announced has come; only trailers can be missing."""
-        return self._left == 0 and self.state is Receive.BODY
+        return self._left == 0 and self.state is RECEIVE_BODY
 
     def move(self, to: Receive) -> bool:
         """Move, if the table allows it; whether it did."""

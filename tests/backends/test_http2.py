@@ -698,7 +698,7 @@ def test_closed_streams_are_not_kept() -> None:
     assert not client._streams
     assert not client._h2.streams
     assert not client._unread
-    assert len(client._reset) <= 4096
+    assert len(client._ids._reset) <= 4096
     assert not client._h2._closed_streams
 
 
@@ -768,7 +768,7 @@ def test_capacity_follows_the_setting_both_ways(step: int | None) -> None:
 
 def test_capacity_ends_with_the_stream_ids() -> None:
     link = Link()
-    link.client._next_id = 2**31 - 3
+    link.client._ids.next = 2**31 - 3
     assert link.client.capacity() == 2
     link.client.open(get(), end=True)
     link.client.open(get(), end=True)

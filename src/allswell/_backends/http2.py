@@ -21,17 +21,17 @@ connection's window, HPACK's tables, GOAWAY. It is also the judge of what is not
 A test (`test_http2_judge.py`) holds all of it against a plain h2 connection that is told the same. What is used of h2
 beyond its documented interface (see `http2_core.py`) has a canary in the tests.
 
-**A stream's life.** ``_streams`` holds the open ones. A stream leaves it the moment it is over: complete, reset,
-failed. Then its id is above 0 and below ``_next_id``, and unknown. Frames for such a stream are swallowed if it
-was us who reset it (§5.1; the last 4096 ids are remembered), else they are a connection error. HPACK is fed either way.
+**A stream's life.** ``_streams`` has the open ones. A stream leaves it the moment it is over: complete, reset or
+failed. Frames for such a stream are swallowed if we have reset it (§5.1), else they are a connection error
+(`http2_ids.py`). HPACK is fed either way.
 
 An extended CONNECT must wait for the peer's SETTINGS (RFC 8441 §3). Until they come it is held, and with it what is
 opened after it, for stream ids may only grow.
 
 **Inbound windows.** A stream's window opens on ``consumed()``, so a reader that stalls holds its own stream; the
 connection's too, but it is as large as that of 128 streams, so that a hundred stalled readers do not stop the next.
-What a stream has received and nobody consumed is its ``unread``; when the stream fails or is cancelled, that goes back
-to the connection at once. ``_unread`` is the same for streams that are complete, but not read to the end.
+``_unread`` has what streams have received and nobody consumed, also of streams that are over. When a stream fails or
+is cancelled, that goes back to the connection at once.
 
 **Hostile peers.** Whatever makes no progress (PING, SETTINGS, empty DATA, frames for dead streams, unknown types) is
 counted; progress on any exchange, or anything we send for one, starts the count anew. 10 000 without any are an attack
@@ -46,7 +46,6 @@ from collections.abc import Callable, Iterable
 from h2.errors import ErrorCodes
 from h2.events import RemoteSettingsChanged, StreamReset
 from h2.exceptions import ProtocolError as H2ProtocolError
-from h2.settings import SettingCodes
 
 from allswell._backends import http2_frames as wire
 from allswell._backends.announcements import ALTSVC, ORIGIN, announcement
@@ -54,12 +53,13 @@ from allswell._backends.http2_core import CONNECTION_WINDOW, INITIAL_WINDOW, cor
 from allswell._backends.http2_errors import NOT_REPLAYABLE, PeerError, StreamError, error_name, reset_error
 from allswell._backends.http2_frames import FrameSplitter
 from allswell._backends.http2_hpack import Section, SectionReader
-from allswell._backends.http2_stream import Held, Stream, Window
+from allswell._backends.http2_ids import StreamIds
+from allswell._backends.http2_settings import DEFAULT_WINDOW, PeerSettings
+from allswell._backends.http2_stream import Held, Run, Stream, Window
 from allswell._backends.interface import (
     WORK,
     BackPressure,
     BodyReceived,
-    CapacityChanged,
     ConnectionBroken,
     Event,
     ExchangeFailed,
@@ -71,17 +71,15 @@ from allswell._backends.interface import (
     UploadRefused,
 )
 from allswell._backends.stream_limit import StreamLimit
+from allswell._backends.unread import Unread
 from allswell._errors import AllswellError, LocalProtocolError, NotOffered, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import RequestSection, RequestSections, as_pair, request_trailers, section_size
-from allswell._halves import SEND_ENDED, LengthError
+from allswell._halves import RECEIVE_HEAD, SEND_ENDED, LengthError
 from allswell._messages import Field, Headers, RequestHead
 
-_DEFAULT_WINDOW = 65535
 _LARGEST_WINDOW = 2**31 - 1
-_LAST_ID = 2**31 - 1
 _WHOLE_SECTION = wire.END_HEADERS | wire.END_STREAM
 _MAX_QUIET = 10_000
-_MAX_REMEMBERED = 4096
 _NO_EXTENDED_CONNECT = "the peer does not offer extended CONNECT (RFC 8441 §3)"
 
 
@@ -114,22 +112,13 @@ class Http2:
         self._initial_window = initial_window
         self._splitter = FrameSplitter()
         self._requests = RequestSections(as_pair, end_to_end=True)
+        self._peer = PeerSettings(assumed or StreamLimit())
+        self._ids = StreamIds()
         self._streams: dict[int, Stream] = {}
-        self._unread: dict[int, int] = {}
-        self._reset: dict[int, None] = {}
-        self._next_id = 1
-        self._run: Stream | None = None
-        self._parts: list[memoryview] = []
-        self._run_credit = 0
-        self._quiet = 0
-        self._assumed = assumed or StreamLimit()
-        self._limit = self._assumed.value
-        self._greeted = False  # the peer's first SETTINGS have come
-        self._section_limit: int | None = None  # what the peer takes (SETTINGS_MAX_HEADER_LIST_SIZE)
-        self._hears_priorities = True  # PRIORITY_UPDATE: until its SETTINGS say nothing of the kind
-        self._peers_window = _DEFAULT_WINDOW  # its SETTINGS_INITIAL_WINDOW_SIZE
         self._held: dict[int, Held] = {}
-        self._last_allowed = _LAST_ID
+        self._unread = Unread()
+        self._run: Run | None = None
+        self._quiet = 0  # frames that made no progress, since the last that did
         self._refusal: Callable[[], AllswellError] | None = None  # why no exchange may open any more
         self._left: memoryview | None = None  # input that was not acted on yet
         self._over = False  # our GOAWAY is written, or the input has ended: h2 is not called any more
@@ -137,10 +126,10 @@ class Http2:
         self._sections = SectionReader(self._h2.decoder, max_header_size)
         self._out: list[bytes | memoryview] = [self._h2.data_to_send()]
         # RFC 9113 §6.9.2: the connection's window is not a matter of SETTINGS.
-        connection_window = max(connection_window, _DEFAULT_WINDOW)
+        connection_window = max(connection_window, DEFAULT_WINDOW)
         self._window = Window(connection_window)
-        if connection_window > _DEFAULT_WINDOW:
-            self._out.append(wire.window_update(0, connection_window - _DEFAULT_WINDOW))
+        if connection_window > DEFAULT_WINDOW:
+            self._out.append(wire.window_update(0, connection_window - DEFAULT_WINDOW))
 
     # Requests
 
@@ -151,12 +140,11 @@ class Http2:
             cause = RemoteProtocolError("the connection takes no more streams")
             raise NotProcessed(cause, proven=True)
         request = self._requests.section(head, end=end)
-        hold = self._held or (head.protocol is not None and not self._greeted)
+        hold = self._held or (head.protocol is not None and not self._peer.greeted)
         if not hold and (error := self._unsendable(request)) is not None:
             raise error
         end = end and head.method != b"CONNECT"  # what ends there is the tunnel
-        id_ = self._next_id
-        self._next_id += 2
+        id_ = self._ids.take()
         window = Window(self._initial_window)
         stream = Stream(id_, window=window, method=request.method, to_send=request.content_length, end=end)
         if hold:
@@ -167,9 +155,9 @@ class Http2:
 
     def _unsendable(self, request: RequestSection[Field]) -> LocalProtocolError | None:
         """Why the peer's SETTINGS, as far as they have come, do not allow it."""
-        if request.protocol is not None and not self._h2.remote_settings.enable_connect_protocol:
+        if request.protocol is not None and not self._peer.extended_connect:
             return NotOffered(_NO_EXTENDED_CONNECT)
-        limit = self._section_limit
+        limit = self._peer.section_limit
         if limit is not None and section_size(request.pseudo_fields + request.fields) > limit:
             return LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9113 §6.5.2
         return None
@@ -192,7 +180,7 @@ class Http2:
             error = self._unsendable(waiting.request)
             if error is not None:
                 events.append(ExchangeFailed(id_, error))
-            elif len(self._streams) >= self._limit:
+            elif len(self._streams) >= self._peer.streams:
                 cause = RemoteProtocolError("the connection takes no more streams")
                 events.append(ExchangeFailed(id_, NotProcessed(cause, proven=True)))
             else:
@@ -213,7 +201,7 @@ class Http2:
         return max(0, min(self._send_window_of(stream), self._h2.outbound_flow_control_window))
 
     def _send_window_of(self, stream: Stream) -> int:
-        return self._peers_window + stream.send_window_opened
+        return self._peer.window + stream.send_window_opened
 
     def send_body(self, exchange: int, data: bytes | memoryview, *, end: bool, trailers: Headers | None = None) -> None:
         held = None
@@ -237,7 +225,7 @@ class Http2:
         if end:
             stream.sending.move(SEND_ENDED)
             if stream.over:
-                self._forget(stream)
+                del self._streams[stream.id]
 
     def _send_piece(self, stream: Stream, data: bytes | memoryview, end: bool, trailers: Headers) -> None:
         self._quiet = 0
@@ -255,7 +243,7 @@ class Http2:
         if stream is not None:
             self._reset_stream(stream, ErrorCodes.CANCEL)
         self._held.pop(exchange, None)
-        self._give_back(self._unread.pop(exchange, 0))
+        self._give_back(self._unread.drop(exchange))
 
     def unsent(self, exchange: int) -> int:
         return 0
@@ -269,24 +257,14 @@ class Http2:
         stream = self._streams.get(exchange)
         if stream is None or stream.receiving.over or self._refusal is not None:
             return
-        if self._hears_priorities and len(priority) + 4 <= self._h2.max_outbound_frame_size:
+        if self._peer.priority_updates and len(priority) + 4 <= self._h2.max_outbound_frame_size:
             self._quiet = 0
             self._out.append(wire.priority_update(exchange, priority))
 
     def consumed(self, exchange: int, credit: int) -> None:
+        credit = self._unread.take(exchange, credit)
         stream = self._streams.get(exchange)
-        if stream is None:
-            unread = self._unread.get(exchange, 0)
-            credit = min(credit, unread)
-            if credit == unread:
-                self._unread.pop(exchange, None)
-            else:
-                self._unread[exchange] = unread - credit
-            self._give_back(credit)
-            return
-        credit = min(credit, stream.unread)
-        stream.unread -= credit
-        if not stream.receiving.over:
+        if stream is not None and not stream.receiving.over:
             self._open_window(exchange, stream.window.consume(credit))
         self._give_back(credit)
 
@@ -295,25 +273,20 @@ class Http2:
     def capacity(self) -> int:
         if self._refusal is not None:
             return 0
-        room = self._limit - len(self._streams) - len(self._held)
-        if self._next_id + 2 * room > _LAST_ID:
-            room = self._ids_left()
+        room = min(self._peer.streams - len(self._streams) - len(self._held), self._ids.left)
         return room if room > 0 else 0
 
     @property
     def capacity_expected(self) -> bool:
-        return self._refusal is None and not self._limit
+        return self._refusal is None and not self._peer.streams
 
     @property
     def extended_connect(self) -> bool | None:
-        return bool(self._h2.remote_settings.enable_connect_protocol) if self._greeted else None
+        return self._peer.extended_connect if self._peer.greeted else None
 
     @property
     def exhausted(self) -> bool:
-        return self._refusal is not None or not self._ids_left()
-
-    def _ids_left(self) -> int:
-        return (_LAST_ID - self._next_id) // 2 + 1  # RFC 9113 §5.1.1
+        return self._refusal is not None or not self._ids.left
 
     def goodbye(self) -> None:
         if not self._over:
@@ -338,7 +311,7 @@ class Http2:
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
         events: list[Event] = []
         cause = self._refusal
-        reused = self._next_id > 3 or cause is not None
+        reused = self._ids.next > 3 or cause is not None
         self._stop()
 
         def ended() -> AllswellError:
@@ -381,8 +354,8 @@ class Http2:
                 work += 1
                 if kind == wire.DATA and stream is not None and not sections.unfinished:
                     self._receive_data(stream, flags, frame, events)
-                    if not flags and stream is self._run and work < WORK:
-                        work += self._receive_more_data(stream, data, WORK - work)
+                    if not flags and (run := self._run) is not None and work < WORK:
+                        work += self._receive_more_data(run, data, WORK - work)
                 else:
                     if self._run is not None:
                         self._end_run(events)
@@ -390,7 +363,7 @@ class Http2:
                         kind == wire.HEADERS
                         and flags | wire.END_STREAM == _WHOLE_SECTION
                         and stream is not None
-                        and self._greeted
+                        and self._peer.greeted
                         and not sections.unfinished
                     ):
                         section = sections.decode(id_, flags != wire.END_HEADERS, bytes(frame[9:]))
@@ -410,13 +383,13 @@ class Http2:
     # Frames
 
     def _receive_frame(self, kind: int, flags: int, id_: int, frame: memoryview, events: list[Event]) -> None:
-        if not self._greeted and kind != wire.GOAWAY and (kind != wire.SETTINGS or flags & wire.ACK):
+        if not self._peer.greeted and kind != wire.GOAWAY and (kind != wire.SETTINGS or flags & wire.ACK):
             # RFC 9113 §3.4. A GOAWAY is heard even so: it says what became of our requests.
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer's first frame is not SETTINGS")
         self._sections.check(kind, id_)
         if kind == wire.HEADERS:
             if id_ not in self._streams:
-                self._check_dead(id_)
+                self._ids.check_dead(id_)
             self._receive_section(self._sections.receive_headers(id_, flags, frame), events)
         elif kind == wire.CONTINUATION:
             self._receive_section(self._sections.receive_continuation(flags, frame), events)
@@ -435,7 +408,7 @@ class Http2:
             self._count_quiet()
             known = wire.known_settings(frame)
             if not flags & wire.ACK:
-                self._check_priorities(known.no_priorities)
+                self._peer.check_priorities(known.no_priorities)
             for size in known.table_sizes:  # before what waited for the SETTINGS is encoded
                 self._h2.encoder.header_table_size = size
             # §6.9.2: a window that it makes too large ends the connection. One that was never opened cannot be.
@@ -443,12 +416,12 @@ class Http2:
             self._receive_by_h2(known.frame, events, opened)
         elif kind == wire.WINDOW_UPDATE:
             if id_:
-                self._check_not_idle(id_)
+                self._ids.check_not_idle(id_)
             self._count_quiet()
             self._receive_window(id_, frame, events)
         elif kind in (wire.PING, wire.RST_STREAM):
             if kind == wire.RST_STREAM and id_:
-                self._check_not_idle(id_)
+                self._ids.check_not_idle(id_)
             self._count_quiet()
             stream = self._streams.get(id_)
             self._receive_by_h2(frame, events, [stream] if stream is not None else [])
@@ -458,13 +431,6 @@ class Http2:
                 self._receive_priority(id_, frame, events)
             elif kind in (ORIGIN, ALTSVC):
                 self._receive_announcement(kind, flags, id_, frame, events)
-
-    def _check_priorities(self, said: bool | None) -> None:
-        """Act on NO_RFC7540_PRIORITIES. Without it, PRIORITY_UPDATE is likely to be ignored (RFC 9218 §2.1.1)."""
-        if not self._greeted:
-            self._hears_priorities = bool(said)
-        elif said is not None and said != self._hears_priorities:
-            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer changed NO_RFC7540_PRIORITIES")  # RFC 9218 §2.1
 
     def _receive_priority(self, id_: int, frame: memoryview, events: list[Event]) -> None:
         """It is deprecated, and still has to be well-formed (§5.3.2, §6.3)."""
@@ -485,16 +451,17 @@ class Http2:
             stream.receive_data(len(content), end)
         except StreamError as error:
             self._end_run(events)
-            stream.unread += length
+            self._unread.add(stream.id, length)
             self._fail_malformed(stream, error, events)
             return
-        if self._run is not stream:
-            if self._run is not None:
+        run = self._run
+        if run is None or run.stream is not stream:
+            if run is not None:
                 self._end_run(events)
-            self._run = stream
-        self._run_credit += length
+            run = self._run = Run(stream)
+        run.credit += length
         if content:
-            self._parts.append(content)
+            run.contents.append(content)
             self._quiet = 0
         elif not end:
             self._count_quiet()
@@ -502,49 +469,39 @@ class Http2:
             self._end_run(events)
             self._complete(stream, [], events)
 
-    def _receive_more_data(self, stream: Stream, data: memoryview, most: int) -> int:
-        """As much of a download as lies in one row, and is allowed; how many frames."""
+    def _receive_more_data(self, run: Run, data: memoryview, most: int) -> int:
+        """Take the frames of a download that lie in a row, as far as they are allowed. Return how many."""
+        stream = run.stream
         room = int(min(self._window.left, stream.window.left, stream.receiving.left))
         contents, size = self._splitter.following(data, stream.id, room=room, most=most)
         if contents:
             self._window.receive(size)
             stream.window.receive(size)
             stream.receiving.count(size)
-            self._run_credit += size
-            self._parts += contents
+            run.credit += size
+            run.contents += contents
             self._quiet = 0
         return len(contents)
 
     def _end_run(self, events: list[Event]) -> None:
         """Hand out what consecutive DATA frames of one stream have brought."""
-        stream, credit = self._run, self._run_credit
-        parts = self._parts
-        self._run, self._run_credit, self._parts = None, 0, []
-        if stream is None:
+        run = self._run
+        if run is None:
             return
-        stream.unread += credit
-        if parts:
-            data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
-            events.append(BodyReceived(stream.id, data, credit))
-        elif credit:
-            self.consumed(stream.id, credit)  # nothing but padding: nobody will read it
+        self._run = None
+        id_, credit = run.stream.id, run.credit
+        self._unread.add(id_, credit)
+        if run.contents:
+            events.append(BodyReceived(id_, run.joined(), credit))
+        else:
+            self.consumed(id_, credit)  # nothing but padding: nobody will read it
 
     def _receive_dead_data(self, id_: int, flags: int, frame: memoryview) -> None:
         wire.payload(frame, flags)
-        self._check_dead(id_)
+        self._ids.check_dead(id_)
         self._count_quiet()
         self._window.receive(len(frame) - 9)
         self._give_back(len(frame) - 9)  # §5.1: it counts for the connection, whatever stream it was for
-
-    def _check_not_idle(self, id_: int) -> None:
-        if id_ % 2 == 0 or id_ >= self._next_id:
-            # §5.1: also stream 0, and the even ones, which only a push could open
-            raise PeerError(ErrorCodes.PROTOCOL_ERROR, f"the peer sent a frame on stream {id_}, which is idle")
-
-    def _check_dead(self, id_: int) -> None:
-        self._check_not_idle(id_)
-        if id_ not in self._reset:
-            raise PeerError(ErrorCodes.STREAM_CLOSED, f"the peer sent a frame on stream {id_}, which it had ended")
 
     def _receive_section(self, section: Section | None, events: list[Event]) -> None:
         if section is None:
@@ -558,7 +515,7 @@ class Http2:
             self._fail_malformed(stream, malformed, events)
             return
         try:
-            if stream.receiving.answered:
+            if stream.receiving.state is not RECEIVE_HEAD:
                 stream.receive_trailers(fields, end)
                 self._complete(stream, list(fields), events)
                 return
@@ -566,7 +523,7 @@ class Http2:
         except StreamError as error:
             self._fail_malformed(stream, error, events)
             return
-        if not stream.receiving.answered:
+        if head.status < 200:
             events.append(InformationalReceived(id_, head))
             return
         self._quiet = 0
@@ -584,15 +541,14 @@ class Http2:
         if self._refusal is None or code != ErrorCodes.NO_ERROR:
             self._refusal = told
             events.append(PeerLeaving(told() if code != ErrorCodes.NO_ERROR else None))
-        # §6.8: "Endpoints MUST NOT increase the value they send in the last stream identifier, since the peers might
-        # already have retried unprocessed requests on another connection." We have, so a raised one changes nothing.
-        self._last_allowed = min(self._last_allowed, last)
         refused = told if code in NOT_REPLAYABLE else lambda: NotProcessed(told(), proven=True)
         self._fail_held(refused, events)
-        for stream in [stream for stream in self._streams.values() if stream.id > self._last_allowed]:
-            self._reset_ids(stream.id)
+        # §6.8: "Endpoints MUST NOT increase the value they send in the last stream identifier, since the peers might
+        # already have retried unprocessed requests on another connection." If a later one does, nothing is above it.
+        for stream in [stream for stream in self._streams.values() if stream.id > last]:
+            self._ids.on_reset(stream.id)
             if stream.receiving.over:
-                self._forget(stream)
+                del self._streams[stream.id]
                 events.append(UploadRefused(stream.id))
             else:
                 self._fail(stream, told() if stream.receiving.answered else refused(), events)
@@ -622,7 +578,10 @@ class Http2:
             self._flush_h2()
         for event in happened:
             if isinstance(event, RemoteSettingsChanged):
-                self._receive_settings(event, events)
+                greeted = self._peer.greeted
+                events += self._peer.receive(core.remote_settings)
+                if not greeted:
+                    self._release_held(events)
             elif isinstance(event, StreamReset):
                 self._receive_reset(self._streams[event.stream_id], event, events)
 
@@ -643,40 +602,21 @@ class Http2:
             if before <= 0:
                 events.append(SendWindowOpened(None))
 
-    def _receive_settings(self, event: RemoteSettingsChanged, events: list[Event]) -> None:
-        greeted, self._greeted = self._greeted, True
-        connect = event.changed_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL)
-        if connect is not None and connect.original_value and not connect.new_value:
-            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer took back ENABLE_CONNECT_PROTOCOL")  # RFC 8441 §3
-        self._section_limit = self._h2.remote_settings.max_header_list_size
-        limit = self._h2.remote_settings.max_concurrent_streams
-        if limit != self._limit:
-            self._limit = limit
-            self._assumed.value = limit
-            events.append(CapacityChanged())
-        window = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
-        if window is not None:
-            before, self._peers_window = self._peers_window, window.new_value
-            if window.new_value > before:
-                events.append(SendWindowOpened(None))
-        if not greeted:
-            self._release_held(events)
-
     def _receive_reset(self, stream: Stream, event: StreamReset, events: list[Event]) -> None:
         code = event.error_code or 0
         if stream.receiving.over:
-            self._forget(stream)
+            del self._streams[stream.id]
             events.append(UploadRefused(stream.id))  # §8.1: the rest of the request is not wanted (or of a tunnel)
         elif event.remote_reset and code == ErrorCodes.NO_ERROR and stream.receiving.whole:
             # §8.1 has END_STREAM before this. But all of the content has come, and the server names no error.
             if stream.sending.open:
                 events.append(UploadRefused(stream.id))
-            self._forget(stream)
+            del self._streams[stream.id]
             events.append(ResponseCompleted(stream.id, []))
         elif event.remote_reset:
             self._fail(stream, reset_error(code, answered=stream.receiving.answered), events)
         else:
-            self._reset_ids(stream.id)
+            self._ids.on_reset(stream.id)
             words = f"the peer broke HTTP/2 on this stream: {error_name(code)}"
             self._fail(stream, RemoteProtocolError(words, reach="exchange"), events)
 
@@ -685,23 +625,17 @@ class Http2:
     def _complete(self, stream: Stream, trailers: Headers, events: list[Event]) -> None:
         self._quiet = 0
         if stream.over:
-            self._forget(stream)
+            del self._streams[stream.id]
         events.append(ResponseCompleted(stream.id, trailers))
 
-    def _forget(self, stream: Stream) -> None:
-        """The stream is over; what it received may still be read."""
-        del self._streams[stream.id]
-        if stream.unread:
-            self._unread[stream.id] = stream.unread
-
     def _fail(self, stream: Stream, error: AllswellError, events: list[Event]) -> None:
-        self._forget(stream)
-        self._give_back(self._unread.pop(stream.id, 0))
+        del self._streams[stream.id]
+        self._give_back(self._unread.drop(stream.id))
         events.append(ExchangeFailed(stream.id, error))
 
     def _fail_malformed(self, stream: Stream, error: StreamError, events: list[Event]) -> None:
         self._reset_stream(stream, error.code)
-        self._give_back(self._unread.pop(stream.id, 0))
+        self._give_back(self._unread.drop(stream.id))
         told = RemoteProtocolError(f"the peer sent {error}", reach="exchange")
         events.append(UploadRefused(stream.id) if stream.receiving.over else ExchangeFailed(stream.id, told))
 
@@ -709,25 +643,20 @@ class Http2:
         self._fail_held(error, events)
         for stream in list(self._streams.values()):
             if stream.receiving.over:
-                self._forget(stream)
+                del self._streams[stream.id]
             else:
                 self._fail(stream, error(), events)
 
     def _reset_stream(self, stream: Stream, code: int) -> None:
         if not self._over:
             self._out.append(wire.rst_stream(stream.id, code))
-        self._reset_ids(stream.id)
-        self._forget(stream)
-
-    def _reset_ids(self, id_: int) -> None:
-        self._reset[id_] = None
-        if len(self._reset) > _MAX_REMEMBERED:
-            del self._reset[next(iter(self._reset))]
+        self._ids.on_reset(stream.id)
+        del self._streams[stream.id]
 
     # How the connection ends
 
     def _break(self, error: PeerError, events: list[Event]) -> None:
-        words = str(error) if self._greeted else f"the peer does not speak HTTP/2: {error}"
+        words = str(error) if self._peer.greeted else f"the peer does not speak HTTP/2: {error}"
 
         def broken() -> AllswellError:  # without the error itself, whose traceback holds on to the input
             return RemoteProtocolError(words)

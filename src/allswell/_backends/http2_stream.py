@@ -59,17 +59,15 @@ class Stream(Halves):
 
     :ivar send_window_opened: the window that limits what we send, less the peer's SETTINGS_INITIAL_WINDOW_SIZE.
     :ivar window: what the peer may still send here.
-    :ivar unread: bytes received and not consumed.
     """
 
-    __slots__ = ("id", "send_window_opened", "unread", "window")
+    __slots__ = ("id", "send_window_opened", "window")
 
     def __init__(self, id_: int, *, window: Window, method: bytes, to_send: int | None, end: bool) -> None:
         super().__init__(SendHalf(SEND_ENDED if end else SEND_BODY, to_send), ReceiveHalf(method))
         self.id = id_
         self.send_window_opened = 0
         self.window = window
-        self.unread = 0
 
     def receive_head(self, fields: Headers, end: bool) -> ResponseHead:
         """:raises StreamError: for a malformed head."""
@@ -119,6 +117,26 @@ class Stream(Halves):
             self.receiving.end()
         except LengthError:
             raise StreamError(_WRONG_LENGTH) from None
+
+
+class Run:
+    """DATA frames of one stream that came in a row. They make one event.
+
+    :ivar contents: of the frames, in order, without those that are empty.
+    :ivar credit: what they take of the windows, in bytes. (Padding counts.)
+    """
+
+    __slots__ = ("contents", "credit", "stream")
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.contents: list[memoryview] = []
+        self.credit = 0
+
+    def joined(self) -> bytes:
+        """The content, copied once."""
+        contents = self.contents
+        return bytes(contents[0]) if len(contents) == 1 else b"".join(contents)
 
 
 @dataclass(slots=True)
