@@ -22,6 +22,7 @@ from allswell._errors import (
     TransportError,
     UnsupportedProtocol,
 )
+from allswell._har.recording import HarRecording
 from allswell._messages import ResponseHead
 from allswell._operations import drain_on_signal, lifespan
 from allswell._pool.pool import ConnectionPool
@@ -52,6 +53,7 @@ __all__ = [
     "Contact",
     "DnsOverHttps",
     "ExchangeReset",
+    "HarRecording",
     "Hosts",
     "LayerEnd",
     "LocalProtocolError",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
@@ -18,6 +20,7 @@ from allswell._client_certificate import ClientCertificate
 from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
 from allswell._errors import PoolClosed
 from allswell._given import require, require_none_beside_pool, require_type
+from allswell._har.recording import MAX_BODY, SECRETS, HarFile, HarRecording, Recordings
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
 from allswell._request.route import Proxies
@@ -133,6 +136,7 @@ class AsyncClient(ShortWays):
         self.close_report: CloseReport | None = None
         self._closing: Closing | None = None
         self._closed = anyio.Event()
+        self._recordings: Recordings | None = None
         self._connections: dict[str, Any] = {
             "http3": http3,
             "http3_origins": http3_origins,
@@ -222,6 +226,39 @@ class AsyncClient(ShortWays):
         """Those of the transports that are ours."""
         transports = (self._transport, *self._mounts.values())
         return list(dict.fromkeys(each.pool for each in transports if isinstance(each, AsyncTransport)))
+
+    def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
+        # A private name of httpx2's: it asks this for each request.
+        transport = super()._transport_for_url(url)
+        return transport if self._recordings is None else self._recordings.over(transport)
+
+    @contextmanager
+    def har(
+        self, path: str | os.PathLike[str], *, redact: Collection[str] = SECRETS, max_body: int = MAX_BODY
+    ) -> Iterator[HarRecording]:
+        """Record the requests that begin in a ``with`` block, and write them to a HAR 1.2 file at its end.
+
+        Redirects, steps of ``auth`` and attempts are entries of their own, in the order in which they began. Failed
+        requests are entries, too. A response's body is recorded as far as the caller reads it. The file is written in
+        one step, also if the block fails or is cancelled. Blocks may be nested, or overlap.
+
+        :param path: the file. If there is one, it is replaced.
+        :param redact: the names whose values are not shown: of header fields (``cookie``), and of parameters in the
+            query and in urlencoded forms. ``()``: all is shown.
+        :param max_body: how many bytes of each body are recorded, of requests and of responses.
+        :return: the recording, of which ``as_dict()`` tells what would be written.
+        :raises OSError: the file cannot be written: at once, before the block.
+        """
+        recordings = self._recordings or Recordings()
+        recording, file = HarRecording(redact, max_body, recordings), HarFile(path)
+        recordings.begin(recording)
+        self._recordings = recordings
+        try:
+            yield recording
+        finally:
+            if not recordings.end(recording):
+                self._recordings = None
+            file.write(recording)
 
     async def drain(self, timeout: float | None = None) -> CloseReport:
         """Replace all connections, without closing: old ones end when done, and new requests have new ones.

@@ -471,7 +471,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             self._timeouts(extensions),
             extensions.get("trailers"),
             extensions.get("informational"),
-            Tracer(trace) if trace is not None else None,
+            trace if trace is None or isinstance(trace, Tracer) else Tracer(trace),
             self._retrying if "retry" not in extensions else self._retrying_of(extensions["retry"]),
         )
 

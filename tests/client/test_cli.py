@@ -23,6 +23,7 @@ from tests.pool.test_pins import pin
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
 from tests.support.doh import Doh
+from tests.support.har import faults
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
 from tests.support.quic_server import QuicServer
@@ -355,6 +356,31 @@ def test_events_are_shown_as_they_come() -> None:
                 assert run.stdout.readline() == b"\n"
                 told.set()
             assert run.wait(30) == 0
+
+
+@pytest.mark.parametrize("option", ["--http1.1", "--http2"])
+def test_har_tells_of_all_requests_and_of_the_ends(option: str, origin: ServerInfo, tmp_path: Path) -> None:
+    path = tmp_path / "file.har"
+    told = [option, "-L", "-u", "user:secret", "--har", str(path)]
+    done = allswell(*told, f"{origin.url}/redirect/1", f"{origin.url}/status/404")
+    assert done.returncode == 0, done.stderr
+    har = json.loads(path.read_text())
+    assert list(faults(har)) == []
+    assert [each["response"]["status"] for each in har["log"]["entries"]] == [302, 200, 404]
+    [connection] = har["log"]["_connections"]
+    assert connection["end"]["clean"] is True
+    sent = [each for entry in har["log"]["entries"] for each in entry["request"]["headers"]]
+    assert [each["value"] for each in sent if each["name"].lower() == "authorization"] == ["[redacted]"] * 3
+
+
+def test_har_that_cannot_be_written_is_an_error_at_once(origin: ServerInfo, tmp_path: Path) -> None:
+    done = allswell("--har", str(tmp_path / "none" / "file.har"), f"{origin.url}/anything")
+    assert done.returncode == 23
+    assert done.stdout == b""
+    assert b"file.har: No such file or directory" in done.stderr
+    done = allswell("-s", "-o", "/dev/null", "--har", "/dev/stdout", f"{origin.url}/anything")
+    assert done.returncode == 0, done.stderr
+    assert list(faults(json.loads(done.stdout))) == []
 
 
 @pytest.mark.parametrize("caught", [signal.SIGINT, signal.SIGTERM])

@@ -168,6 +168,10 @@ async def client(context: ssl.SSLContext, pool: allswell.ConnectionPool) -> None
 
 async def service(client: allswell.AsyncClient) -> None:
     """A service that signals end."""
+    with client.har("file.har", redact=["cookie"], max_body=0) as har:
+        recording: allswell.HarRecording = har
+        log: dict[str, object] = recording.as_dict()
+    print(log)
     async with allswell.drain_on_signal(client, signals=[signal.SIGTERM], grace=10.0, cancel=False) as stopping:
         while not stopping.is_set():
             await client.get("https://a.example")

@@ -98,6 +98,7 @@ class Asked:
     parallel_max: float = 50
     version: str | None = None
     ends: bool = False
+    har: str | None = None
     grace: float = DEFAULT_GRACE
     said: str | None = None  # what --help and --version have to say
 
@@ -338,6 +339,7 @@ _OPTIONS = (
     _Option("http3", None, "try HTTP/3, and the others beside it", _set("version", "3")),
     _Option("http3-only", None, "speak HTTP/3 only", _set("version", "3only")),
     _Option("ends", None, "how each connection ended, layer by layer, on standard error", _set("ends")),
+    _Option("har", "FILE", "record all requests and responses there (HAR 1.2), without passwords", _set("har")),
     _Option("grace", "SECONDS", f"for all goodbyes together ({DEFAULT_GRACE:g})", _number("grace")),
     _Option("h help", None, "show this", _help),
     _Option("V version", None, "show the version", _version),

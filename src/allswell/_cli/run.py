@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from threading import current_thread, main_thread
 
 import anyio
@@ -43,6 +44,19 @@ async def _run(asked: Asked) -> int:
     return await _Command(asked).run()
 
 
+@contextmanager
+def _recording(client: CommandClient, path: str | None) -> Iterator[None]:
+    """Record all that is requested, if that is wanted, and how the connections end.
+
+    :raises Failed: the file cannot be written.
+    """
+    try:
+        with client.har(path) if path is not None else nullcontext():
+            yield
+    except OSError as error:
+        raise Failed(Exit.WRITE, f"cannot write {path}: {error.strerror or error}") from error
+
+
 class _Command:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
@@ -56,14 +70,15 @@ class _Command:
         cookies, literal = jar(asked.cookies, junk_session=asked.junk_session, wanted=asked.cookie_jar is not None)
         client = CommandClient(asked, cookies, literal, ends)
         meters = Meters(asked)
-        async with anyio.create_task_group() as tasks:
-            if current_thread() is main_thread():
-                await tasks.start(self._watch, tasks.cancel_scope)
-            async with client:
-                with self._work:
-                    await self._transfers(client, meters)
-                meters.stop()
-            tasks.cancel_scope.cancel()
+        with _recording(client, asked.har):
+            async with anyio.create_task_group() as tasks:
+                if current_thread() is main_thread():
+                    await tasks.start(self._watch, tasks.cancel_scope)
+                async with client:
+                    with self._work:
+                        await self._transfers(client, meters)
+                    meters.stop()
+                tasks.cancel_scope.cancel()
         client.dump.close()
         if asked.ends:
             seconds = client.close_report.seconds if client.close_report is not None else 0.0

@@ -211,7 +211,7 @@ class ConnectionPool:
                 if replay is not None:
                     replay.http_version = connection.http_version
                 if request.body is not None and exchange.sending.open and not exchange.uploading:
-                    exchange.start_upload(request.body.pieces(), request.trailers)
+                    exchange.start_upload(request.body.pieces(request.tracer), request.trailers)
                 if request.tracer is None:
                     head = await exchange.response(request.on_informational)
                 else:

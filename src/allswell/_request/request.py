@@ -68,9 +68,10 @@ class Body:
             return True
         return self._anew and aiter(self._source) is not self._iterator
 
-    async def pieces(self) -> AsyncGenerator[bytes]:
+    async def pieces(self, tracer: Tracer | None = None) -> AsyncGenerator[bytes]:
         """Piece by piece, from the start.
 
+        :param tracer: is told of each piece that the source makes.
         :raises TypeError: when the source gives what is not like bytes.
         """
         source = self._source
@@ -84,7 +85,10 @@ class Body:
         try:
             async for piece in pieces:
                 # Copy buffers: the caller may reuse one while it is still being sent.
-                yield piece if type(piece) is bytes else bytes(memoryview(piece))
+                whole = piece if type(piece) is bytes else bytes(memoryview(piece))
+                if tracer is not None:
+                    tracer.sent(whole)
+                yield whole
         finally:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()

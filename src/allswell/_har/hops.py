@@ -1,0 +1,398 @@
+"""What is heard of each request while it is recorded.
+
+Theory of operation. A recording stands between the client and its transport, so a redirect and a step of ``auth`` are
+requests of their own here: hops. Three tell of a hop:
+
+- the observers of its pool (:class:`Ear`): the attempts, their connections, how those were made and how they ended.
+- its tracer, which is the hop itself: heads, and the pieces of uploads. A transport that is not ours may tell the same,
+  and how it connects, by the ``trace`` extension, or nothing.
+- the body of its response, as the caller reads it. It is never read for the recording's sake.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import time
+from typing import Any, NamedTuple
+
+import httpx2
+
+from allswell._clock import monotonic
+from allswell._errors import NotProcessed
+from allswell._events import (
+    ConnectionEnded,
+    ConnectionOpened,
+    DialBegan,
+    Event,
+    Peer,
+    PhaseEnded,
+    RequestAnswered,
+    RequestBegan,
+    RequestFailed,
+    RequestSent,
+    RequestSentBack,
+    RequestWaits,
+)
+from allswell._messages import Headers
+from allswell._observers import Observers
+from allswell._report import ConnectionEnd
+from allswell._trace import Tracer
+from allswell._transport import AsyncTransport
+
+#: The phases of a connection's making, by the names of others' trace events.
+_PHASES = {"connect_tcp": "tcp", "connect_unix_socket": "tcp", "start_tls": "tls"}
+
+
+class Heard:
+    """A body as it goes by.
+
+    :param most: how many bytes of it are kept.
+    :ivar kept: its first bytes.
+    :ivar size: how many bytes have gone by.
+    :ivar whole: whether its end has come.
+    """
+
+    __slots__ = ("_most", "kept", "size", "whole")
+
+    def __init__(self, most: int, content: bytes | None = None) -> None:
+        self._most = most
+        self.kept = bytearray()
+        self.size = 0
+        self.whole = content is not None
+        if content:
+            self.piece(content)
+
+    def piece(self, piece: bytes) -> None:
+        """The next piece of it."""
+        self.size += len(piece)
+        if (room := self._most - len(self.kept)) > 0:
+            self.kept += piece[:room]
+
+
+class Phase(NamedTuple):
+    """A phase of a connection's making. See :class:`PhaseEnded`."""
+
+    name: str
+    began: float
+    ended: float
+    failed: bool
+
+
+class Made:
+    """What is told of a connection.
+
+    :ivar opened: that it was, if that was heard.
+    :ivar end: its end, once that was heard.
+    """
+
+    __slots__ = ("end", "opened", "phases")
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.opened: ConnectionOpened | None = None
+        self.end: ConnectionEnd | None = None
+
+
+class Answer:
+    """The head of a response."""
+
+    __slots__ = ("headers", "http_version", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, http_version: str, headers: Headers) -> None:
+        self.status = status
+        self.reason = reason
+        self.http_version = http_version
+        self.headers = headers
+
+
+class Attempt:
+    """One attempt at a request. All times are of :func:`monotonic`.
+
+    :ivar made: the connection that was made for it, which another request may have got.
+    :ivar carried_by: its connection.
+    :ivar sent_at: when its head was sent.
+    :ivar uploaded_at: when the last piece of its body was taken.
+    :ivar answered_at: when the head of its response had come.
+    :ivar over_at: when there was nothing more to come.
+    :ivar connection: the number of its connection.
+    :ivar peer: what that is connected to.
+    :ivar why: why another attempt followed, or was considered.
+    :ivar decoded: the body was never heard as it was sent.
+    """
+
+    def __init__(self, began: float, most: int) -> None:
+        self.began = began
+        self.made: Made | None = None
+        self.carried_by: Made | None = None
+        self.sent_at: float | None = None
+        self.uploaded_at: float | None = None
+        self.answered_at: float | None = None
+        self.over_at: float | None = None
+        self.http_version = ""
+        self.connection: int | None = None
+        self.peer: Peer | None = None
+        self.upload = Heard(most)
+        self.answer: Answer | None = None
+        self.body: Heard | None = None
+        self.decoded = False
+        self.error = ""
+        self.why = self.processed = ""
+
+    def end(self) -> None:
+        """There is nothing more to come."""
+        if self.over_at is None:
+            self.over_at = monotonic()
+
+
+class Hop(Tracer):
+    """A request, and what is heard of it.
+
+    :param ear: hears of it.
+    :param most: how many bytes of each body are kept.
+    :ivar attempts: the attempts at it, the first one first.
+    :ivar began_at: when it began, in seconds since the epoch.
+    """
+
+    def __init__(self, request: httpx2.Request, ear: Ear, most: int) -> None:
+        super().__init__(request.extensions.get("trace"))
+        self._most = most
+        self.ear = ear
+        self.began_at, began = time(), monotonic()
+        self.method = request.method
+        self.url = request.url
+        self.headers: Headers = list(request.headers.raw)
+        try:
+            self.content: bytes | None = request.content
+        except httpx2.RequestNotRead:
+            self.content = None
+        self.attempts = [Attempt(began, most)]
+        self._connecting: dict[str, float] = {}  # since when, as others tell
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """What a pool is told to send inside is this hop's."""
+        token = _HOP.set(weakref.ref(self))
+        try:
+            yield
+        finally:
+            _HOP.reset(token)
+
+    def under_way(self) -> Attempt:
+        """The attempt that is under way. If the last one is over, it begins now."""
+        last = self.attempts[-1]
+        if last.why:
+            self.attempts.append(Attempt(monotonic(), self._most))
+        return self.attempts[-1]
+
+    # What its tracer is told
+
+    def note(self, name: str, info: dict[str, Any]) -> None:
+        self._hear(name)
+        last = self.attempts[-1]
+        if name == "receive_response_headers.complete":
+            version, status, reason, headers = info["return_value"]
+            last.answer = Answer(status, reason, version.decode("ascii"), list(headers))
+        elif name == "receive_response_headers.failed":
+            last.error = _words(info["exception"])
+        super().note(name, info)
+
+    def _hear(self, name: str) -> None:
+        if name == "send_request_headers.started":
+            attempt = self.under_way()
+            attempt.sent_at = attempt.sent_at or monotonic()
+            attempt.error = ""  # of the same, which fell silent and is waited for again
+        elif name == "receive_response_headers.complete":
+            self.attempts[-1].answered_at = monotonic()
+
+    async def __call__(self, name: str, info: dict[str, Any]) -> None:
+        """A transport of others tells it so."""
+        word = name.partition(".")[2]
+        step, _, how = word.rpartition(".")
+        if step in _PHASES:
+            attempt, now = self.under_way(), monotonic()
+            made = attempt.made = attempt.carried_by = attempt.made or Made()
+            if how == "started":
+                self._connecting[step] = now
+            else:
+                made.phases.append(Phase(_PHASES[step], self._connecting.pop(step, now), now, how == "failed"))
+        self._hear(word)
+        await self._told(name, info)
+
+    def sent(self, piece: bytes) -> None:
+        attempt = self.under_way()
+        attempt.uploaded_at = monotonic()
+        attempt.upload.piece(piece)
+
+    # What the pool's observers are told
+
+    def sent_on(self, event: RequestSent, connection: Made) -> None:
+        """An attempt goes out."""
+        attempt = self.under_way()
+        attempt.sent_at = monotonic()
+        attempt.connection, attempt.carried_by = event.connection, connection
+        attempt.http_version, attempt.peer = event.http_version, event.peer
+
+    def sent_back(self, why: str, processed: str) -> None:
+        """An attempt has failed."""
+        if self.attempts[-1].why != why:  # the pool's rules and the caller's may both say so
+            attempt = self.under_way()
+            attempt.end()
+            attempt.why, attempt.processed = why, processed
+
+    # What the transport gives and raises
+
+    def answered(self, response: httpx2.Response) -> None:
+        """Its response has come."""
+        attempt = self.under_way()
+        attempt.answered_at = attempt.answered_at or monotonic()
+        reason = response.extensions.get("reason_phrase", b"")
+        attempt.answer = Answer(response.status_code, reason, response.http_version, list(response.headers.raw))
+        attempt.http_version = response.http_version
+        network = response.extensions.get("network_stream")
+        if attempt.peer is None and network is not None:
+            address = network.get_extra_info("server_addr")
+            attempt.peer = address[:2] if isinstance(address, tuple) else address
+        try:
+            attempt.body, attempt.decoded = Heard(self._most, response.content), True
+            attempt.end()
+        except httpx2.ResponseNotRead:
+            attempt.body = Heard(self._most)
+            response.stream = _Stream(response.stream, attempt, attempt.body)
+
+    def failed(self, error: BaseException) -> None:
+        """It got no response."""
+        attempt = self.attempts[-1]
+        if attempt.why != str(error):  # or it was that attempt's, which was to be followed by another
+            attempt = self.under_way()
+        attempt.error = _words(error)
+        attempt.end()
+
+
+def _words(error: BaseException) -> str:
+    if not isinstance(error, Exception):
+        return "cancelled"
+    told = error.cause if isinstance(error, NotProcessed) else error
+    return f"{type(told).__name__}: {told}"
+
+
+class _Stream(httpx2.AsyncByteStream):
+    """The body of a response, which is heard as it is read."""
+
+    def __init__(self, stream: Any, attempt: Attempt, body: Heard) -> None:
+        self._stream = stream
+        self._attempt = attempt
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces = aiter(self._stream)
+        try:
+            async for piece in pieces:
+                self._body.piece(piece)
+                yield piece
+            self._body.whole = True
+        except GeneratorExit:  # nobody reads on
+            raise
+        except BaseException as error:
+            self._attempt.error = _words(error)
+            raise
+        finally:
+            self._attempt.end()
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            self._attempt.end()
+
+
+#: What is sent in this context. (Tasks inherit it, and live on. So it is held weakly.)
+_HOP: ContextVar[weakref.ref[Hop] | None] = ContextVar("allswell recorded", default=None)
+
+
+class Ear:
+    """Hears what the pools tell of the hops of one client.
+
+    :ivar connections: those that were made, or used, since it began to listen.
+    """
+
+    def __init__(self) -> None:
+        self.connections: dict[int, Made] = {}
+        self._requests: dict[int, Hop] = {}
+        self._listening: set[Observers] = set()
+
+    def listen(self, transport: httpx2.AsyncBaseTransport) -> None:
+        """Listen to the pool of a transport, if it is ours."""
+        if isinstance(transport, AsyncTransport) and transport.pool.observers not in self._listening:
+            self._listening.add(transport.pool.observers)
+            transport.pool.observers.add(self.hear)
+
+    def stop(self) -> None:
+        """Listen to none any more."""
+        for observers in self._listening:
+            observers.remove(self.hear)
+        self._listening.clear()
+
+    def hear(self, event: Event) -> None:
+        """One event of a pool."""
+        match event:
+            case RequestBegan():
+                hop = _HOP.get()
+                if hop is not None and (found := hop()) is not None and found.ear is self:
+                    self._requests[event.request] = found
+            case RequestAnswered() | RequestFailed():
+                self._requests.pop(event.request, None)
+            case RequestWaits() if event.request in self._requests:
+                self._requests[event.request].under_way()
+            case RequestSent() if event.request in self._requests:
+                self._requests[event.request].sent_on(event, self._connection(event.connection))
+            case RequestSentBack() if event.request in self._requests:
+                self._requests[event.request].sent_back(event.why, event.processed)
+            case DialBegan() if event.request in self._requests:
+                self._requests[event.request].under_way().made = self._connection(event.connection)
+            case PhaseEnded():
+                phase = Phase(event.phase, event.began, event.began + event.seconds, event.error is not None)
+                self._connection(event.connection).phases.append(phase)
+            case ConnectionOpened():
+                self._connection(event.connection).opened = event
+            case ConnectionEnded():
+                self._connection(event.connection).end = event.end
+
+    def _connection(self, number: int) -> Made:
+        return self.connections.setdefault(number, Made())
+
+
+class Recorded(httpx2.AsyncBaseTransport):
+    """A transport, of which each request is recorded.
+
+    :param most: how many bytes of each body are kept.
+    :param hops: the recordings' lists, which each get it.
+    """
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport, ear: Ear, most: int, *hops: list[Hop]) -> None:
+        self._transport = transport
+        self._ear = ear
+        self._most = most
+        self._hops = hops
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._ear.listen(self._transport)
+        hop = Hop(request, self._ear, self._most)
+        for hops in self._hops:
+            hops.append(hop)
+        given = request.extensions
+        request.extensions = {**given, "trace": hop}
+        try:
+            with hop.current():
+                response = await self._transport.handle_async_request(request)
+        except BaseException as error:
+            hop.failed(error)
+            raise
+        finally:
+            request.extensions = given
+        hop.answered(response)
+        return response

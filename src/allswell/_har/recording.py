@@ -1,0 +1,148 @@
+"""A recording: what it keeps, and the file that it becomes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Collection
+from operator import itemgetter
+from typing import Any, TextIO
+
+import httpx2
+
+from allswell._har.document import Secrets, connections, entries
+from allswell._har.hops import Ear, Hop, Recorded
+
+#: The names whose values are left out, if nothing else is said: of header fields, of parameters in queries and forms.
+SECRETS = frozenset(
+    {
+        "authorization",
+        "cookie",
+        "proxy-authorization",
+        "set-cookie",
+        "api-key",
+        "x-api-key",
+        "x-auth-token",
+        "x-amz-security-token",
+        "x-csrf-token",
+        "x-goog-api-key",
+        "access_token",
+        "api_key",
+        "apikey",
+        "client_secret",
+        "id_token",
+        "password",
+        "refresh_token",
+        "secret",
+        "token",
+    }
+)
+
+#: Bytes of each body.
+MAX_BODY = 1024 * 1024
+
+
+class HarRecording:
+    """What :meth:`AsyncClient.har` has recorded.
+
+    :param redact: the names whose values are not shown.
+    :param max_body: how many bytes of each body are kept.
+    :ivar max_body: as given.
+    """
+
+    def __init__(self, redact: Collection[str], max_body: int, beside: Recordings) -> None:
+        if isinstance(redact, str):
+            raise TypeError("redact must be a collection of names, not one string")
+        if max_body < 0:
+            raise ValueError("max_body must not be negative")
+        self._secrets = Secrets(redact)
+        self.max_body = max_body
+        self._ear = beside.ear
+        self.hops: list[Hop] = []
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recording so far, as a HAR file has it.
+
+        :return: a new ``{"log": {"version": "1.2", "entries": [...], ...}}``, of what ``json.dumps`` takes.
+        """
+        told = [each for hop in self.hops for each in entries(hop, self._secrets, self.max_body)]
+        used = {each.connection for hop in self.hops for each in hop.attempts if each.connection is not None}
+        return {
+            "log": {
+                "version": "1.2",
+                "creator": {
+                    "name": "allswell",
+                    "version": sys.modules["allswell"].__version__,
+                },  # the package is above all layers
+                "pages": [],  # which Firefox demands
+                "entries": [entry for _, entry in sorted(told, key=itemgetter(0))],
+                "_connections": connections(self._ear.connections, used),
+            }
+        }
+
+    def __repr__(self) -> str:
+        return f"<HarRecording, {len(self.hops)} requests>"
+
+
+class Recordings:
+    """Those of one client that are made at the same time.
+
+    :ivar ear: hears what its pools tell.
+    """
+
+    def __init__(self) -> None:
+        self._now: tuple[HarRecording, ...] = ()
+        self.ear = Ear()
+
+    def begin(self, recording: HarRecording) -> None:
+        """One more."""
+        self._now += (recording,)
+
+    def end(self, recording: HarRecording) -> bool:
+        """One less. Whether others go on."""
+        self._now = tuple(each for each in self._now if each is not recording)
+        if not self._now:
+            self.ear.stop()
+        return bool(self._now)
+
+    def over(self, transport: httpx2.AsyncBaseTransport) -> Recorded:
+        """A transport, of which they record each request."""
+        most = max(each.max_body for each in self._now)
+        return Recorded(transport, self.ear, most, *(each.hops for each in self._now))
+
+
+class HarFile:
+    """A file that is written in one step, at the end: nobody ever reads half of it.
+
+    A device or a pipe is written as it is. A link stays one: the file that it leads to is replaced.
+
+    :raises OSError: it cannot be written. Nothing has changed then.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.path.realpath(path)
+        self._beside: str | None = None
+        if os.path.exists(path) and not os.path.isfile(path):
+            self._file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115  # closed by write()
+            return
+        folder, name = os.path.split(self._path)
+        number, self._beside = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+        self._file = open(number, "w", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, recording: HarRecording) -> None:
+        """Write it, and put it in its place.
+
+        :raises OSError: it cannot be written. What was there before is still there.
+        """
+        try:
+            with self._file:
+                json.dump(recording.as_dict(), self._file, indent=1, ensure_ascii=False)
+                self._file.write("\n")
+            if self._beside is not None:
+                os.replace(self._beside, self._path)
+        except BaseException:
+            if self._beside is not None:
+                os.unlink(self._beside)
+            raise
