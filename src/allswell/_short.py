@@ -27,6 +27,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -84,6 +85,8 @@ _READ = _gzip.Response.aread
 _ITER_BYTES = _gzip.Response.aiter_bytes
 _ITER_RAW = _gzip.Response.aiter_raw
 _CLOSE = _gzip.Response.aclose
+
+_BETWEEN = ("_send_handling_auth", "_send_handling_redirects")
 
 _logger = logging.getLogger("httpx2")  # as httpx2 has it
 _new = object.__new__
@@ -220,8 +223,16 @@ def _constructors_are_known() -> bool:
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
+#: What a response has of its own where it was read, or where a method of it was replaced.
+_UNLIKE_OURS = ("_content", "_decoder", "aiter_bytes", "aiter_raw", "aclose")
+
+
 class WholeStream(httpx2.AsyncByteStream):
     """A body that can be read in one go."""
+
+    def take_whole(self) -> bytes | None:
+        """What iterating over it gives, put together, where that needs no waiting. There is nothing to close then."""
+        return None
 
     async def read_whole(self, count: Callable[[int], None]) -> bytes:
         """What iterating over it gives, put together.
@@ -259,19 +270,25 @@ class Response(_gzip.Response):
         """See httpx2."""
         stream = self.stream
         if (
-            hasattr(self, "_content")
-            or type(stream) is not BoundAsyncStream
+            type(stream) is not BoundAsyncStream
             or not issubclass(type(stream._stream), WholeStream)
             or not self._reads_ordinarily()
         ):
             return await super().aread()
+        whole = cast(WholeStream, stream._stream)
         self.is_stream_consumed = True
         self._num_bytes_downloaded = 0
         try:
-            try:
-                content = await cast(WholeStream, stream._stream).read_whole(self._count)
-            finally:
-                await self.aclose()
+            content = whole.take_whole()
+            if content is not None:
+                self._num_bytes_downloaded = len(content)
+                self.is_closed = True
+                stream.elapsed = timedelta(seconds=perf_counter() - stream._start)
+            else:
+                try:
+                    content = await whole.read_whole(self._count)
+                finally:
+                    await self.aclose()
         except httpx2.RequestError as error:
             self._names_request(error)
             raise
@@ -288,7 +305,8 @@ class Response(_gzip.Response):
             and theirs.aread is _READ
             and theirs.aiter_bytes is _ITER_BYTES
             and theirs.aiter_raw is _ITER_RAW
-            and self.__dict__.keys().isdisjoint(("aiter_bytes", "aiter_raw", "_decoder"))
+            and theirs.aclose is _CLOSE
+            and self.__dict__.keys().isdisjoint(_UNLIKE_OURS)
             and type(self.headers) is httpx2.Headers
             and b"content-encoding" not in [field[1] for field in self.headers._list]
         )
@@ -468,7 +486,8 @@ class ShortWays(httpx2.AsyncClient):
             or self._auth is not None
             or self._state is not ClientState.OPENED
             or type(request) is not httpx2.Request
-            or request.url.userinfo
+            or type(request.url) is not httpx2.URL
+            or request.url._uri_reference.userinfo
             or "_build_request_auth" in self.__dict__
         ):
             require("httpx2", request=request, auth=auth)
@@ -476,9 +495,14 @@ class ShortWays(httpx2.AsyncClient):
         if isinstance(follow_redirects, UseClientDefault):
             follow_redirects = self.follow_redirects
         self._set_timeout(request)
-        response = await self._send_handling_auth(
-            request, auth=httpx2.Auth(), follow_redirects=follow_redirects, history=[]
-        )
+        if self._sends_straight():
+            response = await self._send_single_request(request)
+            if not self._is_final(response):
+                response = await self._after(request, response, follow_redirects)
+        else:
+            response = await self._send_handling_auth(
+                request, auth=httpx2.Auth(), follow_redirects=follow_redirects, history=[]
+            )
         if not stream:
             try:
                 await response.aread()
@@ -486,6 +510,20 @@ class ShortWays(httpx2.AsyncClient):
                 await response.aclose()
                 raise
         return response
+
+    def _sends_straight(self) -> bool:
+        """Whether all that stands between ``send`` and ``_send_single_request`` is what is below, and does nothing."""
+        ours, theirs = type(self), httpx2.AsyncClient
+        return (
+            ours._send_handling_auth is ShortWays._send_handling_auth
+            and theirs._send_handling_auth is _SEND_HANDLING_AUTH
+            and ours._send_handling_redirects is ShortWays._send_handling_redirects
+            and theirs._send_handling_redirects is _SEND_HANDLING_REDIRECTS
+            and httpx2.Auth.async_auth_flow is _AUTH_FLOW
+            and not self._event_hooks["request"]
+            and self.max_redirects >= 0
+            and self.__dict__.keys().isdisjoint(_BETWEEN)
+        )
 
     async def _send_handling_auth(
         self, request: httpx2.Request, auth: httpx2.Auth, follow_redirects: bool, history: list[httpx2.Response]
@@ -513,12 +551,23 @@ class ShortWays(httpx2.AsyncClient):
         ):
             return await super()._send_handling_redirects(request, follow_redirects, history)
         response = await self._send_single_request(request)
-        hooks = self._event_hooks["response"]  # as they are now: some may have been added while it was in flight
-        if type(response) is Response and response.status_code not in _REDIRECTS and not hooks:
-            response.history = []
-            return response
+        return response if self._is_final(response) else await self._after(request, response, follow_redirects)
+
+    def _is_final(self, response: httpx2.Response) -> bool:
+        """Whether nothing follows a response. (Hooks may have been added while it was in flight.)"""
+        return (
+            type(response) is Response
+            and response.status_code not in _REDIRECTS
+            and not response.history
+            and not self._event_hooks["response"]
+        )
+
+    async def _after(
+        self, request: httpx2.Request, response: httpx2.Response, follow_redirects: bool
+    ) -> httpx2.Response:
+        """What follows the first response: hooks, and the redirect."""
         try:
-            for hook in hooks:
+            for hook in self._event_hooks["response"]:
                 await hook(response)
             response.history = []
             if not response.has_redirect_location:

@@ -207,6 +207,16 @@ class ResponseStream(WholeStream):
             self.extensions["trailers"] = self._response.trailers
         return piece
 
+    def take_whole(self) -> bytes | None:
+        """See :class:`WholeStream`."""
+        try:
+            content = self._response.take_whole()
+        except AllswellError as error:
+            _raise_as(self._library, error)
+        if content is not None:
+            self.extensions["trailers"] = self._response.trailers
+        return content
+
     async def read_whole(self, count: Callable[[int], None]) -> bytes:
         """See :class:`WholeStream`."""
         try:

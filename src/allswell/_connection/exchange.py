@@ -251,6 +251,18 @@ class Exchange(Halves, Generic[On]):
             raise self.error
         return self._take_all() if body.whole is None else body.collected()
 
+    def take_whole(self) -> bytes | None:
+        """The same without waiting, where it has come, and nothing else of the exchange goes on; else ``None``."""
+        if (
+            self.receiving.state is not RECEIVE_ENDED
+            or self.sending.open
+            or self.upload is not None
+            or self.error is not None
+            or self.body.whole is not None
+        ):
+            return None
+        return self._take_all()
+
     def _take_all(self) -> bytes:
         """All that waits to be read."""
         if not self.body.pieces:

@@ -127,6 +127,12 @@ class Response:
             self._content = await self.read_counted(_uncounted)
         return self._content
 
+    def take_whole(self) -> bytes | None:
+        """The whole body, where it has come and nothing is left to be done for the response; else ``None``."""
+        if self._tracer is not None or self._exchange.tunnel is not None:
+            return None
+        return self._exchange.take_whole()
+
     async def read_counted(self, count: Callable[[int], None]) -> bytes:
         """Return the whole body. Nothing of it was read yet.
 
