@@ -90,6 +90,7 @@ _BETWEEN = ("_send_handling_auth", "_send_handling_redirects")
 
 _logger = logging.getLogger("httpx2")  # as httpx2 has it
 _new = object.__new__
+_parsed = tuple.__new__  # of a NamedTuple, whose own constructor is Python
 
 # --- URLs
 
@@ -104,7 +105,7 @@ def plain_url(text: str) -> ParseResult | None:
         return None
     _, scheme, host, port, path, query = match.groups()
     number = None if port is None or port == _DEFAULT_PORTS[scheme] else int(port)
-    return ParseResult(scheme, "", host, number, path, query, None)
+    return _parsed(ParseResult, (scheme, "", host, number, path, query, None))
 
 
 def _with_query(url: httpx2.URL, params: Any) -> httpx2.URL | None:
@@ -145,7 +146,7 @@ def _ordinary_request(
         url = with_query
     request.url = url
     fields = headers._list
-    names = {field[1] for field in fields}
+    names = [field[1] for field in fields]
     begin: list[_Field] = []
     end: list[_Field] = []
     if content is None and data is None and json is None:
@@ -159,10 +160,12 @@ def _ordinary_request(
                 lower == b"transfer-encoding" and b"content-length" in names
             )
             if lower not in names and not framed:
-                names.add(lower)
+                names.append(lower)
                 end.append((raw, lower, value.encode("ascii")))
-    if b"host" not in names and url._uri_reference.host:
-        begin.append((b"Host", b"host", url._uri_reference.netloc.encode("ascii")))
+    _, _, host, port, *_ = parsed = url._uri_reference
+    if b"host" not in names and host:
+        netloc = parsed.netloc if ":" in host else host if port is None else f"{host}:{port}"
+        begin.append((b"Host", b"host", netloc.encode("ascii")))
     if (
         method in ("POST", "PUT", "PATCH", "QUERY")
         and b"content-length" not in names
@@ -179,27 +182,68 @@ def _ordinary_request(
     return request
 
 
-def _fields(headers: Any) -> list[_Field]:
-    """What a caller gives as headers."""
-    fields: list[_Field] = []
-    if type(headers) is dict:
-        for name, value in headers.items():
-            if type(name) is not str or type(value) is not str:
-                break
-            raw = name.encode("ascii")
-            fields.append((raw, raw.lower(), value.encode("ascii")))
-        else:
-            return fields
-    return httpx2.Headers(headers)._list
+class _Sections:
+    """The header sections of a client's requests: its own fields, and those that are given with a request.
+
+    Most requests of a client have fields of the same names. So it is remembered, by the names that are given, which
+    fields of the client's own stay, and how the names are written.
+    """
+
+    _MOST = 128
+
+    def __init__(self) -> None:
+        self._own: list[_Field] = []
+        self._by_names: dict[tuple[str, ...], tuple[list[_Field], list[tuple[bytes, bytes]]]] = {}
+
+    def merged(self, own: list[_Field], given: dict[str, str]) -> list[_Field] | None:
+        """The section; ``None`` where a name or a value is no ASCII text."""
+        try:
+            if not "".join(given.values()).isascii():
+                return None
+        except TypeError:
+            return None
+        if own != self._own:
+            self._own = own.copy()
+            self._by_names.clear()
+        names = tuple(given)
+        found = self._by_names.get(names)
+        if found is None:
+            if not all(type(name) is str and name.isascii() for name in names):
+                return None
+            if len(self._by_names) >= self._MOST:
+                self._by_names.clear()
+            written = [(raw, raw.lower()) for raw in (name.encode("ascii") for name in names)]
+            others = {lower for _, lower in written}
+            found = self._by_names[names] = [field for field in own if field[1] not in others], written
+        kept, written = found
+        values = given.values()
+        return kept + [(raw, lower, text.encode("ascii")) for (raw, lower), text in zip(written, values, strict=True)]
 
 
-def taken_apart(headers: httpx2.Headers) -> tuple[list[tuple[bytes, bytes]], set[bytes]]:
+def origin_and_target(url: httpx2.URL) -> tuple[tuple[str, str | bytes, int | None], bytes]:
+    """What tells the origin of a URL of the library's from others, and what is asked for there."""
+    if not ON or type(url) is not httpx2.URL:
+        return (url.scheme, url.raw_host, url.port), url.raw_path
+    scheme, _, host, port, path, query, _ = url._uri_reference
+    return (scheme, host, port), (path or "/" if query is None else f"{path or '/'}?{query}").encode("ascii")
+
+
+def body_of(stream: object) -> bytes | None:
+    """The bytes that a stream of the library's has as one; ``None`` where it is of another kind."""
+    if ON and type(stream) is httpx2.ByteStream:
+        content: Any = stream._stream
+        if isinstance(content, bytes):
+            return content
+    return None
+
+
+def taken_apart(headers: httpx2.Headers) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
     """Headers of the library's as pairs, and their names in lower case."""
     if not ON or type(headers) is not httpx2.Headers:
         pairs = headers.raw
-        return pairs, {name.lower() for name, _ in pairs}
+        return pairs, [name.lower() for name, _ in pairs]
     fields = headers._list
-    return [(name, value) for name, _, value in fields], {lower for _, lower, _ in fields}
+    return [(name, value) for name, _, value in fields], [lower for _, lower, _ in fields]
 
 
 def _headers(fields: list[_Field]) -> httpx2.Headers:
@@ -283,7 +327,7 @@ class Response(_gzip.Response):
             if content is not None:
                 self._num_bytes_downloaded = len(content)
                 self.is_closed = True
-                stream.elapsed = timedelta(seconds=perf_counter() - stream._start)
+                stream.elapsed = timedelta(0, perf_counter() - stream._start)
             else:
                 try:
                     content = await whole.read_whole(self._count)
@@ -337,6 +381,7 @@ class Response(_gzip.Response):
 class ShortWays(httpx2.AsyncClient):
     """httpx2's client, with the short ways."""
 
+    _sections: _Sections | None = None
     _plain_base: tuple[httpx2.URL, ParseResult | None] | None = None
     _straight: type | None = None  # the class itself, where none stands between this one and httpx2's
 
@@ -396,11 +441,13 @@ class ShortWays(httpx2.AsyncClient):
             return super()._merge_headers(headers)
         if headers is None:
             return _headers(list(ours._list))
-        given = _fields(headers)
-        names = {field[1] for field in given}
-        if not all(map(bytes.isascii, names)):
-            return super()._merge_headers(_headers(given))
-        return _headers([field for field in ours._list if field[1] not in names] + given)
+        if type(headers) is dict:
+            if self._sections is None:
+                self._sections = _Sections()
+            merged = self._sections.merged(ours._list, headers)
+            if merged is not None:
+                return _headers(merged)
+        return super()._merge_headers(headers)
 
     def build_request(
         self,
@@ -438,12 +485,13 @@ class ShortWays(httpx2.AsyncClient):
         headers = self._merge_headers(headers)
         cookies = self._merge_cookies(cookies)
         params = self._merge_queryparams(params)
-        extensions = {} if extensions is None else extensions
-        if "timeout" in extensions:
+        if extensions is not None and "timeout" in extensions:
             extensions = dict(extensions)
         else:
             wait = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
-            extensions = dict(**extensions, timeout=wait.as_dict())
+            extensions = (
+                {"timeout": wait.as_dict()} if extensions is None else dict(**extensions, timeout=wait.as_dict())
+            )
         if (
             files is None
             and (data is None or type(data) is dict)

@@ -54,7 +54,7 @@ from allswell._request.request import Body, Request, starts_anew
 from allswell._request.response import Response
 from allswell._request.route import Proxies, Route, destination, proxy_hops
 from allswell._short import Response as ShortResponse
-from allswell._short import WholeStream, taken_apart
+from allswell._short import WholeStream, body_of, origin_and_target, taken_apart
 from allswell._tasks import side_by_side
 from allswell._trace import Tracer
 
@@ -313,6 +313,7 @@ class _Origin(NamedTuple):
     authority: bytes
 
 
+_OriginKey = tuple[str, str | bytes, int | None]
 _MOST_ORIGINS = 1024
 
 
@@ -409,7 +410,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         self._proxies = proxy_hops(cast(Proxies, proxy)) or self.pool.config.proxies
         self.pool.share()
         self._left = False
-        self._origins: dict[tuple[str, bytes, int | None], _Origin] = {}
+        self._origins: dict[_OriginKey, _Origin] = {}
         self._waits: tuple[object, Timeouts] = None, Timeouts()
 
     async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
@@ -458,10 +459,13 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         if not isinstance(request, self._library.Request):
             require(self._library.__name__, request=request)
         extensions = request.extensions
-        origin = self._origin(request.url, extensions.get("sni_hostname"))
+        key, target = origin_and_target(request.url)
+        name = extensions.get("sni_hostname")
+        origin = self._origins.get(key) if name is None else None
+        if origin is None:
+            origin = self._new_origin(key, request.url, name)
         headers, names = taken_apart(request.headers)
         route = origin.route._replace(upgrades=True) if b"upgrade" in names else origin.route
-        target = extensions.get("target", request.url.raw_path)
         protocol = extensions.get("protocol")
         if "priority" in extensions and (priority := extensions["priority"]) is not None:
             headers = with_priority(headers, priority_value(priority))
@@ -469,7 +473,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             as_bytes(request.method, "method"),
             origin.scheme,
             origin.authority,
-            as_bytes(target, "target"),
+            as_bytes(extensions["target"], "target") if "target" in extensions else target,
             headers,
             None if protocol is None else as_bytes(protocol, "protocol"),
         )
@@ -491,18 +495,15 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             return _retry_settings(extension)
         return self._retrying
 
-    def _origin(self, url: httpx2.URL, server_name: str | None) -> _Origin:
+    def _new_origin(self, key: _OriginKey, url: httpx2.URL, server_name: str | None) -> _Origin:
         """The destination of a request to this URL. (Finding it costs more than remembering it.)"""
-        key = url.scheme, url.raw_host, url.port
-        found = self._origins.get(key) if server_name is None else None
-        if found is None:
-            to = destination(url, server_name)
-            route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
-            found = _Origin(route, route.scheme.encode("ascii"), to.authority)
-            if server_name is None:
-                if len(self._origins) >= _MOST_ORIGINS:
-                    self._origins.clear()
-                self._origins[key] = found
+        to = destination(url, server_name)
+        route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
+        found = _Origin(route, route.scheme.encode("ascii"), to.authority)
+        if server_name is None:
+            if len(self._origins) >= _MOST_ORIGINS:
+                self._origins.clear()
+            self._origins[key] = found
         return found
 
     def _timeouts(self, extensions: Mapping[str, Any]) -> Timeouts:
@@ -522,8 +523,10 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             and only a rest of it is left. (The library raises it for generators, and sends the rest of others.)
         """
         library, stream = self._library, cast(Any, request.stream)
-        if isinstance(stream, library.ByteStream):
+        content = body_of(stream)
+        if content is None and isinstance(stream, library.ByteStream):
             content = b"".join(stream)
+        if content is not None:
             return Body(content) if content or framed else None
         if isinstance(stream, library._content.AsyncIteratorByteStream):
             # The caller's iterable, in the library's wrapper. Even if it makes a new iterator each time, that may go on

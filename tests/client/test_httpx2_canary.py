@@ -39,6 +39,7 @@ ATTRIBUTES: dict[str, tuple[Any, type]] = {
     "_num_bytes_downloaded": (httpx2.Response(200), int),
     "_pool": (httpx2.AsyncHTTPTransport(), httpcore2.AsyncConnectionPool),
     "_request": (httpx2.Response(200), type(None)),
+    "_start": (httpx2._client.BoundAsyncStream(httpx2.ByteStream(b""), start=0.0), float),
     "_state": (httpx2.AsyncClient(), httpx2._client.ClientState),
     "_stream": (httpx2.ByteStream(b"x"), bytes),
     "_transport": (httpx2.AsyncClient(), httpx2.AsyncHTTPTransport),
