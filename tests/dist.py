@@ -46,7 +46,7 @@ async def main():
         pass
 asyncio.run(main())
 import allswell._backends.http3, allswell._filters.quic, allswell._quic.connection
-extras = [name for name in ("dns", "rich", "trio", "httpx", "socksio") if name in sys.modules]
+extras = [name for name in ("dns", "rich", "trio", "httpx", "socksio", "opentelemetry") if name in sys.modules]
 assert not extras, extras
 """
 

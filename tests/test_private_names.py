@@ -14,6 +14,7 @@ import pytest
 import allswell
 from tests.backends import test_h11_canary as h11_canary
 from tests.client import test_httpx2_canary as httpx2_canary
+from tests.client import test_otel as otel_canary
 from tests.quic import test_canary as aioquic_canary
 from tests.support.private_names import defined, of_imports, of_library, used
 
@@ -31,6 +32,7 @@ _LIBRARIES: dict[str, tuple[tuple[str, ...], set[str]]] = {
         ("_cli/client.py", "_client.py", "_gzip.py", "_patched.py", "_shapes.py", "_short.py", "_transport.py"),
         httpx2_canary.NAMES,
     ),
+    "opentelemetry.context": (("otel.py",), otel_canary.NAMES),
 }
 
 #: Names of our own classes, which inherit nothing there. That the library has such a name too means nothing.

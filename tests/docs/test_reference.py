@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import allswell
+import allswell.otel
 import allswell.testing
 
 _PAGES = Path(__file__).parents[2] / "docs" / "reference"
@@ -44,8 +45,9 @@ def _parts(kind: type) -> set[str]:
 
 def test_each_public_name_stands_in_the_reference() -> None:
     pages = "".join(page.read_text() for page in _PAGES.glob("*.md"))
-    told = re.findall(r"^::: allswell\.((?:testing\.)?\w+)$", pages, re.MULTILINE)
-    public = {*allswell.__all__, *(f"testing.{name}" for name in allswell.testing.__all__)}
+    told = re.findall(r"^::: allswell\.((?:(?:otel|testing)\.)?\w+)$", pages, re.MULTILINE)
+    public = {*allswell.__all__, *(f"otel.{name}" for name in allswell.otel.__all__)}
+    public |= {f"testing.{name}" for name in allswell.testing.__all__}
     assert sorted(told) == sorted(public - {"__version__"})
 
 
