@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ import allswell
 import allswell._transport
 import allswell.httpx
 from allswell._errors import Party, Phase, TimeoutPhase
-from allswell.testing import Origin
+from allswell.testing import Origin, RequestReceived, Response, Violation
 from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers
@@ -158,15 +157,16 @@ async def test_clients_that_share_a_transport_one_after_another(http: str) -> No
             return httpx.AsyncClient(transport=under_httpx)
         return (allswell if http == "allswell" else httpx2).AsyncClient(transport=transport)
 
-    with scripted_peer(answers()) as peer:
+    async with Origin({"/in": Response(body=b"in"), "/out": Response(body=b"out")}, tls=False) as origin:
         async with client() as outer:
             for count in range(1, 4):
                 async with client() as inner:
-                    assert (await inner.get(f"{peer.url}/in")).text == "/in"
-                await peer.ended(count)
-            assert (await outer.get(f"{peer.url}/out")).text == "/out"
-        await peer.ended(4)
-        assert [connection.saw for connection in peer.connections] == [["FIN"]] * 4
+                    assert (await inner.get(f"{origin.url}/in")).text == "in"
+                await origin.ended(count)
+            assert (await outer.get(f"{origin.url}/out")).text == "out"
+        await origin.ended(4)
+        assert len(origin.record.connections) == 4
+        origin.assert_ended_gracefully()
 
 
 async def test_a_transport_that_is_closing_takes_nothing() -> None:
@@ -187,25 +187,25 @@ async def test_a_transport_that_is_closing_takes_nothing() -> None:
 
 
 async def test_a_transport_does_not_open_anothers_pool_again() -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with allswell.ConnectionPool() as pool:
             transport = allswell.AsyncTransport(pool=pool)
             for _ in range(2):
                 async with httpx2.AsyncClient(transport=transport) as client:
-                    assert (await client.get(peer.url)).status_code == 200
-            assert len(peer.connections) == 1
+                    assert (await client.get(origin.url)).status_code == 200
+            assert origin.record.connections == (1,)
         async with httpx2.AsyncClient(transport=transport) as client:
             with pytest.raises(httpx2.CloseError, match="the pool is closed"):
-                await client.get(peer.url)
+                await client.get(origin.url)
 
 
 async def test_dropped_open_warns() -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         clients = [allswell.AsyncClient()]
-        await clients[0].get(peer.url)
+        await clients[0].get(origin.url)
         with pytest.warns(ResourceWarning, match="1 connections were left open"):
             clients.clear()
-        await peer.ended()
+        await origin.ended(timeout=30)
 
 
 async def test_dropped_unused_is_silent() -> None:
@@ -219,15 +219,15 @@ async def test_other_transports_and_mounts() -> None:
         await send({"type": "http.response.body", "body": b"asgi"})  # type: ignore[misc]
 
     mock = httpx2.MockTransport(lambda request: httpx2.Response(201, text="mock"))
-    with scripted_peer(answers()) as peer:
+    async with Origin({"/x": Response(body=b"real")}, tls=False) as origin:
         mounts = {"http://mock.example": mock, "all://asgi.example": httpx2.ASGITransport(app), "https://": None}
         mine = allswell.AsyncTransport()
         async with allswell.AsyncClient(mounts={**mounts, "http://127.0.0.1": mine}) as client:
             assert (await client.get("http://mock.example/")).text == "mock"
             assert (await client.get("http://asgi.example/")).text == "asgi"
-            assert (await client.get(f"{peer.url}/x")).text == "/x"
+            assert (await client.get(f"{origin.url}/x")).text == "real"
         assert client.close_report is not None
-        assert [end.route for end in client.close_report.connections] == [peer.url]
+        assert [end.route for end in client.close_report.connections] == [origin.url]
     async with allswell.AsyncClient(transport=mock, grace=3.0) as client:
         assert (await client.get("http://anywhere.example/")).status_code == 201
     assert client.close_report == allswell.CloseReport((), 3.0, 0.0)
@@ -254,7 +254,7 @@ class Wrapper(httpx2.AsyncBaseTransport):
 @pytest.mark.parametrize("leaves", ["by with", "by aclose"])
 async def test_a_wrapped_transport_reports_its_end(leaves: str, elsewhere: bool) -> None:
     """As the client's transport, and as a mount: one report of all."""
-    with scripted_peer(answers()) as one, scripted_peer(answers()) as two:
+    async with Origin(tls=False) as one, Origin(tls=False) as two:
         client = allswell.AsyncClient(
             transport=Wrapper(Wrapper(allswell.AsyncTransport()), elsewhere=elsewhere),
             mounts={two.url: Wrapper(allswell.AsyncTransport(), elsewhere=elsewhere)},
@@ -265,8 +265,8 @@ async def test_a_wrapped_transport_reports_its_end(leaves: str, elsewhere: bool)
         else:
             assert (await client.get(one.url)).status_code == (await client.get(two.url)).status_code == 200
             await client.aclose()
-        await one.ended()
-        await two.ended()
+        await one.ended(timeout=30)
+        await two.ended(timeout=30)
         report = client.close_report
         assert report is not None
         assert {end.route for end in report.connections} == {one.url, two.url}
@@ -418,30 +418,31 @@ async def test_a_transport_that_fails_to_close_keeps_no_other_open() -> None:
         async def aclose(self) -> None:
             raise ZeroDivisionError
 
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         kept = allswell.AsyncTransport(limits=httpx2.Limits(keepalive_expiry=None))
-        client = allswell.AsyncClient(transport=Fails(), mounts={peer.url: Wrapper(kept)})
-        await client.get(peer.url)
+        client = allswell.AsyncClient(transport=Fails(), mounts={origin.url: Wrapper(kept)})
+        await client.get(origin.url)
         with pytest.raises(ZeroDivisionError):
             await client.aclose()
-        await peer.ended()
-        assert peer.connections[0].saw == ["FIN"]
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
         assert client.is_closed
 
 
-async def test_under_httpx(trusting: ssl.SSLContext) -> None:
-    with scripted_peer(answers(), tls=True) as peer:
-        transport = allswell.httpx.AsyncTransport(verify=trusting)
+async def test_under_httpx() -> None:
+    async with Origin({"/x": Response(body=b"taken")}, versions=["h1"]) as origin:
+        transport = allswell.httpx.AsyncTransport(verify=origin.client_context())
         async with httpx.AsyncClient(transport=transport) as client:
-            response = await client.post(f"{peer.url}/x", json={"a": 1})
-            assert (response.text, response.http_version) == ("/x", "HTTP/1.1")
+            response = await client.post(f"{origin.url}/x", json={"a": 1})
+            assert (response.text, response.http_version) == ("taken", "HTTP/1.1")
             assert response.extensions["trailers"] == []
             with pytest.raises(httpx.UnsupportedProtocol) as caught:
                 await client.get("ftp://x.example")
             assert isinstance(caught.value.__cause__, allswell.UnsupportedProtocol)
             assert caught.value.request.url == "ftp://x.example"
-        await peer.ended()
-        assert peer.connections[0].saw == ["close_notify", "FIN"]
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()
+        assert [request.body for request in origin.requests] == [b'{"a":1}']
 
 
 def _all_errors() -> list[tuple[allswell.AllswellError, str]]:
@@ -503,12 +504,13 @@ async def test_errors_while_reading_name_their_request() -> None:
 
 @pytest.mark.parametrize("headers", [{"X": "a\r\nY: b"}, {"X\n": "a"}, {"X": "a\x00"}, {"Host": "a b\r\n"}])
 async def test_header_injection_is_refused(headers: dict[str, str]) -> None:
-    with scripted_peer(answers()) as peer:
-        async with allswell.AsyncClient() as client:
-            with pytest.raises(httpx2.LocalProtocolError):
-                await client.get(peer.url, headers=headers)
-            assert (await client.get(peer.url)).status_code == 200
-    assert all(b"Y: b" not in request for each in peer.connections for request in each.requests)
+    async with Origin(tls=False) as origin, allswell.AsyncClient() as client:
+        with pytest.raises(httpx2.LocalProtocolError):
+            await client.get(origin.url, headers=headers)
+        assert (await client.get(origin.url)).status_code == 200
+        assert len(origin.record.of(RequestReceived)) == 1  # nothing came of the first
+        assert origin.record.of(Violation) == []
+        assert all(name not in ("x", "y") for name, _ in origin.requests[0].headers)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -516,6 +518,5 @@ async def test_beside_a_trio_that_is_too_old(anyio_backend: str, monkeypatch: py
     """httpcore2 imports whatever trio is installed; on asyncio it does not matter which."""
     monkeypatch.delattr("trio.lowlevel.in_trio_run")
     monkeypatch.delattr("trio.lowlevel.in_trio_task")
-    with scripted_peer(answers()) as peer:
-        async with allswell.AsyncClient() as client:
-            assert (await client.get(f"{peer.url}/here")).text == "/here"
+    async with Origin({"/here": Response(body=b"here")}, tls=False) as origin, allswell.AsyncClient() as client:
+        assert (await client.get(f"{origin.url}/here")).text == "here"

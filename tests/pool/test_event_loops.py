@@ -16,9 +16,9 @@ import httpx2
 import pytest
 
 from allswell import AsyncClient, AsyncTransport, ConnectionEnd, ConnectionPool
+from allswell.testing import Event, Fin, Origin, RequestExecuted, Response, Rst
 from tests.support.leaks import sockets_closed
 from tests.support.peer import PeerConnection, scripted_peer
-from tests.support.scripts import answers, target
 
 pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -32,17 +32,17 @@ def test_a_client_in_one_loop_after_another(backend: str) -> None:
     ends: list[ConnectionEnd] = []
     pool = ConnectionPool(on_connection_end=ends.append)
     client = AsyncClient(pool=pool)
-    with scripted_peer(answers()) as peer:
+    with Origin({"/here": Response(body=b"here")}, tls=False) as origin:
 
         async def get() -> str:
-            return (await client.get(f"{peer.url}/here")).text
+            return (await client.get(f"{origin.url}/here")).text
 
         with sockets_closed():
-            assert [run(backend, get) for _ in range(3)] == ["/here"] * 3
+            assert [run(backend, get) for _ in range(3)] == ["here"] * 3
             assert [end.reason for end in ends] == ["the event loop ended"] * 3
 
             async def last() -> None:
-                assert await get() == "/here"
+                assert await get() == "here"
                 report = await client.aclose()
                 assert len(report.connections) == 1
                 assert report.clean
@@ -52,10 +52,10 @@ def test_a_client_in_one_loop_after_another(backend: str) -> None:
 
 def test_closed_in_another_loop(backend: str) -> None:
     pool = ConnectionPool()
-    with scripted_peer(answers()) as peer:
+    with Origin(tls=False) as origin:
 
         async def get() -> None:
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
 
         async def close() -> None:
             assert (await pool.aclose()).connections == ()  # there is nobody any more to say goodbye to
@@ -65,13 +65,13 @@ def test_closed_in_another_loop(backend: str) -> None:
 
 
 def test_dropped_in_another_loop_it_warns(backend: str) -> None:
-    with scripted_peer(answers()) as peer:
+    with Origin(tls=False) as origin:
 
         def use() -> None:
             pool = ConnectionPool()
 
             async def get() -> None:
-                await pool.request("GET", peer.url)
+                await pool.request("GET", origin.url)
 
             run(backend, get)
             run(backend, get)
@@ -108,26 +108,26 @@ def test_a_loop_that_ends_while_requests_wait(backend: str) -> None:
 
 
 def test_used_in_another_loop_before_its_own_has_ended(backend: str) -> None:
-    with scripted_peer(answers()) as peer:
+    with Origin({"/": Response(), "/on": Response(body=b"on")}, tls=False) as origin:
 
         async def main() -> None:
             async with ConnectionPool() as pool:
-                await pool.request("GET", peer.url)
+                await pool.request("GET", origin.url)
 
                 async def elsewhere() -> None:
                     with pytest.raises(RuntimeError, match="belongs to another event loop"):
-                        await pool.request("GET", peer.url)
+                        await pool.request("GET", origin.url)
                     with pytest.raises(RuntimeError, match="belongs to another event loop"):
                         await pool.aclose()
 
                 with anyio.fail_after(30):
                     await anyio.to_thread.run_sync(run, backend, elsewhere)
-                    assert await (await pool.request("GET", f"{peer.url}/on")).read() == b"/on"
+                    assert await (await pool.request("GET", f"{origin.url}/on")).read() == b"on"
             assert pool.close_report is not None
             assert pool.close_report.clean
 
         run(backend, main)
-        assert len(peer.connections) == 1
+        assert origin.record.connections == (1,)
 
 
 class Wrapper(httpx2.AsyncBaseTransport):
@@ -154,11 +154,11 @@ MADE: dict[str, Callable[[], AsyncClient]] = {
 @pytest.mark.parametrize("made", MADE)
 def test_closed_in_another_loop_before_its_own_has_ended(made: str, leave: str, backend: str) -> None:
     """It is refused and changes nothing: in its own loop the client goes on, and ends."""
-    with scripted_peer(answers()) as peer:
+    with Origin({f"/{number}": Response(body=b"%d" % number) for number in range(1, 4)}, tls=False) as origin:
 
         async def main() -> None:
             client = MADE[made]()
-            assert (await client.get(f"{peer.url}/1")).text == "/1"
+            assert (await client.get(f"{origin.url}/1")).text == "1"
 
             async def elsewhere() -> None:
                 with pytest.raises(RuntimeError, match="belongs to another event loop"):
@@ -168,13 +168,14 @@ def test_closed_in_another_loop_before_its_own_has_ended(made: str, leave: str, 
                 for number in range(2, 4):
                     await anyio.to_thread.run_sync(run, backend, elsewhere)
                     assert client.close_report is None
-                    assert (await client.get(f"{peer.url}/{number}")).text == f"/{number}"
+                    assert (await client.get(f"{origin.url}/{number}")).text == f"{number}"
                 report = await client.aclose()
             assert [end.exchanges for end in report.connections] == [3]
             assert report.clean
 
         run(backend, main)
-        assert peer.connections[0].saw == ["FIN"]
+        assert origin.record.connections == (1,)
+        origin.assert_ended_gracefully()
 
 
 def test_a_user_that_leaves_in_another_loop_is_still_there(backend: str) -> None:
@@ -229,11 +230,12 @@ anyio.run(main, backend=backend)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_a_forked_process_begins_anew_and_disturbs_nobody(backend: str) -> None:
-    with scripted_peer(answers()) as peer:
-        command = [sys.executable, "-c", FORKING, backend, peer.url]
+    paths = ("/parent", "/child", "/again")
+    with Origin({path: Response(body=path.encode()) for path in paths}, tls=False) as origin:
+        command = [sys.executable, "-c", FORKING, backend, origin.url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stderr
-        peer.wait_ended(connections=2)
-        asked = [[target(request) for request in connection.requests] for connection in peer.connections]
-        assert asked == [[b"/parent", b"/again"], [b"/child"]]
-        assert peer.connections[0].saw == ["FIN"]
+        origin.wait_ended(connections=2, timeout=30)
+        asked = [[each.target for each in origin.record.of(RequestExecuted, number)] for number in (1, 2)]
+        assert asked == [["/parent", "/again"], ["/child"]]
+        assert [type(each) for each in origin.record.of(Event, 1) if isinstance(each, Fin | Rst)] == [Fin]
