@@ -5,6 +5,7 @@ from allswell._alt_svc_store import Alternative, AltSvcStore
 from allswell._client import AsyncClient
 from allswell._client_certificate import ClientCertificate
 from allswell._config import PoolConfig, ProxyHop, QuicConfig, Retry, Timeouts
+from allswell._connect_udp import UdpTunnel, connect_udp
 from allswell._dial.alt_svc_store import AltSvcFile, AltSvcMemory
 from allswell._dial.dns_over_https import DnsOverHttps
 from allswell._errors import (
@@ -29,6 +30,7 @@ from allswell._pool.pool import ConnectionPool
 from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
 from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
+from allswell._request.datagrams import HttpDatagrams
 from allswell._request.response import Attempt, Response
 from allswell._transport import AsyncTransport
 
@@ -55,6 +57,7 @@ __all__ = [
     "ExchangeReset",
     "HarRecording",
     "Hosts",
+    "HttpDatagrams",
     "LayerEnd",
     "LocalProtocolError",
     "Outcome",
@@ -78,8 +81,10 @@ __all__ = [
     "Timeout",
     "Timeouts",
     "TransportError",
+    "UdpTunnel",
     "UnsupportedProtocol",
     "__version__",
+    "connect_udp",
     "drain_on_signal",
     "lifespan",
 ]

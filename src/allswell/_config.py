@@ -92,7 +92,7 @@ class QuicConfig:
     :ivar keyfile: the certificate's key, if it is in another file.
     :ivar key_password: the key's password.
     :ivar qlog_dir: a directory for qlog files, one for each connection. ``None``: what ``QLOGDIR`` says.
-    :ivar datagrams: accept DATAGRAM frames (RFC 9221).
+    :ivar datagrams: take and send DATAGRAM frames (RFC 9221), for HTTP datagrams (RFC 9297).
     """
 
     versions: tuple[int, ...] = (0x00000001, 0x6B3343CF)

@@ -119,7 +119,8 @@ class Http2Proxy:
         if origin.type == socket.SOCK_DGRAM:
             capsule = _capsule(origin.recv(65535))
             talk.take_window(talk.requests[stream], len(capsule))
-            talk.send(DataFrame(stream, capsule))
+            pieces = [capsule[start : start + 16384] for start in range(0, len(capsule), 16384)]
+            talk.send(*(DataFrame(stream, piece) for piece in pieces))
             return
         data = origin.recv(16384)
         if data:
@@ -147,13 +148,13 @@ def _capsule(datagram: bytes) -> bytes:
 
 
 def _relay_capsules(data: bytes, sock: socket.socket) -> bytes:
-    while len(data) > 3:
+    while len(data) > 1:
         assert data[0] == 0
-        length = int.from_bytes(data[1:3], "big") & 0x3FFF
-        assert data[1] >> 6 == 1
-        if len(data) < 3 + length:
+        start = 1 + (1 << (data[1] >> 6))  # RFC 9000 §16
+        end = start + (int.from_bytes(data[1:start], "big") & ((1 << (8 * (start - 1) - 2)) - 1))
+        if len(data) < end:
             break
-        assert data[3] == 0
-        sock.send(data[4 : 3 + length])
-        data = data[3 + length :]
+        assert data[start] == 0
+        sock.send(data[start + 1 : end])
+        data = data[end:]
     return data

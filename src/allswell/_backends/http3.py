@@ -221,8 +221,8 @@ class Http3:
         return 0 if state is None else self._quic.unsent(exchange) + _held_size(state)
 
     def datagram_room(self, exchange: int) -> int:
-        if exchange not in self._exchanges or not self._control.takes_datagrams:
-            return 0
+        if exchange not in self._exchanges or not (self._control.takes_datagrams and self._quic.datagrams):
+            return 0  # RFC 9297 §2.1.1: both sides must have said so
         return max(0, self._quic.largest_datagram - len(varint.encode(exchange // 4)))
 
     def send_datagram(self, exchange: int, payload: bytes) -> None:
@@ -517,8 +517,14 @@ class Http3:
             quarter = _NO_QUARTER
         if quarter >= _NO_QUARTER:
             raise H3Error(h3.H3_DATAGRAM_ERROR, "a datagram without its stream")  # RFC 9297 §2.1
-        if quarter * 4 in self._exchanges:
-            self._events.append(DatagramReceived(quarter * 4, data[position:]))
+        state = self._exchanges.get(quarter * 4)
+        if state is None:
+            return
+        if state.head.protocol is None:
+            error = RemoteProtocolError("the server sent a datagram for a request that has none", reach="exchange")
+            self._fail(quarter * 4, error, h3.H3_DATAGRAM_ERROR)  # RFC 9297 §2
+            return
+        self._events.append(DatagramReceived(quarter * 4, data[position:]))
 
     # Streams of no exchange
 

@@ -128,6 +128,7 @@ class Exchange(Halves, Generic[On]):
     :ivar error: what it has failed with.
     :ivar upload: of the request's body, where that did not go out with the head.
     :ivar tunnel: what it has become, where that is a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
+    :ivar dropped_datagrams: how many HTTP datagrams were dropped, because too many waited to be taken.
     :ivar hung_up: it is a tunnel that our side has closed, and only the peer's end of it is waited for.
     """
 
@@ -141,6 +142,7 @@ class Exchange(Halves, Generic[On]):
         "_total_at",
         "body",
         "connection",
+        "dropped_datagrams",
         "error",
         "hung_up",
         "informational",
@@ -171,6 +173,7 @@ class Exchange(Halves, Generic[On]):
         self._total_at = total_at
         self._head: ResponseHead | None = None
         self._datagrams: list[bytes] | None = None
+        self.dropped_datagrams = 0
         self._ready = connection.host.signal()  # the requester's: something was delivered
         self._read_at = math.inf
         self._silence = False
@@ -496,11 +499,15 @@ class Exchange(Halves, Generic[On]):
 
     def on_datagram(self, payload: bytes) -> None:
         """An HTTP datagram came. When too many wait already it is lost, as on any network."""
+        if self.hung_up:
+            return
         if self._datagrams is None:
             self._datagrams = []
         if len(self._datagrams) < _DATAGRAMS:
             self._datagrams.append(payload)
             self._ready.set()
+        else:
+            self.dropped_datagrams += 1
 
     def on_complete(self, trailers: Headers) -> None:
         """The response is complete."""

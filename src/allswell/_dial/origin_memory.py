@@ -38,10 +38,10 @@ class Origin:
     :ivar early_data: whether 0-RTT is worth a try. It wins every race, so where it was left without an answer it is
         not, until a handshake succeeds.
     :ivar http2: a proxy's: whether it may speak HTTP/2. One that was asked and does not is asked no more.
-    :ivar websockets: whether they go by extended CONNECT, as far as one that was tried shows.
+    :ivar extended_connect: by protocol (``b"websocket"``), whether it goes by extended CONNECT: what was tried.
     """
 
-    __slots__ = ("alt_svc", "early_data", "http2", "quic", "service", "streams", "tcp", "tls", "websockets")
+    __slots__ = ("alt_svc", "early_data", "extended_connect", "http2", "quic", "service", "streams", "tcp", "tls")
 
     def __init__(self) -> None:
         self.tls = GoodbyeTimeout()
@@ -52,7 +52,7 @@ class Origin:
         self.quic = BrokenMarks()
         self.early_data = True
         self.http2 = True
-        self.websockets: bool | None = None
+        self.extended_connect: dict[bytes, bool] = {}
 
     @property
     def takes(self) -> int:

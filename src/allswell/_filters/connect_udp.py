@@ -12,23 +12,18 @@ recovery has nothing to do there, and its congestion control sees one long queue
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 import anyio.lowlevel
 
+from allswell._capsules import CapsuleReader, DatagramTooLargeError, capsule, from_udp, to_udp
 from allswell._deadline import Deadline
 from allswell._errors import TransportError
 from allswell._filters.interface import ByteStream, Datagrams, OverAnother, Run
-from allswell._quic import varint
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
-_DATAGRAM = 0  # the capsule type (RFC 9297 §3.5) and the context id of plain UDP payloads (RFC 9298 §5)
-_LARGEST = 65527 + 8  # a UDP payload (RFC 9298 §5) behind its context id
 _SMALLEST = 1200 + 1
-#: How many capsules are read in one go.
-_CAPSULES = 256
 
 
 class HttpDatagrams(Protocol):
@@ -66,9 +61,7 @@ class ConnectUdpFilter(OverAnother, Datagrams):
             self.largest = outside.largest_datagram - 1
         self._lower: ByteStream = lower
         self._proxy = proxy
-        self._received = bytearray()
-        self._more = False  # perhaps, in what was received
-        self._skip = 0  # bytes of a capsule that is not for us
+        self._capsules = CapsuleReader()
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
@@ -78,66 +71,31 @@ class ConnectUdpFilter(OverAnother, Datagrams):
 
     def receive_nowait(self) -> list[Run] | None:
         if self._outside is not None:
-            # An unknown context id: dropped (RFC 9298 §4).
-            runs = [Run.of_one(each[1:]) for each in self._outside.take_datagrams() if each[:1] == b"\0"]
+            runs = _runs(self._outside.take_datagrams())
             if runs:
                 return runs
+        capsules = self._capsules
         while True:
-            if not self._more:
+            if not capsules.more:
                 data = self._lower.receive_nowait()
                 if data is None:
                     return None
                 if not len(data):
                     raise TransportError(f"the proxy {self._proxy} ended the relay", operation="read", by="peer")
-                skipped = min(self._skip, len(data))
-                self._skip -= skipped
-                self._received += data[skipped:]
-            datagrams = self._take()
-            if datagrams or self._more:
-                return [Run.of_one(each) for each in datagrams]
-
-    def _take(self) -> list[bytes]:
-        """The datagrams that are complete, from a limited number of capsules."""
-        received, datagrams, start = self._received, list[bytes](), 0
-        self._more = False
-        capsules = 0
-        while True:
-            if capsules == _CAPSULES:
-                self._more = True
-                break
-            capsules += 1
+                capsules.feed(data)
             try:
-                kind, position = varint.decode(received, start)
-                size, position = varint.decode(received, position)
-            except IndexError:  # it is not complete
-                break
-            end = position + size
-            if kind != _DATAGRAM:
-                if end > len(received):  # RFC 9297 §3.2: unknown capsules are skipped, however long
-                    self._skip = end - len(received)
-                    start = len(received)
-                    break
-            elif size > _LARGEST:
-                raise TransportError(
-                    f"the proxy {self._proxy} sent a datagram of {size} bytes", operation="read", by="peer"
-                )
-            elif end > len(received):
-                break
-            else:
-                with suppress(IndexError):  # without a complete context ID it is dropped
-                    payload = bytes(received[position:end])
-                    context, position = varint.decode(payload, 0)
-                    if context == _DATAGRAM:
-                        datagrams.append(payload[position:])
-            start = end
-        del received[:start]
-        return datagrams
+                runs = _runs(capsules.take())
+            except DatagramTooLargeError as error:
+                words = f"the proxy {self._proxy} sent a datagram of {error.size} bytes"
+                raise TransportError(words, operation="read", by="peer") from error
+            if runs or capsules.more:
+                return runs
 
     def listen(self, host: TaskHost, function: Callable[[], None] | None) -> bool:
         return self._lower.listen(function)
 
     async def wait_readable(self) -> None:
-        if self._more:
+        if self._capsules.more:
             await anyio.lowlevel.checkpoint()
         else:
             await self._lower.wait_readable()
@@ -146,9 +104,9 @@ class ConnectUdpFilter(OverAnother, Datagrams):
 
     def send(self, datagrams: Sequence[bytes]) -> None:
         if self._outside is not None and self._sends_outside:
-            self._outside.send_datagrams([b"\0" + datagram for datagram in datagrams])
+            self._outside.send_datagrams(list(map(from_udp, datagrams)))
         else:
-            self._lower.transmit(b"".join(_capsule(datagram) for datagram in datagrams))
+            self._lower.transmit(b"".join(capsule(from_udp(datagram)) for datagram in datagrams))
 
     @property
     def failed(self) -> bool:
@@ -166,7 +124,5 @@ class ConnectUdpFilter(OverAnother, Datagrams):
         return self._end
 
 
-def _capsule(datagram: bytes) -> bytes:
-    size = 1 + len(datagram)
-    length = (size | 0x4000).to_bytes(2, "big") if size < 0x4000 else (size | 0x80000000).to_bytes(4, "big")
-    return b"\0" + length + b"\0" + datagram
+def _runs(datagrams: list[bytes]) -> list[Run]:
+    return [Run.of_one(payload) for each in datagrams if (payload := to_udp(each)) is not None]

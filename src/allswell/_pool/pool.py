@@ -44,10 +44,10 @@ from allswell._pool.retries import Budgets, Pauses, retried
 from allswell._pool.snapshot import PoolSnapshot
 from allswell._priority import priority_value, with_priority
 from allswell._report import CloseReport
+from allswell._request.extended_connect import NOT_THIS_WAY, WEBSOCKET, as_extended_connect, as_upgraded
 from allswell._request.request import Body, Request
 from allswell._request.response import Attempt, Response
 from allswell._request.route import Destination, Destinations, destination
-from allswell._request.websocket import NOT_THIS_WAY, as_extended_connect, as_upgraded
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES, Tracer
 
@@ -192,7 +192,7 @@ class ConnectionPool:
         if request.retry is not None and replay is None:
             return await retried(request, request.retry, self._budgets, self._pauses, self.send)
         if request.route.upgrades and (connect := as_extended_connect(request.head)) is not None:
-            return await self._open_websocket(request, connect, replay or Replay(request))
+            return await self._switch(request, connect, replay or Replay(request))
         return await self._send(request, replay)
 
     async def _send(self, request: Request, replay: Replay | None) -> Response:
@@ -382,25 +382,27 @@ class ConnectionPool:
         """Whether HTTP/1.1 may be spoken."""
         return self.config.http1 and self.config.http3 != "only"
 
-    async def _open_websocket(self, request: Request, connect: RequestHead, replay: Replay) -> Response:
-        """Send a WebSocket's opening handshake, as an extended CONNECT or as an Upgrade.
+    async def _switch(self, request: Request, connect: RequestHead, replay: Replay) -> Response:
+        """Send a request for another protocol: as an extended CONNECT, or as an Upgrade of HTTP/1.1.
 
-        Nobody can know before the handshake of a connection whether it will offer extended CONNECT. So it is used where
-        a connection to the origin is open that offers it, and where it has worked before. All else goes by HTTP/1.1,
-        and so does what is refused for the way that it was asked. The handshake is a GET, so it may be sent again.
+        Nobody can know before the handshake of a connection whether it will offer extended CONNECT. Most servers do not
+        offer it for WebSockets. So these take it where a connection to the origin is open that offers it, and where it
+        has worked before. (CONNECT-UDP was made for it, and tries it first.) All else goes by HTTP/1.1, and so does
+        what is refused for the way that it was asked. It is a GET, so it may be sent again.
 
         :param connect: the same as an extended CONNECT.
         """
-        dispatcher, route = self._dispatch(), request.route._replace(upgrades=False)
-        memory, refused = dispatcher.dialer.memory.of(route), None
-        known = memory.websockets
-        if self._upgrades and not (dispatcher.offers_extended_connect(route) if known is None else known):
+        dispatcher, route, protocol = self._dispatch(), request.route._replace(upgrades=False), connect.protocol
+        assert protocol is not None
+        known, refused = dispatcher.dialer.memory.of(route).extended_connect, None
+        promising = known.get(protocol, protocol != WEBSOCKET or dispatcher.offers_extended_connect(route))
+        if self._upgrades and not promising:
             return await self._send(request, replay)
         try:
             response = await self._send(replace(request, head=connect, route=route), replay)
             if 200 <= response.status < 300:
-                memory.websockets = True
-                response.status, response.headers = 101, as_upgraded(request.head.headers, response.headers)
+                known[protocol] = True
+                response.status, response.headers = 101, as_upgraded(protocol, request.head.headers, response.headers)
                 return response
             if not self._upgrades or response.status not in NOT_THIS_WAY:
                 return response
@@ -409,7 +411,7 @@ class ConnectionPool:
         except NotOffered:
             if not self._upgrades:
                 raise
-            memory.websockets = None
+            known.pop(protocol, None)
             return await self._send(request, replay)
         except ExchangeReset as error:
             if not self._upgrades:
@@ -417,7 +419,7 @@ class ConnectionPool:
             why, version, cause = str(error), replay.http_version, type(error).__name__
         replay.note(Attempt(f"{why} to an extended CONNECT", "declined", version), cause)
         try:
-            upgraded = await self._send(request, replay)
+            switched = await self._send(request, replay)
         except ConnectFailed:
             if refused is None:
                 raise
@@ -428,9 +430,9 @@ class ConnectionPool:
             raise
         if refused is not None:
             await refused.drop()
-        if upgraded.status == 101:
-            memory.websockets = False
-        return upgraded
+        if switched.status == 101:
+            known[protocol] = False
+        return switched
 
     async def _past_silence(
         self, request: Request, silent: Exchange[Connection], dispatcher: Dispatcher, replay: Replay

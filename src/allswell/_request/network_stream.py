@@ -22,6 +22,7 @@ from allswell._filters.interface import ByteStream
 from allswell._filters.stack import Stack
 from allswell._halves import Receive
 from allswell._report import LayerEnd, Outcome
+from allswell._request.extended_connect import WEBSOCKET
 from allswell._tasks import Limit
 
 StartTls = Callable[[ByteStream, ssl.SSLContext, str], ByteStream]
@@ -233,7 +234,7 @@ class NetworkStream:
             exchange.abandon()
         elif self._stack is not None:
             await self._stack.shutdown(Deadline.after(within))
-        elif exchange.request.protocol != b"websocket" or exchange.receiving.over:
+        elif exchange.request.protocol != WEBSOCKET or exchange.receiving.over:
             exchange.tunnel.end()
         else:
             # (hypercorn 0.18 loses the whole connection if the client ends its half first.)

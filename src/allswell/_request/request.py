@@ -11,6 +11,7 @@ from allswell._connection.exchange import InformationalHook
 from allswell._connection.upload import TrailerSource
 from allswell._messages import IDEMPOTENT_METHODS, RequestHead
 from allswell._observers import Observed
+from allswell._request.extended_connect import PROTOCOLS
 from allswell._request.route import Route
 from allswell._trace import Tracer
 
@@ -137,5 +138,5 @@ class Request:
         """Whether it may be sent again: the peer provably did not process it, or processing it twice does no harm."""
         if self.body is not None and not self.body.replayable:
             return False
-        # (A WebSocket's extended CONNECT means what its GET means in HTTP/1.1: RFC 8441 §5.)
-        return proven or self.head.method in IDEMPOTENT_METHODS or self.head.protocol == b"websocket"
+        # (An extended CONNECT of these means what the GET means that asks HTTP/1.1 for the same.)
+        return proven or self.head.method in IDEMPOTENT_METHODS or self.head.protocol in PROTOCOLS

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
+from allswell._errors import LocalProtocolError
 from allswell._messages import Headers, ResponseHead
+from allswell._request.datagrams import HttpDatagrams
 from allswell._request.network_stream import ExchangeStream, NetworkStream, StartTls
 from allswell._trace import Tracer
 
@@ -45,6 +47,7 @@ class Response:
 
     __slots__ = (
         "_content",
+        "_datagrams",
         "_exchange",
         "_start_tls",
         "_traced",
@@ -71,6 +74,7 @@ class Response:
         self.attempts = attempts
         self._exchange = exchange
         self._content: bytes | None = None
+        self._datagrams: HttpDatagrams | None = None
         self._start_tls = start_tls
         self._tracer = tracer
         self._traced = ""  # of the body, to the tracer
@@ -97,6 +101,23 @@ class Response:
     def network_stream(self) -> NetworkStream:
         """The raw byte stream after 101 or CONNECT. Otherwise only its ``get_extra_info`` is of use."""
         return NetworkStream(self._exchange, self._start_tls)
+
+    @property
+    def datagrams(self) -> HttpDatagrams:
+        """The HTTP datagrams after an upgrade or an extended CONNECT, in the place of ``network_stream``.
+
+        :raises LocalProtocolError: after any other request.
+        """
+        if self._datagrams is None:
+            if not self._has_datagrams:
+                raise LocalProtocolError("this response has no datagrams: only 101 or an extended CONNECT have any")
+            self._datagrams = HttpDatagrams(self._exchange)
+        return self._datagrams
+
+    @property
+    def _has_datagrams(self) -> bool:
+        exchange = self._exchange
+        return exchange.tunnel is not None and (exchange.request.protocol is not None or self.status == 101)
 
     def tunnel(self) -> ExchangeStream:
         """The raw byte stream after CONNECT, as the bottom of another stack."""
@@ -234,6 +255,8 @@ class Response:
             facts["reason_phrase"] = self.reason
         else:
             facts["stream_id"] = self._exchange.number
+        if self._has_datagrams:
+            facts["datagrams"] = self.datagrams
         return facts
 
 

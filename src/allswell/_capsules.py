@@ -1,0 +1,109 @@
+"""HTTP datagrams as capsules on a stream (RFC 9297 §3), UDP payloads as HTTP datagrams (RFC 9298 §5): without I/O."""
+
+from __future__ import annotations
+
+from allswell._quic import varint
+
+#: Bytes of the largest HTTP datagram that is taken from a capsule: a UDP payload (RFC 9298 §5) behind its context id.
+LARGEST = 65527 + 8
+
+_DATAGRAM = 0  # the capsule type (RFC 9297 §3.5)
+_UDP = 0  # the context id of UDP payloads (RFC 9298 §5)
+_UDP_PREFIX = b"\0"
+#: How many capsules are read in one go.
+_CAPSULES = 256
+
+
+class DatagramTooLargeError(Exception):
+    """The peer sent a larger datagram than :data:`LARGEST`.
+
+    :ivar size: its bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class CapsuleReader:
+    """Takes the datagrams out of a stream of capsules. It keeps the beginning of at most one.
+
+    Capsules of other types are skipped, however long they are (RFC 9297 §3.2).
+
+    :ivar more: there may be more datagrams in what came, for another call of :meth:`take`.
+    """
+
+    __slots__ = ("_received", "_skip", "more")
+
+    def __init__(self) -> None:
+        self.more = False
+        self._received = bytearray()
+        self._skip = 0  # bytes of a capsule that is not for us
+
+    @property
+    def between_capsules(self) -> bool:
+        """Whether the stream may end here (RFC 9297 §3.3)."""
+        return not self._received and not self._skip
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """More of the stream came."""
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self._received += data[skipped:]
+        self.more = True
+
+    def take(self) -> list[bytes]:
+        """The datagrams that are complete, from a limited number of capsules.
+
+        :raises DatagramTooLargeError: for one that is not kept.
+        """
+        received, datagrams, start = self._received, list[bytes](), 0
+        self.more = False
+        capsules = 0
+        while True:
+            if capsules == _CAPSULES:
+                self.more = True
+                break
+            capsules += 1
+            try:
+                kind, position = varint.decode(received, start)
+                size, position = varint.decode(received, position)
+            except IndexError:  # it is not complete
+                break
+            end = position + size
+            if kind != _DATAGRAM:
+                if end > len(received):
+                    self._skip = end - len(received)
+                    start = len(received)
+                    break
+            elif size > LARGEST:
+                if not datagrams:
+                    raise DatagramTooLargeError(size)
+                self.more = True  # those before it are the caller's first
+                break
+            elif end > len(received):
+                break
+            else:
+                datagrams.append(bytes(received[position:end]))
+            start = end
+        del received[:start]
+        return datagrams
+
+
+def capsule(datagram: bytes) -> bytes:
+    """A datagram as a capsule."""
+    return b"\0" + varint.encode(len(datagram)) + datagram
+
+
+def from_udp(payload: bytes) -> bytes:
+    """A UDP payload as an HTTP datagram."""
+    return _UDP_PREFIX + payload
+
+
+def to_udp(datagram: bytes) -> bytes | None:
+    """The UDP payload of an HTTP datagram; ``None`` if it has another context id, or none (RFC 9298 §4)."""
+    try:
+        context, position = varint.decode(datagram, 0)
+    except IndexError:
+        return None
+    return datagram[position:] if context == _UDP else None

@@ -1,0 +1,121 @@
+"""UDP through a proxy, for callers (CONNECT-UDP, RFC 9298)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from urllib.parse import quote
+
+import httpx2
+
+from allswell._capsules import from_udp, to_udp
+from allswell._clock import monotonic
+from allswell._errors import ProxyRefused
+from allswell._fields import shown_url, without_zone
+from allswell._request.datagrams import HttpDatagrams
+
+_HEADERS = {"Connection": "Upgrade", "Upgrade": "connect-udp", "Capsule-Protocol": "?1"}
+_VARIABLES = frozenset({"target_host", "target_port"})
+_EXPRESSION = re.compile(r"\{([?&]?)([a-z_,]+)\}")
+#: Bytes of a refusal's body that are kept.
+_SHOWN = 1024
+
+
+class UdpTunnel:
+    """UDP to and from one host and port, through a proxy. See :func:`connect_udp`.
+
+    One task may send while another receives.
+
+    :ivar response: the proxy's answer.
+    """
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.response = response
+        self._datagrams: HttpDatagrams = response.extensions["datagrams"]
+
+    @property
+    def max_size(self) -> int:
+        """The bytes of the largest payload that may be sent now. (Over QUIC it depends on the path.)"""
+        return self._datagrams.max_size - len(from_udp(b""))
+
+    async def send(self, payload: bytes) -> None:
+        """Send a UDP payload. See :meth:`HttpDatagrams.send`, also for the errors."""
+        await self._datagrams.send(from_udp(payload))
+
+    async def receive(self, timeout: float | None = None) -> bytes | None:
+        """Return the next UDP payload; ``None`` if the proxy has ended. See :meth:`HttpDatagrams.receive`.
+
+        Datagrams of other contexts are dropped (RFC 9298 §4).
+        """
+        at = math.inf if timeout is None else monotonic() + timeout
+        while (datagram := await self._datagrams.receive(timeout)) is not None:
+            payload = to_udp(datagram)
+            if payload is not None:
+                return payload
+            timeout = None if timeout is None else at - monotonic()
+        return None
+
+    def __aiter__(self) -> UdpTunnel:
+        return self
+
+    async def __anext__(self) -> bytes:
+        payload = await self.receive()
+        if payload is None:
+            raise StopAsyncIteration
+        return payload
+
+
+@asynccontextmanager
+async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port: int) -> AsyncIterator[UdpTunnel]:
+    """Open a way for UDP through a proxy: an extended CONNECT over HTTP/2 or HTTP/3, an Upgrade over HTTP/1.1.
+
+    :param client: an :class:`AsyncClient`. Its settings hold for the way to the proxy.
+    :param template: the proxy's URI template, with the variables ``target_host`` and ``target_port``:
+        ``"https://proxy.example/.well-known/masque/udp/{target_host}/{target_port}/"``.
+    :param host: the target: a name, or an IP address without brackets.
+    :raises ValueError: if the template is none (RFC 9298 §2), or the port.
+    :raises ProxyRefused: if the proxy answers anything but success.
+    :raises httpx2.TransportError: as for any request of the client.
+    """
+    url = _expanded(template, {"target_host": without_zone(host), "target_port": str(_checked(port))})
+    async with client.stream("GET", url, headers=_HEADERS, follow_redirects=False) as response:
+        if response.status_code != 101:
+            body = b""
+            async with aclosing(response.aiter_raw(_SHOWN)) as pieces:
+                with suppress(httpx2.TransportError, StopAsyncIteration):  # the refusal is the news, not how it ended
+                    body = await anext(pieces)
+            words = f"the proxy refused UDP to {host}:{port}: {response.status_code} ({shown_url(url)})"
+            raise ProxyRefused(words, status=response.status_code, headers=response.headers.raw, body=body)
+        tunnel = UdpTunnel(response)
+        try:
+            yield tunnel
+        finally:
+            await tunnel._datagrams.aclose()
+
+
+def _checked(port: int) -> int:
+    if not 0 < port < 1 << 16:
+        raise ValueError(f"there is no port {port}")
+    return port
+
+
+def _expanded(template: str, values: dict[str, str]) -> str:
+    """A template with its variables filled in (RFC 6570): ``{name}``, ``{?name,…}`` and ``{&name,…}``."""
+    named: set[str] = set()
+
+    def fill(match: re.Match[str]) -> str:
+        operator, names = match[1], match[2].split(",")
+        if not _VARIABLES.issuperset(names):
+            raise ValueError(f"{template!r} has other variables than target_host and target_port")
+        named.update(names)
+        given = [quote(values[name], safe="") for name in names]
+        if not operator:
+            return ",".join(given)
+        return operator + "&".join(f"{name}={value}" for name, value in zip(names, given, strict=True))
+
+    url = _EXPRESSION.sub(fill, template)
+    if named != _VARIABLES or "{" in url:
+        raise ValueError(f"{template!r} is no template with target_host and target_port (RFC 9298 §2)")
+    return url
