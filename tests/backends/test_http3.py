@@ -313,7 +313,7 @@ async def test_http_datagrams_beside_a_stream() -> None:
 
     with Http3Proxy(echo) as server:
         async with quic_client(server.port, quic_settings(datagrams=True, max_datagram_size=1350)) as client:
-            exchange = client.open("origin:443", "CONNECT", upload=True)
+            exchange = client.open("/", "CONNECT", upload=True, protocol=b"connect-udp")
             assert (await exchange.response()).status == 200
             room = client.connection.datagram_room(exchange)
             assert 1350 - 50 < room < 1350
@@ -339,7 +339,7 @@ async def test_datagrams_wait_where_the_network_is_slow_and_are_bounded_where_no
 
     with Http3Proxy(flood) as server:
         async with quic_client(server.port, quic_settings(datagrams=True, max_datagram_size=1350)) as client:
-            exchange = client.open("origin:443", "CONNECT", upload=True)
+            exchange = client.open("/", "CONNECT", upload=True, protocol=b"connect-udp")
             assert (await exchange.response()).status == 200
             sent = 0
             assert exchange.tunnel is not None

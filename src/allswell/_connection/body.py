@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from io import BytesIO
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any
 
 #: Pieces below this size are put together while they wait: each costs some 100 bytes besides what is in it, and windows
 #: count only that.
@@ -17,8 +14,8 @@ _SMALL = 1024
 class _Nowhere(BytesIO):
     """It keeps nothing."""
 
-    def write(self, data: ReadableBuffer, /) -> int:
-        return len(memoryview(data))
+    def write(self, data: Any, /) -> int:
+        return len(data)
 
 
 class ReceivedBody:
