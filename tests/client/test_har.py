@@ -19,7 +19,7 @@ import pytest
 
 import allswell
 from allswell._clock import monotonic
-from allswell._events import DialBegan, PhaseEnded, Place, RequestBegan, RequestSent, RequestWaits
+from allswell._events import ConnectionUsed, DialBegan, PhaseEnded, Place, RequestBegan, RequestSent, RequestWaits
 from allswell._har.document import Secrets, entries
 from allswell._har.hops import Ear, Hop
 from allswell._messages import RequestHead
@@ -106,6 +106,32 @@ def test_a_connection_that_another_request_got_is_not_counted() -> None:
         times[used] = entry["timings"]["connect"]
     assert times[7] >= 0
     assert times[8] == -1
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
+def test_a_request_counts_as_sent_when_it_was(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes out as soon as there is a connection, before its task runs again; the next one has to be told."""
+    now = 100.0
+    monkeypatch.setattr("allswell._har.hops.monotonic", lambda: now)
+    ear, place = Ear(), Place("https://x.example", "https", "x.example", 443)
+    hops = []
+    for used in (1, 2):
+        hops.append(Hop(httpx2.Request("GET", "https://x.example/"), ear, 0))
+        with hops[-1].current():
+            ear.hear(RequestBegan(used, place, RequestHead(b"GET", b"https", b"x.example", b"/", [])))
+        if used == 1:
+            ear.hear(DialBegan(7, place, used))
+            now += 1
+            ear.hear(ConnectionUsed(7, True))
+        now += 2
+        ear.hear(RequestSent(used, 7, version, None))
+        now += 4
+        hops[-1].answered(httpx2.Response(200, content=b""))
+        ear.hear(ConnectionUsed(7, False))
+        now += 8
+    first, second = (next(entries(hop, Secrets(()), 0))[1]["timings"] for hop in hops)
+    assert (first["blocked"], first["wait"]) == (1000, 6000)
+    assert (second["blocked"], second["wait"]) == (2000, 4000)
 
 
 @pytest.mark.anyio

@@ -25,6 +25,7 @@ from allswell._errors import NotProcessed
 from allswell._events import (
     ConnectionEnded,
     ConnectionOpened,
+    ConnectionUsed,
     DialBegan,
     Event,
     Peer,
@@ -84,14 +85,16 @@ class Phase(NamedTuple):
 class Made:
     """What is told of a connection.
 
+    :ivar used_at: when its first exchange began, of those that are under way.
     :ivar opened: that it was, if that was heard.
     :ivar end: its end, once that was heard.
     """
 
-    __slots__ = ("end", "opened", "phases")
+    __slots__ = ("end", "opened", "phases", "used_at")
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
+        self.used_at = 0.0
         self.opened: ConnectionOpened | None = None
         self.end: ConnectionEnd | None = None
 
@@ -229,9 +232,10 @@ class Hop(Tracer):
     # What the pool's observers are told
 
     def sent_on(self, event: RequestSent, connection: Made) -> None:
-        """An attempt goes out."""
+        """An attempt goes out, or has: who waits for a connection is told when its task runs again."""
         attempt = self.under_way()
-        attempt.sent_at = monotonic()
+        alone = event.http_version == "HTTP/1.1" or attempt.made is connection
+        attempt.sent_at = connection.used_at if alone and connection.used_at >= attempt.began else monotonic()
         attempt.connection, attempt.carried_by = event.connection, connection
         attempt.http_version, attempt.peer = event.http_version, event.peer
 
@@ -357,6 +361,8 @@ class Ear:
             case PhaseEnded():
                 phase = Phase(event.phase, event.began, event.began + event.seconds, event.error is not None)
                 self._connection(event.connection).phases.append(phase)
+            case ConnectionUsed() if event.active:
+                self._connection(event.connection).used_at = monotonic()
             case ConnectionOpened():
                 self._connection(event.connection).opened = event
             case ConnectionEnded():
