@@ -16,6 +16,7 @@ import trustme
 
 from allswell import AsyncClient, QuicConfig
 from tests.support.certificates import certificates, issue
+from tests.support.lag import websocket_servers_end_within
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay, Weather
 
@@ -208,8 +209,9 @@ async def test_connect() -> None:
             assert len(server.connections) == 1
 
 
-async def test_websocket_by_extended_connect() -> None:
-    """RFC 9220, against a server that allows it: httpx2's WebSocket client."""
+async def test_websocket_by_extended_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9220, against a server that allows it: httpx2's WebSocket client. (It never ends the stream.)"""
+    websocket_servers_end_within(monkeypatch)
     frames: list[bytes] = []
 
     def websocket(connection: ServedConnection, stream: int, fields: Fields) -> None:

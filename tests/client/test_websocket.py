@@ -13,11 +13,10 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from httpx2.websockets import WebSocketNetworkError, WebSocketUpgradeError
-from hyperframe.frame import GoAwayFrame, RstStreamFrame
+from httpx2.websockets import WebSocketDisconnect, WebSocketNetworkError, WebSocketUpgradeError
+from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame
 
 import allswell
-from allswell._request import network_stream
 from tests.support.certificates import certificates
 from tests.support.h2_script import (
     CANCEL,
@@ -28,6 +27,7 @@ from tests.support.h2_script import (
     Request,
     Talk,
 )
+from tests.support.lag import websocket_servers_end_within
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import connect_proxy
 from tests.support.quic_server import QuicServer, ServedConnection
@@ -334,6 +334,33 @@ async def test_a_session_ends_its_stream_and_nothing_else(trusting: ssl.SSLConte
         assert peer.connections[0].saw == ["close_notify", "FIN"]
 
 
+async def test_the_server_may_close_first(trusting: ssl.SSLContext) -> None:
+    """It says Close, hears ours, and ends the stream; so do we. The connection goes on."""
+
+    def script(talk: Talk, request: Request) -> None:
+        talk.send(talk.headers(request.stream, [(":status", "200")]))
+        talk.body(request, b"\x88\x05\x0f\xa0bye", end=False)  # 4000
+        while not request.body and talk.read() is not None:
+            pass
+        talk.body(request, b"", end=True)
+        talk.send(DataFrame(request.stream, b"", flags=["END_STREAM"]))
+        talk.read_body(request)
+
+    server = Server(script)
+    with scripted_peer(server, tls=Server.tls()) as peer:
+        async with allswell.AsyncClient(verify=trusting) as client:
+            await client.get(peer.url)
+            with anyio.fail_after(60):
+                async with client.websocket(peer.url.replace("https", "wss")) as talk:
+                    with pytest.raises(WebSocketDisconnect) as caught:
+                        await talk.receive_text()
+                    assert (caught.value.code, caught.value.reason) == (4000, "bye")
+            assert (await client.get(peer.url)).http_version == "HTTP/2"
+            report = await client.aclose()
+        assert report.clean, report
+        assert _ends(server.h2.talks[0], 3) == ["END_STREAM", "GOAWAY"]
+
+
 async def test_the_client_may_close_right_behind_the_session(trusting: ssl.SSLContext) -> None:
     server = Server()
     with scripted_peer(server, tls=Server.tls()) as peer:
@@ -348,7 +375,7 @@ async def test_the_client_may_close_right_behind_the_session(trusting: ssl.SSLCo
 
 async def test_a_server_that_leaves_the_stream_open(trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """hypercorn 0.18 does. When its time is over, the stream is reset, and the connection goes on."""
-    monkeypatch.setattr(network_stream, "_SERVER_ENDS_WITHIN", 0.1)
+    websocket_servers_end_within(monkeypatch)
     server = Server(lambda talk, request: converse(talk, request, ends=False))
     with scripted_peer(server, tls=Server.tls()) as peer:
         async with allswell.AsyncClient(verify=trusting) as client:

@@ -16,6 +16,7 @@ from allswell import AsyncClient
 from tests.servers.caddy import run_caddy
 from tests.servers.hypercorn import hypercorn
 from tests.support.certificates import certificates
+from tests.support.lag import websocket_servers_end_within
 from tests.support.servers import HELLO, ServerInfo, setup
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +36,11 @@ _TAKES = [
     ("caddy", "HTTP/2"),
     ("caddy", "HTTP/3"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _hypercorn_never_ends_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    websocket_servers_end_within(monkeypatch)
 
 
 @contextmanager

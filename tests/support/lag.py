@@ -14,6 +14,7 @@ from allswell._config import PoolConfig, Timeouts
 from allswell._dial import addresses, dialer, https_records, race
 from allswell._pool import member, pool
 from allswell._quic import connection
+from allswell._request import network_stream
 from allswell._transport import Sender
 
 #: Seconds that a busy machine may add to anything. What a test shows not to be waited for must take far longer.
@@ -44,6 +45,7 @@ def be_patient() -> None:
     stagger(monkeypatch, 3 * LAG)
     resolution_delay(monkeypatch, 3 * LAG)
     room_is_awaited(monkeypatch, LAG)
+    websocket_servers_end_within(monkeypatch, 3 * LAG)
     silent_after(monkeypatch, 8)  # from tens of milliseconds on, each waits twice as long as the one before
 
 
@@ -56,6 +58,13 @@ def _by_default(function: Callable[..., None], name: str, value: float) -> None:
     names = [each.name for each in signature(function).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
     defaults[names.index(name) - len(names)] = value
     function.__defaults__ = tuple(defaults)
+
+
+def websocket_servers_end_within(
+    monkeypatch: pytest.MonkeyPatch, seconds: float = network_stream._SERVER_ENDS_WITHIN
+) -> None:
+    """Have a WebSocket's server be waited for so long, once the session is closed; by default, half a second."""
+    monkeypatch.setattr(network_stream, "_SERVER_ENDS_WITHIN", seconds)
 
 
 def silent_after(monkeypatch: pytest.MonkeyPatch, probes: int = connection._SILENT_PROBES) -> None:
