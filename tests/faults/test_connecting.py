@@ -19,6 +19,7 @@ import trustme
 from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import AllswellError, ConnectFailed, LocalProtocolError, PoolClosed, RemoteProtocolError, Timeout
+from allswell.testing import Origin, Response
 from tests.support import certificates as certs
 from tests.support.certificates import certificates
 from tests.support.holes import tcp_hole
@@ -43,15 +44,14 @@ async def fails(
     **settings: Any,
 ) -> AllswellError:
     """The request to this URL fails so, in time, and the pool serves others afterwards."""
-    with scripted_peer(answers()) as good:
-        async with pool_for(**settings) as pool:
-            began = monotonic()
-            with pytest.raises(kind, match=match) as caught:
-                await pool.request("GET", url, timeouts=timeouts)
-            assert monotonic() - began < within
-            if "uds" not in settings:
-                assert await (await pool.request("GET", f"{good.url}/on")).read() == b"/on"
-        return caught.value
+    async with Origin({"/on": Response(body=b"on")}, tls=False) as good, pool_for(**settings) as pool:
+        began = monotonic()
+        with pytest.raises(kind, match=match) as caught:
+            await pool.request("GET", url, timeouts=timeouts)
+        assert monotonic() - began < within
+        if "uds" not in settings:
+            assert await (await pool.request("GET", f"{good.url}/on")).read() == b"on"
+    return caught.value
 
 
 def closed_port() -> int:
@@ -310,14 +310,15 @@ async def test_write_timeout() -> None:
 
 
 async def test_used_after_close() -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = pool_for()
-        await pool.request("GET", peer.url)
+        await pool.request("GET", origin.url)
         report = await pool.aclose()
         assert report.clean
         with pytest.raises(PoolClosed):
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
         assert await pool.aclose() is report
+        assert len(origin.requests) == 1
 
 
 async def test_never_used() -> None:
@@ -326,19 +327,19 @@ async def test_never_used() -> None:
 
 
 async def test_dropped_open_warns_and_ends_its_connections() -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = pool_for()
-        await pool.request("GET", peer.url)
+        await pool.request("GET", origin.url)
         with pytest.warns(ResourceWarning, match="unclosed <ConnectionPool, open, 1 connections>"):  # noqa: PT031
             del pool
             gc.collect()
-        await peer.ended()
+        await origin.ended(timeout=30)
 
 
 async def test_dropped_closed_does_not_warn() -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = pool_for()
-        await pool.request("GET", peer.url)
+        await pool.request("GET", origin.url)
         await pool.aclose()
         del pool
         gc.collect()
@@ -361,10 +362,10 @@ anyio.run(main, backend=sys.argv[2])
 
 @pytest.mark.parametrize(("how", "warned"), [("close", False), ("leave", True)])
 async def test_the_event_loop_ends_first(how: str, warned: bool, anyio_backend_name: str) -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
 
         def run() -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-W", "always", "-c", PROGRAM, peer.url, anyio_backend_name, how]
+            command = [sys.executable, "-W", "always", "-c", PROGRAM, origin.url, anyio_backend_name, how]
             return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
         done = await anyio.to_thread.run_sync(run)
@@ -372,8 +373,8 @@ async def test_the_event_loop_ends_first(how: str, warned: bool, anyio_backend_n
         assert done.returncode == 0
         assert ("ResourceWarning: unclosed <ConnectionPool" in done.stderr) is warned, done.stderr
         assert "Traceback" not in done.stderr
-        await peer.ended()
-        assert peer.connections[0].saw == ["FIN"]  # it was idle: the end of the event loop is no reason to be rude
+        await origin.ended(timeout=30)
+        origin.assert_ended_gracefully()  # it was idle: the end of the event loop is no reason to be rude
 
 
 async def test_tunnel_of_threads_is_not_needed() -> None:

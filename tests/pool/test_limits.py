@@ -19,6 +19,7 @@ from allswell._connection.connection import Connection
 from allswell._dial.tcp import TcpBuilder
 from allswell._errors import ConnectFailed, LocalProtocolError, RemoteProtocolError, Timeout, TransportError
 from allswell._pool import waiters
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, Http2Server, Request, Talk, h2_tls
 from tests.support.lag import LAG, PATIENCE
@@ -100,16 +101,17 @@ async def test_route_limit_is_kept_and_leaves_others_their_room() -> None:
 
 async def test_idle_connection_gives_its_place_to_another_origin() -> None:
     """Two idle ones at the limit of two: one ends, exactly one, and the request is served at once."""
-    with scripted_peer(answers()) as first, scripted_peer(answers()) as second, scripted_peer(answers()) as third:
+    async with Origin(tls=False) as first, Origin(tls=False) as second, Origin(tls=False) as third:
         async with ConnectionPool(max_connections=2) as pool:
             await get(pool, f"{first.url}/")
             await get(pool, f"{second.url}/")
-            assert await get(pool, f"{third.url}/3", pool_timeout=LAG) == b"/3"
-            await first.ended()
-            assert first.connections[0].saw == ["FIN"]
-            assert not second.connections[0].ended.is_set()
-            assert await get(pool, f"{second.url}/2", pool_timeout=LAG) == b"/2"
-            assert len(second.connections) == 1
+            assert await get(pool, f"{third.url}/3", pool_timeout=LAG) == b"ok"
+            await first.ended(timeout=30)
+            first.assert_ended_gracefully()
+            assert second.record.open() == [1]
+            assert await get(pool, f"{second.url}/2", pool_timeout=LAG) == b"ok"
+            assert second.record.connections == (1,)
+        assert [request.target for request in (*second.requests, *third.requests)] == ["/", "/2", "/3"]
 
 
 async def test_connection_that_becomes_idle_gives_its_place_to_who_waits_elsewhere() -> None:
@@ -148,16 +150,15 @@ async def test_waiters_of_one_origin_do_not_starve_another(announce: bool) -> No
 
 
 async def test_first_come_first_served() -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         done: list[str] = []
         async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
-            urls = [f"{peer.url}/{number}" for number in range(10)]
+            urls = [f"{origin.url}/{number}" for number in range(10)]
             for url in urls:
                 tasks.start_soon(get, pool, url, done)
                 await anyio.lowlevel.checkpoint()
-        assert [request.split(b" ")[1] for request in peer.connections[0].requests] == [
-            f"/{number}".encode() for number in range(10)
-        ]
+        asked = [(request.connection, request.target) for request in origin.requests]
+        assert asked == [(1, f"/{number}") for number in range(10)]
         assert sorted(done) == sorted(urls)
 
 
@@ -217,40 +218,42 @@ async def test_keepalive_count() -> None:
 @pytest.mark.parametrize("none", [{"max_keepalive_connections": 0}, {"keepalive_expiry": 0.0}], ids=str)
 async def test_no_keepalive_at_all(none: dict[str, Any]) -> None:
     """No connection is idle, not for the instant between two requests either."""
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with ConnectionPool(**none) as pool:
             for _ in range(3):
-                await get(pool, f"{peer.url}/")
-        assert [connection.saw for connection in peer.connections] == [["FIN"]] * 3
+                await get(pool, f"{origin.url}/")
+        await origin.ended(3, timeout=30)
+        assert len(origin.record.connections) == 3
+        origin.assert_ended_gracefully()
 
 
 async def test_keepalive_expiry() -> None:
-    with scripted_peer(answers()) as peer:
-        async with ConnectionPool(keepalive_expiry=2.0) as pool:
-            await get(pool, f"{peer.url}/1")
-            await anyio.sleep(0.5)
-            began = monotonic()
-            await get(pool, f"{peer.url}/2")
-            await peer.ended()
-            assert monotonic() - began > 1.9
-            assert peer.connections[0].saw == ["FIN"]
-            assert len(peer.connections[0].requests) == 2
-            assert await get(pool, f"{peer.url}/3") == b"/3"
-            assert len(peer.connections) == 2
+    async with Origin(tls=False) as origin, ConnectionPool(keepalive_expiry=2.0) as pool:
+        await get(pool, f"{origin.url}/1")
+        await anyio.sleep(0.5)
+        began = monotonic()
+        await get(pool, f"{origin.url}/2")
+        await origin.ended(timeout=30)
+        assert monotonic() - began > 1.9
+        origin.assert_ended_gracefully()
+        assert await get(pool, f"{origin.url}/3") == b"ok"
+        asked = [(request.connection, request.target) for request in origin.requests]
+        assert asked == [(1, "/1"), (1, "/2"), (2, "/3")]
 
 
 async def test_an_illegal_request_leaves_the_idle_connection_where_it_was() -> None:
     """The connection was idle before and is after: it serves again, and it can be ended for another origin."""
-    with scripted_peer(answers()) as peer, scripted_peer(answers()) as other:
+    async with Origin(tls=False) as origin, Origin(tls=False) as other:
         async with ConnectionPool(max_connections=1) as pool:
-            await get(pool, f"{peer.url}/1")
+            await get(pool, f"{origin.url}/1")
             with pytest.raises(LocalProtocolError):
-                await pool.request("GET", f"{peer.url}/", headers=[(b"Bad Name", b"1")])
-            assert await get(pool, f"{peer.url}/2") == b"/2"
-            assert len(peer.connections) == 1
+                await pool.request("GET", f"{origin.url}/", headers=[(b"Bad Name", b"1")])
+            assert await get(pool, f"{origin.url}/2") == b"ok"
+            assert origin.record.connections == (1,)
             with pytest.raises(LocalProtocolError):
-                await pool.request("GET", f"{peer.url}/", headers=[(b"X", b"a\r\nInjected: b")])
-            assert await get(pool, f"{other.url}/3", pool_timeout=LAG) == b"/3"
+                await pool.request("GET", f"{origin.url}/", headers=[(b"X", b"a\r\nInjected: b")])
+            assert await get(pool, f"{other.url}/3", pool_timeout=LAG) == b"ok"
+        assert [request.target for request in (*origin.requests, *other.requests)] == ["/1", "/2", "/3"]
 
 
 # The time to connect
