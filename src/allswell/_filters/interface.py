@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from mmap import ACCESS_COPY, mmap
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from allswell._addresses import SocketAddress
@@ -304,6 +305,11 @@ class ReceiveBuffer:
     __slots__ = ("plain", "wire")
 
     def __init__(self, size: int = 256 * 1024) -> None:
-        self.wire = memoryview(bytearray(size))
+        self.wire = _memory(size)
         #: For TLS: the decrypted bytes. It is larger by one record, so a full read of ciphertext always fits.
-        self.plain = memoryview(bytearray(size + 16 * 1024))
+        self.plain = _memory(size + 16 * 1024)
+
+
+def _memory(size: int) -> memoryview:
+    """Pages that the system provides when they are first used. (A pool for HTTP/3 uses none, a small response one.)"""
+    return memoryview(mmap(-1, size, access=ACCESS_COPY))  # a forked process has its own

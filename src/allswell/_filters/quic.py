@@ -54,7 +54,7 @@ _GOODBYES = 3
 #: out, and a client that only receives sends nothing.
 _PING_AFTER = 0.5
 #: Seconds for which the end of the handshake waits for the first request, to go in one datagram with it.
-_HOLD = 0.001
+_HOLD = 0.005
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
 #: Of what has arrived, so much is looked into at a time, however small the frames are that the peer has made of it.
