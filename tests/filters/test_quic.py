@@ -33,7 +33,9 @@ from allswell._errors import AllswellError, ConnectFailed, NotProcessed, Transpo
 from allswell._filters import quic as quic_filter
 from allswell._filters.interface import Run
 from allswell._filters.quic import QuicFilter
+from allswell._filters.quic_arrivals import Arrivals
 from allswell._filters.udp import UdpFilter
+from allswell._quic.connection import ClientConnection
 from allswell._quic.engine import Engine
 from allswell._quic.interface import Progress, StreamDataReceived
 from allswell._quic.settings import VERSION_1, VERSION_2
@@ -555,7 +557,7 @@ async def test_what_is_not_answered_at_once_is_acknowledged_all_the_same() -> No
                     quic.receive_nowait()
                     quic.transmit()
                     await anyio.sleep(0.001)
-                quic._ping_after = math.inf  # no PING is due, which would take the ACK along
+                quic._pings.after = math.inf  # no PING is due, which would take the ACK along
                 quic._send()
                 server.call(lambda served: served.raw(served.quic.get_next_available_stream_id(True), b"x" * 1000))
                 while not any(isinstance(event, StreamDataReceived) for event in quic.receive_nowait() or ()):
@@ -605,22 +607,22 @@ async def test_what_is_sent_again_is_nothing_heard() -> None:
 
 async def test_a_response_that_is_waited_for_is_asked_for_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """The acknowledgement of a PING is no news of it. (One went every half second, for as long as it took.)"""
-    monkeypatch.setattr("allswell._filters.quic._PING_AFTER", 0.05)
+    monkeypatch.setattr("allswell._filters.quic_pings.PING_AFTER", 0.05)
     with QuicServer() as server:
         async with quic_client(server.port, quic_settings(idle_timeout=3)) as client:
             quic = client.quic
             with anyio.fail_after(20):
                 await client.get("/hello")
-                while quic._ping_after != math.inf:  # noqa: ASYNC110  # nothing is waited for, so nothing tells of it
+                while quic._pings.after != math.inf:  # noqa: ASYNC110  # nothing is waited for, so nothing tells of it
                     await anyio.sleep(0.01)
                 asked: list[tuple[float, float]] = []
-                ping = quic._ping
+                ping = quic._pings.ping
 
-                def noted() -> int:
-                    asked.append((monotonic(), quic._ping_after))
-                    return ping()
+                def noted(connection: ClientConnection) -> None:
+                    asked.append((monotonic(), quic._pings.after))
+                    ping(connection)
 
-                monkeypatch.setattr(quic, "_ping", noted)
+                monkeypatch.setattr(quic._pings, "ping", noted)
                 waiting = client.open("/echo", "POST", upload=True)
                 while len(asked) < 6:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
@@ -630,7 +632,7 @@ async def test_a_response_that_is_waited_for_is_asked_for_ever_more_seldom(monke
                 assert again - at >= pause
             await waiting.begin_upload().send(b"x", end=True)
             assert await read(waiting) == b"1"
-            assert quic._ping_after == 0.05  # there was news
+            assert quic._pings.after == 0.05  # there was news
 
 
 async def test_the_peers_idle_timeout_counts_for_ours() -> None:
@@ -639,7 +641,7 @@ async def test_the_peers_idle_timeout_counts_for_ours() -> None:
         async with bare_quic(server.port, quic_settings(idle_timeout=30, keepalive=15)) as client:
             assert await client.quic.delivered(Deadline.after(PATIENCE))
             assert client.quic.connection.idle_timeout == 4.0
-            assert client.quic._keepalive == 2.0
+            assert client.quic._pings.silence(client.quic.connection) == 2.0
 
 
 # Ending, as the peer saw it
@@ -1116,11 +1118,11 @@ async def test_what_is_no_datagram_is_no_sign_of_life() -> None:
             while quic.receive_nowait() is not None:
                 pass
             quic.connection.silent = True
-            quic._udp = NothingHeard(socket.AF_INET, ("127.0.0.1", server.port))
-            heard_at = quic._heard_at
+            quic._arrivals = Arrivals(NothingHeard(socket.AF_INET, ("127.0.0.1", server.port)))
+            heard_at = quic._pings.heard_at
             assert quic.receive_nowait() == [Progress()]
             assert quic.connection.silent
-            assert quic._heard_at == heard_at
+            assert quic._pings.heard_at == heard_at
 
 
 # Logs

@@ -8,19 +8,18 @@ Every transmission sets the one :class:`~allswell._tasks.Alarm` anew, which cost
 the timers and sends, there and then, in a callback of the event loop: no task is switched to. The connection's task
 is woken only when it has something to learn (the connection is over, or the socket is full and must be waited for).
 
-How it ends (RFC 9000 §10.2). :meth:`QuicFilter.shutdown` sends CONNECTION_CLOSE and enters the closing period, of three
-PTO at most. The packet may be lost and is never acknowledged, so it goes three times within the first PTO. A later copy
-could reach a peer that has left its own draining period, and draw a stateless reset: from then on it is sent only in
-answer to what still arrives, to the 1st, 2nd, 4th, 8th … datagram. The period ends early with the peer's own
-CONNECTION_CLOSE, its stateless reset, or an unreachable port: then it knows. When the peer closes first, it is answered
-with one CONNECTION_CLOSE (§10.2.2), and then nothing more is sent, whatever comes.
+How it ends (RFC 9000 §10.2). :meth:`QuicFilter.shutdown` sends CONNECTION_CLOSE and enters the closing period
+(`quic_goodbye.py`). When the peer closes first, it is answered with one CONNECTION_CLOSE (§10.2.2), and then nothing
+more is sent, whatever comes.
+
+Pieces of it have files of their own: what has arrived and was not looked into yet (`quic_arrivals.py`), the PINGs that
+go unasked (`quic_pings.py`), and the server's preferred address (`quic_preferred.py`).
 """
 
 from __future__ import annotations
 
 import errno
 import math
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -28,13 +27,16 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from allswell._addresses import SocketAddress
 from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError
 from allswell._filters.certificates import PeerCertificate, strict
-from allswell._filters.interface import Carrier, Datagrams, Run
+from allswell._filters.interface import Carrier, Datagrams
 from allswell._filters.keylog import KeyLog, open_log
+from allswell._filters.quic_arrivals import Arrivals
+from allswell._filters.quic_goodbye import CLOSING_PROBES, Goodbye
+from allswell._filters.quic_pings import Pings
+from allswell._filters.quic_preferred import PreferredAddress
 from allswell._quic.connection import ClientConnection, handshake_error, new_connection
 from allswell._quic.ecn import ECT_0, NOT_ECT
 from allswell._quic.interface import End, Progress, QuicEvent
@@ -45,20 +47,10 @@ from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
 #: RFC 9114 §8.1. An aborted transfer must not look like a completed one, so abort() says this and never NO_ERROR.
 H3_REQUEST_CANCELLED = 0x10C
-#: PTO of the closing period (RFC 9000 §10.2).
-_CLOSING_PROBES = 3
-#: Copies of our CONNECTION_CLOSE, spread over the first PTO of the closing period.
-_GOODBYES = 3
-#: Seconds without news of a response that is waited for, before the path is tried with a PING. The next one waits twice
-#: as long, but never longer than half of the idle timeout. A NAT that forgot us lets nothing in until something goes
-#: out, and a client that only receives sends nothing.
-_PING_AFTER = 0.5
 #: Seconds for which the end of the handshake waits for the first request, to go in one datagram with it.
 _HOLD = 0.005
 #: Seconds by which a timer is served late when the program has held the event loop.
 _LATE = 0.005
-#: Of what has arrived, so much is looked into at a time, however small the frames are that the peer has made of it.
-_TAKE_SECONDS, _TAKE_BYTES = 0.004, 128 * 1024
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
@@ -79,24 +71,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._alarm: Alarm | None = None
         self._listener: Callable[[], None] | None = None
         self._alive = False
-        self._heard_at = 0.0
-        self._quiet_since = 0.0  # the last news, or the last PING that asked for some
-        self._ping_after = _PING_AFTER
         self._kept: list[QuicEvent] = []
-        self._arrived: deque[Run] = deque()  # not looked into yet
-        self._looked = 0  # datagrams of the first one that were
         self._sent_in_turn = False
         self._held = False  # the end of the handshake is to go with the first request
         self._waiting: anyio.CancelScope | None = None
-        self._pings = 0
-        self._answered: End | None = None
-        self._unreachable = False
         self._lost: TransportError | None = None  # it is told to every read: the system tells it once
         self._early = False
-        self._probe_socket: Datagrams | None = None
         self._keylog: KeyLog | None = None
-        self._goodbye: list[bytes] = []  # the datagrams of our CONNECTION_CLOSE, once it was said
         self._end: LayerEnd | None = None
+        self._arrivals = Arrivals(udp)
+        self._pings = Pings(settings.keepalive)
+        self._preferred = PreferredAddress(udp)
+        self._goodbye = Goodbye()
 
     # Connecting
 
@@ -133,9 +119,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         settings = self._settings
         if self._alive:
             self.connection.discard()
-            self._answered, self._looked = None, 0
+            self._goodbye.answered = None
             self._kept.clear()
-            self._arrived.clear()
+            self._arrivals.forget()
         try:
             qlog = None if settings.qlog_dir is None else Qlog(settings.qlog_dir, open_log)
             if settings.keylog_file is not None and self._keylog is None:
@@ -147,9 +133,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             raise ConnectFailed(f"cannot use the QUIC settings: {error}", phase="quic", by="us") from error
         self.connection = connection
         self._alive = True
-        self._heard_at = self._quiet_since = monotonic()
+        now = monotonic()
+        self._pings.begin(now)
         marking = settings.ecn and self._udp.send_marked(ECT_0)
-        connection.connect(self._udp.address, self._heard_at, largest=self._udp.largest, marking=marking)
+        connection.connect(self._udp.address, now, largest=self._udp.largest, marking=marking)
         self._send()
         self._early = settings.early_data and connection.early_data_ready
 
@@ -175,26 +162,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._set_alarm()  # an ACK may be due before what came is answered
         return events
 
-    def _take_batch(self) -> bool:
-        """Take datagrams from the socket; whether there may be more."""
-        runs = self._udp.receive_nowait()
-        if runs is None:
-            return False
-        self._arrived += runs
-        return True
-
     def _receive(self) -> list[QuicEvent] | None:
         connection = self.connection
         if self._lost is not None:
             raise self._lost
         try:
-            more = bool(self._arrived) or self._take_batch()
+            more = bool(self._arrivals) or self._arrivals.fetch()
         except TransportError as error:
             self._lost = error
-            self._unreachable = True
+            self._goodbye.unreachable = True
             self._stop_alarm()
             raise
-        if more and not self._arrived:
+        if more and not self._arrivals:
             return [Progress()]  # nothing was heard, but there may be more to look at
         if not more:
             if self._early and connection.silent and not connection.handshake_complete:
@@ -207,39 +186,25 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 connection.tell_silence()
                 events.append(Progress())
             return events or None
-        now = self._heard_at = monotonic()
-        until, size = now + _TAKE_SECONDS, _TAKE_BYTES
-        while self._arrived and size > 0:
-            size -= self._take(now, lambda: monotonic() >= until)
-            if monotonic() >= until:
-                break
+        now = self._pings.heard_at = monotonic()
+        self._arrivals.give_some(connection, now)
         connection.was_heard()
         self._follow()
         events = connection.take_events()
         if connection.ended is not None:
             self._ended(now)
         if events:
-            self._quiet_since, self._ping_after = now, _PING_AFTER
+            self._pings.news(now)
             return events
         return [Progress()]
-
-    def _take(self, now: float, over: Callable[[], bool]) -> int:
-        """Look into what has arrived, a run at most; bytes that it was."""
-        (data, ends, mark), looked = self._arrived[0], self._looked
-        start = ends[looked - 1] if looked else 0
-        looked = self._looked = self.connection.receive_run(data, ends, looked, self._udp.address, now, mark, over)
-        if looked == len(ends):
-            self._arrived.popleft()
-            self._looked = 0
-        return ends[looked - 1] - start
 
     def _ended(self, now: float) -> None:
         end = self.connection.ended
         assert end is not None
         if end.by == "us":
             return  # the next flush says it
-        if end.code is not None and self._answered is None and self._alive:
-            self._answered = End("us", self._settings.no_error, True, "")
+        if end.code is not None and self._goodbye.answered is None and self._alive:
+            self._goodbye.answered = End("us", self._settings.no_error, True, "")
             self._udp.send(self.connection.answer_close(self._settings.no_error, now))
         self._stop_alarm()
 
@@ -253,7 +218,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             await self._wait()
 
     async def _wait(self) -> None:
-        if self._arrived:
+        if self._arrivals:
             await anyio.lowlevel.checkpoint()
             return
         # Not a deadline, but the way for the alarm to wake this task: see _wake.
@@ -284,8 +249,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self._alive or not self.connection.dirty or (self._sent_in_turn and self.connection.handshake_complete):
             return  # (0-RTT is worth nothing once the handshake is over: that does not wait)
         assert self._host is not None
-        if self._ping_after == math.inf:  # nothing was waited for, but this may be a request
-            self._quiet_since, self._ping_after = monotonic(), _PING_AFTER
+        self._pings.sent()
         if not self._sent_in_turn:
             self._sent_in_turn = True
             self._host.call_soon(self._end_turn)
@@ -309,8 +273,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             here = self._udp.address
             self._udp.send([datagram for datagram, address in datagrams if address == here])
             for datagram, address in datagrams:
-                if address != here:
-                    self._send_probe(datagram, address)
+                if address != here and self._host is not None:
+                    self._preferred.probe(datagram, address, connection, self._host, self._probed)
             if self._udp.failed:
                 self._wake()
         self._set_alarm()
@@ -322,7 +286,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if timer is None:
             timer = math.inf
         if connection.ended is None:
-            timer = min(timer, self._quiet_since + self._ping_after, self._heard_at + self._keepalive)
+            timer = min(timer, self._pings.due(connection))
         self._alarm.set(timer)
 
     @property
@@ -356,15 +320,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             timer = connection.get_timer()
         if timer is not None and now >= timer:
             connection.handle_timer(now)
-        if now >= self._quiet_since + self._ping_after:
-            if connection.handshake_complete and connection.awaits_response:
-                self._quiet_since, self._ping_after = now, min(2 * self._ping_after, connection.idle_timeout / 2)
-                self._ping()
-            else:
-                self._ping_after = math.inf
-        if now >= self._heard_at + self._keepalive and connection.ended is None:
-            self._heard_at = now
-            self._ping()
+        self._pings.look(connection, now)
         lost = self._udp.lost
         self._send()
         if self._udp.lost > lost and connection.migration_allowed and connection.handshake_complete:
@@ -389,17 +345,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._wake()
 
     @property
-    def _keepalive(self) -> float:
-        """Seconds of silence after which a PING goes; the peer may forget the connection sooner than we would."""
-        keepalive = self._settings.keepalive
-        return math.inf if keepalive is None else min(keepalive, self.connection.idle_timeout / 2)
-
-    def _ping(self) -> int:
-        self._pings += 1
-        self.connection.send_ping(self._pings)
-        return self._pings
-
-    @property
     def acknowledged(self) -> bool:
         return self.connection.all_acknowledged
 
@@ -413,7 +358,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             return False
         connection = self.connection
         self._send()
-        self._ping()
+        self._pings.ping(self.connection)
         self._send()
         with deadline.scope():
             try:
@@ -429,48 +374,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 return False
         return connection.ended is None and connection.all_acknowledged
 
-    # The server's preferred address (RFC 9000 §9.6): aioquic probes it when the handshake is confirmed, and moves there
-    # when it answers. A socket that is connected reaches one address, so the probe has a socket of its own. When the
-    # connection has moved, the two are swapped. The old one stays for a while: something may be on its way to it.
-
-    def _send_probe(self, datagram: bytes, address: SocketAddress) -> None:
-        if self._probe_socket is None:
-            try:
-                self._probe_socket = self._udp.sibling(address)
-            except ConnectFailed:
-                return  # a probe that is lost
-            assert self._host is not None
-            self._host.spawn(self._serve_probe_socket, self._probe_socket, name="allswell probes a preferred address")
-        if self._probe_socket.address == address:
-            self._probe_socket.send([datagram])
-
-    async def _serve_probe_socket(self, probe_socket: Datagrams) -> None:
-        connection = self.connection
-        with suppress(TransportError):
-            while self._probe_socket is probe_socket:
-                await probe_socket.wait_readable()
-                for run in probe_socket.receive_nowait() or ():
-                    for datagram in run.datagrams():
-                        connection.receive_datagram(datagram, probe_socket.address, monotonic(), run.mark)
-                self._follow()
-                if self._alive:
-                    self._send()
-                    self._wake()
-        probe_socket.abort()
+    def _probed(self) -> None:
+        """The connection was given what has come from the server's preferred address."""
+        self._follow()
+        if self._alive:
+            self._send()
+            self._wake()
 
     def _follow(self) -> None:
-        """Send from where the connection has moved to; at once, and not only probes (§9.6.1)."""
-        probe_socket = self._probe_socket
-        if probe_socket is not None and self.connection.peer_address == probe_socket.address and self._host is not None:
-            self._udp.swap(probe_socket)
-            self.connection.path_changed(ours=False)
-            self._ping()
-            self._host.call_later(_CLOSING_PROBES * self.connection.probe_timeout, self._end_probe_socket)
-
-    def _end_probe_socket(self) -> None:
-        probe_socket, self._probe_socket = self._probe_socket, None
-        if probe_socket is not None:
-            probe_socket.abort()
+        """Go on from where the connection has moved to."""
+        if self._preferred.reached(self.connection) and self._host is not None:
+            self._pings.ping(self.connection)
+            self._host.call_later(CLOSING_PROBES * self.connection.probe_timeout, self._preferred.end)
 
     # Changes while it lives
 
@@ -484,13 +399,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             raise ConnectFailed("the peer does not allow migration", phase="quic", by="peer")
         self._udp.rebind(local_address)
         self.connection.path_changed(ours=True)
-        self._ping()
+        self._pings.ping(self.connection)
         self._send()
 
     def update_keys(self) -> None:
         """Begin to use new packet protection keys (RFC 9001 §6)."""
         self.connection.update_keys()
-        self._ping()
+        self._pings.ping(self.connection)
         self._send()
 
     # Ending
@@ -501,8 +416,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._send()  # what is queued would be dropped by close()
         self._stop_alarm()
         self.connection.close(self._settings.no_error)
-        self._goodbye = [datagram for datagram, _ in self.connection.datagrams_to_send(monotonic())]
-        self._udp.send(self._goodbye)
+        self._goodbye.datagrams = [datagram for datagram, _ in self.connection.datagrams_to_send(monotonic())]
+        self._udp.send(self._goodbye.datagrams)
         self._wake()  # acknowledgements are not waited for any longer
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
@@ -515,51 +430,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 with deadline.scope(), suppress(TransportError):
                     await self.flush()
             self.say_goodbye()
-        if not self._goodbye:
+        if not self._goodbye.datagrams:
             return self.abort()
-        waited = await self._closing(self._goodbye, deadline)
-        return self._end or self._finish(Outcome.CLEAN if waited else Outcome.TIMED_OUT, began)
-
-    async def _closing(self, goodbye: list[bytes], deadline: Deadline) -> bool:
-        """The closing period (RFC 9000 §10.2.1); whether it was over before the deadline, which may come forward."""
-        connection, udp = self.connection, self._udp
-        now = monotonic()
-        interval = connection.probe_timeout
-        end = now + _CLOSING_PROBES * interval
-        period = deadline.sooner(end - now)
-        copies = [at for number in range(1, _GOODBYES) if (at := now + interval * number / _GOODBYES) < period.at]
-
-        def repeat() -> None:
-            udp.send(goodbye)
-            del copies[0]
-
         assert self._host is not None
-        timers = [self._host.call_later(at - now, repeat) for at in copies]
-        arrived, answer_at = 0, 1
-        try:
-            with period.scope():
-                while connection.heard is None:
-                    if not self._arrived:
-                        await udp.flush()
-                        await udp.wait_readable()
-                        self._take_batch()
-                    while self._arrived:
-                        self._take(monotonic(), lambda: True)
-                        arrived += 1
-                    if connection.heard is None and arrived >= answer_at:
-                        udp.send(goodbye)
-                        while answer_at <= arrived:
-                            answer_at *= 2
-                return True
-            while copies:  # where the event loop was late for all of it
-                repeat()
-        except TransportError:
-            self._unreachable = True  # the port is closed: there is no peer left to be told
-            return True
-        finally:
-            for timer in timers:
-                timer.cancel()
-        return deadline.at >= end
+        waited = await self._goodbye.closing_period(self.connection, self._udp, self._arrivals, self._host, deadline)
+        return self._end or self._finish(Outcome.CLEAN if waited else Outcome.TIMED_OUT, began)
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
         if self._end is not None:
@@ -568,24 +443,17 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._end = LayerEnd(self.name, "", "", Outcome.SKIPPED)
             return self._end
         connection = self.connection
-        if self._goodbye:
-            return self._finish(self._waited(), monotonic())
+        if self._goodbye.datagrams:
+            return self._finish(self._goodbye.waited(connection), monotonic())
         if self._held:
             self._send()
         self._stop_alarm()
-        if not self._unreachable:
+        if not self._goodbye.unreachable:
             if connection.ended is None:
                 connection.close(H3_REQUEST_CANCELLED)
             # Or a close with an error's code that is still to be said. Nothing, where the peer has closed.
             self._udp.send([datagram for datagram, _ in connection.datagrams_to_send(monotonic())])
-        ended = connection.ended
-        if ended is not None and ended.by == "peer" and ended.code is not None:
-            outcome = Outcome.PEER_FIRST
-        elif ended is not None and ended.by == "network":
-            outcome = Outcome.SKIPPED  # the idle timeout ends both sides without a word (RFC 9000 §10.1)
-        else:
-            outcome = Outcome.ABORTED
-        return self._finish(outcome, monotonic())
+        return self._finish(self._goodbye.aborted(connection), monotonic())
 
     def _stop_alarm(self) -> None:
         """No timer any more."""
@@ -595,28 +463,18 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     def _finish(self, outcome: Outcome, began: float) -> LayerEnd:
         self._alive = False
         self._stop_alarm()
-        self._end = self._layer_end(outcome, monotonic() - began)
+        self._end = self._goodbye.report(self.name, self.connection, outcome, monotonic() - began)
         self.connection.discard()
-        self._end_probe_socket()
+        self._preferred.end()
         if self._keylog is not None:
             self._keylog.close()
         return self._end
 
     def so_far(self) -> LayerEnd:
-        return self._end or self._layer_end(self._waited(), 0.0)
-
-    def _waited(self) -> Outcome:
-        """How it ends when the answer to our goodbye is not waited for any longer."""
-        return Outcome.TIMED_OUT if self.connection.heard is None and not self._unreachable else Outcome.CLEAN
-
-    def _layer_end(self, outcome: Outcome, seconds: float) -> LayerEnd:
-        connection = self.connection
-        ended = self._answered or connection.ended
-        said = str(ended) if ended is not None and ended.by == "us" and ended.code is not None else ""
-        heard = str(connection.heard) if connection.heard is not None else ""
-        if self._unreachable:
-            heard = heard or "port unreachable"
-        return LayerEnd(self.name, said, heard, outcome, seconds)
+        if self._end is not None:
+            return self._end
+        goodbye = self._goodbye
+        return goodbye.report(self.name, self.connection, goodbye.waited(self.connection), 0.0)
 
     def extra(self, name: str) -> Any:
         if name == "quic":

@@ -1,0 +1,101 @@
+"""How a QUIC connection ends: what was said and heard, and the closing period.
+
+CONNECTION_CLOSE may be lost and is never acknowledged. So it goes three times within the first PTO of the closing
+period, which takes three PTO at most. A later copy could reach a peer that has left its own draining period, and draw a
+stateless reset: from then on it is sent only in answer to what still arrives, to the 1st, 2nd, 4th, 8th … datagram. The
+period ends early with the peer's own CONNECTION_CLOSE, its stateless reset, or an unreachable port: then it knows.
+"""
+
+from __future__ import annotations
+
+from allswell._clock import monotonic
+from allswell._deadline import Deadline
+from allswell._errors import TransportError
+from allswell._filters.interface import Datagrams
+from allswell._filters.quic_arrivals import Arrivals
+from allswell._quic.connection import ClientConnection
+from allswell._quic.interface import End
+from allswell._report import LayerEnd, Outcome
+from allswell._tasks import TaskHost
+
+#: PTO of the closing period (RFC 9000 §10.2).
+CLOSING_PROBES = 3
+#: Copies of our CONNECTION_CLOSE, spread over the first PTO of the closing period.
+_GOODBYES = 3
+
+
+class Goodbye:
+    """The end of one connection.
+
+    :ivar datagrams: those of our CONNECTION_CLOSE, once it was said.
+    :ivar answered: with what the peer's was answered.
+    :ivar unreachable: the peer's port is closed, or the socket.
+    """
+
+    def __init__(self) -> None:
+        self.datagrams: list[bytes] = []
+        self.answered: End | None = None
+        self.unreachable = False
+
+    async def closing_period(
+        self, connection: ClientConnection, udp: Datagrams, arrivals: Arrivals, host: TaskHost, deadline: Deadline
+    ) -> bool:
+        """Wait for its end (RFC 9000 §10.2.1). Return whether that came before the deadline, which may come forward."""
+        now = monotonic()
+        interval = connection.probe_timeout
+        end = now + CLOSING_PROBES * interval
+        period = deadline.sooner(end - now)
+        copies = [at for number in range(1, _GOODBYES) if (at := now + interval * number / _GOODBYES) < period.at]
+
+        def repeat() -> None:
+            udp.send(self.datagrams)
+            del copies[0]
+
+        timers = [host.call_later(at - now, repeat) for at in copies]
+        arrived, answer_at = 0, 1
+        try:
+            with period.scope():
+                while connection.heard is None:
+                    if not arrivals:
+                        await udp.flush()
+                        await udp.wait_readable()
+                        arrivals.fetch()
+                    while arrivals:
+                        arrivals.give(connection, monotonic(), lambda: True)
+                        arrived += 1
+                    if connection.heard is None and arrived >= answer_at:
+                        udp.send(self.datagrams)
+                        while answer_at <= arrived:
+                            answer_at *= 2
+                return True
+            while copies:  # where the event loop was late for all of it
+                repeat()
+        except TransportError:
+            self.unreachable = True  # the port is closed: there is no peer left to be told
+            return True
+        finally:
+            for timer in timers:
+                timer.cancel()
+        return deadline.at >= end
+
+    def waited(self, connection: ClientConnection) -> Outcome:
+        """How it ends when the answer to our goodbye is not waited for any longer."""
+        return Outcome.TIMED_OUT if connection.heard is None and not self.unreachable else Outcome.CLEAN
+
+    def aborted(self, connection: ClientConnection) -> Outcome:
+        """How it ends when there was no goodbye of ours, or no polite one."""
+        ended = connection.ended
+        if ended is not None and ended.by == "peer" and ended.code is not None:
+            return Outcome.PEER_FIRST
+        if ended is not None and ended.by == "network":
+            return Outcome.SKIPPED  # the idle timeout ends both sides without a word (RFC 9000 §10.1)
+        return Outcome.ABORTED
+
+    def report(self, name: str, connection: ClientConnection, outcome: Outcome, seconds: float) -> LayerEnd:
+        """What was said and heard."""
+        ended = self.answered or connection.ended
+        said = str(ended) if ended is not None and ended.by == "us" and ended.code is not None else ""
+        heard = str(connection.heard) if connection.heard is not None else ""
+        if self.unreachable:
+            heard = heard or "port unreachable"
+        return LayerEnd(name, said, heard, outcome, seconds)
