@@ -107,6 +107,7 @@ METHODS = {
     "_write_ack_frame": ["self", "builder", "space", "now"],
     "_write_connection_limits": ["self", "builder", "space"],
     "_write_ping_frame": ["self", "builder", "uids", "comment"],
+    "_write_stream_frame": ["self", "builder", "space", "stream", "max_offset"],
     "_write_stream_limits": ["self", "builder", "space", "stream"],
 }
 
@@ -222,6 +223,7 @@ PARTS = {
     "_on_packets_lost",
     "_pacer",
     "_pending",
+    "_pending_eof",
     "_packet",
     "_peer_certificate",
     "_peer_certificate_chain",
@@ -289,6 +291,10 @@ def test_parts(connection: Engine) -> None:
     stream.sender.write(b"abc")
     assert (stream.sender._buffer_stop, stream.sender.highest_offset) == (3, 0), _BROKE
     assert (list(stream.sender._pending), stream.sender._buffer_fin) == ([range(3)], None), _BROKE
+    assert stream.sender._pending_eof is False, _BROKE
+    assert "self.buffer_is_empty = True" in inspect.getsource(type(stream.sender).get_frame), _BROKE
+    assert "self.buffer_is_empty = False" in inspect.getsource(type(stream.sender).on_data_delivery), _BROKE
+    assert "not stream.sender.buffer_is_empty" in inspect.getsource(QuicConnection._write_application), _BROKE
     assert "self._pending.subtract(start, stop)" in inspect.getsource(type(stream.sender).get_frame), _BROKE
     assert stream.receiver._final_size is None, _BROKE
     assert (len(stream.receiver._ranges), len(stream.receiver._buffer)) == (0, 0), _BROKE

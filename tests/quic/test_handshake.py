@@ -167,3 +167,30 @@ def test_a_few_bytes_on_a_stream_of_the_server_are_credited_later() -> None:
         pair.client.credit_stream(3, credit)
         pair.from_client()
         assert stream.max_stream_data_local_sent == window + told
+
+
+def test_small_requests_share_packets(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Shaking()
+    pair.finish()
+    asked: list[int] = []
+    write = QuicConnection._write_stream_frame
+
+    def noted(self: QuicConnection, builder: Any, space: Any, stream: Any, max_offset: int) -> int:
+        asked.append(stream.stream_id)
+        return write(self, builder, space, stream, max_offset)
+
+    monkeypatch.setattr(QuicConnection, "_write_stream_frame", noted)
+    requests = [4 * number for number in range(30)]
+    for each in requests:
+        pair.client.send_stream_data(each, b"x" * 105, end_stream=True)
+    datagrams = pair.from_client()
+    assert len(datagrams) == 3
+    # Once each, but for those at the end of a packet. (aioquic asks all of them for each packet.)
+    assert sorted(set(asked)) == requests
+    assert len(asked) < len(requests) + len(datagrams)
+    pair.up(datagrams[::2])  # the second is lost, and sent again
+    pair.finish()
+    streams = pair.server._streams
+    assert all(streams[each].receiver._final_size == 105 for each in requests)
+    assert all(streams[each].receiver.starting_offset() == 105 for each in requests)
+    assert pair.client.all_acknowledged

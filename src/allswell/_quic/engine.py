@@ -83,6 +83,8 @@ _KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY, _OF_SERVER = 0b11, 0b00, 0b10, 0b01
 #: How many streams a server may have open, and the window of each. HTTP/3 has no bidirectional ones (RFC 9114 §6.1),
 #: and three unidirectional ones (§6.2.1, RFC 9204 §4.2). Some servers open more, to test that they are ignored.
 _SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
+#: With less room in a packet than this, in bytes, no STREAM frame begins there.
+_LEAST_FRAME = 32
 #: How many pieces of the handshake may wait for others between them.
 _GAPS = 256
 #: The longest handshake message in bytes; mainly a chain of certificates (OpenSSL: 100 KiB).
@@ -364,6 +366,17 @@ class Engine(PathMtuConnection):
         super()._handle_crypto_frame(context, frame_type, buf)
         if self._handshake_complete and not before and self._early:
             self._early_data_is_over(context.time)
+
+    def _write_stream_frame(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream, max_offset: int
+    ) -> int:
+        if builder.remaining_flight_space < _LEAST_FRAME:
+            return 0
+        used = super()._write_stream_frame(builder, space, stream, max_offset)
+        sender = stream.sender
+        if not len(sender._pending) and not sender._pending_eof:
+            sender.buffer_is_empty = True  # aioquic asks each stream once more, for the next packet
+        return used
 
     def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
         stream = super()._get_or_create_stream(frame_type, stream_id)
