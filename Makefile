@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test load check dist integrations bench docs pictures interop interop-local peers
+.PHONY: setup demo test load check dist integrations bench docs pictures interop interop-local native peers
 setup: $(VENV)/.check ; @echo "ready: make test, make check"
 demo: $(VENV)/.demo ; @$(BIN)/python -m demo
 test: $(VENV)/.test ; $(BIN)/python -m pytest -n 4
@@ -16,6 +16,7 @@ bench: $(VENV)/.bench ; @$(BIN)/python -m tests.bench $(ARGS)
 interop: $(VENV)/.test ; @VENV=$(VENV) interop/run.sh $(ARGS)
 interop-local: $(VENV)/.test ; @$(BIN)/python -m interop.local $(ARGS)
 peers: ; @interop/peers.sh
+native: $(VENV)/.test ; $(BIN)/python -m pip install ./native
 docs: $(VENV)/.docs ; $(BIN)/python -m mkdocs build --strict
 pictures: $(VENV)/.pictures ; @$(BIN)/python -m docs.pictures.endings
 

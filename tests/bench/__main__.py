@@ -7,6 +7,9 @@ make bench ARGS="--clients aiohttp --versions h1 --scenarios 50 json --repeat 9 
 CPU time leads: user and system, of all threads of the client's process, per request or MB. It hardly depends on
 what else the machine does. Each round runs every cell once, neighbours are those that are compared, and the
 rounds go forwards and backwards: a busy moment hits all alike.
+
+Where allswell-native is installed (``make native``), the client also runs with it, over HTTP/3: "allswell, native".
+All else runs without it.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.bench import fairness
 from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS
 from tests.bench.origin import caddy
-from tests.bench.report import GOALS, OURS, Cell, Results, as_json, markdown, table, verdict_lines
+from tests.bench.report import GOALS, NATIVE, OURS, Cell, Results, as_json, markdown, table, verdict_lines
 from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS
 from tests.bench.worker import PROGRAM, Job, Run
 
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    others = [name for name in CLIENTS if name not in OURS]
+    others = [name for name in CLIENTS if name not in (*OURS, NATIVE)]
     scenarios = "\n".join(f"{name}: {scenario.title}" for name, scenario in SCENARIOS.items())
     parser.add_argument("--clients", nargs="*", choices=others, help="beside ours; all by default")
     parser.add_argument("--versions", nargs="*", choices=ALL_VERSIONS, default=ALL_VERSIONS)
@@ -77,7 +81,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _cells(asked: argparse.Namespace) -> list[Cell]:
-    compared = {Cell(goal.version, goal.scenario, name) for goal in GOALS for name in (goal.ours, goal.other)}
+    ours = (*OURS, NATIVE) if find_spec("allswell_native") is not None else OURS
+    compared = {
+        Cell(goal.version, goal.scenario, name)
+        for goal in GOALS
+        if goal.ours in ours
+        for name in (goal.ours, goal.other)
+    }
     every = (
         Cell(spoken, scenario, name)
         for spoken in asked.versions
@@ -85,7 +95,7 @@ def _cells(asked: argparse.Namespace) -> list[Cell]:
         for name in CLIENTS
         if spoken in CLIENTS[name][1]
         and spoken in SCENARIOS[scenario].versions
-        and (name in OURS or not asked.clients or name in asked.clients)
+        and (name in ours if name in (*OURS, NATIVE) else not asked.clients or name in asked.clients)
     )
     return [cell for cell in every if cell in compared or not asked.quick]
 
@@ -99,8 +109,11 @@ def run_apart(job: Job) -> Run | str:
     """The run, in a process of its own; or why it failed."""
     command = [sys.executable, "-c", PROGRAM, json.dumps(job._asdict())]
     root = Path(__file__).parents[2]
+    environment = {**os.environ, "ALLSWELL_NATIVE": "1" if job.client == NATIVE else "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=job.seconds * 10 + 30, cwd=root)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=job.seconds * 10 + 30, cwd=root, env=environment
+        )
     except subprocess.TimeoutExpired:
         return "hung"
     if done.returncode < 0:
@@ -130,7 +143,7 @@ def _save(asked: argparse.Namespace, results: Results, turns: list[fairness.Meas
 
 def _release(client: str) -> str:
     try:
-        return version("allswell" if client in OURS else client)
+        return version("allswell" if client in OURS else "allswell-native" if client == NATIVE else client)
     except PackageNotFoundError:
         return "not installed"
 

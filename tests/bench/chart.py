@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from tests.bench.report import OURS, Cell, Figures, Results, figures, scale
+from tests.bench.report import NATIVE, OURS, Cell, Figures, Results, figures, scale
 from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS
 
 _WIDTH, _LABEL, _BAR, _GAP, _HEAD = 580, 110, 18, 6, 44
@@ -47,7 +47,7 @@ def _bar(number: int, name: str, figure: Figures | None, most: float, times: flo
         return f'{label}<text x="{_LABEL}" y="{middle + 4}" fill="#a33">failed</text>'
     by = (_WIDTH - _LABEL - 70) / most
     width, low, high = (figure.cpu * factor * by for factor in (1, 1 - figure.cpu_spread, 1 + figure.cpu_spread))
-    colour = "#2a7f62" if name in OURS else "#9aa5b1"
+    colour = "#2a7f62" if name in (*OURS, NATIVE) else "#9aa5b1"
     return (
         f'{label}<rect x="{_LABEL}" y="{y}" width="{width:.1f}" height="{_BAR}" fill="{colour}"/>'
         f'<path d="M{_LABEL + low:.1f} {middle}H{_LABEL + high:.1f}" stroke="#333"/>'

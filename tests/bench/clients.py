@@ -115,6 +115,17 @@ async def allswell_client(setting: Setting) -> AsyncIterator[Fetch]:
 
 
 @asynccontextmanager
+async def allswell_native(setting: Setting) -> AsyncIterator[Fetch]:
+    """The same, with the compiled loop for QUIC packets (``native/``)."""
+    from allswell._quic import native
+
+    if native.loops is None:
+        raise RuntimeError("allswell-native is not installed, not fit, or switched off")
+    async with allswell_client(setting) as fetch:
+        yield fetch
+
+
+@asynccontextmanager
 async def httpx2(setting: Setting) -> AsyncIterator[Fetch]:
     """The continuation of httpx, on httpcore2."""
     import httpx2
@@ -264,6 +275,7 @@ async def aioquic(setting: Setting) -> AsyncIterator[Fetch]:
 CLIENTS: dict[str, tuple[Callable[[Setting], Opened], frozenset[str]]] = {
     "allswell pool": (allswell_pool, frozenset(_OURS)),
     "allswell": (allswell_client, frozenset(_OURS)),
+    "allswell, native": (allswell_native, frozenset({"h3"})),
     "httpcore2": (httpcore2, frozenset({"h1", "h2"})),
     "httpx2": (httpx2, frozenset({"h1", "h2"})),
     "aiohttp": (aiohttp, frozenset({"h1"})),

@@ -12,6 +12,8 @@ from tests.bench.scenarios import SCENARIOS
 from tests.bench.worker import Run
 
 OURS = ("allswell pool", "allswell")
+#: The client with the compiled loop (``native/``). All others run without it.
+NATIVE = "allswell, native"
 
 
 class Cell(NamedTuple):
@@ -50,6 +52,11 @@ GOALS = (
     Goal("h1", "fresh", "allswell", "httpx2", 1.0, at_most=True),
     Goal("h3", "10mb", "allswell", "niquests", 0.6),
     Goal("h3", "upload", "allswell", "niquests", 1.1),
+    Goal("h3", "10mb", NATIVE, "niquests", 1.1),
+    Goal("h3", "10mb", NATIVE, "curl_cffi", 1.0),
+    Goal("h3", "4x10mb", NATIVE, "niquests", 1.1),
+    Goal("h3", "4x10mb", NATIVE, "curl_cffi", 1.0),
+    Goal("h3", "upload", NATIVE, "niquests", 1.4),
     Goal("h3", "50", "allswell pool", "curl_cffi", 2.3),
     Goal("h3", "50", "allswell", "curl_cffi", 1.6),
     Goal("h3", "cold", "allswell pool", "aioquic", 1.2, at_most=True),
@@ -123,13 +130,13 @@ def table(version: str, results: Results) -> str:
         unit = f"{scale(name)[0]} {{}}/{scenario.per}"
         lines.append(f"{version} {name}: {scenario.title}")
         lines.append(
-            f"  {'':<14}{unit.format('CPU'):>15}{'±':>6}{'pool is':>10}{'client is':>11}"
+            f"  {'':<16}{unit.format('CPU'):>15}{'±':>6}{'pool is':>10}{'client is':>11}"
             f"{unit.format('wall'):>17}{'±':>6}{'MB RSS':>8}{'MB first':>10}"
             + (f"{'ms CPU to close':>17}" if scenario.way == "cold" else "")
         )
         ours = [figures(Cell(version, name, our), results) for our in OURS]
         for cell in cells:
-            lines.append(f"  {cell.client:<14}" + _row(name, figures(cell, results), ours))
+            lines.append(f"  {cell.client:<16}" + _row(name, figures(cell, results), ours))
             for reason, count in failures(cell, results).items():
                 lines.append(f"    {count} of {len(results[cell])} runs failed: {reason[:110]}")
         lines.append("")
@@ -197,7 +204,7 @@ def verdict_lines(results: Results) -> str:
     for goal, by_cpu, by_wall, reached in ((*each, each.reached) for each in verdicts(results)):
         wanted = f"{'≤' if goal.at_most else '≥'} {goal.times:g} × {goal.other}"
         lines.append(
-            f"  {goal.version + ' ' + goal.scenario:<11}{goal.ours:<14}{wanted:<19}{by_cpu:>6.2f} ×  "
+            f"  {goal.version + ' ' + goal.scenario:<11}{goal.ours:<17}{wanted:<19}{by_cpu:>6.2f} ×  "
             f"{'reached' if reached else 'NOT REACHED':<13}({by_wall:.2f} × by the clock)"
         )
     return "\n".join(["goals, by CPU time (≥: so many times as cheap; ≤: at most so dear)", *lines]) if lines else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -26,7 +27,19 @@ from tests.bench.chart import chart
 from tests.bench.clients import CLIENTS, Answer, Fetch, Setting
 from tests.bench.memory import held, restart_peak
 from tests.bench.origin import Origin, caddy
-from tests.bench.report import GOALS, OURS, Cell, Results, as_json, figures, markdown, table, verdict_lines, verdicts
+from tests.bench.report import (
+    GOALS,
+    NATIVE,
+    OURS,
+    Cell,
+    Results,
+    as_json,
+    figures,
+    markdown,
+    table,
+    verdict_lines,
+    verdicts,
+)
 from tests.bench.scenarios import ALL_VERSIONS, SCENARIOS, Request, requests
 from tests.bench.worker import Job, Run, run
 
@@ -62,6 +75,20 @@ def test_a_fresh_process_counts_its_imports(origin: Origin) -> None:
     for _ in range(2):
         warm = asyncio.run(run(job(origin, "allswell", "h1", "fresh")))
     assert done.first > warm.first
+
+
+def test_the_client_runs_with_the_compiled_loop(
+    origin: Origin, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of it fails where it is not used: it would be a run of the other one."""
+    with_it, source = job(origin, NATIVE, "h3", "10mb"), str(Path(allswell.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(built), source]))
+    done = run_apart(with_it)
+    assert isinstance(done, Run), done
+    (tmp_path / "allswell_native.py").write_text("ABI = 0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), source]))
+    assert "allswell-native is not installed, not fit, or switched off" in str(run_apart(with_it))
+    assert isinstance(run_apart(with_it._replace(client="allswell")), Run)
 
 
 def test_the_measured_process_has_no_client_before_it_opens_one() -> None:

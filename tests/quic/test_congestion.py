@@ -17,6 +17,8 @@ from allswell._quic.connection import ClientConnection
 from allswell._quic.engine import Engine
 from tests.support.certificates import certificates
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
 _PIECE, _AHEAD = 96 * 1024, 256 * 1024
 

@@ -34,6 +34,8 @@ from allswell._quic.runs import LARGEST_DATAGRAM
 from allswell._quic.trust import check
 from tests.support.certificates import certificates
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
 
 

@@ -19,7 +19,7 @@ from tests.support.quic_client import QuicClient, quic_client, read
 from tests.support.quic_server import QuicServer
 from tests.support.udp_relay import UdpRelay, Weather
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("loops")]
 
 PATIENT = Timeouts()
 MEGABYTE = 1 << 20

@@ -29,6 +29,8 @@ from allswell._quic.recovery import Recovery
 from allswell._quic.runs import LARGEST_DATAGRAM
 from tests.quic.test_hostile import _CLIENT, _SERVER, LongWay, Pair, stream
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 _STREAMS = 3
 
 

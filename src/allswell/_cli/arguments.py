@@ -250,7 +250,9 @@ def _help(asked: Asked, _: object) -> None:
 
 
 def _version(asked: Asked, _: object) -> None:
-    asked.said = f"allswell {__version__}"
+    from allswell._quic import native
+
+    asked.said = f"allswell {__version__}{' with allswell-native' if native.loops is not None else ''}"
 
 
 def _nothing(_: Asked, __: object) -> None:

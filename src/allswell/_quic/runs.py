@@ -19,6 +19,11 @@ on already. That does no harm, because data may come twice (RFC 9000 §2.2). The
 of ``receive_datagram``. A test gives both ways the same packets, and compares.
 
 There is no short way for ChaCha20, whose masks are made one by one, or with a qlog, which names each packet.
+
+If the distribution ``allswell-native`` is there, its compiled loop makes the packets, and opens them
+(:class:`NativeSealer`, :class:`NativeOpener`). It also joins the data of packets that follow each other and hold STREAM
+frames only (a *stretch*). All decisions are made here. A stretch that does not fit whole is opened again in Python,
+packet by packet. Python is the judge: tests give both the same packets, and compare.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 from cryptography.exceptions import InvalidTag
 
-from allswell._quic import varint
+from allswell._quic import native, varint
 from allswell._quic.ecn import EcnConnection
 from allswell._quic.interface import StreamDataReceived
 from allswell._quic.pieces import PiecesReceiver
@@ -67,11 +72,16 @@ _NEAR = 64
 #: RFC 9000 §19.8: the frame types of STREAM, and their bits.
 _STREAM, _STREAM_TYPES = 0x08, 0b11111000
 _OFF, _LEN, _FIN = 0x04, 0x02, 0x01
+#: RFC 9000 §16: the first bits of an integer, by how many bytes it has.
+_INTEGERS = {4: 0x80000000, 8: 0xC000000000000000}
 #: The most STREAM frames of one packet on the short way. A packet has more only to cost time.
 _FEW = 16
 
-#: A packet without its protection: the first byte of its header, its number, its payload.
-Packet = tuple[int, int, bytes]
+#: Data of one stream, in order: the stream, where they begin, the data, and whether (not 0) the stream ends with them.
+Piece = tuple[int, int, bytes, int]
+#: Packets that follow each other, without their protection: the first byte of the last one's header, the number of the
+#: first one, and how many there are. Then the payload of one packet; or all data of several that hold nothing else.
+Opened = tuple[int, int, int, bytes | list[Piece]]
 
 
 class _Protection:
@@ -96,8 +106,8 @@ class Opener(_Protection):
         self._decrypt = aead._aead.decrypt
         self._headers: dict[int, bytes] = {}  # without the packet number, by their first byte
 
-    def open(self, run: bytes, ends: Sequence[int], index: int, expected: int) -> list[Packet]:
-        """The packets of a run, up to the first that is not one of these.
+    def open(self, run: bytes, ends: Sequence[int], index: int, expected: int) -> list[Opened]:
+        """The packets of a run, one by one, up to the first that is not one of these.
 
         :param ends: where each ends.
         :param index: of the first one.
@@ -113,7 +123,7 @@ class Opener(_Protection):
         while samples and len(samples[-1]) < _SAMPLE:
             samples.pop()
         masks = self._masks(b"".join(samples))
-        packets: list[Packet] = []
+        packets: list[Opened] = []
         headers = self._headers
         for start, stop, mask in zip(starts, stops, range(0, len(masks), _SAMPLE), strict=False):
             if not sample_end <= stop - start <= LARGEST_DATAGRAM:
@@ -144,10 +154,25 @@ class Opener(_Protection):
                 payload = decrypt((iv ^ number).to_bytes(12, "big"), run[at:stop], header)
             except InvalidTag:
                 break
-            packets.append((first, number, payload))
+            packets.append((first, number, 1, payload))
             if number > expected:
                 expected = number + 1
         return packets
+
+
+class NativeOpener(Opener):
+    """Takes the protection off packets, and their data out of them, by the compiled loop."""
+
+    def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
+        super().__init__(aead, protection, cid, key_phase)
+        assert native.loops is not None
+        self._open_run = native.loops.open_run
+        iv = self._iv.to_bytes(12, "big")
+        self._keys = aead._aead.decrypt_into, self._masks, iv, cid, self._form, InvalidTag
+
+    def open(self, run: bytes, ends: Sequence[int], index: int, expected: int) -> list[Opened]:
+        opened: list[Opened] = self._open_run(self._keys, run, ends, index, expected)
+        return opened
 
 
 class Sealer(_Protection):
@@ -158,8 +183,23 @@ class Sealer(_Protection):
         self._encrypt = aead._aead.encrypt
         self._form |= _NUMBER_SIZE - 1
 
-    def seal(self, frames: list[bytes], number: int, spin_bit: bool) -> list[bytes]:
-        """Make packets with these payloads, numbered from here on."""
+    def seal(
+        self, head: bytes, offset: int, width: int, data: memoryview, chunk: int, number: int, spin_bit: bool
+    ) -> list[bytes]:
+        """Make packets with equal parts of a stream's data.
+
+        :param head: what their STREAM frames begin with: the type, the stream ID.
+        :param offset: where the data begin in the stream.
+        :param width: how many bytes the offsets have in the frames: 4 or 8.
+        :param data: what is sent, so many times:
+        :param chunk: how many bytes each packet gets.
+        :param number: of the first packet.
+        """
+        bits = _INTEGERS[width]
+        frames = [
+            b"".join((head, (offset + at | bits).to_bytes(width, "big"), data[at : at + chunk]))
+            for at in range(0, len(data), chunk)
+        ]
         iv, encrypt = self._iv, self._encrypt
         size = 1 + len(self.cid) + _NUMBER_SIZE
         # Headers as numbers: masking them is then one operation.
@@ -182,6 +222,23 @@ class Sealer(_Protection):
                 itertools.count(number), firsts, seconds, thirds, bodies, strict=False
             )
         ]
+
+
+class NativeSealer(Sealer):
+    """Makes packets, and protects them, by the compiled loop."""
+
+    def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
+        super().__init__(aead, protection, cid, key_phase)
+        assert native.loops is not None
+        self._seal_run = native.loops.seal_run
+        self._keys = aead._aead.encrypt_into, self._masks, self._iv.to_bytes(12, "big"), cid
+
+    def seal(
+        self, head: bytes, offset: int, width: int, data: memoryview, chunk: int, number: int, spin_bit: bool
+    ) -> list[bytes]:
+        first = self._form | spin_bit << _SPIN_BIT_SHIFT
+        packets: list[bytes] = self._seal_run(self._keys, first, number, head, offset, width, data, chunk)
+        return packets
 
 
 class _InOrder:
@@ -231,7 +288,7 @@ class RunConnection(EcnConnection):
         space = self._spaces[Epoch.ONE_RTT]
         expected = space.expected_packet_number
         opener = self._opener_for(run, start, addr)
-        packets = () if opener is None else opener.open(run, ends, index, expected)
+        packets = [] if opener is None else opener.open(run, ends, index, expected)
         if opener is None or not packets:
             self.receive_datagram(run[start : ends[index]], addr, now)
             return index + 1
@@ -240,18 +297,28 @@ class RunConnection(EcnConnection):
         begin = stop = booked = space.largest_received_packet + 1  # numbers from begin to stop are not booked yet
         merged = last = 0
         elicits = False
-        for bits, number, payload in packets:
-            index += 1
+        packets.reverse()
+        while packets:
+            bits, number, count, content = packets.pop()
             if number != stop or number < booked:
                 if begin < stop:
                     self._book(space, begin, stop, last, now, elicits=elicits)
                     booked, elicits = space.largest_received_packet + 1, False
                 begin = stop = number
-                if number < booked and number in space.received_packets:
+                if count == 1 and number < booked and number in space.received_packets:
+                    index += 1
                     continue
-            expected = number + 1 if number > expected else expected
-            if self._take_frames(payload):
-                merged += 1
+            if isinstance(content, bytes):
+                taken = self._take_frames(content)
+            elif number >= booked and self._take_pieces(content):
+                taken = True
+            else:
+                packets += reversed(Opener.open(opener, run, ends[: index + count], index, number))
+                continue
+            index += count
+            expected = number + count if number + count - 1 > expected else expected
+            if taken:
+                merged += count
                 elicits = True
             else:
                 self._tell(space, merged)
@@ -264,8 +331,9 @@ class RunConnection(EcnConnection):
                     self._spin_bit, self._spin_highest_pn = not get_spin_bit(bits), number
                 if context is None:
                     context = QuicReceiveContext(Epoch.ONE_RTT, opener.cid, self._network_paths[0], None, now, None)
+                assert isinstance(content, bytes)
                 try:
-                    elicits, _ = self._payload_received(context, payload)
+                    elicits, _ = self._payload_received(context, content)
                 except QuicConnectionError as error:
                     self.close(error.error_code, error.frame_type, error.reason_phrase)
                 if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
@@ -273,7 +341,7 @@ class RunConnection(EcnConnection):
                 if over() or not self._goes_on(opener, addr):
                     self._book(space, begin, number + 1, bits, now, elicits=elicits)
                     return index
-            stop, last = number + 1, bits
+            stop, last = number + count, bits
         self._tell(space, merged)
         if begin < stop:
             self._book(space, begin, stop, last, now, elicits=elicits)
@@ -298,7 +366,8 @@ class RunConnection(EcnConnection):
             return None
         for each in self._host_cids:
             if run.startswith(each.cid, start + 1):
-                self._opener = Opener(aead, protection, each.cid, crypto.key_phase)
+                kind = Opener if native.loops is None else NativeOpener
+                self._opener = kind(aead, protection, each.cid, crypto.key_phase)
                 return self._opener
         return None
 
@@ -355,6 +424,24 @@ class RunConnection(EcnConnection):
         except IndexError:  # a frame that is cut off
             return False
         return end > 0
+
+    def _take_pieces(self, pieces: list[Piece]) -> bool:
+        """Act on packets that hold these. Return whether they do: whether all is in order, and within limits."""
+        in_order, allowed = self._in_order, self._local_max_data
+        unbooked = self._unbooked
+        for stream_id, offset, data, _ in pieces:
+            one = in_order.get(stream_id) or self._begin(stream_id)
+            if one is None or one.fin or offset != one.stop or offset + len(data) > one.limit:
+                return False
+            unbooked += len(data)
+        if unbooked > allowed.value - allowed.used:
+            return False
+        self._unbooked = unbooked
+        for stream_id, offset, data, fin in pieces:
+            one = in_order[stream_id]
+            one.stop, one.fin = offset + len(data), fin
+            one.pieces.append(data)
+        return True
 
     def _begin(self, stream_id: int) -> _InOrder | None:
         stream = self._streams.get(stream_id)
@@ -459,12 +546,15 @@ class RunConnection(EcnConnection):
                 break
             sealer, cid = self._sealer, self._peer_cid.cid
             if sealer is None or sealer.aead is not aead or sealer.cid != cid:
-                sealer = self._sealer = Sealer(aead, protection, cid, pair.key_phase)
-            stream, start, chunk, frames = run
-            datagrams += sealer.seal(frames, self._packet_number, self._spin_bit)
+                kind = Sealer if native.loops is None else NativeSealer
+                sealer = self._sealer = kind(aead, protection, cid, pair.key_phase)
+            stream, head, start, width, data, chunk = run
+            with data:
+                packets = sealer.seal(head, start, width, data, chunk, self._packet_number, self._spin_bit)
+            datagrams += packets
             sent = SentRun(stream.sender, self._packet_number, start, chunk, size, now)
-            loss.on_run_sent(sent, len(frames), self._spaces[Epoch.ONE_RTT])
-            self._packet_number += len(frames)
+            loss.on_run_sent(sent, len(packets), self._spaces[Epoch.ONE_RTT])
+            self._packet_number += len(packets)
         if datagrams:
             path.bytes_sent += len(datagrams) * size
             if not self._ack_eliciting_sent_since_receipt:  # RFC 9000 §10.1
@@ -472,8 +562,8 @@ class RunConnection(EcnConnection):
                 self._ack_eliciting_sent_since_receipt = True
         return datagrams
 
-    def _next_run(self, most: int) -> tuple[QuicStream, int, int, list[bytes]] | None:
-        """For the next stream: where its data begin, how many bytes each packet has, and the packets' STREAM frames."""
+    def _next_run(self, most: int) -> tuple[QuicStream, bytes, int, int, memoryview, int] | None:
+        """The next stream, and what its packets are made of: see :meth:`Sealer.seal`."""
         for stream in self._streams_queue:
             sender = stream.sender
             if sender.buffer_is_empty or stream.is_blocked or sender.reset_pending or not len(sender._pending):
@@ -484,26 +574,21 @@ class RunConnection(EcnConnection):
             limit = min(pending.stop, stream.max_stream_data_remote, allowed)
             assert stream.stream_id is not None
             head = bytes((_STREAM | _OFF,)) + varint.encode(stream.stream_id)
-            wide = limit > 0x3FFFFFFF
+            width = 8 if limit > 0x3FFFFFFF else 4
             room = self._max_datagram_size - 1 - len(self._peer_cid.cid) - _NUMBER_SIZE - _TAG
-            chunk = room - len(head) - (8 if wide else 4)
+            chunk = room - len(head) - width
             # aioquic sends the end of the stream, with its FIN.
             count = min(most, (limit - start - (limit == sender._buffer_fin)) // chunk)
             if count < 2:
                 continue
             stop = start + count * chunk
             first = start - sender._buffer_start
-            bits, width = (0xC000000000000000, 8) if wide else (0x80000000, 4)
-            with memoryview(sender._buffer)[first : first + stop - start] as data:
-                frames = [
-                    b"".join((head, (start + at | bits).to_bytes(width, "big"), data[at : at + chunk]))
-                    for at in range(0, stop - start, chunk)
-                ]
+            data = memoryview(sender._buffer)[first : first + stop - start]
             sender._pending.subtract(start, stop)
             if stop > sender.highest_offset:
                 self._remote_max_data_used += stop - sender.highest_offset
                 sender.highest_offset = stop
             self._streams_queue.remove(stream)
             self._streams_queue.append(stream)
-            return stream, start, chunk, frames
+            return stream, head, start, width, data, chunk
         return None
