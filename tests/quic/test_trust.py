@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import subprocess
 import sys
@@ -151,6 +152,44 @@ def test_whatever_the_context_offers(curve: str, minimum: ssl.TLSVersion) -> Non
         trust.check(context, "example.org", _chain())
 
 
+#: Run with a configuration of OpenSSL: the context's only share is of a group that is not known here.
+_ASKED_AGAIN = """
+import sys
+from aioquic.tls import AlertBadCertificate
+from cryptography.x509 import load_pem_x509_certificates
+from allswell._quic import trust
+import ssl
+asked = []
+real = trust._hello_retry_request
+trust._hello_retry_request = lambda hello: asked.append(real(hello)) or asked[-1]
+context = ssl.create_default_context(cafile=sys.argv[1])
+chain = load_pem_x509_certificates(open(sys.argv[2], "rb").read())
+trust.check(context, "localhost", chain)
+try:
+    trust.check(context, "example.org", chain)
+except AlertBadCertificate as error:
+    print(error)
+print(len(asked), None in asked)
+"""
+
+
+def test_a_client_that_sends_no_usable_share_is_asked_for_one(tmp_path: Path) -> None:
+    """As a server asks: by HelloRetryRequest. OpenSSL 3.5 and later sends one for X25519MLKEM768 to have 192 bits."""
+    config = tmp_path / "openssl.cnf"
+    config.write_text("openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\nGroups = ffdhe2048:X25519\n")
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASKED_AGAIN, certificates().ca, certificates().chain],
+        env={**os.environ, "OPENSSL_CONF": str(config)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (asked.stderr, asked.returncode) == ("", 0)
+    refusal, counted = asked.stdout.splitlines()
+    assert "Hostname mismatch" in refusal
+    assert counted == "3 False"  # the stranger, and both names
+
+
 class Late(ssl.SSLContext):
     """It judges nothing in the handshake; and first it fails for another reason."""
 
@@ -178,6 +217,8 @@ def test_a_stranger_is_refused_for_its_certificate_or_the_context_is_no_judge() 
 def test_a_context_is_a_judge_at_every_level_of_security(level: int) -> None:
     context = Own(ssl.PROTOCOL_TLS_CLIENT)
     context.set_ciphers(f"DEFAULT:@SECLEVEL={level}")
+    if level == 5:
+        context.set_ecdh_curve("secp521r1")  # by itself OpenSSL 3.5 begins with no group of 256 bits, and fails
     with pytest.raises(AlertBadCertificate):
         trust.check(context, "localhost", _chain())
     assert context in trust._judges

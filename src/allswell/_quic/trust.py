@@ -21,11 +21,13 @@ This is the one part of this layer that works with :mod:`ssl`. It does no I/O: t
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from collections.abc import Hashable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from aioquic._buffer import Buffer
@@ -49,8 +51,10 @@ _CURVES: dict[int, ec.EllipticCurve] = {
     Group.SECP521R1: ec.SECP521R1(),
 }
 _GROUPS = (Group.X25519, Group.SECP256R1, Group.X448, Group.SECP384R1, Group.SECP521R1)
-_SERVER_HELLO, _CERTIFICATE, _ENCRYPTED_EXTENSIONS = 2, 11, 8
-_KEY_SHARE = 51
+_SERVER_HELLO, _CERTIFICATE, _ENCRYPTED_EXTENSIONS, _MESSAGE_HASH = 2, 11, 8, 254
+_SUPPORTED_GROUPS, _KEY_SHARE = 10, 51
+#: The random of a HelloRetryRequest (RFC 8446 §4.1.3).
+_RETRY = hashlib.sha256(b"HelloRetryRequest").digest()
 _TLS_1_2, _HANDSHAKE, _APPLICATION_DATA = b"\x03\x03", b"\x16\x03\x03", b"\x17\x03\x03"
 #: Of the largest piece that one record carries (RFC 8446 §5.1).
 _RECORD, _RECORD_HEAD = 16_000, 5
@@ -135,9 +139,12 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
     to_client, from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
         client = context.wrap_bio(to_client, from_client, server_hostname=name)
-        with suppress(ssl.SSLWantReadError):
-            client.do_handshake()
-        server_hello, certificate = _first_flight(from_client.read()[_RECORD_HEAD:], chain)
+        hello = transcript = _client_hello(client, from_client)
+        if (retry := _hello_retry_request(hello)) is not None:
+            to_client.write(_record(_HANDSHAKE, retry))
+            hello_again = _client_hello(client, from_client)
+            transcript, hello = _retried(hello, retry, hello_again), hello_again
+        server_hello, certificate = _first_flight(hello, transcript, chain)
         to_client.write(server_hello)
         if getattr(context, "keylog_filename", None) is not None:
             _make_keys_unlogged(client)
@@ -171,51 +178,103 @@ def _without_log() -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def _first_flight(client_hello: bytes, chain: list[x509.Certificate]) -> tuple[bytes, bytes]:
+def _client_hello(client: ssl.SSLObject, written: ssl.MemoryBIO) -> bytes:
+    """The ClientHello that it says next. A second one may have a record before it, for middleboxes (RFC 8446 §D.4)."""
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    records = written.read()
+    return records[records.index(_HANDSHAKE[:1]) + _RECORD_HEAD :]
+
+
+def _hello_retry_request(client_hello: bytes) -> bytes | None:
+    """What asks for a share of a group that is known here, if the client supports one and sent shares of others only.
+
+    From OpenSSL 3.5 on a client that demands 192 bits of security sends its one share for X25519MLKEM768.
+    """
+    offered = _offered(client_hello)
+    group = next((each for each in _GROUPS if each in offered.groups), None)
+    suite = offered.suite()
+    if suite is None or group is None or any(each in offered.shares for each in _GROUPS):
+        return None
+    return _server_hello(_RETRY, offered, suite, group.to_bytes(2, "big"))
+
+
+def _retried(first: bytes, retry: bytes, second: bytes) -> bytes:
+    """What is hashed up to a second ClientHello (RFC 8446 §4.4.1)."""
+    suite = _offered(first).suite()
+    assert suite is not None  # it was asked for again
+    digest = hashes.Hash(cipher_suite_hash(suite))
+    digest.update(first)
+    return _message(_MESSAGE_HASH, digest.finalize()) + retry + second
+
+
+def _first_flight(client_hello: bytes, transcript: bytes, chain: list[x509.Certificate]) -> tuple[bytes, bytes]:
     """A server's records: ServerHello, and what follows it up to Certificate (RFC 8446 §2, §5).
 
     Nobody will see them, so nothing is random.
 
+    :param transcript: all messages so far, as they are hashed.
     :raises AlertBadCertificate: when there is no TLS 1.3 to be had with this client.
     """
-    session_id, suites, shares = _offered(client_hello)
-    suite = next((each for each in _KEY_SIZES if each in suites), None)
-    group = next((each for each in _GROUPS if each in shares), None)
+    offered = _offered(client_hello)
+    suite = offered.suite()
+    group = next((each for each in _GROUPS if each in offered.shares), None)
     if suite is None or group is None:
         raise AlertBadCertificate("this SSLContext offers no TLS 1.3 that is known here")
-    ours, shared = _exchanged(group, shares[group])
-    share = group.to_bytes(2, "big") + _counted(ours, 2)
-    extensions = bytes.fromhex("002b00020304 0033") + _counted(share, 2)  # TLS 1.3; key_share
-    chosen = _TLS_1_2 + bytes(32) + _counted(session_id, 1) + suite.to_bytes(2, "big") + b"\0"
-    server_hello = _message(_SERVER_HELLO, chosen + _counted(extensions, 2))
+    ours, shared = _exchanged(group, offered.shares[group])
+    server_hello = _server_hello(bytes(32), offered, suite, group.to_bytes(2, "big") + _counted(ours, 2))
     keys = KeySchedule(suite)
     keys.extract(None)
-    keys.update_hash(client_hello + server_hello)
+    keys.update_hash(transcript + server_hello)
     keys.extract(shared)
     certificates = b"".join(_counted(each.public_bytes(Encoding.DER), 3) + b"\0\0" for each in chain)
     encrypted = _message(_ENCRYPTED_EXTENSIONS, b"\0\0") + _message(_CERTIFICATE, b"\0" + _counted(certificates, 3))
     return _record(_HANDSHAKE, server_hello), _protect(suite, keys.derive_secret(b"s hs traffic"), encrypted)
 
 
-def _offered(client_hello: bytes) -> tuple[bytes, set[int], dict[int, bytes]]:
-    """A ClientHello's session ID, cipher suites, and key shares by their groups (RFC 8446 §4.1.2, §4.2.8)."""
+def _server_hello(random: bytes, offered: _Offered, suite: CipherSuite, share: bytes) -> bytes:
+    """A ServerHello, or a HelloRetryRequest, of TLS 1.3 (RFC 8446 §4.1.3).
+
+    :param share: the content of its key_share.
+    """
+    extensions = bytes.fromhex("002b00020304 0033") + _counted(share, 2)
+    chosen = _TLS_1_2 + random + _counted(offered.session_id, 1) + suite.to_bytes(2, "big") + b"\0"
+    return _message(_SERVER_HELLO, chosen + _counted(extensions, 2))
+
+
+class _Offered(NamedTuple):
+    """What a ClientHello offers (RFC 8446 §4.1.2, §4.2.7, §4.2.8)."""
+
+    session_id: bytes
+    suites: set[int]
+    groups: set[int]
+    shares: dict[int, bytes]
+
+    def suite(self) -> CipherSuite | None:
+        return next((each for each in _KEY_SIZES if each in self.suites), None)
+
+
+def _offered(client_hello: bytes) -> _Offered:
     buf = Buffer(data=client_hello)
     buf.pull_bytes(4 + 2 + 32)
     session_id = buf.pull_bytes(buf.pull_uint8())
     suites = {buf.pull_uint16() for _ in range(buf.pull_uint16() // 2)}
     buf.pull_bytes(buf.pull_uint8())
     end = buf.pull_uint16() + buf.tell()
+    groups: set[int] = set()
     shares: dict[int, bytes] = {}
     while buf.tell() < end:
         kind, size = buf.pull_uint16(), buf.pull_uint16()
         until = buf.tell() + size
+        if kind == _SUPPORTED_GROUPS:
+            groups.update(buf.pull_uint16() for _ in range(buf.pull_uint16() // 2))
         if kind == _KEY_SHARE:
             buf.pull_uint16()
             while buf.tell() < until:
                 group = buf.pull_uint16()
                 shares[group] = buf.pull_bytes(buf.pull_uint16())
         buf.seek(until)
-    return session_id, suites, shares
+    return _Offered(session_id, suites, groups, shares)
 
 
 def _exchanged(group: int, theirs: bytes) -> tuple[bytes, bytes]:
