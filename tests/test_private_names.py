@@ -48,6 +48,7 @@ _PYTHON = {
     "_Decompress",  # for annotations
     "_get_running_loop",
     "_replace",
+    "_typeshed",  # for annotations
 }
 
 

@@ -15,7 +15,7 @@ from allswell._errors import ExchangeReset, LocalProtocolError, NotProcessed, Re
 from allswell._report import Outcome
 from tests.support.h3_proxy import Http3Proxy
 from tests.support.quic_client import quic_client, quic_settings, read
-from tests.support.quic_server import QuicServer, ServedConnection
+from tests.support.quic_server import QuicServer, ServedConnection, hints_and_trailers
 
 pytestmark = pytest.mark.anyio
 Fields = dict[bytes, bytes]
@@ -71,14 +71,7 @@ async def test_upload_larger_than_every_window() -> None:
 
 
 async def test_trailers_both_ways_and_1xx() -> None:
-    def route(connection: ServedConnection, stream: int, fields: Fields) -> None:
-        connection.head(stream, 103, (b"link", b"</a.css>"))
-        connection.head(stream, 200)
-        connection.data(stream, b"body")
-        assert connection.h3 is not None
-        connection.h3.send_headers(stream, [(b"checksum", b"1")], True)
-
-    with QuicServer({b"/t": route}) as server:
+    with QuicServer({b"/t": hints_and_trailers}) as server:
         async with quic_client(server.port) as client:
             exchange = client.open("/t", "POST", upload=True)
             await exchange.begin_upload().send(b"abc", end=True, trailers=[(b"Digest", b"2")])

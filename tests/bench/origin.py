@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import trustme
-
 from tests.bench.scenarios import CHUNKED_BODY, FIELDS_BODY, SMALL_BODY, TEN_MB
+from tests.support.certificates import Certificates, certificates
+from tests.support.ports import await_listening, free_port
 
 #: With what Caddy adds of itself (Alt-Svc, Content-Length, Date, Server; Content-Type it would guess), 16 in HTTP/1.1.
 _FIELDS = {
@@ -70,20 +68,23 @@ def caddy() -> Iterator[Origin]:
         raise RuntimeError("there is no caddy: `make bench` installs it")
     folder = Path(tempfile.mkdtemp(prefix="allswell-bench-"))
     try:
-        port = _free_port()
-        _prepare(folder, port)
-        with (folder / "log").open("wb") as log:
+        port = free_port()
+        files = certificates()
+        _prepare(folder, port, files)
+        with (folder / "log").open("wb") as written:
             process = subprocess.Popen(
                 [program, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"],
                 cwd=folder,
                 env=os.environ | {name: str(folder) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME")},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=written,
+                stderr=written,
             )
         try:
-            _await_listening(process, port, folder / "log")
-            yield Origin(f"https://localhost:{port}", folder / "ca.pem")
+            if not await_listening(process, port, 15.0):
+                log = (folder / "log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"caddy does not listen (exit {process.poll()}):\n{log}")
+            yield Origin(f"https://localhost:{port}", files.ca)
         finally:
             process.kill()
             process.wait()
@@ -91,13 +92,7 @@ def caddy() -> Iterator[Origin]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare(folder: Path, port: int) -> None:
-    authority = trustme.CA()
-    leaf = authority.issue_cert("localhost", "127.0.0.1")
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    leaf.private_key_pem.write_to_path(folder / "key.pem")
-    for blob in leaf.cert_chain_pems:
-        blob.write_to_path(folder / "chain.pem", append=True)
+def _prepare(folder: Path, port: int, files: Certificates) -> None:
     (folder / "www").mkdir()
     (folder / "www" / "10mb").write_bytes(b"0123456789" * (TEN_MB // 10))
     fields = "\n".join(f"header {name} `{value}`" for name, value in _FIELDS.items())
@@ -114,7 +109,7 @@ def _prepare(folder: Path, port: int) -> None:
         }}
         https://:{port} {{
             bind 127.0.0.1
-            tls {folder}/chain.pem {folder}/key.pem
+            tls {files.chain} {files.key}
             root * {folder}/www
             header >ETag `"{{http.request.uuid}}"`
             handle /small/* {{
@@ -139,28 +134,3 @@ def _prepare(folder: Path, port: int) -> None:
         }}
         """
     )
-
-
-def _free_port() -> int:
-    for _ in range(50):
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port: int = tcp.getsockname()[1]
-            try:
-                udp.bind(("127.0.0.1", port))
-            except OSError:  # taken for UDP: try another
-                continue
-            return port
-    raise RuntimeError("found no port that is free for both TCP and UDP")
-
-
-def _await_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 15
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)  # between two tries, bounded: nothing tells us when a stranger starts to listen
-        else:
-            return
-    raise RuntimeError(f"caddy does not listen (exit {process.poll()}):\n{log.read_text(errors='replace')[-2000:]}")

@@ -26,9 +26,10 @@ from tests.support.doh import Doh
 from tests.support.har import faults
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
+from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import Ending, answers, says
-from tests.support.servers import ServerInfo, free_port
+from tests.support.servers import ServerInfo
 
 
 def allswell(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

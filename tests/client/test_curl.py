@@ -14,7 +14,8 @@ import pytest
 
 from tests.client.curl_origin import BODY, Origin, curl_origin
 from tests.support.forked import Forked, forked
-from tests.support.servers import REQUIRED, free_port
+from tests.support.ports import free_port
+from tests.support.servers import REQUIRED
 
 #: What is in the folder where both run.
 _FILES = {

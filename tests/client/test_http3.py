@@ -17,8 +17,8 @@ import trustme
 from allswell import AsyncClient, QuicConfig
 from tests.support.certificates import certificates, issue
 from tests.support.lag import websocket_servers_end_within
-from tests.support.quic_server import QuicServer, ServedConnection
-from tests.support.udp_relay import UdpRelay, Weather
+from tests.support.quic_server import QuicServer, ServedConnection, hints_and_trailers
+from tests.support.udp_relay import BAD_WEATHER, UdpRelay, Weather
 
 pytestmark = pytest.mark.anyio
 
@@ -44,16 +44,7 @@ def url(port: int, path: str = "/hello") -> str:
 # The network
 
 
-@pytest.mark.parametrize(
-    "weather",
-    [
-        Weather(loss=0.1, delay=(0.001, 0.003)),
-        Weather(reorder=0.2, delay=(0.0, 0.004)),
-        Weather(duplicate=0.3),
-        Weather(corrupt=0.1, delay=(0.001, 0.002)),
-    ],
-    ids=["loss", "reorder", "duplicate", "corrupt"],
-)
+@pytest.mark.parametrize("weather", BAD_WEATHER.values(), ids=BAD_WEATHER)
 async def test_through_a_bad_network(weather: Weather) -> None:
     with QuicServer() as server, UdpRelay(server.port, seed=3, up=weather, down=weather) as relay:
         async with client() as http:
@@ -166,14 +157,7 @@ async def test_an_answer_before_the_upload_is_over() -> None:
 
 
 async def test_trailers_and_early_hints() -> None:
-    def route(connection: ServedConnection, stream: int, fields: Fields) -> None:
-        connection.head(stream, 103, (b"link", b"</a.css>"))
-        connection.head(stream, 200)
-        connection.data(stream, b"body")
-        assert connection.h3 is not None
-        connection.h3.send_headers(stream, [(b"checksum", b"1")], True)
-
-    with QuicServer({b"/t": route}) as server:
+    with QuicServer({b"/t": hints_and_trailers}) as server:
         async with client() as http:
             extensions = {"trailers": [(b"Digest", b"2")]}
             response = await http.post(url(server.port, "/t"), content=b"abc", extensions=extensions)

@@ -21,6 +21,7 @@ from allswell.testing import Origin, RequestReceived, Response, Violation
 from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers
+from tests.support.transports import Wrapper
 
 pytestmark = pytest.mark.anyio
 
@@ -231,23 +232,6 @@ async def test_other_transports_and_mounts() -> None:
     async with allswell.AsyncClient(transport=mock, grace=3.0) as client:
         assert (await client.get("http://anywhere.example/")).status_code == 201
     assert client.close_report == allswell.CloseReport((), 3.0, 0.0)
-
-
-class Wrapper(httpx2.AsyncBaseTransport):
-    """As transports that cache, try again or trace: it hands on, and closes what it wraps, perhaps in another task."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport, *, elsewhere: bool = False) -> None:
-        self._hidden, self._elsewhere = inner, elsewhere
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await self._hidden.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        if self._elsewhere:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._hidden.aclose)
-        else:
-            await self._hidden.aclose()
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

@@ -47,7 +47,7 @@ from tests.support.certificates import Certificates, certificates, issue
 from tests.support.lag import LAG, PATIENCE, long_closing_period, silent_after
 from tests.support.quic_client import QuicClient, bare_quic, quic_client, quic_settings, read
 from tests.support.quic_server import QuicServer, ServedConnection
-from tests.support.udp_relay import UdpRelay, Weather
+from tests.support.udp_relay import BAD_WEATHER, UdpRelay, Weather
 
 pytestmark = pytest.mark.anyio
 
@@ -965,16 +965,7 @@ async def test_keepalive() -> None:
 # The network
 
 
-@pytest.mark.parametrize(
-    "weather",
-    [
-        Weather(loss=0.1, delay=(0.001, 0.003)),
-        Weather(reorder=0.2, delay=(0.0, 0.004)),
-        Weather(duplicate=0.3),
-        Weather(corrupt=0.1, delay=(0.001, 0.002)),
-    ],
-    ids=["loss", "reorder", "duplicate", "corrupt"],
-)
+@pytest.mark.parametrize("weather", BAD_WEATHER.values(), ids=BAD_WEATHER)
 async def test_through_a_bad_network(weather: Weather) -> None:
     with QuicServer() as server, UdpRelay(server.port, seed=7, up=weather, down=weather) as relay:
         async with quic_client(relay.port) as client:

@@ -23,9 +23,9 @@ from allswell._messages import RequestHead
 from allswell._observers import Observers
 from allswell.testing import Origin, Response
 from tests.support.peer import scripted_peer
+from tests.support.ports import free_port
 from tests.support.proxies import connect_proxy
 from tests.support.scripts import answers
-from tests.support.servers import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import httpx2
 import pytest
 
 from allswell import AsyncClient, AsyncTransport, ConnectionEnd, ConnectionPool
 from allswell.testing import Event, Fin, Origin, RequestExecuted, Response, Rst
 from tests.support.leaks import sockets_closed
 from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.transports import Wrapper
 
 pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -128,19 +128,6 @@ def test_used_in_another_loop_before_its_own_has_ended(backend: str) -> None:
 
         run(backend, main)
         assert origin.record.connections == (1,)
-
-
-class Wrapper(httpx2.AsyncBaseTransport):
-    """As transports that cache, or try again: it hands on, and closes what it wraps."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
-        self._hidden = inner
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await self._hidden.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        await self._hidden.aclose()
 
 
 MADE: dict[str, Callable[[], AsyncClient]] = {

@@ -26,9 +26,9 @@ from tests.support.holes import UdpHole
 from tests.support.lag import LAG, PATIENCE, room_is_awaited, silent_after, stagger
 from tests.support.leaks import sockets_closed
 from tests.support.peer import ScriptedPeer, scripted_peer
+from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
-from tests.support.servers import free_port
 from tests.support.udp_relay import UdpRelay
 
 pytestmark = pytest.mark.anyio

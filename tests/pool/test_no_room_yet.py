@@ -15,8 +15,8 @@ from allswell import AllswellError, ConnectionEnd, ConnectionPool, Timeout, Time
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
 from tests.support.peer import scripted_peer
+from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer, ServedConnection
-from tests.support.servers import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -44,10 +44,10 @@ from tests.support.h2_script import ENHANCE_YOUR_CALM, NO_ERROR, Http2Server, Re
 from tests.support.lag import LAG
 from tests.support.names import names
 from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.ports import free_port
 from tests.support.proxies import SocksProxy, connect_proxy
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers, response
-from tests.support.servers import free_port
 
 pytestmark = pytest.mark.anyio
 

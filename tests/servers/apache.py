@@ -4,13 +4,52 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.support.certificates import certificates
-from tests.support.servers import ServerInfo, needed, run, setup, signal_reload
+from tests.support.servers import ServerInfo, Setup, needed, run, setup, signal_reload
 
 _MODULES = "/usr/lib/apache2/modules"
+
+
+def apache_config(made: Setup, modules: Iterable[str], *rest: str) -> Path:
+    """Write a configuration file: TLS on ``port``, none on ``http_port``, h2 and http/1.1.
+
+    :param rest: what is special.
+    """
+    files = certificates()
+    # Apache will not serve as root: its workers become nobody.
+    user = "User nobody\nGroup nogroup" if os.geteuid() == 0 else ""
+    loaded = "\n".join(f"LoadModule {name}_module {_MODULES}/mod_{name}.so" for name in modules)
+    special = "\n".join(rest)
+    return made.write(
+        "apache.conf",
+        f"""
+        ServerRoot {made.folder}
+        ServerName localhost
+        PidFile {made.folder}/pid
+        DefaultRuntimeDir {made.folder}
+        Mutex file:{made.folder} default
+        ErrorLog /dev/stderr
+        {loaded}
+        {user}
+        StartServers 1
+        ServerLimit 2
+        ThreadsPerChild 64
+        MaxRequestWorkers 128
+        Protocols h2 http/1.1
+        {special}
+        Listen 127.0.0.1:{made.port}
+        Listen 127.0.0.1:{made.http_port}
+        <VirtualHost 127.0.0.1:{made.port}>
+            SSLEngine on
+            SSLCertificateFile {files.chain}
+            SSLCertificateKeyFile {files.key}
+        </VirtualHost>
+        """,
+    )
 
 
 @contextmanager
@@ -21,44 +60,12 @@ def apache(requests_per_connection: int = 0, keepalive: str = "30") -> Iterator[
     :param keepalive: seconds that an idle connection is kept, as responses say, too.
     """
     program = needed("apache2")
-    files = certificates()
-    modules = "\n".join(
-        f"LoadModule {name}_module {_MODULES}/mod_{name}.so"
-        for name in ("mpm_event", "authz_core", "dir", "mime", "ssl", "http2")
-    )
-    # Apache will not serve as root: its workers become nobody.
-    user = "User nobody\nGroup nogroup" if os.geteuid() == 0 else ""
     with setup() as made:
-        config = made.write(
-            "apache.conf",
-            f"""
-            ServerRoot {made.folder}
-            ServerName localhost
-            PidFile {made.folder}/pid
-            DefaultRuntimeDir {made.folder}
-            Mutex file:{made.folder} default
-            ErrorLog /dev/stderr
-            {modules}
-            {user}
-            TypesConfig /dev/null
-            StartServers 1
-            ServerLimit 2
-            ThreadsPerChild 64
-            MaxRequestWorkers 128
-            KeepAlive On
-            KeepAliveTimeout {keepalive}
-            MaxKeepAliveRequests {requests_per_connection}
-            Protocols h2 http/1.1
-            DocumentRoot {made.www}
-            DirectoryIndex index.html
-            Listen 127.0.0.1:{made.port}
-            Listen 127.0.0.1:{made.http_port}
-            <VirtualHost 127.0.0.1:{made.port}>
-                SSLEngine on
-                SSLCertificateFile {files.chain}
-                SSLCertificateKeyFile {files.key}
-            </VirtualHost>
-            """,
+        config = apache_config(
+            made,
+            ("mpm_event", "authz_core", "dir", "mime", "ssl", "http2"),
+            f"KeepAlive On\nKeepAliveTimeout {keepalive}\nMaxKeepAliveRequests {requests_per_connection}",
+            f"TypesConfig /dev/null\nDocumentRoot {made.www}\nDirectoryIndex index.html",
         )
         with run(
             "apache",

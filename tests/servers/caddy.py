@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.support.certificates import certificates
-from tests.support.servers import ServerInfo, Setup, free_port, needed, run, setup
+from tests.support.ports import free_port
+from tests.support.servers import ServerInfo, Setup, needed, run, setup
 
 
 @contextmanager

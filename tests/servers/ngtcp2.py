@@ -13,7 +13,7 @@ from time import monotonic, sleep
 import pytest
 
 from tests.support.certificates import certificates
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 
 @contextmanager

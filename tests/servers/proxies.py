@@ -6,15 +6,13 @@ Each runs on 127.0.0.1: without TLS on ``http_port``, with TLS on ``port``, wher
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.servers.apache import apache_config
 from tests.support.certificates import certificates
 from tests.support.servers import ServerInfo, needed, run, setup
-
-_MODULES = "/usr/lib/apache2/modules"
 
 
 @contextmanager
@@ -24,12 +22,9 @@ def apache_proxy(digest: tuple[str, str] | None = None) -> Iterator[ServerInfo]:
     :param digest: user and password that it wants, by Digest.
     """
     program = needed("apache2")
-    files = certificates()
     names = ["mpm_event", "authz_core", "ssl", "http2", "proxy", "proxy_http", "proxy_connect"]
     if digest is not None:
         names += ["authn_core", "authn_file", "authz_user", "auth_digest"]
-    modules = "\n".join(f"LoadModule {name}_module {_MODULES}/mod_{name}.so" for name in names)
-    user = "User nobody\nGroup nogroup" if os.geteuid() == 0 else ""
     with setup() as made:
         access = "Require all granted"
         if digest is not None:
@@ -37,39 +32,12 @@ def apache_proxy(digest: tuple[str, str] | None = None) -> Iterator[ServerInfo]:
             secret = hashlib.md5(f"{name}:here:{password}".encode()).hexdigest()  # its only algorithm
             users = made.write("users", f"{name}:here:{secret}\n")
             access = f"AuthType Digest\nAuthName here\nAuthUserFile {users}\nRequire valid-user"
-        config = made.write(
-            "apache.conf",
-            f"""
-            ServerRoot {made.folder}
-            ServerName localhost
-            PidFile {made.folder}/pid
-            DefaultRuntimeDir {made.folder}
-            Mutex file:{made.folder} default
-            ErrorLog /dev/stderr
-            {modules}
-            {user}
-            StartServers 1
-            ServerLimit 2
-            ThreadsPerChild 64
-            MaxRequestWorkers 128
-            KeepAliveTimeout 30
-            H2MinWorkers 64
-            H2MaxWorkers 128
-            Protocols h2 http/1.1
-            H2ProxyRequests on
-            ProxyRequests On
-            AllowCONNECT 1-65535
-            <Proxy "*">
-                {access}
-            </Proxy>
-            Listen 127.0.0.1:{made.port}
-            Listen 127.0.0.1:{made.http_port}
-            <VirtualHost 127.0.0.1:{made.port}>
-                SSLEngine on
-                SSLCertificateFile {files.chain}
-                SSLCertificateKeyFile {files.key}
-            </VirtualHost>
-            """,
+        config = apache_config(
+            made,
+            names,
+            "KeepAliveTimeout 30\nH2MinWorkers 64\nH2MaxWorkers 128",
+            "H2ProxyRequests on\nProxyRequests On\nAllowCONNECT 1-65535",
+            f'<Proxy "*">\n{access}\n</Proxy>',
         )
         command: list[str | Path] = [program, "-DFOREGROUND", "-f", config]
         with run("apache proxy", command, made, protocols=["http/1.1", "h2"]) as server:

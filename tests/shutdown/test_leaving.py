@@ -37,6 +37,7 @@ from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import SocksProxy, connect_proxy
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import answers, response
+from tests.support.transports import Wrapper
 
 TIMES = int(os.environ.get("ALLSWELL_LEAVINGS", "2"))
 LOOPS: dict[str, dict[str, Any]] = {
@@ -485,19 +486,6 @@ async def _client_of(library: Any, transport: Any) -> AsyncIterator[Callable[[st
 async def _a_pool(context: ssl.SSLContext) -> AsyncIterator[Callable[[str], Awaitable[Any]]]:
     async with ConnectionPool(ssl_context=context) as pool:
         yield partial(pool.request, "GET")
-
-
-class Wrapper(httpx2.AsyncBaseTransport):
-    """As transports that cache, or try again: it hands on, and closes what it wraps."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
-        self._hidden = inner
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await self._hidden.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        await self._hidden.aclose()
 
 
 HOLDERS: dict[str, Callable[[ssl.SSLContext], Any]] = {

@@ -436,6 +436,15 @@ class QuicServer:
         connection.raw(event.stream_id, b"x" * size if size else b"hello", end=True)
 
 
+def hints_and_trailers(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
+    """A route for tests: 103, a body, and a trailer section."""
+    connection.head(stream, 103, (b"link", b"</a.css>"))
+    connection.head(stream, 200)
+    connection.data(stream, b"body")
+    assert connection.h3 is not None
+    connection.h3.send_headers(stream, [(b"checksum", b"1")], True)
+
+
 def _hello(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
     connection.respond(stream, 200, b"hello", (b"content-length", b"5"))
 

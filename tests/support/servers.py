@@ -7,7 +7,6 @@ How each server is configured is in ``tests/servers``, one file each, one contex
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -21,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from tests.support.ports import await_listening, free_port
 
 HELLO = b"hello"
 TEN_MB = 10_000_000
@@ -83,8 +84,8 @@ class Setup:
     """
 
     folder: Path
-    port: int = field(default_factory=lambda: free_port())
-    http_port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=free_port)
+    http_port: int = field(default_factory=free_port)
 
     @property
     def www(self) -> Path:
@@ -95,20 +96,6 @@ class Setup:
         path = self.folder / name
         path.write_text(text)
         return path
-
-
-def free_port() -> int:
-    """A port that is free for TCP and UDP, outside the range that outgoing connections get theirs from."""
-    for _ in range(100):
-        port = random.randrange(18_000, 32_000)
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            try:
-                tcp.bind(("127.0.0.1", port))
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port")
 
 
 def binary(name: str) -> str | None:
@@ -191,25 +178,15 @@ def run(
     running.append(server)
     try:
         for port in filter(None, [server.port, server.http_port]):
-            _await_listening(server, port)
+            if not await_listening(process, port, 50.0):
+                ended = f"(exit {process.poll()}):\n{server.log()}"
+                raise RuntimeError(f"{server.name} does not listen on {port} {ended}")
         if "h3" in protocols:
             _await_bound(server)
         yield server
     finally:
         running.remove(server)
         _end(process)
-
-
-def _await_listening(server: ServerInfo, port: int, patience: float = 50.0) -> None:
-    deadline = time.monotonic() + patience
-    while server.process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)  # between two tries, bounded: nothing tells us when a stranger starts to listen
-        else:
-            return
-    raise RuntimeError(f"{server.name} does not listen on {port} (exit {server.process.poll()}):\n{server.log()}")
 
 
 def _await_bound(server: ServerInfo, patience: float = 50.0) -> None:

@@ -32,6 +32,15 @@ class Weather:
     mtu: int = 65527
 
 
+#: Networks through which all arrives in the end.
+BAD_WEATHER = {
+    "loss": Weather(loss=0.1, delay=(0.001, 0.003)),
+    "reorder": Weather(reorder=0.2, delay=(0.0, 0.004)),
+    "duplicate": Weather(duplicate=0.3),
+    "corrupt": Weather(corrupt=0.1, delay=(0.001, 0.002)),
+}
+
+
 class UdpRelay:
     """Relays between any number of clients and one server on the loopback.
 

@@ -17,8 +17,8 @@ from allswell import AsyncClient, Retry
 from allswell._pool import retries
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
+from tests.support.ports import free_port
 from tests.support.scripts import answers
-from tests.support.servers import free_port
 from tests.versions.peers import VERSIONS, Server, Side, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
