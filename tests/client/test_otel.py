@@ -52,7 +52,7 @@ from tests.support.names import names
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.proxies import connect_proxy
 from tests.support.scripts import answers, response
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -1,17 +1,18 @@
 """A connection: its exchanges, its life, and what its backend's events mean for both. Without any I/O.
 
-Theory of operation. All of it is synchronous, and there is no ``await`` between a check and its change, so there are no
-locks. Requesters change it by calls (``open``, ``send_body``, ``consumed``, ``abandon``), its owner by ``close``,
-``cut`` and ``abort``, and what arrives by :meth:`Connection.received`: the backend's events, which are handed to their
-exchanges. What the backend has to say to that goes out at once, in one write for each batch of input. Requests go out
-at once, too. But where several HTTP/2 responses have come together, the requests that follow them leave together (see
-:meth:`Connection._gather`).
+Theory of operation. All of it is synchronous. There is no ``await`` between a check and its change, so there are no
+locks. Requesters call ``open``, ``send_body``, ``consumed`` and ``abandon``. The owner calls ``close``, ``cut`` and
+``abort``. The driver hands over the backend's events by :meth:`Connection.received`, and the connection hands each to
+its exchange. What the backend has to say to a batch of input goes out at once, in one write. Requests go out at once,
+too. But if several HTTP/2 responses have come together, the requests that follow them leave together
+(:meth:`Connection._gather`).
 
-Bytes, time and goodbyes are the driver's (`driver.py`), of which this knows a small protocol (:class:`Drives`). The
-driver reads, writes, and wakes this when a deadline has passed; this tells it when nothing is left and the goodbyes can
-begin, or that all ends now. So a connection can be tested without an event loop.
+The driver (`driver.py`) has the bytes, the time and the goodbyes. The connection knows it by a small protocol
+(:class:`Drives`). The driver reads and writes, and wakes the connection when a deadline has passed. The connection
+tells the driver when the goodbyes can begin because no exchange is left, or that all ends now. So a connection can be
+tested without an event loop.
 
-The owner is held weakly: a pool that nobody holds any more is collected, and its connections end.
+The connection holds its owner weakly: a pool that nobody uses any more is collected, and its connections end.
 """
 
 from __future__ import annotations
@@ -59,13 +60,15 @@ from allswell._tasks import Alarm, TaskHost
 
 _CREDIT = BackPressure.CREDIT  # by a name of its own: see `_halves.py`
 
-#: Where back-pressure works by not reading: stop at so many bytes unread by the application, go on at so many.
+#: Where back-pressure works by not reading: reading stops when the application has left so many bytes unread, and goes
+#: on when it has left no more than so many.
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
 
-#: Requests that leave together at most: while others have their turn, the server had better begin.
+#: How many requests leave together at most: the server can begin with them while others have their turn.
 _TOGETHER = 16
 
-#: Where somebody waits for room on a connection that would be idle for too long: looked at again after so many seconds.
+#: A connection that is idle for too long stays open while a request waits for room on it. That is looked at again
+#: after so many seconds.
 _WANTED_AGAIN = 0.5
 
 
@@ -73,27 +76,27 @@ class Owner(Protocol):
     """The owner of connections. Called synchronously, from whichever task made the change; must not raise."""
 
     def connection_available(self, connection: Connection) -> None:
-        """It is open, and has capacity or is idle: an exchange ended, or the peer allows more (or less)."""
+        """An exchange ended, or the peer allows more, or less. It is open, and has capacity or is idle."""
 
     def connection_wanted(self, connection: Connection) -> bool:
-        """Whether somebody waits for room on it, of which it has none yet: then it is not idle."""
+        """Whether a request waits for room on it. Then it does not end for being idle."""
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no new exchanges any more."""
 
     def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
-        """The server says for which origins it is ready, or where else one of them is to be had."""
+        """The server names the origins that it serves, or an alternative service of one."""
 
     def connection_ended(self, connection: Connection, end: ConnectionEnd) -> None:
-        """It is closed; this is how."""
+        """It is closed. The end says how."""
 
 
 class Drives(Protocol):
     """What a connection asks of its driver.
 
     :ivar host: the event loop.
-    :ivar alarm: has :meth:`Connection.expire` called.
-    :ivar writer: what is written goes there.
+    :ivar alarm: calls :meth:`Connection.expire`.
+    :ivar writer: takes what is to be written.
     """
 
     host: TaskHost
@@ -104,7 +107,7 @@ class Drives(Protocol):
         """Begin to read."""
 
     def full(self) -> bool:
-        """Whether nothing is read for want of room."""
+        """Whether reading is suspended because there is no room."""
 
     def resume(self) -> None:
         """There may be room again."""
@@ -119,10 +122,13 @@ class Drives(Protocol):
         """See :meth:`Connection.close`."""
 
     def leave(self) -> None:
-        """No exchange is left: read no more, and say the goodbyes."""
+        """No exchange is left. Read no more, and say the goodbyes."""
 
     def abort(self, last_words: str) -> None:
-        """End all layers without a word but these, which the backend has said."""
+        """End all layers at once.
+
+        :param last_words: what the backend has said before; no other layer says anything.
+        """
 
     def take_leave(self, reason: str) -> None:
         """See :meth:`Connection.take_leave`."""
@@ -209,7 +215,7 @@ class Connection:
 
     @property
     def open_exchanges(self) -> int:
-        """Exchanges under way."""
+        """How many exchanges are under way."""
         return len(self._exchanges)
 
     @property
@@ -219,7 +225,7 @@ class Connection:
 
     @property
     def expect_continue_timeout(self) -> float | None:
-        """Seconds that 100 (Continue) is waited for."""
+        """How many seconds an upload waits for 100 (Continue)."""
         return self.config.expect_continue_timeout
 
     @property
@@ -228,14 +234,14 @@ class Connection:
         return self._idle.since
 
     def capacity(self) -> int:
-        """Exchanges that may be opened now."""
+        """How many exchanges may be opened now."""
         if self._life.state is not OPEN:
             return 0
         return self.history.room(self._backend.capacity(), busy=bool(self._exchanges))
 
     @property
     def capacity_expected(self) -> bool:
-        """Whether it has no room, but is expected to have some without the end of what is open."""
+        """Whether it has no room, but is expected to have some soon, although no open exchange need end for it."""
         return self._life.state is OPEN and self._backend.capacity_expected
 
     @property
@@ -268,19 +274,19 @@ class Connection:
     def usable(self) -> bool:
         """Whether it can still take a request, after one more look at the socket.
 
-        A server may have closed an idle connection, or said something without being asked, and the event loop has not
-        told us yet. That race cannot be won for good. But a request that must not be sent twice is worth a system call,
-        and so is any that goes where responses have no name but their order (HTTP/1.1): what lies in the socket before
-        it is sent cannot be its response, and ends the connection. That holds behind other exchanges, too (pipelining);
-        as long as reading is suspended there nobody can tell, so nothing follows.
+        The server may have closed an idle connection, or said something unasked, and the event loop has not told us
+        yet. The look costs a system call. It cannot catch all such cases, but a request that must not be sent twice is
+        worth it. So is any request in HTTP/1.1, where only their order tells responses apart. What lies in the socket
+        before a request is sent cannot be its response, and ends the connection. That is so behind other exchanges,
+        too (pipelining). If reading is suspended there, nobody can look, and no request follows.
         """
         busy = bool(self._exchanges)
         if monotonic() >= self._idle.until:
-            self._end_idle()  # the event loop was held, and the alarm is late
+            self._end_idle()  # something blocked the event loop, and the alarm is late
         if self._life.state is OPEN and not self._looking and (self._backend.in_order or not busy):
             if busy and self._driver.full():
                 return False
-            self._looking = True  # the owner is told of room meanwhile, and need not look again
+            self._looking = True  # meanwhile the owner may be told of room, and must not make us look again
             try:
                 self._driver.glance()
             finally:
@@ -299,14 +305,14 @@ class Connection:
         total_at: float = math.inf,
         upload: bool = False,
     ) -> Exchange[Connection]:
-        """Open an exchange and send the request's head, with the body where that is small.
+        """Open an exchange, and send the request's head, with the body if that is small.
 
-        :param body: all of the body, small enough to go at once; ``None`` for no body. Where the peer's window is too
-            small for it, it is not sent: ``sending`` of the exchange tells.
-        :param label: what errors call the origin, where the connection was made for another.
-        :param upload: the body follows by :meth:`Exchange.start_upload`.
-        :raises LocalProtocolError: when HTTP cannot say it.
-        :raises NotProcessed: when the connection takes no more.
+        :param body: all of the body, if it is small enough to go at once; ``None`` for no body. If the peer's window is
+            too small for it, it is not sent, and the exchange's ``sending`` is still open.
+        :param label: what errors call the origin, if the connection was made for another.
+        :param upload: whether the body follows by :meth:`Exchange.start_upload`.
+        :raises LocalProtocolError: if HTTP cannot express the request.
+        :raises NotProcessed: if the connection takes no more.
         """
         exchange = Exchange(self, head, label or self.label, timeouts, total_at)
         backend = self._backend
@@ -362,41 +368,41 @@ class Connection:
             raise error.named(exchange.label) from error
         self._transmit()
         if len(self._exchanges) > 1 and exchange.number in self._exchanges:
-            # Behind those that wait for room: they are woken in this order, and the first takes what there is.
+            # It goes behind the others. Uploads that wait for room are woken in this order, and the first takes it.
             self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
         if end:
             exchange.sending.move(SEND_ENDED)
             if exchange.receiving.tunnel and self._backend.in_order:
-                # In HTTP/1.1 a tunnel is the connection: its other half ends with that, which says goodbye now.
+                # In HTTP/1.1 a tunnel is the connection, which says goodbye now. The tunnel's other half ends with it.
                 exchange.receiving.move(RECEIVE_FAILED)
             self.half_ended(exchange)
 
     def half_ended(self, exchange: Exchange[Connection]) -> None:
-        """One of its halves has ended by our own doing: with the other over too, so is the exchange."""
+        """We have ended one of its halves. If the other is over too, so is the exchange."""
         if exchange.over:
             self._over(exchange)
             self.settle()
 
     def datagram_room(self, exchange: Exchange[Connection]) -> int:
-        """Bytes of the largest HTTP datagram that may go beside the exchange's stream; 0: none may."""
+        """The largest HTTP datagram that may be sent beside the exchange's stream, in bytes; 0: none may."""
         datagrams = self._datagrams
         return datagrams.datagram_room(exchange.number) if datagrams is not None else 0
 
     def send_datagrams(self, exchange: Exchange[Connection], payloads: Sequence[bytes]) -> None:
-        """Send HTTP datagrams, where there is room for them. They may be lost."""
+        """Send HTTP datagrams, for which there is room. They may be lost."""
         assert self._datagrams is not None  # there was room
         for payload in payloads:
             self._datagrams.send_datagram(exchange.number, payload)
         self._transmit()
 
     def reprioritize(self, exchange: Exchange[Connection], priority: bytes) -> None:
-        """Tell the peer that the exchange's response has another priority now, where that can be said."""
+        """Tell the peer that the exchange's response has another priority now, if the protocol can say so."""
         if exchange.number in self._exchanges:
             self._backend.reprioritize(exchange.number, priority)
             self._transmit()
 
     def consumed(self, exchange: Exchange[Connection], credit: int) -> None:
-        """The application has read so much."""
+        """The application has read content of this credit."""
         if self._backend.back_pressure is _CREDIT:
             self._backend.consumed(exchange.number, credit)
             if not self._gathers:
@@ -405,9 +411,10 @@ class Connection:
             self._driver.resume()
 
     def stop_lingering(self, exchange: Exchange[Connection]) -> None:
-        """Wait no longer for the peer's end of a tunnel. A connection that goes on is rid of the stream by a reset.
+        """Wait no longer for the peer's end of a tunnel.
 
-        One that leaves is not in need of it, and the reset might overtake what the tunnel carried last.
+        If the connection goes on, the stream is reset. If it leaves, it is not: the reset might overtake what the
+        tunnel carried last.
         """
         if self._life.state is OPEN or exchange.sending.open:
             exchange.hung_up = False
@@ -423,7 +430,7 @@ class Connection:
             self._over(exchange)
 
     def abandon(self, exchange: Exchange[Connection]) -> None:
-        """The requester takes no more of it. The protocol is kept in step; where it cannot be, the connection ends."""
+        """The requester takes no more of it. If the protocol cannot go on without its rest, the connection ends."""
         if exchange.receiving.tunnel and exchange.all_read and exchange.number in self._exchanges:
             self.send_body(exchange, b"", end=True, trailers=None)  # its other half ended well: so does ours
         open_still = self._exchanges.pop(exchange.number, None) is not None
@@ -448,8 +455,8 @@ class Connection:
     def close(self, reason: str, deadline: Deadline | None = None, *, epoch: float | None = None) -> None:
         """Take no new exchanges, and say goodbye when the last one is over.
 
-        :param deadline: when the goodbyes must be over; without one, they have the grace from when they begin.
-        :param epoch: the instant that the report counts this connection's end from.
+        :param deadline: when the goodbyes must be over; ``None``: when the grace has passed since they began.
+        :param epoch: the instant from which the report counts the seconds of this connection's end.
         """
         if deadline is not None or epoch is not None:
             self._driver.limit(deadline, epoch)
@@ -458,8 +465,8 @@ class Connection:
         self.settle()
 
     def cut(self, error: AllswellError) -> None:
-        """Fail every exchange that is still open; the goodbyes can begin (where the protocol still allows them)."""
-        # The last one first: the end of one in a pipeline would end those behind it with another error.
+        """Fail every exchange that is open. Then the goodbyes can begin, if the protocol still allows them."""
+        # The last one first: in a pipeline the end of an exchange ends those behind it, with another error.
         self.let_go()
         for exchange in reversed(list(self._exchanges.values())):
             self.history.cut_short += self.holds(exchange)
@@ -485,13 +492,13 @@ class Connection:
     def take_leave(self, reason: str) -> None:
         """Say everything now, and wait for nothing: GOAWAY, close_notify and FIN leave in this one step.
 
-        The connection's task then goes on hearing, within the grace, as long as the event loop lives: a socket that is
-        closed before the peer's answer has come would reset it. A connection with an exchange in flight is aborted.
+        Then a task of the connection waits for the answers, within the grace, as long as the event loop lives. For if
+        an answer meets a closed socket, the peer sees a reset. A connection with an exchange in flight is aborted.
         """
         self._driver.take_leave(reason)
 
     def so_far(self) -> ConnectionEnd:
-        """How it ends, as far as that has come: what was said and heard until now."""
+        """How it ends, as far as it has: what was said and heard until now."""
         return self._driver.so_far()
 
     # What its driver tells and asks
@@ -513,7 +520,7 @@ class Connection:
         return any(each.body.buffered >= _PAUSE_AT for each in self._exchanges.values())
 
     def received(self, events: Sequence[Event]) -> None:
-        """The backend was fed one batch of input: act on what that means, and answer it."""
+        """The backend has taken one batch of input. Act on its events, and send what it answers."""
         backend = self._backend
         completed = self._dispatch(events)
         if not backend.unfinished:
@@ -543,7 +550,7 @@ class Connection:
             self.close("the server ended the connection")
 
     def ended(self) -> bool:
-        """The goodbyes are over; whether it was not aborted before."""
+        """The goodbyes are over. Return whether it was not aborted before."""
         return self._life.move(CLOSED)
 
     def lost(self, error: TransportError) -> None:
@@ -555,9 +562,10 @@ class Connection:
             self.abort(str(error), error)
 
     def _dispatch(self, events: Sequence[Event], *, last: bool = False) -> int:
-        """Hand the events to their exchanges; how many responses are complete with them.
+        """Hand the events to their exchanges. Return how many responses are complete with them.
 
-        :param last: the connection ends with them: it cuts those that fail. (So it does where it is broken.)
+        :param last: the connection ends with them, so exchanges that fail were cut short by it. (They are so, too, if
+            one of the events is :class:`ConnectionBroken`.)
         """
         exchanges, completed = self._exchanges, 0
         for event in events:
@@ -628,7 +636,7 @@ class Connection:
         if isinstance(news, AlternativeOffered) and news.exchange:
             exchange = self._exchanges.get(news.exchange)
             if exchange is None:
-                return  # nobody waits for it any more
+                return  # its exchange is over
             news.origin = exchange.request.origin
         if owner is not None:
             owner.connection_announced(self, news)
@@ -638,12 +646,12 @@ class Connection:
         if self._exchanges.pop(exchange.number, None) is not None:
             if exchange.sending.state is SEND_STOPPED:
                 self._backend.stop(exchange.number)
-            self._driver.resume()  # what has yet to be read of it holds up nobody else
+            self._driver.resume()  # reading need not wait until its body is read
             if self._exchanges and self._backend.in_order:
                 next(iter(self._exchanges.values())).on_first_in_line()
 
     def settle(self) -> None:
-        """After exchanges ended: move on in life, or tell the owner of the room."""
+        """Exchanges may have ended. Go on to the next state of life, or tell the owner of the room."""
         state = self._life.state
         if state is DRAINING:
             if not self._exchanges and self._life.move(State.CLOSING):
@@ -651,12 +659,12 @@ class Connection:
                 self._driver.leave()
         elif state is OPEN:
             if self._backend.exhausted:
-                # The end of a tunnel, Connection: close heard before our half was over, or the last stream id is used.
+                # A tunnel ended, Connection: close came before our half was over, or the last stream id is used.
                 self.close("it can carry no more requests")
             elif self._exchanges:
                 if self.capacity():
                     self._tell_available()
-            elif self._idle.since == math.inf:  # and not only a PING or the like, to which it stays as idle as it was
+            elif self._idle.since == math.inf:  # an exchange was open until now: a PING ends no idle time
                 self._idle.begin(monotonic(), self._backend.kept_idle)
                 self._watch_idle()
                 self._tell_available()
@@ -693,29 +701,29 @@ class Connection:
             writer.write(data, answers=answers)
 
     def written(self) -> None:
-        """What was left over has gone out."""
+        """What waited to be sent has gone out."""
         for exchange in self._exchanges.values():
             exchange.on_room()
 
     # Time
 
     def watch(self, at: float) -> None:
-        """See to it that deadlines are looked at, at this instant."""
+        """Have the deadlines looked at, at this instant at the latest."""
         alarm = self._driver.alarm
         if at < alarm.at:
             alarm.set(at)
 
     def catch_up(self) -> bool:
-        """Take what has come, and send what can go, though the event loop had no time to have us do so.
+        """Take what has come and send what can go, without waiting until the event loop tells us.
 
-        :return: whether that was all that has come.
+        :return: whether all that has come was taken.
         """
         return self._driver.catch_up()
 
     def expire(self, now: float, *, seen_all: bool) -> float:
-        """Do what is due; when to look again.
+        """Do what is due. Return when to look again.
 
-        :param seen_all: all that has come so far was taken.
+        :param seen_all: whether all that has come was taken.
         """
         following = math.inf
         for exchange in list(self._exchanges.values()):
@@ -730,7 +738,7 @@ class Connection:
         return following
 
     def ping(self) -> bool:
-        """Ask the peer for a sign of life; whether that can be had."""
+        """Ask the peer for a sign of life. Return whether that is possible."""
         if not self.reads or not self._backend.ping():
             return False
         self._transmit()
@@ -740,7 +748,7 @@ class Connection:
 
     @property
     def owner(self) -> Owner | None:
-        """The owner, while it lives."""
+        """The owner; ``None`` if it was collected."""
         return self._owner()
 
     def _fail_all(self, error: AllswellError) -> None:

@@ -1,13 +1,13 @@
-"""One exchange: a request and its response, between the task that wants it and the task that drives its connection.
+"""One exchange: a request and its response, between the task that wants it and the connection that carries it.
 
-Theory of operation. The requester calls; the connection's task delivers (the methods that begin with ``on_``). What is
-delivered waits here until the requester takes it: the head, pieces of body, trailers, or an error, which comes only
-after the pieces that arrived before it. Everything but waiting is synchronous, so nothing can be half done when
-the requester is cancelled: a wait that is cancelled abandons the exchange, and that is one synchronous call.
+Theory of operation. The requester's task calls. The connection delivers, by the methods that begin with ``on_``. What
+is delivered waits here until the requester takes it: the head, pieces of the body, trailers, or an error. An error is
+raised after the pieces that came before it were taken. Everything but waiting is synchronous. So nothing can be half
+done when the requester is cancelled: a wait that is cancelled abandons the exchange, in one synchronous call.
 
-What carries it is known by a small protocol (:class:`Carries`). A body that does not go out with the head is an
-:class:`~allswell._connection.upload.Upload`, raw bytes go through a :class:`~allswell._connection.tunnel.Tunnel`.
-Timeouts are instants that the connection's one alarm watches; no wait costs a cancel scope.
+The exchange knows its connection by a small protocol (:class:`Carries`). A body that does not go out with the head is
+an :class:`~allswell._connection.upload.Upload`. Raw bytes go through a :class:`~allswell._connection.tunnel.Tunnel`.
+Timeouts are instants, which the connection's one alarm watches. So no wait needs a cancel scope.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 from allswell._priority import priority_value
 from allswell._tasks import TaskHost
 
-#: HTTP datagrams that may wait to be taken.
+#: How many HTTP datagrams may wait to be taken.
 _DATAGRAMS = 1024
 
-#: Seconds until what has come is looked at again, where a turn did not suffice to see it all.
+#: If a turn was too short to take all that has come, the deadline is looked at again after so many seconds.
 _LOOK_AGAIN = 0.01
 
 InformationalHook = Callable[[ResponseHead], Awaitable[None]]
@@ -76,16 +76,16 @@ class Carries(Protocol):
 
     @property
     def expect_continue_timeout(self) -> float | None:
-        """Seconds that 100 (Continue) is waited for."""
+        """How many seconds an upload waits for 100 (Continue)."""
 
     def watch(self, at: float) -> None:
-        """Have :meth:`Exchange.expire` called, at this instant."""
+        """Have :meth:`Exchange.expire` called, at this instant at the latest."""
 
     def holds(self, exchange: Exchange[Self]) -> bool:
         """Whether it is under way."""
 
     def in_line(self, exchange: Exchange[Self]) -> bool:
-        """Whether others have to be answered before it."""
+        """Whether others have to be answered before it (pipelining)."""
 
     def unsent(self, exchange: Exchange[Self]) -> int:
         """Bytes that keep the exchange from sending more."""
@@ -97,10 +97,10 @@ class Carries(Protocol):
         """Send a piece of body, at most :meth:`send_window` bytes."""
 
     def half_ended(self, exchange: Exchange[Self]) -> None:
-        """One of its halves has ended by our own doing."""
+        """We have ended one of its halves."""
 
     def consumed(self, exchange: Exchange[Self], credit: int) -> None:
-        """The application has read so much."""
+        """The application has read content of this credit."""
 
     def reprioritize(self, exchange: Exchange[Self], priority: bytes) -> None:
         """Tell the peer that its response has another priority now."""
@@ -109,7 +109,7 @@ class Carries(Protocol):
         """The requester takes no more of it."""
 
     def stop_lingering(self, exchange: Exchange[Self]) -> None:
-        """The peer's end of a tunnel is waited for no longer."""
+        """Wait no longer for the peer's end of a tunnel."""
 
 
 On = TypeVar("On", bound=Carries)
@@ -118,18 +118,18 @@ On = TypeVar("On", bound=Carries)
 class Exchange(Halves, Generic[On]):
     """One request and its response. Made by :meth:`Connection.open`.
 
-    :ivar number: the backend's name for it.
-    :ivar connection: the one that carries it.
-    :ivar label: the origin, as errors name it; the connection may have been made for another.
-    :ivar informational: the 1xx responses so far (of many, the newest).
+    :ivar number: by which the backend knows it.
+    :ivar connection: the connection that carries it.
+    :ivar label: the origin, as errors name it. The connection may have been made for another.
+    :ivar informational: the 1xx responses that have come; if there were many, the newest.
     :ivar trailers: the response's trailer section, once its body was read.
     :ivar body: what has come of the response's body.
-    :ivar timeouts: of the request.
+    :ivar timeouts: the request's.
     :ivar error: what it has failed with.
-    :ivar upload: of the request's body, where that did not go out with the head.
-    :ivar tunnel: what it has become, where that is a pair of raw byte streams (RFC 9110 §7.8, §9.3.6).
+    :ivar upload: the request's body, if it did not go out with the head.
+    :ivar tunnel: its two streams of raw bytes, if it has become a tunnel (RFC 9110 §7.8, §9.3.6).
     :ivar dropped_datagrams: how many HTTP datagrams were dropped, because too many waited to be taken.
-    :ivar hung_up: it is a tunnel that our side has closed, and only the peer's end of it is waited for.
+    :ivar hung_up: whether it is a tunnel that our side has closed. Only the peer's end is still to come.
     """
 
     __slots__ = (
@@ -184,9 +184,9 @@ class Exchange(Halves, Generic[On]):
         """The final response's head.
 
         :param on_informational: awaited with each 1xx response (RFC 9110 §15.2), in order, as it comes.
-        :raises NotProcessed: when the peer did not process the request.
-        :raises FallenSilent: when the peer has; the exchange goes on, and this can be called again.
-        :raises AllswellError: when there will be no response.
+        :raises NotProcessed: if the peer did not process the request.
+        :raises FallenSilent: if the peer has fallen silent. The exchange goes on, and this can be called again.
+        :raises AllswellError: if there will be no response.
         """
         while True:
             if self._informational is not None:
@@ -214,34 +214,32 @@ class Exchange(Halves, Generic[On]):
 
     @property
     def lingers(self) -> bool:
-        """Whether it is a tunnel whose end we have sent, or that we have closed: what is left is the peer's."""
+        """Whether it is a tunnel whose end we have sent, or that we have closed. The peer has to end the rest."""
         return self.hung_up or (self.tunnel is not None and self.sending.state is SEND_ENDED)
 
     @property
     def uploading(self) -> bool:
-        """Whether the request's body is taken from the caller's iterator still."""
+        """Whether the request's body is still taken from the caller's iterator."""
         return self.upload is not None and self.upload.running
 
     async def settled(self) -> None:
-        """Wait until it has, or never will, or the peer that had fallen silent is heard again."""
+        """Wait until the head has come, or never will, or a peer that had fallen silent is heard again."""
         while self._head is None and self.error is None and self.connection.silent:
             await self._wait_ready()
 
     async def receive(self) -> bytes:
-        """The next piece of the response's body; ``b""`` at its end, when ``trailers`` are there too.
+        """The next piece of the response's body; ``b""`` at its end. Then ``trailers`` have come, too.
 
-        :raises AllswellError: when the body ends before it is complete.
+        :raises AllswellError: if the body ends before it is complete.
         """
         while (data := self.receive_nowait()) is None:
             await self._wait_ready()
         return data
 
     async def receive_whole(self) -> bytes:
-        """The rest of the body, put together.
+        """The rest of the body, in one. It is put together as it comes, and the requester wakes once.
 
-        It is put together as it comes, and the requester wakes once.
-
-        :raises AllswellError: when the body ends before it is complete.
+        :raises AllswellError: if the body ends before it is complete.
         """
         body = self.body
         while self.receiving.state is not RECEIVE_ENDED:
@@ -275,7 +273,7 @@ class Exchange(Halves, Generic[On]):
         return data
 
     def receive_nowait(self) -> bytes | None:
-        """The same without waiting; ``None`` when nothing has come."""
+        """As :meth:`receive`, without waiting; ``None`` if nothing has come."""
         if self.body.pieces:
             data, credit = self.body.take()
             self.connection.consumed(self, credit)
@@ -291,7 +289,7 @@ class Exchange(Halves, Generic[On]):
 
     @property
     def needs_requester(self) -> bool:
-        """Whether something goes on that must end when nobody waits for it any more."""
+        """Whether something goes on that must end once the requester is gone."""
         return self.error is None and self.tunnel is None and (not self.all_read or self.uploading)
 
     async def readable(self) -> None:
@@ -300,18 +298,18 @@ class Exchange(Halves, Generic[On]):
             await self._wait_ready()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
-        """Have a function called whenever :meth:`receive_nowait` is worth a call, in place of waiting.
+        """Instead of waiting, have a function called whenever :meth:`receive_nowait` is worth a call.
 
         See :meth:`Carrier.listen`.
         """
         return self._ready.listen(function)
 
     async def finish(self) -> None:
-        """Wait for the upload that goes on behind a response that is complete, as long as it makes progress.
+        """Wait for an upload that goes on after the response is complete, as long as it makes progress.
 
-        It makes none when the peer takes nothing within the write timeout, or the caller's iterator gives nothing
-        within the read timeout: then it is stopped, and the response stands. An iterator that was stopped has as long
-        to end: it must not go on after its caller did.
+        It makes none if the peer takes nothing within the write timeout, or the caller's iterator gives nothing within
+        the read timeout. Then the upload is stopped, and the response stands. The iterator then has the read timeout
+        to end, because it must not go on after its caller.
 
         :raises BaseException: what the caller's iterator raised.
         """
@@ -341,7 +339,7 @@ class Exchange(Halves, Generic[On]):
         self.connection.reprioritize(self, priority_value(priority))
 
     def abandon(self) -> None:
-        """Take no more of it: what is unread is dropped. Synchronous and idempotent; does nothing once it is over."""
+        """Take no more of it, and drop what is unread. Idempotent. It does nothing once the exchange is over."""
         all_read = self.all_read
         if self.hung_up or (all_read and not self.sending.open and not self.uploading):
             return
@@ -364,9 +362,9 @@ class Exchange(Halves, Generic[On]):
 
     async def _wait_ready(self) -> None:
         if self.tunnel is not None:
-            await self._ready.wait()  # raw bytes: how long to wait, and what then, is up to the caller
+            await self._ready.wait()  # raw bytes: the caller decides how long to wait
             return
-        # While we upload, silence is the peer listening: the read timeout begins when it has heard all.
+        # While we upload, the peer may well say nothing. The read timeout begins when the request was sent in full.
         if self.timeouts.read is not None and not (self.uploading and self.sending.open):
             self._read_at = monotonic() + self.timeouts.read
             self.connection.watch(self._read_at)
@@ -394,7 +392,7 @@ class Exchange(Halves, Generic[On]):
         self.begin_upload().start(body, trailers)
 
     def begin_upload(self) -> Upload:
-        """The upload of a body whose pieces the caller hands over itself."""
+        """The upload of a body that the caller hands over piece by piece."""
         connection = self.connection
         continues = self._head is not None or any(head.status == 100 for head in self.informational)
         self.upload = Upload(self, connection.host, connection.expect_continue_timeout, continues=continues)
@@ -419,22 +417,22 @@ class Exchange(Halves, Generic[On]):
         self.connection.send_body(self, data, end=end, trailers=trailers)
 
     def unsent(self) -> int:
-        """Bytes that keep it from sending more."""
+        """How many bytes keep it from sending more."""
         return self.connection.unsent(self)
 
     def on_upload_waits(self, until: float) -> None:
         """The upload waits for the peer to take more."""
         self.connection.watch(until)
         if self.receiving.state is RECEIVE_ENDED:
-            self._read_at = math.inf  # of :meth:`finish`, which waits for the peer now
+            self._read_at = math.inf  # :meth:`finish` waits for the peer now, not for the caller's iterator
 
     def on_upload_moved(self) -> None:
-        """The upload has sent something, or is over: :meth:`finish` sees progress, or the read timeout begins."""
+        """The upload has sent something, or is over. So :meth:`finish` sees progress, or the read timeout begins."""
         self._ready.set()
 
     def on_upload_raised(self, error: BaseException) -> None:
         """The caller's iterator has raised this."""
-        if self.error is None or not isinstance(error, Exception):  # (an error that ends the program is heard)
+        if self.error is None or not isinstance(error, Exception):  # (KeyboardInterrupt and the like always count)
             self.error = error
         self.fail(error)
 
@@ -446,10 +444,10 @@ class Exchange(Halves, Generic[On]):
             self.tunnel.on_room()
         self._ready.set()  # the read timeout begins
 
-    # For the connection's task: deliveries
+    # For the connection: deliveries
 
     def on_first_in_line(self) -> None:
-        """Those that were pipelined before it were answered: the read timeout begins."""
+        """All that were pipelined before it have been answered. The read timeout begins."""
         if self._read_at != math.inf:
             assert self.timeouts.read is not None
             self._read_at = monotonic() + self.timeouts.read
@@ -470,7 +468,7 @@ class Exchange(Halves, Generic[On]):
     def on_response(self, head: ResponseHead, *, tunnel: bool) -> None:
         """The final response's head came."""
         self._head = head
-        self._read_at = math.inf  # what was waited for has come, though the waiting task may have its turn much later
+        self._read_at = math.inf  # it has come in time, though the requester may wake much later
         if tunnel:
             self.tunnel = Tunnel(self, self.connection.host.signal())
             self.receiving.move(RECEIVE_TUNNEL)
@@ -484,9 +482,9 @@ class Exchange(Halves, Generic[On]):
         self._ready.set()
 
     def on_body(self, data: bytes | memoryview, credit: int) -> bool:
-        """A piece of the response's body came; whether it is read already.
+        """A piece of the response's body came. Return whether it counts as read already.
 
-        :param data: holds until this returns.
+        :param data: valid until this returns.
         """
         if self.body.add(data, credit):
             if self._read_at != math.inf:
@@ -498,7 +496,7 @@ class Exchange(Halves, Generic[On]):
         return False
 
     def on_datagram(self, payload: bytes) -> None:
-        """An HTTP datagram came. When too many wait already it is lost, as on any network."""
+        """An HTTP datagram came. It is dropped if too many wait already."""
         if self.hung_up:
             return
         if self._datagrams is None:
@@ -530,7 +528,7 @@ class Exchange(Halves, Generic[On]):
         self._stop_upload("peer")
 
     def on_error(self, error: BaseException) -> None:
-        """The exchange is over. Pieces that came before are still read first."""
+        """The exchange has failed. Pieces that came before can still be read first."""
         if self.error is None and self.receiving.state is not RECEIVE_ENDED:
             self.error = self._named(error) if isinstance(error, AllswellError) else error
         self.receiving.move(RECEIVE_FAILED)
@@ -538,9 +536,9 @@ class Exchange(Halves, Generic[On]):
         self._ready.set()
 
     def _named(self, error: AllswellError) -> AllswellError:
-        """As the requester is told of it: by name, and with what the peer had said before of why it leaves.
+        """The error as the requester sees it: with the origin's name, and what the peer has said of its leaving.
 
-        A server that has said GOAWAY with an error may well fall silent, or reset: then that was the reason.
+        If a server has said GOAWAY with an error, and then falls silent or resets, the GOAWAY has the reason.
         """
         parting = self.connection.parting.words
         error = error.named(self.label)
@@ -553,11 +551,11 @@ class Exchange(Halves, Generic[On]):
             self._ready.set()
 
     def hang_up(self, grace: float) -> None:
-        """A tunnel was closed from our side: a task that still waits for its bytes learns of it.
+        """Our side has closed a tunnel. A task that still waits for its bytes learns of it.
 
-        The peer has some time to end its half. Then ours ends too, if it has not yet. What still comes is dropped.
+        The peer has some time to end its half. Our half ends, too, if it has not yet. What still comes is dropped.
 
-        :param grace: how many seconds. Then the stream is reset.
+        :param grace: how many seconds the peer has. Then the stream is reset.
         """
         if self.hung_up:
             return
@@ -585,9 +583,9 @@ class Exchange(Halves, Generic[On]):
         self.connection.abandon(self)
 
     def expire(self, now: float, *, seen_all: bool) -> float:
-        """Fail when a deadline has passed; else when the next one is (``inf``: none is running).
+        """Fail if a deadline has passed. Return when the next one is (``inf``: there is none).
 
-        :param seen_all: all that has come so far was taken.
+        :param seen_all: whether all that has come was taken.
         """
         upload = self.upload
         if self.hung_up and self._total_at <= now:
@@ -604,7 +602,7 @@ class Exchange(Halves, Generic[On]):
             if (write_at := upload.write_again_at(now)) < math.inf:
                 return min(self._read_at, write_at, total_at)
         if phase == "read" and not seen_all:
-            # What is waited for may be behind what others are sent. The time that this may take is bounded, too.
+            # It may lie behind what comes for others. The wait for that is bounded by the same timeout, once more.
             assert self.timeouts.read is not None
             if now < self._read_at + self.timeouts.read:
                 return now + _LOOK_AGAIN
@@ -612,14 +610,14 @@ class Exchange(Halves, Generic[On]):
         if upload is not None:
             upload.write_at = math.inf
         if self.receiving.state is RECEIVE_ENDED:
-            # Only our upload goes on, and time is up for it.
+            # Only our upload was still going on, and it has run out of time.
             self._stop_upload("us")
             self.connection.abandon(self)
             return math.inf
         seconds = {"total": self.timeouts.total, "write": self.timeouts.write, "read": self.timeouts.read}[phase]
         did = {"total": "did not finish", "write": "took nothing of the request", "read": "sent nothing"}[phase]
         error = Timeout(f"{self.label} {did} within {seconds:g} s", phase=phase)
-        # Behind others in a pipeline it is not its own response that is late: it goes elsewhere.
+        # Behind others in a pipeline its own response is not what is late. It can be sent elsewhere.
         elsewhere = phase == "read" and self.connection.in_line(self)
         self.fail(NotProcessed(error, proven=False) if elsewhere else error)
         return math.inf

@@ -1,12 +1,12 @@
-"""When a connection reads: whenever something has arrived, as long as there is room for it, and not to others' cost.
+"""When a connection reads: as soon as something has arrived and there is room for it, but never for long at a time.
 
-Reading goes by *turns*. A turn takes what has arrived, batch by batch, until nothing is left, there is no room for
-more, or its time is over: then others have theirs. The next one begins by itself, for the event loop tells of what is
-in the socket, but not of what a filter holds. Reading is *suspended* while there is no room for what would come, until
-:meth:`Reader.resume`.
+Reading goes by *turns*. A turn takes what has arrived, batch by batch. It ends when nothing is left, when there is no
+room for more, or when its time is over. Then others have their turns. The next turn must be asked for, because the
+event loop knows of what is in the socket, but not of what a filter holds. While there is no room, reading is
+*suspended*, until :meth:`Reader.resume`.
 
-Where the event loop can call us when a socket is readable (asyncio), turns are such calls: a response costs no switch
-to a task, and a connection that is idle has none. Elsewhere (trio) a task waits for the socket.
+If the event loop can call us when a socket is readable (asyncio), turns are such calls. So a response needs no switch
+to a task, and an idle connection has no task. On trio a task waits for the socket.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from allswell._errors import TransportError
 from allswell._filters.interface import Carrier
 from allswell._tasks import TaskHost, logger
 
-#: Seconds that a turn may take before others have theirs.
+#: How many seconds a turn may take before others have theirs.
 TURN = 0.005
 
 
@@ -43,19 +43,19 @@ class Takes(Protocol):
     """What a reader reads for."""
 
     def take(self) -> bool:
-        """Take one batch and act on it; whether there may be more to take."""
+        """Take one batch of input and act on it. Return whether there may be more."""
 
     def full(self) -> bool:
         """Whether there is no room for more."""
 
     def done(self) -> None:
-        """All that has come was taken, or enough of it.
+        """The turn is over: all that has come was taken, or as much as there was time and room for.
 
-        (The peer's end may be right behind a response, and the next request on that connection had better know.)
+        (The owner is told of a free connection only now: the peer's end may have come right behind a response.)
         """
 
     def lost(self, error: TransportError) -> None:
-        """A loss was met while waiting."""
+        """The layer below was lost while we waited."""
 
     def failed(self, error: Exception) -> None:
         """There is a bug, of which nobody else would hear."""
@@ -64,8 +64,8 @@ class Takes(Protocol):
 class Reader:
     """Reads for one connection.
 
-    :param top: what is waited for.
-    :param taker: what takes it.
+    :param top: the top of the stack, where input comes from.
+    :param taker: what takes the input.
     """
 
     def __init__(self, host: TaskHost, top: Carrier[object], taker: Takes) -> None:
@@ -80,7 +80,7 @@ class Reader:
         self._go_on = host.signal()
 
     def start(self) -> bool:
-        """Read from now on; whether that needs no task. Otherwise :meth:`run` is to be the task."""
+        """Read from now on. Return whether that needs no task. If it does, :meth:`run` is for the task."""
         self._task = not self._listen()
         if not self._task:
             self._ask_for_turn()  # for what a filter may hold
@@ -128,7 +128,7 @@ class Reader:
     def glance(self) -> None:
         """Take a turn now, if something has arrived.
 
-        Where the last turn has taken all, the socket alone tells, at little cost.
+        If the last turn has taken all, the socket is asked first, which costs little.
         """
         if self._next is _ARRIVAL:
             try:
@@ -140,7 +140,7 @@ class Reader:
         self.look()
 
     def catch_up(self) -> bool:
-        """Take what has arrived, where there is room for it; whether that was all."""
+        """Take what has arrived, as far as there is room. Return whether that was all."""
         if self._next is not _ROOM:
             self.look()
         return self._next is not _OTHERS
@@ -153,7 +153,7 @@ class Reader:
             self._ask_for_turn()
 
     def stop(self) -> None:
-        """Read no more. (Synchronous: the task learns when it has its turn.)"""
+        """Read no more. A task that reads learns of it when it runs next."""
         self._next = _NOTHING
         self._stop_listening()
         if self._scope is not None:
@@ -161,12 +161,12 @@ class Reader:
 
     def _turn(self) -> None:
         until = monotonic() + TURN
-        # Where the last turn ended before it was told that there is no more, that may be old news by now: ask again.
+        # If the last turn ended before it saw that nothing is left, more may have come since: ask once more.
         old = self._next is not _ARRIVAL
         self._next = _ARRIVAL
         taker = self._taker
         more = taker.take() or (old and self._next is _ARRIVAL and taker.take())
-        while self._next is _ARRIVAL:  # (what came may have been the end)
+        while self._next is _ARRIVAL:  # (a batch may have been the last one: see `stop`)
             if taker.full():
                 self._next = _ROOM
             elif not more:

@@ -1,8 +1,8 @@
-"""How a connection writes: at once, as much as is taken; the rest by a task that belongs to no requester.
+"""How a connection writes: at once, as much as is taken. A task that belongs to no requester writes the rest.
 
-What is left over is of two kinds. Requests are held back by the tasks that make them (:data:`UNSENT_LIMIT`). Answers,
-to PINGs and the like, are held back by not reading what asks for them. The two are counted apart: a peer that takes no
-more of an upload until we take more of the response must be read on from.
+What is left over is limited in two ways (:data:`UNSENT_LIMIT`). Uploads wait while there is much of it. Answers (to
+PINGs and the like) cannot wait, so nothing more is read that could ask for them. Answers are counted apart. For a peer
+may take no more of an upload until we have taken more of its response, and then we must go on reading.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from allswell._errors import TransportError
 from allswell._filters.interface import ByteStream, Carrier
 from allswell._tasks import TaskHost
 
-#: Bytes that a stack may hold unsent before uploads wait; and, of answers to what was read, before reading does.
+#: How many bytes a stack may hold unsent before uploads wait; and how many of answers before reading waits.
 UNSENT_LIMIT = 256 * 1024
 
 
 class Writer:
     """Writes for one connection.
 
-    :param top: what is written to.
-    :param name: of the task.
+    :param top: the top of the stack.
+    :param name: the task's.
     :param room: called when what was left over has been taken, or never will be.
     """
 
@@ -32,15 +32,15 @@ class Writer:
         self._name = name
         self._room = room
         self._busy = False
-        self._answers = 0  # bytes of them that were written since something is left over
+        self._answers = 0  # bytes of answers that were written since anything is left over
         self._over = host.signal()
-        #: Whether it is to be called with nothing, too: a multiplexer has its output queued already.
+        #: Whether it must be called even without data, because a multiplexer has queued its output itself.
         self.pushes = not isinstance(top, ByteStream)
 
     def write(self, data: bytes, *, answers: bool = False) -> None:
-        """Write it, as far as it is taken; see to the rest.
+        """Write this, as far as it is taken. The task writes the rest.
 
-        :param answers: it answers what was read.
+        :param answers: whether it answers what was read.
         """
         top = self._top
         before = top.unsent if self._busy else 0
@@ -54,7 +54,7 @@ class Writer:
 
     @property
     def unsent(self) -> int:
-        """Bytes that are left over."""
+        """How many bytes are left over."""
         return self._top.unsent
 
     @property
@@ -64,11 +64,11 @@ class Writer:
 
     @property
     def answers_backed_up(self) -> bool:
-        """Whether the peer does not take our answers, so that nothing more should be read that asks for some."""
+        """Whether so many answers are left over that nothing more should be read."""
         return self._answers > UNSENT_LIMIT
 
     async def finished(self, deadline: Deadline) -> bool:
-        """Whether nothing is left over, at the deadline at the latest."""
+        """Wait until nothing is left over, but not beyond the deadline. Return whether nothing is."""
         if self._busy:
             with deadline.scope():
                 while self._busy:
@@ -79,9 +79,9 @@ class Writer:
         try:
             await self._top.flush()
         except TransportError:
-            pass  # the reading side meets the same loss, after the peer's last words: it tells the exchanges
+            pass  # the reader meets the same loss, after the peer's last words, and tells the exchanges
         except BaseException:
-            if not self._host.ending:  # somebody cancels all tasks, and goes on: so does this
+            if not self._host.ending:  # a program cancels all tasks, and goes on: another task takes its place
                 self._host.spawn(self._finish, name=self._name)
                 raise
             self._finished()
