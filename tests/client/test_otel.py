@@ -50,9 +50,9 @@ from tests.support.certificates import certificates
 from tests.support.lag import LAG
 from tests.support.names import names
 from tests.support.peer import PeerConnection, scripted_peer
+from tests.support.ports import free_port
 from tests.support.proxies import connect_proxy
 from tests.support.scripts import answers, response
-from tests.support.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
