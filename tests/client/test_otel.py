@@ -493,7 +493,7 @@ async def test_a_dial_that_takes_too_long(telemetry: Telemetry) -> None:
         telemetry.of(pool)
         async with pool:
             with pytest.raises(Timeout):
-                await pool.request("GET", f"https://127.0.0.1:{peer.port}", timeouts=Timeouts(connect=0.1))
+                await pool.request("GET", f"https://127.0.0.1:{peer.port}", timeouts=Timeouts(connect=2))
     for each in (*telemetry.requests, *telemetry.connections):
         assert attributes(each)["error.type"] == "allswell.Timeout"
         assert attributes(each)["allswell.error.phase"] == "connect"
@@ -671,7 +671,7 @@ async def test_a_goodbye_that_is_not_heard(telemetry: Telemetry) -> None:
         telemetry.of(pool)
         async with pool:
             await pool.request("GET", f"https://localhost:{peer.port}")
-            await pool.aclose(0.2)
+            await pool.aclose(1)
     [connection] = telemetry.connections
     layers = {each["allswell.layer.name"]: each for each in events(connection, "allswell.layer.ended")}
     assert (layers["tls"]["allswell.layer.said"], layers["tls"]["allswell.layer.heard"]) == ("close_notify", "")
@@ -693,7 +693,12 @@ async def test_the_reasons_of_metrics_are_few(telemetry: Telemetry) -> None:
         async with pool:
             await pool.request("GET", peer.url)
             await peer.ended()
-    with scripted_peer(lambda connection: connection.reset()) as broken:
+
+    def breaking(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.reset()
+
+    with scripted_peer(breaking) as broken:
         pool = ConnectionPool()
         telemetry.of(pool)
         async with pool:

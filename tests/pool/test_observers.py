@@ -228,7 +228,7 @@ async def test_a_dial_that_takes_too_long() -> None:
         pool, told = observed()
         async with pool:
             with pytest.raises(Timeout):
-                await pool.request("GET", f"https://127.0.0.1:{peer.port}", timeouts=Timeouts(connect=0.1))
+                await pool.request("GET", f"https://127.0.0.1:{peer.port}", timeouts=Timeouts(connect=2))
     assert [(each.phase, each.error is None) for each in told.of(PhaseEnded)] == [("tcp", True), ("tls", False)]
     assert not isinstance(told.of(PhaseEnded)[-1].error, Exception)  # it was called off
     [failed] = told.of(DialFailed)
