@@ -40,6 +40,7 @@ from allswell._dial.proxy import ProxyBuilder
 from allswell._dial.quic import QuicBuilder
 from allswell._filters.udp import UdpFilter
 from allswell._tasks import current_host
+from allswell.testing import Origin, Response
 from tests.support.certificates import certificates
 from tests.support.dns_server import DnsServer, Reply, answered
 from tests.support.doh import Doh
@@ -93,19 +94,20 @@ def trusting(**settings: Any) -> dict[str, Any]:
 
 
 async def test_each_door_takes_one(asked: list[str]) -> None:
-    with scripted_peer(answers()) as peer:
-        url = f"http://name.example:{peer.port}/a"
+    async with Origin({"/a": Response(body=b"a")}, tls=False) as origin:
+        url = f"http://name.example:{origin.port}/a"
         resolver = Resolver()
         async with AsyncClient(resolver=resolver) as client:
-            assert (await client.get(url)).text == "/a"
+            assert (await client.get(url)).text == "a"
         async with httpx2.AsyncClient(transport=allswell.AsyncTransport(resolver=resolver)) as theirs:
-            assert (await theirs.get(url)).text == "/a"
+            assert (await theirs.get(url)).text == "a"
         async with httpx.AsyncClient(transport=allswell.httpx.AsyncTransport(resolver=resolver)) as older:
-            assert (await older.get(url)).text == "/a"
+            assert (await older.get(url)).text == "a"
         async with ConnectionPool(resolver=resolver) as pool:
-            assert await (await pool.request("GET", url)).read() == b"/a"
+            assert await (await pool.request("GET", url)).read() == b"a"
         assert resolver.asked == ["name.example"] * 4  # once for both families
-        assert b"name.example" in peer.connections[0].requests[0]
+        for request in origin.requests:
+            assert ("host", f"name.example:{origin.port}") in request.headers
     assert asked == []
 
 
@@ -161,9 +163,8 @@ async def test_what_it_does_not_know_the_system_is_asked_for(asked: list[str]) -
     async def nothing(host: str) -> None:
         assert host == "known.example"
 
-    with scripted_peer(answers()) as peer:
-        async with ConnectionPool(resolver=nothing) as pool:
-            assert (await pool.request("GET", f"http://known.example:{peer.port}/")).status == 200
+    async with Origin(tls=False) as origin, ConnectionPool(resolver=nothing) as pool:
+        assert (await pool.request("GET", f"http://known.example:{origin.port}/")).status == 200
     assert asked == ["known.example"] * 2
 
 
@@ -325,10 +326,11 @@ async def test_it_is_called_off_with_its_pool() -> None:
 
 async def test_one_lookup_for_many_at_once() -> None:
     resolver = Resolver()
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with ConnectionPool(resolver=resolver) as pool, anyio.create_task_group() as tasks:
             for _ in range(20):
-                tasks.start_soon(pool.request, "GET", f"http://name.example:{peer.port}/")
+                tasks.start_soon(pool.request, "GET", f"http://name.example:{origin.port}/")
+        assert len(origin.requests) == 20
     assert resolver.asked == ["name.example"]
 
 
@@ -340,15 +342,15 @@ async def test_hosts(asked: list[str]) -> None:
         return [HERE] if host == "third.example" else []
 
     known = {"Name.example.": HERE, "two.example": ["127.0.0.2", HERE], "Bücher.example": HERE}
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with ConnectionPool(resolver=Hosts(known, otherwise)) as pool:
             for host in ("name.example", "NAME.example.", "two.example", "third.example", "bücher.example"):
-                assert (await pool.request("GET", f"http://{host}:{peer.port}/")).status == 200
+                assert (await pool.request("GET", f"http://{host}:{origin.port}/")).status == 200
             with pytest.raises(ConnectFailed, match="gave no address"):
-                await pool.request("GET", f"http://known.example:{peer.port}/")
+                await pool.request("GET", f"http://known.example:{origin.port}/")
         assert asked == []
         async with ConnectionPool(resolver=Hosts(known)) as pool:
-            assert (await pool.request("GET", f"http://known.example:{peer.port}/")).status == 200
+            assert (await pool.request("GET", f"http://known.example:{origin.port}/")).status == 200
     assert asked == ["known.example"] * 2
 
 
@@ -458,10 +460,10 @@ async def test_behind_hosts_and_resolvers_of_ones_own(doh: tuple[Doh, int], aske
     async def wrapped(host: str) -> Any:
         return await by_https(host)
 
-    with scripted_peer(answers()) as origin:
-        async with ConnectionPool(**trusting(resolver=Hosts({"b.example": HERE}, wrapped))) as pool:
-            for host in ("a.example", "b.example"):
-                assert (await pool.request("GET", f"http://{host}:{origin.port}/")).status == 200
+    resolver = Hosts({"b.example": HERE}, wrapped)
+    async with Origin(tls=False) as origin, ConnectionPool(**trusting(resolver=resolver)) as pool:
+        for host in ("a.example", "b.example"):
+            assert (await pool.request("GET", f"http://{host}:{origin.port}/")).status == 200
     assert {each.partition(" ")[0] for each in server.queries} == {"a.example"}
     assert asked == []
 
@@ -603,18 +605,13 @@ class Guard:
         return [(each.host, str(each.address), each.port, each.transport) for each in self.contacts]
 
 
-def peers() -> Any:
-    """Somebody listens on TCP, and would answer."""
-    return scripted_peer(answers())
-
-
 @pytest.mark.parametrize(
     "host",
     ["name.example", "127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]"],
 )
 async def test_an_address_that_is_forbidden(host: str) -> None:
-    """As it is connected to, however it was written."""
-    with peers() as peer:
+    """As it is connected to, however it was written. Somebody listens there, and would answer."""
+    async with Origin(tls=False) as origin:
         guard = Guard(HERE)
 
         async def old_forms(name: str) -> list[str]:
@@ -622,13 +619,13 @@ async def test_an_address_that_is_forbidden(host: str) -> None:
 
         async with ConnectionPool(resolver=old_forms, allow_address=guard, retries=5) as pool:
             with pytest.raises(AddressNotAllowed, match=r"forbids the address 127\.0\.0\.1") as caught:
-                await pool.request("GET", f"http://{host}:{peer.port}/")
+                await pool.request("GET", f"http://{host}:{origin.port}/")
             error = caught.value
-            assert (error.address, error.port, error.by) == (HERE, peer.port, "us")
+            assert (error.address, error.port, error.by) == (HERE, origin.port, "us")
             assert error.host in (host.strip("[]"), HERE, "::ffff:127.0.0.1", "::ffff:7f00:1")
             assert isinstance(error, ConnectFailed)
             assert len(guard.contacts) == 1  # and that was that: nothing is tried again
-        assert peer.connections == []
+        assert origin.record.connections == ()
 
 
 @pytest.mark.parametrize("zone", ["%25lo", "%251"])
@@ -648,9 +645,8 @@ async def test_zones(zone: str) -> None:
 async def test_where_others_are_allowed_they_are_tried() -> None:
     guard = Guard("127.0.0.2", "::1")
     hosts = Hosts({"name.example": ["::1", "127.0.0.2", HERE]})
-    with peers() as peer:
-        async with ConnectionPool(resolver=hosts, allow_address=guard) as pool:
-            assert (await pool.request("GET", f"http://name.example:{peer.port}/")).status == 200
+    async with Origin(tls=False) as origin, ConnectionPool(resolver=hosts, allow_address=guard) as pool:
+        assert (await pool.request("GET", f"http://name.example:{origin.port}/")).status == 200
     assert {each.host for each in guard.contacts} == {"name.example"}
     with socket.socket() as taken:
         taken.bind((HERE, 0))
@@ -866,16 +862,16 @@ async def test_a_guard_that_fails_lets_nothing_pass() -> None:
     def vague(contact: Contact) -> Any:
         return "yes"
 
-    with peers() as peer:
+    async with Origin(tls=False) as origin:
         for guard, words in ((broken, "ZeroDivisionError"), (vague, "returned str, and a bool is wanted")):
             async with ConnectionPool(allow_address=guard) as pool:
                 with pytest.raises(ConnectFailed, match=words):
-                    await pool.request("GET", peer.url)
-            async with ConnectionPool(allow_address=guard, proxies=(ProxyHop("http", HERE, peer.port),)) as pool:
+                    await pool.request("GET", origin.url)
+            async with ConnectionPool(allow_address=guard, proxies=(ProxyHop("http", HERE, origin.port),)) as pool:
                 for url in ("http://127.0.0.3/", "https://127.0.0.3/", "http://name.example/"):
                     with pytest.raises(ConnectFailed, match=words):
                         await pool.request("GET", url)
-        assert peer.connections == []
+        assert origin.record.connections == ()
 
 
 async def test_what_is_no_guard_and_no_resolver() -> None:
@@ -920,14 +916,14 @@ async def test_public_addresses(address: str) -> None:
 
 
 async def test_public_addresses_and_some_others() -> None:
-    with peers() as peer:
+    async with Origin(tls=False) as origin:
         for besides, served in (([HERE], True), (["127.0.0.0/8", "fd00::/8"], True), (["127.0.0.2"], False)):
             async with AsyncClient(allow_address=PublicAddresses(besides)) as client:
                 if served:
-                    assert (await client.get(peer.url)).status_code == 200
+                    assert (await client.get(origin.url)).status_code == 200
                 else:
                     with pytest.raises(httpx2.ConnectError):
-                        await client.get(peer.url)
+                        await client.get(origin.url)
     for wrong in (["10.0.0.1/8"], ["there"]):
         with pytest.raises(ValueError, match=wrong[0]):
             PublicAddresses(wrong)
