@@ -1,5 +1,8 @@
 """allswell: an async HTTP client that ends well. HTTP/1.1, HTTP/2 and HTTP/3, on asyncio and trio."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from allswell._addresses import Contact, Hosts, PublicAddresses
 from allswell._alt_svc_store import Alternative, AltSvcStore
 from allswell._client import AsyncClient
@@ -27,12 +30,14 @@ from allswell._har.recording import HarRecording
 from allswell._messages import ResponseHead
 from allswell._operations import drain_on_signal, lifespan
 from allswell._pool.pool import ConnectionPool
-from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
-from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
 from allswell._request.datagrams import HttpDatagrams
 from allswell._request.response import Attempt, Response
 from allswell._transport import AsyncTransport
+
+if TYPE_CHECKING:
+    from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
+    from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
 
 __version__ = "0.2.0"
 
@@ -88,3 +93,24 @@ __all__ = [
     "drain_on_signal",
     "lifespan",
 ]
+
+#: What few programs name, and where it is. It is imported when it is asked for.
+_LATE = {
+    "ConnectionSnapshot": "_pool.snapshot",
+    "PoolSnapshot": "_pool.snapshot",
+    "RouteSnapshot": "_pool.snapshot",
+    "QuicMemory": "_quic_store",
+    "QuicStore": "_quic_store",
+    "QuicTicket": "_quic_store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

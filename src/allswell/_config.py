@@ -13,11 +13,12 @@ from allswell._alt_svc_store import AltSvcStore
 from allswell._client_certificate import ClientCertificate
 from allswell._given import require, require_callable, require_type
 from allswell._pins import read_pins
-from allswell._quic_store import QuicStore
 from allswell._report import ConnectionEnd
 
 if TYPE_CHECKING:
     import httpx2
+
+    from allswell._quic_store import QuicStore
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes] | tuple[int, int, None, int]
 

@@ -7,6 +7,7 @@ is checked here, where it is given.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from allswell._errors import LocalProtocolError
 from allswell._fields import as_bytes
@@ -28,11 +29,16 @@ _BARE_ITEM = rb"|".join(  # RFC 9651 §3.3
 _PARAMETERS = rb"(?:; *%b(?:=(?:%b))?)*" % (_KEY, _BARE_ITEM)
 _ITEM = rb"(?:%b)%b" % (_BARE_ITEM, _PARAMETERS)
 _INNER_LIST = rb"\( *+(?:%b(?: ++%b)*+)? *+\)" % (_ITEM, _ITEM)
-_MEMBER = re.compile(rb"(%b)(?:=(%b|%b))?%b" % (_KEY, _INNER_LIST, _BARE_ITEM, _PARAMETERS)).match
 _COMMA = re.compile(rb"[ \t]*,[ \t]*").match
 
 _URGENCY = re.compile(rb"-?[0-9]{1,15}").fullmatch
 _MOST_URGENCY = 7
+
+
+@cache
+def _member() -> re.Pattern[bytes]:
+    """A member of a Dictionary. (To compile it takes as long as some imports, and few programs need it.)"""
+    return re.compile(rb"(%b)(?:=(%b|%b))?%b" % (_KEY, _INNER_LIST, _BARE_ITEM, _PARAMETERS))
 
 
 def priority_value(given: object) -> bytes:
@@ -57,8 +63,8 @@ def _members(value: bytes) -> dict[bytes, bytes | None]:
     members: dict[bytes, bytes | None] = {}
     if not value:
         return members
-    position = 0
-    while (member := _MEMBER(value, position)) is not None:
+    position, read = 0, _member().match
+    while (member := read(value, position)) is not None:
         members[member[1]] = member[2]
         if member.end() == len(value):
             return members

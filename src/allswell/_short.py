@@ -193,7 +193,7 @@ class _Sections:
 
     def __init__(self) -> None:
         self._own: list[_Field] = []
-        self._by_names: dict[tuple[str, ...], tuple[list[_Field], list[tuple[bytes, bytes]]]] = {}
+        self._by_names: dict[tuple[str, ...], tuple[list[_Field], list[tuple[str, bytes, bytes]]]] = {}
 
     def merged(self, own: list[_Field], given: dict[str, str]) -> list[_Field] | None:
         """The section; ``None`` where a name or a value is no ASCII text."""
@@ -212,12 +212,11 @@ class _Sections:
                 return None
             if len(self._by_names) >= self._MOST:
                 self._by_names.clear()
-            written = [(raw, raw.lower()) for raw in (name.encode("ascii") for name in names)]
-            others = {lower for _, lower in written}
+            written = [(name, name.encode("ascii"), name.lower().encode("ascii")) for name in names]
+            others = {lower for _, _, lower in written}
             found = self._by_names[names] = [field for field in own if field[1] not in others], written
         kept, written = found
-        values = given.values()
-        return kept + [(raw, lower, text.encode("ascii")) for (raw, lower), text in zip(written, values, strict=True)]
+        return kept + [(raw, lower, given[name].encode("ascii")) for name, raw, lower in written]
 
 
 def origin_and_target(url: httpx2.URL) -> tuple[tuple[str, str | bytes, int | None], bytes]:

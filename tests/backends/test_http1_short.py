@@ -236,7 +236,7 @@ def test_what_servers_send_goes_the_short_way(wire: bytes) -> None:
 
 
 def test_a_backend_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("allswell._backends.http1.Engine")
+    monkeypatch.delattr("allswell._backends.http1_engine.engine")
     backend = Http1(max_header_size=64 * 1024)
     for number, wire in enumerate(REAL[:5] + REAL[6:8], 1):
         assert backend.open(request(), end=True) == number

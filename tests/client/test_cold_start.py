@@ -19,6 +19,7 @@ from tests.support.scripts import answers
 LATE = (
     "trio",
     "httpcore2",
+    "h11",
     "h2.connection",
     "hpack",
     "aioquic",
@@ -28,6 +29,8 @@ LATE = (
     "dns",
     "rich",
     "socksio",
+    "allswell._pool.snapshot",
+    "allswell._quic_store",
 )
 
 
@@ -44,11 +47,10 @@ def run(program: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
-#: Others' packages that every request may need: HTTP/1.1, and what that and httpx2 import themselves.
+#: Others' packages that every request may need, and what httpx2 imports itself.
 NEEDED = {
     "anyio",
     "exceptiongroup",
-    "h11",
     "httpx2",
     "idna",
     "sniffio",

@@ -21,13 +21,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import count
+from typing import TYPE_CHECKING
 
-import h11
-from h11._receivebuffer import ReceiveBuffer
-
-from allswell._backends.http1_chunks import Chunks
+from allswell._backends.http1_chunks import Chunks, MalformedChunk
 from allswell._backends.http1_short import Heads
 from allswell._backends.interface import (
     WORK,
@@ -55,6 +52,9 @@ from allswell._halves import (
 )
 from allswell._messages import Headers, RequestHead, ResponseHead
 
+if TYPE_CHECKING:
+    import h11
+
 #: There is no flow control above TCP; this only bounds the pieces that are copied at once.
 _WINDOW = 256 * 1024
 
@@ -74,16 +74,6 @@ _CHUNKS = 4 * WORK
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-@cache
-def _asked(method: bytes, upgrade: bool) -> h11.Request:
-    """A request that makes of responses what any with this method does.
-
-    :param method: ``HEAD``, ``CONNECT``, or ``GET`` for all others.
-    """
-    headers = [(b"Host", b"any"), *([(b"Upgrade", b"any")] if upgrade else [])]
-    return h11.Request(method=method, target=b"any:1" if method == b"CONNECT" else b"/", headers=headers)
-
-
 def _line(name: bytes, value: bytes) -> bytes:
     return b"%b: %b\r\n" % (name, value)
 
@@ -94,24 +84,6 @@ class Memory:
     def __init__(self) -> None:
         self.requests = RequestSections(_line, end_to_end=False)
         self.responses = Heads()
-
-
-class _Lines(ReceiveBuffer):
-    """What h11 reads. The section that it takes from there has so many fields at most."""
-
-    def maybe_extract_lines(self) -> list[bytearray] | None:
-        lines = super().maybe_extract_lines()
-        if lines is not None and len(lines) > MAX_FIELDS + 1:  # the first may be the status line
-            raise h11.RemoteProtocolError(TOO_MANY)
-        return lines
-
-
-class Engine(h11.Connection):
-    """h11 in the client's role. (Its buffer is a private name that we rely on: see the canary.)"""
-
-    def __init__(self, max_header_size: int) -> None:
-        super().__init__(h11.CLIENT, max_incomplete_event_size=max_header_size)
-        self._receive_buffer = _Lines()
 
 
 class Version:
@@ -376,11 +348,10 @@ class Http1(Version):
                 events.append(UploadRefused(self._current))
 
     def _engine(self, method: bytes) -> h11.Connection:
-        engine = Engine(self._max_header_size)
-        engine.send(_asked(method if method in (b"HEAD", b"CONNECT") else b"GET", self._upgrade))
-        engine.send(h11.EndOfMessage())
+        from allswell._backends.http1_engine import engine  # late, with h11: ordinary responses do without it
+
         self._unparsed = 0
-        return engine
+        return engine(method, self._max_header_size, upgrade=self._upgrade)
 
     def _to_h11(self, data: memoryview, events: list[Event]) -> None:
         if len(self._begun) < len(_BEGINNING):
@@ -397,6 +368,8 @@ class Http1(Version):
 
     def _read(self, events: list[Event]) -> None:
         """What h11 reads: a head, or chunks that are unusual."""
+        import h11  # late, as above
+
         reader = self._reader
         assert reader is not None
         self._more = False
@@ -433,6 +406,8 @@ class Http1(Version):
     def _head(
         self, reader: h11.Connection, event: h11.InformationalResponse | h11.Response, events: list[Event]
     ) -> None:
+        import h11  # late, as above
+
         headers = self._section(event)
         head = ResponseHead(event.status_code, headers, b"HTTP/" + event.http_version, event.reason.translate(_SHOWN))
         exchange = self._current
@@ -482,6 +457,8 @@ class Http1(Version):
 
     def _section(self, event: h11.InformationalResponse | h11.Response | h11.EndOfMessage) -> Headers:
         """A header or trailer section. (h11 bounds those that are incomplete, not what completes one.)"""
+        import h11  # late, as above
+
         headers = event.headers.raw_items()
         limit = self._max_header_size
         if len(headers) > MAX_FIELDS:
@@ -511,9 +488,9 @@ class Http1(Version):
         pieces: list[memoryview] = []
         try:
             chunks.take(data, pieces, _CHUNKS)
-        except h11.RemoteProtocolError as error:
+        except MalformedChunk as error:
             _add_body(self._current, pieces, events)
-            self._broken(self._words(error), events)
+            self._broken(str(error), events)
             return
         _add_body(self._current, pieces, events)
         if chunks.ended:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import h11
+if TYPE_CHECKING:
+    import h11
 
 _PLAIN = re.compile(rb"([0-9A-Fa-f]{1,20})\r\n")
 #: The beginning of a plain chunk's first line, or of the last chunk without trailers.
@@ -18,6 +20,10 @@ _BEGUN = re.compile(rb"[0-9A-Fa-f]{0,20}\r?|0{1,20}\r\n\r?")
 _LAST = re.compile(rb"0{1,20}\r\n\r\n")
 #: More than either can be long.
 _LONGEST = 25
+
+
+class MalformedChunk(Exception):
+    """A chunk does not end where it should."""
 
 
 class Chunks:
@@ -42,7 +48,7 @@ class Chunks:
     def take(self, data: memoryview, pieces: list[memoryview], work: int) -> None:
         """Take a limited number of chunks, and add their content to the pieces.
 
-        :raises h11.RemoteProtocolError: when a chunk does not end where it should.
+        :raises MalformedChunk: when one does not end where it should.
         """
         if self._begun:
             data, self._begun = memoryview(self._begun + data), b""
@@ -95,5 +101,5 @@ class Chunks:
         return taken
 
 
-def _no_end(footer: memoryview) -> h11.RemoteProtocolError:
-    return h11.RemoteProtocolError(f"malformed chunk footer: {bytes(footer)!r}")
+def _no_end(footer: memoryview) -> MalformedChunk:
+    return MalformedChunk(f"malformed chunk footer: {bytes(footer)!r}")

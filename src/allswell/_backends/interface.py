@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 from allswell._errors import AllswellError
 from allswell._messages import Headers, RequestHead, ResponseHead
@@ -21,18 +21,41 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 WORK = 100
 
 Input_contra = TypeVar("Input_contra", contravariant=True)
+_Kind = TypeVar("_Kind", bound="Told")
 
 
-@dataclass(slots=True)
-class InformationalReceived:
+class Told:
+    """An event. (For each class of its own, a dataclass would compile how to compare and to show it.)"""
+
+    __slots__ = ()
+    __match_args__: tuple[str, ...]
+
+    def _facts(self) -> list[object]:
+        return [getattr(self, name) for name in self.__match_args__]
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._facts() == other._facts()
+
+    def __repr__(self) -> str:
+        facts = zip(self.__match_args__, self._facts(), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={fact!r}' for name, fact in facts)})"
+
+
+@dataclass_transform()
+def _event(kind: type[_Kind]) -> type[_Kind]:
+    return dataclass(slots=True, eq=False, repr=False)(kind)
+
+
+@_event
+class InformationalReceived(Told):
     """A 1xx response (RFC 9110 §15.2), but not 101, which is final for HTTP."""
 
     exchange: int
     head: ResponseHead
 
 
-@dataclass(slots=True)
-class ResponseReceived:
+@_event
+class ResponseReceived(Told):
     """The final response's head.
 
     :ivar tunnel: the exchange has become a pair of raw byte streams (101, or 2xx to CONNECT). Body bytes in both
@@ -44,8 +67,8 @@ class ResponseReceived:
     tunnel: bool = False
 
 
-@dataclass(slots=True)
-class BodyReceived:
+@_event
+class BodyReceived(Told):
     """A piece of the response's body.
 
     :ivar data: a view of it is valid until the backend's next ``receive`` or ``go_on``.
@@ -57,32 +80,32 @@ class BodyReceived:
     credit: int
 
 
-@dataclass(slots=True)
-class DatagramReceived:
+@_event
+class DatagramReceived(Told):
     """An HTTP datagram of this exchange has come, outside of its stream (RFC 9297 §2.1)."""
 
     exchange: int
     payload: bytes
 
 
-@dataclass(slots=True)
-class ResponseCompleted:
+@_event
+class ResponseCompleted(Told):
     """The response is complete. Its trailer section, if any, comes with it."""
 
     exchange: int
     trailers: Headers
 
 
-@dataclass(slots=True)
-class ExchangeFailed:
+@_event
+class ExchangeFailed(Told):
     """The exchange is over before it was complete. If the error is ``NotProcessed``, the request may be sent again."""
 
     exchange: int
     error: AllswellError
 
 
-@dataclass(slots=True)
-class UploadRefused:
+@_event
+class UploadRefused(Told):
     """The peer wants no more of this exchange's request body. The response may still go on (see `_halves.py`).
 
     It said so by RST_STREAM after a complete response (RFC 9113 §8.1), STOP_SENDING (RFC 9114 §4.1), or in HTTP/1.1 a
@@ -92,25 +115,25 @@ class UploadRefused:
     exchange: int
 
 
-@dataclass(slots=True)
-class SendWindowOpened:
+@_event
+class SendWindowOpened(Told):
     """More request body may go out: on one exchange, or (``None``) on any."""
 
     exchange: int | None
 
 
-class ConnectionEvent:
+class ConnectionEvent(Told):
     """An event about the connection, not about one exchange."""
 
     __slots__ = ()
 
 
-@dataclass(slots=True)
+@_event
 class CapacityChanged(ConnectionEvent):
     """``capacity()`` may have changed, for another reason than an exchange's end."""
 
 
-@dataclass(slots=True)
+@_event
 class SilenceChanged(ConnectionEvent):
     """The peer has stopped answering probes, or was heard again. ``capacity()`` changes with it.
 
@@ -120,7 +143,7 @@ class SilenceChanged(ConnectionEvent):
     silent: bool
 
 
-@dataclass(slots=True)
+@_event
 class PeerLeaving(ConnectionEvent):
     """The peer takes no new exchanges on this connection. Those under way may finish, unless an event says otherwise.
 
@@ -130,7 +153,7 @@ class PeerLeaving(ConnectionEvent):
     error: AllswellError | None = None
 
 
-@dataclass(slots=True)
+@_event
 class ConnectionBroken(ConnectionEvent):
     """The peer broke the protocol, or the connection is lost. All exchanges are over, and it must be aborted.
 
@@ -140,7 +163,7 @@ class ConnectionBroken(ConnectionEvent):
     error: AllswellError
 
 
-@dataclass(slots=True)
+@_event
 class OriginsNamed(ConnectionEvent):
     """The peer names origins that it serves on this connection (ORIGIN: RFC 8336, RFC 9412).
 
@@ -152,7 +175,7 @@ class OriginsNamed(ConnectionEvent):
     origins: list[str]
 
 
-@dataclass(slots=True)
+@_event
 class AlternativeOffered(ConnectionEvent):
     """The peer offers an alternative service for an origin (ALTSVC: RFC 7838 §4).
 

@@ -25,6 +25,7 @@ import math
 import random
 import weakref
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -56,13 +57,15 @@ from allswell._pool.endings import DRAINED, Endings
 from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.member import Member, RouteState, Standing
 from allswell._pool.places import Places
-from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 from allswell._pool.waiters import Dial, Waiter, Waiters
 from allswell._report import ConnectionEnd
 from allswell._request.request import Request
 from allswell._request.response import Response
 from allswell._request.route import Route
 from allswell._tasks import Alarm, Limit, TaskHost, logger, weak_method
+
+if TYPE_CHECKING:
+    from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot
 
 
 class Ungranted(NotProcessed):
@@ -595,6 +598,8 @@ class Dispatcher:
 
     def snapshot(self) -> tuple[RouteSnapshot, ...]:
         """What there is now, by route."""
+        from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot  # late: few programs take one
+
         now = monotonic()
         connections: dict[Route, list[ConnectionSnapshot]] = {route: [] for route in self._routes}
         for connection, route in self.endings.connections.items():

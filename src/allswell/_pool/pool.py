@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from logging import DEBUG
 from types import TracebackType
-from typing import Literal, Self, Unpack
+from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 import anyio
 import httpx2
@@ -41,7 +41,6 @@ from allswell._pool.dispatcher import Dispatcher, Ungranted
 from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.replay import Replay
 from allswell._pool.retries import Budgets, Pauses, retried
-from allswell._pool.snapshot import PoolSnapshot
 from allswell._priority import priority_value, with_priority
 from allswell._report import CloseReport
 from allswell._request.extended_connect import NOT_THIS_WAY, WEBSOCKET, as_extended_connect, as_upgraded
@@ -50,6 +49,9 @@ from allswell._request.response import Attempt, Response
 from allswell._request.route import Destination, Destinations, destination
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES, Tracer
+
+if TYPE_CHECKING:
+    from allswell._pool.snapshot import PoolSnapshot
 
 #: A server that has fallen silent may only be busy. Its requests go elsewhere after so many seconds more.
 _SILENT_FOR = 0.5
@@ -112,6 +114,8 @@ class ConnectionPool:
 
     def snapshot(self) -> PoolSnapshot:
         """Return its connections and waiting requests at this instant. ``str`` of the result is a table."""
+        from allswell._pool.snapshot import PoolSnapshot  # late: few programs take one
+
         routes = self._dispatcher.snapshot() if self._dispatcher is not None else ()
         return PoolSnapshot(self.state, self._users, routes)
 
