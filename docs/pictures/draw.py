@@ -16,6 +16,8 @@ _ROOT = _HERE.parents[1]
 _MODULES = {
     "testing": "how a client ends, as its servers see it",
     "_cli": "the command",
+    "otel": "OpenTelemetry: spans and metrics",
+    "_connect_udp": "UDP through a proxy, for callers",
     "_operations": "signals, and the lifespan of ASGI applications",
     "_client": "httpx2's client, on our transport",
     "_har": "recordings",
@@ -29,6 +31,7 @@ _MODULES = {
     "_request": "a request, its body, its route, its response",
     "_connection": "one backend on one stack: exchanges, reading, writing, goodbyes",
     "_backends": "each version of HTTP, without I/O (h11, h2, hpack)",
+    "_capsules": "capsules and HTTP datagrams",
     "_filters": "TCP, TLS, UDP, QUIC, tunnels, SOCKS",
     "_quic": "QUIC, without I/O (aioquic)",
     "_priority": "what a request asks for of its priority (RFC 9218)",

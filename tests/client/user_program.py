@@ -168,6 +168,12 @@ async def client(context: ssl.SSLContext, pool: allswell.ConnectionPool) -> None
 
 async def service(client: allswell.AsyncClient) -> None:
     """A service that signals end."""
+    async with allswell.connect_udp(client, "https://a.example/{target_host}/{target_port}/", "b.example", 53) as udp:
+        tunnel: allswell.UdpTunnel = udp
+        await tunnel.send(b"x")
+        came: bytes | None = await tunnel.receive()
+    datagrams: allswell.HttpDatagrams = tunnel.response.extensions["datagrams"]
+    print(came, datagrams)
     with client.har("file.har", redact=["cookie"], max_body=0) as har:
         recording: allswell.HarRecording = har
         log: dict[str, object] = recording.as_dict()
