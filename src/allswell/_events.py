@@ -126,7 +126,8 @@ class PhaseEnded(NamedTuple):
     """A phase of a connection's making is over. Phases may overlap: what is raced, and what is looked up meanwhile.
 
     :ivar phase: ``"dns"`` a lookup, ``"tcp"`` the connect of one address, ``"tls"``, ``"quic"``, ``"proxy"`` a tunnel.
-    :ivar subject: the host that was looked up, the address that was connected to, or the layer that was set up.
+    :ivar subject: the host that was looked up (``"example.org HTTPS"``: its HTTPS records), the address that was
+        connected to, the name in the certificate, or the proxy.
     :ivar began: when, in seconds of :func:`time.monotonic`.
     :ivar seconds: how long it took.
     :ivar error: why it failed. It is no ``Exception`` if it was called off, because it was not needed any more.

@@ -450,7 +450,7 @@ def _phase(event: PhaseEnded) -> tuple[str, _Attributes]:
     subject, name = event.subject, address(event.subject)
     if event.phase == "dns":
         found = {"dns.answers": list(event.found)} if event.found else {}
-        return f"DNS lookup {name}", {"dns.question.name": name, **found}
+        return f"DNS lookup {name}", {"dns.question.name": name.partition(" ")[0], **found}  # and a type of records
     if event.phase == "tls":
         return f"TLS client handshake {name}", {"server.address": name}
     if event.phase == "proxy":

@@ -47,6 +47,7 @@ from allswell._events import next_number
 from allswell.otel import _SCHEMA, instrument
 from allswell.testing import Origin, Request, Response
 from tests.support.certificates import certificates
+from tests.support.dns_server import DnsServer
 from tests.support.lag import LAG
 from tests.support.names import names
 from tests.support.peer import PeerConnection, scripted_peer
@@ -485,6 +486,20 @@ async def test_a_name_that_is_not_known(telemetry: Telemetry) -> None:
     assert [(each.name, attributes(each)["error.type"]) for each in telemetry.children(connection)] == [
         ("DNS lookup name.example", "socket.gaierror")
     ] * 2
+
+
+async def test_lookups(telemetry: Telemetry) -> None:
+    with DnsServer() as dns, names(name_example="127.0.0.1"), scripted_peer(answers(), tls=True) as peer:
+        pool = ConnectionPool(
+            http3=True, https_records=True, nameservers=[dns.address], ssl_context=certificates().client_context()
+        )
+        telemetry.of(pool)
+        async with pool:
+            await pool.request("GET", f"https://name.example:{peer.port}")
+    [connection] = telemetry.connections
+    lookups = [each for each in telemetry.children(connection) if each.name.startswith("DNS lookup ")]
+    assert {each.name for each in lookups} == {"DNS lookup name.example HTTPS", "DNS lookup name.example"}
+    assert {attributes(each)["dns.question.name"] for each in lookups} == {"name.example"}
 
 
 async def test_a_dial_that_takes_too_long(telemetry: Telemetry) -> None:

@@ -39,6 +39,7 @@ from allswell._events import (
 from allswell.testing import Origin, RequestExecuted, Response
 from tests.pool.test_races import on_tcp, pool_for, request, stubborn  # noqa: F401  a fixture
 from tests.support.certificates import certificates
+from tests.support.dns_server import DnsServer
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import ENHANCE_YOUR_CALM, NO_ERROR, Http2Server, Request, Talk, h2_tls
 from tests.support.lag import LAG
@@ -218,6 +219,19 @@ async def test_a_name_that_is_not_known() -> None:
     lookups = told.of(PhaseEnded)
     assert [(each.phase, each.subject, each.found) for each in lookups] == [("dns", "name.example", ())] * 2
     assert all(isinstance(each.error, OSError) for each in lookups)
+
+
+async def test_a_lookup_of_https_records() -> None:
+    with DnsServer() as dns, names(name_example="127.0.0.1"), scripted_peer(answers(), tls=True) as peer:
+        pool, told = observed(
+            http3=True, https_records=True, nameservers=[dns.address], ssl_context=certificates().client_context()
+        )
+        async with pool:
+            await pool.request("GET", f"https://name.example:{peer.port}")
+            assert dns.queries
+    subjects = [each.subject for each in told.of(PhaseEnded) if each.phase == "dns"]
+    assert subjects[0] == "name.example HTTPS"
+    assert {*subjects[1:]} == {"name.example"}
 
 
 async def test_a_dial_that_takes_too_long() -> None:

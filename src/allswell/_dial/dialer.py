@@ -79,7 +79,12 @@ class Dialer:
         :raises ConnectFailed: naming the peer and what went wrong.
         """
         route = context.route
-        find = partial(self.discovery.find, route, datagrams=self._proxies.carries_datagrams(route))
+        find = partial(
+            self.discovery.find,
+            route,
+            datagrams=self._proxies.carries_datagrams(route),
+            around=partial(context.phase, "dns", f"{route.host} HTTPS"),
+        )
         attempts = _Attempts(context, self._tcp, lambda: self.quic, self.memory.of(route).quic, self._connection)
         ways = await find()
         try:

@@ -7,8 +7,8 @@ origin itself. Any server that answers must have a certificate of the origin. Fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,11 +69,19 @@ class Discovery:
 
             self._records = HttpsRecords(host, config.nameservers, lookups, config.resolver)
 
-    async def find(self, route: Route, *, datagrams: bool, patient: bool = False) -> Ways:
+    async def find(
+        self,
+        route: Route,
+        *,
+        datagrams: bool,
+        patient: bool = False,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> Ways:
         """The endpoints for a dial.
 
         :param datagrams: whether they can go the route's way.
         :param patient: wait for DNS as long as it takes.
+        :param around: makes a context in which HTTPS records are waited for.
         :raises ConnectFailed: only HTTP/3 may be spoken, and the route is not for it.
         """
         config, hop = self._config, route.proxy
@@ -81,7 +89,7 @@ class Discovery:
         quic = route.scheme == "https" and not route.upgrades and datagrams and config.uds is None
         if http3 == "only" and not quic:
             raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
-        services = await self._services(route, patient)
+        services = await self._services(route, patient, around)
         here = Endpoint(route.host, route.port)
         over_quic: Sequence[Endpoint] = ()
         if http3 and quic:
@@ -120,7 +128,9 @@ class Discovery:
                     tasks.start_soon(look, host, port, family)
         return found
 
-    async def _services(self, route: Route, patient: bool) -> Services:
+    async def _services(
+        self, route: Route, patient: bool, around: Callable[[], AbstractContextManager[object]]
+    ) -> Services:
         """The HTTPS records. There are none for the way through proxies, which resolve names themselves."""
         elsewhere = route.proxies or route.proxy is not None or route.for_tunnels or self._config.uds is not None
         if self._records is None or route.scheme != "https" or elsewhere:
@@ -128,7 +138,8 @@ class Discovery:
         wanted = families(route.host, self._config.local_address)
         addresses = partial(self.lookups.any_address, route.host, route.port, wanted)
         try:
-            found = await self._records.find(route.host, route.port, None if patient else addresses)
+            with around():
+                found = await self._records.find(route.host, route.port, None if patient else addresses)
         except BaseException:
             self.lookups.leave(route.host)  # the dial ends here
             raise
