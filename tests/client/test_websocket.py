@@ -389,6 +389,44 @@ async def test_a_server_that_leaves_the_stream_open(trusting: ssl.SSLContext, mo
         assert _ends(server.h2.talks[0], 3)[0] == f"RST_STREAM {CANCEL}"
 
 
+async def test_a_close_that_waits_for_nothing_says_all_the_same(trusting: ssl.SSLContext) -> None:
+    """The server has yet to end the stream. Ours ends, and the goodbyes follow; nothing is reset."""
+    server = Server(lambda talk, request: converse(talk, request, ends=False))
+    with scripted_peer(server, tls=Server.tls()) as peer:
+        async with allswell.AsyncClient(verify=trusting) as client:
+            await client.get(peer.url)
+            assert await _talk(client, peer.url) == "HTTP/2"
+            await client.aclose(timeout=0)
+        await peer.ended()
+        assert _ends(server.h2.talks[0], 3) == ["END_STREAM", "GOAWAY"]
+        assert peer.connections[0].saw == ["close_notify", "FIN"]
+
+
+async def test_a_server_that_ends_the_connection_in_place_of_the_stream(trusting: ssl.SSLContext) -> None:
+    """Nothing was lost by it, for the session is over."""
+    ends: list[allswell.ConnectionEnd] = []
+
+    def script(talk: Talk, request: Request) -> None:
+        echo = Echo()
+        talk.send(talk.headers(request.stream, [(":status", "200")]))
+        while echo.closed is None:
+            done = len(request.body)
+            if talk.read() is None:
+                return
+            if answer := echo(bytes(request.body[done:])):
+                talk.body(request, answer, end=False)
+        talk.end()
+
+    server = Server(script)
+    with scripted_peer(server, tls=Server.tls()) as peer:
+        async with allswell.AsyncClient(verify=trusting, on_connection_end=ends.append) as client:
+            await client.get(peer.url)
+            assert await _talk(client, peer.url) == "HTTP/2"
+            assert await anyio.to_thread.run_sync(peer.connections[0].ended.wait, 30)
+            assert (await client.get(peer.url)).http_version == "HTTP/2"
+        assert [(end.clean, end.cut) for end in ends] == [(True, 0)] * 2, ends
+
+
 async def test_a_session_that_is_cancelled_says_close(trusting: ssl.SSLContext) -> None:
     closed: list[int | None] = []
     server = Server(lambda talk, request: closed.append(converse(talk, request).closed))

@@ -423,7 +423,7 @@ class Connection:
             self._over(exchange)
             self.settle()
 
-    def let_go(self) -> None:
+    def drop_closed_tunnels(self) -> None:
         """Wait no longer for the ends of tunnels that our side has closed: the connection ends, and they with it."""
         for exchange in [each for each in self._exchanges.values() if each.hung_up]:
             exchange.end_tunnel()
@@ -467,7 +467,7 @@ class Connection:
     def cut(self, error: AllswellError) -> None:
         """Fail every exchange that is open. Then the goodbyes can begin, if the protocol still allows them."""
         # The last one first: in a pipeline the end of an exchange ends those behind it, with another error.
-        self.let_go()
+        self.drop_closed_tunnels()
         for exchange in reversed(list(self._exchanges.values())):
             self.history.cut_short += self.holds(exchange)
             exchange.fail(error)
@@ -484,7 +484,7 @@ class Connection:
         if not counted:
             self.history.on_ended()
         self._tell_leaving()
-        self.let_go()
+        self.drop_closed_tunnels()
         self.history.cut_short += len(self._exchanges)
         self._fail_all(error)
         self._driver.abort(last_words)
@@ -539,7 +539,6 @@ class Connection:
         """
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
         cut = self.history.cut_short
-        self.let_go()
         self._dispatch(self._backend.receive_eof(why), last=True)
         halves = (each.receiving.tunnel and each.receiving.state is RECEIVE_ENDED for each in self._exchanges.values())
         if self.history.cut_short > cut or self._backend.must_abort or not all(halves):
@@ -556,7 +555,6 @@ class Connection:
     def lost(self, error: TransportError) -> None:
         """The layer below is gone."""
         if self._life.state is not CLOSED:
-            self.let_go()
             self.error = self.error or error
             self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(str(error), error)

@@ -237,7 +237,7 @@ class Driver(Generic[Input]):
         connection = self.connection
         if self._ended:
             return
-        connection.let_go()
+        connection.drop_closed_tunnels()
         if connection.open_exchanges:
             connection.abort(reason)
             return
