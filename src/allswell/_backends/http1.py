@@ -139,7 +139,7 @@ class Http1(Version):
     # Requests
 
     def capacity(self) -> int:
-        return 0 if self._current or self.exhausted else 1
+        return 0 if self._current or self._leaving or self.must_abort else 1
 
     @property
     def exhausted(self) -> bool:

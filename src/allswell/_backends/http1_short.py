@@ -20,7 +20,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: ([ -~\x80-\xff]*))?"
 #: Of any number of bytes that there can be.
 _MOST_DIGITS = 18
 
-#: What is about the message or the connection, and looked at each time.
+#: What is about the message or the connection: what that means is looked at each time.
 _NOTED = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
 
 
@@ -50,7 +50,7 @@ class Heads:
     _MOST, _LONGEST = 64, 256
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Field] = {}
+        self._known: dict[bytes, tuple[Field, bytes]] = {}
 
     def read(self, data: bytes, method: bytes) -> Ordinary | None:
         """The head that the data begins with; ``None`` where it is not ordinary, or not all of it is there.
@@ -70,34 +70,29 @@ class Heads:
         idle: float | None = None
         known = self._known
         for line in lines:
-            field = known.get(line)
-            if field is None:
-                field = received_field(line)
-                if field is None:
-                    return None
-                name, value = field
-                lower = name.lower()
-                if lower not in _NOTED:
-                    if len(line) <= self._LONGEST:
-                        if len(known) >= self._MOST:
-                            known.clear()
-                        known[line] = field
-                elif lower == b"content-length":
-                    if length is not None or not value.isdigit() or len(value) > _MOST_DIGITS:
-                        return None
-                    length = int(value)
-                elif lower == b"transfer-encoding":
-                    if chunked or value != b"chunked":
-                        return None
-                    chunked = True
-                elif lower == b"keep-alive":
-                    idle = kept_idle(value)
-                else:
-                    option = value.lower()
-                    if connection or option not in (b"keep-alive", b"close"):
-                        return None
-                    connection, close = True, option == b"close"
+            found = known.get(line) or self._learnt(line)
+            if found is None:
+                return None
+            field, noted = found
             headers.append(field)
+            if not noted:
+                continue
+            value = field[1]
+            if noted == b"content-length":
+                if length is not None or not value.isdigit() or len(value) > _MOST_DIGITS:
+                    return None
+                length = int(value)
+            elif noted == b"transfer-encoding":
+                if chunked or value != b"chunked":
+                    return None
+                chunked = True
+            elif noted == b"keep-alive":
+                idle = kept_idle(value)
+            else:
+                option = value.lower()
+                if connection or option not in (b"keep-alive", b"close"):
+                    return None
+                connection, close = True, option == b"close"
         status = int(status_line[1])
         if chunked and length is not None:
             return None
@@ -109,3 +104,19 @@ class Heads:
             return None
         head = ResponseHead(status, headers, b"HTTP/1.1", status_line[2] or b"")
         return Ordinary(head, end + 4, length, close, idle)
+
+    def _learnt(self, line: bytes) -> tuple[Field, bytes] | None:
+        """The field of a line, and its name in lower case if it is one of those that are noted. It is remembered.
+
+        ``None`` if the line is none of a field.
+        """
+        field = received_field(line)
+        if field is None:
+            return None
+        lower = field[0].lower()
+        found = field, lower if lower in _NOTED else b""
+        if len(line) <= self._LONGEST:
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[line] = found
+        return found
