@@ -168,6 +168,37 @@ async def test_the_first_request_goes_with_the_end_of_the_handshake(monkeypatch:
     assert flights[0] == (1, True)
 
 
+async def test_what_a_response_sets_free_goes_with_what_is_said_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One flush, and not one for credit and acknowledgements and another for the next request."""
+    with QuicServer() as server:
+        async with bare_quic(server.port) as client:
+            quic = client.quic
+            assert await quic.delivered(Deadline.after(PATIENCE))
+            flushes: list[int] = []
+            build = quic.connection.datagrams_to_send
+
+            def noted(now: float) -> Any:
+                flushes.append(quic.connection.unsent(0))
+                return build(now)
+
+            monkeypatch.setattr(quic.connection, "datagrams_to_send", noted)
+            quic.connection.credit(quic.connection.engine.configuration.max_data)
+            quic.transmit()
+            quic.connection.send_stream_data(0, b"a request")
+            quic.transmit()
+            assert flushes == []
+            with anyio.fail_after(30):
+                while not flushes:
+                    await anyio.lowlevel.checkpoint()
+            assert flushes[0] == 9
+            assert quic.connection.unsent(0) == 0
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            quic.connection.send_stream_data(0, b"alone")
+            quic.transmit()
+            assert quic.connection.unsent(0) == 0  # it does not wait
+
+
 async def test_the_end_of_the_handshake_does_not_wait_for_ever() -> None:
     with QuicServer() as server:
         async with bare_quic(server.port):

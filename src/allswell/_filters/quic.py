@@ -72,7 +72,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._listener: Callable[[], None] | None = None
         self._alive = False
         self._kept: list[QuicEvent] = []
-        self._sent_in_turn = False
+        self._turn_ends = False
         self._held = False  # the end of the handshake is to go with the first request
         self._waiting: anyio.CancelScope | None = None
         self._lost: TransportError | None = None  # it is told to every read: the system tells it once
@@ -242,22 +242,24 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     # Sending
 
     def transmit(self, data: bytes = b"") -> None:
-        """Send now; or, what comes later in the same turn of the event loop, together at its end.
+        """Send what HTTP has to say now; or, what comes later in the same turn of the event loop, together at its end.
 
         Fifty requests that one batch of responses set free share packets that way, and one alone waits for nothing.
+        What is to be said to a batch itself (credit, acknowledgements) waits for the end of the turn too, and goes with
+        the requests that it sets free.
         """
-        if not self._alive or not self.connection.dirty or (self._sent_in_turn and self.connection.handshake_complete):
+        if not self._alive or not self.connection.dirty or (self._turn_ends and self.connection.handshake_complete):
             return  # (0-RTT is worth nothing once the handshake is over: that does not wait)
         assert self._host is not None
         self._pings.sent()
-        if not self._sent_in_turn:
-            self._sent_in_turn = True
+        if not self._turn_ends:
+            self._turn_ends = True
             self._host.call_soon(self._end_turn)
-        if not self._held:
+        if self.connection.data_queued and not self._held:
             self._send()
 
     def _end_turn(self) -> None:
-        self._sent_in_turn = False
+        self._turn_ends = False
         if self._alive and self.connection.dirty:
             self._send()
 

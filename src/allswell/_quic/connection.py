@@ -144,14 +144,14 @@ class ClientConnection:
         self.engine.send_stream_data(stream_id, data, end_stream)
 
     def reset_stream(self, stream_id: int, error_code: int) -> None:
-        self.dirty = True
+        self.dirty = self.engine.data_queued = True
         self.engine.reset_stream(stream_id, error_code)
 
     def stop_stream(self, stream_id: int, error_code: int) -> None:
         """Ask the peer to stop sending. Do nothing if it has ended the stream already (RFC 9000 §3.5)."""
         stream = self.engine._streams.get(stream_id)
         if stream is not None and stream.receiver._final_size is None:
-            self.dirty = True
+            self.dirty = self.engine.data_queued = True
             self.engine.stop_stream(stream_id, error_code)
 
     def send_ping(self, uid: int) -> None:
@@ -159,7 +159,7 @@ class ClientConnection:
         self.engine.send_ping(uid)
 
     def send_datagram_frame(self, data: bytes) -> None:
-        self.dirty = True
+        self.dirty = self.engine.data_queued = True
         self.engine.send_datagram_frame(data)
 
     def close(self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = "") -> None:
@@ -205,6 +205,11 @@ class ClientConnection:
         self.dirty = True
         self.engine.mark = mark
         return self.engine.receive_run(data, ends, index, address, now, over)
+
+    @property
+    def data_queued(self) -> bool:
+        """Whether HTTP has something to say. (Otherwise there may be acknowledgements and credit.)"""
+        return self.engine.data_queued
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """Return all datagrams that may be sent now."""

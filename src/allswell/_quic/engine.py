@@ -115,7 +115,7 @@ class Engine(PathMtuConnection):
     :param groups: the groups of the key exchange (RFC 8446 §4.2.7) to offer; none: all.
     :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
         (``configuration`` says whether aioquic does, too.)
-    :ivar data_queued: streams may have data that were not sent yet.
+    :ivar data_queued: something of HTTP's waits to be sent: data of a stream, its end, a datagram.
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar heard: the peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
     :ivar judged_certificate: the server's certificate, once it was judged. (A resumed session shows none.)
