@@ -3,17 +3,17 @@
 Theory of operation. *Our half* is written here. `_fields.py` has checked the head, so to write it is to join its lines.
 Content goes as it is, or in chunks.
 
-*The peer's half* is read by what is cheapest. An ordinary head goes the short way (`http1_short.py`). h11 reads any
+*The peer's half* is read in the cheapest way. An ordinary head goes the short way (`http1_short.py`). h11 reads any
 other, and judges it. Content of a known length is counted, and chunks are taken by `http1_chunks.py`, which hands h11
 what is unusual in them. This file turns all of that into events, decides what an end of the stream means (which depends
 on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
 
-h11 never sees our half. Where it is to read, an engine is made and told of a request that makes of a response what the
-real one does: HEAD, CONNECT, one that asks for an upgrade, or any other.
+h11 never sees our half. If it has to read, an engine is made and told of a request in place of ours. All that matters
+is that a response to it is read in the same way: HEAD, CONNECT, a request for an upgrade, or any other.
 
-An HTTP/1.1 connection is reusable only when both halves of an exchange are complete, neither has said otherwise, and
-nothing lies behind the response, or is announced where it has no content. An abandoned exchange, or bytes that nobody
-asked for, end it: they would be read as the next response.
+An HTTP/1.1 connection can be used again only if both halves of the exchange are complete, neither has said otherwise,
+nothing lies behind the response, and a response without content announces none. An abandoned exchange ends it, and so
+do bytes that nobody asked for: they would be read as the next response.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from allswell._messages import Headers, RequestHead, ResponseHead
 if TYPE_CHECKING:
     import h11
 
-#: There is no flow control above TCP; this only bounds the pieces that are copied at once.
+#: There is no flow control above TCP. This only limits how many bytes are copied at once.
 _WINDOW = 256 * 1024
 
-#: Of every response (RFC 9112 §2.3, §4). What begins otherwise (SSH, mail, TLS) is no HTTP, or not HTTP/1.
+#: How every response begins (RFC 9112 §2.3, §4). What begins otherwise (SSH, mail, TLS) is not HTTP/1.
 _BEGINNING = b"HTTP/1."
 #: Reason phrases are told in errors and on terminals: no control characters (RFC 9112 §4).
 _SHOWN = bytes(0x3F if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
@@ -68,7 +68,7 @@ _SHORT = 8 * 1024
 
 _ILLEGAL_LINE = re.compile(r"illegal header line: bytearray\(b.([!#$%&'*+\-.^_`|~0-9A-Za-z]{,64})")
 
-#: Plain chunks that are taken in one call: each costs a fraction of what :data:`WORK` counts.
+#: How many plain chunks are taken in one call. Each costs a fraction of a step of :data:`WORK`.
 _CHUNKS = 4 * WORK
 #: Of an exchange whose response is chunked.
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -87,7 +87,7 @@ class Memory:
 
 
 class Version:
-    """What is so on every connection of HTTP/1.1: see :class:`Backend`."""
+    """What is the same on every connection of HTTP/1.1: see :class:`Backend`."""
 
     name = "h1"
     http_version = "HTTP/1.1"
@@ -102,10 +102,10 @@ class Http1(Version):
     """One HTTP/1.1 connection.
 
     :param max_header_size: bytes of a response's head that are accepted, and of a trailer section.
-    :param numbers: the exchanges' numbers, from 1 for a connection's first; shared by those that are pipelined.
-    :param memory: shared likewise.
-    :ivar followed: another request was sent behind this one: what lies behind the response is that one's.
-    :ivar last_said: the server has said that it processes no request behind this one.
+    :param numbers: the numbers for exchanges, from 1 for a connection's first. Engines of one pipeline share them.
+    :param memory: they share it, too.
+    :ivar followed: whether another request was sent behind this one. Its response may then lie behind.
+    :ivar last_said: whether the server has said that it processes no request behind this one.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """The short way of HTTP/1.1: a response's head that is ordinary and has come whole, read without h11.
 
-**Ordinary** is a head of HTTP/1.1 with a status from 200 to 599 and legal lines, each ended by CRLF, that says in one
-way how its content is framed: by one Content-Length of digits, or as chunked, or by having none; and whose Connection
-field, if any, says ``keep-alive`` or ``close`` and nothing else. Whatever else comes, h11 reads from its first byte:
-it is the judge of what HTTP/1.1 is, and of what is wrong. Tests hold the two against each other.
+An **ordinary** head is one of HTTP/1.1 with a status from 200 to 599. Its lines are legal, and each ends with CRLF. It
+says in one way how its content is framed: by one Content-Length of digits, or as chunked, or there is none. Its
+Connection field, if it has one, says ``keep-alive`` or ``close`` and nothing else. h11 reads any other head, from its
+first byte. It is the judge of what HTTP/1.1 is, and of what is wrong. Tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NOTED = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-
 class Ordinary(NamedTuple):
     """A head that was read the short way.
 
-    :ivar size: bytes that it took, with the empty line.
-    :ivar content_length: ``None`` where the content is chunked.
-    :ivar close: the connection ends with this response.
+    :ivar size: how many bytes it took, with the empty line.
+    :ivar content_length: ``None`` if the content is chunked.
+    :ivar close: whether the connection ends with this response.
     :ivar kept_idle: see :func:`~allswell._fields.kept_idle`; ``None``: it does not say.
     """
 
@@ -41,21 +41,21 @@ class Ordinary(NamedTuple):
 
 
 class Heads:
-    """Reads heads. It remembers lines: most responses of a server share most of theirs.
+    """Reads heads. It remembers lines, because most responses of a server have most lines in common.
 
-    There may be secrets among them, so each connection has a memory of its own, which ends with it.
+    There may be secrets in them. So each connection has a memory of its own, which ends with it.
     """
 
-    #: Lines that are remembered, and how long they may be.
+    #: How many lines are remembered, and how long they may be.
     _MOST, _LONGEST = 64, 256
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[Field, bytes]] = {}
 
     def read(self, data: bytes, method: bytes) -> Ordinary | None:
-        """The head that the data begins with; ``None`` where it is not ordinary, or not all of it is there.
+        """The head that the data begins with; ``None`` if it is not ordinary, or not all of it is there.
 
-        :param method: of the request; not CONNECT.
+        :param method: the request's; not CONNECT.
         """
         end = data.find(b"\r\n\r\n")
         if end < 0:

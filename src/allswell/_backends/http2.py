@@ -3,39 +3,39 @@
 Theory of operation
 ===================
 
-**What does what.** h2 keeps the connection: preface, SETTINGS and their consequences, PING, what is left of the
-connection's window, HPACK's tables, GOAWAY. It is also the judge of what is not ordinary. We read all frames
+**What does what.** h2 has the state of the connection: preface, SETTINGS and their consequences, PING, the window for
+what we send on the connection, HPACK's tables, GOAWAY. It is also the judge of what is not ordinary. We read all frames
 (``http2_frames.FrameSplitter``), and write those that requests are made of:
 
-* *Requests.* HEADERS, CONTINUATION, DATA and RST_STREAM. h2 would spend ten times as long, most of it on checks that
-  `_fields.py` has done. It does not know our streams: what the peer may say of them, beside what is handled here, is
-  WINDOW_UPDATE and RST_STREAM. An increment that fits is added here. For anything else h2 is told of the stream, as it
-  is by then, gives its verdict, and forgets it.
-* *The GOAWAY guard.* h2 4.4 takes any GOAWAY, sent or received, as the end of all streams, while RFC 9113 §6.8 wants
-  those up to the last stream id to finish. So h2 must never see one, and our own is the last thing it is asked for.
-* *DATA.* h2 copies a DATA frame five times (two of them for a hex dump that nobody reads) and opens windows on its own
-  idea of consumption. Read here, a run of DATA frames of one stream costs one copy, and one event.
-* *HEADERS.* h2 checks fields octet by octet, ends the connection for a malformed message, where a stream error is asked
-  for (§8.1.1), and forgets Content-Length when trailers come.
+* *Requests.* HEADERS, CONTINUATION, DATA and RST_STREAM. h2 would take ten times as long, most of it for checks that
+  `_fields.py` has done. So h2 does not know our streams. A WINDOW_UPDATE whose increment fits is added here. For any
+  other, and for RST_STREAM, h2 is told the state of the stream, gives its verdict, and forgets it again.
+* *GOAWAY.* h2 4.4 takes any GOAWAY, sent or received, as the end of all streams. But RFC 9113 §6.8 wants those up to
+  the last stream id to finish. So h2 never sees one, and our own is the last frame that it writes.
+* *DATA.* h2 copies a DATA frame five times (twice for a hex dump that nobody reads), and opens windows when it sees
+  fit. Here, a run of DATA frames of one stream costs one copy and one event.
+* *HEADERS.* h2 checks fields octet by octet. It ends the connection for a malformed message, for which §8.1.1 asks for
+  a stream error. And it forgets Content-Length when trailers come.
 
-A test (`test_http2_judge.py`) holds all of it against a plain h2 connection that is told the same. What is used of h2
+A test (`test_http2_judge.py`) compares all of it with a plain h2 connection that is told the same. What is used of h2
 beyond its documented interface (see `http2_core.py`) has a canary in the tests.
 
 **A stream's life.** ``_streams`` has the open ones. A stream leaves it the moment it is over: complete, reset or
 failed. Frames for such a stream are swallowed if we have reset it (§5.1), else they are a connection error
 (`http2_ids.py`). HPACK is fed either way.
 
-An extended CONNECT must wait for the peer's SETTINGS (RFC 8441 §3). Until they come it is held, and with it what is
-opened after it, for stream ids may only grow.
+An extended CONNECT must wait for the peer's SETTINGS (RFC 8441 §3). Until they come it is held, and so is what is
+opened after it, because stream ids may only grow.
 
-**Inbound windows.** A stream's window opens on ``consumed()``, so a reader that stalls holds its own stream; the
-connection's too, but it is as large as that of 128 streams, so that a hundred stalled readers do not stop the next.
+**Inbound windows.** A stream's window opens on ``consumed()``. So a stalled reader holds up its own stream. It takes up
+some of the connection's window, too. But that is as large as the windows of 128 streams, so a hundred stalled readers
+do not stop the next.
 ``_unread`` has what streams have received and nobody consumed, also of streams that are over. When a stream fails or
 is cancelled, that goes back to the connection at once.
 
-**Hostile peers.** Whatever makes no progress (PING, SETTINGS, empty DATA, frames for dead streams, unknown types) is
-counted; progress on any exchange, or anything we send for one, starts the count anew. 10 000 without any are an attack
-(ENHANCE_YOUR_CALM). 1xx responses are the exchange's to bound (`_connection/informational.py`).
+**Hostile peers.** Frames that make no progress (PING, SETTINGS, empty DATA, frames for dead streams, unknown types) are
+counted. Progress on any exchange, and anything that we send for one, starts the count anew. 10 000 in a row are an
+attack (ENHANCE_YOUR_CALM). The exchange limits 1xx responses (`_connection/informational.py`).
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ class Http2:
 
     :param max_header_size: bytes of a header list (RFC 9113 §6.5.2: names, values and 32 for each field) that are
         accepted; a larger response fails alone, one of four times the size ends the connection.
-    :param initial_window: bytes that one exchange's response may run ahead of its reader.
+    :param initial_window: how many bytes one exchange's response may run ahead of its reader.
     :param connection_window: the same for all exchanges together, at least ``initial_window``.
-    :param assumed: the limit of streams until the peer's SETTINGS have come; what they say is noted there.
+    :param assumed: the limit of streams until the peer's SETTINGS have come. What they say is noted there.
     """
 
     name = "h2"
