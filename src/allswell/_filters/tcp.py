@@ -1,12 +1,12 @@
 """The TCP filter (and the Unix domain socket): a raw non-blocking socket, ended by FIN and a drain, or by RST.
 
-``close()`` on a socket with unread input sends RST, and so does any input that arrives after ``close()``. TLS 1.3
-session tickets are such input: a client that closes right after its response resets. Hence the order of
-:meth:`TcpFilter.shutdown`: FIN (``shutdown(SHUT_WR)``), then read and drop what still comes until the peer's FIN,
-only then ``close()`` (RFC 9293 §3.6, RFC 9112 §9.6).
+``close()`` on a socket with unread input sends RST. Input that arrives after ``close()`` is answered by RST, too. TLS
+1.3 session tickets are such input, so a client that closes right after its response resets. Hence
+:meth:`TcpFilter.shutdown` first sends FIN (``shutdown(SHUT_WR)``), then reads and drops what still comes until the
+peer's FIN, and only then calls ``close()`` (RFC 9293 §3.6, RFC 9112 §9.6).
 
-A forked process may hold the socket too. What is said must not wait until it lets go: FIN is sent by ``shutdown()`` and
-never left to ``close()``, and RST is sent at once where the system can (:func:`_reset_now`).
+A forked process may hold the socket, too, and ``close()`` sends nothing while it does. So FIN is sent by
+``shutdown()``, and RST is sent at once if the system can do that (:func:`_reset_now`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TcpFilter(ByteStream):
     :param peer: what errors call the other end, e.g. ``"example.org:443"``.
     :param dial: makes the connected, non-blocking socket; raises :class:`~allswell._errors.ConnectFailed`.
     :param buffer: what to receive into.
-    :param goodbye_timeout: how long the peer's FIN is worth waiting for.
+    :param goodbye_timeout: how long to wait for the peer's FIN.
     """
 
     name = "tcp"
@@ -89,7 +89,7 @@ class TcpFilter(ByteStream):
             raise self._lost("read", error) from error
         if size == 0:
             if self._write_error is not None:
-                # The reset was told to a write first; for reads it looks like an orderly end, which it is not.
+                # A write was told of the reset. To reads it now looks like an orderly end, which it is not.
                 raise self._lost("read", self._write_error) from self._write_error
             self._heard = self._heard or "FIN"
             return buffer[:0]
@@ -175,7 +175,7 @@ class TcpFilter(ByteStream):
     # Ending
 
     def say_goodbye(self) -> None:
-        # With part of what we owe still here, a FIN would make it look complete.
+        # Part of what we have to send is still here. After a FIN it would look complete.
         if self._sock is not None and not self._said and not self.unsent and self._write_error is None:
             self._say_fin(self._sock)
 

@@ -1,20 +1,20 @@
 """The TLS filter, over any byte stream: one close_notify each way, and never one for an aborted transfer.
 
-Theory of operation. OpenSSL works on two memory buffers: ciphertext that came goes into one, ciphertext to send
-comes out of the other. So a write never blocks here: it is encrypted whole, at once, and the layer below keeps what
-the socket does not take. (Clients that let OpenSSL write to the socket must repeat a write that did not fit with the
-very same bytes; curl lost connections by repeating it with another request's.)
+Theory of operation. OpenSSL works on two memory buffers: ciphertext that came goes into one, and ciphertext to send
+comes out of the other. So a write never blocks here. It is encrypted whole, at once, and the layer below keeps what the
+socket does not take. (If OpenSSL writes to the socket itself, a write that did not fit must be repeated with the very
+same bytes. curl lost connections by repeating it with another request's.)
 
 A TLS 1.2 server may renegotiate (RFC 5246 §7.4.1.1), most often to ask for a client certificate when it has seen the
-request's path. OpenSSL does that while it reads, and takes nothing to encrypt until it is over: what is written in the
-meantime is held here, in order. HTTP/2 forbids it (RFC 9113 §9.2.1).
+request's path. OpenSSL does that while it reads, and takes nothing to encrypt until it is over. What is written in the
+meantime is held here, in order. HTTP/2 forbids renegotiation (RFC 9113 §9.2.1).
 
-Ending (RFC 8446 §6.1, RFC 5246 §7.2.1): each side says close_notify before it ends its stream. Ours is sent by
-``unwrap()``; after it OpenSSL can still read, and the peer's close_notify, which reads as 0 bytes before ours was
-written, raises ``SSLZeroReturnError`` after. A stream that ends without the peer's close_notify is ``truncated``: only
-HTTP above knows whether that matters.
+Ending (RFC 8446 §6.1, RFC 5246 §7.2.1): each side says close_notify before it ends its stream. ``unwrap()`` sends ours.
+OpenSSL can still read after that. The peer's close_notify reads as 0 bytes before ours was written, and raises
+``SSLZeroReturnError`` afterwards. A stream that ends without the peer's close_notify is ``truncated``. Only HTTP above
+knows whether that matters.
 
-Many peers never answer a close_notify. How long to wait for it is learnt: see `goodbye_timeout.py`.
+Many peers never answer a close_notify. How long to wait for the answer is learnt (`goodbye_timeout.py`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from allswell._pins import PinCheck
 from allswell._report import LayerEnd, Outcome
 
 _RECORD = 16 * 1024
-#: Records that are decrypted in one go: a full buffer of those that fit a network packet.
+#: How many records are decrypted in one go: as many of the size of a network packet as fill the buffer.
 _RECORDS = 256
-#: Bytes of records without any content that are taken in one go; a peer that sends more would keep us from all others.
+#: How many bytes of records without content are taken in one go. With more, a peer would keep others from their turn.
 _BARREN = 4 * _RECORD
 #: RFC 5246 §6.2.1: the type of a handshake message's record.
 _HANDSHAKE = 22
@@ -49,11 +49,11 @@ _HANDSHAKE = 22
 class TlsFilter(ByteStream):
     """A TLS client connection.
 
-    :param lower: the stream that carries the records; connected first, ended by others.
+    :param lower: the stream that carries the records. It is connected first, and the stack ends it.
     :param peer: what errors call the other end.
     :param server_name: for SNI and for the certificate's check; a host name or an IP address.
     :param alpn: protocols to offer, best first.
-    :param pinned: looks at the server's certificate besides the context.
+    :param pinned: checks the server's certificate, in addition to the context.
     :ivar context: as given.
     """
 
@@ -245,7 +245,7 @@ class TlsFilter(ByteStream):
             self._held_size += len(data)
 
     def _encrypt(self, data: bytes) -> bool:
-        """Whether it is dealt with: OpenSSL has taken it, or takes nothing any more."""
+        """Encrypt it. Return whether it is dealt with: OpenSSL has taken it, or takes nothing any more."""
         assert self._object is not None
         try:
             self._object.write(data)
