@@ -223,6 +223,31 @@ async def test_a_refusal_stands_where_http1_cannot_be_had(trusting: ssl.SSLConte
     assert next(dials) == 2
 
 
+@pytest.mark.parametrize("bound", ["connect", "pool"])
+async def test_a_refusal_stands_where_http1_takes_too_long(trusting: ssl.SSLContext, bound: str) -> None:
+    """The second connection's handshake never comes; or there is no room for it, because the refusal goes on and on."""
+
+    def refuse(talk: Talk, request: Request) -> None:
+        talk.send(talk.headers(request.stream, [(":status", "404")]))
+
+    def serve(connection: PeerConnection) -> None:
+        if len(peer.connections) == 1:
+            connection.handshake()
+            server(connection)
+        else:
+            connection.stall()
+
+    server = Server(refuse)
+    limits = httpx2.Limits(max_connections=1 if bound == "pool" else None)
+    timeout = httpx2.Timeout(60, **{bound: 2})
+    with scripted_peer(serve, tls=Server.tls(), handshake=False) as peer:
+        async with allswell.AsyncClient(verify=trusting, limits=limits, timeout=timeout) as client:
+            await client.get(peer.url)
+            with pytest.raises(WebSocketUpgradeError) as caught:
+                await _talk(client, peer.url)
+            assert (caught.value.response.http_version, caught.value.response.status_code) == ("HTTP/2", 404)
+
+
 async def test_without_http1_there_is_only_one_way(trusting: ssl.SSLContext) -> None:
     for settings, error in ((_OFFERS, WebSocketUpgradeError), ({}, httpx2.LocalProtocolError)):
         server = Server(lambda talk, request: talk.answer(request, b"", status=501), settings=settings)

@@ -30,7 +30,7 @@ from allswell._deadline import Deadline
 from allswell._debug_log import POOL
 from allswell._dial.dialer import Dialer
 from allswell._dial.proxy import forward, forwards
-from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, NotOffered, NotProcessed, PoolClosed
+from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, NotOffered, NotProcessed, PoolClosed, Timeout
 from allswell._events import RequestAnswered, RequestBegan, RequestFailed, RequestSent, next_number
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log, new_context
@@ -424,13 +424,12 @@ class ConnectionPool:
         replay.note(Attempt(f"{why} to an extended CONNECT", "declined", version), cause)
         try:
             switched = await self._send(request, replay)
-        except ConnectFailed:
+        except BaseException as error:
             if refused is None:
                 raise
-            return refused  # it speaks no HTTP/1.1
-        except BaseException:
-            if refused is not None:
-                await refused.drop()
+            if isinstance(error, ConnectFailed) or (isinstance(error, Timeout) and error.phase in ("connect", "pool")):
+                return refused  # no HTTP/1.1 connection can be made
+            await refused.drop()
             raise
         if refused is not None:
             await refused.drop()
