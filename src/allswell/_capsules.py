@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from allswell._quic import varint
 
-#: Bytes of the largest HTTP datagram that is taken from a capsule: a UDP payload (RFC 9298 §5) behind its context id.
-LARGEST = 65527 + 8
+#: Bytes of the largest UDP payload that may be sent, and is taken (RFC 9298 §5).
+LARGEST_UDP = 65527
+#: Bytes of the largest HTTP datagram that is taken from a capsule: a UDP payload behind its context id.
+LARGEST = LARGEST_UDP + 8
 
 _DATAGRAM = 0  # the capsule type (RFC 9297 §3.5)
 _UDP = 0  # the context id of UDP payloads (RFC 9298 §5)
@@ -15,7 +17,7 @@ _CAPSULES = 256
 
 
 class DatagramTooLargeError(Exception):
-    """The peer sent a larger datagram than :data:`LARGEST`.
+    """The peer sent a larger datagram than :data:`LARGEST`, or a larger UDP payload than :data:`LARGEST_UDP`.
 
     :ivar size: its bytes.
     """
@@ -101,9 +103,16 @@ def from_udp(payload: bytes) -> bytes:
 
 
 def to_udp(datagram: bytes) -> bytes | None:
-    """The UDP payload of an HTTP datagram; ``None`` if it has another context id, or none (RFC 9298 §4)."""
+    """The UDP payload of an HTTP datagram; ``None`` if it has another context id, or none (RFC 9298 §4).
+
+    :raises DatagramTooLargeError: if the payload is too large. The stream must be aborted then (RFC 9298 §5).
+    """
     try:
         context, position = varint.decode(datagram, 0)
     except IndexError:
         return None
-    return datagram[position:] if context == _UDP else None
+    if context != _UDP:
+        return None
+    if len(datagram) - position > LARGEST_UDP:
+        raise DatagramTooLargeError(len(datagram))
+    return datagram[position:]

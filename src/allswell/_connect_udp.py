@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import httpx2
 
-from allswell._capsules import from_udp, to_udp
+from allswell._capsules import LARGEST_UDP, DatagramTooLargeError, from_udp, to_udp
 from allswell._clock import monotonic
-from allswell._errors import ProxyRefused
+from allswell._errors import LocalProtocolError, ProxyRefused, RemoteProtocolError
 from allswell._fields import shown_url, without_zone
 from allswell._request.datagrams import HttpDatagrams
 
@@ -38,10 +38,12 @@ class UdpTunnel:
     @property
     def max_size(self) -> int:
         """The bytes of the largest payload that may be sent now. (Over QUIC it depends on the path.)"""
-        return self._datagrams.max_size - len(from_udp(b""))
+        return min(self._datagrams.max_size - len(from_udp(b"")), LARGEST_UDP)
 
     async def send(self, payload: bytes) -> None:
         """Send a UDP payload. See :meth:`HttpDatagrams.send`, also for the errors."""
+        if len(payload) > LARGEST_UDP:
+            raise LocalProtocolError(f"a UDP payload of {len(payload)} bytes, and {LARGEST_UDP} are the most")
         await self._datagrams.send(from_udp(payload))
 
     async def receive(self, timeout: float | None = None) -> bytes | None:
@@ -51,7 +53,10 @@ class UdpTunnel:
         """
         at = math.inf if timeout is None else monotonic() + timeout
         while (datagram := await self._datagrams.receive(timeout)) is not None:
-            payload = to_udp(datagram)
+            try:
+                payload = to_udp(datagram)
+            except DatagramTooLargeError as error:
+                raise self._datagrams._broken(f"sent a datagram of {error.size} bytes") from error
             if payload is not None:
                 return payload
             timeout = None if timeout is None else at - monotonic()
@@ -77,6 +82,7 @@ async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port
     :param host: the target: a name, or an IP address without brackets.
     :raises ValueError: if the template is none (RFC 9298 §2), or the port.
     :raises ProxyRefused: if the proxy answers anything but success.
+    :raises RemoteProtocolError: if it switches to another protocol (RFC 9298 §3.3).
     :raises httpx2.TransportError: as for any request of the client.
     """
     url = _expanded(template, {"target_host": without_zone(host), "target_port": str(_checked(port))})
@@ -88,6 +94,11 @@ async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port
                     body = await anext(pieces)
             words = f"the proxy refused UDP to {host}:{port}: {response.status_code} ({shown_url(url)})"
             raise ProxyRefused(words, status=response.status_code, headers=response.headers.raw, body=body)
+        switched_to = response.headers.get("upgrade", "")
+        if switched_to.lower() != "connect-udp":
+            raise RemoteProtocolError(
+                f"the proxy switched to {switched_to!r} and not to connect-udp ({shown_url(url)})"
+            )
         tunnel = UdpTunnel(response)
         try:
             yield tunnel

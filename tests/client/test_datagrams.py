@@ -136,9 +136,10 @@ async def test_what_does_not_fit_is_refused_and_all_goes_on(way: str, echo: int,
             allswell.AsyncClient(verify=trusting, **settings) as client,
             allswell.connect_udp(client, origin + _TEMPLATE, "127.0.0.1", echo) as udp,
         ):
-            assert udp.max_size < 1300 if way == "h3" else udp.max_size == 65534
-            with pytest.raises(allswell.LocalProtocolError, match="are the most"):
-                await udp.send(bytes(udp.max_size + 1))
+            assert udp.max_size < 1300 if way == "h3" else udp.max_size == 65527
+            for more in (1, 65536):
+                with pytest.raises(allswell.LocalProtocolError, match="are the most"):
+                    await udp.send(bytes(udp.max_size + more))
             await udp.send(b"small")
             assert await udp.receive() == b"small"
 
@@ -354,6 +355,65 @@ async def test_capsules_that_break_it(trusting: ssl.SSLContext, said: bytes, end
                 async with _datagrams(client, peer.url) as datagrams:
                     assert await datagrams.receive() == b"first"
         assert len(peer.connections) == 1
+
+
+async def test_a_udp_payload_that_is_too_large_resets_the_stream(trusting: ssl.SSLContext) -> None:
+    """None may be larger than 65527 bytes (RFC 9298 §5)."""
+
+    def say(talk: Talk, request: Request) -> None:
+        for size in (65527, 65528):
+            said = _capsule(b"\0" + bytes(size))
+            for start in range(0, len(said), 16384):
+                _data(talk, request, said[start : start + 16384])
+
+    script = _h2_peer(say)
+    with scripted_peer(script, tls=h2_tls()) as peer:
+        async with allswell.AsyncClient(verify=trusting) as client:
+            with anyio.fail_after(30):
+                async with allswell.connect_udp(client, peer.url + _TEMPLATE, "192.0.2.1", 53) as udp:
+                    assert await udp.receive() == bytes(65527)
+                    with pytest.raises(allswell.RemoteProtocolError, match="sent a datagram of 65529 bytes"):
+                        await udp.receive()
+                await anyio.to_thread.run_sync(script.talks[0].wait_for, "RST_STREAM 1")
+
+
+@pytest.mark.parametrize("upgrade", [b"Upgrade: websocket\r\n", b""])
+async def test_a_proxy_that_switches_to_something_else(trusting: ssl.SSLContext, upgrade: bytes) -> None:
+    """The attempt has failed, and its connection is aborted (RFC 9298 §3.3)."""
+
+    def switch(connection: PeerConnection) -> None:
+        if connection.read_head():
+            connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n" + upgrade + b"\r\n")
+            connection.recv()
+
+    with scripted_peer(switch, tls=True) as peer:
+        async with allswell.AsyncClient(verify=trusting) as client:
+            with anyio.fail_after(30), pytest.raises(allswell.RemoteProtocolError, match="not to connect-udp"):
+                async with allswell.connect_udp(client, peer.url + _TEMPLATE, "192.0.2.1", 53):
+                    pytest.fail("it is another protocol")
+
+
+@pytest.mark.timeout(60)
+async def test_a_datagram_beside_a_raw_stream_is_no_reason_to_look_again(trusting: ssl.SSLContext) -> None:
+    """TLS on a stream of HTTP/3 never takes datagrams. One of them made it look for bytes for ever, without a wait."""
+
+    def answer(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> bool:
+        assert connection.h3 is not None
+        connection.head(stream, 200)
+        connection.bodies[stream] = 0  # of which this server keeps count
+        connection.h3.send_datagram(stream, b"x")
+        return True
+
+    with Http3Proxy(answer) as server:
+        origin = f"https://localhost:{server.port}"
+        settings: dict[str, Any] = {"http3": "only", "quic": allswell.QuicConfig(datagrams=True)}
+        async with (
+            allswell.AsyncClient(verify=trusting, **settings) as client,
+            client.stream("CONNECT", f"{origin}/", extensions={"protocol": "x"}) as response,
+        ):
+            stream = response.extensions["network_stream"]
+            with pytest.raises(Exception, match="took over 2 s"):
+                await stream.start_tls(trusting, "localhost", timeout=2)
 
 
 async def test_an_unknown_capsule_without_end_takes_no_memory(trusting: ssl.SSLContext) -> None:

@@ -293,8 +293,11 @@ class Exchange(Halves, Generic[On]):
         return self.error is None and self.tunnel is None and (not self.all_read or self.uploading)
 
     async def readable(self) -> None:
-        """Wait until :meth:`receive_nowait` is worth a call. Spurious returns are allowed."""
-        if not self.body.pieces and self.error is None and not self.receiving.over and not self._datagrams:
+        """Wait until :meth:`receive_nowait` is worth a call, or a datagram came. Spurious returns are allowed.
+
+        It does not return at once for datagrams that wait: who reads raw bytes never takes them.
+        """
+        if not self.body.pieces and self.error is None and not self.receiving.over:
             await self._wait_ready()
 
     def listen(self, function: Callable[[], None] | None) -> bool:
