@@ -13,7 +13,7 @@ import httpx2
 from allswell._capsules import LARGEST_UDP, DatagramTooLargeError, from_udp, to_udp
 from allswell._clock import monotonic
 from allswell._errors import LocalProtocolError, ProxyRefused, RemoteProtocolError
-from allswell._fields import shown_url, without_zone
+from allswell._fields import named_url, without_zone
 from allswell._request.datagrams import HttpDatagrams
 
 _HEADERS = {"Connection": "Upgrade", "Upgrade": "connect-udp", "Capsule-Protocol": "?1"}
@@ -92,12 +92,12 @@ async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port
             async with aclosing(response.aiter_raw(_SHOWN)) as pieces:
                 with suppress(httpx2.TransportError, StopAsyncIteration):  # the refusal is the news, not how it ended
                     body = await anext(pieces)
-            words = f"the proxy refused UDP to {host}:{port}: {response.status_code} ({shown_url(url)})"
+            words = f"the proxy refused UDP to {host}:{port}: {response.status_code} ({named_url(url)})"
             raise ProxyRefused(words, status=response.status_code, headers=response.headers.raw, body=body)
         switched_to = response.headers.get("upgrade", "")
         if switched_to.lower() != "connect-udp":
             raise RemoteProtocolError(
-                f"the proxy switched to {switched_to!r} and not to connect-udp ({shown_url(url)})"
+                f"the proxy switched to {switched_to!r} and not to connect-udp ({named_url(url)})"
             )
         tunnel = UdpTunnel(response)
         try:

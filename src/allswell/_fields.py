@@ -727,13 +727,32 @@ def connect_udp_path(host: str, port: int) -> bytes:
     return f"/.well-known/masque/udp/{quote(without_zone(host), safe='')}/{port}/".encode("ascii")  # RFC 6570 §3.2.2
 
 
+#: The parameters in queries whose values are signatures, or tell who has signed: who knows such a URL may use it. Those
+#: that OpenTelemetry's conventions name, and those of AWS's Signature Version 4.
+SIGNATURES = frozenset(
+    {
+        "AWSAccessKeyId",
+        "Signature",
+        "X-Amz-Credential",
+        "X-Amz-Security-Token",
+        "X-Amz-Signature",
+        "X-Goog-Signature",
+        "sig",
+    }
+)
 _USER_INFO = re.compile(r"\A([^/?#]*//)[^/?#]*@")
+_QUERY = re.compile("[?#]")
 _ANYTHING_BEFORE_AT = re.compile(r"\A([A-Za-z][A-Za-z0-9+.\-]*://)?.*@", re.DOTALL)
 
 
 def shown_url(url: object) -> str:
-    """A URL as errors show it: without user name and password."""
+    """A URL as its user is shown it: without user name and password."""
     return _USER_INFO.sub(r"\1", str(url))
+
+
+def named_url(url: object) -> str:
+    """A URL as errors name it: without query and fragment too. These may have secrets, and errors go into logs."""
+    return _QUERY.split(shown_url(url), maxsplit=1)[0]
 
 
 def no_url(url: object, why: Exception) -> str:

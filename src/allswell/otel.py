@@ -46,6 +46,7 @@ from allswell._events import (
     RequestWaits,
     address,
 )
+from allswell._fields import SIGNATURES
 from allswell._messages import Headers
 from allswell._observers import Observers
 from allswell._pool.pool import ConnectionPool
@@ -65,10 +66,8 @@ _SCHEMA = "https://opentelemetry.io/schemas/1.41.0"
 #: Of the conventions: RFC 9110, PATCH, QUERY.
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
-#: The values of these are secrets: those that the conventions name, and those of AWS's Signature Version 4.
-_SECRETS = re.compile(
-    r"([?&](?:AWSAccessKeyId|Signature|sig|X-Goog-Signature|X-Amz-(?:Credential|Security-Token|Signature))=)[^&]*"
-)
+#: (Upper and lower case differ, by the conventions.)
+_SECRETS = re.compile(rf"([?&](?:{'|'.join(sorted(SIGNATURES))})=)[^&]*")
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import ssl
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 import allswell
 from allswell._clock import monotonic
 from allswell._events import ConnectionUsed, DialBegan, PhaseEnded, Place, RequestBegan, RequestSent, RequestWaits
+from allswell._fields import SIGNATURES
 from allswell._har.document import Secrets, entries
 from allswell._har.hops import Ear, Hop
 from allswell._messages import RequestHead
@@ -404,7 +406,76 @@ async def test_secrets_are_left_out(path: Path) -> None:
         assert "cookie-secret" in text
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://u:a-secret@x.example/?x=a-secret#a-secret",
+        "http://u:a-secret@x.example:99999/?x=a-secret",
+        "x://h?x=a-secret",
+    ],
+)
+async def test_errors_do_not_tell_of_queries_and_passwords(url: str, path: Path) -> None:
+    async with allswell.AsyncClient() as client:
+        with client.har(path, redact=["x"]), pytest.raises(httpx2.TransportError) as raised:
+            await client.get(url)
+    [entry] = read(path)
+    assert "cannot request" in entry["response"]["_error"]
+    for text in (path.read_text(), str(raised.value)):
+        assert "a-secret" not in text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", sorted(SIGNATURES))
+async def test_signatures_of_urls_are_left_out(name: str, path: Path) -> None:
+    async with Origin() as origin, client_of(origin) as client:
+        with client.har(path):
+            await client.get(f"{origin.url}/?a=b&{name.upper()}=a-secret")
+    [entry] = read(path)
+    assert "a-secret" not in path.read_text()
+    assert {"name": "a", "value": "b"} in entry["request"]["queryString"]
+
+
 # --- The file
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("charset", "content"),
+    [
+        ("undefined", b"abc"),
+        ("unicode_escape", rb"a\ud800"),
+        ("utf-7", b"+2AA-"),
+        ("no-such", b"abc"),
+        ("utf-16", b"abc"),
+        ("idna", b"xn--a\xff.."),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True])
+async def test_no_charset_that_a_server_names_harms_the_file(
+    charset: str, content: bytes, cut: bool, path: Path
+) -> None:
+    headers = {"content-type": f"text/plain; charset={charset}"}
+    async with Origin({"/": Response(200, content, headers)}) as origin, client_of(origin) as client:
+        with client.har(path, max_body=len(content) - cut):
+            await client.get(f"{origin.url}/")
+    [entry] = read(path)
+    shown = entry["response"]["content"]
+    if shown.get("encoding") == "base64":
+        assert b64decode(shown["text"]) == content[: len(content) - cut]
+
+
+@pytest.mark.anyio
+async def test_an_error_may_have_any_text(path: Path) -> None:
+    class Failing(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            raise OSError("no file \udcff")  # as Python shows names of files that are not UTF-8
+
+    async with allswell.AsyncClient(transport=Failing()) as client:
+        with client.har(path), pytest.raises(OSError, match="no file"):
+            await client.get("http://example.org/")
+    [entry] = read(path)
+    assert entry["response"]["_error"] == "OSError: no file \udcff"
 
 
 @pytest.mark.anyio

@@ -6,6 +6,7 @@ none for a time that does not apply but -1 (of ``blocked``, ``dns``, ``connect``
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ REDACTED = "[redacted]"
 _URLS = frozenset({"content-location", "location", "referer"})
 #: Bytes of decoded content that are looked at in one go.
 _PORTION = 64 * 1024
+#: What no text has, and UTF-8 cannot have (surrogates).
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -344,14 +347,22 @@ def _as_text(content: bytes, kind: str, *, cut: bool) -> tuple[str, str]:
     """Content as JSON can have it, and how it is encoded: ``"base64"``, or not at all."""
     charset = httpx2.Response(200, headers={"content-type": kind}).charset_encoding if kind.isascii() else None
     for each in dict.fromkeys((charset or "utf-8", "utf-8")):
-        try:
-            text = content.decode(each)
-        except UnicodeDecodeError as error:
-            if not cut or error.start < len(content) - 4:
-                continue
-            text = content[: error.start].decode(each)
-        except LookupError:
-            continue
-        if "\0" not in text:
+        text = _in_charset(content, each, cut=cut)
+        if text is not None:
             return text, ""
     return b64encode(content).decode("ascii"), "base64"
+
+
+def _in_charset(content: bytes, charset: str, *, cut: bool) -> str | None:
+    """Content as text; ``None`` if it is none. The peer names the charset: any codec of Python's, and what it is not.
+
+    :param cut: whether the last character may be incomplete.
+    """
+    try:
+        text = content.decode(charset)
+    except UnicodeDecodeError as error:
+        whole = content[: error.start]
+        return _in_charset(whole, charset, cut=False) if cut and error.start >= len(content) - 4 else None
+    except (LookupError, ValueError):
+        return None
+    return None if _NO_TEXT.search(text) else text

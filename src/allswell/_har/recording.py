@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import httpx2
 
+from allswell._fields import SIGNATURES
 from allswell._har.document import Secrets, connections, entries
 from allswell._har.hops import Ear, Hop, Recorded
 
@@ -24,19 +25,27 @@ SECRETS = frozenset(
         "set-cookie",
         "api-key",
         "x-api-key",
+        "private-token",
+        "x-access-token",
         "x-auth-token",
-        "x-amz-security-token",
+        "x-vault-token",
+        "x-xsrf-token",
         "x-csrf-token",
         "x-goog-api-key",
         "access_token",
         "api_key",
         "apikey",
+        "assertion",
+        "client_assertion",
         "client_secret",
+        "code",
+        "code_verifier",
         "id_token",
         "password",
         "refresh_token",
         "secret",
         "token",
+        *SIGNATURES,
     }
 )
 
@@ -125,11 +134,11 @@ class HarFile:
         self._path = os.path.realpath(path)
         self._beside: str | None = None
         if os.path.exists(path) and not os.path.isfile(path):
-            self._file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115  # closed by write()
+            self._file = _opened(path)
             return
         folder, name = os.path.split(self._path)
         number, self._beside = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        self._file = open(number, "w", encoding="utf-8")  # noqa: SIM115
+        self._file = _opened(number)
 
     def write(self, recording: HarRecording) -> None:
         """Write it, and put it in its place.
@@ -146,3 +155,8 @@ class HarFile:
             if self._beside is not None:
                 os.unlink(self._beside)
             raise
+
+
+def _opened(file: str | os.PathLike[str] | int) -> TextIO:
+    """For JSON. What UTF-8 cannot have (lone surrogates, in the text of an error) is escaped as JSON has it."""
+    return open(file, "w", encoding="utf-8", errors="backslashreplace")

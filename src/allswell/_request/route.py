@@ -11,7 +11,7 @@ import httpx2
 from allswell._config import ProxyHop
 from allswell._errors import LocalProtocolError, UnsupportedProtocol
 from allswell._events import Place
-from allswell._fields import name_for_tls, no_url, shown_url, without_zone
+from allswell._fields import name_for_tls, named_url, no_url, without_zone
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -138,16 +138,16 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
     """
     scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
     if scheme not in ("http", "https"):
-        raise UnsupportedProtocol(f"cannot request {shown_url(url)!r}: its scheme is {url.scheme!r}, not http or https")
+        raise UnsupportedProtocol(f"cannot request {named_url(url)!r}: its scheme is {url.scheme!r}, not http or https")
     try:
         host = _host(url)
     except ValueError as error:
-        raise LocalProtocolError(f"cannot request {shown_url(url)!r}: {error}") from error
+        raise LocalProtocolError(f"cannot request {named_url(url)!r}: {error}") from error
     if not host:
-        raise LocalProtocolError(f"cannot request {shown_url(url)!r}: it names no host")
+        raise LocalProtocolError(f"cannot request {named_url(url)!r}: it names no host")
     port = DEFAULT_PORTS[scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
-        raise LocalProtocolError(f"cannot request {shown_url(url)!r}: there is no port {port}")
+        raise LocalProtocolError(f"cannot request {named_url(url)!r}: there is no port {port}")
     route = Route(scheme, host, port, server_name)
     return Destination(route, authority(scheme, without_zone(host), port).encode("ascii"), url.raw_path)
 
@@ -172,7 +172,7 @@ def _hop(proxy: Any) -> ProxyHop:
     url = proxy.url
     host = _host(url)
     if url.scheme not in _PROXY_PORTS or not host:
-        raise ValueError(f"{shown_url(url)} is not the URL of a proxy that we can speak to")
+        raise ValueError(f"{named_url(url)} is not the URL of a proxy that we can speak to")
     return ProxyHop(
         url.scheme,
         host,
