@@ -255,13 +255,13 @@ class _Telemetry:
         span = self._tracer.start_span(
             method if method == said else "HTTP", kind=trace.SpanKind.CLIENT, attributes={**attributes, **more}
         )
-        carried: dict[str, str] = {}
-        propagate.inject(carried, trace.set_span_in_context(span))
-        if carried:
-            head.headers[:] = [each for each in head.headers if each[0].lower().decode("latin-1") not in carried]
-            head.headers += [(name.encode("ascii"), value.encode("latin-1")) for name, value in carried.items()]
         request = self._requests[event.request] = _Request(span, monotonic(), to, attributes)
         self._meters.active.add(1, self._active(request))
+        carried: dict[str, str] = {}
+        propagate.inject(carried, trace.set_span_in_context(span))  # the propagator may fail: the span is kept by now
+        if carried:
+            fields = {name.lower().encode("ascii"): value.encode("latin-1") for name, value in carried.items()}
+            head.headers[:] = [*(each for each in head.headers if each[0].lower() not in fields), *fields.items()]
 
     def _active(self, request: _Request) -> _Attributes:
         return {"http.request.method": request.attributes["http.request.method"], **request.to}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -12,7 +14,8 @@ import anyio
 import httpx
 import httpx2
 import pytest
-from opentelemetry import context, trace
+from opentelemetry import context, propagate, trace
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     Histogram,
@@ -920,3 +923,92 @@ async def test_what_was_open_before_is_told_of_from_its_next_request(
     assert sent["allswell.connection.id"] > before
     assert not telemetry.connections
     assert not caplog.records
+
+
+# Propagators
+
+
+class Propagator(TextMapPropagator):
+    """One that sends these fields, or fails."""
+
+    def __init__(self, carried: dict[str, str]) -> None:
+        self.carried = carried
+
+    def extract(self, carrier: Any, context: context.Context | None = None, getter: Any = None) -> context.Context:
+        raise NotImplementedError
+
+    def inject(self, carrier: Any, context: context.Context | None = None, setter: Any = None) -> None:
+        if not self.carried:
+            raise LookupError("a bug in a propagator")
+        carrier.update(self.carried)
+
+    @property
+    def fields(self) -> set[str]:
+        return set(self.carried)
+
+
+@pytest.fixture
+def propagating(carried: dict[str, str]) -> Iterator[None]:
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(Propagator(carried))
+    yield
+    propagate.set_global_textmap(before)
+
+
+@pytest.mark.usefixtures("propagating")
+@pytest.mark.parametrize("carried", [{"X-Amzn-Trace-Id": "the span's"}])
+async def test_a_propagators_field_takes_the_place_of_the_same_in_other_case(telemetry: Telemetry) -> None:
+    seen: list[str] = []
+
+    def handler(request: Request) -> Response:
+        seen.extend(value for name, value in request.headers if name.lower() == "x-amzn-trace-id")
+        return Response()
+
+    async with Origin({"/": handler}) as origin:
+        pool = pool_for(origin)
+        telemetry.of(pool)
+        async with pool:
+            await pool.request("GET", f"{origin.url}/", headers={"x-amzn-trace-id": "older"})
+    assert seen == ["the span's"]
+
+
+@pytest.mark.usefixtures("propagating")
+@pytest.mark.parametrize("carried", [{}, {"x": "\u20ac"}], ids=["fails", "no-field"])
+async def test_a_propagator_that_fails_costs_no_span(telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
+    async with Origin({"/": Response()}) as origin:
+        pool = pool_for(origin)
+        telemetry.of(pool)
+        async with pool:
+            await pool.request("GET", f"{origin.url}/")
+    [request] = telemetry.requests
+    assert attributes(request)["http.response.status_code"] == 200
+    assert set(telemetry.counted("http.client.active_requests").values()) == {0}
+    assert [each.message for each in caplog.records] == ["allswell: an observer failed"]
+
+
+# Event loops
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of asyncio: the first loop left its socket open
+def test_connections_that_a_loop_took_with_it_are_open_no_more(telemetry: Telemetry) -> None:
+    """On asyncio. (Trio's loop always says that it ends.)"""
+
+    def use(url: str) -> None:
+        pool = ConnectionPool()
+        telemetry.of(pool)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(pool.request("GET", url))
+        loop.close()  # without shutdown_asyncgens(): nobody is told
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(pool.request("GET", url))
+        [lost] = telemetry.connections
+        assert attributes(lost)["allswell.connection.reason"] == "the event loop ended"
+        assert not attributes(lost)["allswell.connection.clean"]
+        assert sum(telemetry.counted("http.client.open_connections").values()) == 1
+        loop.run_until_complete(pool.aclose())
+        loop.close()
+
+    with Origin({"/": Response()}, tls=False) as origin:
+        use(f"{origin.url}/")
+        gc.collect()
+    assert set(telemetry.counted("http.client.open_connections").values()) == {0}

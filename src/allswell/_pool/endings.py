@@ -9,6 +9,7 @@ hear the answers then go on by themselves, and the end of the event loop waits a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
@@ -221,6 +222,14 @@ class Endings:
                 await self._changed.wait()
         for connection in list(self._lingering):
             connection.abort(LOOP_ENDED)
+
+    def were_dropped(self) -> int:
+        """The event loop is over. How many it has cut off: observers are told of those that had no chance to end."""
+        if self._observers.wanted(CONNECTION):
+            for connection in self.connections:
+                end = replace(connection.so_far(), reason=LOOP_ENDED)
+                self._observers.tell(ConnectionEnded(connection.number, end, connection.error))
+        return len(self.connections) + self.dropped
 
     async def _all_ended(self, deadline: Deadline) -> None:
         if not (self.connections or self.dials):

@@ -509,7 +509,7 @@ class ConnectionPool:
             dispatcher = self._dispatcher = Dispatcher(host, dialer, self.config, self.send, self.observers)
             dialer.discovery.lookups.send = dispatcher.send_through
             if before is not None:  # these ended with their event loop, and were not closed
-                dispatcher.endings.dropped = len(before.endings.connections) + before.endings.dropped
+                dispatcher.endings.dropped = before.endings.were_dropped()
         return dispatcher
 
     def _own(self) -> Dispatcher | None:
