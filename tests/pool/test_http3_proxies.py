@@ -152,7 +152,7 @@ async def test_plain_http_is_forwarded() -> None:
 
 async def test_many_tunnels_over_one_connection() -> None:
     with Http3Proxy() as proxy, ExitStack() as entered:
-        origins = [entered.enter_context(scripted_peer(answers(delay=0.1), tls=True)) for _ in range(5)]
+        origins = [entered.enter_context(scripted_peer(answers(together=8), tls=True)) for _ in range(5)]
         async with pool_through(hop_to(proxy.port)) as pool:
             good = 0
 

@@ -210,7 +210,7 @@ async def test_a_chain_of_two(first: str, second: str) -> None:
 async def test_a_hundred_tunnels_to_twenty_origins_over_one_connection() -> None:
     script = Http2Proxy()
     with scripted_peer(script, tls=h2_tls()) as proxy, ExitStack() as entered:
-        origins = [entered.enter_context(scripted_peer(answers(delay=0.3), tls=True)) for _ in range(20)]
+        origins = [entered.enter_context(scripted_peer(answers(together=5), tls=True)) for _ in range(20)]
         async with pool_through(hop_to(proxy), grace=5) as pool:
             good = 0
 
@@ -244,7 +244,7 @@ async def test_tunnels_need_no_second_place_under_the_limits() -> None:
 
 async def test_more_tunnels_than_a_connection_takes() -> None:
     script = Http2Proxy(settings={3: 2})  # MAX_CONCURRENT_STREAMS
-    with scripted_peer(script, tls=h2_tls()) as proxy, scripted_peer(answers(delay=0.2), tls=True) as origin:
+    with scripted_peer(script, tls=h2_tls()) as proxy, scripted_peer(answers(together=6), tls=True) as origin:
         async with pool_through(hop_to(proxy)) as pool, anyio.create_task_group() as tasks:
             for number in range(6):
                 tasks.start_soon(pool.request, "GET", f"{origin.url}/{number}")

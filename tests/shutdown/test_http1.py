@@ -21,8 +21,8 @@ from tests.support.capture import Capture, capture, capture_available
 from tests.support.certificates import certificates
 from tests.support.lag import LAG
 from tests.support.leaks import await_client_states
-from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
-from tests.support.scripts import Ending, answers, half_response, huge, never_ends, response
+from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
+from tests.support.scripts import Ending, answers, half_response, huge, never_ends
 
 pytestmark = pytest.mark.anyio
 
@@ -69,29 +69,23 @@ async def get(pool: ConnectionPool, url: str) -> None:
     await pool.request("GET", url, timeouts=Timeouts(connect=30, read=30, pool=30))
 
 
-class Together:
-    """A server that answers only when so many requests are there: so many connections are open then."""
+def rude(together: int) -> Script:
+    """Answers once, together with the others; then it hears the client's goodbye, and never says its own."""
+    answer = answers(1, together=together, ending=Ending.NONE)
 
-    def __init__(self, count: int, rude: bool = False) -> None:
-        self._barrier = threading.Barrier(count)
-        self._rude = rude
+    def script(connection: PeerConnection) -> None:
+        connection.answers_close_notify = False
+        answer(connection)
+        connection.read_until_end()
+        connection.stall()
 
-    def script(self, connection: PeerConnection) -> None:
-        """Answer once, together with the others; then go on answering."""
-        connection.answers_close_notify = not self._rude
-        if not connection.read_request():
-            return
-        self._barrier.wait(60)
-        connection.send(response(b"hello"))
-        if self._rude:
-            connection.read_until_end()
-            connection.stall()
+    return script
 
 
 @pytest.mark.parametrize("version", TLS_VERSIONS)
 async def test_idle_https(version: ssl.TLSVersion) -> None:
     context = certificates().server_context(version=version)
-    with scripted_peer(Together(5).script, tls=context) as peer, watched(peer) as seen:
+    with scripted_peer(answers(together=5), tls=context) as peer, watched(peer) as seen:
         pool = pool_for()
         await several(pool, peer.url, 5)
         report = await pool.aclose()
@@ -112,7 +106,7 @@ async def test_idle_https(version: ssl.TLSVersion) -> None:
 
 
 async def test_idle_http() -> None:
-    with scripted_peer(Together(3).script) as peer, watched(peer) as seen:
+    with scripted_peer(answers(together=3)) as peer, watched(peer) as seen:
         pool = pool_for()
         await several(pool, peer.url, 3)
         report = await pool.aclose()
@@ -202,7 +196,7 @@ async def test_rude_peer_costs_at_most_the_grace() -> None:
 
 @pytest.mark.slow
 async def test_200_rude_peers_cost_one_grace() -> None:
-    with scripted_peer(Together(200, rude=True).script, tls=True) as peer:
+    with scripted_peer(rude(200), tls=True) as peer:
         pool = pool_for(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)
         await several(pool, peer.url, 200)
         began = monotonic()
@@ -335,7 +329,7 @@ async def test_dial_under_way_is_ended() -> None:
 
 
 async def test_cancelled_while_closing() -> None:
-    with scripted_peer(Together(3, rude=True).script, tls=True) as peer:
+    with scripted_peer(rude(3), tls=True) as peer:
         pool = pool_for(max_keepalive_connections=None)
         await several(pool, peer.url, 3)
         with anyio.move_on_after(0.2) as scope:

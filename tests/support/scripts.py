@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from enum import Enum
 
@@ -60,6 +61,7 @@ def answers(
     instead: bool = False,
     ending: Ending = Ending.POLITE,
     delay: float = 0.0,
+    together: int = 0,
     pieces: int | None = None,
 ) -> Script:
     """Answer ``count`` requests on each connection (all, by default), then end.
@@ -68,8 +70,11 @@ def answers(
     :param announce: the last answer says ``Connection: close``.
     :param instead: do not end right after the last answer, but in place of the next.
     :param delay: seconds before each answer.
+    :param together: the first answer on each connection waits until so many connections have a request. So the client
+        needs that many, however slow it is.
     :param pieces: send each answer in writes of that many bytes.
     """
+    all_there = threading.Barrier(together) if together else None
 
     def script(connection: PeerConnection) -> None:
         answered = 0
@@ -79,6 +84,8 @@ def answers(
                 return  # the client ended first: the peer answers that politely by itself
             answered += 1
             closing = ("Connection: close",) if announce and answered == count else ()
+            if all_there is not None and answered == 1:
+                all_there.wait(60)
             connection.pause(delay)
             connection.send(response(body(request), *fields, *closing), pieces=pieces)
         if instead and not connection.read_request():
