@@ -47,7 +47,8 @@ class Observers:
         """Tell all of them."""
         notify("the debug log", _debug_log.log, event)
         for function in self.functions:
-            notify("an observer", function, event)
+            if function in self.functions:  # one before it may have removed it
+                notify("an observer", function, event)
 
 
 class Observed:

@@ -418,3 +418,14 @@ async def test_a_transport_that_opens_again_keeps_its_observers() -> None:
             async with httpx2.AsyncClient(transport=transport) as client:
                 await client.get(peer.url)
     assert len(told.of(ConnectionOpened)) == len(told.of(ConnectionEnded)) == 2
+
+
+async def test_one_that_another_removes_is_not_told_of_that_event() -> None:
+    told = Told()
+    with scripted_peer(answers()) as peer:
+        pool = ConnectionPool()
+        pool.observers.add(lambda _: pool.observers.remove(told.append))
+        pool.observers.add(told.append)
+        async with pool:
+            await pool.request("GET", peer.url)
+    assert told == []
