@@ -60,17 +60,17 @@ _WINDOW = 256 * 1024
 
 #: How every response begins (RFC 9112 §2.3, §4). What begins otherwise (SSH, mail, TLS) is not HTTP/1.
 _BEGINNING = b"HTTP/1."
-#: Reason phrases are told in errors and on terminals: no control characters (RFC 9112 §4).
+#: Control characters of a reason phrase become "?". It is shown in errors and on terminals.
 _SHOWN = bytes(0x3F if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
 
-#: Bytes in which a head that goes the short way must end.
+#: A head goes the short way only if it ends within so many bytes.
 _SHORT = 8 * 1024
 
 _ILLEGAL_LINE = re.compile(r"illegal header line: bytearray\(b.([!#$%&'*+\-.^_`|~0-9A-Za-z]{,64})")
 
-#: How many plain chunks are taken in one call. Each costs a fraction of a step of :data:`WORK`.
+#: How many plain chunks are taken in one call. One costs a fraction of a step of :data:`WORK`.
 _CHUNKS = 4 * WORK
-#: Of an exchange whose response is chunked.
+#: This head brings h11 into the state between two chunks.
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -103,8 +103,8 @@ class Http1(Version):
 
     :param max_header_size: bytes of a response's head that are accepted, and of a trailer section.
     :param numbers: the numbers for exchanges, from 1 for a connection's first. Engines of one pipeline share them.
-    :param memory: they share it, too.
-    :ivar followed: whether another request was sent behind this one. Its response may then lie behind.
+    :param memory: engines of one pipeline share it, too.
+    :ivar followed: whether another request was sent behind this one. Its response may then follow in the same input.
     :ivar last_said: whether the server has said that it processes no request behind this one.
     """
 
@@ -112,23 +112,23 @@ class Http1(Version):
         self, *, max_header_size: int, numbers: Iterator[int] | None = None, memory: Memory | None = None
     ) -> None:
         self._max_header_size = max_header_size
-        self._short = min(_SHORT, max_header_size // 2)  # (counted otherwise, a head may be twice as large)
+        self._short = min(_SHORT, max_header_size // 2)  # (half: by the count of the limit, a head may have more bytes)
         self._memory = memory or Memory()
         self._output: list[bytes] = []
         self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
-        self._sending = SendHalf(SEND_ENDED)  # of the last request
+        self._sending = SendHalf(SEND_ENDED)  # our half of the last exchange
         self._receiving = ReceiveHalf(b"")
-        self._chunked = False  # the request's content is
-        self._upgrade = False  # the request asks for another protocol
-        self._persists = True  # neither half has said that the connection ends with it
+        self._chunked = False  # whether the request's content is chunked
+        self._upgrade = False  # whether the request asks for another protocol
+        self._persists = True  # whether the connection may go on behind this exchange
         self._leaving = False
         self._begun = b""  # the first bytes of the response
-        self._reader: h11.Connection | None = None  # what reads the response, where that is h11
-        self._unparsed = 0  # bytes given to h11 that may belong to the section that it reads, or a few more
+        self._reader: h11.Connection | None = None  # h11, if it reads the response
+        self._unparsed = 0  # how many bytes h11 was given of the section that it reads, at most
         self._more = False  # h11 may have more events
-        self._to_come: int | None = None  # of content whose length is known: bytes to come
-        self._chunks: Chunks | None = None  # of the response, where it is they that read it
+        self._to_come: int | None = None  # of content with a known length: how many bytes are still to come
+        self._chunks: Chunks | None = None  # reads the response's content, if that is chunked
         self._left: memoryview | None = None  # input that was not acted on yet
         self._surplus = b""  # what came behind the response
         self.followed = False
@@ -151,10 +151,10 @@ class Http1(Version):
         if head.protocol is not None:
             raise NotOffered("HTTP/1.1 has no extended CONNECT (RFC 8441)")
         section = self._memory.requests.section(head, end=end)
-        # RFC 9112 §3.2.3: to CONNECT, the target is the authority. §3.2.2: to a proxy, a whole URI.
+        # RFC 9112 §3.2.3: the target of CONNECT is the authority. §3.2.2: a proxy gets a whole URI.
         target = section.absolute_form if section.absolute else section.target or section.authority
         self._output.append(b"%b %b HTTP/1.1\r\n%b\r\n" % (section.method, target, b"".join(section.fields)))
-        # (Without a length, and not chunked, there is no content: RFC 9112 §6.3.)
+        # A request without a length that is not chunked has no content (RFC 9112 §6.3).
         self._sending = SendHalf(SEND_BODY, None if section.chunked else section.content_length or 0)
         self._receiving = ReceiveHalf(section.method)
         self._chunked, self._upgrade, self._persists = section.chunked, section.upgrade, not section.close
@@ -182,7 +182,7 @@ class Http1(Version):
         try:
             self._sending.count(len(data), end=end)
         except LengthError:
-            self.must_abort = True  # half a request may be on its way
+            self.must_abort = True  # a part of the request may be on its way
             raise LocalProtocolError("the body is not as long as its Content-Length says") from None
         if data:
             self._output += (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
@@ -203,17 +203,17 @@ class Http1(Version):
         return 0
 
     def consumed(self, exchange: int, credit: int) -> None:
-        """Nothing to tell the peer: reading on is what lets it send on."""
+        """Do nothing: the peer may send on as soon as we read on."""
 
     def cancel(self, exchange: int) -> None:
         if exchange and exchange == self._current:
             self.must_abort = True
 
     def stop(self, exchange: int) -> None:
-        self.cancel(exchange)  # half a request is out
+        self.cancel(exchange)  # a part of the request is out: nothing can follow it
 
     def reprioritize(self, exchange: int, priority: bytes) -> None:
-        """There is no way to say it."""
+        """Do nothing: HTTP/1.1 cannot say it."""
 
     def goodbye(self) -> None:
         self._leaving = True
@@ -238,7 +238,7 @@ class Http1(Version):
 
     @property
     def may_be_followed(self) -> bool:
-        """Whether a request may follow the one that is open: it was sent, and ends or changes nothing when answered."""
+        """Whether a request may follow the open one: that was sent in full, and keeps the connection as it is."""
         return self._persists and not (self._sending.open or self._upgrade or self._receiving.method == b"CONNECT")
 
     @property
@@ -253,11 +253,12 @@ class Http1(Version):
         if receiving.state is RECEIVE_TUNNEL:
             return [BodyReceived(self._current, bytes(data), len(data))]
         if not self._current:
-            # Nobody asked: a 408 before the server closes, at best (RFC 9112 §9.5), or smuggling. Not ours to read.
+            # No request is open. This may be a 408 before the server closes (RFC 9110 §15.5.9), or a smuggled response.
+            # So it is not read.
             self._leaving = True
             return [PeerLeaving(RemoteProtocolError("the server spoke without being asked"))]
         if receiving.over:
-            # While we still upload, more than one response: it would be read as the next request's.
+            # The response is complete, and our upload is not. This would be read as the next request's response.
             self.must_abort = True
             return []
         events: list[Event] = []
@@ -268,7 +269,7 @@ class Http1(Version):
         else:
             self._take_head(data, events)
         if self._left is not None:
-            self._left = memoryview(bytes(self._left))  # the buffer is not ours
+            self._left = memoryview(bytes(self._left))  # a copy: the caller reuses its buffer
         return events
 
     @property
@@ -293,7 +294,7 @@ class Http1(Version):
         if why is None and not receiving.over:
             if receiving.tunnel:
                 receiving.move(RECEIVE_ENDED)
-                return [ResponseCompleted(exchange, [])]  # our half of it is still open
+                return [ResponseCompleted(exchange, [])]  # our half of the tunnel is still open
             if self._reader is not None:
                 self._reader.receive_data(b"")
                 self._read(events)
@@ -305,13 +306,13 @@ class Http1(Version):
             elif self._chunks is not None:
                 why = RemoteProtocolError("the server broke HTTP/1.1: it ended the body within its chunks")
             elif receiving.state is RECEIVE_BODY:
-                self._completed([], events)  # RFC 9112 §6.3: where nothing else says it, this is its end
+                self._completed([], events)  # RFC 9112 §6.3: content without a length, and not chunked, ends here
                 return events
         self.must_abort = True
         self._current = 0
         cause = why or RemoteProtocolError("the server ended the connection without a response")
         if not self._begun and exchange > 1:
-            # RFC 9112 §9.3.1: it may have closed the idle connection before it saw the request. Or it may not.
+            # RFC 9112 §9.3.1: the server may have closed the idle connection before it saw the request. It is no proof.
             return [ExchangeFailed(exchange, NotProcessed(cause, proven=False))]
         if receiving.over:
             return []  # the response is whole; only our upload was cut
@@ -344,11 +345,11 @@ class Http1(Version):
             self._persists = False
             self.last_said = True
             if self._sending.open:
-                # RFC 9112 §9.6: it reads no more. Half a request is out, so the connection ends with this exchange.
+                # RFC 9112 §9.6: the server reads no more. A part of the request is out, so the connection ends with it.
                 events.append(UploadRefused(self._current))
 
     def _engine(self, method: bytes) -> h11.Connection:
-        from allswell._backends.http1_engine import engine  # late, with h11: ordinary responses do without it
+        from allswell._backends.http1_engine import engine  # imported late, with h11: ordinary responses do without it
 
         self._unparsed = 0
         return engine(method, self._max_header_size, upgrade=self._upgrade)
@@ -367,7 +368,7 @@ class Http1(Version):
             self._unparsed = len(data)  # what h11 still has came with the last event
 
     def _read(self, events: list[Event]) -> None:
-        """What h11 reads: a head, or chunks that are unusual."""
+        """Have h11 read a head, or chunks that are unusual."""
         import h11  # late, as above
 
         reader = self._reader
@@ -413,7 +414,7 @@ class Http1(Version):
         exchange = self._current
         if reader.their_state is h11.SWITCHED_PROTOCOL:
             if event.status_code == 101 and self._sending.open:
-                # RFC 9110 §7.8: a request is not left half-way for another protocol, whose bytes the rest would seem.
+                # RFC 9110 §7.8: the request must be complete first. Its rest would be read as the new protocol's bytes.
                 raise h11.RemoteProtocolError("it switched protocols in the middle of the request")
             self._receiving.move(RECEIVE_TUNNEL)
             events.append(ResponseReceived(exchange, head, tunnel=True))
@@ -428,7 +429,7 @@ class Http1(Version):
             for name, value in headers:
                 lower = name.lower()
                 if lower == b"content-length":
-                    length = int(value)  # (h11 has seen to it that it is one)
+                    length = int(value)  # (h11 has checked that it is a number)
                 elif lower == b"transfer-encoding":
                     encoded = True
                 elif lower == b"keep-alive":
@@ -444,19 +445,19 @@ class Http1(Version):
             if self._receiving.method == b"HEAD" or event.status_code in (204, 304):
                 self._to_come = 0
                 if event.status_code == 204 and (length or encoded):
-                    # RFC 9110 §8.6, RFC 9112 §6.1: it must not say so. Content that it should not have may yet follow,
-                    # and be read as the next response.
+                    # RFC 9110 §8.6, RFC 9112 §6.1: a 204 must not say so. If content follows all the same, it would be
+                    # read as the next response.
                     self._persists = False
             elif encoded:
                 self._chunks = Chunks(self._judge)
             else:
                 self._to_come = length
-                self._persists = self._persists and length is not None  # else it ends with the connection
+                self._persists = self._persists and length is not None  # else the connection ends the content
             self._reader = None
             self._take_content(memoryview(reader.trailing_data[0]), events)
 
     def _section(self, event: h11.InformationalResponse | h11.Response | h11.EndOfMessage) -> Headers:
-        """A header or trailer section. (h11 bounds those that are incomplete, not what completes one.)"""
+        """A header or trailer section, checked for its size. (h11 limits a section only while it is incomplete.)"""
         import h11  # late, as above
 
         headers = event.headers.raw_items()
@@ -518,7 +519,7 @@ class Http1(Version):
         events.append(ResponseCompleted(self._current, trailers))
         self._receiving.move(RECEIVE_ENDED)
         if not self.followed and self.surplus:
-            # More than was asked for: the next response on this connection would be forged.
+            # The server sent more than was asked for. It would be read as the next response.
             self.must_abort = True
         if not self._sending.open:
             self._finish()
@@ -532,9 +533,9 @@ class Http1(Version):
             self._leaving = True
 
     def _words(self, error: h11.RemoteProtocolError) -> str:
-        if error.error_status_hint == 431:  # (h11 speaks of its receive buffer then)
+        if error.error_status_hint == 431:  # (h11's own words are about its receive buffer)
             return f"a head, or a line, of more than {self._max_header_size} bytes"
-        illegal = _ILLEGAL_LINE.match(str(error))  # which h11 quotes with its value
+        illegal = _ILLEGAL_LINE.match(str(error))  # h11 quotes the whole line, and its value may be a secret
         return f"an illegal line of the header {illegal[1]}" if illegal is not None else shown(str(error))
 
     def _broken(self, how: str, events: list[Event]) -> None:

@@ -18,7 +18,7 @@ _PLAIN = re.compile(rb"([0-9A-Fa-f]{1,20})\r\n")
 #: The beginning of a plain chunk's first line, or of the last chunk without trailers.
 _BEGUN = re.compile(rb"[0-9A-Fa-f]{0,20}\r?|0{1,20}\r\n\r?")
 _LAST = re.compile(rb"0{1,20}\r\n\r\n")
-#: More than either can be long.
+#: All that these patterns match is shorter than this, in bytes.
 _LONGEST = 25
 
 
@@ -39,15 +39,17 @@ class Chunks:
 
     def __init__(self, judge: Callable[[], h11.Connection]) -> None:
         self._judge = judge
-        self._begun = b""  # the beginning of a line
+        self._begun = b""  # the beginning of a line whose rest has not come
         self._left = 0  # how many bytes of a chunk are still to come, its CRLF included
         self.judged: h11.Connection | None = None
         self.ended = False
         self.rest = memoryview(b"")
 
     def take(self, data: memoryview, pieces: list[memoryview], work: int) -> None:
-        """Take a limited number of chunks, and add their content to the pieces.
+        """Take a limited number of chunks.
 
+        :param pieces: their content is added here, as views of the data.
+        :param work: how many chunks to take at most.
         :raises MalformedChunk: when one does not end where it should.
         """
         if self._begun:

@@ -1,6 +1,6 @@
 """h11 in the client's role: what reads a response that is not ordinary. It is imported when one comes.
 
-Its buffer is a private name that we rely on: see the canary.
+The class of its buffer is a private name: see the canary test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def engine(method: bytes, max_header_size: int, *, upgrade: bool) -> h11.Connect
 
 @cache
 def _asked(method: bytes, upgrade: bool) -> h11.Request:
-    """A request that makes of responses what any with this method does.
+    """A stand-in for the request. h11 reads the response to it as the response to any request with this method.
 
     :param method: ``HEAD``, ``CONNECT``, or ``GET`` for all others.
     """
@@ -35,7 +35,7 @@ def _asked(method: bytes, upgrade: bool) -> h11.Request:
 
 
 class _Lines(ReceiveBuffer):
-    """What h11 reads. The section that it takes from there has so many fields at most."""
+    """h11's receive buffer. It refuses a section with more than :data:`MAX_FIELDS` fields."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
         lines = super().maybe_extract_lines()

@@ -8,8 +8,7 @@ does just what :class:`Http1` does.
 Only their order tells responses apart. So whatever ends one exchange early ends those behind it: the server's
 ``Connection: close``, the end of the stream, a protocol error, or a requester that leaves. Those behind fail with
 :class:`~allswell._errors.NotProcessed` and are sent again elsewhere. Those *before* an abandoned one are still
-    answered,
-and then the connection is aborted. Three rules keep that harmless:
+answered, and then the connection is aborted. Three rules keep that harmless:
 
 - Only idempotent methods follow others, and are followed.
 - Nothing follows a request that is not sent in full, or that may end or change the connection (``Connection: close``,
@@ -50,7 +49,7 @@ class Http1Pipeline(Version):
 
     @property
     def must_abort(self) -> bool:
-        return self._line[0].must_abort  # an abandoned one behind it waits for its turn
+        return self._line[0].must_abort  # if another one was abandoned, those before it are answered first
 
     @property
     def exhausted(self) -> bool:
@@ -86,7 +85,7 @@ class Http1Pipeline(Version):
         return number
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
-        # Only the last can have something to send.
+        # Only the last request can be incomplete.
         last = self._line[-1]
         last.send_body(exchange, data, end=end, trailers=trailers)
         self._output.append(last.take_output())
@@ -149,7 +148,8 @@ class Http1Pipeline(Version):
         if first.must_abort:
             events += self._unanswered(RemoteProtocolError("the connection ended before the response"), proven=False)
         elif first.exhausted:
-            # RFC 9112 §9.6: a server that sends Connection: close must process no further request (and say no more).
+            # RFC 9112 §9.6: a server that sends Connection: close must process no further request. If it sends more
+            # all the same, nothing is proven.
             cause = RemoteProtocolError("the server ended the connection with the response before")
             events += self._unanswered(cause, proven=first.last_said and not first.surplus)
         return events
@@ -159,9 +159,9 @@ class Http1Pipeline(Version):
         return self._line[0].receive_eof(why) + self._unanswered(cause, proven=False)
 
     def _unanswered(self, cause: AllswellError, *, proven: bool) -> list[Event]:
-        """Fail those behind the first: they will not be answered here."""
+        """Fail the exchanges behind the first: they will not be answered on this connection."""
         failed: list[Event] = []
         while len(self._line) > 1:
             failed.append(ExchangeFailed(self._line.pop().exchange, NotProcessed(cause, proven=proven)))
-        failed.reverse()  # in the order in which they are to be sent again
+        failed.reverse()  # in the order of the requests: they are sent again in this order
         return failed

@@ -14,13 +14,13 @@ from typing import NamedTuple
 from allswell._fields import MAX_FIELDS, kept_idle, received_field
 from allswell._messages import Field, Headers, ResponseHead
 
-#: Reason phrases with control characters are h11's.
+#: A reason phrase with control characters is left to h11.
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: ([ -~\x80-\xff]*))?").fullmatch
 
-#: Of any number of bytes that there can be.
+#: A Content-Length with more digits is left to h11.
 _MOST_DIGITS = 18
 
-#: What is about the message or the connection: what that means is looked at each time.
+#: Fields about framing or about the connection. What they mean is worked out for each response.
 _NOTED = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
 
 
@@ -43,7 +43,7 @@ class Ordinary(NamedTuple):
 class Heads:
     """Reads heads. It remembers lines, because most responses of a server have most lines in common.
 
-    There may be secrets in them. So each connection has a memory of its own, which ends with it.
+    Lines may have secrets in them. So each connection has a memory of its own, which ends with it.
     """
 
     #: How many lines are remembered, and how long they may be.
@@ -97,18 +97,18 @@ class Heads:
         if chunked and length is not None:
             return None
         if status == 204 and (length or chunked):
-            return None  # it must not say so
+            return None  # RFC 9110 §8.6, RFC 9112 §6.1: a 204 must not say so
         if method == b"HEAD" or status in (204, 304):
-            length = 0  # RFC 9112 §6.3: none follows, whatever the fields say
+            length = 0  # RFC 9112 §6.3: no content follows, whatever the fields say
         elif length is None and not chunked:
             return None
         head = ResponseHead(status, headers, b"HTTP/1.1", status_line[2] or b"")
         return Ordinary(head, end + 4, length, close, idle)
 
     def _learnt(self, line: bytes) -> tuple[Field, bytes] | None:
-        """The field of a line, and its name in lower case if it is one of those that are noted. It is remembered.
+        """The field of a line, and its name in lower case if that is in :data:`_NOTED`. Both are remembered.
 
-        ``None`` if the line is none of a field.
+        ``None`` if the line is not a field.
         """
         field = received_field(line)
         if field is None:

@@ -143,7 +143,7 @@ class Http2:
         hold = self._held or (head.protocol is not None and not self._peer.greeted)
         if not hold and (error := self._unsendable(request)) is not None:
             raise error
-        end = end and head.method != b"CONNECT"  # what ends there is the tunnel
+        end = end and head.method != b"CONNECT"  # the stream of a CONNECT ends with its tunnel
         id_ = self._ids.take()
         window = Window(self._initial_window)
         stream = Stream(id_, window=window, method=request.method, to_send=request.content_length, end=end)
@@ -154,7 +154,7 @@ class Http2:
         return id_
 
     def _unsendable(self, request: RequestSection[Field]) -> LocalProtocolError | None:
-        """Why the peer's SETTINGS, as far as they have come, do not allow it."""
+        """Why the peer's SETTINGS do not allow this request; ``None`` if they do, or have not come."""
         if request.protocol is not None and not self._peer.extended_connect:
             return NotOffered(_NO_EXTENDED_CONNECT)
         limit = self._peer.section_limit
@@ -174,7 +174,7 @@ class Http2:
         self._out += wire.section_frames(id_, block, self._h2.max_outbound_frame_size, end=end)
 
     def _release_held(self, events: list[Event]) -> None:
-        """The peer has greeted: say what waited for it."""
+        """The peer's SETTINGS have come: send the requests that waited for them."""
         held, self._held = self._held, {}
         for id_, waiting in held.items():
             error = self._unsendable(waiting.request)
@@ -296,7 +296,7 @@ class Http2:
     def ping(self) -> bool:
         if self._over:
             return False
-        self._quiet = 0  # the answer that we ask for is no flood
+        self._quiet = 0  # we ask for this answer, so it is no flood
         self._h2.ping(b"allswell")
         self._flush_h2()
         return True
@@ -322,8 +322,8 @@ class Http2:
 
         self._refusal = ended
         for stream in [stream for stream in self._streams.values() if reused and not stream.receiving.answered]:
-            # Not the only request that ended its connection, or an end that was announced: most likely the peer never
-            # saw it, as in HTTP/1.1 (RFC 9112 §9.3.1, RFC 9110 §9.2.2). Or it did.
+            # The connection was used before, or its end was announced. So the peer most likely never saw this request,
+            # as in HTTP/1.1 (RFC 9112 §9.3.1, RFC 9110 §9.2.2). That is no proof.
             self._fail(stream, NotProcessed(ended(), proven=False), events)
         self._fail_all(ended, events)
         return events
@@ -339,13 +339,13 @@ class Http2:
     def receive(self, data: memoryview) -> list[Event]:
         events = self._receive(data)
         if self._left is not None:
-            self._left = memoryview(bytes(self._left))  # the buffer is not ours
+            self._left = memoryview(bytes(self._left))  # a copy: the caller reuses its buffer
         return events
 
     def _receive(self, data: memoryview) -> list[Event]:
         events: list[Event] = []
         if self._over:
-            return events  # frames that crossed our GOAWAY
+            return events  # these frames have crossed our GOAWAY
         streams, splitter, sections = self._streams, self._splitter, self._sections
         work = 0
         try:
@@ -384,7 +384,7 @@ class Http2:
 
     def _receive_frame(self, kind: int, flags: int, id_: int, frame: memoryview, events: list[Event]) -> None:
         if not self._peer.greeted and kind != wire.GOAWAY and (kind != wire.SETTINGS or flags & wire.ACK):
-            # RFC 9113 §3.4. A GOAWAY is heard even so: it says what became of our requests.
+            # RFC 9113 §3.4. A GOAWAY is read all the same: it says what became of our requests.
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer's first frame is not SETTINGS")
         self._sections.check(kind, id_)
         if kind == wire.HEADERS:
@@ -402,16 +402,16 @@ class Http2:
             # §8.4: we sent ENABLE_PUSH = 0 before anything else.
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer pushed, and push is off")
         elif kind == wire.PRIORITY_UPDATE:
-            # RFC 9218 §7.1: it is for clients.
+            # RFC 9218 §7.1: only a client may send it.
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent PRIORITY_UPDATE")
         elif kind == wire.SETTINGS:
             self._count_quiet()
             known = wire.known_settings(frame)
             if not flags & wire.ACK:
                 self._peer.check_priorities(known.no_priorities)
-            for size in known.table_sizes:  # before what waited for the SETTINGS is encoded
+            for size in known.table_sizes:  # before the requests that waited for the SETTINGS are encoded
                 self._h2.encoder.header_table_size = size
-            # §6.9.2: a window that it makes too large ends the connection. One that was never opened cannot be.
+            # §6.9.2: if this makes a window too large, the connection ends. That takes a window that was opened before.
             opened = [stream for stream in self._streams.values() if stream.send_window_opened > 0]
             self._receive_by_h2(known.frame, events, opened)
         elif kind == wire.WINDOW_UPDATE:
@@ -433,7 +433,7 @@ class Http2:
                 self._receive_announcement(kind, flags, id_, frame, events)
 
     def _receive_priority(self, id_: int, frame: memoryview, events: list[Event]) -> None:
-        """It is deprecated, and still has to be well-formed (§5.3.2, §6.3)."""
+        """Check a PRIORITY frame. It is deprecated, but must be well-formed (§5.3.2, §6.3)."""
         if not id_:
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent PRIORITY on stream 0")
         stream = self._streams.get(id_)
@@ -484,7 +484,7 @@ class Http2:
         return len(contents)
 
     def _end_run(self, events: list[Event]) -> None:
-        """Hand out what consecutive DATA frames of one stream have brought."""
+        """Make one event of consecutive DATA frames of one stream."""
         run = self._run
         if run is None:
             return
@@ -494,14 +494,14 @@ class Http2:
         if run.contents:
             events.append(BodyReceived(id_, run.joined(), credit))
         else:
-            self.consumed(id_, credit)  # nothing but padding: nobody will read it
+            self.consumed(id_, credit)  # these frames had padding only, and nobody will read that
 
     def _receive_dead_data(self, id_: int, flags: int, frame: memoryview) -> None:
         wire.payload(frame, flags)
         self._ids.check_dead(id_)
         self._count_quiet()
         self._window.receive(len(frame) - 9)
-        self._give_back(len(frame) - 9)  # §5.1: it counts for the connection, whatever stream it was for
+        self._give_back(len(frame) - 9)  # §5.1: it counts for the connection's window, whatever stream it was for
 
     def _receive_section(self, section: Section | None, events: list[Event]) -> None:
         if section is None:
@@ -544,7 +544,7 @@ class Http2:
         refused = told if code in NOT_REPLAYABLE else lambda: NotProcessed(told(), proven=True)
         self._fail_held(refused, events)
         # §6.8: "Endpoints MUST NOT increase the value they send in the last stream identifier, since the peers might
-        # already have retried unprocessed requests on another connection." If a later one does, nothing is above it.
+        # already have retried unprocessed requests on another connection." If one does, no open stream is above it.
         for stream in [stream for stream in self._streams.values() if stream.id > last]:
             self._ids.on_reset(stream.id)
             if stream.receiving.over:
@@ -564,7 +564,7 @@ class Http2:
     def _receive_by_h2(self, frame: bytes | memoryview, events: list[Event], streams: Iterable[Stream]) -> None:
         """Have h2 act on a frame.
 
-        :param streams: those that it is about.
+        :param streams: the streams that the frame is about.
         """
         core = self._h2
         for each in streams:
@@ -592,7 +592,7 @@ class Http2:
         if not increment or before + increment > _LARGEST_WINDOW:
             self._receive_by_h2(wire.without_reserved_bit(frame), events, [stream] if stream is not None else [])
             return
-        # An upload waits because a window was shut: only its opening is news.
+        # Uploads wait only if the window was shut. So only then is there an event.
         if stream is not None:
             stream.send_window_opened += increment
             if before <= 0 and stream.sending.open:
@@ -606,7 +606,7 @@ class Http2:
         code = event.error_code or 0
         if stream.receiving.over:
             del self._streams[stream.id]
-            events.append(UploadRefused(stream.id))  # §8.1: the rest of the request is not wanted (or of a tunnel)
+            events.append(UploadRefused(stream.id))  # §8.1: the peer wants no more of the request (or tunnel)
         elif event.remote_reset and code == ErrorCodes.NO_ERROR and stream.receiving.whole:
             # §8.1 has END_STREAM before this. But all of the content has come, and the server names no error.
             if stream.sending.open:
@@ -658,7 +658,7 @@ class Http2:
     def _break(self, error: PeerError, events: list[Event]) -> None:
         words = str(error) if self._peer.greeted else f"the peer does not speak HTTP/2: {error}"
 
-        def broken() -> AllswellError:  # without the error itself, whose traceback holds on to the input
+        def broken() -> AllswellError:  # it must not refer to the error, whose traceback keeps the input alive
             return RemoteProtocolError(words)
 
         if error.told:

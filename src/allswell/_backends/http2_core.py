@@ -46,7 +46,7 @@ def core_connection(*, initial_window: int, max_header_size: int) -> H2Connectio
     connection.local_settings = settings
     connection.encoder = FieldEncoder()
     connection.initiate_connection()
-    connection.state_machine.process_input(ConnectionInputs.SEND_HEADERS)  # we write them, so h2 would not know
+    connection.state_machine.process_input(ConnectionInputs.SEND_HEADERS)  # we write HEADERS: h2 must be told
     return connection
 
 

@@ -6,12 +6,12 @@ from h2.errors import ErrorCodes
 
 from allswell._errors import AllswellError, ExchangeReset, NotProcessed, shown
 
-#: These are about the client's behaviour. They would come again on a new connection, so they permit no replay.
+#: These are about the client's behaviour. A new connection would end with them too, so no request is sent again.
 NOT_REPLAYABLE = frozenset((ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.INADEQUATE_SECURITY, ErrorCodes.HTTP_1_1_REQUIRED))
 
 
 class PeerError(Exception):
-    """The peer broke the protocol: a connection error (RFC 9113 §5.4.1). Never leaves the backend.
+    """The peer broke the protocol: a connection error (RFC 9113 §5.4.1). It never leaves the backend.
 
     :ivar told: whether the GOAWAY for it is in the output already.
     """
@@ -23,7 +23,7 @@ class PeerError(Exception):
 
 
 class StreamError(Exception):
-    """A stream error (RFC 9113 §5.4.2), most often a malformed message (§8.1.1). Never leaves the backend."""
+    """A stream error (RFC 9113 §5.4.2), most often a malformed message (§8.1.1). It never leaves the backend."""
 
     def __init__(self, message: str, code: int = ErrorCodes.PROTOCOL_ERROR) -> None:
         super().__init__(shown(message))

@@ -189,7 +189,7 @@ def known_settings(frame: memoryview) -> KnownSettings:
 
 
 def increment(frame: memoryview) -> int:
-    """By how much a WINDOW_UPDATE opens a window (RFC 9113 §6.9); 0 for one that may not be."""
+    """By how much a WINDOW_UPDATE opens a window (RFC 9113 §6.9); 0 if the frame is malformed."""
     return int.from_bytes(frame[9:], "big") & 0x7FFFFFFF if len(frame) == 13 else 0
 
 
@@ -248,7 +248,7 @@ def data_frames(stream: int, data: bytes | memoryview, size: int, *, end: bool) 
     if len(data) <= size:
         return [frame_header(len(data), DATA, END_STREAM if end else 0, stream), data]
     pieces: list[bytes | memoryview] = []
-    view = memoryview(data)  # whose slices are no copies
+    view = memoryview(data)  # a slice of a view is no copy
     for start in range(0, len(data), size):
         chunk = view[start : start + size]
         last = end and start + size >= len(data)

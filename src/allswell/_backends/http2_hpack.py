@@ -71,11 +71,11 @@ class FieldEncoder(Encoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self._indexed: dict[_Field, bytes] = {}  # all fields that the tables hold now
-        self._names: dict[bytes, int] = {}  # likewise, the lowest index of each name
+        self._indexed: dict[_Field, bytes] = {}  # the codes of all fields that the tables hold now
+        self._names: dict[bytes, int] = {}  # the lowest index of each name in the tables
         self._moved = True  # the table has changed since these two were made
-        self._literals: dict[_Field, bytes] = {}  # these refer to the static table only
-        self._older: dict[_Field, bytes] = {}  # likewise: those before
+        self._literals: dict[_Field, bytes] = {}  # codes that do not depend on the dynamic table
+        self._older: dict[_Field, bytes] = {}  # likewise, of an earlier time: see _remember
         self._entered: dict[bytes, int] = {}  # how often a field of this name has entered the table
         self._said = self._smallest = self.header_table.maxsize
         self._resized = False
@@ -124,7 +124,7 @@ class FieldEncoder(Encoder):
             index = self._names.get(name, 0)
             if self._entered.get(name, 0) < _RESTLESS:
                 return self._enter(name, value, index)
-            if index > _STATIC_LENGTH:  # it holds only until the table changes, so it is not worth remembering
+            if index > _STATIC_LENGTH:  # this code changes with the table, so it is not remembered
                 return integer(index, 4) + _string(value)
         index = _STATIC_NAMES.get(name, 0)
         code = integer(index, 4, 0x10 if secret else 0) + (b"" if index else _string(name)) + _string(value)
@@ -133,7 +133,7 @@ class FieldEncoder(Encoder):
         return code
 
     def _look_up(self) -> None:
-        """Note where everything stands in the tables (§2.3.3)."""
+        """Note the index of each field and name in the tables (§2.3.3)."""
         self._moved = False
         indexed, names = self._indexed, self._names
         indexed.clear()
@@ -159,7 +159,7 @@ class FieldEncoder(Encoder):
         return integer(index, 6, 0x40) + (b"" if index else _string(name)) + _string(value)
 
     def _remember(self, field: _Field, code: bytes) -> None:
-        """Remember it as long as it is used. A field that came only once is forgotten first."""
+        """Remember a field's code as long as it is used. The code of a field that came only once is forgotten first."""
         literals = self._literals
         if len(literals) >= _REMEMBERED:
             self._older = literals.copy()

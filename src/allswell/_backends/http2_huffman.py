@@ -20,10 +20,10 @@ _END_OF_STRING = 256
 
 _code = _CODES.__getitem__
 
-#: By the bits that the last octet lacks: the beginning of the code of the end of string (§5.2).
+#: The padding (§5.2), by the number of bits that the last octet lacks: the beginning of the end of string's code.
 _PADDING = [_CODES[_END_OF_STRING][: -left % 8] for left in range(8)]
 
-# A place is the beginning of a code, with a 1 in front that keeps its zeros. The root is 1.
+# A place is a number: the bits of a code's beginning, behind a 1 that keeps their zeros. The root is 1.
 _SYMBOLS = {int("1" + code, 2): symbol for symbol, code in enumerate(_CODES)}
 
 

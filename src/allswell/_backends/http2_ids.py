@@ -24,7 +24,7 @@ class StreamIds:
 
     @property
     def left(self) -> int:
-        """How many there are still."""
+        """How many streams may still be opened, by their numbers."""
         return (_LAST - self.next) // 2 + 1
 
     def take(self) -> int:
@@ -45,7 +45,7 @@ class StreamIds:
         :raises PeerError: if it is.
         """
         if id_ % 2 == 0 or id_ >= self.next:
-            # §5.1: also stream 0, and the even ones, which only a push could open
+            # §5.1: so are stream 0, and even ones, which only a push could open
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, f"the peer sent a frame on stream {id_}, which is idle")
 
     def check_dead(self, id_: int) -> None:

@@ -1,4 +1,4 @@
-"""One exchange on an HTTP/2 connection: how far each direction has come, its window, what a response must look like."""
+"""One exchange on an HTTP/2 connection: its two halves, its windows, and the checks of its response."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Window:
 
     Credit goes back in portions of half a window: often enough to keep the peer sending, seldom enough to cost nothing.
 
-    :ivar left: what it may.
+    :ivar left: how many bytes it may send now.
     """
 
     __slots__ = ("_credit", "_portion", "left")
@@ -45,7 +45,7 @@ class Window:
             raise PeerError(ErrorCodes.FLOW_CONTROL_ERROR, "the peer sent more than the window allows")
 
     def consume(self, size: int) -> int:
-        """So much was consumed; by how much to open the window now (0: not yet)."""
+        """Note that so many bytes were consumed. Return by how much to open the window now; 0: not yet."""
         self._credit += size
         if self._credit < self._portion:
             return 0
@@ -141,7 +141,7 @@ class Run:
 
 @dataclass(slots=True)
 class Held:
-    """A request that may not go yet. It has no window, so of its body only the end can have come: its stream tells.
+    """A request that may not go yet. It has no window, so nothing of its body can have come but the end.
 
     :ivar trailers: what ends the body.
     """

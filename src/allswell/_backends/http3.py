@@ -81,9 +81,9 @@ from allswell._quic.interface import (
     why_ended,
 )
 
-#: Frames of an exchange, and bytes of another stream, that are looked into in one call.
+#: How many frames of an exchange, and bytes of another stream, are parsed in one go.
 _MOST_FRAMES, _SLICE = 1024, 16 * 1024
-#: No quarter of a stream's number is so large (RFC 9297 §2.1).
+#: A quarter of a stream's number is smaller than this (RFC 9297 §2.1).
 _NO_QUARTER = 1 << 60
 _NO_EXTENDED_CONNECT = "the server does not support extended CONNECT (RFC 9220)"
 
@@ -92,7 +92,7 @@ _NO_EXTENDED_CONNECT = "the server does not support extended CONNECT (RFC 9220)"
 class _Frames:
     """Frames of one exchange that came together.
 
-    :ivar framing: bytes of them that nobody will consume: headers, and what is skipped.
+    :ivar framing: how many of their bytes nobody will consume: all but the content of DATA.
     :ivar end: the stream ends with them.
     """
 
@@ -106,9 +106,9 @@ class _Frames:
 class Http3:
     """HTTP/3 on one connection.
 
-    :param quic: the connection; its handshake is complete, or 0-RTT is possible.
+    :param quic: the connection. Its handshake is complete, or 0-RTT is possible.
     :param max_header_size: bytes of a header section that are accepted, compressed and not.
-    :param alternative: an origin, and which alternative service of its this is; both as authorities.
+    :param alternative: if this is an alternative service: its origin, and the service; both as authorities.
     """
 
     name = "h3"
@@ -154,7 +154,7 @@ class Http3:
         limit = control.section_limit
         if limit is not None and section_size(fields) > limit:
             raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9114 §4.2.2
-        end = end and head.method != b"CONNECT"  # RFC 9114 §4.4: what follows is the tunnel's
+        end = end and head.method != b"CONNECT"  # RFC 9114 §4.4: the stream of a CONNECT ends with its tunnel
         early = not quic.handshake_complete
         stream_id = quic.get_next_available_stream_id()
         reader = FrameReader(h3.NOT_ON_REQUEST, self._limit)
@@ -163,18 +163,18 @@ class Http3:
         if (early and head.method not in SAFE_METHODS) or (head.protocol is not None and not control.greeted):
             exchange.held = Held(fields)
             exchange.with_early_data = False
-            quic.send_stream_data(stream_id, b"")  # takes the number
+            quic.send_stream_data(stream_id, b"")  # it sends nothing, and takes the stream's number
         else:
             self._qpack.send(stream_id, fields, end)
         return stream_id
 
     def _alt_used(self, request: RequestSection[Field]) -> Headers:
-        """What goes to an alternative service names it: Alt-Used (RFC 7838 §5)."""
+        """The Alt-Used field: a request to an alternative service names it (RFC 7838 §5)."""
         if self._alternative is None:
             return []
         origin, used = self._alternative
         if request.authority != origin or any(name == b"alt-used" for name, _ in request.fields):
-            return []  # it is of another origin, that shares this connection; or its caller knows better
+            return []  # it is for another origin that shares this connection, or the caller has set the field
         return [(b"alt-used", used)]
 
     def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
@@ -222,7 +222,7 @@ class Http3:
 
     def datagram_room(self, exchange: int) -> int:
         if exchange not in self._exchanges or not (self._control.takes_datagrams and self._quic.datagrams):
-            return 0  # RFC 9297 §2.1.1: both sides must have said so
+            return 0  # RFC 9297 §2.1.1: both sides must allow datagrams
         return max(0, self._quic.largest_datagram - len(varint.encode(exchange // 4)))
 
     def send_datagram(self, exchange: int, payload: bytes) -> None:
@@ -408,7 +408,7 @@ class Http3:
     def _on_frames(self, left: _Frames) -> None:
         stream_id, state, frames = left.stream_id, left.state, left.frames
         try:
-            while frames and self._exchanges.get(stream_id) is state:  # (or it has failed, or is to be sent again)
+            while frames and self._exchanges.get(stream_id) is state:  # (it may have failed, or must be sent again)
                 if self._work <= 0:
                     self._input.appendleft(left)
                     return
@@ -461,7 +461,7 @@ class Http3:
             self._events.append(InformationalReceived(stream_id, head))
             return
         if status == 425 and state.with_early_data:
-            # RFC 8470 §5.2: not processed; to be sent again, not as early data.
+            # RFC 8470 §5.2: it was not processed. It may be sent again, but not as early data.
             refused = RemoteProtocolError("425 Too Early", reach="exchange")
             self._fail(stream_id, NotProcessed(refused, proven=True), h3.H3_REQUEST_CANCELLED)
             return
@@ -485,9 +485,9 @@ class Http3:
         self._peer_streams.on_reset(stream_id)
         state = self._exchanges.get(stream_id)
         if state is None or state.receiving.over:
-            return  # RFC 9000 §3.2: behind the end of its half a reset says nothing
+            return  # RFC 9000 §3.2: a reset after the end of the stream means nothing
         if not h3.is_error(code) and state.whole:
-            # RFC 9114 §4.1 has the stream ended. But all of the content has come, and the server names no error.
+            # RFC 9114 §4.1 wants the stream to end. But all of the content has come, and the server names no error.
             self._on_end(stream_id, state)
         else:
             error = state.reset_error(code)
@@ -501,11 +501,11 @@ class Http3:
         if state is None:
             return
         if state.held is not None:
-            state.sending.stop("peer")  # QUIC has reset our half by itself (RFC 9000 §3.5)
+            state.sending.stop("peer")  # QUIC has already reset our half (RFC 9000 §3.5)
             self._fail(stream_id, state.reset_error(code), h3.H3_REQUEST_CANCELLED)
         elif state.sending.stop("peer"):
-            # Whatever the code says, the response does not need the rest of the request: RFC 9114 §4.1, "Clients MUST
-            # NOT discard complete responses as a result of having their request terminated abruptly".
+            # The response may come all the same, whatever the code: RFC 9114 §4.1, "Clients MUST NOT discard complete
+            # responses as a result of having their request terminated abruptly".
             self._events.append(UploadRefused(stream_id))
             if state.over:
                 del self._exchanges[stream_id]
@@ -573,7 +573,7 @@ class Http3:
     # The end
 
     def _break(self, error: H3Error) -> None:
-        """The peer broke the protocol: QUIC is closed with the code (RFC 9114 §8)."""
+        """The peer broke the protocol: close QUIC with the error's code (RFC 9114 §8)."""
         if not self._over:
             self._quic.close(error_code=error.code, reason_phrase=error.reason)
             broken = RemoteProtocolError(f"the server broke HTTP/3: {error.reason}")
@@ -583,10 +583,10 @@ class Http3:
     def _on_terminated(self, end: End) -> None:
         if self._over:
             return
-        self.says_goodbye = ""  # nobody would hear it
+        self.says_goodbye = ""  # the peer would not hear it
         error = why_ended(end, "the server closed the connection")
         self._lost(error)
-        # An orderly end is one that RFC 9000 §10.1 or §10.2 knows and that names no error.
+        # The end is orderly if it is the idle timeout (RFC 9000 §10.1) or a close (§10.2) that names no error.
         if end.by == "network" or (end.by == "peer" and end.code in (0, h3.H3_NO_ERROR)):
             self._events.append(PeerLeaving())
         else:
@@ -595,7 +595,7 @@ class Http3:
     def _lost(self, error: AllswellError) -> None:
         self._over = True
         for stream_id, state in self._exchanges.items():
-            # Likely it crossed with the peer's goodbye: an idempotent request may go again (RFC 9110 §9.2.2).
+            # The request has probably crossed the peer's goodbye. It may go again if idempotent (RFC 9110 §9.2.2).
             replay = not state.touched and not isinstance(error, RemoteProtocolError)
             failure = NotProcessed(error, proven=state.held is not None) if replay else error
             self._events.append(ExchangeFailed(stream_id, failure))

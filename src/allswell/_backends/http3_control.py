@@ -1,6 +1,7 @@
 """HTTP/3's unidirectional streams: the control streams of both sides, and the types of all that the peer opens.
 
-The peer's control stream has its SETTINGS, its GOAWAY and its ORIGIN frames. Ours has the same of ours, and priorities.
+The peer's control stream carries its SETTINGS, GOAWAY and ORIGIN frames. Ours carries our SETTINGS, GOAWAY and
+PRIORITY_UPDATE frames.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from allswell._backends.http3_frames import ControlReader, H3Error, Malformed
 from allswell._quic import varint
 from allswell._quic.interface import Multiplexer
 
-#: The size of the largest frame on a control stream, in bytes.
+#: The largest frame that is accepted on a control stream, in bytes.
 _CONTROL_LIMIT = 16 * 1024
 #: RFC 9000 §2.1: what the two low bits of a stream's number say.
 _KIND, _OURS_BOTH_WAYS, _THEIRS_ONE_WAY = 0b11, 0b00, 0b11
@@ -21,17 +22,17 @@ _UNKNOWN = bytes.fromhex("c000000000000021")
 
 
 def is_request(stream_id: int) -> bool:
-    """Whether a stream is one of those that have requests."""
+    """Whether a stream is one of those that carry requests."""
     return stream_id & _KIND == _OURS_BOTH_WAYS
 
 
 class Control:
-    """The control streams of one connection (RFC 9114 §6.2.1). It opens ours, and says our settings there.
+    """The control streams of one connection (RFC 9114 §6.2.1). It opens ours, and sends our settings there.
 
-    :ivar stream: ours.
+    :ivar stream: the number of our control stream.
     :ivar leaving: whether we have said GOAWAY.
     :ivar greeted: whether the peer's settings have come.
-    :ivar settings: they.
+    :ivar settings: the peer's settings; empty until they come.
     :ivar goaway: the first request that the peer refuses, as its last GOAWAY says; ``None`` until it says one.
     """
 
@@ -68,7 +69,7 @@ class Control:
         self._quic.send_stream_data(self.stream, h3.frame(h3.PRIORITY_UPDATE, varint.encode(stream_id) + priority))
 
     def say_goaway(self) -> None:
-        """GOAWAY (RFC 9114 §5.2), once. A client's names a push, of which there were none."""
+        """Send GOAWAY (RFC 9114 §5.2), once. A client's names the first push that it refuses: push 0."""
         if not self.leaving:
             self.leaving = True
             self._quic.send_stream_data(self.stream, h3.frame(h3.GOAWAY, varint.encode(0)))
@@ -109,14 +110,14 @@ class Control:
 
 
 class PeerStreams:
-    """The types of the peer's unidirectional streams (RFC 9114 §6.2)."""
+    """The peer's unidirectional streams, by their types (RFC 9114 §6.2)."""
 
     __slots__ = ("_critical", "_quic", "_untyped")
 
     def __init__(self, quic: Multiplexer) -> None:
         self._quic = quic
-        self._critical: dict[int, int] = {}  # its control stream and its QPACK streams, by their numbers
-        self._untyped: dict[int, bytes] = {}  # the others: what has come of their types
+        self._critical: dict[int, int] = {}  # the types of its control and QPACK streams, by the streams' numbers
+        self._untyped: dict[int, bytes] = {}  # the other streams: the bytes of their types that have come
 
     def take(self, stream_id: int, data: bytes, end: bool) -> tuple[int, bytes] | None:
         """The type of a stream, and what came behind it; ``None`` if it is not known yet, or the stream is of no use.
@@ -140,7 +141,7 @@ class PeerStreams:
             raise H3Error(h3.H3_ID_ERROR, "a push that was never allowed")  # RFC 9114 §4.6
         if kind not in (h3.CONTROL_STREAM, h3.ENCODER_STREAM, h3.DECODER_STREAM):
             if not end:
-                # RFC 9114 §6.2.3: unknown is fine. What still comes must not be read as a type.
+                # RFC 9114 §6.2.3: unknown types are allowed. What comes later must not be read as a type.
                 if before != _UNKNOWN:
                     self._quic.stop_stream(stream_id, h3.H3_STREAM_CREATION_ERROR)
                 self._untyped[stream_id] = _UNKNOWN

@@ -9,7 +9,7 @@ from allswell._messages import Headers, RequestHead
 
 
 class Held:
-    """What was not sent yet of a request that may not go yet.
+    """The unsent part of a request that may not go yet.
 
     :ivar fields: its header section.
     :ivar pieces: of its body: the content, whether the request ends there, and with which trailers.
@@ -24,7 +24,7 @@ class Held:
         self.size = 0
 
     def add(self, data: bytes, end: bool, trailers: Headers) -> None:
-        """A piece of the body waits too."""
+        """Hold a piece of the body too."""
         self.pieces.append((data, end, trailers))
         self.size += len(data)
 
@@ -65,5 +65,5 @@ class Http3Exchange(Halves):
         return self.not_processed(reset) if code == H3_REQUEST_REJECTED else reset
 
     def not_processed(self, cause: AllswellError) -> AllswellError:
-        """The error of this exchange if the peer says that it did not process it. That cannot be after an answer."""
+        """The error of this exchange if the peer says that it did not process it. After an answer it cannot say so."""
         return cause if self.receiving.answered else NotProcessed(cause, proven=True)

@@ -10,10 +10,10 @@ from allswell._quic import varint
 DATA, HEADERS, CANCEL_PUSH, SETTINGS, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID = 0x0, 0x1, 0x3, 0x4, 0x5, 0x7, 0xD
 #: Frame types of HTTP/2 that HTTP/3 has no use for (RFC 9114 §7.2.8).
 _RESERVED = {0x2, 0x6, 0x8, 0x9}
-#: For requests and for pushes (RFC 9218 §7.2): a client's to send.
+#: PRIORITY_UPDATE for requests, and for pushes (RFC 9218 §7.2). Only a client may send it.
 PRIORITY_UPDATE, _PRIORITY_UPDATE_PUSH = 0xF0700, 0xF0701
 _FROM_CLIENTS = {MAX_PUSH_ID, PRIORITY_UPDATE, _PRIORITY_UPDATE_PUSH}
-#: What must not be on a request stream, and on a control stream, that comes from a server.
+#: Frames that a server must not send on a request stream, and on its control stream.
 NOT_ON_REQUEST = frozenset({CANCEL_PUSH, SETTINGS, GOAWAY} | _FROM_CLIENTS | _RESERVED)
 NOT_ON_CONTROL = frozenset({DATA, HEADERS, PUSH_PROMISE} | _FROM_CLIENTS | _RESERVED)
 
@@ -55,7 +55,7 @@ class H3Error(Exception):
     """The peer broke HTTP/3 for the whole connection, which must be closed with this code (RFC 9114 §8)."""
 
     def __init__(self, code: int, reason: str) -> None:
-        self.reason = shown(reason)  # some of it is the peer's
+        self.reason = shown(reason)  # a part of it may be the peer's words
         super().__init__(self.reason)
         self.code = code
 
@@ -69,7 +69,7 @@ class Malformed(Exception):
 
 
 def is_error(code: int) -> bool:
-    """Whether a code means one. Those that nobody knows are as good as H3_NO_ERROR (RFC 9114 §8)."""
+    """Whether a code means an error. An unknown code means the same as H3_NO_ERROR (RFC 9114 §8)."""
     return code in _ERRORS
 
 
@@ -115,12 +115,12 @@ def parse_settings(payload: bytes) -> dict[int, int]:
 
 
 class FrameReader:
-    """Takes a stream apart into frames, however it was cut.
+    """Reads the frames of a stream, however the stream was cut.
 
     DATA goes through in pieces as it comes. Frames of unknown types are dropped as they come (RFC 9114 §9). The others
     are kept until they are whole, and must not be larger than the limit.
 
-    :param forbidden: types that are an error on this kind of stream, seen as soon as their header is.
+    :param forbidden: types that are an error on this kind of stream, as soon as the frame's header has come.
     :param limit: bytes of the largest whole frame.
     :ivar rest: what :meth:`feed` has not looked into.
     """
@@ -134,8 +134,8 @@ class FrameReader:
         self._limit = limit
         self._buffer = b""  # the beginning of a frame
         self._left = 0  # bytes that are still to come of a frame that goes through or is dropped
-        self._data = False  # which of the two
-        self._empty = 0  # frames that said nothing, since the last that did
+        self._data = False  # whether that frame goes through
+        self._empty = 0  # unknown frames and empty DATA frames since the last content
         self.rest = b""
 
     @property
@@ -179,7 +179,7 @@ class FrameReader:
                 break
             if what in self._forbidden:
                 raise H3Error(H3_FRAME_UNEXPECTED, f"a frame of type 0x{what:x} on the wrong stream")
-            if what not in self._WHOLE or (total > self._limit and what == ORIGIN):  # (which may be ignored)
+            if what not in self._WHOLE or (total > self._limit and what == ORIGIN):  # (ORIGIN may be ignored)
                 taken = min(total, size - position)
                 if what == DATA and (taken or not total):
                     piece = data[position : position + taken]

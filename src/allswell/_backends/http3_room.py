@@ -10,7 +10,7 @@ _SEND_BUFFER, _SEND_RESUME = 256 * 1024, 64 * 1024
 
 
 class RequestRoom:
-    """Room for requests. The peer's limit of streams gives it. A peer that is silent has none."""
+    """Room for requests. It is the rest of the peer's limit of streams; 0 while the peer is silent."""
 
     __slots__ = ("_max_streams", "_quic", "_side_by_side", "_silent")
 
@@ -24,10 +24,10 @@ class RequestRoom:
         return 0 if self._quic.silent else self._quic.streams_left
 
     def expected(self, open_: int) -> bool:
-        """Whether there is none, but the peer is about to allow more.
+        """Whether there is no room now, but the peer is about to allow more.
 
-        The peer's limit counts all streams that ever were (RFC 9000 §4.6). Its first one shows how many it allows side
-        by side. So if fewer are open, it will raise the limit.
+        The peer's limit counts all streams that were ever opened (RFC 9000 §4.6). Its first limit shows how many it
+        allows at the same time. So if fewer are open, it will raise the limit.
         """
         quic = self._quic
         return not quic.silent and quic.streams_left <= 0 and open_ < max(1, self._side_by_side)
@@ -46,9 +46,9 @@ class RequestRoom:
 
 
 class BodyRoom:
-    """Room for the bodies of requests: so much of each may wait in QUIC to be sent a first time.
+    """Room for the bodies of requests. Only so much of each may wait in QUIC to be sent for the first time.
 
-    :ivar blocked: the exchanges that found none. They must be told when there is some.
+    :ivar blocked: the exchanges that found no room. They must be told when there is some.
     """
 
     __slots__ = ("_quic", "blocked")
@@ -58,9 +58,9 @@ class BodyRoom:
         self.blocked: set[int] = set()
 
     def left(self, stream_id: int) -> int:
-        """How many bytes there are. Datagrams wait in one line, so they count for all exchanges."""
+        """How many bytes there is room for. All datagrams wait in one queue, so they count for each exchange."""
         return _SEND_BUFFER - self._quic.unsent(stream_id) - self._quic.unsent_datagrams
 
     def reopened(self, stream_id: int) -> bool:
-        """Whether there is enough again for an exchange that found none."""
+        """Whether there is enough room again for an exchange that found none."""
         return self.left(stream_id) >= _SEND_RESUME
