@@ -99,7 +99,8 @@ class HttpsRecords:
         :param addresses: returns when the name's first addresses are known, or that there are none: there is not much
             time from then on. ``None``: there is all the time that DNS takes.
         """
-        if is_address(name) or "." not in name or name.rpartition(".")[2].lower() in _SPECIAL:
+        _, dot, last = name.removesuffix(".").rpartition(".")
+        if is_address(name) or not dot or last.lower() in _SPECIAL:
             return ()
         find = partial(self._find, name, port)
         asked = self.finds.get((name, port), find, name=f"allswell asks for the HTTPS records of {name}")
