@@ -119,7 +119,7 @@ def _expanded(template: str, values: dict[str, str]) -> str:
     def fill(match: re.Match[str]) -> str:
         operator, names = match[1], match[2].split(",")
         if not _VARIABLES.issuperset(names):
-            raise ValueError(f"{template!r} has other variables than target_host and target_port")
+            raise ValueError(f"{named_url(template)!r} has other variables than target_host and target_port")
         named.update(names)
         given = [quote(values[name], safe="") for name in names]
         if not operator:
@@ -128,5 +128,6 @@ def _expanded(template: str, values: dict[str, str]) -> str:
 
     url = _EXPRESSION.sub(fill, template)
     if named != _VARIABLES or "{" in url:
-        raise ValueError(f"{template!r} is no template with target_host and target_port (RFC 9298 §2)")
+        words = "is no template with target_host and target_port (RFC 9298 §2)"
+        raise ValueError(f"{named_url(template)!r} {words}")
     return url

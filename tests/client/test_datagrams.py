@@ -145,7 +145,7 @@ async def test_what_does_not_fit_is_refused_and_all_goes_on(way: str, echo: int,
 
 
 async def test_many_at_once_beside_each_other(way: str, echo: int, trusting: ssl.SSLContext) -> None:
-    """Senders wait for room, and a reader gets what came; without a stream's order some may be lost."""
+    """Senders wait for room, and a reader gets what came. (Some is lost: the sockets behind the proxy are of UDP.)"""
     heard: list[bytes] = []
     with anyio.fail_after(120), _proxy(way) as (origin, settings):
         async with (
@@ -168,7 +168,8 @@ async def test_many_at_once_beside_each_other(way: str, echo: int, trusting: ssl
                 await anyio.sleep(0.05)
     numbers = [int(each.split()[0]) for each in heard if each != b"over"]
     assert set(numbers) <= set(range(500))
-    assert len(numbers) > (0 if way == "h3" else 100)
+    assert numbers
+    assert way == "h3" or numbers == sorted(numbers)
 
 
 async def test_lost_packets_lose_datagrams_and_nothing_else(echo: int, trusting: ssl.SSLContext) -> None:
@@ -306,9 +307,11 @@ async def test_templates(trusting: ssl.SSLContext, template: str, path: str) -> 
 @pytest.mark.parametrize("template", ["/{target_host}/", "/{target_host}/{port}", "/{+target_host}/{target_port}", "/"])
 async def test_what_is_no_template(template: str) -> None:
     async with allswell.AsyncClient() as client:
-        with pytest.raises(ValueError, match="target_port"):
-            async with allswell.connect_udp(client, f"https://proxy.example{template}", "o.example", 53):
+        given = f"https://me:secret@proxy.example{template}?token=secret"
+        with pytest.raises(ValueError, match="target_port") as caught:
+            async with allswell.connect_udp(client, given, "o.example", 53):
                 pytest.fail("that is none")
+        assert "secret" not in str(caught.value)
         with pytest.raises(ValueError, match="port 0"):
             async with allswell.connect_udp(client, f"https://proxy.example{_TEMPLATE}", "o.example", 0):
                 pytest.fail("that is none")
