@@ -18,7 +18,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import CipherSuite, Epoch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from allswell._quic import runs
@@ -204,6 +204,7 @@ def _compare(packets: list[Packet], cuts: list[int], mark: int = 0, **options: A
         ]
 
 
+@example([Packet([(0, 0, 0, False, False)]), Packet([(1, 0, 0, False, False)])], [], 0)  # a stretch of two
 @given(st.lists(_PACKETS, max_size=24), st.lists(st.integers(1, 8), max_size=3), st.sampled_from([0, 1, 2, 3]))
 @hypothesis.settings(max_examples=80, deadline=None)
 def test_runs_lead_where_single_datagrams_do(packets: list[Packet], cuts: list[int], mark: int) -> None:

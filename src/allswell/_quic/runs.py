@@ -316,7 +316,9 @@ class RunConnection(EcnConnection):
                 packets += reversed(Opener.open(opener, run, ends[: index + count], index, number))
                 continue
             index += count
-            expected = number + count if number + count - 1 > expected else expected
+            if number + count - 1 > expected:
+                # As aioquic counts: the number that is expected does not raise it, the next one does.
+                expected = number + count - (number + count - 1 - max(number, expected + 1) & 1)
             if taken:
                 merged += count
                 elicits = True
