@@ -92,8 +92,12 @@ def _rebuilt(kind: type[AllswellError], args: tuple[object, ...], facts: dict[st
 
 
 def described(error: BaseException) -> str:
-    """What logs and telemetry say of an error. Of another than ours, or the system's, the text may be anything."""
-    return str(error) if isinstance(error, AllswellError | OSError) else type(error).__name__
+    """What logs and telemetry say of an error, in one line. Of another than ours, or the system's, only the class.
+
+    Its text may be anything. (The system's have a number. What a program raises as ``OSError("…")`` has none.)
+    """
+    told = isinstance(error, AllswellError) or (isinstance(error, OSError) and error.errno is not None)
+    return printable(str(error)) if told else type(error).__name__
 
 
 def first_of(error: BaseException) -> BaseException:

@@ -174,6 +174,15 @@ def test_a_line_is_one_line(target: bytes, shown: str, lines: pytest.LogCaptureF
     ("event", "told"),
     [
         (RequestFailed(1, ValueError("secret")), "request 1 failed: ValueError"),
+        (RequestFailed(1, OSError("secret\nrequest 2 failed: a lie")), "request 1 failed: OSError"),
+        (
+            RequestFailed(1, OSError(5, "Input\noutput")),
+            "request 1 failed: [Errno 5] Input\N{REPLACEMENT CHARACTER}output",
+        ),
+        (
+            RequestFailed(1, ConnectFailed("a\n\x1b[2J", phase="dns")),
+            "request 1 failed: a \N{REPLACEMENT CHARACTER}[2J",
+        ),
         (RequestFailed(1, KeyboardInterrupt()), "request 1 was given up: KeyboardInterrupt"),
         (
             PhaseEnded(2, "tcp", ("::1", 80), 0.0, 0.25, KeyboardInterrupt()),
