@@ -1,19 +1,23 @@
 """The QUIC filter: a connection on a UDP filter, driven in batches, and ended so that the peer learns of it.
 
-Theory of operation. :class:`~allswell._quic.connection.ClientConnection` is sans-IO; three things move it.
-Input: :meth:`QuicFilter.receive_nowait` feeds it a few datagrams and returns what they meant, and sends nothing, so
-that they are answered by one flush. Output: :meth:`QuicFilter.transmit`, which any task may call, builds all
-datagrams that may go now and hands them to UDP. Time: acknowledgements that are due, probes, pacing, the idle timeout.
-Every transmission sets the one :class:`~allswell._tasks.Alarm` anew, which costs a comparison. When it rings it serves
-the timers and sends, there and then, in a callback of the event loop: no task is switched to. The connection's task
-is woken only when it has something to learn (the connection is over, or the socket is full and must be waited for).
+Theory of operation. :class:`~allswell._quic.connection.ClientConnection` is sans-IO. Three things move it:
+
+- *Input.* :meth:`QuicFilter.receive_nowait` feeds it some datagrams and returns their events. It sends nothing, so one
+  flush answers all of them.
+- *Output.* :meth:`QuicFilter.transmit`, which any task may call, builds the datagrams that may go and sends them.
+- *Time.* Acknowledgements that are due, probes, pacing, the idle timeout. There is one
+  :class:`~allswell._tasks.Alarm`, and every transmission sets it anew, which costs a comparison. When it rings, a
+  callback of the event loop serves the timers and sends at once, without a task switch.
+
+The alarm wakes the connection's reader only if that has something to learn: the connection is over, the peer has
+fallen silent, the handshake goes on, or the socket is full.
 
 How it ends (RFC 9000 §10.2). :meth:`QuicFilter.shutdown` sends CONNECTION_CLOSE and enters the closing period
-(`quic_goodbye.py`). When the peer closes first, it is answered with one CONNECTION_CLOSE (§10.2.2), and then nothing
-more is sent, whatever comes.
+(`quic_goodbye.py`). If the peer closes first, one CONNECTION_CLOSE answers it (§10.2.2), and nothing more is sent,
+whatever comes.
 
-Pieces of it have files of their own: what has arrived and was not looked into yet (`quic_arrivals.py`), the PINGs that
-go unasked (`quic_pings.py`), and the server's preferred address (`quic_preferred.py`).
+Pieces of the filter have files of their own: datagrams that wait to be parsed (`quic_arrivals.py`), PINGs
+(`quic_pings.py`), and the server's preferred address (`quic_preferred.py`).
 """
 
 from __future__ import annotations
@@ -47,18 +51,18 @@ from allswell._tasks import Alarm, TaskHost, current_host, weak_method
 
 #: RFC 9114 §8.1. An aborted transfer must not look like a completed one, so abort() says this and never NO_ERROR.
 H3_REQUEST_CANCELLED = 0x10C
-#: Seconds for which the end of the handshake waits for the first request, to go in one datagram with it.
+#: How many seconds the end of the handshake waits for the first request. The two go in one datagram.
 _HOLD = 0.005
-#: Seconds by which a timer is served late when the program has held the event loop.
+#: If a timer is served later than by so many seconds, the program has held the event loop.
 _LATE = 0.005
 
 
 class QuicFilter(Carrier[list[QuicEvent]]):
     """A QUIC connection.
 
-    :param udp: what it sends on.
-    :param settings: see there.
-    :ivar connection: the connection itself, for the backend on top; made by :meth:`connect`.
+    :param udp: carries its datagrams.
+    :param settings: see :class:`QuicSettings`.
+    :ivar connection: the sans-IO connection, for the backend on top. :meth:`connect` makes it.
     """
 
     name = "quic"
@@ -73,9 +77,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._alive = False
         self._kept: list[QuicEvent] = []
         self._turn_ends = False
-        self._held = False  # the end of the handshake is to go with the first request
+        self._held = False  # whether the end of the handshake waits for the first request
         self._waiting: anyio.CancelScope | None = None
-        self._lost: TransportError | None = None  # it is told to every read: the system tells it once
+        self._lost: TransportError | None = None  # raised by every read: the system reports it once
         self._early = False
         self._keylog: KeyLog | None = None
         self._end: LayerEnd | None = None
@@ -87,10 +91,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     # Connecting
 
     async def connect(self) -> None:
-        """Shake hands; with 0-RTT, only begin to: the rest happens while the first requests are on their way."""
+        """Shake hands. With 0-RTT only begin: the first requests go before the handshake is complete."""
         self._host = current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
-        # 0-RTT does not wait for an answer, so it cannot begin anew.
+        # With 0-RTT nothing waits for the answer, so there is no second try with more groups.
         self._begin(all_groups=self._settings.early_data)
         server = self._settings.server
         try:
@@ -115,7 +119,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             raise ConnectFailed(f"no QUIC connection to {server}: {error}", phase="quic", by=error.by) from error
 
     def _begin(self, *, all_groups: bool) -> None:
-        """Make the connection, or another in its place, and send its first flight."""
+        """Make the connection, or a new one in its place, and send its first flight."""
         settings = self._settings
         if self._alive:
             self.connection.discard()
@@ -141,7 +145,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._early = settings.early_data and connection.early_data_ready
 
     def _obstructed(self, obstacle: OSError) -> TransportError:
-        """Where nothing was heard but that there is no way, it is not waited for. (Nor does TCP.)"""
+        """The error if nothing has come but an obstacle, such as no route. There is no wait then, as with TCP."""
         words = obstacle.strerror
         if obstacle.errno == errno.EMSGSIZE:
             words = f"datagrams of {self._settings.max_datagram_size} bytes are too large for this network"
@@ -150,16 +154,16 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     # Receiving
 
     def receive_nowait(self) -> list[QuicEvent] | None:
-        """What the next datagrams meant, a few at a time; never an empty list (see ``Progress``).
+        """Return the events of the next datagrams, a few at a time; never an empty list (see ``Progress``).
 
-        The end of the connection is an event too (``ConnectionTerminated``), with the batch that brought it.
+        The end of the connection is an event, too (``ConnectionTerminated``). It comes with the batch that brought it.
         """
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
         events = self._receive()
         if events is not None and self._alive:
-            self._set_alarm()  # an ACK may be due before what came is answered
+            self._set_alarm()  # an ACK may be due before the backend answers
         return events
 
     def _receive(self) -> list[QuicEvent] | None:
@@ -174,10 +178,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._stop_alarm()
             raise
         if more and not self._arrivals:
-            return [Progress()]  # nothing was heard, but there may be more to look at
+            return [Progress()]  # these were only errors of the socket: look again
         if not more:
             if self._early and connection.silent and not connection.handshake_complete:
-                # A handshake that is waited for ends with the time to connect. This one is not, and it was no success.
+                # The connect timeout does not end this handshake, because connect() has returned. So this does.
                 if self._settings.unanswered is not None:
                     self._settings.unanswered()
                 raise TransportError(f"no answer to early data from {self._settings.server}", operation="read")
@@ -221,7 +225,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self._arrivals:
             await anyio.lowlevel.checkpoint()
             return
-        # Not a deadline, but the way for the alarm to wake this task: see _wake.
+        # This scope is no deadline. By it the alarm wakes this task: see _wake.
         with anyio.CancelScope() as self._waiting:
             try:
                 await self._udp.wait_readable()
@@ -229,11 +233,11 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                 self._waiting = None
 
     def _wake(self) -> None:
-        """Have the connection's task, or its listener, look at what there is."""
+        """Have the task that waits here, or the listener, look at what there is."""
         if self._waiting is not None:
             self._waiting.cancel()
         elif self._listener is not None and self._host is not None:
-            self._host.call_soon(self._call_listener)  # not now: it may be what called this
+            self._host.call_soon(self._call_listener)  # not now: the listener may have called this
 
     def _call_listener(self) -> None:
         if self._listener is not None:
@@ -242,14 +246,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     # Sending
 
     def transmit(self, data: bytes = b"") -> None:
-        """Send what HTTP has to say now; or, what comes later in the same turn of the event loop, together at its end.
+        """Send what HTTP has to say: at once if it is the first in this turn of the event loop, else at the turn's end.
 
-        Fifty requests that one batch of responses set free share packets that way, and one alone waits for nothing.
-        What is to be said to a batch itself (credit, acknowledgements) waits for the end of the turn too, and goes with
-        the requests that it sets free.
+        So a single request waits for nothing, and fifty requests that follow one batch of responses share packets.
+        Credit and acknowledgements also wait for the end of the turn, and go with those requests.
         """
         if not self._alive or not self.connection.dirty or (self._turn_ends and self.connection.handshake_complete):
-            return  # (0-RTT is worth nothing once the handshake is over: that does not wait)
+            return  # (0-RTT does not wait: it is of use only before the handshake ends)
         assert self._host is not None
         self._pings.sent()
         if not self._turn_ends:
@@ -264,10 +267,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._send()
 
     def _send(self) -> None:
-        """Build and send all that may go now; then set the alarm for what must go later."""
+        """Build and send all that may go now. Then set the alarm for what must go later."""
         self._held = False
         if self._udp.unsent:
-            return  # the socket is full: congestion control must not believe that more was sent
+            return  # the socket is full: congestion control must not count more as sent
         connection = self.connection
         if self._udp.ecn and not connection.marking:
             self._udp.send_marked(NOT_ECT)
@@ -326,7 +329,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         lost = self._udp.lost
         self._send()
         if self._udp.lost > lost and connection.migration_allowed and connection.handshake_complete:
-            # There is no way any more from this address: the network has changed under us. Try from another.
+            # The system has no route from our address any more: the network has changed. Try another address.
             with suppress(ConnectFailed):
                 self.migrate()
         untold = connection.ended is not None or connection.silence_is_news or not connection.handshake_complete
@@ -334,7 +337,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             self._wake()
 
     def _look(self) -> None:
-        """Take what has come while the program held the event loop, before a timer says that nothing has."""
+        """Take what came while the program held the event loop. Otherwise a timer would say that nothing came."""
         self._udp.catch_up()
         try:
             events = self._receive()
@@ -351,10 +354,10 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return self.connection.all_acknowledged
 
     async def delivered(self, deadline: Deadline) -> bool:
-        """Wait until all that was sent is acknowledged; whether it is. A peer that has fallen silent is gone.
+        """Wait until the peer has acknowledged all that was sent. Return whether it has.
 
-        A PING follows in a packet of its own: two packets are acknowledged at once, one only after the peer's
-        ``max_ack_delay`` (RFC 9000 §13.2.2).
+        If the peer falls silent, this ends. A PING follows in a packet of its own, because two packets are acknowledged
+        at once, and one only after the peer's ``max_ack_delay`` (RFC 9000 §13.2.2).
         """
         if not self._alive or self.connection.ended is not None:
             return False
@@ -377,14 +380,14 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         return connection.ended is None and connection.all_acknowledged
 
     def _probed(self) -> None:
-        """The connection was given what has come from the server's preferred address."""
+        """Something has come from the server's preferred address, and the connection has taken it."""
         self._follow()
         if self._alive:
             self._send()
             self._wake()
 
     def _follow(self) -> None:
-        """Go on from where the connection has moved to."""
+        """If the connection has moved to the preferred address, use that socket from now on."""
         if self._preferred.reached(self.connection) and self._host is not None:
             self._pings.ping(self.connection)
             self._host.call_later(CLOSING_PROBES * self.connection.probe_timeout, self._preferred.end)
@@ -394,8 +397,8 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     def migrate(self, local_address: str | None = None) -> None:
         """Go on from a new local port, or address, under a new connection ID (RFC 9000 §9.2, §9.5).
 
-        :raises ConnectFailed: when there is no such socket to be had, or the peer forbade it
-            (``disable_active_migration``); the connection goes on as it was.
+        :raises ConnectFailed: if no such socket can be made, or the peer forbids migration
+            (``disable_active_migration``). The connection goes on as it was.
         """
         if not self.connection.migration_allowed:
             raise ConnectFailed("the peer does not allow migration", phase="quic", by="peer")
@@ -414,13 +417,13 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     def say_goodbye(self) -> None:
         if not self._alive or self.connection.ended is not None:
-            return  # nothing was said yet, or all is said
-        self._send()  # what is queued would be dropped by close()
+            return  # there is no connection yet, or it is over
+        self._send()  # close() would drop what is queued
         self._stop_alarm()
         self.connection.close(self._settings.no_error)
         self._goodbye.datagrams = [datagram for datagram, _ in self.connection.datagrams_to_send(monotonic())]
         self._udp.send(self._goodbye.datagrams)
-        self._wake()  # acknowledgements are not waited for any longer
+        self._wake()  # wake delivered(): it need not wait for acknowledgements any more
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         if self._end is not None:
@@ -453,12 +456,12 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self._goodbye.unreachable:
             if connection.ended is None:
                 connection.close(H3_REQUEST_CANCELLED)
-            # Or a close with an error's code that is still to be said. Nothing, where the peer has closed.
+            # This may be an earlier close with an error's code. If the peer has closed, it is nothing.
             self._udp.send([datagram for datagram, _ in connection.datagrams_to_send(monotonic())])
         return self._finish(self._goodbye.aborted(connection), monotonic())
 
     def _stop_alarm(self) -> None:
-        """No timer any more."""
+        """Set no timer any more."""
         if self._alarm is not None:
             self._alarm.stop()
 

@@ -1,4 +1,4 @@
-"""What has arrived for a QUIC connection, from the socket to the connection, a little at a time."""
+"""The datagrams that have arrived for a QUIC connection. They go from the socket to the connection, some at a time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from allswell._clock import monotonic
 from allswell._filters.interface import Datagrams, Run
 from allswell._quic.connection import ClientConnection
 
-#: So much is looked into at a time, however small the frames are that the peer has made of it.
+#: The connection parses for so long in one go, and so many bytes at most. The peer may send very small frames.
 _TAKE_SECONDS, _TAKE_BYTES = 0.004, 128 * 1024
 
 
 class Arrivals:
-    """Datagrams that were taken from the socket and not looked into yet. It is false when there are none."""
+    """Datagrams that were taken from the socket and are not parsed yet. It is false if there are none."""
 
     def __init__(self, udp: Datagrams) -> None:
         self._udp = udp
         self._runs: deque[Run] = deque()
-        self._looked = 0  # datagrams of the first run that were looked into
+        self._looked = 0  # how many datagrams of the first run are parsed
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -36,9 +36,9 @@ class Arrivals:
         return True
 
     def give(self, connection: ClientConnection, now: float, over: Callable[[], bool]) -> int:
-        """Have the connection look into the first of them, a run at most. Return how many bytes that was.
+        """Have the connection parse some of the first run, one datagram at least. Return how many bytes it has parsed.
 
-        :param over: returns whether others are to have their turn now.
+        :param over: returns whether others must have their turn now.
         """
         (data, ends, mark), looked = self._runs[0], self._looked
         start = ends[looked - 1] if looked else 0
@@ -49,7 +49,7 @@ class Arrivals:
         return ends[looked - 1] - start
 
     def give_some(self, connection: ClientConnection, now: float) -> None:
-        """Have the connection look into as many as one turn takes."""
+        """Have the connection parse as many as one turn allows."""
         until, size = now + _TAKE_SECONDS, _TAKE_BYTES
         while self._runs and size > 0:
             size -= self.give(connection, now, lambda: monotonic() >= until)
@@ -57,6 +57,6 @@ class Arrivals:
                 break
 
     def forget(self) -> None:
-        """They were for another connection."""
+        """Drop all: they were for an earlier connection."""
         self._runs.clear()
         self._looked = 0

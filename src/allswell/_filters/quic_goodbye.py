@@ -1,9 +1,10 @@
 """How a QUIC connection ends: what was said and heard, and the closing period.
 
-CONNECTION_CLOSE may be lost and is never acknowledged. So it goes three times within the first PTO of the closing
-period, which takes three PTO at most. A later copy could reach a peer that has left its own draining period, and draw a
-stateless reset: from then on it is sent only in answer to what still arrives, to the 1st, 2nd, 4th, 8th … datagram. The
-period ends early with the peer's own CONNECTION_CLOSE, its stateless reset, or an unreachable port: then it knows.
+CONNECTION_CLOSE may be lost, and is never acknowledged. So it is sent three times within the first PTO of the closing
+period, which takes three PTO at most. A later copy could reach a peer whose draining period is over, and cause a
+stateless reset. It is also sent in answer to datagrams that still arrive: to the 1st, 2nd, 4th, 8th and so on. The
+period ends early if the peer is known to have closed: by its own CONNECTION_CLOSE, a stateless reset, or an unreachable
+port.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from allswell._quic.interface import End
 from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost
 
-#: PTO of the closing period (RFC 9000 §10.2).
+#: How many PTO the closing period takes (RFC 9000 §10.2).
 CLOSING_PROBES = 3
-#: Copies of our CONNECTION_CLOSE, spread over the first PTO of the closing period.
+#: How often our CONNECTION_CLOSE is sent in the first PTO of the closing period.
 _GOODBYES = 3
 
 
 class Goodbye:
     """The end of one connection.
 
-    :ivar datagrams: those of our CONNECTION_CLOSE, once it was said.
-    :ivar answered: with what the peer's was answered.
-    :ivar unreachable: the peer's port is closed, or the socket.
+    :ivar datagrams: the datagrams of our CONNECTION_CLOSE, once it was sent.
+    :ivar answered: our answer to the peer's CONNECTION_CLOSE.
+    :ivar unreachable: whether the peer's port, or our socket, is closed.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Goodbye:
     async def closing_period(
         self, connection: ClientConnection, udp: Datagrams, arrivals: Arrivals, host: TaskHost, deadline: Deadline
     ) -> bool:
-        """Wait for its end (RFC 9000 §10.2.1). Return whether that came before the deadline, which may come forward."""
+        """Wait for the period's end (RFC 9000 §10.2.1). Return whether the deadline left time for it."""
         now = monotonic()
         interval = connection.probe_timeout
         end = now + CLOSING_PROBES * interval
@@ -68,10 +69,10 @@ class Goodbye:
                         while answer_at <= arrived:
                             answer_at *= 2
                 return True
-            while copies:  # where the event loop was late for all of it
+            while copies:  # the event loop was late for these
                 repeat()
         except TransportError:
-            self.unreachable = True  # the port is closed: there is no peer left to be told
+            self.unreachable = True  # the port is closed: the peer is gone
             return True
         finally:
             for timer in timers:
@@ -79,11 +80,11 @@ class Goodbye:
         return deadline.at >= end
 
     def waited(self, connection: ClientConnection) -> Outcome:
-        """How it ends when the answer to our goodbye is not waited for any longer."""
+        """The outcome if we wait no longer for the answer to our goodbye."""
         return Outcome.TIMED_OUT if connection.heard is None and not self.unreachable else Outcome.CLEAN
 
     def aborted(self, connection: ClientConnection) -> Outcome:
-        """How it ends when there was no goodbye of ours, or no polite one."""
+        """The outcome if we said no goodbye, or not a polite one."""
         ended = connection.ended
         if ended is not None and ended.by == "peer" and ended.code is not None:
             return Outcome.PEER_FIRST

@@ -1,8 +1,8 @@
-"""The PINGs that a QUIC connection sends unasked: for a response that is silent, and to be kept alive.
+"""The PINGs of a QUIC connection: for a response that is silent, and to keep the connection alive.
 
-A NAT that forgot us lets nothing in until something goes out, and a client that only receives sends nothing. So if a
-response that is waited for is silent for half a second, a PING goes. The next one waits twice as long, but never longer
-than half of the idle timeout.
+If a NAT has forgotten us, it lets nothing in until we send something, and a client that only receives sends nothing.
+So if an expected response is silent for half a second, a PING is sent. Each next one waits twice as long, up to half of
+the idle timeout.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import math
 from allswell._clock import monotonic
 from allswell._quic.connection import ClientConnection
 
-#: Seconds without news of a response that is waited for, before the first PING.
+#: After so many seconds without news of an expected response, the first PING is sent.
 PING_AFTER = 0.5
 
 
 class Pings:
-    """Those of one connection.
+    """The PINGs of one connection.
 
-    :param keepalive: seconds of silence after which one goes, whatever is waited for; ``None``: never.
+    :param keepalive: after how many seconds of silence one is sent, also if no response is expected; ``None``: never.
     :ivar heard_at: when the peer was heard last.
-    :ivar after: seconds without news after which the next one goes; ``inf``: nothing is waited for.
+    :ivar after: after how many seconds without news the next one is sent; ``inf``: no response is expected.
     """
 
     def __init__(self, keepalive: float | None) -> None:
@@ -40,20 +40,20 @@ class Pings:
         self._quiet_since, self.after = now, PING_AFTER
 
     def sent(self) -> None:
-        """Something was sent. If nothing was waited for, this may be a request."""
+        """Something was sent. It may be a request, so a response may be expected from now on."""
         if self.after == math.inf:
             self.news(monotonic())
 
     def due(self, connection: ClientConnection) -> float:
-        """When :meth:`look` is worth a call."""
+        """When :meth:`look` must be called next."""
         return min(self._quiet_since + self.after, self.heard_at + self.silence(connection))
 
     def silence(self, connection: ClientConnection) -> float:
-        """Seconds of silence after which one goes; the peer may forget the connection sooner than we would."""
+        """After how many seconds of silence one is sent. The peer may have a shorter idle timeout than we do."""
         return math.inf if self._keepalive is None else min(self._keepalive, connection.idle_timeout / 2)
 
     def look(self, connection: ClientConnection, now: float) -> None:
-        """Queue what is due."""
+        """Queue the PINGs that are due."""
         if now >= self._quiet_since + self.after:
             if connection.handshake_complete and connection.awaits_response:
                 self._quiet_since, self.after = now, min(2 * self.after, connection.idle_timeout / 2)
@@ -65,6 +65,6 @@ class Pings:
             self.ping(connection)
 
     def ping(self, connection: ClientConnection) -> None:
-        """Queue one."""
+        """Queue a PING."""
         self._count += 1
         connection.send_ping(self._count)

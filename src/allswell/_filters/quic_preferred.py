@@ -1,8 +1,8 @@
-"""The server's preferred address (RFC 9000 §9.6), where a QUIC connection may move to.
+"""The server's preferred address (RFC 9000 §9.6), to which a QUIC connection may move.
 
-aioquic probes it when the handshake is confirmed, and moves there when it answers. A socket that is connected reaches
-one address, so the probe has a socket of its own. When the connection has moved, the two are swapped. The old one stays
-for a while: something may be on its way to it.
+aioquic probes the address when the handshake is confirmed, and moves there when the server answers. A connected socket
+reaches one address only, so the probe has a socket of its own. When the connection has moved, the two sockets are
+swapped. The old one stays open for a while, because datagrams may be on their way to it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from allswell._tasks import TaskHost
 
 
 class PreferredAddress:
-    """The way there, if it is probed.
+    """The socket for the preferred address, once that is probed.
 
-    :param udp: what the connection sends on.
+    :param udp: carries the connection's datagrams.
     """
 
     def __init__(self, udp: Datagrams) -> None:
@@ -38,13 +38,13 @@ class PreferredAddress:
     ) -> None:
         """Send a probe.
 
-        :param arrived: called when the connection was given what has come from there.
+        :param arrived: called when something has come from there, and the connection has taken it.
         """
         if self._socket is None:
             try:
                 self._socket = self._udp.sibling(address)
             except ConnectFailed:
-                return  # a probe that is lost
+                return  # as if the probe was lost
             host.spawn(self._serve, self._socket, connection, arrived, name="allswell probes a preferred address")
         if self._socket.address == address:
             self._socket.send([datagram])
@@ -60,7 +60,7 @@ class PreferredAddress:
         socket.abort()
 
     def reached(self, connection: ClientConnection) -> bool:
-        """Whether the connection has just moved there. It is sent from there then, and not only probes (§9.6.1)."""
+        """Return whether the connection has just moved there. If so, swap the sockets: all goes there now (§9.6.1)."""
         socket = self._socket
         if socket is None or connection.peer_address != socket.address:
             return False

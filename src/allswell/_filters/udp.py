@@ -1,15 +1,18 @@
 """The UDP filter: one connected, non-blocking socket that receives and sends datagrams in batches.
 
-A system call per datagram is most of what UDP costs in user space. Where the kernel has them (Linux), ``UDP_GRO``
-hands over a run of datagrams with one ``recvmsg`` and ``UDP_SEGMENT`` takes a run of them with one ``sendmsg``;
-elsewhere, and where a network interface refuses, it is one call each.
+Most of UDP's cost in user space is the system call for each datagram. On Linux, ``UDP_GRO`` gives a run of datagrams
+with one ``recvmsg``, and ``UDP_SEGMENT`` takes a run with one ``sendmsg``. Elsewhere, and if a network interface
+refuses, each datagram takes a call.
 
-The socket is connected, so ICMP errors are heard: ``ECONNREFUSED`` (port unreachable) says that the peer is gone, and
-becomes an error. The others (no route, interface down) are hints that any router may send, and are taken for the
-loss of a datagram, which the layer above repairs; so are ``ENOBUFS`` and ``EMSGSIZE``. The last such error is kept in
-``obstacle``, for a connection that hears nothing else. The kernel reports an ICMP error to the next call, whichever
-that is. Where that call was to send, it has sent nothing, and is made again. A socket that is merely full (``EAGAIN``)
-loses nothing: what did not fit is kept and sent by :meth:`UdpFilter.flush`.
+The socket is connected, so the kernel reports ICMP errors:
+
+- ``ECONNREFUSED`` (port unreachable) means that the peer is gone. It is raised.
+- The others (no route, interface down) are only hints, because any router may send them. They count as the loss of a
+  datagram, which the layer above repairs. ``obstacle`` keeps the last one, for a connection that hears nothing else.
+- ``ENOBUFS`` and ``EMSGSIZE`` of a send cost that datagram only.
+
+The kernel reports an ICMP error at the next call of any kind. If that is a send, it has sent nothing, and is made
+again. A full socket (``EAGAIN``) loses nothing: :meth:`UdpFilter.flush` sends what did not fit.
 """
 
 from __future__ import annotations
@@ -40,15 +43,15 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 
 _RECEIVE_BUFFER = 4 * 1024 * 1024
 _LARGEST = 65535
-#: Datagrams of one batch; the last call to the kernel may give more.
+#: How many datagrams one batch has. The last call to the kernel may give more than fit.
 _BATCH = 64
-#: The kernel takes at most so many segments, and an IP packet's worth of bytes, per call.
+#: The kernel takes at most so many segments in one call, and together no more bytes than one IP packet holds.
 _SEGMENTS, _SEGMENTED_BYTES = 64, 65000
 _IP_RECVTOS = 13
 _ANCILLARY = 2 * socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
-#: Nobody is there; the second is Windows' word for it.
+#: The port is unreachable. The second is what Windows raises.
 _UNREACHABLE = ConnectionRefusedError, ConnectionResetError
-#: Errors of a send that mean one datagram is lost, not the socket.
+#: Errors of a send after which the datagram is lost, and the socket still works.
 _LOST_DATAGRAM = frozenset(
     {errno.ENOBUFS, errno.EMSGSIZE, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EPERM, errno.EACCES}
 )
@@ -60,7 +63,7 @@ class UdpFilter(Datagrams):
     :param family: ``socket.AF_INET`` or ``AF_INET6``.
     :param address: the peer's socket address, resolved.
     :param local_address: the address to send from, or ``None`` for the system's choice.
-    :param check: looks at the other addresses that are to be reached (:meth:`beside`); raises ``ConnectFailed``.
+    :param check: checks the address for a :meth:`sibling`. It raises ``ConnectFailed`` if that is not allowed.
     """
 
     name = "udp"
@@ -96,7 +99,7 @@ class UdpFilter(Datagrams):
     def rebind(self, local_address: str | None = None) -> None:
         """Go on from a new local port, and from another local address if one is given (RFC 9000 §9).
 
-        :raises ConnectFailed: when there is no such socket to be had; the old one stays.
+        :raises ConnectFailed: if no such socket can be made. The old one stays.
         """
         sock = self._open(local_address if local_address is not None else self._local_address)
         listener, host = self._listener, self._host
@@ -106,9 +109,9 @@ class UdpFilter(Datagrams):
             self.listen(host, listener)
 
     def sibling(self, address: SocketAddress) -> UdpFilter:
-        """Another one, connected to another address of the same family.
+        """Make another filter, connected to another address of the same family.
 
-        :raises ConnectFailed: when there is no such socket to be had, or the address is not allowed.
+        :raises ConnectFailed: if no such socket can be made, or the address is not allowed.
         """
         if self._check is not None:
             self._check(address)
@@ -118,7 +121,7 @@ class UdpFilter(Datagrams):
         return other
 
     def swap(self, other: Datagrams) -> None:
-        """Go on with the other's socket and peer, and leave it ours; what is unsent is lost."""
+        """Exchange socket and peer with the other filter. What is unsent is lost."""
         assert isinstance(other, UdpFilter)
         listener, host = self._listener, self._host
         if listener is not None and host is not None:
@@ -126,7 +129,7 @@ class UdpFilter(Datagrams):
         for each in (self, other):
             each._queue.clear()
             if each._sock is not None:
-                anyio.notify_closing(each._sock)  # a task that waits for it waits for the other from now on
+                anyio.notify_closing(each._sock)  # a task that waits for it goes on to wait for the new one
         for name in ("address", "_sock", "_gro", "_gso", "_hears_marks", "_refused"):
             ours, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
@@ -138,7 +141,7 @@ class UdpFilter(Datagrams):
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
-            with contextlib.suppress(OSError):  # more than the system allows: it gives what it has
+            with contextlib.suppress(OSError):  # if this is more than the system allows, it gives what it has
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             for option in self._options:
                 sock.setsockopt(*option)
@@ -156,9 +159,8 @@ class UdpFilter(Datagrams):
         self._gro = self._gso = self._hears_marks = False
         if sys.platform != "linux":
             return
-        with contextlib.suppress(
-            OSError
-        ):  # RFC 9000 §14: never fragment; PROBE: nor believe an ICMP that lowers the MTU
+        # RFC 9000 §14: never fragment. PROBE: do not believe an ICMP that lowers the MTU.
+        with contextlib.suppress(OSError):
             if self._family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             else:
@@ -178,7 +180,7 @@ class UdpFilter(Datagrams):
             self._gso = True
 
     def send_marked(self, ecn: int) -> bool:
-        """Send with these ECN bits from now on; whether the system can mark, and tell marks."""
+        """Send with these ECN bits from now on. Return whether the system can, and shows the bits of what comes."""
         sock = self._sock
         if sock is None or not self._hears_marks:
             return False
@@ -192,7 +194,7 @@ class UdpFilter(Datagrams):
     # Receiving
 
     def receive_nowait(self) -> list[Run] | None:
-        """The datagrams that have arrived, a batch of them at most; ``None`` when there are none.
+        """Return the datagrams that have arrived, about one batch at most; ``None`` if there are none.
 
         :raises TransportError: when the peer's port is unreachable, or the socket is closed.
         """
@@ -222,14 +224,14 @@ class UdpFilter(Datagrams):
             except BlockingIOError:
                 break
             except _UNREACHABLE as error:
-                if pieces:  # what came before it is read first
+                if pieces:  # first return what came before the error
                     self._refused = error
                     break
                 raise self._unreachable(error) from error
             except OSError as error:
-                if error.errno != errno.EMSGSIZE:  # RFC 9000 §14.2.1: QUIC takes nobody's word for so small an MTU
+                if error.errno != errno.EMSGSIZE:  # RFC 9000 §14.2.1: QUIC does not trust ICMP about the MTU
                     self.obstacle = error
-                continue  # a hint about the route: see above
+                continue  # only a hint: see the module
             if mark != before and pieces:
                 runs.append(Run(b"".join(pieces), ends, before))
                 pieces, ends, length = [], [], 0
@@ -262,13 +264,13 @@ class UdpFilter(Datagrams):
             await anyio.wait_readable(self._socket())
         except (anyio.ClosedResourceError, OSError) as error:
             if self._end is None and self._sock is not None:
-                return  # rebound: there is a new socket to wait for
+                return  # rebound: the caller waits for the new socket
             raise TransportError("the UDP socket was closed here", operation="read", by="us") from error
 
     # Sending
 
     def send(self, datagrams: Sequence[bytes]) -> None:
-        """Send these now, as far as it goes; keep the rest for :meth:`flush`. Never raises."""
+        """Send as many of these as the socket takes now, and keep the rest for :meth:`flush`. Never raises."""
         if self._sock is None:
             return
         self._queue.extend(datagrams)
@@ -281,16 +283,16 @@ class UdpFilter(Datagrams):
 
     @property
     def failed(self) -> bool:
-        """Whether a send found the port unreachable: the next read raises it."""
+        """Whether a send failed for good (the port is unreachable). The next read raises the error."""
         return self._refused is not None
 
     @property
     def unsent(self) -> int:
-        """Bytes that :meth:`send` could not hand over yet."""
+        """How many bytes the socket has not taken yet."""
         return sum(map(len, self._queue)) if self._queue else 0
 
     async def flush(self) -> None:
-        """Hand over what is unsent, waiting as long as it takes.
+        """Wait until the socket has taken all that is unsent.
 
         :raises TransportError: when the socket is closed meanwhile.
         """
@@ -324,17 +326,17 @@ class UdpFilter(Datagrams):
             except BlockingIOError:
                 return
             except _UNREACHABLE as error:
-                # An error of an earlier datagram, told now; this one was not sent. Remember it for the reader. The
-                # next try finds the socket as good as new.
+                # The error is about an earlier datagram, and this one was not sent. Keep it for the reader. The kernel
+                # reports it once, so the next call works again.
                 self._refused = error
                 queue.clear()
                 return
             except OSError as error:
                 if not again:
-                    again = True  # for it may be an earlier datagram's error
+                    again = True  # try again: the error may be about an earlier datagram
                     continue
                 if run > 1 and error.errno in (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP):
-                    self._gso = False  # the interface cannot: one by one from now on
+                    self._gso = False  # the interface cannot do it: one by one from now on
                     continue
                 if error.errno not in _LOST_DATAGRAM:
                     self._refused = error
@@ -342,13 +344,13 @@ class UdpFilter(Datagrams):
                     return
                 if error.errno != errno.ENOBUFS:
                     self.obstacle = error
-                self._lost += run * (error.errno != errno.EMSGSIZE)  # too large: that is no news of the way
+                self._lost += run * (error.errno != errno.EMSGSIZE)  # its size says nothing of the route
             again = False
             for _ in range(run):
                 queue.popleft()
 
     def _run(self) -> int:
-        """How many of the first datagrams can go in one call: all of one size, save that the last may be shorter."""
+        """How many datagrams can go in one call, from the first. All have one size, but the last may be shorter."""
         size = total = run = 0
         for datagram in self._queue:
             length = len(datagram)
@@ -365,7 +367,7 @@ class UdpFilter(Datagrams):
     # Ending
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        """Close the socket. UDP has no goodbye; what is unsent has until the deadline."""
+        """Send what is unsent, until the deadline, and close the socket. UDP has no goodbye."""
         if self._end is None and self._sock is not None:
             began = monotonic()
             if self._queue:
@@ -375,7 +377,7 @@ class UdpFilter(Datagrams):
         return self.abort()
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
-        """Close the socket, which UDP's peer cannot tell from a polite end."""
+        """Close the socket. The peer sees no difference from :meth:`shutdown`."""
         if self._end is None:
             connected = self._sock is not None
             self._close(LayerEnd(self.name, "", "", Outcome.CLEAN if connected else Outcome.SKIPPED))
@@ -402,7 +404,7 @@ class UdpFilter(Datagrams):
             if self._host is not None:
                 self.listen(self._host, None)
             sock, self._sock = self._sock, None
-            if self._host is None or self._host.current:  # and not over
+            if self._host is None or self._host.current:  # (false too if the loop is over)
                 anyio.notify_closing(sock)
             sock.close()
 

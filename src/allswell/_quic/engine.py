@@ -14,8 +14,8 @@ needs seven things more. This subclass adds them, and overrides as little as pos
 - **Stateless resets** (RFC 9000 §10.3), which aioquic drops as undecipherable.
 - **A handshake that survives loss.** After a probe timeout aioquic sends one datagram, and it sends no ACK twice. Until
   the handshake is confirmed this sends two, each with all that is not acknowledged, and with the ACKs.
-- **0-RTT that is lost** (by Retry, Version Negotiation, a rejected ticket) is sent again at once. aioquic takes it for
-  sent, and keeps the limits that were remembered with the ticket.
+- **0-RTT that is lost** (by Retry, Version Negotiation, a rejected ticket) is sent again at once. aioquic
+  counts it as sent, and keeps the limits that were remembered with the ticket.
 - **Limits for data in pieces** (RFC 9000 §21.6). aioquic keeps a handshake message of any length in a string, and
   copies it for each piece. For streams see ``pieces.py``. A server gets few streams, with small windows.
 
@@ -78,24 +78,24 @@ _log.addHandler(logging.NullHandler())
 _SHORTEST_RESET = 21
 #: RFC 9000 §17.2: the header form.
 _LONG_HEADER = 0x80
-#: RFC 9000 §2.1: the two low bits of a stream's number, and the lowest, by which it is a stream of the server.
+#: RFC 9000 §2.1: the two low bits of a stream's number say its kind. The lowest is set in streams of the server.
 _KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY, _OF_SERVER = 0b11, 0b00, 0b10, 0b01
 #: How many streams a server may have open, and the window of each. HTTP/3 has no bidirectional ones (RFC 9114 §6.1),
 #: and three unidirectional ones (§6.2.1, RFC 9204 §4.2). Some servers open more, to test that they are ignored.
 _SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
-#: With less room in a packet than this, in bytes, no STREAM frame begins there.
+#: A STREAM frame begins only if the packet has so many bytes left.
 _LEAST_FRAME = 32
-#: How many pieces of the handshake may wait for others between them.
+#: How many pieces of the handshake may wait for the data before them.
 _GAPS = 256
-#: The longest handshake message in bytes; mainly a chain of certificates (OpenSSL: 100 KiB).
+#: The longest handshake message that is accepted, in bytes. It is a chain of certificates (OpenSSL: 100 KiB).
 _LONGEST_MESSAGE = 128 * 1024
-#: With more unacknowledged packets than this, those that ask for no acknowledgement are forgotten. An honest peer names
-#: them with its next ACK, so they are never many. The more are remembered, the longer each search takes.
+#: If more packets than this are unacknowledged, those that ask for no acknowledgement are forgotten. An honest peer
+#: names them in its next ACK, so there are never many. Each search takes longer, the more are remembered.
 _REMEMBERED = 256
-#: RFC 9000 §18.2.
+#: The id of the transport parameter max_udp_payload_size (RFC 9000 §18.2).
 _MAX_UDP_PAYLOAD_SIZE = 0x03
-#: Event loops keep time to a millisecond. So the pacer, which is asked seldom, must allow so many seconds' worth at
-#: once.
+#: Event loops keep time to a millisecond. So the pacer is asked seldom. It must allow at once what so many
+#: seconds allow.
 _PACER_BURST = 0.002
 
 
@@ -112,10 +112,10 @@ class _Pacer(QuicPacketPacer):
 class Engine(PathMtuConnection):
     """aioquic's connection with our overrides; see the module.
 
-    :param groups: the groups of the key exchange (RFC 8446 §4.2.7) to offer; none: all.
+    :param groups: the groups of the key exchange (RFC 8446 §4.2.7) to offer; empty: all.
     :param judge: judges the chain that the server shows, its own certificate first, and raises a TLS alert.
         (``configuration`` says whether aioquic does, too.)
-    :ivar data_queued: something of HTTP's waits to be sent: data of a stream, its end, a datagram.
+    :ivar data_queued: whether data of HTTP wait to be sent: of a stream, its end, or a datagram.
     :ivar ended: why it is over, or ``None`` while it lives.
     :ivar heard: the peer's CONNECTION_CLOSE or stateless reset, heard before or after we closed.
     :ivar judged_certificate: the server's certificate, once it was judged. (A resumed session shows none.)
@@ -162,7 +162,7 @@ class Engine(PathMtuConnection):
         return self._version
 
     def credit(self, size: int) -> bool:
-        """Some bytes of any stream were consumed. Return whether they are enough to tell the peer."""
+        """Note that so many bytes of any stream were consumed. Return whether it is time to tell the peer."""
         self._freed += size
         if self._freed < self._configuration.max_data >> 2:
             return False
@@ -175,7 +175,7 @@ class Engine(PathMtuConnection):
     ) -> None:
         super().close(error_code, frame_type, reason_phrase)
         if self._state not in END_STATES:
-            # Otherwise aioquic, which closes only once, would act on what we hear while we close.
+            # aioquic closes only once. Otherwise it would act on what comes while we close.
             self._close_pending = True
         if self.ended is None:
             self.ended = End("us", int(error_code), frame_type is None, reason_phrase)
@@ -195,17 +195,17 @@ class Engine(PathMtuConnection):
         if self.data_queued:
             self.data_queued = False
             if space.ack_at is not None:
-                space.ack_at = now  # RFC 9000 §13.2.1: with these data it costs no packet of its own
+                space.ack_at = now  # RFC 9000 §13.2.1: the ACK goes with these data, in no packet of its own
         datagrams = super().datagrams_to_send(now)
         if self._second_probe:
             self._second_probe = False
             if len(datagrams) < 2 and not self._close_pending and self._state not in END_STATES:
-                self._loss.reschedule_data(now=now)  # all of it again: either may be lost
+                self._loss.reschedule_data(now=now)  # send all of it again: either may be lost
                 self._repeat_acknowledgements(now)
                 datagrams += super().datagrams_to_send(now)
         sent = space.sent_packets
         if len(sent) > self._remembered:
-            # A peer need not acknowledge packets that ask for nothing (RFC 9000 §13.2.1), and some never do.
+            # A peer need not acknowledge packets that ask for no ACK (RFC 9000 §13.2.1), and some never do.
             for number in [number for number, packet in sent.items() if not packet.is_ack_eliciting]:
                 del sent[number]
             self._remembered = max(_REMEMBERED, 2 * len(sent))
@@ -219,7 +219,7 @@ class Engine(PathMtuConnection):
         elif self._state is not QuicConnectionState.CLOSING:
             super().receive_datagram(data, addr, now)
         else:
-            # As if we were not closing. Then undo all that it did, but note a close.
+            # Parse it as if we were not closing. Then undo all of that, but keep a close.
             close_at = self._close_at
             self._state = self._state_before_close
             super().receive_datagram(data, addr, now)
@@ -227,7 +227,7 @@ class Engine(PathMtuConnection):
             self._events.clear()
 
     def _is_stateless_reset(self, data: bytes) -> bool:
-        """Whether it is one (RFC 9000 §10.3.1). Constant time, so that the token cannot be guessed byte by byte."""
+        """Whether it is one (RFC 9000 §10.3.1). The time is constant, so the token cannot be guessed byte by byte."""
         token = self._peer_cid.stateless_reset_token
         if not token or len(data) < _SHORTEST_RESET or data[0] & _LONG_HEADER:
             return False
@@ -242,7 +242,7 @@ class Engine(PathMtuConnection):
             self._repeat_acknowledgements(now)
 
     def _repeat_acknowledgements(self, now: float) -> None:
-        """Send ACKs with a probe of the handshake: a silent peer may wait for those that were lost (§13.2.1)."""
+        """Send ACKs again with a probe of the handshake. The peer may wait for ACKs that were lost (§13.2.1)."""
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             space = self._spaces[epoch]
             if len(space.ack_queue) and not space.discarded:
@@ -257,7 +257,7 @@ class Engine(PathMtuConnection):
             logger.end_trace(self._quic_logger)
             self._quic_logger = None
 
-    # Overrides of aioquic's inner works
+    # Overrides of aioquic's private methods
 
     def _reset_by_peer(self, now: float) -> None:
         """RFC 9000 §10.3.1: the peer has lost its state. Nothing may be sent any more."""
@@ -278,7 +278,7 @@ class Engine(PathMtuConnection):
         self._send_anew(list(self._spaces.values()), now)
         before = (self.tls, self._cryptos, self._crypto_streams) if self._retry_count else None
         if self._version_negotiated_incompatible and not self._retry_count:
-            # RFC 9369 §5: both are for one version only. (The 0-RTT data are sent again after the handshake.)
+            # RFC 9369 §5: ticket and token are for one version only. (The 0-RTT data go again after the handshake.)
             self._configuration.session_ticket, self._peer_token = None, b""
         super()._connect(now)
         if before is not None:
@@ -291,7 +291,7 @@ class Engine(PathMtuConnection):
         judge = self._judge
         if judge is None:
             return
-        # This is after the signature, and before any answer.
+        # The chain is judged after the signature is checked, and before we answer.
         signature = self.tls._client_handle_certificate_verify
 
         def handle(message: Buffer) -> None:
@@ -375,12 +375,12 @@ class Engine(PathMtuConnection):
         used = super()._write_stream_frame(builder, space, stream, max_offset)
         sender = stream.sender
         if not len(sender._pending) and not sender._pending_eof:
-            sender.buffer_is_empty = True  # aioquic asks each stream once more, for the next packet
+            sender.buffer_is_empty = True  # so aioquic does not ask this stream again for the next packet
         return used
 
     def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
         stream = super()._get_or_create_stream(frame_type, stream_id)
-        if type(stream.receiver) is not PiecesReceiver:  # a stream of the peer, and this is its first frame
+        if type(stream.receiver) is not PiecesReceiver:  # this is the first frame of a stream of the peer
             stream.receiver = PiecesReceiver(stream_id, self._held)
         return stream
 
@@ -399,7 +399,7 @@ class Engine(PathMtuConnection):
         over = stream is not None and stream.receiver.is_finished
         super()._handle_reset_stream_frame(context, frame_type, buf)
         if not over:
-            # It has used the connection's window up to its final size, but the rest will never be consumed.
+            # The stream uses the connection's window up to its final size, but the rest will never be consumed.
             stream = self._streams[stream_id]  # it may be new, if all earlier frames were lost
             self.credit(stream.receiver.highest_offset - stream.receiver.starting_offset())
 

@@ -1,22 +1,22 @@
 """Has an ``ssl.SSLContext`` judge a server's certificate for QUIC, so that both transports trust exactly the same.
 
-Theory of operation. QUIC's handshake is aioquic's, and a context cannot be asked "would you trust this chain?"; nor
-does it give away what it trusts (a folder, the system's store), what it knows to be revoked, or its flags. But it can
-be put to the test: it is made the client of a TLS handshake in memory, whose server presents the chain in question,
-and goes no further. OpenSSL judges the chain when it has read the Certificate message (RFC 8446 §4.4.2.4), before the
-proof of possession that would follow; that proof was given in QUIC's own handshake. So name, chain, dates, purpose,
-revocation, key sizes and whatever else the context was told to look at are judged by the code that judges on TCP.
+Theory of operation. aioquic does QUIC's handshake. A context has no call that judges a chain. Nor does it show all that
+it trusts (a folder, the system's store), what is revoked, or all of its flags. So it is tested: it becomes the client
+of a TLS handshake in memory. The server there presents the chain in question, and then stops. OpenSSL judges the chain
+as soon as it has read the Certificate message (RFC 8446 §4.4.2.4). The proof of possession (CertificateVerify) would
+come next; QUIC's own handshake has checked that. So the code that judges on TCP judges here, too: name, chain, dates,
+purpose, revocation, key sizes, and whatever else the context was told to check.
 
-Silence is the verdict "trusted", so a context that judges later, or elsewhere, would let every server in (contexts of
-other TLS libraries; ``truststore`` on macOS and Windows). Hence each context first has to refuse a stranger; one that
-does not is believed in nothing. Of Python's own contexts one stands for all: they differ in what they trust, and not in
-when they judge.
+If the context raises nothing, the server is trusted. A context that judges later, or elsewhere, would then trust every
+server (contexts of other TLS libraries; ``truststore`` on macOS and Windows). So each context must first refuse a
+certificate that nobody can trust. If it does not, no server is trusted. Python's own contexts need one such test for
+all: they differ in what they trust, and not in when they judge.
 
-That is a tenth of what a connection costs. So a context's consent is remembered for a minute: to this name with this
-chain, as long as its settings and what was loaded into it stay the same, and no longer than the certificates are valid.
-A refusal is not remembered: it may be mended at once.
+A test takes a tenth of the time of a connection. So a context's consent to a name with a chain is remembered for a
+minute. It ends earlier if the context's settings change, if something is loaded into the context, or if a certificate
+expires. A refusal is not remembered, because its cause may be mended at once.
 
-This is the one part of this layer that works with :mod:`ssl`. It does no I/O: the handshake is one in memory.
+No other file of this layer has a context of :mod:`ssl` do anything. There is no I/O here: the handshake is in memory.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from allswell._clock import monotonic
 _STRANGER = "stranger.invalid"
 #: Bytes of a key of AES-GCM (RFC 8446 §B.4).
 _KEY_SIZES = {CipherSuite.AES_128_GCM_SHA256: 16, CipherSuite.AES_256_GCM_SHA384: 32}
-#: The curves of a key exchange, by their groups; and all groups that are known here (RFC 8446 §4.2.7), the cheapest
-#: first. A context may be told to use any one of them, and no other.
+#: The curves of a key exchange, by their groups. Then all groups that are known here (RFC 8446 §4.2.7), the cheapest
+#: first. A context may be set to use only one of them, whichever that is.
 _CURVES: dict[int, ec.EllipticCurve] = {
     Group.SECP256R1: ec.SECP256R1(),
     Group.SECP384R1: ec.SECP384R1(),
@@ -56,21 +56,21 @@ _SUPPORTED_GROUPS, _KEY_SHARE = 10, 51
 #: The random of a HelloRetryRequest (RFC 8446 §4.1.3).
 _RETRY = hashlib.sha256(b"HelloRetryRequest").digest()
 _TLS_1_2, _HANDSHAKE, _APPLICATION_DATA = b"\x03\x03", b"\x16\x03\x03", b"\x17\x03\x03"
-#: Of the largest piece that one record carries (RFC 8446 §5.1).
+#: Bytes of the largest piece that one record carries (RFC 8446 §5.1), and of a record's header.
 _RECORD, _RECORD_HEAD = 16_000, 5
 
-#: Seconds for which a consent is remembered; and how many of one context.
+#: How many seconds a consent is remembered, and how many consents of one context.
 _REMEMBERED_FOR, _MOST_REMEMBERED = 60.0, 256
 
-#: Contexts that were seen to refuse a stranger; and what makes all plain ones alike in this.
+#: Contexts that have refused the untrusted certificate. Of plain ones: what those have in common that behave alike.
 _judges: WeakSet[ssl.SSLContext] = WeakSet()
 _plain_judges: set[Hashable] = set()
-#: What contexts have consented to, and until when that holds.
+#: The consents of contexts, and the instants at which they end.
 _consents: WeakKeyDictionary[ssl.SSLContext, dict[Hashable, float]] = WeakKeyDictionary()
 
 
 def accepts_all(context: ssl.SSLContext) -> bool:
-    """Whether it verifies nothing, here as on TCP."""
+    """Whether the context verifies nothing. Then nothing is verified here, as on TCP."""
     return context.verify_mode is ssl.CERT_NONE
 
 
@@ -78,8 +78,8 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
     """Have a context judge a server.
 
     :param name: the host name or IP address that was to be reached.
-    :param chain: what the server presented, its own certificate first.
-    :raises AlertBadCertificate: when it is not to be trusted, or the context cannot tell.
+    :param chain: the certificates that the server presented, its own first.
+    :raises AlertBadCertificate: if the context does not trust it, or cannot judge.
     """
     if accepts_all(context):
         return
@@ -108,7 +108,7 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
 
 
 def _is_plain(context: ssl.SSLContext) -> bool:
-    """Whether it is Python's own, which judges by nothing but what is known here."""
+    """Whether it is Python's own class, unchanged. Then its verdicts depend only on what :func:`_question` names."""
     kind = type(context)
     return kind is ssl.SSLContext and kind.__module__ == "ssl" and not vars(context)
 
@@ -119,7 +119,7 @@ def _valid_for(chain: list[x509.Certificate]) -> float:
 
 
 def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> Hashable:
-    """What a context was asked, and all of it that may change its mind."""
+    """The key of a consent: the name, the chain, and all of the context on which the verdict depends."""
     settings = (
         context.verify_mode,
         context.verify_flags,
@@ -132,9 +132,9 @@ def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate])
 
 
 def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> str | None:
-    """What a context has against a server's certificate; ``None`` for nothing.
+    """Why a context refuses a server's certificate; ``None`` if it does not.
 
-    :raises AlertBadCertificate: when it has not come to judge that.
+    :raises AlertBadCertificate: if the handshake does not get as far as the certificate.
     """
     to_client, from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
@@ -151,7 +151,7 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
         to_client.write(certificate)
         client.do_handshake()
     except ssl.SSLWantReadError:
-        return None  # it has read the certificates and goes on
+        return None  # it has accepted the certificates, and wants the next message
     except ssl.SSLCertVerificationError as error:
         return error.verify_message
     except (OSError, ValueError) as error:
@@ -160,17 +160,18 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
 
 
 def _make_keys_unlogged(client: ssl.SSLObject) -> None:
-    """Have it read ServerHello, which gives it its keys, and no key log (``SSLKEYLOGFILE``) learns them.
+    """Have the client read ServerHello, from which it makes its keys, without writing them to a key log.
 
-    They are those of a handshake that no network sees. The context's log must not be turned off for that: another
-    thread may be in a handshake with the same context, and Python's callback for a log that is gone keeps the GIL.
+    No network sees this handshake, so its keys do not belong in ``SSLKEYLOGFILE``. The context's own log must not be
+    switched off meanwhile: another thread may be in a handshake with the same context, and Python's callback for a log
+    that is gone keeps the GIL.
     """
     if isinstance(client, ssl.SSLObject):
         context = client.context
         client.context = _without_log()
         with suppress(ssl.SSLWantReadError):
             client.do_handshake()
-        client.context = context  # by what it knows, and by its level of security, the certificate is judged
+        client.context = context  # this one judges the certificate: by its trust, and its level of security
 
 
 @cache
@@ -179,7 +180,7 @@ def _without_log() -> ssl.SSLContext:
 
 
 def _client_hello(client: ssl.SSLObject, written: ssl.MemoryBIO) -> bytes:
-    """The ClientHello that it says next. A second one may have a record before it, for middleboxes (RFC 8446 §D.4)."""
+    """The client's next ClientHello. In front of a second one, middleboxes may be sent a record (RFC 8446 §D.4)."""
     with suppress(ssl.SSLWantReadError):
         client.do_handshake()
     records = written.read()
@@ -187,9 +188,9 @@ def _client_hello(client: ssl.SSLObject, written: ssl.MemoryBIO) -> bytes:
 
 
 def _hello_retry_request(client_hello: bytes) -> bytes | None:
-    """What asks for a share of a group that is known here, if the client supports one and sent shares of others only.
+    """A request for a key share of a group that is known here; ``None`` if there is such a share, or no such group.
 
-    From OpenSSL 3.5 on a client that demands 192 bits of security sends its one share for X25519MLKEM768.
+    From OpenSSL 3.5 on, a client that demands 192 bits of security sends its one share for X25519MLKEM768.
     """
     offered = _offered(client_hello)
     group = next((each for each in _GROUPS if each in offered.groups), None)
@@ -200,21 +201,21 @@ def _hello_retry_request(client_hello: bytes) -> bytes | None:
 
 
 def _retried(first: bytes, retry: bytes, second: bytes) -> bytes:
-    """What is hashed up to a second ClientHello (RFC 8446 §4.4.1)."""
+    """The transcript up to a second ClientHello (RFC 8446 §4.4.1)."""
     suite = _offered(first).suite()
-    assert suite is not None  # it was asked for again
+    assert suite is not None  # the HelloRetryRequest has named it
     digest = hashes.Hash(cipher_suite_hash(suite))
     digest.update(first)
     return _message(_MESSAGE_HASH, digest.finalize()) + retry + second
 
 
 def _first_flight(client_hello: bytes, transcript: bytes, chain: list[x509.Certificate]) -> tuple[bytes, bytes]:
-    """A server's records: ServerHello, and what follows it up to Certificate (RFC 8446 §2, §5).
+    """A server's records: ServerHello, and then EncryptedExtensions and Certificate (RFC 8446 §2, §5).
 
-    Nobody will see them, so nothing is random.
+    No network sees them, so nothing in them is random.
 
-    :param transcript: all messages so far, as they are hashed.
-    :raises AlertBadCertificate: when there is no TLS 1.3 to be had with this client.
+    :param transcript: all messages so far, in the form in which they are hashed.
+    :raises AlertBadCertificate: if the client offers no TLS 1.3 that is known here.
     """
     offered = _offered(client_hello)
     suite = offered.suite()
@@ -278,7 +279,7 @@ def _offered(client_hello: bytes) -> _Offered:
 
 
 def _exchanged(group: int, theirs: bytes) -> tuple[bytes, bytes]:
-    """Our share of a key exchange, always the same; and the secret."""
+    """Our share of a key exchange, which is always the same, and the shared secret."""
     key = _key(group)
     if isinstance(key, ec.EllipticCurvePrivateKey):
         ours = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
@@ -326,7 +327,7 @@ def _key(group: int) -> ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey | x
 
 @cache
 def _stranger() -> x509.Certificate:
-    """A certificate, sound in itself, that there is no reason to trust."""
+    """A valid certificate that no context has a reason to trust."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _STRANGER)])
     now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
