@@ -1,4 +1,4 @@
-"""HTTP datagrams as capsules on a stream (RFC 9297 §3), UDP payloads as HTTP datagrams (RFC 9298 §5): without I/O."""
+"""HTTP datagrams as capsules on a stream (RFC 9297 §3), and UDP payloads as HTTP datagrams (RFC 9298 §5). No I/O."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CapsuleReader:
 
     Capsules of other types are skipped, however long they are (RFC 9297 §3.2).
 
-    :ivar more: there may be more datagrams in what came, for another call of :meth:`take`.
+    :ivar more: whether another call of :meth:`take` may find more datagrams in what came.
     """
 
     __slots__ = ("_received", "_skip", "more")
@@ -40,7 +40,7 @@ class CapsuleReader:
     def __init__(self) -> None:
         self.more = False
         self._received = bytearray()
-        self._skip = 0  # bytes of a capsule that is not for us
+        self._skip = 0  # how many bytes of a capsule of another type are still to come
 
     @property
     def between_capsules(self) -> bool:
@@ -48,7 +48,7 @@ class CapsuleReader:
         return not self._received and not self._skip
 
     def feed(self, data: bytes | memoryview) -> None:
-        """More of the stream came."""
+        """Take more of the stream."""
         skipped = min(self._skip, len(data))
         self._skip -= skipped
         self._received += data[skipped:]
@@ -57,7 +57,7 @@ class CapsuleReader:
     def take(self) -> list[bytes]:
         """The datagrams that are complete, from a limited number of capsules.
 
-        :raises DatagramTooLargeError: for one that is not kept.
+        :raises DatagramTooLargeError: if one is too large. It is not kept.
         """
         received, datagrams, start = self._received, list[bytes](), 0
         self.more = False
@@ -81,7 +81,7 @@ class CapsuleReader:
             elif size > LARGEST:
                 if not datagrams:
                     raise DatagramTooLargeError(size)
-                self.more = True  # those before it are the caller's first
+                self.more = True  # the caller first gets the datagrams before it
                 break
             elif end > len(received):
                 break

@@ -19,7 +19,7 @@ from allswell._request.datagrams import HttpDatagrams
 _HEADERS = {"Connection": "Upgrade", "Upgrade": "connect-udp", "Capsule-Protocol": "?1"}
 _VARIABLES = frozenset({"target_host", "target_port"})
 _EXPRESSION = re.compile(r"\{([?&]?)([a-z_,]+)\}")
-#: Bytes of a refusal's body that are kept.
+#: How many bytes of a refusal's body are kept.
 _SHOWN = 1024
 
 
@@ -37,11 +37,11 @@ class UdpTunnel:
 
     @property
     def max_size(self) -> int:
-        """The bytes of the largest payload that may be sent now. (Over QUIC it depends on the path.)"""
+        """How many bytes the largest payload may have now. (Over QUIC that depends on the path.)"""
         return min(self._datagrams.max_size - len(from_udp(b"")), LARGEST_UDP)
 
     async def send(self, payload: bytes) -> None:
-        """Send a UDP payload. See :meth:`HttpDatagrams.send`, also for the errors."""
+        """Send a UDP payload. It raises what :meth:`HttpDatagrams.send` raises."""
         if len(payload) > LARGEST_UDP:
             raise LocalProtocolError(f"a UDP payload of {len(payload)} bytes, and {LARGEST_UDP} are the most")
         await self._datagrams.send(from_udp(payload))
@@ -80,8 +80,8 @@ async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port
     :param template: the proxy's URI template, with the variables ``target_host`` and ``target_port``:
         ``"https://proxy.example/.well-known/masque/udp/{target_host}/{target_port}/"``.
     :param host: the target: a name, or an IP address without brackets.
-    :raises ValueError: if the template is none (RFC 9298 §2), or the port.
-    :raises ProxyRefused: if the proxy answers anything but success.
+    :raises ValueError: if the template is not valid (RFC 9298 §2), or the port is not.
+    :raises ProxyRefused: if the proxy's answer is not a success.
     :raises RemoteProtocolError: if it switches to another protocol (RFC 9298 §3.3).
     :raises httpx2.TransportError: as for any request of the client.
     """

@@ -4,15 +4,15 @@ Theory of operation
 ===================
 
 A request says the same in HTTP/1.1, HTTP/2 and HTTP/3, or it is refused in all. So its head is checked here, once.
-Each backend gets it taken apart: a :class:`RequestSection` with method, scheme, authority, target and fields. It writes
-that in its own form: a request line and Host, or pseudo-header fields. Received sections pass the same grammar.
+Each backend gets its parts as a :class:`RequestSection`: method, scheme, authority, target and fields. It writes
+them in its own form: a request line and Host, or pseudo-header fields. Received sections pass the same grammar.
 (HTTP/1.1's are read by h11, whose grammar is this one; a test compares them.)
 
-What the RFCs demand to differ stays in the backend, with the section beside it: transfer codings and the fields of one
-connection exist in HTTP/1.1 only, 101 too; extended CONNECT does not.
+Where the RFCs differ, the rule is in the backend, and a comment names the section. Only HTTP/1.1 has transfer codings,
+fields of one connection, and 101. Only the others have extended CONNECT.
 
-Where a rule had to be chosen, docs/explanation/fields.md says which and why. An error names a field, and never says its
-value: values are secrets.
+Where the RFCs leave a choice, docs/explanation/fields.md says what was chosen and why. An error names a field, and not
+its value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _BEGINNING_OF_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*").match
 _BAD = b"\0\n\v\f\r"
 _BLANKS = b" \t"
 
-#: RFC 3986 §3.2.2, without userinfo (RFC 9110 §4.2.4); an IPv6 zone is cut off before (RFC 6874 §4).
+#: RFC 3986 §3.2.2, without userinfo (RFC 9110 §4.2.4). An IPv6 zone is removed first (RFC 6874 §4).
 _AUTHORITY = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+\]"
     rb"|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?P<port>:[0-9]*)?"
 ).fullmatch
 _ZONE = re.compile(rb"(\[[^\]%]*)%[^\]]*\]")
 
-#: The usual ones, which need no second look.
+#: The usual methods. They need no check.
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT"))
 _SCHEMES = frozenset((b"http", b"https"))
 
@@ -54,32 +54,32 @@ _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*").fullmatch
 _TARGET = re.compile(rb"[!-~]+").fullmatch
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)").fullmatch
 _LENGTH = re.compile(rb"[0-9]{1,20}").fullmatch
-#: RFC 9110 §15: three digits. Those above 599 are invalid, and to be processed as if they were 5xx: they are handed on.
+#: RFC 9110 §15: three digits. A status above 599 is invalid, but must be processed as 5xx. So it is passed on.
 _STATUS = re.compile(rb"[1-9][0-9]{2}").fullmatch
 
 
 def _bad_value(value: bytes) -> bool:
-    """Whether a value has an octet that none may have. (For a long cookie a regular expression takes far longer.)"""
+    """Whether a value has a forbidden octet. (A regular expression takes far longer for a long cookie.)"""
     return len(value.translate(None, _BAD)) != len(value)
 
 
 # Meaning
 
-#: RFC 9110 §7.6.1: they are about one connection, and what they say does not exist in HTTP/2 (RFC 9113 §8.2.2) and
-#: HTTP/3 (RFC 9114 §4.2). TE too, save that it may say "trailers".
+#: RFC 9110 §7.6.1: these fields are about one connection. HTTP/2 (RFC 9113 §8.2.2) and HTTP/3 (RFC 9114 §4.2) forbid
+#: them. They allow TE only with the value "trailers".
 _OF_ONE_CONNECTION = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
 )
-#: Generic code adds it for HTTP/1.1 (RFC 7540 §3.2.1), where Connection names it.
+#: HTTP2-Settings belongs to an upgrade from HTTP/1.1, where Connection names it (RFC 7540 §3.2.1).
 _HOP_BY_HOP = _OF_ONE_CONNECTION | {b"http2-settings"}
 
-#: Where a message goes and where it ends: Connection cannot name them away.
+#: These say where a message goes and where it ends. They stay even if Connection names them.
 _NEVER_NOMINATED = frozenset((b"host", b"content-length", b"te"))
 
-#: What these say is about the whole section.
+#: These fields are about the whole section.
 _OF_THE_SECTION = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade"))
 
-#: RFC 9110 §6.5.1: what frames or routes a message, modifies the request, tells who asks, or says how to read content.
+#: RFC 9110 §6.5.1: fields for framing, routing, request modifiers, authentication, and the format of the content.
 _NOT_IN_TRAILERS = _HOP_BY_HOP | {
     b"authorization",
     b"cache-control",
@@ -102,8 +102,8 @@ _NOT_IN_TRAILERS = _HOP_BY_HOP | {
     b"trailer",
 }
 
-#: RFC 7541 §7.1.3, RFC 9204 §7.1.3: an attacker that shares the compression context could guess them. The last ones are
-#: what APIs use in the place of Authorization.
+#: RFC 7541 §7.1.3, RFC 9204 §7.1.3: an attacker that shares the compression context could guess these. APIs use the
+#: last ones in place of Authorization.
 _SECRET = frozenset(
     (b"authorization", b"cookie", b"proxy-authorization", b"api-key", b"x-api-key", b"x-auth-token", b"x-goog-api-key")
 )
@@ -117,13 +117,13 @@ class SectionTooLarge(MalformedSection):
     """A section that the peer sent is larger than we accept."""
 
 
-#: Fields of a section that are accepted. Each is work, however short: the bytes alone do not bound it.
+#: How many fields of a section are accepted. Each costs work, however short it is, so a limit of bytes is not enough.
 MAX_FIELDS = 1000
 TOO_MANY = f"a header section of more than {MAX_FIELDS} fields"
 
 
 def check_bounds(fields: Headers, size: int, limit: int) -> None:
-    """:raises SectionTooLarge: for a section of the peer's of so many bytes, or of too many fields."""
+    """:raises SectionTooLarge: if a section from the peer has more bytes than the limit, or too many fields."""
     if size > limit:
         raise SectionTooLarge(f"a header section of {size} bytes, {limit} allowed")
     if len(fields) > MAX_FIELDS:
@@ -138,8 +138,8 @@ class HeaderSection(NamedTuple):
 
     :ivar fields: in the caller's case, without the blanks around values. Host is the first, and the only one.
     :ivar authority: what Host says.
-    :ivar content_length: what the section announces; ``None`` for nothing, or for a transfer coding.
-    :ivar chunked: it says ``Transfer-Encoding: chunked``.
+    :ivar content_length: what Content-Length says; ``None`` without it, or with a transfer coding.
+    :ivar chunked: whether it says ``Transfer-Encoding: chunked``.
     """
 
     fields: Headers
@@ -161,12 +161,12 @@ class RequestSection(NamedTuple, Generic[_Form]):
 
     :ivar authority: where it goes: what Host says, and ``:authority``; for CONNECT, where the tunnel leads.
     :ivar target: path and query, or ``*``; empty for CONNECT (but not for an extended one).
-    :ivar absolute: the caller gave the target as a whole URI (RFC 9112 §3.2.2), as proxies are asked.
+    :ivar absolute: whether the caller gave the target as a whole URI (RFC 9112 §3.2.2), the form for proxies.
     :ivar fields: the header section in the backend's form.
-    :ivar content_length: what the header section announces.
-    :ivar chunked: it says ``Transfer-Encoding: chunked``.
-    :ivar close: it says ``Connection: close``.
-    :ivar upgrade: it asks for another protocol (RFC 9110 §7.8).
+    :ivar content_length: what Content-Length says.
+    :ivar chunked: whether it says ``Transfer-Encoding: chunked``.
+    :ivar close: whether it says ``Connection: close``.
+    :ivar upgrade: whether it asks for another protocol (RFC 9110 §7.8).
     """
 
     method: bytes
@@ -203,7 +203,7 @@ class RequestSection(NamedTuple, Generic[_Form]):
 
 
 class _Framing(NamedTuple):
-    """What a field says of its whole section. A section has one Host, and at most one field that frames content."""
+    """What a field says about its whole section: Host, or how the content is framed."""
 
     host: bytes | None = None
     content_length: int | None = None
@@ -211,18 +211,18 @@ class _Framing(NamedTuple):
 
 
 class RequestSections(Generic[_Form]):
-    """Checks the heads of requests. It remembers fields: most requests of a client share most of theirs.
+    """Checks the heads of requests. It remembers fields, because most requests of a client have most fields in common.
 
-    There are secrets among them, so each connection has a memory of its own, which ends with it.
+    Fields may be secrets, so each connection has a memory of its own, which ends with it.
 
-    An ordinary section has one Host, one way to frame content at most, and leaves the connection as it is. Field by
-    field is then all that there is to check. What any other section means, :func:`header_section` says.
+    An *ordinary* section has one Host, at most one field that frames content, and leaves the connection as it is. Then
+    it is enough to check each field alone. Any other section goes to :func:`header_section`.
 
     :param form: makes of a field's name and value what the backend sends.
-    :param end_to_end: HTTP/2 and HTTP/3: names in lower case, without Host and the fields of one connection.
+    :param end_to_end: for HTTP/2 and HTTP/3: names in lower case, without Host and the fields of one connection.
     """
 
-    #: Fields that are remembered, and how long they may be.
+    #: How many fields are remembered, and how many bytes one may have.
     _MOST, _LONGEST = 128, 1024
 
     def __init__(self, form: Callable[[bytes, bytes], _Form], *, end_to_end: bool) -> None:
@@ -233,7 +233,7 @@ class RequestSections(Generic[_Form]):
     def section(self, head: RequestHead, *, end: bool = False) -> RequestSection[_Form]:
         """A head, taken apart.
 
-        :param end: there is no content.
+        :param end: whether the request has no content.
         :raises LocalProtocolError: when HTTP cannot say it.
         """
         scheme, named, target = _control_data(head)
@@ -249,7 +249,7 @@ class RequestSections(Generic[_Form]):
     def _ordinary(
         self, head: RequestHead, scheme: bytes, named: bytes | None, target: bytes
     ) -> RequestSection[_Form] | None:
-        """An ordinary section, else ``None``: what may be wrong with it is not looked into."""
+        """An ordinary section; ``None`` for any other, whatever is wrong with it."""
         fields: list[_Form] = []
         host: bytes | None = None
         length: int | None = None
@@ -283,7 +283,7 @@ class RequestSections(Generic[_Form]):
         return RequestSection(head.method, scheme, host, target, None, named is not None, fields, length, chunked)
 
     def _learnt(self, field: Field) -> tuple[_Form | None, _Framing | None] | None:
-        """What a field is, which is remembered; ``None`` where it makes its section no ordinary one."""
+        """A field's form and framing, which are remembered; ``None`` if the field makes its section no ordinary one."""
         name, value = field
         if type(name) is not bytes or type(value) is not bytes or not _TOKEN(name):
             return None
@@ -342,7 +342,7 @@ class RequestSections(Generic[_Form]):
 
 
 def as_pair(name: bytes, value: bytes) -> Field:
-    """The form of a field where a library writes it."""
+    """The form of a field for backends whose encoder takes pairs."""
     return name, value
 
 
@@ -382,11 +382,11 @@ def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSecti
         authority = checked_authority(head.authority, "the authority")
     fields.insert(0, (hosts[0][0] if hosts else b"Host", authority))  # RFC 9110 §7.2: first
     if head.method == b"CONNECT":
-        # RFC 9110 §9.3.6: a CONNECT has no content, and what follows it is not framed.
+        # RFC 9110 §9.3.6: a CONNECT has no content. The tunnel behind it is not framed.
         fields = [field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding")]
         return HeaderSection(fields, authority, None, False)
     if codings:
-        # RFC 9112 §6.2: never both. (httpx2 adds the length where its caller chose chunks; a proxy forwards what came.)
+        # RFC 9112 §6.2: never both. (httpx2 adds the length if its caller chose chunks. Proxies forward what they got.)
         fields = [field for field in fields if field[0].lower() != b"content-length"]
         return HeaderSection(fields, authority, None, True)
     if len(lengths) > 1 or (lengths and b"," in lengths[0]):
@@ -395,7 +395,7 @@ def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSecti
 
 
 def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
-    """The scheme, the authority where the target names one, and the target without it."""
+    """The scheme, the authority if the target names one, and the rest of the target."""
     method, target, protocol = head.method, head.target, head.protocol
     if not (isinstance(method, bytes) and (method in _METHODS or _TOKEN(method))):
         raise LocalProtocolError("the method is no token (RFC 9110 §9.1)")
@@ -407,7 +407,7 @@ def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
         if not (isinstance(protocol, bytes) and _TOKEN(protocol)):
             raise LocalProtocolError("the :protocol is no token (RFC 8441 §4)")
     elif method == b"CONNECT":
-        # RFC 9110 §7.1, §9.3.6: host and port, and always both.
+        # RFC 9110 §7.1, §9.3.6: the target is host and port, always both.
         authority = checked_authority(target, "the target of CONNECT")
         if not authority.rpartition(b":")[2].isdigit():
             raise LocalProtocolError("the target of CONNECT has no port (RFC 9110 §9.3.6)")
@@ -434,9 +434,9 @@ def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
 
 
 def forwarded(head: RequestHead) -> RequestHead:
-    """A head as a proxy is given it that forwards the request: the target is the whole URI (RFC 9112 §3.2.2).
+    """A head in the form for a proxy that forwards the request: the target is the whole URI (RFC 9112 §3.2.2).
 
-    The proxy must ignore any other Host than the target's, so that is what Host says.
+    Host says what the target says, because the proxy must ignore any other Host.
 
     :raises LocalProtocolError: when HTTP cannot say it.
     """
@@ -450,10 +450,10 @@ def _absolute_form(scheme: bytes, authority: bytes, target: bytes) -> bytes:
 
 
 def checked_authority(authority: bytes, what: str) -> bytes:
-    """An authority as others are told it: without the zone of an IPv6 address (RFC 6874 §4).
+    """An authority in the form that peers get: without the zone of an IPv6 address (RFC 6874 §4).
 
     :param what: what errors call it.
-    :raises LocalProtocolError: when it is none (RFC 3986 §3.2), or has userinfo (RFC 9110 §4.2.4).
+    :raises LocalProtocolError: if it is not one (RFC 3986 §3.2), or has userinfo (RFC 9110 §4.2.4).
     """
     if not isinstance(authority, bytes):
         raise LocalProtocolError(f"{what} must be bytes, not {type(authority).__name__}")
@@ -497,7 +497,7 @@ def _checked(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 
 
 def _shown(name: bytes) -> str:
-    """A name as errors show it: not further than it is one. (A whole line given for a name would show its value.)"""
+    """The valid beginning of a name, for errors. (If the name is a whole line, its value must not show.)"""
     match = _BEGINNING_OF_TOKEN(name)
     assert match is not None
     return match[0][:64].decode("ascii")
@@ -509,9 +509,10 @@ def _shown(name: bytes) -> str:
 def received_section(fields: Iterable[tuple[bytes, bytes]], limit: int) -> Headers:
     """Any section of HTTP/2 or HTTP/3, without the blanks around values. Pseudo-header fields are let through.
 
-    Those blanks make it malformed (RFC 9113 §8.2.1); HTTP/1.1 strips them (RFC 9112 §5.1), so does every other client.
+    Such blanks make the section malformed (RFC 9113 §8.2.1). But HTTP/1.1 strips them (RFC 9112 §5.1), and so do all
+    other clients.
 
-    :raises MalformedSection: for what no section may hold.
+    :raises MalformedSection: if it has what no section may have.
     :raises SectionTooLarge: above ``limit`` bytes, or :data:`MAX_FIELDS`.
     """
     received: Headers = []
@@ -534,7 +535,7 @@ def received_section(fields: Iterable[tuple[bytes, bytes]], limit: int) -> Heade
 class ResponseSection(NamedTuple):
     """A response's header section.
 
-    :ivar content: bytes of content that must follow; ``None`` where that is not known.
+    :ivar content: how many bytes of content must follow; ``None`` if that is not known.
     """
 
     status: int
@@ -545,7 +546,7 @@ class ResponseSection(NamedTuple):
 def response_section(fields: Headers, method: bytes) -> ResponseSection:
     """The status and fields of a response of HTTP/2 or HTTP/3 (RFC 9113 §8.3.2, RFC 9114 §4.3.2).
 
-    :param fields: as :func:`received_section` gives them; they are left as they are.
+    :param fields: as :func:`received_section` gives them; they are not changed.
     :param method: of the request.
     :raises MalformedSection: when it is malformed.
     """
@@ -570,7 +571,7 @@ def response_section(fields: Headers, method: bytes) -> ResponseSection:
     if len(lengths) > 1 or (lengths and b"," in lengths[0]):
         headers = _with_one_length(headers, length)
     if method == b"HEAD" or code < 200 or code in (204, 304):
-        length = 0  # RFC 9110 §6.4.1: no content; their Content-Length tells of another response
+        length = 0  # RFC 9110 §6.4.1: no content. Content-Length is that of another response
     return ResponseSection(code, headers, length)
 
 
@@ -591,7 +592,7 @@ def section_size(fields: Headers) -> int:
 
 
 def received_field(line: bytes) -> tuple[bytes, bytes] | None:
-    """The field of a line of HTTP/1.1 without its end (RFC 9112 §5); ``None`` when it is none."""
+    """The field in a line of HTTP/1.1, without the line's end (RFC 9112 §5); ``None`` if it is not one."""
     name, colon, value = line.partition(b":")
     value = value.strip(_BLANKS)
     if not colon or not _TOKEN(name) or _bad_value(value):
@@ -599,14 +600,14 @@ def received_field(line: bytes) -> tuple[bytes, bytes] | None:
     return name, value
 
 
-# Both
+# Requests and responses
 
 
 _CONTRADICTION = -1
 
 
 def _one_length(values: list[bytes]) -> int | None:
-    """What Content-Length says. The same number again, also in a list, is no contradiction (RFC 9110 §8.6)."""
+    """The number that Content-Length says. It may say it several times, also in a list (RFC 9110 §8.6)."""
     if not values:
         return None
     numbers = {number.strip(_BLANKS) for value in values for number in value.split(b",")}
@@ -615,7 +616,7 @@ def _one_length(values: list[bytes]) -> int | None:
 
 
 def _with_one_length(fields: Headers, length: int | None) -> Headers:
-    """The same where Content-Length says its number once."""
+    """The same fields with one Content-Length, which says its number once."""
     once: Headers = []
     said = False
     for name, value in fields:
@@ -628,7 +629,7 @@ def _with_one_length(fields: Headers, length: int | None) -> Headers:
 
 
 def options(fields: Headers, wanted: bytes) -> set[bytes]:
-    """What the fields of this name list, in lower case (RFC 9110 §5.6.1)."""
+    """The members of the lists in all fields of this name, in lower case (RFC 9110 §5.6.1)."""
     found: set[bytes] = set()
     for name, value in fields:
         if name.lower() == wanted:
@@ -637,9 +638,9 @@ def options(fields: Headers, wanted: bytes) -> set[bytes]:
 
 
 def kept_idle(value: bytes) -> float:
-    """For how many seconds a Keep-Alive field says that an idle connection is kept; ``inf``: it does not say.
+    """How many seconds an idle connection is kept, by a Keep-Alive field; ``inf`` if the field does not say.
 
-    (``timeout`` of RFC 2068 §19.7.1.1. Its ``max`` tells nothing that is of use: the last response says ``close``.)
+    (``timeout`` of RFC 2068 §19.7.1.1. Its ``max`` is of no use here: the last response says ``close``.)
     """
     for option in _options(value):
         name, _, seconds = option.partition(b"=")
@@ -655,7 +656,7 @@ def _options(value: bytes) -> set[bytes]:
 def never_indexed(name: bytes, value: bytes) -> bool:
     """Whether a field must enter no compression table, neither HPACK's nor QPACK's.
 
-    Also what requests ask for: it is seldom the same twice, and its query may hold what is secret.
+    That includes ``:path``, unless it is ``/``: it is seldom the same twice, and its query may have secrets.
     """
     return name in _SECRET or (name == b":path" and value != b"/")
 
@@ -686,7 +687,7 @@ def given_fields(headers: HeadersGiven) -> Headers:
 
 def _pairs(headers: object) -> object:
     if isinstance(headers, Mapping):
-        # (One of httpx2's or httpx's may have a name several times: that is in ``raw``.)
+        # (Headers of httpx2 or httpx may have a name several times. Their ``raw`` has all of them.)
         return headers.raw if hasattr(headers, "raw") else headers.items()
     return headers
 
@@ -707,7 +708,7 @@ def as_bytes(value: object, what: str) -> bytes:
 
 
 def without_zone(host: str) -> str:
-    """The host as others are told of it: a zone means something on this machine only (RFC 6874 §4)."""
+    """The host in the form that peers get: without a zone, which is of use on this machine only (RFC 6874 §4)."""
     return host.partition("%")[0] if ":" in host else host
 
 
@@ -717,13 +718,13 @@ def name_for_tls(host: str) -> str:
 
 
 def host_and_port(host: str, port: int) -> bytes:
-    """The authority of a tunnel's other end: always with its port (RFC 9110 §9.3.6)."""
+    """The authority of a tunnel's far end. It always has a port (RFC 9110 §9.3.6)."""
     host = without_zone(host)
     return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
 
 
 def connect_udp_path(host: str, port: int) -> bytes:
-    """What a CONNECT-UDP asks for, by the template that proxies have when they tell of no other (RFC 9298 §3)."""
+    """The path of a CONNECT-UDP request, by the default template of proxies (RFC 9298 §3)."""
     return f"/.well-known/masque/udp/{quote(without_zone(host), safe='')}/{port}/".encode("ascii")  # RFC 6570 §3.2.2
 
 
@@ -756,9 +757,10 @@ def named_url(url: object) -> str:
 
 
 def no_url(url: object, why: Exception) -> str:
-    """Says that it is no URL, and why.
+    """The message that it is no URL, and why.
 
-    Nobody knows where its authority would end. So nothing before the last "@" is shown; nor is why, which may quote it.
+    Where its authority would end is not known. So nothing before the last "@" is shown. If there is one, the reason is
+    not shown either, because it may quote the URL.
     """
     shown = _ANYTHING_BEFORE_AT.sub(r"\1", str(url))
     return f"{shown!r} is no URL" + ("" if "@" in str(url) else f": {why}")

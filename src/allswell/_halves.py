@@ -44,8 +44,8 @@ from allswell._errors import Party
 class Send(Enum):
     """How far our half has gone.
 
-    :ivar moves: where it may go from there.
-    :ivar open: there may be more to send.
+    :ivar moves: the states that may follow.
+    :ivar open: whether there may be more to send.
     """
 
     moves: tuple[Send, ...]
@@ -60,8 +60,8 @@ class Send(Enum):
 class Receive(Enum):
     """How far the peer's half has come.
 
-    :ivar moves: where it may go from there.
-    :ivar over: nowhere, for no more of it will come.
+    :ivar moves: the states that may follow.
+    :ivar over: whether none may follow, because no more of the response will come.
     """
 
     moves: tuple[Receive, ...]
@@ -74,10 +74,10 @@ class Receive(Enum):
     FAILED = "failed"
 
 
-# The table of moves. (It stands in the states, and is no dict: to hash a member of an Enum costs more than the rest.)
+# The table of moves. (It is in the states and not in a dict: the hash of an Enum's member costs more than the rest.)
 Send.HEAD.moves = (Send.BODY, Send.ENDED, Send.STOPPED)
 Send.BODY.moves = (Send.ENDED, Send.STOPPED)
-Send.ENDED.moves = (Send.BODY,)  # an upgrade: behind the request the tunnel begins (RFC 9110 §7.8)
+Send.ENDED.moves = (Send.BODY,)  # an upgrade: the tunnel follows the request (RFC 9110 §7.8)
 Send.STOPPED.moves = ()
 Receive.HEAD.moves = (Receive.BODY, Receive.TUNNEL, Receive.ENDED, Receive.FAILED)
 Receive.BODY.moves = (Receive.ENDED, Receive.FAILED)
@@ -89,8 +89,8 @@ for _send in Send:
 for _receive in Receive:
     _receive.over = not _receive.moves
 
-# To look up a member of an Enum takes Python 3.11 as long as ten attributes of an object: where every request comes by,
-# they have names of their own.
+# In Python 3.11 the look-up of an Enum's member takes as long as that of ten attributes. So the members have names of
+# their own here, for the code that every request runs.
 SEND_HEAD, SEND_BODY, SEND_ENDED, SEND_STOPPED = Send
 RECEIVE_HEAD, RECEIVE_BODY, RECEIVE_TUNNEL, RECEIVE_ENDED, RECEIVE_FAILED = Receive
 
@@ -102,7 +102,7 @@ class LengthError(Exception):
 class SendHalf:
     """Our half of one exchange.
 
-    :param state: where it begins.
+    :param state: the state in which it begins.
     :param promised: the request's Content-Length.
     :ivar state: how far it has gone.
     :ivar open: as its state says: whether there may be more to send.
@@ -126,7 +126,7 @@ class SendHalf:
         return True
 
     def stop(self, by: Party) -> bool:
-        """The rest will not be sent; whether there was one."""
+        """Send no more. Return whether there may have been more to send."""
         stopped = self.move(SEND_STOPPED)
         if stopped:
             self.by = by
@@ -135,7 +135,7 @@ class SendHalf:
     def count(self, size: int, *, end: bool) -> None:
         """A piece of content is about to be sent.
 
-        :raises LengthError: when the whole would not be as long as was promised.
+        :raises LengthError: if the content would not be as long as promised.
         """
         owed = self._owed
         if owed is not None:
@@ -147,10 +147,10 @@ class SendHalf:
 class ReceiveHalf:
     """The peer's half of one exchange.
 
-    :ivar method: the request's, which decides what a response may contain.
+    :ivar method: the request's method. It decides what a response may contain.
     :ivar state: how far it has come.
     :ivar over: as its state says: whether no more of it will come.
-    :ivar tunnel: it is, or was, a tunnel's.
+    :ivar tunnel: whether it is, or was, a tunnel's half.
     """
 
     __slots__ = ("_left", "method", "over", "state", "tunnel")
@@ -164,12 +164,12 @@ class ReceiveHalf:
 
     @property
     def answered(self) -> bool:
-        """Whether the final response's head has come, for as long as nothing failed."""
+        """Whether the final response's head has come, and the half has not failed since."""
         return self.state is not RECEIVE_HEAD and self.state is not RECEIVE_FAILED
 
     @property
     def left(self) -> float:
-        """How much content was announced and has not come yet; ``inf`` where that is not known."""
+        """How many bytes of announced content have not come yet; ``inf`` if that is not known."""
         return math.inf if self._left is None else self._left
 
     @property
@@ -178,7 +178,7 @@ class ReceiveHalf:
         return self._left == 0 and self.state is RECEIVE_BODY
 
     def move(self, to: Receive) -> bool:
-        """Move, if the table allows it; whether it did."""
+        """Move, if the table allows it. Return whether it does."""
         if to not in self.state.moves:
             return False
         self.state = to
@@ -190,7 +190,7 @@ class ReceiveHalf:
     def begin(self, status: int, content: int | None) -> None:
         """The final response's head came.
 
-        :param content: how much content follows, where it is known.
+        :param content: how many bytes of content follow; ``None`` if that is not known.
         """
         if self.method == b"CONNECT" and status < 300:
             self.move(RECEIVE_TUNNEL)
@@ -199,7 +199,7 @@ class ReceiveHalf:
             self._left = content
 
     def count(self, size: int) -> None:
-        """So much content came.
+        """So many bytes of content came.
 
         :raises LengthError: when it is more than was announced.
         """
@@ -219,10 +219,10 @@ class ReceiveHalf:
 
 
 class Halves:
-    """What has two halves: an exchange, as a backend or a requester knows it.
+    """An exchange, as a backend or a requester knows it: two halves.
 
-    :ivar sending: ours.
-    :ivar receiving: the peer's.
+    :ivar sending: our half.
+    :ivar receiving: the peer's half.
     """
 
     __slots__ = ("receiving", "sending")
@@ -233,10 +233,10 @@ class Halves:
 
     @property
     def over(self) -> bool:
-        """Whether both are."""
+        """Whether both halves are over."""
         return self.receiving.over and not self.sending.open
 
 
 def wants_rest(status: int) -> bool:
-    """Whether a server that answers early with this status is still to be sent the rest of the request."""
+    """Whether the rest of a request is sent after an early response with this status."""
     return status < 300

@@ -64,11 +64,11 @@ _CREDIT = BackPressure.CREDIT  # by a name of its own: see `_halves.py`
 #: on when it has left no more than so many.
 _PAUSE_AT, _RESUME_AT = 256 * 1024, 64 * 1024
 
-#: How many requests leave together at most: the server can begin with them while others have their turn.
+#: How many requests leave together at most. The server can begin with these while others still have their turn.
 _TOGETHER = 16
 
-#: A connection that is idle for too long stays open while a request waits for room on it. That is looked at again
-#: after so many seconds.
+#: A connection that is idle for too long stays open while a request waits for room on it. After so many seconds it is
+#: checked again.
 _WANTED_AGAIN = 0.5
 
 
@@ -76,10 +76,10 @@ class Owner(Protocol):
     """The owner of connections. Called synchronously, from whichever task made the change; must not raise."""
 
     def connection_available(self, connection: Connection) -> None:
-        """An exchange ended, or the peer allows more, or less. It is open, and has capacity or is idle."""
+        """An exchange ended, or the peer allows more, or less. The connection is open, and has capacity or is idle."""
 
     def connection_wanted(self, connection: Connection) -> bool:
-        """Whether a request waits for room on it. Then it does not end for being idle."""
+        """Whether a request waits for room on it. If so, it does not end for being idle."""
 
     def connection_leaving(self, connection: Connection) -> None:
         """It takes no new exchanges any more."""
@@ -195,7 +195,7 @@ class Connection:
 
     @property
     def state(self) -> State:
-        """Where it is in its life."""
+        """Its state of life."""
         return self._life.state
 
     @property
@@ -220,7 +220,7 @@ class Connection:
 
     @property
     def lingers(self) -> bool:
-        """Whether nothing is under way but tunnels whose other half is the peer's to end."""
+        """Whether nothing is under way but tunnels that we have ended, and the peer has not."""
         return all(exchange.lingers for exchange in self._exchanges.values())
 
     @property
@@ -230,7 +230,7 @@ class Connection:
 
     @property
     def idle_since(self) -> float:
-        """When the last exchange ended, or it was made; ``inf`` while one is open."""
+        """When its last exchange ended; if it had none, when it was made. ``inf`` while one is open."""
         return self._idle.since
 
     def capacity(self) -> int:
@@ -241,7 +241,7 @@ class Connection:
 
     @property
     def capacity_expected(self) -> bool:
-        """Whether it has no room, but is expected to have some soon, although no open exchange need end for it."""
+        """Whether it has no room, but will probably have some soon without the end of an open exchange."""
         return self._life.state is OPEN and self._backend.capacity_expected
 
     @property
@@ -268,25 +268,26 @@ class Connection:
         return str(self._driver)
 
     def tell_use(self, told: Callable[[bool], None]) -> None:
-        """Have a function told of each begin of its use (``True``), and of each end."""
+        """Have a function called when its use begins (with ``True``), and when it ends (with ``False``)."""
         self._idle = WatchedIdle(self._idle, told)
 
     def usable(self) -> bool:
         """Whether it can still take a request, after one more look at the socket.
 
-        The server may have closed an idle connection, or said something unasked, and the event loop has not told us
-        yet. The look costs a system call. It cannot catch all such cases, but a request that must not be sent twice is
-        worth it. So is any request in HTTP/1.1, where only their order tells responses apart. What lies in the socket
-        before a request is sent cannot be its response, and ends the connection. That is so behind other exchanges,
-        too (pipelining). If reading is suspended there, nobody can look, and no request follows.
+        The server may have closed an idle connection, or sent something unasked, and the event loop has not told us
+        yet. The look costs a system call, and cannot catch all such cases. It is done before a request that must not
+        be sent twice. It is also done before each request in HTTP/1.1, where only their order tells responses apart.
+        What is in the socket before a request is sent cannot be its response, and ends the connection. That is so
+        behind other exchanges, too (pipelining). If reading is suspended there, the look is not possible, and no
+        request follows.
         """
         busy = bool(self._exchanges)
         if monotonic() >= self._idle.until:
-            self._end_idle()  # something blocked the event loop, and the alarm is late
+            self._end_idle()  # the event loop was blocked, and the alarm is late
         if self._life.state is OPEN and not self._looking and (self._backend.in_order or not busy):
             if busy and self._driver.full():
                 return False
-            self._looking = True  # meanwhile the owner may be told of room, and must not make us look again
+            self._looking = True  # the owner may be told of room meanwhile, and must not have us look again
             try:
                 self._driver.glance()
             finally:
@@ -327,7 +328,7 @@ class Connection:
             if exchange.number or backend.must_abort:
                 self._abandon(exchange.number)
             raise error.named(exchange.label) from error
-        # (Behind the head of a CONNECT comes its tunnel.)
+        # (The tunnel follows the head of a CONNECT.)
         exchange.sending.move(SEND_BODY if upload or head.method == b"CONNECT" else SEND_ENDED)
         self._exchanges[number] = exchange
         self._idle.end()
@@ -344,11 +345,11 @@ class Connection:
         return exchange.number in self._exchanges
 
     def in_line(self, exchange: Exchange[Connection]) -> bool:
-        """Whether others have to be answered before it (pipelining)."""
+        """Whether other exchanges must be answered before it (pipelining)."""
         return self._backend.in_order and next(iter(self._exchanges.values()), exchange) is not exchange
 
     def unsent(self, exchange: Exchange[Connection]) -> int:
-        """Bytes that keep the exchange from sending more: of its own, and of all that was written before."""
+        """How many bytes keep the exchange from sending more: its own, and all that were written before."""
         return self._driver.writer.unsent + self._backend.unsent(exchange.number)
 
     def send_window(self, exchange: Exchange[Connection]) -> int:
@@ -368,7 +369,7 @@ class Connection:
             raise error.named(exchange.label) from error
         self._transmit()
         if len(self._exchanges) > 1 and exchange.number in self._exchanges:
-            # It goes behind the others. Uploads that wait for room are woken in this order, and the first takes it.
+            # Move it behind the others. Uploads that wait for room are woken in this order, and the first takes it.
             self._exchanges[exchange.number] = self._exchanges.pop(exchange.number)
         if end:
             exchange.sending.move(SEND_ENDED)
@@ -378,7 +379,7 @@ class Connection:
             self.half_ended(exchange)
 
     def half_ended(self, exchange: Exchange[Connection]) -> None:
-        """We have ended one of its halves. If the other is over too, so is the exchange."""
+        """We have ended one of its halves. If the other half is over too, the exchange is over."""
         if exchange.over:
             self._over(exchange)
             self.settle()
@@ -413,8 +414,8 @@ class Connection:
     def stop_lingering(self, exchange: Exchange[Connection]) -> None:
         """Wait no longer for the peer's end of a tunnel.
 
-        If the connection goes on, the stream is reset. If it leaves, it is not: the reset might overtake what the
-        tunnel carried last.
+        If the connection goes on, the stream is reset. If the connection leaves, it is not, because the reset might
+        overtake the tunnel's last bytes.
         """
         if self._life.state is OPEN or exchange.sending.open:
             exchange.hung_up = False
@@ -424,15 +425,15 @@ class Connection:
             self.settle()
 
     def drop_closed_tunnels(self) -> None:
-        """Wait no longer for the ends of tunnels that our side has closed: the connection ends, and they with it."""
+        """Wait no longer for the ends of tunnels that our side has closed: they end with the connection."""
         for exchange in [each for each in self._exchanges.values() if each.hung_up]:
             exchange.end_tunnel()
             self._over(exchange)
 
     def abandon(self, exchange: Exchange[Connection]) -> None:
-        """The requester takes no more of it. If the protocol cannot go on without its rest, the connection ends."""
+        """The requester wants no more of it. If the protocol needs the rest of it to go on, the connection ends."""
         if exchange.receiving.tunnel and exchange.all_read and exchange.number in self._exchanges:
-            self.send_body(exchange, b"", end=True, trailers=None)  # its other half ended well: so does ours
+            self.send_body(exchange, b"", end=True, trailers=None)  # the peer's half ended well, so ours does, too
         open_still = self._exchanges.pop(exchange.number, None) is not None
         if open_still or self._backend.back_pressure is _CREDIT:
             self._abandon(exchange.number)
@@ -445,7 +446,7 @@ class Connection:
         self._backend.cancel(number)
         if self._backend.must_abort:
             why = "an exchange was abandoned before it was complete"
-            if self._exchanges:  # those that were pipelined with it
+            if self._exchanges:  # others are pipelined with it
                 error = TransportError(f"{self.label}: {why}", operation="read", by="us")
                 self._dispatch(self._backend.receive_eof(error), last=True)
             self.abort(why)
@@ -465,8 +466,8 @@ class Connection:
         self.settle()
 
     def cut(self, error: AllswellError) -> None:
-        """Fail every exchange that is open. Then the goodbyes can begin, if the protocol still allows them."""
-        # The last one first: in a pipeline the end of an exchange ends those behind it, with another error.
+        """Fail every open exchange. Then the goodbyes can begin, if the protocol still allows them."""
+        # From the last to the first: in a pipeline the end of one exchange ends those behind it with another error.
         self.drop_closed_tunnels()
         for exchange in reversed(list(self._exchanges.values())):
             self.history.cut_short += self.holds(exchange)
@@ -490,15 +491,15 @@ class Connection:
         self._driver.abort(last_words)
 
     def take_leave(self, reason: str) -> None:
-        """Say everything now, and wait for nothing: GOAWAY, close_notify and FIN leave in this one step.
+        """Say all goodbyes now, without a wait: GOAWAY, close_notify and FIN leave in this one step.
 
-        Then a task of the connection waits for the answers, within the grace, as long as the event loop lives. For if
-        an answer meets a closed socket, the peer sees a reset. A connection with an exchange in flight is aborted.
+        Then a task of the connection waits for the answers, within the grace, as long as the event loop lives. (If an
+        answer met a closed socket, the peer would see a reset.) A connection with an exchange in flight is aborted.
         """
         self._driver.take_leave(reason)
 
     def so_far(self) -> ConnectionEnd:
-        """How it ends, as far as it has: what was said and heard until now."""
+        """How it has ended so far: what was said and heard until now."""
         return self._driver.so_far()
 
     # What its driver tells and asks
@@ -535,7 +536,7 @@ class Connection:
     def end_of_stream(self, *, truncated: bool) -> None:
         """The peer has ended what it sends.
 
-        :param truncated: without the goodbye of the layer below.
+        :param truncated: whether the goodbye of the layer below is missing.
         """
         why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
         cut = self.history.cut_short
@@ -544,7 +545,7 @@ class Connection:
         if self.history.cut_short > cut or self._backend.must_abort or not all(halves):
             self.abort("the server ended the connection in the middle of an exchange", why)
         else:
-            # What is left is our half of a tunnel: it may have something to say yet.
+            # Only our half of a tunnel is left. It may have more to send.
             self.parting.ended = True
             self.close("the server ended the connection")
 
@@ -562,8 +563,8 @@ class Connection:
     def _dispatch(self, events: Sequence[Event], *, last: bool = False) -> int:
         """Hand the events to their exchanges. Return how many responses are complete with them.
 
-        :param last: the connection ends with them, so exchanges that fail were cut short by it. (They are so, too, if
-            one of the events is :class:`ConnectionBroken`.)
+        :param last: whether the connection ends with these events. Then it has cut short the exchanges that fail. (So
+            has one of the events if it is :class:`ConnectionBroken`.)
         """
         exchanges, completed = self._exchanges, 0
         for event in events:
@@ -606,7 +607,7 @@ class Connection:
         return completed
 
     def _on_window(self, number: int | None) -> None:
-        """More may be sent: of one exchange, or of any."""
+        """More may be sent: of this exchange, or of any if none is given."""
         for exchange in self._exchanges.values() if number is None else (self._exchanges.get(number),):
             if exchange is not None:
                 exchange.on_room()
@@ -640,16 +641,16 @@ class Connection:
             owner.connection_announced(self, news)
 
     def _over(self, exchange: Exchange[Connection]) -> None:
-        """Both halves are over: the response is complete, and our side sent all, or stopped."""
+        """Both halves are over: the response is complete, and our side has sent all, or stopped."""
         if self._exchanges.pop(exchange.number, None) is not None:
             if exchange.sending.state is SEND_STOPPED:
                 self._backend.stop(exchange.number)
-            self._driver.resume()  # reading need not wait until its body is read
+            self._driver.resume()  # its unread body need not hold up reading any more
             if self._exchanges and self._backend.in_order:
                 next(iter(self._exchanges.values())).on_first_in_line()
 
     def settle(self) -> None:
-        """Exchanges may have ended. Go on to the next state of life, or tell the owner of the room."""
+        """Exchanges may have ended. Go on to the next state of life, or tell the owner that there is room."""
         state = self._life.state
         if state is DRAINING:
             if not self._exchanges and self._life.move(State.CLOSING):
@@ -657,12 +658,12 @@ class Connection:
                 self._driver.leave()
         elif state is OPEN:
             if self._backend.exhausted:
-                # A tunnel ended, Connection: close came before our half was over, or the last stream id is used.
+                # A tunnel has ended, Connection: close came before our half was over, or all stream ids are used.
                 self.close("it can carry no more requests")
             elif self._exchanges:
                 if self.capacity():
                     self._tell_available()
-            elif self._idle.since == math.inf:  # an exchange was open until now: a PING ends no idle time
+            elif self._idle.since == math.inf:  # (else it was idle already: a PING does not end idle time)
                 self._idle.begin(monotonic(), self._backend.kept_idle)
                 self._watch_idle()
                 self._tell_available()
@@ -680,8 +681,8 @@ class Connection:
     def _gather(self) -> None:
         """Let requests wait for each other until those whose responses have just come have had their turn.
 
-        They are woken, and many have a request to follow. One write for all of these costs a fraction of what one for
-        each does. (Not in HTTP/1.1, where a request is sent when it is opened: see :meth:`usable`. QUIC gains nothing.)
+        Their requesters are woken, and many send another request. One write for all of these costs a fraction of one
+        for each. (HTTP/1.1 sends a request as soon as it is opened: see :meth:`usable`. QUIC gains nothing by this.)
         """
         if not self._gathers:
             self._gathers = True
@@ -699,7 +700,7 @@ class Connection:
             writer.write(data, answers=answers)
 
     def written(self) -> None:
-        """What waited to be sent has gone out."""
+        """All that waited to be sent has gone out."""
         for exchange in self._exchanges.values():
             exchange.on_room()
 
@@ -712,7 +713,7 @@ class Connection:
             alarm.set(at)
 
     def catch_up(self) -> bool:
-        """Take what has come and send what can go, without waiting until the event loop tells us.
+        """Take what has come and send what can go, without the event loop.
 
         :return: whether all that has come was taken.
         """

@@ -1,7 +1,7 @@
 """A client's QUIC connection, as the filter and HTTP/3 use it.
 
-It *has* an engine, which speaks QUIC (see ``engine.py``). This module has the users' side: what they write and consume,
-their events, whether the peer is silent, whether there is something to send.
+It *has* an engine, which speaks QUIC (see ``engine.py``). This module is the side of the users: they write, consume and
+take events here, and ask whether the peer is silent and whether there is something to send.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from allswell._quic.tickets import Resumption
 _PACKET_OVERHEAD = 1 + 20 + 2 + 16
 #: Bytes of a DATAGRAM frame's type and length.
 _DATAGRAM_OVERHEAD = 1 + 2
-#: The peer is silent after so many unanswered probes (RFC 9002 §6.2.1: each waits twice as long as the last).
+#: After so many unanswered probes the peer counts as silent. (RFC 9002 §6.2.1: each waits twice as long as the last.)
 _SILENT_PROBES = 3
-#: The groups that keys are made for at first. RFC 8446 §9.1 demands the second and recommends the first. aioquic makes
-#: a key for each group that it offers. Those for P-384 and X448 take longer than all else in the first flight.
+#: The groups that are offered at first. RFC 8446 §9.1 demands the second and recommends the first. aioquic makes a key
+#: for each group that it offers. Keys for P-384 and X448 take longer than all else in the first flight.
 _USUAL_GROUPS = (tls.Group.X25519, tls.Group.SECP256R1)
-#: RFC 9001 §4.8: what a server says that has no group, or no cipher suite, in common with us.
+#: RFC 9001 §4.8: a server sends this if it has no group, or no cipher suite, in common with us.
 _HANDSHAKE_FAILURE = QuicErrorCode.CRYPTO_ERROR + tls.AlertDescription.handshake_failure
-#: The backend's events for those of aioquic, besides those that ``pieces.py`` makes. It is not told of the others.
+#: Makes our events of aioquic's. (``pieces.py`` makes those for stream data.) The backend does not get any others.
 _TOLD: dict[type, Callable[[Any], QuicEvent]] = {
     StreamReset: lambda event: event,
     theirs.StopSendingReceived: lambda event: StopSendingReceived(event.stream_id, event.error_code),
@@ -57,11 +57,11 @@ _TOLD: dict[type, Callable[[Any], QuicEvent]] = {
 class ClientConnection:
     """One connection.
 
-    :param engine: a new one.
-    :param all_groups: it offers all groups of the key exchange that there are.
+    :param engine: a new engine.
+    :param all_groups: whether it offers all groups of the key exchange.
     :ivar dirty: whether :meth:`datagrams_to_send` may have datagrams, because something was done.
     :ivar silent: whether the peer has left several probes in a row unanswered.
-    :ivar unpinned: why it was ended, if the server has another key than the pinned one.
+    :ivar unpinned: the error that ended it, if the server's key is not the pinned one.
     :ivar stream_window: how many bytes of one stream the peer may send ahead of :meth:`credit_stream`.
     :ivar datagrams: whether DATAGRAM frames are accepted here (RFC 9221).
     """
@@ -79,7 +79,7 @@ class ClientConnection:
         self._probes_when_heard = 0
         self._silence_told = False
 
-    # What a backend needs
+    # For a backend
 
     @property
     def ended(self) -> End | None:
@@ -208,7 +208,7 @@ class ClientConnection:
 
     @property
     def data_queued(self) -> bool:
-        """Whether HTTP has something to say. (Otherwise there may be acknowledgements and credit.)"""
+        """Whether HTTP has something to send. (If not, there may still be acknowledgements and credit.)"""
         return self.engine.data_queued
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
@@ -230,16 +230,16 @@ class ClientConnection:
 
     def was_heard(self) -> None:
         """Something has come: the peer is not silent."""
-        self._probes_when_heard = self.engine._loss._pto_count  # not 0: it need not acknowledge anything
+        self._probes_when_heard = self.engine._loss._pto_count  # (not 0: what came may acknowledge nothing)
         self.silent = self._silence_told = False
 
     @property
     def silence_is_news(self) -> bool:
-        """Whether it has fallen silent, and :meth:`tell_silence` was not called since."""
+        """Whether the peer has fallen silent since :meth:`tell_silence` was last called."""
         return self.silent and not self._silence_told
 
     def tell_silence(self) -> None:
-        """The backend looks at ``silent`` now."""
+        """Note that the backend is told of the silence now."""
         self._silence_told = True
 
     def take_events(self) -> list[QuicEvent]:
@@ -276,7 +276,7 @@ class ClientConnection:
 
     @property
     def lacked_a_group(self) -> bool:
-        """Whether the server refused the handshake, perhaps because it has none of the few groups that were offered."""
+        """Whether the server refused the handshake, perhaps because it has none of the groups that were offered."""
         end = self.ended
         return not self._all_groups and end is not None and end.by == "peer" and end.code == _HANDSHAKE_FAILURE
 
