@@ -1,15 +1,15 @@
-"""What happens in a pool, as its observers are told of it (`_observers.py`): values, and nothing that could be changed.
+"""The events of a pool that its observers get (`_observers.py`). They are values, and cannot be changed.
 
-A request and a connection have a number each, which no other one of the process has. A connection has its number from
-the moment when it is begun to be made. A request is told of until it is answered or has failed. What the pool requests
-for itself (tunnels through proxies, lookups over HTTPS) is a phase of a connection's making, and no request here.
+Each request has a number that no other request of the process has. So has each connection, from the beginning of its
+making. The events of a request end when it is answered or has failed. Requests that the pool makes for itself (tunnels
+through proxies, lookups over HTTPS) have no such events: they are phases in the making of a connection.
 
-The order of what is told, where * is any number of times:
+The order of events, where * means any number of times:
 
 - of a request: RequestBegan; (RequestWaits or nothing, RequestSent, RequestSentBack) *; RequestAnswered or
   RequestFailed.
 - of a connection: DialBegan; PhaseEnded *; DialFailed or ConnectionOpened; ConnectionUsed *; ConnectionEnded.
-- of one that lost a race, when another was made sooner: ConnectionOpened, ConnectionEnded.
+- of a connection that lost a race, because another was made sooner: ConnectionOpened, ConnectionEnded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from allswell._errors import Phase
 from allswell._messages import RequestHead
 from allswell._report import ConnectionEnd
 
-#: A request's, or a connection's.
+#: The number of a new request or connection.
 next_number = count(1).__next__
 
 #: Host and port, or the path of a Unix socket.
@@ -29,7 +29,7 @@ Peer = tuple[str, int] | str
 
 
 def address(peer: Peer) -> str:
-    """As it is written: ``"192.0.2.1:443"``, ``"[::1]:443"``."""
+    """A peer as text: ``"192.0.2.1:443"``, ``"[::1]:443"``, or a path."""
     if isinstance(peer, str):
         return peer
     host, port = peer
@@ -39,8 +39,8 @@ def address(peer: Peer) -> str:
 class Place(NamedTuple):
     """Where a request or a connection goes.
 
-    :ivar label: the origin, and the proxies on the way, as errors and reports name it.
-    :ivar scheme: ``"http"`` or ``"https"``; of a proxy, its own.
+    :ivar label: the origin and the proxies on the way, as errors and reports name them.
+    :ivar scheme: ``"http"`` or ``"https"``; for a proxy, the proxy's.
     :ivar host: a host name, or an IP address without brackets.
     """
 
@@ -51,9 +51,9 @@ class Place(NamedTuple):
 
 
 class RequestBegan(NamedTuple):
-    """The caller has called. It is told in the caller's task.
+    """The caller has made a request. This event comes in the caller's task.
 
-    :ivar head: what will be sent. An observer may add fields to its ``headers``, and change nothing else.
+    :ivar head: the head that will be sent. An observer may add fields to its ``headers``, and must change nothing else.
     """
 
     request: int
@@ -62,15 +62,15 @@ class RequestBegan(NamedTuple):
 
 
 class RequestWaits(NamedTuple):
-    """No connection has room for it: it waits for one, which may have to be made."""
+    """No connection has room for the request. It waits for one, and a new one may be made."""
 
     request: int
 
 
 class RequestSent(NamedTuple):
-    """It goes out on a connection: an attempt begins.
+    """The request goes out on a connection: an attempt begins.
 
-    :ivar peer: what the connection is connected to, where that is known.
+    :ivar peer: what the connection is connected to, if that is known.
     """
 
     request: int
@@ -80,7 +80,7 @@ class RequestSent(NamedTuple):
 
 
 class RequestSentBack(NamedTuple):
-    """An attempt has failed, and was no answer. Another one may follow. See :class:`Attempt`.
+    """An attempt has failed, or its answer was not accepted. Another attempt may follow. See :class:`Attempt`.
 
     :ivar cause: the class of the error, or the status code of the answer.
     :ivar http_version: empty if there was no connection.
@@ -94,7 +94,7 @@ class RequestSentBack(NamedTuple):
 
 
 class RequestAnswered(NamedTuple):
-    """The head of its response has come. (The body comes as the caller reads it.)"""
+    """The head of the response has come. (The body comes as the caller reads it.)"""
 
     request: int
     status: int
@@ -104,7 +104,7 @@ class RequestAnswered(NamedTuple):
 class RequestFailed(NamedTuple):
     """There will be no response.
 
-    :ivar error: what the caller gets. It is no ``Exception`` if the caller was cancelled.
+    :ivar error: the exception for the caller. It is no ``Exception`` if the caller was cancelled.
     """
 
     request: int
@@ -114,7 +114,7 @@ class RequestFailed(NamedTuple):
 class DialBegan(NamedTuple):
     """A connection is being made.
 
-    :ivar request: the one that caused it, if it is told of.
+    :ivar request: the number of the request that caused it, if that has events.
     """
 
     connection: int
@@ -123,15 +123,15 @@ class DialBegan(NamedTuple):
 
 
 class PhaseEnded(NamedTuple):
-    """A phase of a connection's making is over. Phases may overlap: what is raced, and what is looked up meanwhile.
+    """A phase in the making of a connection is over. Phases may overlap: attempts race, and lookups go on meanwhile.
 
-    :ivar phase: ``"dns"`` a lookup, ``"tcp"`` the connect of one address, ``"tls"``, ``"quic"``, ``"proxy"`` a tunnel.
+    :ivar phase: ``"dns"`` (a lookup), ``"tcp"`` (to one address), ``"tls"``, ``"quic"``, ``"proxy"`` (a tunnel).
     :ivar subject: the host that was looked up (``"example.org HTTPS"``: its HTTPS records), the address that was
-        connected to, the name in the certificate, or the proxy.
-    :ivar began: when, in seconds of :func:`time.monotonic`.
+        tried, the name in the certificate, or the proxy.
+    :ivar began: when it began, in seconds of :func:`time.monotonic`.
     :ivar seconds: how long it took.
-    :ivar error: why it failed. It is no ``Exception`` if it was called off, because it was not needed any more.
-    :ivar found: the addresses that a lookup has found.
+    :ivar error: why it failed. It is no ``Exception`` if the phase was cancelled because it was not needed any more.
+    :ivar found: the addresses that the lookup has found.
     """
 
     connection: int
@@ -170,9 +170,9 @@ class ConnectionOpened(NamedTuple):
 
 
 class ConnectionUsed(NamedTuple):
-    """Its first exchange has begun, or its last one has ended. The debug log is not told.
+    """The first open exchange has begun, or the last one has ended. The debug log does not get this event.
 
-    :ivar active: whether any is under way.
+    :ivar active: whether any exchange is under way.
     """
 
     connection: int
@@ -180,10 +180,10 @@ class ConnectionUsed(NamedTuple):
 
 
 class ConnectionEnded(NamedTuple):
-    """It is closed.
+    """The connection is closed.
 
-    :ivar end: how.
-    :ivar error: what broke it, or what the server left with; ``None`` if it was neither.
+    :ivar end: how it ended.
+    :ivar error: what broke it, or the error with which the server left; ``None`` if there was neither.
     """
 
     connection: int

@@ -1,8 +1,8 @@
-"""Those who are told what happens in a pool: the debug log, and the functions that somebody has added.
+"""The observers of a pool: the debug log, and the functions that a program has added.
 
-Theory of operation. An observer is called synchronously, where the event happens. It only listens: what it raises is
-logged, and nothing else comes of it. Whether anybody listens is asked where something begins: a request, a dial, a
-connection. If nobody does, no event is made of all that follows, and nothing more is asked.
+Theory of operation. An observer is called synchronously, where the event happens. It only listens. What it raises is
+logged, and has no other effect. Whether there are observers is checked where something begins: a request, a dial, a
+connection. If there are none, no events are made for what begins there, and nothing more is checked.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ News = TypeVar("News")
 
 
 class Observers:
-    """Those of one pool.
+    """The observers of one pool.
 
-    :ivar functions: the observers, without the debug log.
+    :ivar functions: all of them, without the debug log.
     """
 
     __slots__ = ("functions",)
@@ -32,19 +32,19 @@ class Observers:
         self.functions: tuple[Observer, ...] = ()
 
     def add(self, function: Observer) -> None:
-        """Tell this one too."""
+        """Call this function, too."""
         self.functions += (function,)
 
     def remove(self, function: Observer) -> None:
-        """Tell this one no more. Idempotent."""
+        """Do not call this function any more. Idempotent."""
         self.functions = tuple(each for each in self.functions if each != function)
 
     def wanted(self, log: logging.Logger) -> bool:
-        """Whether anybody wants to know what is logged there."""
+        """Whether there is an observer for events that are logged here: a function, or this log at the level DEBUG."""
         return bool(self.functions) or log.isEnabledFor(logging.DEBUG)
 
     def tell(self, event: Event) -> None:
-        """Tell all of them."""
+        """Give an event to all of them."""
         notify("the debug log", _debug_log.log, event)
         for function in self.functions:
             if function in self.functions:  # one before it may have removed it
@@ -52,10 +52,10 @@ class Observers:
 
 
 class Observed:
-    """One request, of which they are told.
+    """A request that is observed.
 
     :ivar number: see `_events.py`.
-    :ivar tell: tells them.
+    :ivar tell: gives an event to the observers.
     """
 
     __slots__ = ("number", "tell")
@@ -66,7 +66,7 @@ class Observed:
 
 
 def notify(whom: str, function: Callable[[News], object], news: News) -> None:
-    """Call a function that only listens. What it raises is logged: the request that caused the news must not pay."""
+    """Call a function that only listens. What it raises is logged, so the request that caused the news goes on."""
     try:
         function(news)
     except BaseException:  # noqa: BLE001 - whatever it is, it is not for the task that happens to run now

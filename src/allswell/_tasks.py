@@ -1,16 +1,19 @@
 """Tasks, signals and timers outside any caller's cancel scope, on asyncio and trio: the one file that names either.
 
-Theory of operation. A connection outlives the request that opened it, so its task cannot live in that request's
-task group, and a client must work without ``async with``, so there may be no task group at all. anyio has no
-answer to that (by design); each event loop has: asyncio's ``create_task`` and trio's system tasks. A
-:class:`TaskHost` is that answer behind one face. What runs in it must never raise: a connection's failure
-reaches its exchanges, never the host.
+Theory of operation. A connection outlives the request that opened it. So its tasks cannot be in that request's task
+group. A client must also work without ``async with``, so there may be no task group at all. anyio has no tasks outside
+of groups, by design. The event loops have: ``create_task`` of asyncio, and system tasks of trio. A :class:`TaskHost`
+has one interface for both. What runs in it must never raise. If a connection fails, its exchanges are told, and never
+the host.
 
-Three more things are here because the portable ones cost several times as much on the path that every request
-takes: a :class:`Signal` wakes the one task that waits for it (an ``anyio.Event`` serves many and is made afresh for
-each use); an :class:`Alarm` is a timer that is moved back for free, so that a read timeout costs one assignment
-and not a cancel scope; and ``watch_readable`` has the event loop call us when a socket is readable, where it can
-(asyncio), in place of a task that waits for it (two system calls and two task switches for every response).
+Three more things are here, because the portable ones cost several times as much, and every request uses them:
+
+- A :class:`Signal` wakes the one task that waits for it. (An ``anyio.Event`` serves many tasks, and each use takes a
+  new one.)
+- An :class:`Alarm` is a timer that costs nothing to move back. So a read timeout costs one assignment, and no cancel
+  scope.
+- ``watch_readable`` has the event loop call us when a socket is readable, if it can (asyncio). A task that waits would
+  take two system calls and two task switches for every response.
 """
 
 from __future__ import annotations
@@ -38,52 +41,52 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("allswell")
 
-#: Seconds by which a timer rings late when the program has held the event loop.
+#: If a timer rings later than by so many seconds, the program has held the event loop.
 _LATE = 0.005
 
 _BUSY = "another task waits for the same: only one may read a response (or write to a stream) at a time"
 
 
 class Signal(Protocol):
-    """Wakes the one task that waits for it. Set before the wait, it is not lost: the wait returns at once."""
+    """Wakes the one task that waits for it. If it is set before the wait, the wait returns at once."""
 
     def set(self) -> None:
         """Wake the waiter, or let the next wait pass."""
 
     async def wait(self) -> None:
-        """Wait until set, then clear.
+        """Wait until it is set, then clear it.
 
-        :raises RuntimeError: when another task waits already.
+        :raises RuntimeError: if another task already waits.
         """
 
     def listen(self, function: Callable[[], None] | None) -> bool:
-        """Have a function called soon after it is set, until told to stop by ``None``; whether the loop can.
+        """Have a function called soon after it is set; ``None``: no more. Return whether the event loop can do that.
 
-        Nobody may wait meanwhile.
+        No task may wait meanwhile.
         """
 
 
 class Timer(Protocol):
-    """A call that will happen, unless cancelled."""
+    """A call that will be made, unless it is cancelled."""
 
     def cancel(self) -> None:
-        """Make sure that the call does not happen; idempotent."""
+        """Make sure that the call is not made. Idempotent."""
 
 
 class TaskHost(Protocol):
-    """The event loop that runs us, as far as we need it."""
+    """The part of an event loop that we need."""
 
     @property
     def current(self) -> bool:
-        """Whether it is the event loop that runs now, in this thread."""
+        """Whether this event loop is the one that runs now in this thread."""
 
     @property
     def over(self) -> bool:
-        """Whether the loop has ended: nothing can run there any more."""
+        """Whether the event loop has ended, so nothing can run there any more."""
 
     @property
     def ending(self) -> bool:
-        """For a task of ours that was cancelled: whether the loop ends. (Or a program cancels all, and goes on.)."""
+        """For a task of ours that was cancelled: whether the event loop ends. (It may also go on.)"""
 
     def spawn(
         self,
@@ -92,39 +95,39 @@ class TaskHost(Protocol):
         name: str,
         context: contextvars.Context | None = None,
     ) -> None:
-        """Run a task that belongs to no caller. Its exceptions are logged, never raised.
+        """Run a task that belongs to no caller. Its exceptions are logged, and never raised.
 
-        :param context: the context variables that it sees; by default none, for it outlives its cause.
+        :param context: the context variables that it sees. By default it sees none, because it outlives its cause.
         """
 
     def signal(self) -> Signal:
         """A new, unset signal."""
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        """Call a function from the event loop in so many seconds."""
+        """Call a function from the event loop after so many seconds."""
 
     def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function from the event loop, once what is ready now has had its turn."""
+        """Call a function from the event loop, after all that is ready now."""
 
     def when_over(self, method: Callable[[], Awaitable[None]]) -> None:
-        """Await a method, of an object that this keeps not alive, when the loop ends; where tasks do not tell that."""
+        """Await a method when the event loop ends, if tasks do not notice that. Its object is not kept alive."""
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
-        """Call a function whenever the socket is readable, until told to stop by ``None``; whether the loop can."""
+        """Call a function when the socket is readable; ``None``: no more. Return whether the event loop can do that."""
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
-        """Call a function from the event loop, from anywhere (a finalizer included). Nothing when the loop is over."""
+        """Have the event loop call a function. Any thread and any finalizer may ask. Do nothing if the loop is over."""
 
 
 def current_host() -> TaskHost:
     """The host for the event loop that is running now.
 
-    :raises RuntimeError: when none is.
+    :raises RuntimeError: if none is running.
     """
     if "trio" in sys.modules:
         import trio
 
-        with suppress(RuntimeError):  # (There is a predicate, which a trio that is older than ours does not have.)
+        with suppress(RuntimeError):  # (older versions of trio have no predicate for this)
             trio.lowlevel.current_task()
             return _TrioHost()
     try:
@@ -134,10 +137,10 @@ def current_host() -> TaskHost:
 
 
 class Alarm:
-    """A timer that costs one comparison to move back, and a real timer only to bring forward.
+    """A timer. To move it back costs one comparison. Only to bring it forward costs a new timer of the event loop.
 
-    Most deadlines are moved on long before they pass: every byte read moves the read timeout. So the real timer is
-    left where it is, and when it fires early it is set again for what is left.
+    Most deadlines are moved back long before they pass: every byte read moves the read timeout. So the event loop's
+    timer stays where it is. If it fires early, it is set again for the rest.
     """
 
     __slots__ = ("_armed_at", "_callback", "_host", "_timer", "at")
@@ -150,7 +153,7 @@ class Alarm:
         self.at = math.inf
 
     def set(self, at: float) -> None:
-        """Fire at this instant of :func:`time.monotonic`; ``inf`` for never."""
+        """Fire at this instant of :func:`time.monotonic`; ``inf``: never."""
         self.at = at
         if at < self._armed_at:
             self._arm(at)
@@ -173,7 +176,7 @@ class Alarm:
         self._armed_at = math.inf
         if self.at == math.inf:
             return
-        # Clocks of event loops are coarse (uvloop: 1 ms): do not fire early, and do not spin for the rest.
+        # Event loops have coarse clocks (uvloop: 1 ms). So this may be early: set a timer for the rest.
         if monotonic() < self.at:
             self._arm(self.at)
         else:
@@ -182,13 +185,13 @@ class Alarm:
 
 
 class Limit:
-    """A time limit, as a context; but time in which the program held the event loop does not count twice.
+    """A time limit, as a context manager. It gives time back if the program has held the event loop.
 
-    A limit that rings late says that nobody has had a turn for so long: what is waited for may be there. So it looks,
-    and gives as much time again, once.
+    If a limit rings late, no task had a turn for so long, and what is waited for may have come. So it looks, and allows
+    as much time again, once.
 
     :param at: the instant of the limit; ``inf`` for none.
-    :param look: takes what has come.
+    :param look: takes what has come; called if the limit rings late.
     """
 
     __slots__ = ("_alarm", "_at", "_look", "_scope", "_strict")
@@ -202,7 +205,7 @@ class Limit:
 
     @property
     def passed(self) -> bool:
-        """Whether it has cut short what it limits."""
+        """Whether it has ended what it limits."""
         return self._scope.cancelled_caught
 
     def __enter__(self) -> Self:
@@ -231,9 +234,9 @@ class Limit:
 
 
 async def side_by_side(steps: Sequence[Callable[[], Awaitable[object]]]) -> None:
-    """Take all steps at the same time. What one raises does not stop the others; a cancellation reaches all.
+    """Take all steps at the same time. What one raises does not stop the others. A cancellation stops all.
 
-    :raises BaseException: what one of them raised; of several, a group.
+    :raises BaseException: what a step raised; if several did, a group.
     """
     if len(steps) == 1:
         await steps[0]()
@@ -258,7 +261,7 @@ async def side_by_side(steps: Sequence[Callable[[], Awaitable[object]]]) -> None
 
 
 def weak_method(method: Callable[[], None]) -> Callable[[], None]:
-    """A call of a method that does not keep its object alive; nothing once the object is gone."""
+    """A function that calls a method without keeping its object alive. It does nothing once the object is gone."""
     reference = weakref.WeakMethod(method)
 
     def call() -> None:
@@ -277,18 +280,18 @@ async def _contained(function: Callable[..., Awaitable[object]], args: tuple[Any
 
 
 class _LoopEnd:
-    """Hears of the end of one of asyncio's loops without a task: it closes what asynchronous generators there are.
+    """Notices the end of an event loop of asyncio without a task. The loop then closes all asynchronous generators.
 
-    (``asyncio.run`` and all that are like it call ``loop.shutdown_asyncgens()`` when all tasks are cancelled.)
+    (``asyncio.run`` and its like cancel all tasks, and then call ``loop.shutdown_asyncgens()``.)
 
-    The generator refers to its loop. So nothing that outlives the loop may hold this: its host does.
+    The generator refers to its loop. So only something that does not outlive the loop may hold this: the loop's host.
     """
 
     def __init__(self) -> None:
         self._methods: set[weakref.WeakMethod[Callable[[], Awaitable[None]]]] = set()
         self._generator = self._wait()
         with suppress(StopIteration):
-            self._generator.__anext__().send(None)  # to its yield: the loop knows it from now on
+            self._generator.__anext__().send(None)  # run it up to its yield: the loop knows it from now on
 
     def call(self, method: Callable[[], Awaitable[None]]) -> None:
         self._methods.add(weakref.WeakMethod(method, self._methods.discard))
@@ -302,8 +305,8 @@ class _LoopEnd:
                 await asyncio.gather(*(method() for method in methods))
 
     def __del__(self) -> None:
-        # Nothing asks any more, so the generator ends here. (Left to be collected, it would be given a task.)
-        with suppress(StopIteration, RuntimeError):  # RuntimeError: the loop's end is closing it
+        # Nobody needs the generator any more, so it is closed here. (If it were collected, the loop would make a task.)
+        with suppress(StopIteration, RuntimeError):  # RuntimeError: the loop is just closing it
             self._generator.aclose().send(None)
 
 
@@ -315,19 +318,19 @@ class _AsyncioHost:
         self._end: _LoopEnd | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # asyncio's own watch until they are told to stop
-        self._watched: dict[socket.socket, object] = {}  # where it forgets: by what we learn of it
-        # An empty context: a connection must not keep the context variables of the code that opened it. Empty but for
-        # one, by which anyio knows in a callback, where there is no task to ask, which event loop this is.
+        self._watched: dict[socket.socket, object] = {}  # if the loop forgets: how we notice that
+        # A context without the variables of the code that opened a connection, which must not keep them. It has one
+        # variable: by that, anyio knows in a callback, where there is no task, which event loop this is.
         self._context = contextvars.Context()
         try:
             import sniffio
         except ImportError:
-            return  # then anyio takes it for granted
+            return  # then anyio needs no variable: it assumes asyncio
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
     @property
     def current(self) -> bool:
-        return asyncio._get_running_loop() is self._loop  # (public, but for its name: it is in ``__all__``)
+        return asyncio._get_running_loop() is self._loop  # (it is public in spite of its name: see ``__all__``)
 
     @property
     def over(self) -> bool:
@@ -335,7 +338,7 @@ class _AsyncioHost:
 
     @property
     def ending(self) -> bool:
-        # asyncio.run() cancels all tasks when the main one is done. Another canceller is itself a task that is left.
+        # asyncio.run() cancels all tasks when the main one is done. A task that cancels all others is left itself.
         return self.over or all(task.cancelling() for task in asyncio.all_tasks(self._loop))
 
     def spawn(
@@ -354,7 +357,7 @@ class _AsyncioHost:
 
         def over(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if not begun and not self.ending:  # cancelled, with all tasks, before it could do or undo anything
+            if not begun and not self.ending:  # it was cancelled with all tasks before its first step: begin again
                 self.spawn(function, *args, name=name, context=context)
 
         task = self._loop.create_task(run(), name=name, context=self._context.copy() if context is None else context)
@@ -390,16 +393,17 @@ class _AsyncioHost:
         return True
 
     def _forgotten(self, sock: socket.socket, function: Callable[[], None], reference: object) -> None:
-        """uvloop has let go of what it was to call, and nobody told it to: the socket had an error.
+        """uvloop has dropped our function without being told to, because the socket had an error.
 
-        It calls once more then, and watches no longer. But one call may read what came before the error, and not that.
+        It calls the function once more, and then stops to watch. But one call may read only what came before the error.
+        So the socket is watched again.
         """
         if self._watched.get(sock) is reference and not self._loop.is_closed():
             self._loop.call_soon(self._remember, sock, function, reference, context=self._context)
 
     def _remember(self, sock: socket.socket, function: Callable[[], None], reference: object) -> None:
         if self._watched.get(sock) is reference:
-            self._loop.remove_reader(sock)  # what is left of the old watch would refuse the new one
+            self._loop.remove_reader(sock)  # the rest of the old watch would refuse the new one
             self.watch_readable(sock, function)
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
@@ -419,7 +423,7 @@ class _AsyncioSignal:
 
     def set(self) -> None:
         if self._set:
-            return  # what waits has been woken
+            return  # the waiting task is already woken
         self._set = True
         if self._future is not None:
             if not self._future.done():  # (it may be cancelled)
@@ -498,7 +502,7 @@ class _TrioHost:
         self._token.run_sync_soon(function)
 
     def when_over(self, method: Callable[[], Awaitable[None]]) -> None:
-        """Not told: system tasks are cancelled then, and there is one for each connection."""
+        """Do nothing: trio cancels system tasks when it ends, and each connection has one."""
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
         return False
@@ -509,7 +513,7 @@ class _TrioHost:
         try:
             self._token.run_sync_soon(function)
         except trio.RunFinishedError:
-            return  # the loop is over, and with it whatever was to be called about
+            return  # the loop is over, and so is what the function is about
 
 
 class _TrioSignal:

@@ -2,15 +2,15 @@
 
 It needs ``allswell[otel]``: the API, which does nothing until a program sets up an SDK. See the how-to "OpenTelemetry".
 
-Theory of operation. It is an observer of a pool (`_observers.py`), and keeps a span for each request that is under way
+Theory of operation. This is an observer of a pool (`_observers.py`). It has a span for each request that is under way,
 and for each connection.
 
 - A request's span begins in the caller's task, so its parent is the caller's span. It ends with the head of the
-  response, as the conventions ask where a body may be left unread. What was sent again is one span, as .NET has it:
-  each attempt is an event.
+  response. The conventions ask for that if a body may be left unread. A request that is sent again has one span, as in
+  .NET, and each attempt is an event.
 - A connection outlives the request that caused it, and others use it. So its span is the root of a trace of its own, as
-  in .NET's conventions: each request links to the connection that carried it, and a connection to the request that it
-  was made for. The phases of its making are its children, and the ends of its layers are events.
+  in .NET's conventions. A request links to the connection that carried it, and a connection links to the request that
+  it was made for. The phases of its making are its child spans, and the ends of its layers are events.
 
 The conventions: https://opentelemetry.io/docs/specs/semconv/http/ and, for connections, …/semconv/dotnet/.
 """
@@ -63,7 +63,7 @@ __all__ = ["instrument"]
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.41.0"
 
-#: Of the conventions: RFC 9110, PATCH, QUERY.
+#: The methods that the conventions know: those of RFC 9110, PATCH, QUERY.
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
 #: (Upper and lower case differ, by the conventions.)
@@ -84,16 +84,16 @@ def instrument(
 ) -> Callable[[], None]:
     """Tell OpenTelemetry what a pool does: its requests, its connections, and how these end.
 
-    :param target: a :class:`ConnectionPool`, or a client or transport of ours. Others that share its pool are told of
-        too. Do not instrument the same client with ``opentelemetry-instrumentation-httpx`` as well: each request would
-        have two spans.
+    :param target: a :class:`ConnectionPool`, or a client or transport of ours. All that share its pool are
+        observed, too. Do not instrument the same client with ``opentelemetry-instrumentation-httpx`` as well: then
+        each request has two spans.
     :param tracer_provider: makes the spans; ``None``: the global one.
     :param meter_provider: makes the metrics; ``None``: the global one.
     :param connection_spans: ``False``: connections have no spans, only metrics.
     :param user_agent: the request's ``User-Agent`` becomes the attribute ``user_agent.original``.
-    :return: a function that ends it. What is under way then ends for OpenTelemetry at that moment.
-    :raises ValueError: it is instrumented already, or a client has no pool of ours.
-    :raises ImportError: when this module is imported without opentelemetry-api.
+    :return: a function that ends it. The spans that are open then end at that moment.
+    :raises ValueError: if it is already instrumented, or the client has no pool of ours.
+    :raises ImportError: if opentelemetry-api is missing. The import of this module raises it.
     """
     pools = _pools(target)
     if not pools:
@@ -165,9 +165,9 @@ class _Meters:
 
 @dataclass(slots=True)
 class _Request:
-    """One that is under way.
+    """A request that is under way.
 
-    :ivar attributes: of metrics.
+    :ivar attributes: the attributes of its metrics.
     :ivar back: the last attempt, if it has failed.
     :ivar sent: how many attempts there were.
     """
@@ -182,10 +182,10 @@ class _Request:
 
 @dataclass(slots=True)
 class _Connection:
-    """One that is being made, or is open.
+    """A connection that is being made, or is open.
 
-    :ivar span: ``None``: it has none.
-    :ivar attributes: of metrics.
+    :ivar span: its span; ``None`` if connections have none.
+    :ivar attributes: the attributes of its metrics.
     :ivar state: ``"idle"`` or ``"active"``; empty while it is being made.
     """
 
@@ -227,7 +227,7 @@ class _Telemetry:
         self._told[type(event)](event)
 
     def stop(self) -> None:
-        """Nothing more will be told: end what is under way."""
+        """No more events will come: end all open spans."""
         for request in self._requests.values():
             self._meters.active.add(-1, self._active(request))
             request.span.end()
@@ -425,12 +425,12 @@ def _tell_end(span: trace.Span, end: ConnectionEnd, facts: _Attributes) -> None:
     span.end(now)
 
 
-#: The worst first.
+#: The outcomes of layers, the worst first.
 _WORST = (Outcome.ABORTED, Outcome.TIMED_OUT, Outcome.PEER_FIRST, Outcome.CLEAN, Outcome.SKIPPED)
 
 
 def _ending(event: ConnectionEnded) -> _Attributes:
-    """How it ended, in few words: metrics have them. Of an error there is the class; of our own reasons, no numbers."""
+    """How it ended, in few values, because metrics have them: an error's class, a reason without numbers."""
     end = event.end
     outcomes = {layer.outcome for layer in end.layers}
     outcome = next((each for each in _WORST if each in outcomes), Outcome.SKIPPED)
@@ -445,11 +445,11 @@ def _ending(event: ConnectionEnded) -> _Attributes:
 
 
 def _phase(event: PhaseEnded) -> tuple[str, _Attributes]:
-    """The name of its span, and its attributes: those of .NET, as far as that has such a phase."""
+    """The name and the attributes of a phase's span: those of .NET, if .NET has such a phase."""
     subject, name = event.subject, address(event.subject)
     if event.phase == "dns":
         found = {"dns.answers": list(event.found)} if event.found else {}
-        return f"DNS lookup {name}", {"dns.question.name": name.partition(" ")[0], **found}  # and a type of records
+        return f"DNS lookup {name}", {"dns.question.name": name.partition(" ")[0], **found}  # without a record type
     if event.phase == "tls":
         return f"TLS client handshake {name}", {"server.address": name}
     if event.phase == "proxy":
@@ -480,7 +480,7 @@ def _version(http_version: str) -> str:
 
 
 def _url(event: RequestBegan) -> str:
-    """Without secrets that are known as such. (A URL's userinfo is a header field by now.)"""
+    """The request's URL without known secrets. (Userinfo of a URL is already a header field here.)"""
     head = event.head
     target = head.target if head.target.startswith(b"/") else b""
     return _SECRETS.sub(r"\1REDACTED", f"{head.origin}{target.decode('ascii', 'replace')}")
@@ -491,7 +491,7 @@ def _value(headers: Headers, name: bytes) -> str | None:
 
 
 def _kind(error: BaseException) -> str:
-    """Its class. (The names of ours are those that users know.) Cancellation has one name on both event loops."""
+    """An error's class. Ours have their public names. Cancellation has one name on both event loops."""
     kind = type(error)
     if kind.__name__ in ("Cancelled", "CancelledError"):
         return "cancelled"
@@ -500,6 +500,6 @@ def _kind(error: BaseException) -> str:
 
 
 def _blame(error: BaseException | None) -> _Attributes:
-    """What our errors say besides."""
+    """The further attributes of our own errors."""
     facts = {"allswell.error.by": getattr(error, "by", None), "allswell.error.phase": getattr(error, "phase", None)}
     return {name: value for name, value in facts.items() if value is not None}

@@ -1,7 +1,7 @@
-"""What was heard, as HAR 1.2 has it: http://www.softwareishard.com/blog/har-12-spec/
+"""A recording in the format HAR 1.2: http://www.softwareishard.com/blog/har-12-spec/
 
-Names that begin with ``_`` are our own, as the format allows. It has no word for a length that is not known but -1, and
-none for a time that does not apply but -1 (of ``blocked``, ``dns``, ``connect`` and ``ssl``; the others are 0).
+Names that begin with ``_`` are our own, as the format allows. A length that is not known is -1. So is a time that does
+not apply, if it is ``blocked``, ``dns``, ``connect`` or ``ssl``. The other times are 0 then.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from allswell._fields import shown_url
 from allswell._har.hops import Answer, Attempt, Heard, Hop, Made, Phase
 from allswell._messages import Headers
 
-#: In the place of a secret.
+#: This stands in place of a secret.
 REDACTED = "[redacted]"
-#: The fields whose value is a URL, which may have secrets in its query.
+#: The fields whose value is a URL. Its query may have secrets.
 _URLS = frozenset({"content-location", "location", "referer"})
-#: Bytes of decoded content that are looked at in one go.
+#: How many bytes of content are decoded in one go.
 _PORTION = 64 * 1024
 #: What no text has, and UTF-8 cannot have (surrogates).
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -34,9 +34,10 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 class Secrets:
-    """What must not be shown.
+    """Hides what must not be shown.
 
-    :param names: of header fields, query parameters, and fields of urlencoded forms. Upper and lower case are the same.
+    :param names: the names of header fields, query parameters, and fields of urlencoded forms. Case does not
+        matter.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -55,7 +56,7 @@ class Secrets:
         return head + mark + self.form(query)
 
     def form(self, text: str) -> str:
-        """A query, or an urlencoded form."""
+        """A query or an urlencoded form, as far as it may be shown."""
         return "&".join(self._pair(pair) for pair in text.split("&")) if self._names else text
 
     def _pair(self, pair: str) -> str:
@@ -99,14 +100,14 @@ def _milliseconds(seconds: float) -> float:
 
 
 def _timings(attempt: Attempt) -> dict[str, float]:
-    """Where its time went. What is still under way ends with the last that was heard of it."""
+    """How long each step took. A step that is not over ends with the last event of the attempt."""
     known = [attempt.began, attempt.sent_at, attempt.uploaded_at, attempt.answered_at, attempt.over_at]
     over = max(each for each in known if each is not None)
     sent = attempt.sent_at if attempt.sent_at is not None else over
     if attempt.sent_at is None and attempt.answer is not None:
-        sent = attempt.began  # by a transport that does not tell
+        sent = attempt.began  # the transport does not tell when
     answered = attempt.answered_at if attempt.answered_at is not None else over
-    uploaded = min(max(sent, attempt.uploaded_at or sent), answered)  # the rest of it went while the response came
+    uploaded = min(max(sent, attempt.uploaded_at or sent), answered)  # (the rest may go while the response comes)
     phases = _phases(attempt, sent)
     found = [each for each in phases if each.name == "dns"]
     made = [each for each in phases if each.name != "dns"]
@@ -128,9 +129,9 @@ def _timings(attempt: Attempt) -> dict[str, float]:
 
 
 def _phases(attempt: Attempt, until: float) -> list[Phase]:
-    """How its connection was made, the first phase first. Nothing, if it had one that was there, or another's.
+    """The phases in which its connection was made, in order. There are none if the connection was not made for it.
 
-    Of what was tried side by side, only what has led to the connection counts; all of it, if nothing has.
+    If several attempts raced, only the phases of the winner count. If there is no winner, all count.
     """
     made = attempt.made
     if made is None or (attempt.sent_at is not None and attempt.carried_by is not made):
@@ -256,13 +257,13 @@ def _response(attempt: Attempt, secrets: Secrets, most: int) -> dict[str, Any]:
 
 
 def _named_cookies(text: str, secrets: Secrets) -> list[dict[str, str]]:
-    """Those that a request has."""
+    """The cookies of a request."""
     pairs = (each.strip().partition("=") for each in text.split(";") if each.strip())
     return [{"name": name, "value": secrets.field("cookie", value)} for name, _, value in pairs]
 
 
 def _set_cookie(text: str, secrets: Secrets) -> dict[str, Any]:
-    """One that a response sets."""
+    """A cookie that a response sets."""
     pair, *attributes = text.split(";")
     name, _, value = pair.strip().partition("=")
     made: dict[str, Any] = {"name": name, "value": secrets.field("set-cookie", value)}
@@ -338,13 +339,13 @@ def _decoded(answer: Answer, content: bytes, most: int) -> tuple[bytes, bool, bo
             found += piece
             if len(found) > most:
                 return bytes(found[:most]), True, True
-    except (httpx2.DecodingError, AllswellError):  # it was cut, or is not what it says it is
+    except (httpx2.DecodingError, AllswellError):  # it was cut, or has another coding than it says
         return (bytes(found), True, True) if found else (content, True, False)
     return bytes(found), False, True
 
 
 def _as_text(content: bytes, kind: str, *, cut: bool) -> tuple[str, str]:
-    """Content as JSON can have it, and how it is encoded: ``"base64"``, or not at all."""
+    """Content as text for JSON, and how that is encoded: ``"base64"``, or ``""``."""
     charset = httpx2.Response(200, headers={"content-type": kind}).charset_encoding if kind.isascii() else None
     for each in dict.fromkeys((charset or "utf-8", "utf-8")):
         text = _in_charset(content, each, cut=cut)

@@ -1,12 +1,12 @@
 """What is heard of each request while it is recorded.
 
 Theory of operation. A recording stands between the client and its transport, so a redirect and a step of ``auth`` are
-requests of their own here: hops. Three tell of a hop:
+requests of their own here: hops. A hop has three sources:
 
-- the observers of its pool (:class:`Ear`): the attempts, their connections, how those were made and how they ended.
-- its tracer, which is the hop itself: heads, and the pieces of uploads. A transport that is not ours may tell the same,
-  and how it connects, by the ``trace`` extension, or nothing.
-- the body of its response, as the caller reads it. It is never read for the recording's sake.
+- the events of its pool (:class:`Ear`): the attempts, their connections, how those were made and how they ended.
+- its tracer, which is the hop itself: heads, and the pieces of uploads. A transport that is not ours may give the same,
+  and how it connects, by the ``trace`` extension. It may also give nothing.
+- the body of its response, as the caller reads it. The recording itself never reads it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from allswell._report import ConnectionEnd
 from allswell._trace import Tracer
 from allswell._transport import AsyncTransport
 
-#: The phases of a connection's making, by the names of others' trace events.
+#: The phases in the making of a connection, by the names of trace events of other transports.
 _PHASES = {"connect_tcp": "tcp", "connect_unix_socket": "tcp", "start_tls": "tls"}
 
 
@@ -83,10 +83,10 @@ class Phase(NamedTuple):
 
 
 class Made:
-    """What is told of a connection.
+    """What was heard of a connection.
 
-    :ivar used_at: when its first exchange began, of those that are under way.
-    :ivar opened: that it was, if that was heard.
+    :ivar used_at: when its current use began: the first of the exchanges that are under way.
+    :ivar opened: the event of its opening, if that was heard.
     :ivar end: its end, once that was heard.
     """
 
@@ -114,16 +114,16 @@ class Answer:
 class Attempt:
     """One attempt at a request. All times are of :func:`monotonic`.
 
-    :ivar made: the connection that was made for it, which another request may have got.
-    :ivar carried_by: its connection.
+    :ivar made: the connection that was made for it. Another request may have got that.
+    :ivar carried_by: the connection that carried it.
     :ivar sent_at: when its head was sent.
     :ivar uploaded_at: when the last piece of its body was taken.
     :ivar answered_at: when the head of its response had come.
-    :ivar over_at: when there was nothing more to come.
+    :ivar over_at: when the attempt was over.
     :ivar connection: the number of its connection.
-    :ivar peer: what that is connected to.
+    :ivar peer: what that connection is connected to.
     :ivar why: why another attempt followed, or was considered.
-    :ivar decoded: the body was never heard as it was sent.
+    :ivar decoded: whether only the decoded body was heard, and not the body as it was sent.
     """
 
     def __init__(self, began: float, most: int) -> None:
@@ -145,7 +145,7 @@ class Attempt:
         self.why = self.processed = ""
 
     def end(self) -> None:
-        """There is nothing more to come."""
+        """The attempt is over."""
         if self.over_at is None:
             self.over_at = monotonic()
 
@@ -153,7 +153,7 @@ class Attempt:
 class Hop(Tracer):
     """A request, and what is heard of it.
 
-    :param ear: hears of it.
+    :param ear: gives it the events of pools.
     :param most: how many bytes of each body are kept.
     :ivar attempts: the attempts at it, the first one first.
     :ivar began_at: when it began, in seconds since the epoch.
@@ -172,11 +172,11 @@ class Hop(Tracer):
         except httpx2.RequestNotRead:
             self.content = None
         self.attempts = [Attempt(began, most)]
-        self._connecting: dict[str, float] = {}  # since when, as others tell
+        self._connecting: dict[str, float] = {}  # when each phase began, by trace events of other transports
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """What a pool is told to send inside is this hop's."""
+        """Requests that a pool gets inside this context belong to this hop."""
         token = _HOP.set(weakref.ref(self))
         try:
             yield
@@ -206,12 +206,12 @@ class Hop(Tracer):
         if name == "send_request_headers.started":
             attempt = self.under_way()
             attempt.sent_at = attempt.sent_at or monotonic()
-            attempt.error = ""  # of the same, which fell silent and is waited for again
+            attempt.error = ""  # the same attempt goes on: its connection had only fallen silent
         elif name == "receive_response_headers.complete":
             self.attempts[-1].answered_at = monotonic()
 
     async def __call__(self, name: str, info: dict[str, Any]) -> None:
-        """A transport of others tells it so."""
+        """Take a trace event of a transport that is not ours."""
         word = name.partition(".")[2]
         step, _, how = word.rpartition(".")
         if step in _PHASES:
@@ -232,7 +232,7 @@ class Hop(Tracer):
     # What the pool's observers are told
 
     def sent_on(self, event: RequestSent, connection: Made) -> None:
-        """An attempt goes out, or has: who waits for a connection is told when its task runs again."""
+        """An attempt goes out. (If it waited for a connection, the event comes later, when its task runs again.)"""
         attempt = self.under_way()
         alone = event.http_version == "HTTP/1.1" or attempt.made is connection
         attempt.sent_at = connection.used_at if alone and connection.used_at >= attempt.began else monotonic()
@@ -241,7 +241,7 @@ class Hop(Tracer):
 
     def sent_back(self, why: str, processed: str) -> None:
         """An attempt has failed."""
-        if self.attempts[-1].why != why:  # the pool's rules and the caller's may both say so
+        if self.attempts[-1].why != why:  # (both the pool's rules and the caller's retries may say so)
             attempt = self.under_way()
             attempt.end()
             attempt.why, attempt.processed = why, processed
@@ -269,7 +269,7 @@ class Hop(Tracer):
     def failed(self, error: BaseException) -> None:
         """It got no response."""
         attempt = self.attempts[-1]
-        if attempt.why != str(error):  # or it was that attempt's, which was to be followed by another
+        if attempt.why != str(error):  # (else the error is that of the last attempt, which no other followed)
             attempt = self.under_way()
         attempt.error = _words(error)
         attempt.end()
@@ -283,7 +283,7 @@ def _words(error: BaseException) -> str:
 
 
 class _Stream(httpx2.AsyncByteStream):
-    """The body of a response, which is heard as it is read."""
+    """The body of a response. It is recorded as it is read."""
 
     def __init__(self, stream: Any, attempt: Attempt, body: Heard) -> None:
         self._stream = stream
@@ -297,7 +297,7 @@ class _Stream(httpx2.AsyncByteStream):
                 self._body.piece(piece)
                 yield piece
             self._body.whole = True
-        except GeneratorExit:  # nobody reads on
+        except GeneratorExit:  # the reader has stopped
             raise
         except BaseException as error:
             self._attempt.error = _words(error)
@@ -314,14 +314,14 @@ class _Stream(httpx2.AsyncByteStream):
             self._attempt.end()
 
 
-#: What is sent in this context. (Tasks inherit it, and live on. So it is held weakly.)
+#: The hop of requests that are made in this context. (It is held weakly, because tasks inherit it and may live long.)
 _HOP: ContextVar[weakref.ref[Hop] | None] = ContextVar("allswell recorded", default=None)
 
 
 class Ear:
-    """Hears what the pools tell of the hops of one client.
+    """Gives the events of pools to the hops of one client.
 
-    :ivar connections: those that were made, or used, since it began to listen.
+    :ivar connections: the connections that were made or used since it began to listen, by number.
     """
 
     def __init__(self) -> None:
@@ -336,13 +336,13 @@ class Ear:
             transport.pool.observers.add(self.hear)
 
     def stop(self) -> None:
-        """Listen to none any more."""
+        """Stop to listen to all pools."""
         for observers in self._listening:
             observers.remove(self.hear)
         self._listening.clear()
 
     def hear(self, event: Event) -> None:
-        """One event of a pool."""
+        """Take an event of a pool."""
         match event:
             case RequestBegan():
                 hop = _HOP.get()
@@ -373,10 +373,10 @@ class Ear:
 
 
 class Recorded(httpx2.AsyncBaseTransport):
-    """A transport, of which each request is recorded.
+    """A transport that records each request.
 
     :param most: how many bytes of each body are kept.
-    :param hops: the recordings' lists, which each get it.
+    :param hops: the lists of the recordings. Each gets the hop.
     """
 
     def __init__(self, transport: httpx2.AsyncBaseTransport, ear: Ear, most: int, *hops: list[Hop]) -> None:

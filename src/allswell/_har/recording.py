@@ -16,7 +16,7 @@ from allswell._fields import SIGNATURES
 from allswell._har.document import Secrets, connections, entries
 from allswell._har.hops import Ear, Hop, Recorded
 
-#: The names whose values are left out, if nothing else is said: of header fields, of parameters in queries and forms.
+#: The names whose values are left out by default: of header fields, and of parameters in queries and forms.
 SECRETS = frozenset(
     {
         "authorization",
@@ -49,16 +49,16 @@ SECRETS = frozenset(
     }
 )
 
-#: Bytes of each body.
+#: How many bytes of each body are kept by default.
 MAX_BODY = 1024 * 1024
 
 
 class HarRecording:
-    """What :meth:`AsyncClient.har` has recorded.
+    """A recording by :meth:`AsyncClient.har`.
 
     :param redact: the names whose values are not shown.
     :param max_body: how many bytes of each body are kept.
-    :ivar max_body: as given.
+    :ivar max_body: the same.
     """
 
     def __init__(self, redact: Collection[str], max_body: int, beside: Recordings) -> None:
@@ -72,9 +72,9 @@ class HarRecording:
         self.hops: list[Hop] = []
 
     def as_dict(self) -> dict[str, Any]:
-        """The recording so far, as a HAR file has it.
+        """The recording so far, with the content of a HAR file.
 
-        :return: a new ``{"log": {"version": "1.2", "entries": [...], ...}}``, of what ``json.dumps`` takes.
+        :return: a new ``{"log": {"version": "1.2", "entries": [...], ...}}`` for ``json.dumps``.
         """
         told = [each for hop in self.hops for each in entries(hop, self._secrets, self.max_body)]
         used = {each.connection for hop in self.hops for each in hop.attempts if each.connection is not None}
@@ -85,7 +85,7 @@ class HarRecording:
                     "name": "allswell",
                     "version": sys.modules["allswell"].__version__,
                 },  # the package is above all layers
-                "pages": [],  # which Firefox demands
+                "pages": [],  # Firefox demands this
                 "entries": [entry for _, entry in sorted(told, key=itemgetter(0))],
                 "_connections": connections(self._ear.connections, used),
             }
@@ -96,9 +96,9 @@ class HarRecording:
 
 
 class Recordings:
-    """Those of one client that are made at the same time.
+    """The recordings of one client that are under way.
 
-    :ivar ear: hears what its pools tell.
+    :ivar ear: takes the events of its pools.
     """
 
     def __init__(self) -> None:
@@ -106,28 +106,28 @@ class Recordings:
         self.ear = Ear()
 
     def begin(self, recording: HarRecording) -> None:
-        """One more."""
+        """Begin a recording."""
         self._now += (recording,)
 
     def end(self, recording: HarRecording) -> bool:
-        """One less. Whether others go on."""
+        """End a recording. Return whether others go on."""
         self._now = tuple(each for each in self._now if each is not recording)
         if not self._now:
             self.ear.stop()
         return bool(self._now)
 
     def over(self, transport: httpx2.AsyncBaseTransport) -> Recorded:
-        """A transport, of which they record each request."""
+        """The same transport, so that the recordings get each request."""
         most = max(each.max_body for each in self._now)
         return Recorded(transport, self.ear, most, *(each.hops for each in self._now))
 
 
 class HarFile:
-    """A file that is written in one step, at the end: nobody ever reads half of it.
+    """A file that is written in one step, at the end. No reader ever sees half of it.
 
-    A device or a pipe is written as it is. A link stays one: the file that it leads to is replaced.
+    A device or a pipe is written directly. A link stays a link, and its target is replaced.
 
-    :raises OSError: it cannot be written. Nothing has changed then.
+    :raises OSError: if it cannot be written. Nothing has changed then.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -141,9 +141,9 @@ class HarFile:
         self._file = _opened(number)
 
     def write(self, recording: HarRecording) -> None:
-        """Write it, and put it in its place.
+        """Write the recording, and put the file in its place.
 
-        :raises OSError: it cannot be written. What was there before is still there.
+        :raises OSError: if it cannot be written. The old file is still there.
         """
         try:
             with self._file:
