@@ -1,1 +1,1 @@
-"""From a route to a connection, and what is learnt of origins. Concrete filters and backends are named here alone."""
+"""From a route to a connection, and what is learnt of origins. Only here are filters and backends named."""

@@ -1,11 +1,11 @@
 """A host's addresses in the order in which a race tries them (RFC 8305 §3, §4).
 
-AAAA and A are asked for side by side. The line begins with the first answer. If that is A, AAAA gets 50 ms more to be
-first after all. The families alternate, each in the resolver's order. At most 16 addresses of each family are tried,
-because a DNS answer could otherwise make us connect to thousands.
+AAAA and A are asked for at the same time. The race begins with the first answer. If that is A, it waits up to 50 ms
+for AAAA, to begin with that. The families alternate, each in the resolver's order. At most 16 addresses of each family
+are tried, because a DNS answer could otherwise make us connect to thousands.
 
-If DNS has given hints of the addresses (RFC 9460 §7.3), they are used when the resolver has not answered after 50 ms.
-Once it answers, its addresses count, and it has 16 attempts of its own.
+If an HTTPS record has hints of the addresses (RFC 9460 §7.3), they are used if the resolver does not answer within 50
+ms. Once it answers, its addresses replace the hints, and may take 16 attempts of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from allswell._dial.lookups import Address, Resolve, literal
 from allswell._dial.race import Lost, race
 from allswell._errors import AddressNotAllowed, ConnectFailed
 
-#: RFC 8305 §8.
+#: How many seconds AAAA is waited for (RFC 8305 §8).
 RESOLUTION_DELAY = 0.05
 #: How many addresses of one family are tried.
 ATTEMPTS = 16
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class _NoWay(ConnectFailed):
-    """The system says that an address cannot be reached. (The message has no name of the peer.)"""
+    """The system reports that it cannot reach an address. (The message does not name the host.)"""
 
 
 async def connect_any(
@@ -80,7 +80,7 @@ async def connect_any(
     tried = [each for each in failures if not isinstance(each, AddressNotAllowed)]
     last = (tried or failures)[-1]
     if not isinstance(last, _NoWay):
-        raise last  # it names the peer and what it did; so did those of the other addresses
+        raise last  # its message names the peer and what failed, as the messages of the other addresses do
     told = "; ".join(map(str, failures))
     if addresses.left:
         told += "; its other addresses were not tried"
@@ -89,7 +89,7 @@ async def connect_any(
 
 
 class _Addresses:
-    """The line."""
+    """The line of addresses."""
 
     def __init__(self, host: str, port: int, ask: Resolve, local_address: str | None, hints: Sequence[str]) -> None:
         self._host = host
@@ -125,7 +125,7 @@ class _Addresses:
         return error
 
     def only(self) -> Address | None:
-        return None if self._wanted else self.next()  # an address literal is one
+        return None if self._wanted else self.next()  # an address literal is the only one
 
     def next(self) -> Address | None:
         for family in (self._prefer, _other(self._prefer)):
@@ -167,11 +167,11 @@ class _Addresses:
         news()
 
     def _take(self, found: Sequence[Address]) -> None:
-        """The resolver's answer: it takes the place of hints that have not been tried."""
+        """Take the resolver's answer. It replaces hints that were not tried yet."""
         for family in {family for family, _ in found}:
             fresh = (each for each in found if each[0] == family and each[1] not in self._tried)
             self._found[family] = list(dict.fromkeys(fresh))
-            self._tries[family] = 0  # those of hints do not count against it
+            self._tries[family] = 0  # attempts at hints do not count
 
     def _take_hints(self) -> None:
         own = _family(self._local_address) if self._local_address is not None else None
@@ -182,13 +182,13 @@ class _Addresses:
 
 
 def families(host: str, local_address: str | None) -> list[int]:
-    """What to ask the resolver for; nothing for an address literal."""
+    """The address families to ask the resolver for; none for an address literal."""
     if _family(host) is not None:
         return []
     if local_address is not None and (family := _family(local_address)) is not None:
         return [family]
     if host.lower() == "localhost" or host.lower().endswith(".localhost"):
-        # RFC 6761 §6.3: the hosts file has it, perhaps in one family; the other is nothing to ask a server for.
+        # RFC 6761 §6.3: the hosts file has it, perhaps in one family. A server must not be asked for the other.
         return [socket.AF_UNSPEC]
     return [socket.AF_INET6, socket.AF_INET]
 
@@ -199,10 +199,10 @@ def is_address(host: str) -> bool:
 
 
 def address_meant(host: str) -> str | None:
-    """The address that somebody may take a host for; ``None`` for a name.
+    """The address that a resolver or a proxy may read in a host; ``None`` if it is a name.
 
-    Resolvers know old forms (``127.1``, ``0x7f000001``). Some proxies decode hosts first (RFC 3986 §3.2.2), or take
-    dots off their end.
+    Resolvers read old forms (``127.1``, ``0x7f000001``). Some proxies first decode a host (RFC 3986 §3.2.2), or remove
+    dots at its end.
     """
     if is_address(host):
         return host
@@ -222,7 +222,7 @@ def _family(host: str) -> int | None:
 
 
 def words(error: OSError) -> str:
-    """What the system calls it."""
+    """The system's words for an error."""
     return error.strerror or str(error)
 
 

@@ -18,19 +18,19 @@ _PERSIST = re.compile(r";\s*persist=\"?1\"?(?:\s*;|\s*$)")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _DAY = 24 * 60 * 60
 
-#: Alternatives of one origin that are kept, the first ones; and bytes of a field that are read.
+#: How many alternatives of one origin are kept (the first ones), and how many bytes of a field are read.
 _PER_ORIGIN = 4
 _FIELD = 4096
 
-#: Seconds after which the same field is taken in again, at the latest.
+#: After so many seconds at most, the same field is read again.
 _AGAIN = 600.0
 
 
 class AltSvc:
     """What a pool has learnt of alternatives.
 
-    :param memory: what else is known of the origins.
-    :param store: where alternatives are kept; the pool's memory by default.
+    :param memory: the records of origins.
+    :param store: keeps the alternatives; by default only as long as the pool.
     """
 
     def __init__(self, memory: OriginMemory, store: AltSvcStore | None = None) -> None:
@@ -38,11 +38,11 @@ class AltSvc:
         self._store: AltSvcStore = store if store is not None else AltSvcMemory()
 
     def learn(self, route: Route, field: bytes, age: float = 0.0) -> None:
-        """Take in an Alt-Svc field (RFC 7838 §3): it replaces what was known; ``clear`` forgets it.
+        """Read an Alt-Svc field (RFC 7838 §3). It replaces what was known. ``clear`` forgets that.
 
-        :param age: the response's (its Age field), in seconds: the alternatives are as old (§3.1).
+        :param age: the age of the response (its Age field), in seconds. The alternatives have the same age (§3.1).
         """
-        # Servers send the same field with every response.
+        # Servers send the same field with every response, so it is not read each time.
         origin = self._memory.of(route)
         known, until = origin.alt_svc
         now = monotonic()
@@ -54,18 +54,18 @@ class AltSvc:
         origin.alt_svc = (field, now + min(_AGAIN, fresh / 2))
 
     def alternatives(self, route: Route) -> Sequence[Endpoint]:
-        """Where the origin offers HTTP/3, in its order of preference."""
+        """The endpoints where the origin offers HTTP/3, in its order of preference."""
         now = time()
         known = [each for each in self._store.get(route.origin) if each.expires > now]
         return [Endpoint(each.host, each.port, alternative=True) for each in known]
 
     def forget(self, route: Route) -> None:
-        """An alternative said that it is none (RFC 7838 §6)."""
+        """Forget the origin's alternatives: one of them has answered 421 (RFC 7838 §6)."""
         self._memory.of(route).alt_svc = NOTHING_HEARD
         self._store.put(route.origin, ())
 
     def network_changed(self) -> None:
-        """Forget the alternatives that were for the network as it was: all without ``persist`` (RFC 7838 §2.2)."""
+        """Forget the alternatives that hold only for the old network: all without ``persist`` (RFC 7838 §2.2)."""
         for origin in self._store.origins():
             known = self._store.get(origin)
             lasting = [each for each in known if each.persist]
@@ -73,12 +73,12 @@ class AltSvc:
                 self._store.put(origin, lasting)
 
     def flush(self) -> None:
-        """The pool closes."""
+        """Have the store written: the pool closes."""
         self._store.flush()
 
 
 def _alternatives(field: bytes, host: str, since: float) -> list[Alternative]:
-    """The alternatives for HTTP/3, in order. What does not parse ends the field: what came before it counts."""
+    """The alternatives for HTTP/3, in order. If a part does not parse, only the parts before it count."""
     text = field[:_FIELD].decode("latin-1").strip()
     found: list[Alternative] = []
     position = 0

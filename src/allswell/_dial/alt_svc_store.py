@@ -1,4 +1,4 @@
-"""Keeps the alternatives of Alt-Svc fields: in memory, or in a file that the next process (or curl) reads too."""
+"""Keeps the alternatives of Alt-Svc fields: in memory, or in a file, which the next process (or curl) can read."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from allswell._clock import monotonic
 from allswell._request.route import DEFAULT_PORTS, authority
 from allswell._tasks import logger
 
-#: How many origins are remembered; the least recently learnt are forgotten.
+#: How many origins are remembered. The least recently learnt are forgotten.
 _ORIGINS = 4096
 
-#: Bytes of a file that are read, and seconds between two writes.
+#: How many bytes of a file are read, and how many seconds pass between two writes.
 _SIZE = 4 << 20
 _PAUSE = 5.0
 
 
 class AltSvcMemory:
-    """An :class:`AltSvcStore` that lives as long as the process.
+    """An :class:`AltSvcStore` in memory.
 
     :param origins: how many origins are remembered. The least recently learnt are forgotten.
     """
@@ -50,7 +50,7 @@ class AltSvcMemory:
         return list(self._kept)
 
     def flush(self) -> None:
-        pass  # there is nowhere to
+        pass  # memory is not written anywhere
 
 
 class AltSvcFile(AltSvcMemory):
@@ -97,7 +97,7 @@ class AltSvcFile(AltSvcMemory):
             _line(origin, each) for origin in self._kept for each in self._kept[origin] if each.expires > now
         )
         try:
-            # Beside it, so that it can take its place in one step: nobody ever reads half of it.
+            # The new file is made beside the old one, and replaces it in one step. So no reader ever sees half of it.
             number, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
             try:
                 with open(number, "w", encoding="ascii") as file:
@@ -108,7 +108,7 @@ class AltSvcFile(AltSvcMemory):
                 raise
         except OSError as error:
             logger.warning("allswell: cannot write the alt-svc cache %s: %s", self._path, error)
-            self._write_at = math.inf  # once more when the pool closes, but not every few seconds
+            self._write_at = math.inf  # it is tried once more when the pool closes, and not every few seconds
 
     def _load(self) -> None:
         if self._loaded:

@@ -45,7 +45,7 @@ class Builder(Protocol[Input]):
     """Makes stack and backend of a connection, over TCP or over QUIC."""
 
     async def build(self, context: Context, to: Endpoint) -> Made[Input]:
-        """Connect to the first address of the endpoint that answers; for the context's route.
+        """Connect to the first address of the endpoint that answers, for the context's route.
 
-        :raises ConnectFailed: naming the peer and what went wrong.
+        :raises ConnectFailed: if none does. It names the peer and what went wrong.
         """

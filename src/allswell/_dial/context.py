@@ -22,7 +22,7 @@ from allswell._trace import Tracer
 
 Layer = TypeVar("Layer", bound=Filter)
 
-#: The layers whose set-up is a phase. (With TCP, and with QUIC on UDP, the phase is the connect of one address.)
+#: The layers whose set-up is a phase. (For TCP, and for QUIC on UDP, each attempt at an address is a phase.)
 _PHASES: dict[str, Phase] = {
     "tls": "tls",
     "quic": "quic",
@@ -37,15 +37,15 @@ _PHASES: dict[str, Phase] = {
 class Context:
     """The context of one dial.
 
-    :ivar route: the destination; on the way through proxies, the next one.
+    :ivar route: the destination. On the way through proxies this is the next stop.
     :ivar config: the pool's settings.
     :ivar owner: the owner of the new connection.
     :ivar send: sends a request on another connection of the owner: for a tunnel that the new one goes through.
     :ivar discard: ends a connection that is not wanted, with a reason.
     :ivar tracer: gets the events of each layer.
-    :ivar timeout: how many seconds the caller allows, for the trace only. (The caller enforces it.)
-    :ivar observers: are told of each phase; ``None`` if there are none.
-    :ivar number: of the new connection.
+    :ivar timeout: how many seconds the caller allows. It is only for the trace, because the caller enforces it.
+    :ivar observers: get an event for each phase; ``None`` if there are none.
+    :ivar number: the number of the new connection.
     """
 
     route: Route
@@ -81,9 +81,9 @@ class Context:
 
     @contextmanager
     def phase(self, phase: Phase, subject: Peer) -> Iterator[list[str]]:
-        """A phase of this dial, of which the observers are told when it is over.
+        """A phase of this dial. The observers get an event when it is over.
 
-        :return: for the addresses that it finds.
+        :return: a list for the addresses that it finds.
         """
         found: list[str] = []
         if self.observers is None:
@@ -101,12 +101,12 @@ class Context:
 
     @contextmanager
     def connecting(self, phase: Phase, address: Address) -> Iterator[None]:
-        """The same for the connect of one address."""
+        """A phase that connects to one address."""
         with self.phase(phase, address[1][:2]):
             yield
 
     def asking(self, ask: Resolve) -> Resolve:
-        """The same resolver, each lookup of which is a phase."""
+        """The same resolver, with a phase for each lookup."""
         if self.observers is None:
             return ask
 

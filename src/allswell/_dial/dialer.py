@@ -1,8 +1,8 @@
 """From a route to a connection: QUIC races TCP, directly or through proxies.
 
 QUIC is tried if the origin is known to offer it (`discovery.py`). TCP follows 250 ms later, or as soon as QUIC has
-failed. The first to connect wins (`race.py`). If QUIC fails, or if TCP connects while QUIC still waits, QUIC is not
-tried there for a while. A route that ends at a proxy is dialled in the same way, as its hop allows.
+failed. The first to connect wins (`race.py`). If QUIC fails, or if an attempt that began later connects first, QUIC is
+not tried at that endpoint for a while. A route that ends at a proxy is dialled in the same way, as its hop allows.
 
 Builders make the parts of a connection: `tcp.py`, `quic.py`, and `proxy.py` for the way through proxies.
 """
@@ -49,9 +49,9 @@ class _Tried(NamedTuple):
 class Dialer:
     """Makes connections for one pool.
 
-    :param quic: makes the builder of HTTP/3 connections, when the first is needed.
-    :ivar memory: what was learnt of origins.
-    :ivar discovery: where origins offer their service.
+    :param quic: makes the builder of HTTP/3 connections, once it is needed.
+    :ivar memory: the records of origins.
+    :ivar discovery: finds where origins offer their service.
     """
 
     def __init__(self, host: TaskHost, config: PoolConfig, quic: QuicMaker | None = None) -> None:
@@ -76,7 +76,7 @@ class Dialer:
     async def dial(self, context: Context) -> Connection:
         """Make a connection. Its task is not running yet.
 
-        :raises ConnectFailed: naming the peer and what went wrong.
+        :raises ConnectFailed: if that fails. It names the peer and what went wrong.
         """
         route = context.route
         find = partial(
@@ -90,7 +90,7 @@ class Dialer:
         try:
             made = await attempts.race(ways)
         except ConnectFailed as before:
-            more = (await find(patient=True)).besides(ways)  # DNS may have been late
+            more = (await find(patient=True)).besides(ways)  # HTTPS records may have come too late for the first race
             if not any(more):
                 raise
             try:
@@ -103,7 +103,7 @@ class Dialer:
         return made.connection(self._host, context, self.memory.of(context.route).service)
 
     def may_multiplex(self, route: Route) -> bool:
-        """Whether a connection to this route may carry many exchanges at once, as far as is known before dialling."""
+        """Whether a connection to this route may carry many exchanges at once, by what is known before the dial."""
         if route.upgrades and self._config.http1:
             return False
         if route.proxy is not None:
@@ -113,19 +113,19 @@ class Dialer:
         return self._config.http2 and (route.scheme == "https" or not self._config.http1)
 
     def streams(self, route: Route) -> int:
-        """How many exchanges a connection that multiplexes is likely to take."""
+        """How many exchanges a connection will probably take at once, if it multiplexes."""
         return self.memory.of(route).takes
 
     def tls(self, lower: ByteStream, context: ssl.SSLContext, server_name: str) -> TlsFilter:
-        """TLS over any byte stream (a tunnel that a caller wants to talk TLS through)."""
+        """TLS over any byte stream, for a caller who begins TLS in a tunnel."""
         return self._kit.tls_for_caller(lower, context, server_name)
 
 
 class _Attempts:
-    """What one dial tries over QUIC and over TCP, and what comes of it.
+    """The attempts of one dial over QUIC and over TCP, and their results.
 
-    :param marks: where QUIC failed.
-    :param connection: makes one, of what an attempt made.
+    :param marks: the endpoints where QUIC failed.
+    :param connection: makes a connection of an attempt's result.
     """
 
     def __init__(
@@ -141,12 +141,12 @@ class _Attempts:
         self._quic = quic
         self._marks = marks
         self._connection = connection
-        self._trying: dict[Endpoint, float] = {}  # over QUIC: those that neither failed nor worked yet, and since when
+        self._trying: dict[Endpoint, float] = {}  # attempts over QUIC that are under way: when each began
 
     async def race(self, ways: Ways) -> AnyMade:
-        """The first that succeeds.
+        """Return the result of the first attempt that succeeds.
 
-        :raises ConnectFailed: none does.
+        :raises ConnectFailed: if none does.
         """
         over_quic = partial(self._over_quic, needs_room=bool(ways.tcp))
         races: list[Callable[[], Awaitable[_Tried]]] = []
@@ -156,14 +156,14 @@ class _Attempts:
             races.append(partial(in_turn, ways.tcp, self._over_tcp, self._second))
         first = await in_turn(races, _run, self._second)
         for endpoint, since in self._trying.items():
-            if since < first.began - CONNECTION_ATTEMPT_DELAY / 2:  # not one that began beside it
+            if since < first.began - CONNECTION_ATTEMPT_DELAY / 2:  # (not if both began together)
                 self._marks.failed(endpoint)
         return first.made
 
     async def _over_quic(self, endpoint: Endpoint, *, needs_room: bool) -> _Tried:
-        """HTTP/3.
+        """Try HTTP/3.
 
-        :param needs_room: a connection without any has failed: TCP may have some.
+        :param needs_room: whether a connection that grants no request streams counts as failed. (TCP may have room.)
         """
         began = self._trying[endpoint] = monotonic()
         try:
@@ -196,7 +196,7 @@ async def _run(race: Callable[[], Awaitable[_Tried]]) -> _Tried:
 
 
 def _quic_builder(kit: Kit, proxies: ProxyBuilder) -> Builder[list[QuicEvent]]:
-    # Imported when it is first needed: QUIC's dependencies take longer to load than all else together.
+    # Imported late: QUIC's dependencies take longer to load than all else together.
     from allswell._dial.quic import QuicBuilder
 
     return QuicBuilder(kit, proxies)

@@ -1,8 +1,8 @@
-"""Where an origin offers its service, over QUIC and over TCP: settings, Alt-Svc fields and DNS say so.
+"""Finds where an origin offers its service, over QUIC and over TCP: by settings, Alt-Svc fields and DNS.
 
 HTTP/3 is tried where the settings name the origin, then where its Alt-Svc fields (`alt_svc.py`) and its HTTPS records
-(`https_records.py`) offer it, but not where it has just failed. TCP goes where the records say, and at last to the
-origin itself. Any server that answers must have a certificate of the origin. For a proxy its own settings say it.
+(`https_records.py`) offer it, but not where it has just failed. TCP goes where the records say, and last to the origin
+itself. Any server that answers must have a certificate of the origin. For a proxy only the proxy's settings count.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: How many endpoints one dial tries over QUIC.
 _AT_MOST = 4
 
-#: How many seconds lookups that are called off have for their end, even where a pool closes at once.
+#: How many seconds cancelled lookups have to end, even if a pool closes at once.
 _LAST_MOMENT = 0.1
 
 
@@ -44,7 +44,7 @@ class Ways(NamedTuple):
     tcp: Sequence[Endpoint]
 
     def besides(self, tried: Ways) -> Ways:
-        """Those that were not tried yet."""
+        """The endpoints of these that were not tried yet."""
         ways = [[each for each in ours if each not in theirs] for ours, theirs in zip(self, tried, strict=True)]
         return Ways(*ways)
 
@@ -52,9 +52,9 @@ class Ways(NamedTuple):
 class Discovery:
     """What one pool knows of its origins.
 
-    :param memory: what it learns of them.
-    :ivar lookups: their addresses.
-    :ivar alt_svc: their Alt-Svc fields.
+    :param memory: the records of origins.
+    :ivar lookups: looks up their addresses.
+    :ivar alt_svc: knows their Alt-Svc fields.
     """
 
     def __init__(self, host: TaskHost, config: PoolConfig, memory: OriginMemory, lookups: Lookups) -> None:
@@ -64,7 +64,7 @@ class Discovery:
         self.alt_svc = AltSvc(memory, config.alt_svc)
         self._records: HttpsRecords | None = None
         if config.https_records:
-            # Imported when it is wanted: it is an extra.
+            # Imported late: it needs an extra.
             from allswell._dial.https_records import HttpsRecords
 
             self._records = HttpsRecords(host, config.nameservers, lookups, config.resolver)
@@ -79,10 +79,10 @@ class Discovery:
     ) -> Ways:
         """The endpoints for a dial.
 
-        :param datagrams: whether they can go the route's way.
-        :param patient: wait for DNS as long as it takes.
+        :param datagrams: whether the route's way can carry datagrams.
+        :param patient: whether to wait for HTTPS records as long as they take.
         :param around: makes a context in which HTTPS records are waited for.
-        :raises ConnectFailed: only HTTP/3 may be spoken, and the route is not for it.
+        :raises ConnectFailed: if only HTTP/3 is allowed, and the route cannot have it.
         """
         config, hop = self._config, route.proxy
         http3 = config.http3 if hop is None else hop.http3
@@ -108,9 +108,9 @@ class Discovery:
         return Ways(over_quic[:_AT_MOST], over_tcp)
 
     async def destinations(self, route: Route) -> dict[str, set[SocketAddress]]:
-        """Where a dial for a route without proxies would go: socket addresses, by the version of HTTP.
+        """The socket addresses to which a dial for a route without proxies would go, by the version of HTTP.
 
-        (The dial asks the same again, and has the answers at once.)
+        (The dial asks for the same again, and gets the answers at once.)
         """
         quic, tcp = await self.find(route, datagrams=True)
         return {"HTTP/3": await self._addresses(quic), "HTTP/2": await self._addresses(tcp)}
@@ -119,7 +119,7 @@ class Discovery:
         found: set[SocketAddress] = set()
 
         async def look(host: str, port: int, family: int) -> None:
-            with suppress(OSError):  # the dial will ask again, and tell
+            with suppress(OSError):  # the dial will ask again, and raise the error
                 found.update(address for _, address in await self.lookups.addresses(host, port, family))
 
         async with anyio.create_task_group() as tasks:
@@ -131,7 +131,7 @@ class Discovery:
     async def _services(
         self, route: Route, patient: bool, around: Callable[[], AbstractContextManager[object]]
     ) -> Services:
-        """The HTTPS records. There are none for the way through proxies, which resolve names themselves."""
+        """The services that HTTPS records name. There are none through a proxy, which resolves names itself."""
         elsewhere = route.proxies or route.proxy is not None or route.for_tunnels or self._config.uds is not None
         if self._records is None or route.scheme != "https" or elsewhere:
             return ()
@@ -141,15 +141,15 @@ class Discovery:
             with around():
                 found = await self._records.find(route.host, route.port, None if patient else addresses)
         except BaseException:
-            self.lookups.leave(route.host)  # the dial ends here
+            self.lookups.leave(route.host)  # the dial ends here, and will not ask for addresses
             raise
         if self._config.resolver is None:
             return found
-        # Only the resolver knows its own names.
+        # Only the settings' resolver knows the addresses of names. So hints are dropped.
         return tuple(each._replace(endpoint=each.endpoint._replace(hints=())) for each in found)
 
     def heard(self, route: Route, head: ResponseHead) -> None:
-        """Note the alternatives that a response offers."""
+        """Note the alternatives in the fields of a response."""
         fields: list[bytes] = []
         age = 0.0
         for name, value in head.headers:
@@ -162,7 +162,7 @@ class Discovery:
             self.learn(route, b", ".join(fields), age)
 
     def learn(self, route: Route, field: bytes, age: float = 0.0) -> None:
-        """Note an Alt-Svc field, of a response (RFC 7838 §3) or of an ALTSVC frame (§4)."""
+        """Note an Alt-Svc field of a response (RFC 7838 §3), or of an ALTSVC frame (§4)."""
         if self._config.http3 is True and route.scheme == "https" and route.proxy is None:
             self.alt_svc.learn(route, field, age)
 
@@ -175,7 +175,7 @@ class Discovery:
     async def aclose(self, deadline: Deadline) -> None:
         """The pool closes: write down what was learnt, and cancel lookups.
 
-        :param deadline: until when to wait for their ends. (A resolver's thread cannot be cancelled.)
+        :param deadline: how long to wait for the ends of lookups. (The thread of a resolver cannot be cancelled.)
         """
         self.alt_svc.flush()
         self._call_off()
@@ -191,7 +191,7 @@ class Discovery:
 
 
 def _different(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """The endpoints without duplicates, each with the hints that any of its duplicates has."""
+    """The endpoints without duplicates. Each has the hints of its duplicates."""
     found: dict[tuple[str, int], Endpoint] = {}
     for each in endpoints:
         known = found.setdefault((each.host, each.port), each)

@@ -1,7 +1,8 @@
-"""A resolver that asks by DNS over HTTPS (RFC 8484), over connections of the very pool that it resolves for.
+"""A resolver that asks by DNS over HTTPS (RFC 8484), over connections of the pool that it resolves for.
 
-So the queries go by whatever the pool speaks, over one connection, that ends as all others do. It serves the others, so
-it counts against no limit. Its own server's name nobody else could resolve: the addresses of that are given.
+So the queries use any version of HTTP that the pool speaks, on one connection, which ends as all others do. That
+connection serves the others, so it counts against no limit. The resolver cannot look up its own server's name, so the
+server's addresses are given.
 
 dnspython (extra ``dns``) makes and reads the messages.
 """
@@ -27,14 +28,14 @@ from allswell._request.route import destination
 if TYPE_CHECKING:
     from dns.message import Message
 
-#: Names that servers in the Internet know nothing of (RFC 6761 §6.3, RFC 6762 §3): the system may.
+#: Names that servers in the Internet do not know (RFC 6761 §6.3, RFC 6762 §3). The system may know them.
 _OF_THE_SYSTEM = frozenset({"localhost", "local"})
 #: Names that must not be looked up (RFC 6761 §6.4, RFC 7686 §2).
 _OF_NOBODY = frozenset({"invalid", "onion"})
-#: RFC 8484 §6.
+#: The media type of DNS messages (RFC 8484 §6).
 _TYPE = b"application/dns-message"
 _LARGEST_MESSAGE = 65535
-#: Bytes that queries are padded to a multiple of, so that their size tells less (RFC 8467 §4.1).
+#: Queries are padded to a multiple of so many bytes, so that their size reveals less (RFC 8467 §4.1).
 _PADDED = 128
 
 
@@ -63,7 +64,7 @@ class DnsOverHttps:
         if parsed.scheme != "https" or not parsed.host:
             raise ValueError(f"{url!r} is not the https URL of a DNS server")
         to = destination(parsed)
-        # It serves the connections of others, and must not wait for room that they have.
+        # It serves other connections, so it must not wait for the room that they take.
         self._route, self._authority, self._target = to.route._replace(for_tunnels=True), to.authority, to.target
         self._addresses = [str(ip_address(each)) for each in addresses]
         if not self._addresses and not _is_literal(self._route.host):
@@ -99,7 +100,7 @@ class DnsOverHttps:
     async def _ask(self, name: str, kind: str) -> list[str]:
         """The addresses of one kind that a name has.
 
-        :raises OSError: there is no such name, or the server does not tell.
+        :raises OSError: if there is no such name, or the server gives no answer.
         """
         import dns.exception
         import dns.message
@@ -118,11 +119,11 @@ class DnsOverHttps:
         return [] if found is None else [each.address for each in found]
 
     async def ask(self, query: Message) -> Message:
-        """Put a question to the server, whatever it is about.
+        """Ask the server any question.
 
-        :param query: with EDNS. It is changed as RFC 8484 and RFC 8467 have it.
-        :raises OSError: the server does not tell.
-        :raises dns.exception.DNSException: its answer cannot be read.
+        :param query: the question, with EDNS. Its id and padding are set here (RFC 8484 §4.1, RFC 8467 §4.1).
+        :raises OSError: if the server gives no answer.
+        :raises dns.exception.DNSException: if its answer cannot be read.
         """
         import dns.message
 
@@ -138,7 +139,7 @@ class DnsOverHttps:
             raise OSError("DnsOverHttps asks over a pool, as the resolver of that, and not by itself")
         content = urlsafe_b64encode(query.to_wire()).rstrip(b"=")
         target = self._target + (b"&" if b"?" in self._target else b"?") + b"dns=" + content
-        # By GET, which may be sent again where a connection was lost (RFC 9110 §9.2.2).
+        # A GET may be sent again if a connection was lost (RFC 9110 §9.2.2).
         head = RequestHead(b"GET", b"https", self._authority, target, [(b"Host", self._authority), (b"Accept", _TYPE)])
         wait = self._timeout
         try:

@@ -1,15 +1,15 @@
 """HTTPS records (RFC 9460): DNS says where an origin offers its service, and by which protocols.
 
-Theory of operation. There is one query for each origin. All dials share it, and its answer is kept for its TTL, also if
-there are no records. AliasMode leads to another name, ServiceMode lists services in order of priority. Records are a
-help and never a condition (§3, "SVCB-optional"): if anything goes wrong, the answer is "none".
+Theory of operation. There is one query for each origin. All dials share it. Its answer is kept for its TTL, also if it
+has no records. AliasMode leads to another name, ServiceMode lists services in order of priority. Records are
+optional (§3, "SVCB-optional"): if anything goes wrong, there are none.
 
 A dial waits for no longer than the resolution delay of Happy Eyeballs v3. Addresses are looked up meanwhile. When they
 are known, the query has 50 ms more. A later answer serves the next dial.
 
-dnspython (extra ``dns``) speaks DNS, with the name servers of the settings. If there are none, they are the system's;
-but a resolver that asks by HTTPS is asked for records too, because it was chosen to keep names from the others. This
-module is imported only where records are wanted.
+dnspython (extra ``dns``) speaks DNS. It asks the name servers of the settings. If there are none, it asks the settings'
+resolver if that is a :class:`DnsOverHttps`, because no other server should learn the names. Otherwise it asks the
+system's name servers. This module is imported only if records are wanted.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from allswell._dial.lookups import Lookups, SharedFinds
 from allswell._request.route import DEFAULT_PORTS, Endpoint
 from allswell._tasks import TaskHost, logger
 
-#: Names that servers know nothing of, or must not be asked for (RFC 6761 §6.3, §6.4; RFC 6762 §3; RFC 7686 §2).
+#: Names that servers do not know, or must not be asked for (RFC 6761 §6.3, §6.4; RFC 6762 §3; RFC 7686 §2).
 _SPECIAL = frozenset({"localhost", "local", "invalid", "onion"})
 
-#: Origins of which answers are kept; seconds that they are kept at most, and where there was none (RFC 9520 §3.2).
+#: For how many origins answers are kept; for how many seconds at most, and if there was no answer (RFC 9520 §3.2).
 _ORIGINS = 1024
 _AT_MOST, _NOTHING_AT_MOST, _FAILURE = 86400.0, 900.0, 30.0
 
-#: How many seconds each query may take, with all of its repetitions.
+#: How many seconds each query may take, with all repetitions.
 _LIFETIME = 5.0
 
 #: How many aliases are followed (§2.4.2), and how many services, and hints of each family, are kept.
@@ -58,7 +58,7 @@ _DEFAULT_ALPN = b"http/1.1"
 
 
 class Service(NamedTuple):
-    """A service of an origin's.
+    """A service of an origin.
 
     :ivar alpn: the protocols that it speaks: its SVCB ALPN set (§7.1.1).
     """
@@ -74,9 +74,9 @@ class HttpsRecords:
     """The HTTPS records that one pool looks up.
 
     :param nameservers: see ``PoolConfig``.
-    :param lookups: of addresses.
-    :param resolver: of the settings.
-    :raises ValueError: if one of them is no address.
+    :param lookups: looks up addresses.
+    :param resolver: the settings' resolver.
+    :raises ValueError: if a name server is not an address.
     :raises ImportError: if dnspython cannot use this event loop's library as it is installed.
     """
 
@@ -96,8 +96,8 @@ class HttpsRecords:
     async def find(self, name: str, port: int, addresses: Callable[[], Awaitable[None]] | None) -> Services:
         """The services of ``https://name:port``, best first, as far as DNS tells in time.
 
-        :param addresses: returns when the name's first addresses are known, or that there are none: there is not much
-            time from then on. ``None``: there is all the time that DNS takes.
+        :param addresses: returns when the name's first addresses are known, or it is known that there are none. After
+            that, little time is left. ``None``: wait as long as DNS takes.
         """
         _, dot, last = name.removesuffix(".").rpartition(".")
         if is_address(name) or not dot or last.lower() in _SPECIAL:
@@ -120,12 +120,12 @@ class HttpsRecords:
         return asked.found or ()
 
     def network_changed(self) -> None:
-        """Other name servers may have other answers."""
+        """Forget all: other name servers may have other answers."""
         self._resolver = None
         self.finds.forget()
 
     async def _find(self, name: str, port: int) -> tuple[Services, float]:
-        """Follow the records of an origin (§3); never raises. Its task is its own."""
+        """Follow the records of an origin (§3). It runs in a task of its own. It raises nothing if DNS fails."""
         self._lookups.lend()
         # §9.1: an origin at another port has names of its own.
         query = name if port == DEFAULT_PORTS["https"] else f"_{port}._https.{name}"
@@ -139,23 +139,23 @@ class HttpsRecords:
                 if not aliases:
                     services = _services(records, owner, port)
                     break
-                # §2.4.1: one alias makes the others count for nothing.
+                # §2.4.1: if there are aliases, other records do not count. One alias is chosen at random.
                 alias = random.choice(aliases).target
                 if alias == dns.name.root:
-                    break  # §2.5.1: "not available", but only an advice
+                    break  # §2.5.1: it means "not available", but it is only a hint
                 target = query = _text(alias)
         except (dns.exception.DNSException, OSError) as error:
             logger.debug("allswell: no HTTPS record of %s: %r", query, error)
             seconds = min(seconds, _FAILURE)
         if target:
-            # §3: after the services, what the alias leads to without any.
+            # §3: after the services comes the name that the alias leads to, as it is.
             services += (Service(Endpoint(target, port), frozenset({b"h2", _DEFAULT_ALPN})),)
         return services, seconds
 
     async def _query(self, name: str) -> tuple[list[SVCBBase], dns.name.Name, float]:
-        """The records of a name, the name that has them after all CNAMEs, and for how many seconds that is so.
+        """The records of a name, the name that has them after all CNAMEs, and their TTL in seconds.
 
-        :raises DNSException: the servers did not answer, or made no sense.
+        :raises DNSException: if the servers did not answer, or not well.
         """
         if self._resolver is None:
             self._resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
@@ -180,7 +180,7 @@ class HttpsRecords:
 
 
 def _services(records: Sequence[SVCBBase], owner: dns.name.Name, port: int) -> Services:
-    """Those that are for us, best first; at random among equals (§2.4.1)."""
+    """The services that we can use, best first. Equal ones are in random order (§2.4.1)."""
     usable = [each for each in records if _understood(each)]
     usable.sort(key=lambda each: (each.priority, random.random()))
     return tuple(_service(each, owner, port) for each in usable[:_SERVICES])
@@ -202,7 +202,7 @@ def _service(record: SVCBBase, owner: dns.name.Name, port: int) -> Service:
         hint = parameters.get(key)
         if isinstance(hint, kind):
             hints += hint.addresses[:_HINTS]
-    # §2.5.2: "." is the name that has the record.
+    # §2.5.2: "." stands for the name that has the record.
     target = owner if record.target == dns.name.root else record.target
     where = Endpoint(_text(target), other.port if isinstance(other, PortParam) else port, tuple(hints))
     return Service(where, frozenset(speaks))
@@ -213,7 +213,7 @@ def _text(name: dns.name.Name) -> str:
 
 
 class _OverHttps(dns.nameserver.Nameserver):
-    """The server that the settings' resolver asks."""
+    """The DNS server behind the settings' resolver, for dnspython."""
 
     def __init__(self, resolver: DnsOverHttps) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # dnspython's alone has no types

@@ -1,4 +1,4 @@
-"""The common part of a pool's builders: settings, trust, what is known of origins, and the usual layers."""
+"""The common part of a pool's builders: settings, trust, the records of origins, and the usual layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Kit:
 
     :ivar config: the pool's settings.
     :ivar lookups: looks up addresses.
-    :ivar memory: what is known of origins.
+    :ivar memory: the records of origins.
     """
 
     def __init__(self, config: PoolConfig, lookups: Lookups, memory: OriginMemory) -> None:
@@ -34,14 +34,14 @@ class Kit:
         self.lookups = lookups
         self.memory = memory
         self._buffer = ReceiveBuffer()
-        self._trust: ssl.SSLContext | None = None  # if no settings say otherwise
+        self._trust: ssl.SSLContext | None = None  # the default, once it is needed
 
     def trust(self, proxy: ProxyHop | None) -> ssl.SSLContext:
         """The context for certificates of this proxy, or of origins if none is given.
 
         Call this before anything is connected.
 
-        :raises ConnectFailed: when what the environment names cannot be used, or a proxy would be shown ``cert``.
+        :raises ConnectFailed: if the environment names something that cannot be used, or a proxy would see ``cert``.
         """
         config = self.config
         given = config.ssl_context if proxy is None else proxy.ssl_context
@@ -54,7 +54,7 @@ class Kit:
         return self._trust
 
     def tcp(self, context: Context, to: Endpoint | None = None) -> TcpFilter:
-        """TCP to the route's host, or to an endpoint of it; or a Unix domain socket in its place."""
+        """TCP to the route's host, or to an endpoint; or the Unix domain socket of the settings."""
         config, route = self.config, context.route
         peer = _peer(route)
         host, port, hints, _ = to or Endpoint(route.host, route.port)
@@ -84,7 +84,7 @@ class Kit:
     def tls(self, route: Route, lower: ByteStream, context: ssl.SSLContext, alpn: Sequence[str]) -> TlsFilter:
         """TLS with the route's end.
 
-        :param context: as :meth:`trust` gives it.
+        :param context: the result of :meth:`trust`.
         """
         return TlsFilter(
             lower,

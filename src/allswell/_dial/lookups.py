@@ -1,11 +1,11 @@
-"""Name resolution, shared: if many dials want one host's addresses, the resolver is asked once.
+"""Shared name resolution: if many dials want the addresses of one host, the resolver is asked once.
 
-``getaddrinfo`` occupies one of the event loop's few threads, so a hundred dials would stand in line for threads. An
-answer is used for one more second. That is long enough for all attempts of one dial (QUIC's, and TCP's 250 ms later),
+``getaddrinfo`` takes one of the event loop's few threads, so a hundred dials would wait for threads. An answer is used
+for one more second. That is long enough for all attempts of one dial (QUIC's, and TCP's 250 ms later),
 and too short to be a cache. An error is used for a tenth of that, so that a retry asks anew.
 
 A ``resolver`` of the settings is asked once for both families, and shared in the same way. Unlike the system's, it is
-cancelled when nobody waits for it any more.
+cancelled if no dial waits for it any more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 Address = tuple[socket.AddressFamily, SocketAddress]
 Send = Callable[[Request], Awaitable[Response]]
-#: In a resolver of the settings: how it sends requests over the pool that it resolves for.
+#: For a resolver of the settings: sends requests over the pool that it resolves for.
 SEND: ContextVar[Send] = ContextVar("allswell send")
 #: Finds the addresses of a host, for a port, in a family. It raises ``OSError``.
 Resolve = Callable[[str, int, int], Awaitable[Sequence[Address]]]
@@ -44,11 +44,11 @@ _HOSTS = 256
 
 
 class Shared(Generic[T]):
-    """The result of one task, for all that wait for it. The task belongs to no caller, and goes on when all have left.
+    """The result of one task, for all that wait for it. The task belongs to no caller, and goes on if all have left.
 
-    :param find: returns what it found, and for how many seconds that serves.
-    :ivar found: what that was; ``None`` until then, and when nothing was.
-    :ivar waiting: how many wait for it, where its users count them.
+    :param find: returns the result, and for how many seconds it may be used.
+    :ivar found: the result; ``None`` until there is one.
+    :ivar waiting: how many wait for it, if its users count them.
     """
 
     def __init__(self, host: TaskHost, find: Callable[[], Awaitable[tuple[T, float]]], *, name: str) -> None:
@@ -67,7 +67,7 @@ class Shared(Generic[T]):
                 self.found, seconds = await find()
                 self._until = monotonic() + seconds
                 self._finished = True
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+        except Exception as error:  # noqa: BLE001 - raised by wait()
             self._error = error
             self._until = monotonic() + _ERROR_FRESH
             self._finished = True
@@ -76,12 +76,12 @@ class Shared(Generic[T]):
 
     @property
     def over(self) -> bool:
-        """Whether it need not be waited for."""
+        """Whether the task is over."""
         return self._over.is_set()
 
     @property
     def serves(self) -> bool:
-        """Whether it is under way, or what came of it still counts."""
+        """Whether the task is under way, or its result may still be used."""
         return not self.over or monotonic() < self._until
 
     @property
@@ -99,25 +99,25 @@ class Shared(Generic[T]):
         await self._over.wait()
 
     async def wait(self) -> T:
-        """Wait for what is found.
+        """Wait for the result.
 
-        :raises Exception: what ``find`` raised; ``OSError`` when it was called off.
+        :raises Exception: what ``find`` raised; ``OSError`` if it was cancelled.
         """
         await self._over.wait()
         if self.found is None:
-            raise self._error.with_traceback(None)  # it grows wherever it is raised, and they may be many
+            raise self._error.with_traceback(None)  # many may raise it, and each time its traceback grows
         return self.found
 
     def cancel(self) -> None:
-        """Call it off; nothing, when it is over."""
+        """Cancel the task, unless it is over."""
         if not self.over:
             self._scope.cancel()
 
 
 class SharedFinds(Generic[K, T]):
-    """What was asked for, by key: each once, while it serves.
+    """Shared results by key. Each is found once, as long as it may be used.
 
-    :param limit: how many are kept; those that were asked for first are forgotten (not while they are under way).
+    :param limit: how many are kept. The oldest that is not under way is forgotten.
     """
 
     def __init__(self, host: TaskHost, limit: int) -> None:
@@ -129,9 +129,9 @@ class SharedFinds(Generic[K, T]):
         return len(self._asked)
 
     def get(self, key: K, find: Callable[[], Awaitable[tuple[T, float]]], *, name: str) -> Shared[T]:
-        """What is being found, or was; by ``find`` where it has to be done.
+        """The result for a key. If there is none that may be used, ``find`` begins.
 
-        :param name: of the task.
+        :param name: the name of its task.
         """
         asked = self._asked.get(key)
         if asked is None or not asked.serves:
@@ -144,28 +144,28 @@ class SharedFinds(Generic[K, T]):
         return asked
 
     def leave(self, key: K) -> None:
-        """Call off what nobody waits for."""
+        """Cancel the task for a key if nobody waits for it."""
         asked = self._asked.get(key)
         if asked is not None and not asked.waiting:
             asked.cancel()
 
     def forget(self) -> None:
-        """Forget what was found; call off what is under way."""
+        """Forget all results, and cancel what is under way."""
         for key, shared in list(self._asked.items()):
             shared.cancel()
             if shared.over:
                 del self._asked[key]
 
     async def ended(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until no task is under way."""
         for shared in list(self._asked.values()):
             await shared.ended()
 
 
 class Lookups:
-    """What one pool asks for addresses: its ``resolver``, and the system's.
+    """Looks up addresses for one pool, by its ``resolver`` and by the system's.
 
-    :ivar send: how a resolver may send requests of its own; see :data:`SEND`.
+    :ivar send: sends the requests of a resolver; see :data:`SEND`.
     """
 
     def __init__(self, host: TaskHost, resolver: Resolver | None = None) -> None:
@@ -174,14 +174,14 @@ class Lookups:
         self._resolver = resolver
 
     async def addresses(self, host: str, port: int, family: int, *, call_off: bool = True) -> Sequence[Address]:
-        """The host's addresses in this family, in the resolver's order. What is called off meanwhile is asked anew.
+        """The host's addresses in this family, in the resolver's order. A lookup that is cancelled begins anew.
 
-        :param call_off: call off what the settings' resolver does, where this was the last to wait for it and gives up.
-        :raises OSError: there are none, or the resolver cannot tell.
+        :param call_off: whether to cancel the settings' resolver if nobody waits for it after this call.
+        :raises OSError: if there are none, or the resolver fails.
         """
         if self._resolver is not None:
             given = await self._shared((host, 0, 0), partial(self._ask, self._resolver, host), call_off=call_off)
-            if given:  # or the system's is to be asked
+            if given:  # (if it is empty, the system's resolver is asked)
                 found = [(kind, (to[0], port, *to[2:])) for kind, to in given if family in (kind, socket.AF_UNSPEC)]
                 if not found:
                     raise OSError("the resolver gave no address of this family")
@@ -202,11 +202,11 @@ class Lookups:
                 if call_off and not asked.waiting:
                     asked.cancel()
             stopped += not asked.cancelled
-            if not asked.called_off or stopped > 1:  # once with all other tasks; twice, and it is the resolver's doing
+            if not asked.called_off or stopped > 1:  # once: with all other tasks; twice: by the resolver
                 return await asked.wait()
 
     async def _ask(self, resolver: Resolver, host: str) -> tuple[list[Address], float]:
-        """What the settings' resolver says of a host, with no port; nothing: that the system's is to be asked."""
+        """The addresses from the settings' resolver, without a port; none: the system's resolver must be asked."""
         self.lend()
         try:
             given = await resolver(host)
@@ -224,23 +224,23 @@ class Lookups:
         return found, _FRESH
 
     def lend(self) -> None:
-        """Let this task, which is a lookup's own, send requests over the pool."""
+        """Let this task send requests over the pool. It must be the task of a lookup."""
         if self.send is not None:
             SEND.set(self.send)
 
     def leave(self, host: str) -> None:
-        """Somebody who would have asked for this host next does not. See ``call_off`` of :meth:`addresses`."""
+        """A dial ends that would have asked for this host next. Cancel the lookup if nobody waits for it."""
         self.finds.leave((host, 0, 0))
 
     async def any_address(self, host: str, port: int, families: Sequence[int]) -> None:
-        """Wait until addresses are known in one of the families, or it is known that they are in none."""
+        """Wait until addresses of one family are known, or it is known that there are none in any."""
         async with anyio.create_task_group() as tasks:
 
             async def look(family: int) -> None:
                 try:
-                    await self.addresses(host, port, family, call_off=False)  # the dial wants it next
+                    await self.addresses(host, port, family, call_off=False)  # the dial needs it next
                 except OSError:
-                    return  # the dial will ask again, and tell
+                    return  # the dial will ask again, and raise the error
                 tasks.cancel_scope.cancel()
 
             for family in families:
@@ -254,7 +254,7 @@ async def _system(host: str, port: int, family: int) -> tuple[list[Address], flo
 async def resolve(host: str, port: int, family: int) -> list[Address]:
     """Ask the system's resolver.
 
-    :raises OSError: the host has no address in this family, or the resolver cannot tell.
+    :raises OSError: if the host has no address in this family, or the resolver fails.
     """
     try:
         found = await anyio.getaddrinfo(host, port, family=socket.AddressFamily(family), type=socket.SOCK_STREAM)
@@ -264,9 +264,9 @@ async def resolve(host: str, port: int, family: int) -> list[Address]:
 
 
 def literal(address: str, port: int) -> list[Address]:
-    """An address, of IPv6 perhaps with a zone, as sockets have it.
+    """The socket address of an address literal. IPv6 may have a zone.
 
-    :raises OSError: it is none, or its zone names no interface.
+    :raises OSError: if it is not an address, or its zone names no interface.
     """
     host, _, zone = address.partition("%")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)

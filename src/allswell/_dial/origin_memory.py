@@ -1,8 +1,8 @@
-"""What a pool learns of each origin from dealing with it: one record of each, all bounded here.
+"""What a pool learns of each origin: one record for each route, all of limited size.
 
-A record is a route's: the same server, reached another way, may behave otherwise. The least recently used are
-forgotten. (Where alternatives are kept is the user's choice: `alt_svc_store.py`. What DNS says is not learnt but asked
-for, and has a lifetime of its own: `lookups.py`.)
+The same server may behave otherwise on another route, so each route has its record. The least recently used are
+forgotten. (Alternative services are kept where the user chooses: `alt_svc_store.py`. Answers of DNS have their own
+lifetimes: `lookups.py`, `https_records.py`.)
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from allswell._connection.service import Service
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._request.route import Endpoint, Route
 
-#: Records that are kept; and in each, endpoints where QUIC failed.
+#: How many records are kept, and how many endpoints where QUIC failed in each.
 _RECORDS, _ENDPOINTS = 4096, 16
 
-#: Back-off after a failure of QUIC: seconds, doubled each time up to the second number.
+#: For how many seconds QUIC is not tried after a failure. It is doubled each time, up to the second number.
 _BROKEN_FOR, _BROKEN_AT_MOST = 5.0, 300.0
 
 #: No Alt-Svc field yet.
@@ -27,18 +27,18 @@ NOTHING_HEARD = (b"", -math.inf)
 
 
 class Origin:
-    """What was learnt of one route's end.
+    """What was learnt of the end of one route.
 
     :ivar tls: how it answers a close_notify.
     :ivar tcp: how it answers a FIN.
     :ivar streams: how many streams it allows over HTTP/2.
-    :ivar service: what it served.
-    :ivar alt_svc: the last Alt-Svc field that it sent, and until when (monotonic) the same one is no news.
-    :ivar quic: where QUIC to it failed.
-    :ivar early_data: whether 0-RTT is worth a try. It wins every race, so where it was left without an answer it is
-        not, until a handshake succeeds.
-    :ivar http2: a proxy's: whether it may speak HTTP/2. One that was asked and does not is asked no more.
-    :ivar extended_connect: by protocol (``b"websocket"``), whether it goes by extended CONNECT: what was tried.
+    :ivar service: how much it has served over all connections.
+    :ivar alt_svc: the last Alt-Svc field that it sent, and until when (monotonic) the same field need not be read.
+    :ivar quic: the endpoints where QUIC failed.
+    :ivar early_data: whether 0-RTT may be tried. It wins every race at once. So if it got no answer, it is not tried
+        again until a handshake succeeds.
+    :ivar http2: for a proxy: whether it may speak HTTP/2. If it has chosen HTTP/1.1, it is not asked again.
+    :ivar extended_connect: whether extended CONNECT works, for each protocol that was tried (``b"websocket"``).
     """
 
     __slots__ = ("alt_svc", "early_data", "extended_connect", "http2", "quic", "service", "streams", "tcp", "tls")
@@ -56,35 +56,35 @@ class Origin:
 
     @property
     def takes(self) -> int:
-        """How many exchanges a connection that multiplexes is likely to take."""
+        """How many exchanges a connection will probably take at once, if it multiplexes."""
         return max(1, int(min(self.streams.value, self.service.takes)))
 
     def ignores_early_data(self) -> None:
-        """It left 0-RTT without an answer."""
+        """Note that 0-RTT got no answer."""
         self.early_data = False
 
     def network_changed(self) -> None:
-        """Forget what was true of the network rather than of the origin."""
+        """Forget what was about the network and not about the origin."""
         self.alt_svc = NOTHING_HEARD
         self.quic.forget()
 
 
 class BrokenMarks:
-    """Where QUIC failed so recently that it is not worth another try yet."""
+    """The endpoints where QUIC failed so recently that it is not tried again yet."""
 
     __slots__ = ("_marks",)
 
     def __init__(self) -> None:
-        #: By host and port: failures in a row, and until when to leave it alone.
+        #: By host and port: the number of failures in a row, and until when QUIC is not tried.
         self._marks: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()
 
     def broken(self, endpoint: Endpoint) -> bool:
-        """Whether it is to be left alone for now."""
+        """Whether QUIC must not be tried there now."""
         mark = self._marks.get((endpoint.host, endpoint.port))
         return mark is not None and monotonic() < mark[1]
 
     def failed(self, endpoint: Endpoint) -> None:
-        """QUIC failed: leave it for a while, longer each time."""
+        """QUIC failed there. Do not try it for a while, each time longer."""
         key = endpoint.host, endpoint.port
         failures = self._marks.pop(key, (0, 0.0))[0] + 1
         pause = min(_BROKEN_AT_MOST, _BROKEN_FOR * 2 ** min(failures - 1, 16))
@@ -93,11 +93,11 @@ class BrokenMarks:
             self._marks.popitem(last=False)
 
     def worked(self, endpoint: Endpoint) -> None:
-        """QUIC worked: all is forgiven."""
+        """QUIC worked there. Forget its failures."""
         self._marks.pop((endpoint.host, endpoint.port), None)
 
     def forget(self) -> None:
-        """What did not work may work now."""
+        """Forget all failures."""
         self._marks.clear()
 
 
@@ -111,7 +111,7 @@ class OriginMemory:
         return len(self._records)
 
     def of(self, route: Route) -> Origin:
-        """What is known of the route's end; an empty record, where that is nothing yet."""
+        """The record of a route's end. It is made if there is none yet."""
         record = self._records.get(route)
         if record is None:
             record = self._records[route] = Origin()

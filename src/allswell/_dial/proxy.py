@@ -1,13 +1,15 @@
-"""From a route to a byte stream to its host, through proxies: what lies below a connection that takes them.
+"""From a route to a byte stream to its host, through proxies: the lower layers of a connection.
 
 Each hop adds its layers to the stack that reaches it: ``http-connect > tcp`` for an http proxy, ``http-connect > tls >
-tcp`` for an https one, ``socks5 > tcp``; two hops, two such pieces. An https proxy may speak HTTP/2, or HTTP/3. Then
-the connection to it is one of the pool's own, under a route of its own (``Route.for_tunnels``), and a tunnel is one of
-its exchanges: the stack that is built on it begins with ``tunnel``. It lives as long as it has tunnels, and counts
-against no limit, for the request that waits for a tunnel holds a place already.
+tcp`` for an https one, ``socks5 > tcp``. Two hops add two such pieces.
 
-Whether a proxy speaks HTTP/2 is known only when it was asked. One that does not is asked no more: the first tunnel
-through it is an exchange all the same, of an HTTP/1.1 connection that it uses up; the next ones are built as above.
+An https proxy may speak HTTP/2 or HTTP/3. Then the connection to it is one of the pool's own, with a route of its own
+(``Route.for_tunnels``). A tunnel is one of its exchanges, and the stack on the tunnel begins with ``tunnel``. The
+connection lives as long as it has tunnels. It counts against no limit, because the request that waits for the tunnel
+already has a place.
+
+Only the first connection shows whether a proxy speaks HTTP/2. If it does not, the first tunnel uses up that HTTP/1.1
+connection, as its only exchange. The next tunnels are built as above, without asking for HTTP/2.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ from allswell._request.request import Request
 from allswell._request.response import Response
 from allswell._request.route import Route, authority
 
-_NO_TIMEOUTS = Timeouts(None, None, None, None)  # the dial that the tunnel is for has a deadline
+_NO_TIMEOUTS = Timeouts(None, None, None, None)  # the dial that needs the tunnel has a deadline
 
 
 class ProxyBuilder:
-    """Makes byte streams, and what carries datagrams, through proxies, for one pool."""
+    """Makes byte streams and carriers of datagrams through proxies, for one pool."""
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
@@ -55,7 +57,7 @@ class ProxyBuilder:
     async def reach(self, context: Context) -> Stack[ByteStream]:
         """A connected stack whose bytes arrive at the route's host and port.
 
-        :raises ConnectFailed: naming what failed.
+        :raises ConnectFailed: if that fails. It names what failed.
         """
         route = context.route
         if not route.proxies:
@@ -72,7 +74,7 @@ class ProxyBuilder:
         return await self._tunnelled(context)
 
     async def _resolved(self, context: Context) -> Stack[ByteStream]:
-        """A tunnel to the first of the host's addresses to which the proxy gives one."""
+        """A tunnel to the first of the host's addresses that the proxy reaches. We resolve the host."""
         route = context.route
 
         async def attempt(address: Address) -> Stack[ByteStream]:
@@ -86,7 +88,7 @@ class ProxyBuilder:
         except ConnectFailed as error:
             if error.phase != "dns" or allow is not None:
                 raise
-            return await self._tunnelled(context)  # the proxy may know more than we do
+            return await self._tunnelled(context)  # the proxy may know a name that we do not
 
     def _may_carry(self, route: Route) -> bool:
         hop = route.proxies[-1]
@@ -96,7 +98,7 @@ class ProxyBuilder:
         return bool(hop.http3) or (http2 and self._memory.of(route.to_proxy(for_tunnels=True)).http2)
 
     async def _tunnelled(self, context: Context) -> Stack[ByteStream]:
-        """A tunnel over a connection of its own."""
+        """A tunnel on a connection of its own."""
         route, hop = context.route, context.route.proxies[-1]
         nearer = context.towards(route.to_proxy())
         if hop.scheme in ("socks5", "socks5h"):
@@ -125,9 +127,9 @@ class ProxyBuilder:
     async def reach_datagrams(self, context: Context) -> Stack[Datagrams]:
         """A connected stack whose datagrams arrive at the route's host and port.
 
-        ``socks5-udp > udp > socks5 > tcp``, or ``connect-udp > tunnel``.
+        It is ``socks5-udp > udp > socks5 > tcp``, or ``connect-udp > tunnel``.
 
-        :raises ConnectFailed: naming what failed.
+        :raises ConnectFailed: if that fails. It names what failed.
         """
         config, route, hop = self._config, context.route, context.route.proxies[-1]
         check_literal(config.allow_address, route, "udp")
@@ -152,15 +154,15 @@ class ProxyBuilder:
         return await context.push(udp, over_udp)
 
     async def _first_address(self, route: Route, ask: Resolve) -> str:
-        """The first of the host's addresses that is allowed; the name itself where we know none, and all are.
+        """The first of the host's addresses that is allowed; the name itself if we find none and allow all.
 
-        :raises ConnectFailed: where not all are allowed, and we know none.
+        :raises ConnectFailed: if none is allowed, or ``allow_address`` is set and we find none.
         """
         try:
             found = await ask(route.host, route.port, AF_UNSPEC)
         except OSError as error:
             if self._config.allow_address is None:
-                return route.host  # the proxy may know more than we do
+                return route.host  # the proxy may know a name that we do not
             raise ConnectFailed(f"cannot resolve {route.host}: {words(error)}", phase="dns") from error
         refusal: AddressNotAllowed | None = None
         for _, address in found:
@@ -181,7 +183,7 @@ class ProxyBuilder:
         return self._may_carry(route) or (len(route.proxies) == 1 and hop.scheme in ("socks5", "socks5h"))
 
     async def _carried(self, context: Context, *, datagrams: bool = False) -> ExchangeStream:
-        """A tunnel that is an exchange of another connection of the pool's."""
+        """A tunnel that is an exchange of another connection of the pool."""
         route, hop = context.route, context.route.proxies[-1]
         target = host_and_port(route.host, route.port)
         head = RequestHead(b"CONNECT", b"https", target, target, [])
@@ -211,18 +213,19 @@ class ProxyBuilder:
 
 
 def check_literal(allow: AllowAddress | None, route: Route, transport: Literal["tcp", "udp"]) -> None:
-    """Ask whether a proxy may be given the address that stands in a URL. (What a name's address is only it will know.)
+    """Check the address in a URL before a proxy gets it. (Only the proxy will know the address of a name.)
 
-    :raises AddressNotAllowed: it may not.
+    :raises AddressNotAllowed: if it is not allowed.
     """
     if allow is not None and (address := address_meant(route.host)) is not None:
         check_contact(allow, route.host, (address, route.port), transport)
 
 
 def forwards(request: Request) -> bool:
-    """Whether the request goes to an HTTP proxy that forwards it (RFC 9112 §3.2.2), rather than through a tunnel.
+    """Whether the request goes to an HTTP proxy that forwards it (RFC 9112 §3.2.2), and not through a tunnel.
 
-    What is not http goes through a tunnel; so do upgrades, which proxies do not forward (RFC 9110 §7.8), and CONNECT.
+    A request goes through a tunnel if its scheme is not http, or it is a CONNECT or an upgrade, which proxies do not
+    forward (RFC 9110 §7.8).
     """
     route = request.route
     if route.scheme != "http" or route.upgrades or request.head.method == b"CONNECT":
@@ -231,20 +234,20 @@ def forwards(request: Request) -> bool:
 
 
 async def forward(request: Request, send: Send, allow: AllowAddress | None) -> Response:
-    """Send a request to the proxy that forwards it; again, where that asks who we are and the body allows it.
+    """Send a request to the proxy that forwards it. If that asks for credentials, send it again if the body allows.
 
-    :raises ConnectFailed: the host's address is not allowed, or that cannot be told.
+    :raises ConnectFailed: if the host's address is not allowed, or ``allow_address`` fails.
     """
     try:
         check_literal(allow, request.route, "tcp")
     except ConnectFailed:
         raise
-    except Exception as error:  # of the caller's code, told as where we connect
+    except Exception as error:  # the caller's allow_address has failed: the same error as when we connect
         message = f"cannot connect to {request.route.label}: {error!r}"
         raise ConnectFailed(message, phase="tcp", by="us") from error
     head, hop = forwarded(request.head), request.route.proxies[-1]
     request = replace(request, route=request.route.to_proxy())
-    said = {name.lower() for name, _ in head.headers}  # by the request itself, which comes before what all have
+    said = {name.lower() for name, _ in head.headers}  # the request's own fields: they come before the proxy's
     async with ProxyAuth(hop, head.method, head.target) as auth:
         while True:
             more = [field for field in auth.headers if field[0].lower() not in said]
@@ -259,19 +262,19 @@ async def forward(request: Request, send: Send, allow: AllowAddress | None) -> R
 
 
 def _socks(lower: ByteStream, hop: ProxyHop, host: str, port: int, *, datagrams: bool = False) -> Socks5Filter:
-    auth = hop.auth if isinstance(hop.auth, tuple) else None  # nor can it be anything else
+    auth = hop.auth if isinstance(hop.auth, tuple) else None  # (for SOCKS it cannot be anything else)
     return Socks5Filter(lower, proxy=str(hop), host=host, port=port, auth=auth, datagrams=datagrams)
 
 
 async def _start_of(response: Response) -> bytes:
-    """The start of a refusal's body, as far as it comes soon."""
+    """The beginning of a refusal's body, as much as comes soon."""
     body = b""
     try:
         with Deadline.after(BODY_PATIENCE).scope():
             while len(body) < BODY_SHOWN and (piece := await response.receive()):
                 body += piece
     except AllswellError:
-        pass  # the refusal is the news, not how it ended
+        pass  # only the refusal matters, and not how it ended
     finally:
         await response.aclose()
     return body

@@ -1,9 +1,9 @@
-"""Who we are, told to an HTTP proxy: by name and password (Basic), or as an ``Auth`` of httpx2's knows how (Digest).
+"""Authentication to an HTTP proxy: by name and password (Basic), or by an ``Auth`` of httpx2 (Digest).
 
-httpx2's flows are about origins. What a proxy asks and is told is the same in other words (RFC 9110 §11.7): 407 for
-401, Proxy-Authenticate for WWW-Authenticate, Proxy-Authorization for Authorization. So a flow is shown a request that
-stands in for ours, and the proxy's answers in an origin's words. What it remembers (Digest's nonce, and how often that
-was used, RFC 7616 §3.4) it keeps with itself, so for all requests through hops that have it: only the first is refused.
+An auth flow of httpx2 is for origins. Proxies do the same under other names (RFC 9110 §11.7): 407 for 401,
+Proxy-Authenticate for WWW-Authenticate, Proxy-Authorization for Authorization. So the flow gets a stand-in for our
+request, and the proxy's answer under the names of an origin's. The ``Auth`` remembers Digest's nonce and how often it
+was used (RFC 7616 §3.4), for all requests through hops that have the same ``Auth``. So only the first one is refused.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from allswell._messages import Headers
 
 
 class ProxyAuth:
-    """What is sent to a proxy with one request, and with the same again once it has asked for more. A context manager.
+    """The fields for a proxy with one request, and with its repetition after a 407. A context manager.
 
-    :param method: of the request.
-    :param target: its request-target, as the proxy sees it (Digest covers it: RFC 7616 §3.4.6).
-    :ivar headers: what to send now: the hop's own fields, and the credentials.
+    :param method: the request's method.
+    :param target: the request-target that the proxy gets. (Digest covers it: RFC 7616 §3.4.6.)
+    :ivar headers: the fields to send now: the hop's own, and the credentials.
     """
 
     def __init__(self, hop: ProxyHop, method: bytes, target: bytes) -> None:
@@ -57,11 +57,11 @@ class ProxyAuth:
         return fields
 
     async def again(self, status: int, headers: Headers) -> bool:
-        """Whether the request should be sent again, with ``headers`` as they are then.
+        """Whether the request should be sent again, with the new ``headers`` of this object.
 
-        :param status: of the proxy's answer.
-        :param headers: of the same.
-        :raises ConnectFailed: when what it asks cannot be answered.
+        :param status: the status of the proxy's answer.
+        :param headers: its header section.
+        :raises ConnectFailed: if the proxy asks for credentials in a way that we do not know.
         """
         if self._flow is None or status != 407:
             return False
@@ -81,7 +81,7 @@ class ProxyAuth:
 
 
 class _Target(httpx2.URL):
-    """A URL of which only the request-target is looked at, and that may be of any form (RFC 9112 §3.2)."""
+    """A URL of which only the request-target is used. That may have any form (RFC 9112 §3.2)."""
 
     def __init__(self, target: bytes) -> None:
         super().__init__("http://proxy")
@@ -93,7 +93,7 @@ class _Target(httpx2.URL):
 
 
 def _always(hop: ProxyHop) -> Headers:
-    """What is sent to this proxy only, as far as it is always the same."""
+    """The fields for this proxy that are the same in each request."""
     headers = list(hop.headers)
     if isinstance(hop.auth, tuple) and not _says_who(headers):
         headers.append((b"Proxy-Authorization", basic_auth(hop.auth)))

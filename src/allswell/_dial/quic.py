@@ -1,4 +1,4 @@
-"""From a route to HTTP/3 on ``quic > udp``, or on what leads through proxies: apart because its imports are heavy."""
+"""From a route to HTTP/3 on ``quic > udp``, or through proxies. It has its own module because its imports are heavy."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from allswell._quic_store import QuicMemory, QuicStore
 from allswell._request.route import Endpoint, Route, authority
 from allswell._tasks import logger
 
-#: Bytes of the largest UDP payload that every path carries which carries QUIC at all (RFC 9000 §14).
+#: Bytes of the largest UDP payload that every path of QUIC must carry (RFC 9000 §14).
 _SMALLEST = 1200
-#: The same for a connection whose packets carry another's, or even another's that carries a third's: each level takes
-#: up to 50 bytes. Nearly all paths carry as much; over others the handshake fails, for its packets are as large.
+#: The same for a connection that carries the packets of another one, which may carry those of a third. Each level takes
+#: up to 50 bytes. Nearly all paths carry so much. On others the handshake fails, because its packets are as large.
 _CARRIER = 1350
 
 
 class QuicBuilder:
     """Makes HTTP/3 connections for one pool. A :class:`Builder`.
 
-    :param proxies: makes what leads through them.
+    :param proxies: makes the carriers of datagrams through proxies.
     """
 
     def __init__(self, kit: Kit, proxies: ProxyBuilder) -> None:
@@ -80,22 +80,22 @@ class QuicBuilder:
         )
 
     async def _over(self, context: Context, settings: QuicSettings, to: Endpoint) -> Stack[QuicFilter]:
-        """``quic`` on what carries datagrams there."""
+        """``quic`` on a carrier of datagrams through proxies."""
         there = context.towards(context.route._replace(host=to.host, port=to.port))
         stack = await self._proxies.reach_datagrams(there)
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
         return await context.push(stack, QuicFilter(stack.top, settings))
 
     def _check_other(self, host: str, address: SocketAddress) -> None:
-        """Look at an address that a server would rather be reached at (RFC 9000 §9.6).
+        """Check a server's preferred address (RFC 9000 §9.6).
 
-        :raises ConnectFailed: for one that is not allowed.
+        :raises ConnectFailed: if it is not allowed.
         """
         try:
             check_contact(self._config.allow_address, host, address, "udp")
         except ConnectFailed:
             raise
-        except Exception as error:  # of the caller's code; its request is answered already
+        except Exception as error:  # the caller's allow_address has failed, and no request waits for this
             logger.exception("allswell: allow_address failed")
             raise ConnectFailed(f"allow_address failed: {error!r}", phase="quic", by="us") from error
 
@@ -107,14 +107,14 @@ class QuicBuilder:
         return Http3(quic.connection, max_header_size=self._config.max_header_size, alternative=alternative)
 
     def settings(self, route: Route) -> QuicSettings:
-        """What a connection of this route is made with.
+        """The settings for a connection of this route.
 
-        :raises ConnectFailed: when that cannot be had.
+        :raises ConnectFailed: if the trust settings cannot be used.
         """
         config, quic = self._config, self._config.quic
         trust = self._kit.trust(route.proxy)
         server, origin = _server(route), self._memory.of(route)
-        # A connection that carries tunnels: datagrams in its own, and it must outlive what says nothing for a while.
+        # A connection that carries tunnels must not end when they are silent for a while.
         keepalive = quic.keepalive or (quic.idle_timeout / 2 if route.for_tunnels else None)
         return QuicSettings(
             server_name=route.tls_name,
@@ -123,7 +123,7 @@ class QuicBuilder:
             trust=trust,
             pinned=pin_check(config.pins, route.host, route.tls_name),
             certificate=config.cert if route.proxy is None else None,
-            certfile=quic.certfile if route.proxy is None else None,  # it is for origins: a proxy does not learn it
+            certfile=quic.certfile if route.proxy is None else None,  # (it is for origins, and not for proxies)
             keyfile=quic.keyfile,
             key_password=quic.key_password,
             versions=quic.versions,

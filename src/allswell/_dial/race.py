@@ -1,15 +1,15 @@
-"""The race: one shape for whatever is tried side by side. A host's addresses, an origin's endpoints, QUIC and TCP.
+"""The race: the one way to try several candidates side by side: addresses, endpoints, QUIC and TCP.
 
 The rules (RFC 8305 §5, draft-ietf-happy-happyeyeballs-v3):
 
 - Candidates are tried in the order of their line. The next attempt begins as soon as one has failed, or 250 ms after
   the last one began, whichever comes first.
-- The first that succeeds wins, and the others are called off. One that succeeds all the same is discarded.
-- The race is lost when all have failed and no more can come.
-- What an attempt raises besides a failure to connect ends the race, and is raised.
+- The first that succeeds wins, and the others are cancelled. If another one succeeds all the same, it is discarded.
+- The race is lost if all have failed and no more can come.
+- If an attempt raises anything but a failure to connect, the race ends and raises that.
 
-A line may grow during the race: addresses come from a resolver (`addresses.py`); that alone begins no attempt early. An
-attempt may be a race of its own: QUIC against TCP, in each of them the endpoints, of each endpoint the addresses.
+A line may grow during the race, as addresses come from a resolver (`addresses.py`). That alone begins no attempt early.
+An attempt may be a race of its own: QUIC against TCP, for each the endpoints, for each endpoint the addresses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import anyio
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed
 
-#: RFC 8305 §8.
+#: After so many seconds the next attempt begins (RFC 8305 §8).
 CONNECTION_ATTEMPT_DELAY = 0.25
 
 C = TypeVar("C")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Line(Protocol[C_co]):
-    """Those to be tried, in their order.
+    """The candidates, in their order.
 
     :ivar growing: whether more may join it.
     """
@@ -41,21 +41,21 @@ class Line(Protocol[C_co]):
     def growing(self) -> bool: ...
 
     def only(self) -> C_co | None:
-        """The one candidate, where there are no others and none will come. Then nothing else is asked."""
+        """The only candidate, if no others will come. Then no other method is called."""
 
     def next(self) -> C_co | None:
-        """The next to be tried, who then has left the line; ``None`` while there is none."""
+        """Take the next candidate out of the line; ``None`` if there is none now."""
 
     async def begin(self, tasks: anyio.abc.TaskGroup, news: Callable[[], None]) -> None:
-        """Begin to look for more; return when the first attempt may begin.
+        """Begin to look for more candidates. Return when the first attempt may begin.
 
-        :param tasks: where to look, beside the attempts.
-        :param news: to be called when more have joined, or no more will.
+        :param tasks: the task group to look in. The attempts are in it, too.
+        :param news: call this when candidates have joined, or no more will.
         """
 
 
 class Listed(Generic[C]):
-    """A line that is known from the start."""
+    """A line of candidates that are known from the start."""
 
     growing = False
 
@@ -84,12 +84,12 @@ class Lost(Exception):
 
 
 async def race(line: Line[C], attempt: Callable[[C], Awaitable[T]], discard: Callable[[T], object]) -> T:
-    """What the first attempt that succeeds returns.
+    """Return the result of the first attempt that succeeds.
 
-    :param attempt: connects to a candidate; it may be cancelled.
+    :param attempt: connects to a candidate. It may be cancelled.
     :param discard: ends a connection that came second.
-    :raises Lost: none succeeded.
-    :raises BaseException: whatever an attempt raises besides :class:`ConnectFailed`.
+    :raises Lost: if none succeeds.
+    :raises BaseException: what an attempt raises, if that is not :class:`ConnectFailed`.
     """
     only = line.only()
     if only is not None:
@@ -113,9 +113,9 @@ async def race(line: Line[C], attempt: Callable[[C], Awaitable[T]], discard: Cal
 
 
 async def in_turn(candidates: Sequence[C], attempt: Callable[[C], Awaitable[T]], discard: Callable[[T], object]) -> T:
-    """The same along a list, which is not empty.
+    """Race along a list, which is not empty.
 
-    :raises ConnectFailed: the last attempt's, with what the others said.
+    :raises ConnectFailed: the error of the last attempt, with the words of the others.
     """
     try:
         return await race(Listed(candidates), attempt, discard)
@@ -130,7 +130,7 @@ class _Race(Generic[C, T]):
     """A race with more than one candidate.
 
     :ivar won: the winner.
-    :ivar raised: what ended it, that is no failure to connect.
+    :ivar raised: the error that ended it, if that is no failure to connect.
     """
 
     def __init__(self, line: Line[C], attempt: Callable[[C], Awaitable[T]], discard: Callable[[T], object]) -> None:
@@ -148,9 +148,9 @@ class _Race(Generic[C, T]):
         return bool(self.won or self.raised)
 
     async def run(self, tasks: anyio.abc.TaskGroup) -> None:
-        """Until it is over, and then call off what is under way."""
+        """Run until it is over. Then cancel what is under way."""
         await self._line.begin(tasks, self._tell)
-        self._news = anyio.Event()  # what came until now is seen below
+        self._news = anyio.Event()  # earlier news are seen below
         while not self._over:
             candidate = self._line.next()
             if candidate is not None:
@@ -166,7 +166,7 @@ class _Race(Generic[C, T]):
         tasks.cancel_scope.cancel()
 
     async def _wait(self, deadline: Deadline) -> None:
-        # Each wait is for the news since the last one: what comes in between sets the fresh event.
+        # Each wait is for news since the last wait. News in between set the new event.
         with deadline.scope():
             await self._news.wait()
         self._news = anyio.Event()

@@ -17,9 +17,9 @@ from allswell._dial.addresses import connect_any, words
 from allswell._dial.lookups import Address, Resolve
 from allswell._errors import ConnectFailed
 
-#: Of ``connect``: it has begun. (On Linux EWOULDBLOCK is EAGAIN: nothing has begun. On Windows the two differ.)
+#: With these errors ``connect`` has begun. (On Linux EWOULDBLOCK is EAGAIN: nothing has begun. On Windows they differ.)
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK} - {errno.EAGAIN}
-#: Seconds until a Unix socket whose backlog was full is tried again: at first, and at most.
+#: How many seconds pass before a Unix socket with a full backlog is tried again: at first, and at most.
 _BACKLOG_DELAY, _BACKLOG_DELAY_MAX = 0.001, 0.064
 #: From linux/in.h; the socket module names it since Python 3.12.
 _IP_BIND_ADDRESS_NO_PORT = 24
@@ -39,7 +39,7 @@ async def connect_tcp(
     """A connected, non-blocking TCP socket to one of the host's addresses. Parameters as for :func:`connect_any`.
 
     :param around: makes a context in which one address is connected to.
-    :raises ConnectFailed: naming the host, and every address that was tried with its error.
+    :raises ConnectFailed: if none works. It names the host, and each address that was tried with its error.
     """
 
     async def attempt(address: Address) -> socket.socket:
@@ -54,7 +54,7 @@ async def connect_tcp(
 async def connect_unix(path: str, *, options: Sequence[SocketOption] = ()) -> socket.socket:
     """A connected, non-blocking Unix domain socket.
 
-    :raises ConnectFailed: naming the path.
+    :raises ConnectFailed: if that fails. It names the path.
     """
     try:
         if not hasattr(socket, "AF_UNIX"):  # Windows
@@ -77,13 +77,13 @@ async def _connect(
             sock.setsockopt(*option)
         if local_address is not None:
             if sys.platform == "linux":
-                # The port is chosen by connect, which knows both ends: connections to other servers may share it.
+                # connect() chooses the port. It knows both ends, so connections to different servers may share a port.
                 with suppress(OSError):  # kernels before 4.2
                     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((local_address, 0))
         code = sock.connect_ex(sockaddr)
         delay = _BACKLOG_DELAY
-        while code == errno.EAGAIN and not internet:  # the backlog is full, and nothing tells when it no longer is
+        while code == errno.EAGAIN and not internet:  # the backlog is full, and nothing tells when it has room
             await anyio.sleep(delay)
             delay = min(2 * delay, _BACKLOG_DELAY_MAX)
             code = sock.connect_ex(sockaddr)

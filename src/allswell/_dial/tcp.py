@@ -1,7 +1,7 @@
-"""From a route to HTTP/1.1 or HTTP/2 on a byte stream: ``tcp``, ``tls > tcp``, or either on what leads through proxies.
+"""From a route to HTTP/1.1 or HTTP/2 on a byte stream: ``tcp``, ``tls > tcp``, or the same through proxies.
 
-On TLS the backend follows from what ALPN chose (RFC 7301). On http it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC
-9113 §3.3) when HTTP/1.1 is not wanted.
+On TLS, ALPN chooses the backend (RFC 7301). Without TLS it is HTTP/1.1, or HTTP/2 by prior knowledge (RFC 9113 §3.3) if
+HTTP/1.1 is not wanted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from allswell._request.route import Endpoint, Route
 class TcpBuilder:
     """Makes connections over TCP for one pool. A :class:`Builder`.
 
-    :param proxies: makes what leads through them.
+    :param proxies: makes byte streams through proxies.
     """
 
     def __init__(self, kit: Kit, proxies: ProxyBuilder) -> None:
@@ -55,7 +55,7 @@ class TcpBuilder:
         config = self._config
         forwards = route.proxy is not None
         if chosen == "h2" or (route.scheme == "http" and not config.http1 and not forwards):
-            from allswell._backends.http2 import Http2  # with h2: a program that speaks HTTP/1.1 need not wait for it
+            from allswell._backends.http2 import Http2  # late, with h2: programs with HTTP/1.1 need not wait
 
             return Http2(
                 max_header_size=config.max_header_size,
