@@ -288,7 +288,7 @@ def _read_string(block: bytes, position: int) -> tuple[bytes, int]:
     """The string that begins there (§5.2), and where it ends.
 
     :raises LookupError: when it ends behind the block.
-    :raises HPACKError: when its Huffman code is none.
+    :raises HPACKError: if its Huffman code is not valid.
     """
     length = block[position]
     position += 1

@@ -129,7 +129,7 @@ class SharedFinds(Generic[K, T]):
         return len(self._asked)
 
     def get(self, key: K, find: Callable[[], Awaitable[tuple[T, float]]], *, name: str) -> Shared[T]:
-        """The result for a key. If there is none that may be used, ``find`` begins.
+        """The result for a key. If no result may be used, ``find`` begins.
 
         :param name: the name of its task.
         """

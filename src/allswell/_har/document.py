@@ -355,7 +355,7 @@ def _as_text(content: bytes, kind: str, *, cut: bool) -> tuple[str, str]:
 
 
 def _in_charset(content: bytes, charset: str, *, cut: bool) -> str | None:
-    """Content as text; ``None`` if it is none. The peer names the charset: any codec of Python's, and what it is not.
+    """Content as text; ``None`` if it is not text. The peer names the charset, so it may be any codec, or wrong.
 
     :param cut: whether the last character may be incomplete.
     """

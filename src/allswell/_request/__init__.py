@@ -1,1 +1,1 @@
-"""Requests and responses as the pool, its dialers and the transport know them, and the routes that they take."""
+"""Requests and responses of the pool, and the routes that requests take."""

@@ -1,4 +1,4 @@
-"""HTTP datagrams (RFC 9297) of a response: what its tunnel carries, as packets and not as bytes."""
+"""HTTP datagrams (RFC 9297) of a response: the content of its tunnel as packets, and not as bytes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from allswell._tasks import Limit
 
 
 class HttpDatagrams:
-    """The HTTP datagrams (RFC 9297) of a response to an upgrade or an extended CONNECT, in the place of its body.
+    """The HTTP datagrams (RFC 9297) of a response to an upgrade or an extended CONNECT, in place of its body.
 
     Over HTTP/3 each is a QUIC datagram, if the server takes these and :attr:`QuicConfig.datagrams` is set. It may be
-    lost or overtaken. Otherwise each is a capsule on the stream: nothing is lost, and all is in order.
+    lost or overtaken. Otherwise each is a capsule on the stream. Then none is lost, and all come in order.
 
     One task may send while another receives.
     """
@@ -30,20 +30,20 @@ class HttpDatagrams:
         self._stream = ExchangeStream(exchange)
         self._capsules = CapsuleReader()
         self._received: deque[bytes] = deque()
-        self._ended = False  # by the peer
+        self._ended = False  # whether the peer has ended the stream
 
     @property
     def max_size(self) -> int:
-        """The bytes of the largest datagram that may be sent now. (Over QUIC it depends on the path.)"""
+        """How many bytes the largest datagram may have now. (Over QUIC that depends on the path.)"""
         return self._exchange.connection.datagram_room(self._exchange) or LARGEST
 
     @property
     def dropped(self) -> int:
-        """How many QUIC datagrams came and were dropped, because 1024 of them waited to be received."""
+        """How many QUIC datagrams were dropped on arrival, because 1024 others waited to be received."""
         return self._exchange.dropped_datagrams
 
     async def send(self, payload: bytes) -> None:
-        """Send a datagram. If much is unsent, wait for room first.
+        """Send a datagram. If too much is unsent, wait for room first.
 
         :raises LocalProtocolError: if it is larger than ``max_size``. Nothing was sent.
         :raises TransportError: if the stream is gone.
@@ -78,14 +78,14 @@ class HttpDatagrams:
         return self._received.popleft() if self._received else None
 
     async def _take(self) -> None:
-        """Take what has come, or wait for something."""
+        """Take what has come. If nothing has, wait until something does."""
         stream, capsules = self._stream, self._capsules
         self._received += stream.take_datagrams()
         if self._received:
             return
         try:
             if capsules.more:
-                await anyio.lowlevel.checkpoint()  # small capsules without end are no reason to stop the others
+                await anyio.lowlevel.checkpoint()  # an endless row of small capsules must not hold up other tasks
             elif (data := stream.receive_nowait()) is None:
                 await stream.wait_readable()
             elif data:
@@ -112,12 +112,12 @@ class HttpDatagrams:
         return payload
 
     async def aclose(self) -> None:
-        """End the stream. The peer has the ``grace`` of the pool to end it too, in the background; then it is reset.
+        """End the stream. The peer has the ``grace`` of the pool to end it, too. Then it is reset. This does not wait.
 
-        What was not sent yet is dropped. In HTTP/1.1 the connection ends, with its goodbyes.
+        Datagrams that were not sent yet are dropped. In HTTP/1.1 the connection ends, with its goodbyes.
         """
         if self._stream.unsent:
-            self._exchange.abandon()  # half a capsule may have been sent
+            self._exchange.abandon()  # a part of a capsule may have been sent
         else:
             self._exchange.end_tunnel()
         self._exchange.hang_up(self._exchange.connection.config.grace)

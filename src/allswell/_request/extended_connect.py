@@ -1,6 +1,7 @@
-"""An Upgrade (RFC 9110 §7.8), said as an extended CONNECT (RFC 8441, RFC 9220). HTTP/1.1 has one, the others the other.
+"""Turns an Upgrade (RFC 9110 §7.8) into an extended CONNECT (RFC 8441, RFC 9220), and the answer back.
 
-What is known to mean the same in both is a WebSocket (RFC 6455 §4.1, RFC 8441 §5) and CONNECT-UDP (RFC 9298 §3).
+HTTP/1.1 has only the first, HTTP/2 and HTTP/3 only the second. Two protocols are known here: WebSocket (RFC 6455 §4.1,
+RFC 8441 §5) and CONNECT-UDP (RFC 9298 §3).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ WEBSOCKET, CONNECT_UDP = b"websocket", b"connect-udp"
 #: The values of ``:protocol`` that are known. As an Upgrade each is a GET.
 PROTOCOLS = frozenset((WEBSOCKET, CONNECT_UDP))
 
-#: What answers an extended CONNECT where an edge offers it, and what is behind the edge knows nothing of it: Go's
-#: gorilla/websocket says 400, Express 404, file servers 405, coder/websocket 426, applications that fail 500, RFC 9220
-#: §3 asks for 501, proxies say 502 for a server that hangs up. Other answers are about the session itself.
+#: These may answer an extended CONNECT if an edge offers it and the server behind does not know it. Go's
+#: gorilla/websocket says 400, Express 404, file servers 405, coder/websocket 426, an application that fails 500.
+#: RFC 9220 §3 asks for 501. A proxy says 502 if the server hangs up. Other answers are about the session itself.
 NOT_THIS_WAY = frozenset((400, 404, 405, 426, 500, 501, 502))
 
 
 def as_extended_connect(head: RequestHead) -> RequestHead | None:
-    """The same in HTTP/2's and HTTP/3's terms; ``None`` when it asks for nothing that is known."""
+    """The extended CONNECT for an Upgrade; ``None`` if it asks for no protocol that is known here."""
     wanted = (_field(head.headers, b"upgrade") or b"").lower()
     if head.method != b"GET" or wanted not in PROTOCOLS:
         return None
@@ -34,7 +35,7 @@ def as_extended_connect(head: RequestHead) -> RequestHead | None:
 
 
 def as_upgraded(protocol: bytes, asked: Headers, answered: Headers) -> Headers:
-    """The header section of a 101 (Switching Protocols) that says what a 2xx to extended CONNECT said.
+    """The header section of a 101 (Switching Protocols) for a 2xx answer to an extended CONNECT.
 
     :param asked: the header section of the Upgrade request.
     """

@@ -1,7 +1,7 @@
-"""Raw byte streams on an exchange: what an upgrade or CONNECT hands to the caller.
+"""Raw byte streams on an exchange, after an upgrade or CONNECT.
 
-:class:`NetworkStream` is what httpx2 documents as the ``network_stream`` extension: its WebSocket client runs on it.
-:class:`ExchangeStream` is the same as a :class:`ByteStream`, so that filters (TLS) can sit on it.
+:class:`NetworkStream` is the ``network_stream`` extension that httpx2 documents. httpx2's WebSocket client uses it.
+:class:`ExchangeStream` is the same in the form of a :class:`ByteStream`, so that filters (TLS) can be on top of it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from allswell._tasks import Limit
 StartTls = Callable[[ByteStream, ssl.SSLContext, str], ByteStream]
 
 
-#: How a tunnel's half ends, where it is not the whole connection. (QUIC's FIN is a bit of a STREAM frame.)
+#: What ends one half of a tunnel that is a stream. (QUIC's FIN is a bit of a STREAM frame.)
 _ENDS = {"HTTP/2": "END_STREAM", "HTTP/3": "FIN"}
 
 
-#: How many seconds the server of a WebSocket has to end its stream, once we have closed the session.
+#: How many seconds a WebSocket server has to end its stream after we have closed the session.
 _SERVER_ENDS_WITHIN = 0.5
 
 
 class ExchangeStream(ByteStream):
-    """The bytes of an exchange that has become a tunnel, as a stream that filters can sit on.
+    """The bytes of an exchange that has become a tunnel, as a stream for filters on top.
 
-    It has HTTP datagrams beside it (``HttpDatagrams`` in `_filters/connect_udp.py`), where HTTP/3 carries it.
+    Over HTTP/3 it also carries HTTP datagrams. See the protocol ``HttpDatagrams`` in `_filters/connect_udp.py`.
     """
 
     name = "tunnel"
@@ -52,11 +52,11 @@ class ExchangeStream(ByteStream):
         self._outgoing = bytearray()
         self._datagrams: deque[bytes] = deque()
         self._failed = False
-        self._heard = False  # the peer's end of the stream
+        self._heard = False  # whether the peer has ended the stream
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
-        """Nothing to do: the tunnel is there."""
+        """Do nothing: the tunnel is open."""
 
     def receive_nowait(self) -> memoryview | None:
         try:
@@ -108,7 +108,7 @@ class ExchangeStream(ByteStream):
             self._pump()
 
     def _pump(self) -> None:
-        """Send what there is room for."""
+        """Send as much as there is room for."""
         exchange, tunnel, outgoing, datagrams = self._exchange, self._tunnel, self._outgoing, self._datagrams
         try:
             if datagrams and tunnel.room():
@@ -119,7 +119,7 @@ class ExchangeStream(ByteStream):
                 del outgoing[:room]
                 exchange.send_body(piece)
         except AllswellError:
-            self._failed = True  # the reading side tells why, after the peer's last words
+            self._failed = True  # a read raises the error, after the last bytes from the peer
             outgoing.clear()
             datagrams.clear()
 
@@ -129,7 +129,7 @@ class ExchangeStream(ByteStream):
             self._tunnel.end()
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
-        """End our half of the stream, and wait for the peer's. (Over HTTP/1.1 the connection's own goodbyes follow.)"""
+        """End our half of the stream, and wait for the peer's. (In HTTP/1.1 the connection's own goodbyes follow.)"""
         if self._end is not None:
             return self._end
         began = monotonic()
@@ -223,11 +223,11 @@ class NetworkStream:
             raise Timeout(f"{self._exchange.connection.label} took nothing within {timeout:g} s", phase="write")
 
     async def aclose(self) -> None:
-        """End the stream politely: TLS on top says goodbye, then the tunnel ends, then (HTTP/1.1) its connection.
+        """End the stream politely: first TLS on top, then the tunnel, then (in HTTP/1.1) its connection.
 
-        In HTTP/2 and HTTP/3 our half of the stream ends (RFC 8441 §5). The peer has the ``grace`` of the pool to end
-        its own. A WebSocket's server ends first (RFC 6455 §7.1.1), and has half a second. Neither is waited for here.
-        When the time is over, the stream is reset.
+        In HTTP/2 and HTTP/3 our half of the stream ends (RFC 8441 §5), and the peer has the ``grace`` of the pool to
+        end its half. For a WebSocket the server ends first (RFC 6455 §7.1.1), and has half a second at most. This does
+        not wait for either. When the time is over, the stream is reset.
         """
         exchange, within = self._exchange, self._exchange.connection.config.grace
         if exchange.tunnel is None or not exchange.sending.open:

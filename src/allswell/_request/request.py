@@ -1,4 +1,4 @@
-"""A request as the pool takes it: head, route, body, and how long and how often it may be tried."""
+"""A request for the pool: head, route, body, time limits, and whether it may be sent again."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from allswell._request.extended_connect import PROTOCOLS
 from allswell._request.route import Route
 from allswell._trace import Tracer
 
-#: The largest body that is sent in one go with the head; a larger one is uploaded in pieces.
+#: The largest body that is sent together with the head, in bytes. A larger one is uploaded in pieces.
 INLINE_BODY = 64 * 1024
 
-#: Bytes of a piece of a larger one. (Every buffer that it passes through is then one that malloc has at hand: from 128
-#: KiB on it maps fresh pages for each, which costs more than to encrypt what is in them.)
+#: How many bytes each piece of a larger body has. (malloc can reuse the buffers of such pieces. From 128 KiB on it maps
+#: new pages for each buffer, and that costs more than the encryption of its content.)
 _PIECE = 96 * 1024
 
 
-#: What can be read from has these. It goes on where it is, however often it is iterated over: ``anyio.AsyncFile``,
+#: A source with one of these methods goes on from where it is in each iteration: ``anyio.AsyncFile``,
 #: ``aiohttp.StreamReader``, a response of ours.
 _READS = ("read", "aread", "receive")
 
 
 def starts_anew(source: object) -> bool:
-    """Whether each iteration gives all: so with bytes, and with what makes an iterator and cannot be read from."""
+    """Whether each iteration gives all. Bytes do, and so do iterables that are no iterators and cannot be read from."""
     if isinstance(source, bytes):
         return True
     return not isinstance(source, AsyncIterator) and not any(hasattr(source, name) for name in _READS)
 
 
 class Body:
-    """A request's body, of which it is known whether it can be sent once more.
+    """A request's body. It knows whether it can be sent again.
 
-    :param anew: whether each iteration gives all of it, where :func:`starts_anew` cannot know.
-    :param begun: called before the first piece is taken, where the rest cannot start anew.
+    :param anew: whether each iteration gives all of it; ``None``: :func:`starts_anew` decides.
+    :param begun: called before the first piece is taken, if the body cannot start anew.
     """
 
     __slots__ = ("_anew", "_begun", "_iterator", "_source")
@@ -54,26 +54,26 @@ class Body:
         self._source = source
         self._anew = starts_anew(source) if anew is None else anew
         self._begun = begun
-        self._iterator: AsyncIterator[bytes] | None = None  # the last one
+        self._iterator: AsyncIterator[bytes] | None = None  # the last iterator over the source
 
     @property
     def inline(self) -> bytes | None:
-        """All of it, where it is small enough to go at once."""
+        """The whole body, if it is small enough to go with the head; else ``None``."""
         source = self._source
         return source if isinstance(source, bytes) and len(source) <= INLINE_BODY else None
 
     @property
     def replayable(self) -> bool:
-        """Whether it can be sent (once more), whole: nothing was taken from it yet, or it starts anew each time."""
+        """Whether all of it can be sent (again): nothing was taken from it yet, or it starts anew each time."""
         if self._iterator is None or isinstance(self._source, bytes):
             return True
         return self._anew and aiter(self._source) is not self._iterator
 
     async def pieces(self, tracer: Tracer | None = None) -> AsyncGenerator[bytes]:
-        """Piece by piece, from the start.
+        """The body in pieces, from its start.
 
-        :param tracer: is told of each piece that the source makes.
-        :raises TypeError: when the source gives what is not like bytes.
+        :param tracer: gets each piece that the source makes.
+        :raises TypeError: if the source gives something that is not like bytes.
         """
         source = self._source
         if isinstance(source, bytes):
@@ -99,11 +99,11 @@ class Body:
 class Request:
     """One request to the pool.
 
-    :ivar trailers: the request's trailer section, or what makes it once the body was sent.
+    :ivar trailers: the request's trailer section, or a function that makes it once the body was sent.
     :ivar on_informational: awaited with each 1xx response.
-    :ivar retry: whether what failed for now is tried again.
-    :ivar total_at: the instant at which its total timeout passes; set when it is first sent.
-    :ivar observed: by whom, if anybody is told of it; set when it is first sent.
+    :ivar retry: decides whether a request that has failed for now is sent again.
+    :ivar total_at: the instant at which its total timeout passes. It is set when the request is first sent.
+    :ivar observed: gives its events to observers; ``None`` if there are none. It is set when it is first sent.
     """
 
     head: RequestHead
@@ -119,7 +119,7 @@ class Request:
 
     @property
     def inline(self) -> bytes | None:
-        """The body where it goes with the head. (Not when the server was asked first: RFC 9110 §10.1.1.)"""
+        """The body, if it goes with the head. (With ``Expect`` it does not: RFC 9110 §10.1.1.)"""
         if self.body is None or self.trailers is not None:
             return None
         inline = self.body.inline
@@ -138,5 +138,5 @@ class Request:
         """Whether it may be sent again: the peer provably did not process it, or processing it twice does no harm."""
         if self.body is not None and not self.body.replayable:
             return False
-        # (An extended CONNECT of these means what the GET means that asks HTTP/1.1 for the same.)
+        # (An extended CONNECT for one of these means the same as the GET that asks for it in HTTP/1.1.)
         return proven or self.head.method in IDEMPOTENT_METHODS or self.head.protocol in PROTOCOLS

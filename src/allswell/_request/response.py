@@ -1,4 +1,4 @@
-"""A response of the pool: the head is there at once, the body comes as it is read."""
+"""A response of the pool. The head is there at once, and the body comes as it is read."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class Response:
         self._datagrams: HttpDatagrams | None = None
         self._start_tls = start_tls
         self._tracer = tracer
-        self._traced = ""  # of the body, to the tracer
+        self._traced = ""  # the last trace event about the body
 
     def __del__(self) -> None:
-        # It was dropped without being closed. It must not hold its connection, or its stream, for ever.
+        # The response was dropped without being closed. Its connection, or its stream, must not stay in use for ever.
         if self._exchange.needs_requester:
             self._exchange.connection.host.call_soon_threadsafe(self._exchange.abandon)
 
@@ -104,7 +104,7 @@ class Response:
 
     @property
     def datagrams(self) -> HttpDatagrams:
-        """The HTTP datagrams after an upgrade or an extended CONNECT, in the place of ``network_stream``.
+        """The HTTP datagrams after an upgrade or an extended CONNECT, in place of ``network_stream``.
 
         :raises LocalProtocolError: after any other request.
         """
@@ -120,7 +120,7 @@ class Response:
         return exchange.tunnel is not None and (exchange.request.protocol is not None or self.status == 101)
 
     def tunnel(self) -> ExchangeStream:
-        """The raw byte stream after CONNECT, as the bottom of another stack."""
+        """The raw byte stream after CONNECT, for use as the lowest layer of another stack."""
         return ExchangeStream(self._exchange)
 
     @property
@@ -149,13 +149,13 @@ class Response:
         return self._content
 
     def take_whole(self) -> bytes | None:
-        """The whole body, where it has come and nothing is left to be done for the response; else ``None``."""
+        """The whole body, if it has come and the response needs nothing more; else ``None``."""
         if self._tracer is not None or self._exchange.tunnel is not None:
             return None
         return self._exchange.take_whole()
 
     async def read_counted(self, count: Callable[[int], None]) -> bytes:
-        """Return the whole body. Nothing of it was read yet.
+        """Return the whole body, of which nothing was read before.
 
         :param count: called with the number of bytes that have come, also if the body does not become complete.
         """
@@ -179,22 +179,22 @@ class Response:
     def reprioritize(self, priority: str | bytes) -> None:
         """Ask the server to send the rest of this response before others, or after them (RFC 9218 §7).
 
-        HTTP/3 has a frame for that, and so has HTTP/2 with servers that say that they know it. Otherwise nothing is
-        said, nor when the response is complete, or either side is leaving (GOAWAY).
+        HTTP/3 has a frame for that. So has HTTP/2, if the server says that it knows the frame. Otherwise nothing is
+        sent. Nothing is sent either if the response is complete, or one side is leaving (GOAWAY).
 
-        :param priority: as the Priority field has it: ``"u=1, i"``. It takes the place of the one before, as a whole.
-        :raises LocalProtocolError: when it is none.
+        :param priority: in the form of the Priority field: ``"u=1, i"``. It replaces the earlier one as a whole.
+        :raises LocalProtocolError: if it is not valid.
         """
         self._exchange.reprioritize(priority)
 
     async def finish(self) -> None:
-        """Wait until the request was sent in full. (It may not be, if the whole response came early.)"""
+        """Wait until the request was sent in full. (If the whole response came early, some may be left to send.)"""
         if self._exchange.upload is not None:
             await self._exchange.finish()
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to be done for it: closing it changes nothing, and nobody is told of it."""
+        """Whether it needs nothing more. Then to close it changes nothing, and no tracer is told."""
         exchange = self._exchange
         return self._tracer is None and exchange.upload is None and exchange.all_read and not exchange.sending.open
 
@@ -203,7 +203,7 @@ class Response:
 
         If the whole response was read before the request was sent in full, this waits for the rest of the request.
 
-        :raises BaseException: what the request's body raised in the meantime.
+        :raises BaseException: what the request's body has raised meanwhile.
         """
         try:
             if self._exchange.all_read:
@@ -212,7 +212,7 @@ class Response:
             await self.drop()
 
     async def drop(self) -> None:
-        """Read no more, and wait for nothing: the caller has failed."""
+        """Read no more of the body, and do not wait for the rest of the request."""
         if self._tracer is not None:
             self._tell_body_over(self._tracer, "failed", {"exception": GeneratorExit()})
             self._tracer.note("response_closed.started", {})
@@ -243,7 +243,7 @@ class Response:
             tracer.note(f"receive_response_body.{how}", info)
 
     def extension_facts(self) -> dict[str, Any]:
-        """The response's extensions, as httpx2 calls them. ``informational`` is filled as they come."""
+        """The response's ``extensions``, in httpx2's word. ``informational`` grows as 1xx responses come."""
         facts: dict[str, Any] = {
             "http_version": self.http_version,
             "network_stream": self.network_stream,
@@ -261,11 +261,11 @@ class Response:
 
 
 def _uncounted(size: int) -> None:
-    """Nobody wants to know."""
+    """Do nothing: the size is not needed."""
 
 
 class _Pieces:
-    """A body, piece by piece. (It is no generator: trio warns of one that is left half-way and not closed.)"""
+    """A body, piece by piece. (It is not a generator, because trio warns if one is left half-way and not closed.)"""
 
     __slots__ = ("_content", "_response")
 

@@ -1,4 +1,4 @@
-"""Routes: where a connection leads and by what way; the key under which the pool keeps connections."""
+"""Routes: where a connection leads, and by what way. The pool keeps connections under this key."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from allswell._fields import name_for_tls, named_url, no_url, without_zone
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
-#: RFC 6874 §2; a bare "%" is how people write it.
+#: An IPv6 address with a zone. RFC 6874 §2 writes "%25"; people write "%".
 _ZONED = re.compile(r"(?P<address>[0-9A-Fa-f:.]+)%(?:25)?(?P<zone>[A-Za-z0-9._~-]+)")
 
-# What httpx2 (RFC 3986) leaves as it is in a path and in a query. A "%" it never changes.
+# The characters that httpx2 does not change in a path and in a query (RFC 3986). It never changes a "%" either.
 IN_SEGMENT = r"[!$%&'()*+,\-.0-9:;=@A-Z\[\\\]^_a-z|~]"
 IN_QUERY = r"[!$%&'()*+,\-./0-9:;=?@A-Z\[\\\]^_`a-z{|}~]"
-SEGMENT = rf"(?!\.\.?(?:[/?]|\Z)){IN_SEGMENT}*+"  # "." and ".." it takes out
+SEGMENT = rf"(?!\.\.?(?:[/?]|\Z)){IN_SEGMENT}*+"  # httpx2 removes "." and ".."
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_NAME = r"(?:[a-z0-9_-]++\.)*+(?=[0-9_-]*+[a-z])[a-z0-9_-]++"  # no address: its last label has a letter
+_NAME = r"(?:[a-z0-9_-]++\.)*+(?=[0-9_-]*+[a-z])[a-z0-9_-]++"  # a name and no address: its last label has a letter
 
-#: A URL of the kind that requests are made to, whose normal form is the text itself.
+#: A URL for a request that is already in its normal form.
 PLAIN_URL = re.compile(
     rf"(?P<origin>(https?|wss?)://({_BYTE}(?:\.{_BYTE}){{3}}|{_NAME})(?::([1-9][0-9]{{0,5}}))?)"
     rf"(?P<path>(?:/{SEGMENT})*+)(?:\?(?P<query>{IN_QUERY}*+))?"
 ).fullmatch
-#: httpx2 takes no longer one.
+#: httpx2 accepts no longer URL, in characters.
 LONGEST_URL = 65536
 
 Proxy = str | httpx2.URL | httpx2.Proxy | ProxyHop
-#: One proxy, or a chain of them, the nearest first.
+#: One proxy, or a chain of proxies, the nearest first.
 Proxies = Proxy | Sequence[Proxy] | None
 
 
 class Route(NamedTuple):
-    """An origin (RFC 9110 §4.3.1), and what a connection to it depends on besides.
+    """An origin (RFC 9110 §4.3.1), and all else on which a connection to it depends.
 
     :ivar scheme: ``"http"`` or ``"https"``.
-    :ivar host: a host name, or an IP address without brackets; of IPv6, perhaps with a zone (``fe80::1%eth0``).
-    :ivar server_name: for TLS, where it is not the host.
-    :ivar upgrades: it may carry only HTTP/1.1, for that alone has the Upgrade header (RFC 9110 §7.8).
-    :ivar proxies: what it goes through, the nearest first.
-    :ivar proxy: the proxy that it ends at, when that is what the other fields are about: for requests that are
-        forwarded, or for tunnels.
-    :ivar for_tunnels: it is for tunnels, or for lookups (DNS over HTTPS): it serves other connections, and counts
+    :ivar host: a host name, or an IP address without brackets. IPv6 may have a zone (``fe80::1%eth0``).
+    :ivar server_name: the name for TLS, if that is not the host.
+    :ivar upgrades: whether it may carry only HTTP/1.1, because no other version has the Upgrade field (RFC 9110 §7.8).
+    :ivar proxies: the proxies on the way, the nearest first.
+    :ivar proxy: the proxy at the end of the route, if it ends at one: for forwarded requests, or for tunnels. Then the
+        other fields are about that proxy.
+    :ivar for_tunnels: whether it serves other connections, by tunnels or lookups (DNS over HTTPS). Then it counts
         against no limit.
     """
 
@@ -64,7 +64,7 @@ class Route(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """``"https://example.org"``; the port only where it is not the default."""
+        """``"https://example.org"``, with the port only if that is not the default."""
         return f"{self.scheme}://{authority(self.scheme, self.host, self.port)}"
 
     @property
@@ -74,26 +74,26 @@ class Route(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As errors and reports name it: the origin, and the proxies on the way."""
+        """Its name in errors and reports: the origin, and the proxies on the way."""
         end = f"the proxy {self.proxy}" if self.proxy is not None else self.origin
         return " through ".join([end, *map(str, reversed(self.proxies))]) if self.proxies else end
 
     @property
     def place(self) -> Place:
-        """As observers are told of it."""
+        """Its form in the events for observers."""
         return Place(self.label, self.scheme, self.host, self.port)
 
     def to_proxy(self, *, for_tunnels: bool = False) -> Route:
-        """The part of it that ends at the last of its proxies."""
+        """The route that ends at the last proxy of this one."""
         *before, hop = self.proxies
         return Route(hop.scheme, hop.host, hop.port, proxies=tuple(before), proxy=hop, for_tunnels=for_tunnels)
 
 
 class Endpoint(NamedTuple):
-    """Where an origin's service is to be had: at the origin itself, or where Alt-Svc or DNS say.
+    """A host and port that offer an origin's service: the origin's own, or those that Alt-Svc or DNS name.
 
     :ivar hints: addresses to begin with while the host's are not known (RFC 9460 §7.3).
-    :ivar alternative: it is an alternative service (RFC 7838 §2), which requests name.
+    :ivar alternative: whether it is an alternative service (RFC 7838 §2). Requests name that in Alt-Used (§5).
     """
 
     host: str
@@ -117,9 +117,9 @@ def authority(scheme: str, host: str, port: int) -> str:
 
 
 def _host(url: httpx2.URL) -> str:
-    """The URL's host, as routes have it.
+    """The URL's host, in the form of routes.
 
-    :raises ValueError: for an IPv6 zone that is none.
+    :raises ValueError: if an IPv6 zone is not valid.
     """
     host = url.raw_host.decode("ascii")
     if ":" not in host or "%" not in host:
@@ -131,10 +131,10 @@ def _host(url: httpx2.URL) -> str:
 
 
 def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
-    """Where a request to this URL goes.
+    """The destination of a request to this URL.
 
-    :raises UnsupportedProtocol: for a URL that is not http or https.
-    :raises LocalProtocolError: for one that names no host, or no port.
+    :raises UnsupportedProtocol: if the URL's scheme is not http, https, ws or wss.
+    :raises LocalProtocolError: if it names no host, or no valid port.
     """
     scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
     if scheme not in ("http", "https"):
@@ -153,9 +153,9 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
 
 
 def proxy_hops(proxies: Proxies) -> tuple[ProxyHop, ...]:
-    """Proxies as httpx2 names them (or httpx), as hops.
+    """The hops for proxies that httpx2 or httpx describes.
 
-    :raises ValueError: for a URL that is no proxy's.
+    :raises ValueError: if a URL cannot be that of a proxy.
     """
     if proxies is None:
         return ()
@@ -167,7 +167,7 @@ def proxy_hops(proxies: Proxies) -> tuple[ProxyHop, ...]:
 def _hop(proxy: Any) -> ProxyHop:
     if isinstance(proxy, ProxyHop):
         return proxy
-    if not hasattr(proxy, "url"):  # (it may be a URL of httpx's)
+    if not hasattr(proxy, "url"):  # (it may be a URL of httpx)
         proxy = _proxy(str(proxy))
     url = proxy.url
     host = _host(url)
@@ -192,10 +192,10 @@ def _proxy(url: str) -> httpx2.Proxy:
 
 
 class Destinations:
-    """Where the requests of one pool go. (To parse a URL costs 20 µs.)
+    """Remembers the destinations of one pool's requests, because to parse a URL costs 20 µs.
 
-    Of a plain URL, what is before the path is remembered, and the rest is what is asked for. Others are remembered
-    whole. There may be secrets in them, so no two pools share them.
+    For a plain URL the part before the path is remembered, and the rest is the target. Other URLs are remembered whole.
+    URLs may have secrets in them, so each pool has its own memory.
     """
 
     _MOST = 1024
@@ -223,9 +223,9 @@ class Destinations:
 
 
 def parsed(url: str) -> Destination:
-    """The same for a URL's text.
+    """The destination for the text of a URL.
 
-    :raises LocalProtocolError: as :func:`destination`, or when it is no URL at all.
+    :raises LocalProtocolError: as :func:`destination`, or if it is no URL at all.
     """
     try:
         return destination(httpx2.URL(url))
