@@ -199,6 +199,36 @@ async def test_what_a_response_sets_free_goes_with_what_is_said_to_it(monkeypatc
             assert quic.connection.unsent(0) == 0  # it does not wait
 
 
+async def test_a_socket_that_is_full_when_the_turn_ends_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the end of the turn is sent when its requester has gone on. It must not stay there for ever."""
+    full = False
+    pump = UdpFilter._pump
+
+    def limited(udp: UdpFilter) -> None:
+        if not full:
+            pump(udp)
+
+    monkeypatch.setattr(UdpFilter, "_pump", limited)
+    monkeypatch.setattr(quic_filter, "_LATE", math.inf)  # a timer that is late tries again
+    with QuicServer() as server:
+        async with quic_client(server.port) as client:
+            assert (await client.get("/hello"))[1] == b"hello"
+            quic = client.quic
+            with anyio.fail_after(30):
+                while not quic.acknowledged:
+                    await anyio.lowlevel.checkpoint()
+            quic.connection.credit(quic.connection.engine.configuration.max_data)
+            quic.transmit()
+            exchange = client.open("/hello")
+            full = True
+            with anyio.fail_after(30):
+                while not client.udp.unsent:
+                    await anyio.lowlevel.checkpoint()
+                full = False
+                assert (await exchange.response()).status == 200
+                assert await read(exchange) == b"hello"
+
+
 async def test_the_end_of_the_handshake_does_not_wait_for_ever() -> None:
     with QuicServer() as server:
         async with bare_quic(server.port):

@@ -78,6 +78,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._kept: list[QuicEvent] = []
         self._turn_ends = False
         self._held = False  # whether the end of the handshake waits for the first request
+        self._left_over = False  # whether the connection has yet to be told that the socket is full
         self._waiting: anyio.CancelScope | None = None
         self._lost: TransportError | None = None  # raised by every read: the system reports it once
         self._early = False
@@ -189,6 +190,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             if connection.silence_is_news:
                 connection.tell_silence()
                 events.append(Progress())
+            if self._left_over:
+                self._left_over = False
+                events.append(Progress())
             return events or None
         now = self._pings.heard_at = monotonic()
         self._arrivals.give_some(connection, now)
@@ -280,7 +284,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             for datagram, address in datagrams:
                 if address != here and self._host is not None:
                     self._preferred.probe(datagram, address, connection, self._host, self._probed)
-            if self._udp.failed:
+            # At the end of a turn nobody waits for the socket. So the connection is told, and flushes.
+            self._left_over = self._udp.unsent > 0
+            if self._udp.failed or self._left_over:
                 self._wake()
         self._set_alarm()
 
@@ -332,8 +338,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             # The system has no route from our address any more: the network has changed. Try another address.
             with suppress(ConnectFailed):
                 self.migrate()
-        untold = connection.ended is not None or connection.silence_is_news or not connection.handshake_complete
-        if untold or self._udp.unsent:
+        if connection.ended is not None or connection.silence_is_news or not connection.handshake_complete:
             self._wake()
 
     def _look(self) -> None:
