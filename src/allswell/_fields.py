@@ -628,6 +628,12 @@ def _with_one_length(fields: Headers, length: int | None) -> Headers:
     return once
 
 
+def announced_length(fields: Headers) -> int | None:
+    """What a response's Content-Length says; ``None``: nothing, or no number. It may not be what comes."""
+    value = next((value for name, value in fields if name.lower() == b"content-length"), b"")
+    return int(value) if _LENGTH(value) else None
+
+
 def options(fields: Headers, wanted: bytes) -> set[bytes]:
     """The members of the lists in all fields of this name, in lower case (RFC 9110 §5.6.1)."""
     found: set[bytes] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from sys import getsizeof
 from time import monotonic
 
 import pytest
@@ -250,6 +251,20 @@ def test_a_whole_body_is_held_once(version: str, size: int) -> None:
         tracemalloc.stop()
     assert len(body) == 160 * len(piece)
     assert most < 1.2 * len(body)
+
+
+def test_there_is_room_for_what_is_announced(version: str, size: int) -> None:
+    """It need not move while it grows. It need not come, either."""
+    hand = ByHand(version, size)
+    exchange = hand.open()
+    hand.say(hand.server.head(200, 1 << 60), hand.server.body(b"ab", end=False))
+    reading = exchange.receive_whole()
+    goes_on(reading)
+    assert getsizeof(exchange.body.whole) > 10_000_000
+    hand.connection.end_of_stream(truncated=True)
+    with pytest.raises(RemoteProtocolError, match="truncated"):
+        goes_on(reading)
+    assert exchange.body.come == 2
 
 
 def test_idle_for_too_long(version: str, size: int) -> None:

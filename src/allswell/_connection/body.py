@@ -9,6 +9,9 @@ from typing import Any
 #: Pieces below this size are put together while they wait: each costs some 100 bytes besides what is in it, and windows
 #: count only that.
 _SMALL = 1024
+#: For how many bytes room is reserved because a peer has announced them. Nothing is written there before they come, so
+#: a false length takes addresses, and hardly any memory.
+_MOST_RESERVED = 16 << 20
 
 
 class _Nowhere(BytesIO):
@@ -78,18 +81,22 @@ class ReceivedBody:
         self.whole = _Nowhere()
         return credit
 
-    def collect(self, start: bytes) -> None:
+    def collect(self, start: bytes, length: int) -> None:
         """Write what comes from now on to where it stays, behind this start.
 
         Pieces that are held until they are joined would take twice the memory, and the time of twice its page faults.
+        So does room that grows while other bodies grow beside it: it has to move.
+
+        :param length: how many bytes are announced; more or fewer may come.
         """
-        self.whole = BytesIO()
+        self.whole = BytesIO(bytes(min(length, _MOST_RESERVED)))
         self.whole.write(start)
 
     def collected(self) -> bytes:
         """All that was collected; it collects no more."""
         assert self.whole is not None
         whole, self.whole = self.whole, None
+        whole.truncate()
         return whole.getvalue()
 
     @property

@@ -33,6 +33,7 @@ from allswell._errors import (
     TimeoutPhase,
     TransportError,
 )
+from allswell._fields import announced_length
 from allswell._halves import (
     RECEIVE_BODY,
     RECEIVE_ENDED,
@@ -246,7 +247,8 @@ class Exchange(Halves, Generic[On]):
             if self.error is not None:
                 raise self.error
             if body.whole is None:
-                body.collect(self._take_all())
+                announced = None if self._head is None else announced_length(self._head.headers)
+                body.collect(self._take_all(), announced or 0)
             await self._wait_ready()
         if self.error is not None:
             raise self.error

@@ -18,6 +18,7 @@ import anyio
 from allswell._clock import monotonic
 from allswell._config import Retry
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
+from allswell._fields import announced_length
 from allswell._messages import Headers
 from allswell._pool.replay import Replay
 from allswell._request.request import Request
@@ -184,9 +185,9 @@ def _utc(at: datetime) -> datetime:
 
 async def _leave(response: Response) -> None:
     """Dispose of a response that is not wanted."""
-    length = next((value for name, value in response.headers if name.lower() == b"content-length"), b"")
+    length = announced_length(response.headers)
     try:
-        if length.isdigit() and int(length) <= _WORTH_READING:
+        if length is not None and length <= _WORTH_READING:
             with anyio.move_on_after(_WORTH_WAITING):
                 await response.read()
     except AllswellError:
