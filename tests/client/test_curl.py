@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 from tests.client.curl_origin import BODY, Origin, curl_origin
 from tests.support.forked import Forked, forked
 from tests.support.ports import free_port
-from tests.support.servers import REQUIRED
+from tests.support.servers import lacks
 
 #: What is in the folder where both run.
 _FILES = {
@@ -254,9 +253,7 @@ def _request(request: dict[str, Any]) -> dict[str, Any]:
 def curl() -> str:
     found = shutil.which("curl")
     if found is None:
-        if os.environ.get(REQUIRED) == "required":
-            pytest.fail("curl is not installed")
-        pytest.skip("curl is not installed")
+        lacks("curl is not installed")
     return found
 
 

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.support.servers import lacks
+
 _SOURCE = Path(__file__).parents[2] / "native"
 
 
@@ -41,9 +43,9 @@ def build(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that has the package; the test is skipped where it cannot be built."""
+    """The folder that has the package; where it cannot be built, tests skip, or fail if servers are required."""
     if why := lacking():
-        pytest.skip(why)
+        lacks(why)
     return build(tmp_path_factory.mktemp("native"))
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -107,12 +108,16 @@ def binary(name: str) -> str | None:
 def needed(name: str) -> str:
     """As :func:`binary`; skips the test where there is none, or fails it where servers are required."""
     path = binary(name)
-    if path is not None:
-        return path
-    reason = f"{name} is not installed"
+    if path is None:
+        lacks(f"{name} is not installed")
+    return path
+
+
+def lacks(what: str) -> NoReturn:
+    """Skip the test for what the machine lacks, or fail it where servers are required."""
     if os.environ.get(REQUIRED) == "required":
-        pytest.fail(reason)
-    pytest.skip(reason)
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 def signal_reload(number: signal.Signals) -> Callable[[ServerInfo], None]:
