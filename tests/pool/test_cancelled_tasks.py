@@ -19,6 +19,7 @@ import pytest
 
 from allswell import ConnectionEnd, ConnectionPool, TransportError
 from allswell._config import Timeouts
+from allswell.testing import Origin, Response
 from tests.support.certificates import certificates
 from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
 from tests.support.peer import PeerConnection, scripted_peer
@@ -104,7 +105,7 @@ async def test_during_a_dial_that_holds_the_only_place() -> None:
     """Who waits on another route for the place that comes free is served too."""
     with (
         scripted_peer(late, tls=certificates().server_context(), handshake=False) as silent,
-        scripted_peer(answers()) as other,
+        Origin({"/starved": Response(body=b"starved")}, tls=False) as other,
     ):
         async with pool_for(max_connections=1) as pool:
             dials = pool.request("GET", silent.url, timeouts=SOON)
@@ -115,7 +116,7 @@ async def test_during_a_dial_that_holds_the_only_place() -> None:
             ):
                 cancel_all_but(starved)
                 with anyio.fail_after(30):
-                    assert await (await starved).read() == b"/starved"
+                    assert await (await starved).read() == b"starved"
 
 
 @in_its_own_loop
@@ -142,7 +143,7 @@ async def test_again_and_again() -> None:
 
 
 @dataclass
-class Origin:
+class Server:
     """A server that answers, ``/late`` when it is told to, in one version."""
 
     url: str
@@ -151,7 +152,7 @@ class Origin:
 
 
 @contextmanager
-def origin(version: str) -> Iterator[Origin]:
+def serving(version: str) -> Iterator[Server]:
     go_on = threading.Event()
 
     def wait(path: bytes | str) -> None:
@@ -174,11 +175,11 @@ def origin(version: str) -> Iterator[Origin]:
     with ExitStack() as stack:
         if version == "h3":
             quic = stack.enter_context(QuicServer({b"/late": h3, b"/r": h3}))
-            yield Origin(f"https://127.0.0.1:{quic.port}", {"http3": "only"}, go_on)
+            yield Server(f"https://127.0.0.1:{quic.port}", {"http3": "only"}, go_on)
         else:
             script: Any = Http2Server(h2) if version == "h2" else h1
             peer = stack.enter_context(scripted_peer(script, tls=h2_tls() if version == "h2" else True))
-            yield Origin(peer.url, {}, go_on)
+            yield Server(peer.url, {}, go_on)
         go_on.set()
 
 
@@ -187,7 +188,7 @@ def origin(version: str) -> Iterator[Origin]:
 async def test_idle(version: str) -> None:
     """It lives on, and serves whoever comes next."""
     ends: list[ConnectionEnd] = []
-    with origin(version) as server:
+    with serving(version) as server:
         async with pool_for(on_connection_end=ends.append, **server.settings) as pool:
             await pool.request("GET", f"{server.url}/r/1", timeouts=SOON)
             cancel_all_but()
@@ -201,7 +202,7 @@ async def test_idle(version: str) -> None:
 @in_its_own_loop
 async def test_in_flight(version: str) -> None:
     """Whoever is not cancelled itself is answered: another task drives the connection on."""
-    with origin(version) as server:
+    with serving(version) as server:
         async with pool_for(**server.settings) as pool:
             request = pool.request("GET", f"{server.url}/late", timeouts=SOON)
             async with begun(request, lambda: pool.snapshot().exchanges) as waits:
@@ -217,28 +218,27 @@ async def test_in_flight(version: str) -> None:
 
 @in_its_own_loop
 async def test_before_a_task_of_ours_could_begin() -> None:
-    with scripted_peer(answers()) as peer:
-        async with pool_for() as pool:
-            waits = asyncio.create_task(pool.request("GET", f"{peer.url}/waits", timeouts=SOON))
-            while not pool.snapshot().dials:  # noqa: ASYNC110  turn by turn
-                await asyncio.sleep(0)
-            cancel_all_but(waits)
-            with anyio.fail_after(30):
-                assert await (await waits).read() == b"/waits"
+    async with Origin({"/waits": Response(body=b"waits")}, tls=False) as origin, pool_for() as pool:
+        waits = asyncio.create_task(pool.request("GET", f"{origin.url}/waits", timeouts=SOON))
+        while not pool.snapshot().dials:  # noqa: ASYNC110  turn by turn
+            await asyncio.sleep(0)
+        cancel_all_but(waits)
+        with anyio.fail_after(30):
+            assert await (await waits).read() == b"waits"
 
 
 @in_its_own_loop
 async def test_whoever_cancels_all_can_wait_for_all() -> None:
     """``cancel()`` and ``gather()``: what takes over from a cancelled task is another task."""
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with pool_for() as pool:
-            await pool.request("GET", peer.url, timeouts=SOON)
+            await pool.request("GET", origin.url, timeouts=SOON)
             ours = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             cancel_all_but()
             with anyio.fail_after(30):
                 await asyncio.gather(*ours, return_exceptions=True)
-            await pool.request("GET", peer.url, timeouts=SOON)
-        assert len(peer.connections) == 1
+            await pool.request("GET", origin.url, timeouts=SOON)
+        assert origin.record.connections == (1,)
 
 
 @in_its_own_loop
@@ -252,11 +252,10 @@ async def test_an_upload_is_told_that_it_was_cancelled() -> None:
         taken.append(b"half")
         await asyncio.Event().wait()
 
-    with scripted_peer(answers()) as peer:
-        async with pool_for() as pool:
-            request = pool.request("POST", peer.url, content=body(), timeouts=SOON)
-            async with begun(request, lambda: taken) as waits:
-                cancel_all_but(waits)
-                with pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
-                    await waits
-            assert await (await pool.request("GET", f"{peer.url}/next", timeouts=SOON)).read() == b"/next"
+    async with Origin({"/next": Response(body=b"next")}, tls=False) as origin, pool_for() as pool:
+        request = pool.request("POST", origin.url, content=body(), timeouts=SOON)
+        async with begun(request, lambda: taken) as waits:
+            cancel_all_but(waits)
+            with pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
+                await waits
+        assert await (await pool.request("GET", f"{origin.url}/next", timeouts=SOON)).read() == b"next"

@@ -25,7 +25,6 @@ from allswell.testing import Origin, Response
 from tests.support.peer import scripted_peer
 from tests.support.ports import free_port
 from tests.support.proxies import connect_proxy
-from tests.support.scripts import answers
 
 pytestmark = pytest.mark.anyio
 
@@ -48,11 +47,11 @@ def general(text: str, *, port: int) -> str:
 
 
 async def test_a_request_from_its_begin_to_the_end_of_its_connection(lines: pytest.LogCaptureFixture) -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with ConnectionPool() as pool:
-            await pool.request("GET", f"{peer.url}/path?key=secret")
-        await peer.ended()
-    assert [(each.name, general(each.getMessage(), port=peer.port)) for each in lines.records] == [
+            await pool.request("GET", f"{origin.url}/path?key=secret")
+        await origin.ended()
+    assert [(each.name, general(each.getMessage(), port=origin.port)) for each in lines.records] == [
         ("allswell.pool", "request N: GET http://127.0.0.1:PORT, /path"),
         ("allswell.pool", "request N waits for a connection"),
         ("allswell.dial", "connection N: dialling http://127.0.0.1:PORT, for request N"),
@@ -88,18 +87,17 @@ async def test_the_fields_are_for_json(lines: pytest.LogCaptureFixture) -> None:
 
 async def test_it_can_be_turned_on_at_any_time(caplog: pytest.LogCaptureFixture) -> None:
     """Also for what is open already."""
-    with scripted_peer(answers()) as peer:
-        async with ConnectionPool() as pool:
-            await pool.request("GET", peer.url)
-            assert not caplog.records
-            with caplog.at_level(logging.DEBUG, "allswell.pool"):
-                await pool.request("GET", peer.url)
-            told = [each.getMessage() for each in caplog.records]
-            assert len(told) == 3
-            await pool.request("GET", peer.url)
-            assert len(caplog.records) == 3
-            with caplog.at_level(logging.DEBUG, "allswell.connection"):
-                await pool.aclose()
+    async with Origin(tls=False) as origin, ConnectionPool() as pool:
+        await pool.request("GET", origin.url)
+        assert not caplog.records
+        with caplog.at_level(logging.DEBUG, "allswell.pool"):
+            await pool.request("GET", origin.url)
+        told = [each.getMessage() for each in caplog.records]
+        assert len(told) == 3
+        await pool.request("GET", origin.url)
+        assert len(caplog.records) == 3
+        with caplog.at_level(logging.DEBUG, "allswell.connection"):
+            await pool.aclose()
     number = re.search(r"on connection (\d+)", told[1])
     assert number is not None
     assert caplog.records[3].getMessage().startswith(f"connection {number[1]} has ended: the pool closes")
@@ -109,9 +107,9 @@ async def test_it_can_be_turned_on_at_any_time(caplog: pytest.LogCaptureFixture)
 async def test_each_logger_can_be_had_alone(caplog: pytest.LogCaptureFixture) -> None:
     for name in LOGGERS:
         caplog.clear()
-        with scripted_peer(answers()) as peer, caplog.at_level(logging.DEBUG, name):
-            async with ConnectionPool() as pool:
-                await pool.request("GET", peer.url)
+        with caplog.at_level(logging.DEBUG, name):
+            async with Origin(tls=False) as origin, ConnectionPool() as pool:
+                await pool.request("GET", origin.url)
         assert {each.name for each in caplog.records} == {name}
 
 
@@ -207,13 +205,13 @@ def test_lines(event: Event, told: str, lines: pytest.LogCaptureFixture) -> None
 async def test_what_nobody_observes_makes_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Event] = []
     monkeypatch.setattr(Observers, "tell", lambda self, event: told.append(event))
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with ConnectionPool() as pool:
             for _ in range(2):
-                await pool.request("GET", peer.url)
-        await peer.ended()
+                await pool.request("GET", origin.url)
+        await origin.ended()
         assert not told
         async with ConnectionPool() as pool:
             pool.observers.add(print)
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
     assert told

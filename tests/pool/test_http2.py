@@ -18,6 +18,7 @@ from allswell._config import Timeouts
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
 from allswell._pool import replay
 from allswell._request.response import Response
+from allswell.testing import Origin, Secured
 from tests.support.certificates import certificates
 from tests.support.h2_script import (
     CANCEL,
@@ -33,7 +34,7 @@ from tests.support.h2_script import (
     h2_tls,
 )
 from tests.support.peer import scripted_peer
-from tests.support.scripts import answers, says
+from tests.support.scripts import says
 
 pytestmark = pytest.mark.anyio
 
@@ -592,21 +593,19 @@ async def test_one_connection_for_all() -> None:
 
 
 async def test_alpn_chooses() -> None:
-    with scripted_peer(answers(), tls=certificates().server_context(alpn=["http/1.1"])) as peer:
-        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
-            assert (await pool.request("GET", peer.url)).http_version == b"HTTP/1.1"
-        async with ConnectionPool(ssl_context=certificates().client_context(), http1=False) as pool:
+    async with Origin(versions=["h1"]) as origin:
+        async with ConnectionPool(ssl_context=origin.client_context()) as pool:
+            assert (await pool.request("GET", origin.url)).http_version == b"HTTP/1.1"
+        async with ConnectionPool(ssl_context=origin.client_context(), http1=False) as pool:
             with pytest.raises(ConnectFailed, match="does not speak HTTP/2") as caught:
-                await pool.request("GET", peer.url)
+                await pool.request("GET", origin.url)
             assert (caught.value.phase, caught.value.by) == ("tls", "peer")
-    server = Http2Server()
-    with scripted_peer(server, tls=certificates().server_context(alpn=["h2", "http/1.1"])) as peer:
-        async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
-            assert (await pool.request("GET", peer.url)).http_version == b"HTTP/2"
-    with scripted_peer(answers(), tls=certificates().server_context(alpn=["h2", "http/1.1"])) as peer:
-        async with ConnectionPool(ssl_context=certificates().client_context(), http2=False) as pool:
-            assert (await pool.request("GET", peer.url)).http_version == b"HTTP/1.1"
-            assert peer.connections[0].selected_alpn == "http/1.1"
+    async with Origin(versions=["h1", "h2"]) as origin:
+        async with ConnectionPool(ssl_context=origin.client_context()) as pool:
+            assert (await pool.request("GET", origin.url)).http_version == b"HTTP/2"
+        async with ConnectionPool(ssl_context=origin.client_context(), http2=False) as pool:
+            assert (await pool.request("GET", origin.url)).http_version == b"HTTP/1.1"
+        assert [secured.alpn for secured in origin.record.of(Secured)] == ["h2", "http/1.1"]
 
 
 async def test_prior_knowledge_of_what_is_not_so() -> None:

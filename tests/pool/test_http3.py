@@ -21,11 +21,12 @@ from allswell._config import Timeouts
 from allswell._errors import ConnectFailed, ExchangeReset, TransportError
 from allswell._report import ConnectionEnd
 from allswell._request.response import Response
+from allswell.testing import Origin
 from tests.support.certificates import Certificates, certificates, issue
 from tests.support.holes import UdpHole
 from tests.support.lag import LAG, PATIENCE, room_is_awaited, silent_after, stagger
 from tests.support.leaks import sockets_closed
-from tests.support.peer import ScriptedPeer, scripted_peer
+from tests.support.peer import scripted_peer
 from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
@@ -535,10 +536,10 @@ async def test_client_certificate() -> None:
 
 
 @contextmanager
-def black_hole() -> Iterator[tuple[ScriptedPeer, UdpHole]]:
+def black_hole() -> Iterator[tuple[Origin, UdpHole]]:
     """A server on TCP; at the same UDP port nobody answers: what a firewall makes of QUIC."""
     for _ in range(20):
-        with scripted_peer(answers(), tls=certificates().server_context()) as tcp:
+        with Origin(versions=["h1"]) as tcp:
             try:
                 hole = UdpHole(tcp.port)
             except OSError:
@@ -552,8 +553,8 @@ def black_hole() -> Iterator[tuple[ScriptedPeer, UdpHole]]:
 async def test_a_black_hole_is_left_for_tcp_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     stagger(monkeypatch)
     with black_hole() as (tcp, hole), sockets_closed():
-        origin = f"https://127.0.0.1:{tcp.port}"
-        async with trusting(True, http3_origins=frozenset({origin}), keepalive_expiry=0.05) as pool:
+        origin, context = f"https://127.0.0.1:{tcp.port}", tcp.client_context()
+        async with trusting(True, context=context, http3_origins=frozenset({origin}), keepalive_expiry=0.05) as pool:
             began = monotonic()
             assert (await pool.request("GET", origin, timeouts=SOON)).http_version == b"HTTP/1.1"
             assert monotonic() - began > 0.2  # the stagger
@@ -567,9 +568,9 @@ async def test_a_black_hole_is_left_for_tcp_and_remembered(monkeypatch: pytest.M
 
 async def test_a_closed_udp_port_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stagger(monkeypatch, 3 * LAG)
-    with scripted_peer(answers(), tls=certificates().server_context()) as tcp:
+    async with Origin(versions=["h1"]) as tcp:
         origin = f"https://127.0.0.1:{tcp.port}"
-        async with trusting(True, http3_origins=frozenset({origin})) as pool:
+        async with trusting(True, context=tcp.client_context(), http3_origins=frozenset({origin})) as pool:
             began = monotonic()
             assert (await pool.request("GET", origin, timeouts=SOON)).http_version == b"HTTP/1.1"
             assert monotonic() - began < LAG  # ICMP says so at once
@@ -633,13 +634,13 @@ async def test_requests_name_the_alternative_that_they_go_to(known: bool, own: b
 
 
 async def test_only_http3_does_not_go_elsewhere() -> None:
-    with scripted_peer(answers(), tls=certificates().server_context()) as tcp:
+    async with Origin(versions=["h1"]) as tcp:
         async with trusting() as pool:
             with pytest.raises(ConnectFailed, match=f"127.0.0.1:{tcp.port}.*unreachable"):
                 await pool.request("GET", f"https://127.0.0.1:{tcp.port}/", timeouts=SOON)
             with pytest.raises(ConnectFailed, match="HTTP/3 only"):
                 await pool.request("GET", "http://127.0.0.1:1/", timeouts=SOON)
-        assert tcp.connections == []
+        assert tcp.record.connections == ()
 
 
 async def test_a_dial_that_is_given_up_leaves_nothing() -> None:

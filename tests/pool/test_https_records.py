@@ -20,6 +20,7 @@ from allswell._dial.lookups import Lookups
 from allswell._errors import ConnectFailed
 from allswell._request.route import Endpoint
 from allswell._tasks import current_host
+from allswell.testing import Origin
 from tests.servers.caddy import caddy
 from tests.support.certificates import ANY_HTTP, certificates
 from tests.support.dns_server import DnsServer, Reply, with_rcode, with_rdata
@@ -422,9 +423,8 @@ async def test_where_nobody_is_asked(dns: DnsServer, names: Names, settings: dic
 async def test_http_is_not_asked_for(dns: DnsServer, names: Names) -> None:
     """RFC 9460 §9.5 would have http:// become https:// where there is a record. What was asked for is done."""
     dns.zone = "name.example. 60 HTTPS 1 . alpn=h3"
-    with scripted_peer(answers()) as tcp:
-        async with trusting(dns) as pool:
-            assert (await pool.request("GET", f"http://name.example:{tcp.port}/", timeouts=SOON)).status == 200
+    async with Origin(tls=False) as origin, trusting(dns) as pool:
+        assert (await pool.request("GET", f"http://name.example:{origin.port}/", timeouts=SOON)).status == 200
     assert dns.queries == []
 
 

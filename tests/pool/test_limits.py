@@ -116,7 +116,7 @@ async def test_idle_connection_gives_its_place_to_another_origin() -> None:
 
 async def test_connection_that_becomes_idle_gives_its_place_to_who_waits_elsewhere() -> None:
     gate = Gate()
-    with scripted_peer(gate.script) as first, scripted_peer(answers()) as second:
+    with scripted_peer(gate.script) as first, Origin(tls=False) as second:
         async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
             tasks.start_soon(get, pool, f"{first.url}/")
             await gate.until_held(1)
@@ -135,7 +135,7 @@ async def test_waiters_of_one_origin_do_not_starve_another(announce: bool) -> No
         answers(1, announce=True)(connection)
 
     script: Script = closing if announce else answers()
-    with scripted_peer(script) as busy, scripted_peer(answers()) as quiet:
+    with scripted_peer(script) as busy, Origin(tls=False) as quiet:
         done: list[str] = []
         async with ConnectionPool(max_connections=1) as pool, anyio.create_task_group() as tasks:
             for _ in range(3):

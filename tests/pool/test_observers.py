@@ -399,33 +399,33 @@ async def test_an_observer_that_fails_harms_nobody(raised: BaseException, caplog
 
 
 async def test_one_that_was_removed_is_told_no_more() -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool, told = observed()
         async with pool:
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
             pool.observers.remove(told.append)
             before: Sequence[Event] = [*told]
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
     assert told == before
 
 
 async def test_a_transport_that_opens_again_keeps_its_observers() -> None:
     told = Told()
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         transport = AsyncTransport()
         transport.pool.observers.add(told.append)
         for _ in range(2):
             async with httpx2.AsyncClient(transport=transport) as client:
-                await client.get(peer.url)
+                await client.get(origin.url)
     assert len(told.of(ConnectionOpened)) == len(told.of(ConnectionEnded)) == 2
 
 
 async def test_one_that_another_removes_is_not_told_of_that_event() -> None:
     told = Told()
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = ConnectionPool()
         pool.observers.add(lambda _: pool.observers.remove(told.append))
         pool.observers.add(told.append)
         async with pool:
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
     assert told == []

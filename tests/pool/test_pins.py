@@ -17,6 +17,7 @@ import trustme
 import allswell
 from allswell import AsyncClient, ConnectFailed, ConnectionPool, Hosts, PinMismatch, ProxyHop, QuicConfig, QuicMemory
 from allswell._quic_store import QuicTicket
+from allswell.testing import Origin
 from tests.support.certificates import Certificates, certificates, issue
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server
@@ -225,16 +226,16 @@ async def test_proxies_have_pins_of_their_own(kind: str, whose: str) -> None:
 
 
 async def test_tls_that_a_caller_begins_in_a_tunnel() -> None:
-    with scripted_peer(answers(), tls=certificates().server_context()) as origin, scripted_peer(connect_proxy()) as by:
-        async with AsyncClient(pins={"localhost": OTHER}) as client:
+    with scripted_peer(connect_proxy()) as by:
+        async with Origin(versions=["h1"]) as origin, AsyncClient(pins={"localhost": OTHER}) as client:
             target = f"localhost:{origin.port}".encode()
             request = client.build_request("CONNECT", by.url, extensions={"target": target})
             response = await client.send(request, stream=True)
             stream = response.extensions["network_stream"]
             with pytest.raises(Exception, match="none of its pins"):
-                await stream.start_tls(certificates().client_context(), "localhost")
+                await stream.start_tls(origin.client_context(), "localhost")
             with pytest.raises(httpcore2.ConnectError, match="is no host name"):
-                await stream.start_tls(certificates().client_context(), "bü cher")
+                await stream.start_tls(origin.client_context(), "bü cher")
             await response.aclose()
 
 

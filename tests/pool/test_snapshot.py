@@ -6,9 +6,10 @@ import anyio
 import pytest
 
 from allswell import AsyncClient, ConnectionPool, ConnectionSnapshot, PoolSnapshot, RouteSnapshot
+from allswell.testing import Origin
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
 from tests.support.peer import PeerConnection, scripted_peer
-from tests.support.scripts import answers, half_response, response
+from tests.support.scripts import half_response, response
 
 pytestmark = pytest.mark.anyio
 
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.anyio
 async def test_of_a_pool_in_its_life() -> None:
     pool = ConnectionPool()
     assert pool.snapshot() == PoolSnapshot("open", 0, ())
-    with scripted_peer(answers()) as first, scripted_peer(half_response) as second:
-        async with pool, AsyncClient(pool=pool):
+    with scripted_peer(half_response) as second:
+        async with Origin(tls=False) as first, pool, AsyncClient(pool=pool):
             await pool.request("GET", first.url)
             async with pool.stream("GET", second.url):
                 taken = pool.snapshot()
