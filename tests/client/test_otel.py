@@ -412,11 +412,11 @@ async def test_methods(
 ) -> None:
     if known is not None:
         monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", known)
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = ConnectionPool()
         telemetry.of(pool)
         async with pool:
-            await pool.request(method, peer.url)
+            await pool.request(method, origin.url)
     [span] = telemetry.requests
     said = attributes(span)
     assert (span.name, said["http.request.method"], said.get("http.request.method_original")) == told
@@ -425,26 +425,24 @@ async def test_methods(
 
 
 async def test_urls_without_secrets(telemetry: Telemetry) -> None:
-    with scripted_peer(answers()) as peer:
-        async with AsyncClient() as client:
-            telemetry.of(client)
-            url = peer.url.replace("://", "://ann:secret@")
-            await client.get(f"{url}/a?color=blue&sig=SECRET&X-Amz-Signature=SECRET#fragment")
-            await client.get(f"{url}/?AWSAccessKeyId=SECRET&Signature=SECRET&X-Goog-Signature=SECRET&signature=kept")
-            await client.request("OPTIONS", url, extensions={"target": "*"})
+    async with Origin(tls=False) as origin, AsyncClient() as client:
+        telemetry.of(client)
+        url = origin.url.replace("://", "://ann:secret@")
+        await client.get(f"{url}/a?color=blue&sig=SECRET&X-Amz-Signature=SECRET#fragment")
+        await client.get(f"{url}/?AWSAccessKeyId=SECRET&Signature=SECRET&X-Goog-Signature=SECRET&signature=kept")
+        await client.request("OPTIONS", url, extensions={"target": "*"})
     assert [attributes(each)["url.full"] for each in telemetry.requests] == [
-        f"{peer.url}/a?color=blue&sig=REDACTED&X-Amz-Signature=REDACTED",
-        f"{peer.url}/?AWSAccessKeyId=REDACTED&Signature=REDACTED&X-Goog-Signature=REDACTED&signature=kept",
-        peer.url,
+        f"{origin.url}/a?color=blue&sig=REDACTED&X-Amz-Signature=REDACTED",
+        f"{origin.url}/?AWSAccessKeyId=REDACTED&Signature=REDACTED&X-Goog-Signature=REDACTED&signature=kept",
+        origin.url,
     ]
 
 
 @pytest.mark.parametrize("opted", [False, True])
 async def test_the_user_agent_is_opted_in_to(opted: bool, telemetry: Telemetry) -> None:
-    with scripted_peer(answers()) as peer:
-        async with AsyncClient(headers={"User-Agent": "example/1"}) as client:
-            telemetry.of(client, user_agent=opted)
-            await client.get(peer.url)
+    async with Origin(tls=False) as origin, AsyncClient(headers={"User-Agent": "example/1"}) as client:
+        telemetry.of(client, user_agent=opted)
+        await client.get(origin.url)
     [span] = telemetry.requests
     assert attributes(span).get("user_agent.original") == ("example/1" if opted else None)
 
@@ -705,12 +703,12 @@ async def test_a_goodbye_that_is_not_heard(telemetry: Telemetry) -> None:
 
 async def test_the_reasons_of_metrics_are_few(telemetry: Telemetry) -> None:
     """Errors by their class, and our own reasons without numbers."""
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = ConnectionPool(keepalive_expiry=0.05)
         telemetry.of(pool)
         async with pool:
-            await pool.request("GET", peer.url)
-            await peer.ended()
+            await pool.request("GET", origin.url)
+            await origin.ended(timeout=30)
 
     def breaking(connection: PeerConnection) -> None:
         connection.read_request()
@@ -812,7 +810,7 @@ async def test_what_cannot_be_instrumented(telemetry: Telemetry) -> None:
 
 
 async def test_mounted_transports_and_httpx(telemetry: Telemetry) -> None:
-    with scripted_peer(answers()) as first, scripted_peer(answers()) as second:
+    async with Origin(tls=False) as first, Origin(tls=False) as second:
         async with AsyncClient(mounts={second.url: AsyncTransport()}) as client:
             telemetry.of(client)
             await client.get(first.url)
@@ -828,13 +826,13 @@ async def test_mounted_transports_and_httpx(telemetry: Telemetry) -> None:
 @pytest.mark.parametrize("key", sorted(NAMES))
 async def test_suppressed(key: str, telemetry: Telemetry) -> None:
     """By who tells of a request already. (A canary, too: the keys are private names.)"""
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = ConnectionPool()
         telemetry.of(pool)
         async with pool:
             token = context.attach(context.set_value(getattr(context, key), True))
             try:
-                await pool.request("GET", peer.url)
+                await pool.request("GET", origin.url)
             finally:
                 context.detach(token)
     assert not telemetry.requests
@@ -842,11 +840,11 @@ async def test_suppressed(key: str, telemetry: Telemetry) -> None:
 
 
 async def test_without_spans_of_connections(telemetry: Telemetry) -> None:
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = ConnectionPool()
         telemetry.of(pool, connection_spans=False)
         async with pool:
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
         async with ConnectionPool() as other:
             telemetry.of(other, connection_spans=False)
             with pytest.raises(ConnectFailed):
@@ -857,11 +855,11 @@ async def test_without_spans_of_connections(telemetry: Telemetry) -> None:
 
 async def test_spans_that_are_not_sampled_harm_nobody(caplog: pytest.LogCaptureFixture) -> None:
     telemetry = Telemetry(sampling.ALWAYS_OFF)
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = ConnectionPool()
         telemetry.of(pool)
         async with pool:
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
     assert not telemetry.spans
     assert telemetry.points("http.client.request.duration")
     assert not caplog.records
@@ -911,12 +909,12 @@ async def test_what_was_open_before_is_told_of_from_its_next_request(
 ) -> None:
     """Its connection has no span, so nothing links to it."""
     before = next_number()
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         pool = ConnectionPool()
         async with pool:
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
             telemetry.of(pool)
-            await pool.request("GET", peer.url)
+            await pool.request("GET", origin.url)
     [span] = telemetry.requests
     assert not span.links
     [sent] = events(span, "allswell.request.sent")
