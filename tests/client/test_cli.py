@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from allswell import __version__
+from allswell.testing import Origin, Response
 from tests.pool.test_pins import pin
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
@@ -280,9 +281,10 @@ def test_names_by_dns_over_https() -> None:
     server = Doh()
     server.zone = "name.example. 60 A 127.0.0.1"
     arguments = ["--cacert", str(certificates().ca)]
-    with server.serve("h2") as port, scripted_peer(answers()) as peer:
-        done = allswell(*arguments, "--doh-url", f"https://localhost:{port}/dns", f"http://name.example:{peer.port}/a")
-        assert (done.returncode, done.stdout) == (0, b"/a"), done.stderr
+    with server.serve("h2") as port, Origin({"/a": Response(body=b"a")}, tls=False) as origin:
+        url = f"http://name.example:{origin.port}/a"
+        done = allswell(*arguments, "--doh-url", f"https://localhost:{port}/dns", url)
+        assert (done.returncode, done.stdout) == (0, b"a"), done.stderr
         done = allswell(*arguments, "--doh-url", f"https://localhost:{port}/dns", "http://no.example/")
         assert done.returncode == 6, done.stderr
     assert "no.example A" in server.queries

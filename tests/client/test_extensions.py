@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 import allswell
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.quic_server import QuicServer
@@ -130,23 +131,21 @@ async def test_sni_hostname_is_sent_and_checked(trusting: ssl.SSLContext) -> Non
     assert names == ["localhost", "other.example"]
 
 
-async def test_network_stream_tells_about_the_connection(trusting: ssl.SSLContext) -> None:
-    with scripted_peer(answers(), tls=True) as peer:
-        async with allswell.AsyncClient(verify=trusting) as client:
-            answer = await client.get(peer.url)
-            stream = answer.extensions["network_stream"]
-            assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
-            assert stream.get_extra_info("server_addr")[:2] == (peer.host, peer.port)
-            assert stream.get_extra_info("client_addr")[1] == stream.get_extra_info("socket").getsockname()[1]
-            assert stream.get_extra_info("unheard of") is None
-            assert answer.extensions["http_version"] == b"HTTP/1.1"
-            assert answer.extensions["reason_phrase"] == b"OK"
-            assert answer.extensions["attempts"] == []
-    with scripted_peer(answers()) as peer:
-        async with allswell.AsyncClient() as client:
-            stream = (await client.get(peer.url)).extensions["network_stream"]
-            assert stream.get_extra_info("ssl_object") is None
-            assert stream.get_extra_info("server_addr") == (peer.host, peer.port)
+async def test_network_stream_tells_about_the_connection() -> None:
+    async with Origin(versions=["h1"]) as origin, allswell.AsyncClient(verify=origin.client_context()) as client:
+        answer = await client.get(origin.url)
+        stream = answer.extensions["network_stream"]
+        assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
+        assert stream.get_extra_info("server_addr")[:2] == ("127.0.0.1", origin.port)
+        assert stream.get_extra_info("client_addr")[1] == stream.get_extra_info("socket").getsockname()[1]
+        assert stream.get_extra_info("unheard of") is None
+        assert answer.extensions["http_version"] == b"HTTP/1.1"
+        assert answer.extensions["reason_phrase"] == b"OK"
+        assert answer.extensions["attempts"] == []
+    async with Origin(tls=False) as origin, allswell.AsyncClient() as client:
+        stream = (await client.get(origin.url)).extensions["network_stream"]
+        assert stream.get_extra_info("ssl_object") is None
+        assert stream.get_extra_info("server_addr") == ("127.0.0.1", origin.port)
 
 
 async def test_target_replaces_the_path() -> None:

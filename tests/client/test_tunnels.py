@@ -12,6 +12,7 @@ import pytest
 
 import allswell
 import allswell.httpx
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, scripted_peer
 
@@ -152,13 +153,10 @@ async def test_reading_a_switched_response_as_a_body_gives_nothing() -> None:
 
 
 async def test_without_a_tunnel_the_stream_only_informs() -> None:
-    from tests.support.scripts import answers
-
-    with scripted_peer(answers()) as peer:
-        async with allswell.AsyncClient() as client:
-            stream = (await client.get(peer.url)).extensions["network_stream"]
-            with pytest.raises(httpcore2.LocalProtocolError):
-                await stream.write(b"x")
+    async with Origin(tls=False) as origin, allswell.AsyncClient() as client:
+        stream = (await client.get(origin.url)).extensions["network_stream"]
+        with pytest.raises(httpcore2.LocalProtocolError):
+            await stream.write(b"x")
 
 
 def _proxy(connection: PeerConnection) -> None:
