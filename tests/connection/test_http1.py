@@ -16,6 +16,7 @@ from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import TransportError
 from allswell._report import ConnectionEnd, Outcome
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, scripted_peer
@@ -138,14 +139,14 @@ async def test_close_does_not_wait_for_a_peer_that_takes_nothing(tls: bool) -> N
 
 async def test_numbers_of_the_report() -> None:
     ends: list[ConnectionEnd] = []
-    with scripted_peer(answers(), tls=True) as peer:
-        async with pool_for(on_connection_end=ends.append) as pool:
+    async with Origin(versions=["h1"]) as origin:
+        async with ConnectionPool(ssl_context=origin.client_context(), on_connection_end=ends.append) as pool:
             for number in range(3):
-                await pool.request("GET", f"{peer.url}/{number}")
+                await pool.request("GET", f"{origin.url}/{number}")
         assert pool.close_report is not None
         assert list(pool.close_report.connections) == ends
         [end] = ends
-        assert end.route == peer.url
+        assert end.route == origin.url
         assert (end.http_version, end.exchanges, end.cut, end.reason) == ("HTTP/1.1", 3, 0, "the pool closes")
         assert [layer.layer for layer in end.layers] == ["h1", "tls", "tcp"]
         assert end.layers[1].outcome is Outcome.CLEAN
@@ -241,7 +242,6 @@ async def test_iterator_that_waits_for_what_was_cancelled(anyio_backend: str) ->
         waited_for.cancel()
         await waited_for
 
-    with scripted_peer(answers()) as peer:
-        async with pool_for() as pool:
-            with anyio.fail_after(30), pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
-                await pool.request("POST", peer.url, content=pieces(), timeouts=Timeouts(None, None, None, None))
+    async with Origin(tls=False) as origin, pool_for() as pool:
+        with anyio.fail_after(30), pytest.raises(TransportError, match=r"the upload to .* was cancelled"):
+            await pool.request("POST", origin.url, content=pieces(), timeouts=Timeouts(None, None, None, None))

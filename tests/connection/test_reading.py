@@ -16,9 +16,10 @@ from allswell._connection import reader
 from allswell._dial import kit
 from allswell._filters.interface import ReceiveBuffer
 from allswell._tasks import current_host
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
-from tests.support.scripts import answers, huge
+from tests.support.scripts import huge
 
 pytestmark = pytest.mark.anyio
 
@@ -63,12 +64,12 @@ async def test_a_bug_of_ours_ends_the_connection(
         raise RuntimeError("of ours")
 
     monkeypatch.setattr(Http1, "receive", receive)
-    with scripted_peer(answers()) as peer:
+    async with Origin(tls=False) as origin:
         async with allswell.ConnectionPool() as pool:
             with anyio.fail_after(30), pytest.raises(allswell.TransportError, match="a bug: RuntimeError"):
-                await pool.request("GET", peer.url)
+                await pool.request("GET", origin.url)
             assert pool.snapshot().connections == 0
-        await peer.ended()
+        await origin.ended(timeout=30)
     assert "of ours" in caplog.text
 
 

@@ -15,6 +15,7 @@ from allswell import ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import AllswellError, RemoteProtocolError, TransportError
 from allswell._request.response import Response
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.scripts import Ending, answers, close_delimited, huge, response, says, target
@@ -396,11 +397,11 @@ async def test_failing_body_reaches_the_caller() -> None:
         yield b"x"
         raise ZeroDivisionError
 
-    with scripted_peer(answers()) as peer:
-        async with pool_for() as pool:
-            with pytest.raises(ZeroDivisionError):
-                await pool.request("POST", f"{peer.url}/", content=content())
-            assert await get(pool, f"{peer.url}/after") == b"/after"
+    async with Origin(tls=False) as origin, pool_for() as pool:
+        with pytest.raises(ZeroDivisionError):
+            await pool.request("POST", f"{origin.url}/", content=content())
+        assert await get(pool, f"{origin.url}/after") == b"ok"
+        assert [request.target for request in origin.requests] == ["/after"]
 
 
 # Errors

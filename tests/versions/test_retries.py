@@ -15,6 +15,7 @@ import pytest
 import allswell
 from allswell import AsyncClient, Retry
 from allswell._pool import retries
+from allswell.testing import Origin
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
 from tests.support.ports import free_port
@@ -387,12 +388,11 @@ async def test_the_last_error_is_raised(pauses: list[float]) -> None:
 
 
 async def test_what_will_not_pass_is_not_tried_again(pauses: list[float]) -> None:
-    with scripted_peer(answers(), tls=True) as peer:
-        async with AsyncClient(retry=Retry()) as made:
-            with pytest.raises(httpx2.ConnectError, match="not trusted"):
-                await made.get(peer.url)
-            with pytest.raises(httpx2.UnsupportedProtocol):
-                await made.get("ftp://127.0.0.1/")
+    async with Origin(versions=["h1"]) as origin, AsyncClient(retry=Retry()) as made:
+        with pytest.raises(httpx2.ConnectError, match="not trusted"):
+            await made.get(origin.url)
+        with pytest.raises(httpx2.UnsupportedProtocol):
+            await made.get("ftp://127.0.0.1/")
     assert not pauses
 
 
