@@ -245,7 +245,7 @@ async def test_many_connections_side_by_side() -> None:
 
 async def test_with_a_third_lost_the_server_still_learns_of_it() -> None:
     """A loss of 30 % each way, from the moment of the close: 97 of 100 learn of it, and it is over within the grace."""
-    runs = 12
+    runs = 40
     with QuicServer() as server, UdpRelay(server.port, seed=5) as relay:
         pools = [trusting(keepalive_expiry=None) for _ in range(runs)]
         for pool in pools:
@@ -259,7 +259,7 @@ async def test_with_a_third_lost_the_server_still_learns_of_it() -> None:
         relay.settle()
         server.settle()
         learnt = [each for each in server.connections if each.quic._close_event is not None]
-        assert len(learnt) >= runs - 2  # fewer are to be expected once in 300 times
+        assert len(learnt) >= runs - 7  # fewer: once in 50,000 times; if the close were said once, 19 times in 20
         assert {entry[1:] for entry in goodbyes(server) if entry[0] == "close"} == {(0x1D, NO_ERROR)}
 
 
