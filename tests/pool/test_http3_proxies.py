@@ -22,6 +22,7 @@ from allswell import (
     Timeouts,
 )
 from allswell._quic_store import QuicMemory
+from allswell.testing import Origin, Response
 from tests.support.certificates import certificates, issue
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Http2Server, h2_tls
@@ -42,8 +43,9 @@ def hop_to(port: int, **settings: Any) -> ProxyHop:
     return ProxyHop("https", "localhost", port, **settings)
 
 
-def pool_through(*hops: ProxyHop, **settings: Any) -> ConnectionPool:
-    return ConnectionPool(ssl_context=certificates().client_context(), proxies=hops, **{"grace": 30.0, **settings})
+def pool_through(*hops: ProxyHop, to: Origin | None = None, **settings: Any) -> ConnectionPool:
+    trust = (to or certificates()).client_context()
+    return ConnectionPool(ssl_context=trust, proxies=hops, **{"grace": 30.0, **settings})
 
 
 def report_of(pool: ConnectionPool) -> CloseReport:
@@ -192,9 +194,9 @@ async def test_chains_with_others(first: bool, other: str) -> None:
     """Behind an HTTP/2 proxy it is reached by CONNECT-UDP; behind one of HTTP/1.1 not by QUIC at all."""
     script, tls = (Http2Proxy(settings={8: 1}), h2_tls()) if other == "h2" else (connect_proxy(), False)
     with (
+        Origin({"/far": Response(body=b"far")}, versions=["h1"]) as origin,
         Http3Proxy() as proxy,
         scripted_peer(script, tls=tls) as peer,
-        scripted_peer(answers(), tls=True) as origin,
     ):
         trust = certificates().client_context()
         another = (
@@ -203,12 +205,12 @@ async def test_chains_with_others(first: bool, other: str) -> None:
             else ProxyHop("http", "127.0.0.1", peer.port)
         )
         mine = hop_to(proxy.port)
-        async with pool_through(*((mine, another) if first else (another, mine)), grace=3) as pool:
+        async with pool_through(*((mine, another) if first else (another, mine)), to=origin, grace=3) as pool:
             if other == "http" and not first:
                 with pytest.raises(ConnectFailed, match="HTTP/3 only"):
                     await pool.request("GET", origin.url)
             else:
-                assert await (await pool.request("GET", f"{origin.url}/far")).read() == b"/far"
+                assert await (await pool.request("GET", f"{origin.url}/far")).read() == b"far"
 
 
 # Where there is no QUIC
@@ -218,12 +220,12 @@ async def test_a_proxy_without_udp_is_reached_by_tcp_and_remembered(monkeypatch:
     stagger(monkeypatch)
     script = Http2Proxy()
     with (
+        Origin(versions=["h1"]) as one,
+        Origin(versions=["h1"]) as two,
         scripted_peer(script, tls=h2_tls()) as proxy,
-        scripted_peer(answers(), tls=True) as one,
-        scripted_peer(answers(), tls=True) as two,
         UdpHole(proxy.port) as hole,
     ):
-        async with pool_through(hop_to(proxy.port, http3=True), keepalive_expiry=0.1) as pool:
+        async with pool_through(hop_to(proxy.port, http3=True), to=one, keepalive_expiry=0.1) as pool:
             assert (await pool.request("GET", one.url)).status == 200
             assert hole.swallowed()
             await proxy.ended()  # idle
@@ -234,8 +236,8 @@ async def test_a_proxy_without_udp_is_reached_by_tcp_and_remembered(monkeypatch:
 
 
 async def test_quic_wins_where_it_is() -> None:
-    with Http3Proxy() as proxy, scripted_peer(answers(), tls=True) as origin:
-        async with pool_through(hop_to(proxy.port, http3=True)) as pool:
+    with Origin(versions=["h1"]) as origin, Http3Proxy() as proxy:
+        async with pool_through(hop_to(proxy.port, http3=True), to=origin) as pool:
             assert (await pool.request("GET", origin.url)).status == 200
         assert len(proxy.targets) == 1
 
@@ -313,9 +315,9 @@ async def test_a_proxy_without_connect_udp() -> None:
             connection.respond(stream, 501)
         return b":protocol" in fields
 
-    with Http3Proxy(refuse) as proxy, scripted_peer(answers(), tls=True) as origin:
+    with Origin(versions=["h1"]) as origin, Http3Proxy(refuse) as proxy:
         settings = {"http3": True, "http3_origins": frozenset({origin.url})}
-        async with pool_through(hop_to(proxy.port), **settings) as pool:
+        async with pool_through(hop_to(proxy.port), to=origin, **settings) as pool:
             assert (await pool.request("GET", origin.url)).http_version == b"HTTP/1.1"
         assert len(proxy.targets) == 2
 

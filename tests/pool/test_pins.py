@@ -226,8 +226,8 @@ async def test_proxies_have_pins_of_their_own(kind: str, whose: str) -> None:
 
 
 async def test_tls_that_a_caller_begins_in_a_tunnel() -> None:
-    with scripted_peer(connect_proxy()) as by:
-        async with Origin(versions=["h1"]) as origin, AsyncClient(pins={"localhost": OTHER}) as client:
+    with Origin(versions=["h1"]) as origin, scripted_peer(connect_proxy()) as by:
+        async with AsyncClient(pins={"localhost": OTHER}) as client:
             target = f"localhost:{origin.port}".encode()
             request = client.build_request("CONNECT", by.url, extensions={"target": target})
             response = await client.send(request, stream=True)

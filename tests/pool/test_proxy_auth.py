@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from allswell import AsyncClient, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused, Timeout, Timeouts
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Request, Talk, h2_tls
@@ -125,15 +126,17 @@ def hop_to(scheme: str, port: int, password: str = SECRET, **settings: Any) -> P
     return ProxyHop(scheme, host, port, auth, ssl_context=trust, **settings)  # type: ignore[arg-type]  # http(s)
 
 
-def pool_through(hop: ProxyHop, **settings: Any) -> ConnectionPool:
-    return ConnectionPool(ssl_context=certificates().client_context(), proxies=(hop,), **settings)
+def pool_through(hop: ProxyHop, to: Origin | None = None, **settings: Any) -> ConnectionPool:
+    trust = (to or certificates()).client_context()
+    return ConnectionPool(ssl_context=trust, proxies=(hop,), **settings)
 
 
-async def thrice(pool: ConnectionPool, url: str) -> None:
+async def thrice(pool: ConnectionPool, origin: Origin) -> None:
     """Each over a tunnel of its own."""
     for _ in range(3):
-        response = await pool.request("GET", url, headers=[(b"Connection", b"close")])
-        assert await response.read() == b"/x"
+        response = await pool.request("GET", f"{origin.url}/x", headers=[(b"Connection", b"close")])
+        assert await response.read() == b"ok"
+    assert [(each.connection, each.target) for each in origin.requests] == [(1, "/x"), (2, "/x"), (3, "/x")]
 
 
 NONCES = [("n1", "00000001"), ("n1", "00000002"), ("n1", "00000003")]
@@ -146,9 +149,9 @@ async def test_digest_for_tunnels(kind: str, algorithm: str) -> None:
     digest = Digest(algorithm)
     script = h2_proxy(digest) if kind == "https-h2" else h1_proxy(digest)
     tls = h2_tls() if kind == "https-h2" else kind == "https"
-    with scripted_peer(script, tls=tls) as proxy, scripted_peer(answers(), tls=True) as origin:
-        async with pool_through(hop_to(kind.partition("-")[0], proxy.port)) as pool:
-            await thrice(pool, f"{origin.url}/x")
+    with Origin(versions=["h1"]) as origin, scripted_peer(script, tls=tls) as proxy:
+        async with pool_through(hop_to(kind.partition("-")[0], proxy.port), origin) as pool:
+            await thrice(pool, origin)
         assert digest.accepted == NONCES
         assert digest.refused == 1
         if kind == "https-h2":
@@ -157,9 +160,9 @@ async def test_digest_for_tunnels(kind: str, algorithm: str) -> None:
 
 async def test_digest_over_http3() -> None:
     digest = Digest()
-    with h3_proxy(digest) as proxy, scripted_peer(answers(), tls=True) as origin:
-        async with pool_through(hop_to("https", proxy.port, http3="only"), grace=1) as pool:
-            await thrice(pool, f"{origin.url}/x")
+    with Origin(versions=["h1"]) as origin, h3_proxy(digest) as proxy:
+        async with pool_through(hop_to("https", proxy.port, http3="only"), origin, grace=1) as pool:
+            await thrice(pool, origin)
         assert digest.accepted == NONCES
         assert len(proxy.connections) == 1
 
@@ -186,9 +189,9 @@ async def test_digest_for_forwarded_requests() -> None:
 
 async def test_a_nonce_grows_stale() -> None:
     digest = Digest(stale_after=2)
-    with scripted_peer(h1_proxy(digest)) as proxy, scripted_peer(answers(), tls=True) as origin:
-        async with pool_through(hop_to("http", proxy.port)) as pool:
-            await thrice(pool, f"{origin.url}/x")
+    with Origin(versions=["h1"]) as origin, scripted_peer(h1_proxy(digest)) as proxy:
+        async with pool_through(hop_to("http", proxy.port), origin) as pool:
+            await thrice(pool, origin)
         assert digest.accepted == [*NONCES[:2], ("n2", "00000001")]
         assert digest.refused == 2
 
@@ -331,9 +334,9 @@ async def test_what_wants_the_program_to_end_reaches_the_request_and_harms_nobod
 ) -> None:
     """It ends the dial, and no event loop: the next one is made for the other request, in the same place."""
     told: list[BaseException | int] = []
-    with scripted_peer(asks_once) as proxy, scripted_peer(answers(), tls=True) as origin:
+    with Origin(versions=["h1"]) as origin, scripted_peer(asks_once) as proxy:
         hop = ProxyHop("http", "127.0.0.1", proxy.port, Stops(error, late=late))
-        async with pool_through(hop, max_connections=1, http2=False) as pool:
+        async with pool_through(hop, origin, max_connections=1, http2=False) as pool:
 
             async def get() -> None:
                 try:
