@@ -15,6 +15,7 @@ from hyperframe.frame import ContinuationFrame, HeadersFrame
 import allswell
 from allswell import AsyncClient, CloseReport, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused, Timeout, Timeouts
 from allswell._request.route import Route, proxy_hops
+from allswell.testing import Origin, Response
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
@@ -34,8 +35,8 @@ def hop_to(peer: ScriptedPeer, *, auth: tuple[bytes, bytes] | None = None, http2
     return ProxyHop(scheme, host, peer.port, auth=auth, ssl_context=trust, http2=http2)  # type: ignore[arg-type]  # http(s)
 
 
-def pool_through(*hops: ProxyHop, **settings: Any) -> ConnectionPool:
-    return ConnectionPool(ssl_context=certificates().client_context(), proxies=hops, **settings)
+def pool_through(*hops: ProxyHop, to: Origin | None = None, **settings: Any) -> ConnectionPool:
+    return ConnectionPool(ssl_context=(to or certificates()).client_context(), proxies=hops, **settings)
 
 
 def tls_of(kind: str) -> ssl.SSLContext | bool:
@@ -165,10 +166,10 @@ async def test_https_through_each_proxy(over: str, inner: str, trusting: ssl.SSL
         assert "roxy" not in seen
 
 
-async def test_the_picture(trusting: ssl.SSLContext) -> None:
+async def test_the_picture() -> None:
     """tls > http-connect > tls > tcp"""
-    with scripted_peer(connect_proxy(), tls=True) as proxy, scripted_peer(answers(), tls=True) as origin:
-        async with pool_through(hop_to(proxy, http2=False)) as pool:
+    with Origin(versions=["h1"]) as origin, scripted_peer(connect_proxy(), tls=True) as proxy:
+        async with pool_through(hop_to(proxy, http2=False), to=origin) as pool:
             await pool.request("GET", origin.url)
         [end] = report_of(pool).connections
         assert [layer.layer for layer in end.layers] == ["h1", "tls", "http-connect", "tls", "tcp"]
@@ -235,7 +236,7 @@ async def test_a_hundred_tunnels_to_twenty_origins_over_one_connection() -> None
 async def test_tunnels_need_no_second_place_under_the_limits() -> None:
     with scripted_peer(Http2Proxy(), tls=h2_tls()) as proxy, ExitStack() as entered:
         origins = [entered.enter_context(scripted_peer(answers(), tls=True)) for _ in range(4)]
-        limits = {"max_connections": 1, "max_connections_per_route": 1}
+        limits: dict[str, Any] = {"max_connections": 1, "max_connections_per_route": 1}
         async with pool_through(hop_to(proxy), **limits) as pool, anyio.create_task_group() as tasks:
             for origin in origins:
                 tasks.start_soon(pool.request, "GET", origin.url)
@@ -386,9 +387,9 @@ async def test_an_untrusted_proxy() -> None:
 
 async def test_a_proxy_may_ask_for_a_certificate() -> None:
     tls = certificates().server_context(ask_client=True)
-    with scripted_peer(connect_proxy(), tls=tls) as proxy, scripted_peer(answers(), tls=True) as origin:
+    with Origin(versions=["h1"]) as origin, scripted_peer(connect_proxy(), tls=tls) as proxy:
         mine = certificates().client_context(with_certificate=True)
-        async with pool_through(ProxyHop("https", "localhost", proxy.port, ssl_context=mine)) as pool:
+        async with pool_through(ProxyHop("https", "localhost", proxy.port, ssl_context=mine), to=origin) as pool:
             assert (await pool.request("GET", origin.url)).status == 200
 
 
@@ -430,32 +431,32 @@ def test_ways_to_name_proxies() -> None:
         proxy_hops("http://:80")
 
 
-async def test_the_environment(monkeypatch: pytest.MonkeyPatch, trusting: ssl.SSLContext) -> None:
+async def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """As httpx2 reads it; one pool, one report for what went direct and what did not."""
     with (
+        Origin({"/a": Response(body=b"a")}, versions=["h1"]) as origin,
+        Origin({"/b": Response(body=b"b")}, tls=False) as near,
         scripted_peer(connect_proxy()) as proxy,
-        scripted_peer(answers(), tls=True) as origin,
-        scripted_peer(answers()) as near,
     ):
         monkeypatch.setenv("https_proxy", proxy.url)
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        async with AsyncClient(verify=trusting) as client:
-            assert (await client.get(f"{origin.url}/a")).text == "/a"
-            assert (await client.get(f"{near.url}/b")).text == "/b"
+        async with AsyncClient(verify=origin.client_context()) as client:
+            assert (await client.get(f"{origin.url}/a")).text == "a"
+            assert (await client.get(f"{near.url}/b")).text == "b"
         assert len(proxy.connections) == 1
         routes = sorted(end.route for end in report_of(client).connections)
         assert routes == [near.url, f"{origin.url} through {proxy.url}"]
-        async with AsyncClient(verify=trusting, trust_env=False) as client:
-            assert (await client.get(f"{origin.url}/a")).text == "/a"
+        async with AsyncClient(verify=origin.client_context(), trust_env=False) as client:
+            assert (await client.get(f"{origin.url}/a")).text == "a"
         assert len(proxy.connections) == 1
 
 
-async def test_mounts_share_nothing_but_the_report(trusting: ssl.SSLContext) -> None:
-    with scripted_peer(connect_proxy()) as proxy, scripted_peer(answers(), tls=True) as origin:
-        mounts = {"https://": allswell.AsyncTransport(trusting, proxy=proxy.url)}
+async def test_mounts_share_nothing_but_the_report() -> None:
+    with Origin({"/a": Response(body=b"a")}, versions=["h1"]) as origin, scripted_peer(connect_proxy()) as proxy:
+        mounts = {"https://": allswell.AsyncTransport(origin.client_context(), proxy=proxy.url)}
         async with AsyncClient(mounts=mounts) as client:
-            assert (await client.get(f"{origin.url}/a")).text == "/a"
+            assert (await client.get(f"{origin.url}/a")).text == "a"
         assert [end.route for end in report_of(client).connections] == [f"{origin.url} through {proxy.url}"]
 
 
@@ -470,8 +471,8 @@ async def test_a_proxy_that_fell_silent_once_is_asked_again() -> None:
         connection.handshake()
         speaks(connection)
 
-    with scripted_peer(answers(), tls=True) as origin, scripted_peer(script, tls=h2_tls(), handshake=False) as proxy:
-        async with pool_through(hop_to(proxy)) as pool:
+    with Origin(versions=["h1"]) as origin, scripted_peer(script, tls=h2_tls(), handshake=False) as proxy:
+        async with pool_through(hop_to(proxy), to=origin) as pool:
             with pytest.raises(Timeout):
                 await pool.request("GET", origin.url, timeouts=Timeouts(connect=0.2))
             assert (await pool.request("GET", origin.url)).status == 200
@@ -488,9 +489,9 @@ async def test_a_trace_names_each_tls_layers_own_end(trusting: ssl.SSLContext) -
     async def trace(name: str, info: dict[str, Any]) -> None:
         told.setdefault(name, []).append(info)
 
-    with scripted_peer(connect_proxy(), tls=True) as proxy, scripted_peer(answers(), tls=True) as origin:
+    with Origin(versions=["h1"]) as origin, scripted_peer(connect_proxy(), tls=True) as proxy:
         url, hop = f"https://127.0.0.1:{origin.port}/", httpx2.Proxy(proxy.url, ssl_context=trusting)
-        ours = certificates().client_context()
+        ours = origin.client_context()
         async with AsyncClient(proxy=hop, verify=ours, http2=False) as client:
             await client.get(url, extensions={"trace": trace})
     started = told["connection.start_tls.started"]
@@ -507,7 +508,7 @@ async def test_names_are_looked_up_once_for_all_tunnels_through_socks() -> None:
     """``socks5`` has us resolve: for many dials at once, once in each family (as without a proxy)."""
     with (
         names(localhost_test="127.0.0.1") as known,
-        scripted_peer(answers()) as origin,
+        Origin(tls=False) as origin,
         scripted_peer(SocksProxy()) as proxy,
     ):
         known.held["localhost.test"] = anyio.Event()
