@@ -1,4 +1,5 @@
-"""The events of a pool that its observers get (`_observers.py`). They are values, and cannot be changed.
+"""The events of a pool that its observers get (`_observers.py`). They are values: nothing in them may be changed,
+but for what RequestBegan says.
 
 Each request has a number that no other request of the process has. So has each connection, from the beginning of its
 making. The events of a request end when it is answered or has failed. Requests that the pool makes for itself (tunnels
