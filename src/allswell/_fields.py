@@ -734,8 +734,8 @@ def connect_udp_path(host: str, port: int) -> bytes:
     return f"/.well-known/masque/udp/{quote(without_zone(host), safe='')}/{port}/".encode("ascii")  # RFC 6570 §3.2.2
 
 
-#: The parameters in queries whose values are signatures, or tell who has signed: who knows such a URL may use it. Those
-#: that OpenTelemetry's conventions name, and those of AWS's Signature Version 4.
+#: The parameters in queries whose values are signatures, or name the signer. A URL with a signature needs no other
+#: secret to be used. OpenTelemetry's conventions name some of them, and the others are of AWS's Signature Version 4.
 SIGNATURES = frozenset(
     {
         "AWSAccessKeyId",

@@ -56,7 +56,7 @@ from tests.support.names import names
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.ports import free_port
 from tests.support.proxies import connect_proxy
-from tests.support.scripts import answers, response
+from tests.support.scripts import Ending, answers, response
 
 pytestmark = pytest.mark.anyio
 
@@ -607,15 +607,7 @@ async def test_a_server_that_leaves_without_a_request(telemetry: Telemetry) -> N
 
 
 async def test_a_stale_connection(telemetry: Telemetry) -> None:
-    def stale(connection: PeerConnection) -> None:
-        if connection.read_request():
-            connection.send(response(b"first"))
-        if len(peer.connections) > 1:
-            connection.read_until_end()
-        elif connection.read_request():
-            connection.fin()
-
-    with scripted_peer(stale) as peer:
+    with scripted_peer(answers(1, instead=True, ending=Ending.FIN)) as peer:
         pool = ConnectionPool()
         telemetry.of(pool)
         async with pool:

@@ -48,7 +48,7 @@ from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.ports import free_port
 from tests.support.proxies import SocksProxy, connect_proxy
 from tests.support.quic_server import QuicServer
-from tests.support.scripts import answers, response
+from tests.support.scripts import Ending, answers
 
 pytestmark = pytest.mark.anyio
 
@@ -273,16 +273,7 @@ async def test_a_request_that_the_server_leaves_without(version: Any) -> None:
 
 async def test_a_stale_connection() -> None:
     """Its server ends it when the second request comes, which goes again on another one."""
-
-    def stale(connection: PeerConnection) -> None:
-        if connection.read_request():
-            connection.send(response(b"first"))
-        if len(peer.connections) > 1:
-            connection.read_until_end()
-        elif connection.read_request():
-            connection.fin()
-
-    with scripted_peer(stale) as peer:
+    with scripted_peer(answers(1, instead=True, ending=Ending.FIN)) as peer:
         pool, told = observed()
         async with pool:
             for _ in range(2):
