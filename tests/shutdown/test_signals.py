@@ -261,6 +261,7 @@ async def _through(settings: str, signals: list[signal.Signals], origin: Origin,
             for number in range(MANY):
                 tasks.start_soon(get, client, number)
             await origin.seen(RequestExecuted, MANY, timeout=60)
+            await _at_rest(server.process.pid)
             for each in signals:
                 server.process.send_signal(each)
                 with anyio.fail_after(60):
@@ -271,6 +272,22 @@ async def _through(settings: str, signals: list[signal.Signals], origin: Origin,
         told = server.log_file.read_text().splitlines()
         assert ("clean" if statuses[0] == 200 else "not clean") in told, told
     return statuses
+
+
+async def _at_rest(pid: int) -> None:
+    """Wait until a process has nothing to do, where the system tells (Linux).
+
+    trio raises KeyboardInterrupt in the task that runs, whichever it is, and in its main task if none does.
+    """
+    before, told = "", Path(f"/proc/{pid}/stat")
+    with anyio.fail_after(60):
+        while told.exists():
+            _, _, fields = told.read_text().rpartition(") ")
+            state, now = fields[0], " ".join(fields.split()[11:13])  # its CPU time
+            if state == "S" and now == before:
+                return
+            before = now
+            await anyio.sleep(0.1)
 
 
 async def _listens(port: int | None) -> bool:
