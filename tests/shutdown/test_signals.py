@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ import allswell
 from allswell.testing import CloseNotify, GoAway, Origin, RequestExecuted, Rst
 from tests.support.hypercorn import hypercorn
 from tests.support.lag import LAG
+from tests.support.service import MANY, Stopped, stop
 from tests.testing.clients import Gate
 
 _ROOT = Path(__file__).parents[2]
 LOOPS = ["asyncio", "trio"]
-MANY = 50
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def test_what_is_in_flight_finishes(loop: str, version: Any) -> None:
     with Origin(routes, versions=[version]) as origin, program(loop, origin, count=MANY, grace=60) as process:
         process.send_signal(signal.SIGTERM)
         assert read_line(process) == "stopping"
-        gate.open = True
+        gate.let_through()
         told, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert sorted(told.splitlines()) == sorted(["clean", *(f"got /{number}" for number in range(MANY))])
@@ -218,8 +218,9 @@ def test_a_service(worker: str, signalled: signal.Signals, monkeypatch: pytest.M
         monkeypatch.setenv("ORIGIN", origin.url)
         monkeypatch.setenv("CA", str(origin.ca_file))
         settings = f'worker_class = "{worker}"\nshutdown_timeout = 60'
-        statuses = anyio.run(_through, settings, [signalled], origin, lambda: setattr(gate, "open", True))
-        assert statuses == [200] * MANY
+        told = _stop(settings, [signalled], origin, gate.let_through)
+        assert told.statuses == [200] * MANY
+        assert "clean" in told.log, told.log
         origin.wait_ended(timeout=60)
         origin.assert_ended_gracefully()
         origin.assert_no_reset()
@@ -239,65 +240,18 @@ def test_a_service_that_is_hurried(within: float | None, monkeypatch: pytest.Mon
         monkeypatch.setenv("ORIGIN", origin.url)
         monkeypatch.setenv("CA", str(origin.ca_file))
         signals = [signal.SIGTERM] * (2 if within is None else 1)
-        statuses = anyio.run(_through, "", signals, origin, lambda: None)
-        assert statuses == [500] * MANY
+        told = _stop("", signals, origin, lambda: None)
+        assert told.statuses == [500] * MANY
+        assert "not clean" in told.log, told.log
         origin.wait_ended(timeout=60)
         assert [event.code for event in origin.record.of(GoAway)] == [0]
         assert not origin.record.of(Rst)
 
 
-async def _through(settings: str, signals: list[signal.Signals], origin: Origin, then: Callable[[], None]) -> list[int]:
-    """The statuses of many requests in flight, when the server gets these signals, one after the other.
-
-    :param then: what happens when it has.
-    """
-    statuses: list[int] = []
+def _stop(settings: str, signals: list[signal.Signals], origin: Origin, then: Callable[[], None]) -> Stopped:
+    """What becomes of requests through hypercorn, when it gets these signals, one after the other."""
     with hypercorn("tests.shutdown.program:app", settings, grace=600) as server:
-
-        async def get(client: httpx2.AsyncClient, number: int) -> None:
-            statuses.append((await client.get(f"{server.http_url}/{number}")).status_code)
-
-        async with httpx2.AsyncClient(timeout=600) as client, anyio.create_task_group() as tasks:
-            for number in range(MANY):
-                tasks.start_soon(get, client, number)
-            await origin.seen(RequestExecuted, MANY, timeout=60)
-            await _at_rest(server.process.pid)
-            for each in signals:
-                server.process.send_signal(each)
-                with anyio.fail_after(60):
-                    while await _listens(server.http_port):  # noqa: ASYNC110  it tells nobody
-                        await anyio.sleep(0.01)
-            then()
-        await anyio.to_thread.run_sync(server.process.wait)
-        told = server.log_file.read_text().splitlines()
-        assert ("clean" if statuses[0] == 200 else "not clean") in told, told
-    return statuses
-
-
-async def _at_rest(pid: int) -> None:
-    """Wait until a process has nothing to do, where the system tells (Linux).
-
-    trio raises KeyboardInterrupt in the task that runs, whichever it is, and in its main task if none does.
-    """
-    before, told = "", Path(f"/proc/{pid}/stat")
-    with anyio.fail_after(60):
-        while told.exists():
-            _, _, fields = told.read_text().rpartition(") ")
-            state, now = fields[0], " ".join(fields.split()[11:13])  # its CPU time
-            if state == "S" and now == before:
-                return
-            before = now
-            await anyio.sleep(0.1)
-
-
-async def _listens(port: int | None) -> bool:
-    assert port is not None
-    try:
-        stream = await anyio.connect_tcp("127.0.0.1", port)
-    except OSError:
-        return False
-    await stream.aclose()
-    return True
+        return anyio.run(stop, server, server.http_port, origin, signals, then)
 
 
 @pytest.mark.anyio
@@ -317,6 +271,78 @@ async def test_the_lifespan_of_an_application() -> None:
         assert report.grace == 3 * LAG
         await origin.ended(timeout=30)
         origin.assert_ended_gracefully()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ending", ["raises", "cancelled", "hurried"])
+async def test_how_a_lifespan_ended_is_told_once(ending: str) -> None:
+    """Whatever ends it, and as soon as it is known: a server that is hurried may end without the lifespan's end."""
+    reports: list[allswell.CloseReport] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    try:
+        async with Origin(versions=["h2"]) as origin:
+            life = allswell.lifespan(
+                lambda: allswell.AsyncClient(verify=origin.client_context()),
+                signals=[signal.SIGUSR1],
+                on_close=reports.append,
+            )
+            with anyio.CancelScope() as scope, suppress(LookupError):
+                async with life(None) as state:
+                    await state["client"].get(origin.url)
+                    match ending:
+                        case "raises":
+                            raise LookupError
+                        case "cancelled":
+                            scope.cancel()
+                            await anyio.sleep_forever()
+                        case "hurried":
+                            os.kill(os.getpid(), signal.SIGUSR1)
+                            os.kill(os.getpid(), signal.SIGUSR1)
+                            with anyio.fail_after(3 * LAG):
+                                while not reports:  # noqa: ASYNC110  a call tells us
+                                    await anyio.sleep(0.01)
+            await origin.ended(timeout=30)
+            assert [len(report.connections) for report in reports] == [1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("context", ["drain_on_signal", "lifespan"])
+async def test_an_echo_does_not_hurry(context: str) -> None:
+    """On Ctrl-C a worker is told by the terminal (SIGINT), and by its parent (SIGTERM). One signal more does hurry."""
+    gate = Gate()
+    signals = [signal.SIGINT, signal.SIGTERM]
+    heard: list[int] = []
+    before = [signal.signal(each, lambda number, frame: heard.append(number)) for each in signals]
+    try:
+        async with Origin({"/": gate}, versions=["h2"]) as origin, AsyncExitStack() as stack:
+            closed: list[str] = []
+            if context == "lifespan":
+                life = allswell.lifespan(lambda: allswell.AsyncClient(verify=origin.client_context()), signals=signals)
+                client = (await stack.enter_async_context(life(None)))["client"]
+            else:
+                client = await stack.enter_async_context(allswell.AsyncClient(verify=origin.client_context()))
+                await stack.enter_async_context(allswell.drain_on_signal(client, signals=signals, cancel=False))
+
+            async def get() -> None:
+                try:
+                    closed.append((await client.get(origin.url)).text)
+                except httpx2.CloseError:
+                    closed.append("cut")
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(get)
+                await origin.seen(RequestExecuted, timeout=30)
+                for each in signals:
+                    os.kill(os.getpid(), each)
+                await anyio.wait_all_tasks_blocked()
+                assert not closed
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert closed == ["cut"]
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
 
 
 @pytest.mark.anyio

@@ -1,0 +1,96 @@
+"""A service with many requests in flight, each of which waits for an origin, is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import httpx2
+
+from allswell.testing import Origin, RequestExecuted
+from tests.support.servers import ServerInfo
+
+MANY = 50
+
+
+class Stopped(NamedTuple):
+    """What became of it.
+
+    :ivar statuses: of the answers to all requests.
+    :ivar code: that it exited with; a signal's number, negative, if that ended it.
+    :ivar log: the lines that it wrote.
+    """
+
+    statuses: list[int]
+    code: int
+    log: list[str]
+
+
+async def stop(
+    server: ServerInfo,
+    port: int | None,
+    origin: Origin,
+    signals: Sequence[signal.Signals],
+    then: Callable[[], None] = lambda: None,
+    tell: Callable[[signal.Signals], Awaitable[None]] | None = None,
+) -> Stopped:
+    """Have many requests in flight through it, send it these signals, and wait for its end.
+
+    :param port: where it speaks plain HTTP. It asks the origin for each path that it is asked for.
+    :param then: what happens when it has been told to stop.
+    :param tell: sends a signal, and returns when it was heard; by default, :func:`send`.
+    """
+    statuses: list[int] = []
+
+    async def get(client: httpx2.AsyncClient, number: int) -> None:
+        statuses.append((await client.get(f"http://127.0.0.1:{port}/{number}")).status_code)
+
+    limits = httpx2.Limits(max_connections=MANY)
+    async with httpx2.AsyncClient(timeout=600, limits=limits) as client, anyio.create_task_group() as tasks:
+        for number in range(MANY):
+            tasks.start_soon(get, client, number)
+        await origin.seen(RequestExecuted, MANY, timeout=60)
+        await at_rest(server.process.pid)
+        for each in signals:
+            await (tell(each) if tell is not None else send(server, port, each))
+        then()
+    code = await anyio.to_thread.run_sync(server.process.wait, 60)
+    return Stopped(statuses, code, server.log_file.read_text().splitlines())
+
+
+async def send(server: ServerInfo, port: int | None, each: signal.Signals) -> None:
+    """Tell its process, and wait until it listens no more."""
+    server.process.send_signal(each)
+    with anyio.fail_after(60):
+        while await _listens(port):  # noqa: ASYNC110  it tells nobody
+            await anyio.sleep(0.01)
+
+
+async def at_rest(pid: int) -> None:
+    """Wait until a process has nothing to do, where the system tells (Linux).
+
+    trio raises KeyboardInterrupt in the task that runs, whichever it is, and in its main task if none does.
+    """
+    before, told = "", Path(f"/proc/{pid}/stat")
+    with anyio.fail_after(60):
+        while told.exists():
+            _, _, fields = told.read_text().rpartition(") ")
+            state, now = fields[0], " ".join(fields.split()[11:13])  # its CPU time
+            if state == "S" and now == before:
+                return
+            before = now
+            await anyio.sleep(0.1)
+
+
+async def _listens(port: int | None) -> bool:
+    assert port is not None
+    try:
+        stream = await anyio.connect_tcp("127.0.0.1", port)
+    except OSError:
+        return False
+    await stream.aclose()
+    return True
