@@ -20,7 +20,7 @@ from allswell._quic import trust
 from tests.support.certificates import certificates
 from tests.support.lag import PATIENCE
 
-Judge = Callable[[ssl.SSLContext, str, list[Certificate]], str | None]
+Judge = Callable[[ssl.SSLContext, str, list[Certificate]], tuple[str | None, bytes]]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     judge: Judge = trust._judge
 
-    def noted(context: ssl.SSLContext, name: str, chain: list[Certificate]) -> str | None:
+    def noted(context: ssl.SSLContext, name: str, chain: list[Certificate]) -> tuple[str | None, bytes]:
         if name != trust._STRANGER:
             names.append(name)
         return judge(context, name, chain)
@@ -104,11 +104,11 @@ def test_a_refusal_is_not_remembered(judged: list[str]) -> None:
 
 def _strangers(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
     """The contexts that a stranger is shown to, from now on."""
-    monkeypatch.setattr(trust, "_plain_judges", set())
+    monkeypatch.setattr(trust, "_plain_judges", {})
     shown: list[ssl.SSLContext] = []
     judge: Judge = trust._judge
 
-    def noted(context: ssl.SSLContext, name: str, chain: list[Certificate]) -> str | None:
+    def noted(context: ssl.SSLContext, name: str, chain: list[Certificate]) -> tuple[str | None, bytes]:
         if name == trust._STRANGER:
             shown.append(context)
         return judge(context, name, chain)
@@ -124,6 +124,36 @@ def test_one_of_pythons_own_contexts_is_shown_a_stranger_for_all(monkeypatch: py
     for context in (first, second, own, own):
         trust.check(context, "localhost", _chain())
     assert shown == [first, own]
+
+
+def test_in_each_version_of_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _strangers(monkeypatch)
+    first, second, third = (certificates().client_context() for _ in range(3))
+    second.minimum_version = third.minimum_version = ssl.TLSVersion.TLSv1_3
+    for context in (first, second, third):
+        trust.check(context, "localhost", _chain())
+    assert shown == [first, second]
+
+
+class JudgesTls13(ssl.SSLContext):
+    """It is a judge in TLS 1.3 only."""
+
+    def wrap_bio(self, *bios: Any, **options: Any) -> ssl.SSLObject:
+        if self.minimum_version == ssl.TLSVersion.TLSv1_3:
+            return super().wrap_bio(*bios, **options)
+        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        return trusting.wrap_bio(*bios, **options)
+
+
+def test_that_a_context_judges_in_one_version_says_nothing_of_the_other() -> None:
+    context = JudgesTls13(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cafile=certificates().ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    trust.check(context, "localhost", _chain())
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(AlertBadCertificate, match="cannot judge"):
+        trust.check(context, "localhost", _chain())
 
 
 def test_contexts_that_are_patched_are_shown_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +193,7 @@ asked = []
 real = trust._hello_retry_request
 trust._hello_retry_request = lambda hello: asked.append(real(hello)) or asked[-1]
 context = ssl.create_default_context(cafile=sys.argv[1])
+context.minimum_version = ssl.TLSVersion.TLSv1_3
 chain = load_pem_x509_certificates(open(sys.argv[2], "rb").read())
 trust.check(context, "localhost", chain)
 try:
@@ -213,15 +244,16 @@ def test_a_stranger_is_refused_for_its_certificate_or_the_context_is_no_judge() 
             trust.check(context, "localhost", _chain())
 
 
+@pytest.mark.parametrize("minimum", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("level", range(6))
-def test_a_context_is_a_judge_at_every_level_of_security(level: int) -> None:
+def test_a_context_is_a_judge_at_every_level_of_security(level: int, minimum: ssl.TLSVersion) -> None:
     context = Own(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = minimum
     context.set_ciphers(f"DEFAULT:@SECLEVEL={level}")
     if level == 5:
         context.set_ecdh_curve("secp521r1")  # by itself OpenSSL 3.5 begins with no group of 256 bits, and fails
-    with pytest.raises(AlertBadCertificate):
-        trust.check(context, "localhost", _chain())
-    assert context in trust._judges
+    refusal, _ = trust._judge(context, trust._STRANGER, [trust._stranger()])
+    assert refusal
 
 
 def test_a_context_without_tls_1_3_trusts_nobody() -> None:
@@ -259,14 +291,18 @@ _THREADS = """
 import ssl, sys, threading
 from allswell._quic import trust
 from cryptography.x509 import load_pem_x509_certificates
-ca, chain, log = sys.argv[1:]
+ca, chain, log, minimum = sys.argv[1:]
 context = ssl.create_default_context(cafile=ca)
 context.keylog_filename = log
+version = trust._TLS_1_2
+if minimum == "TLSv1_3":
+    version = trust._TLS_1_3
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
 shown = load_pem_x509_certificates(open(chain, "rb").read())
 def judge():
     for _ in range(150):
-        assert trust._judge(context, "localhost", shown) is None
-        assert "mismatch" in trust._judge(context, "example.org", shown)
+        assert trust._judge(context, "localhost", shown) == (None, version)
+        assert "mismatch" in trust._judge(context, "example.org", shown)[0]
 threads = [threading.Thread(target=judge) for _ in range(6)]
 for thread in threads:
     thread.start()
@@ -276,9 +312,10 @@ print(context.keylog_filename == log, open(log).read().split("\\n")[1:])
 """
 
 
-def test_threads_may_share_a_context_that_logs_keys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("minimum", ["TLSv1_2", "TLSv1_3"])
+def test_threads_may_share_a_context_that_logs_keys(minimum: str, tmp_path: Path) -> None:
     """The log is not turned off for a judgement: Python would hang. (Hence in a process of its own.)"""
     files = certificates()
-    arguments = [sys.executable, "-c", _THREADS, str(files.ca), str(files.chain), str(tmp_path / "keys")]
+    arguments = [sys.executable, "-c", _THREADS, str(files.ca), str(files.chain), str(tmp_path / "keys"), minimum]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (result.stdout, result.stderr) == ("True ['']\n", "")

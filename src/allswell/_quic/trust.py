@@ -3,14 +3,18 @@
 Theory of operation. aioquic does QUIC's handshake. A context has no call that judges a chain. Nor does it show all that
 it trusts (a folder, the system's store), what is revoked, or all of its flags. So it is tested: it becomes the client
 of a TLS handshake in memory. The server there presents the chain in question, and then stops. OpenSSL judges the chain
-as soon as it has read the Certificate message (RFC 8446 §4.4.2.4). The proof of possession (CertificateVerify) would
-come next; QUIC's own handshake has checked that. So the code that judges on TCP judges here, too: name, chain, dates,
-purpose, revocation, key sizes, and whatever else the context was told to check.
+as soon as it has read the Certificate message (RFC 8446 §4.4.2.4). The proof of possession of the key would come next;
+QUIC's own handshake has checked that. So the code that judges on TCP judges here, too: name, chain, dates, purpose,
+revocation, key sizes, and whatever else the context was told to check.
+
+This handshake is TLS 1.2 if the context offers that beside TLS 1.3, as it does by default. TLS 1.2 sends certificates
+in the clear (RFC 5246 §7.3), so neither side makes a key. OpenSSL judges them by the same function, in less time.
+Otherwise it is TLS 1.3.
 
 If the context raises nothing, the server is trusted. A context that judges later, or elsewhere, would then trust every
-server (contexts of other TLS libraries; ``truststore`` on macOS and Windows). So each context must first refuse a
-certificate that nobody can trust. If it does not, no server is trusted. Python's own contexts need one such test for
-all: they differ in what they trust, and not in when they judge.
+server (contexts of other TLS libraries; ``truststore`` on macOS and Windows). So its consent counts only if it refuses
+a certificate that nobody can trust, in the same version of TLS. Python's own contexts need one such test for all: they
+differ in what they trust, and not in when they judge.
 
 A test takes a tenth of the time of a connection. So a context's consent to a name with a chain is remembered for a
 minute. It ends earlier if the context's settings change, if something is loaded into the context, or if a certificate
@@ -28,7 +32,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from aioquic._buffer import Buffer
 from aioquic.tls import AlertBadCertificate, CipherSuite, Group, KeySchedule, cipher_suite_hash, hkdf_expand_label
@@ -41,6 +45,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from allswell._clock import monotonic
 
 _STRANGER = "stranger.invalid"
+_NO_TLS_1_3 = "this SSLContext offers no TLS 1.3 that is known here"
+#: Cipher suites of TLS 1.2: for certificates with keys of elliptic curves, and of RSA (RFC 5289, RFC 7905).
+_SUITES_1_2 = ((0xC02B, 0xC02F), (0xC02C, 0xC030), (0xCCA9, 0xCCA8))
+_RSA_KEYS = (x509.PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5, x509.PublicKeyAlgorithmOID.RSASSA_PSS)
 #: Bytes of a key of AES-GCM (RFC 8446 §B.4).
 _KEY_SIZES = {CipherSuite.AES_128_GCM_SHA256: 16, CipherSuite.AES_256_GCM_SHA384: 32}
 #: The curves of a key exchange, by their groups. Then all groups that are known here (RFC 8446 §4.2.7), the cheapest
@@ -52,19 +60,23 @@ _CURVES: dict[int, ec.EllipticCurve] = {
 }
 _GROUPS = (Group.X25519, Group.SECP256R1, Group.X448, Group.SECP384R1, Group.SECP521R1)
 _SERVER_HELLO, _CERTIFICATE, _ENCRYPTED_EXTENSIONS, _MESSAGE_HASH = 2, 11, 8, 254
-_SUPPORTED_GROUPS, _KEY_SHARE = 10, 51
+_SUPPORTED_GROUPS, _SUPPORTED_VERSIONS, _KEY_SHARE = 10, 43, 51
 #: The random of a HelloRetryRequest (RFC 8446 §4.1.3).
 _RETRY = hashlib.sha256(b"HelloRetryRequest").digest()
-_TLS_1_2, _HANDSHAKE, _APPLICATION_DATA = b"\x03\x03", b"\x16\x03\x03", b"\x17\x03\x03"
+_TLS_1_2, _TLS_1_3 = b"\x03\x03", b"\x03\x04"
+_HANDSHAKE, _APPLICATION_DATA = b"\x16\x03\x03", b"\x17\x03\x03"
+#: TLS 1.2: no session, no compression, and the extension renegotiation_info, which OpenSSL demands (RFC 5746 §3.6).
+_NO_SESSION, _RENEGOTIATION_INFO = b"\0", bytes.fromhex("00 0005 ff01 0001 00")
 #: Bytes of the largest piece that one record carries (RFC 8446 §5.1), and of a record's header.
 _RECORD, _RECORD_HEAD = 16_000, 5
 
 #: How many seconds a consent is remembered, and how many consents of one context.
 _REMEMBERED_FOR, _MOST_REMEMBERED = 60.0, 256
 
-#: Contexts that have refused the untrusted certificate. Of plain ones: what those have in common that behave alike.
-_judges: WeakSet[ssl.SSLContext] = WeakSet()
-_plain_judges: set[Hashable] = set()
+#: Contexts that have refused the untrusted certificate, with the version of TLS. Of plain ones: what those have in
+#: common that behave alike.
+_judges: WeakKeyDictionary[ssl.SSLContext, set[bytes]] = WeakKeyDictionary()
+_plain_judges: dict[Hashable, set[bytes]] = {}
 #: The consents of contexts, and the instants at which they end.
 _consents: WeakKeyDictionary[ssl.SSLContext, dict[Hashable, float]] = WeakKeyDictionary()
 
@@ -83,25 +95,24 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
     """
     if accepts_all(context):
         return
-    plain = _is_plain(context)
-    alike = (ssl.SSLContext.wrap_bio, ssl.SSLContext.sslobject_class, context.verify_mode) if plain else None
-    if alike not in _plain_judges and context not in _judges:
-        if _judge(context, _STRANGER, [_stranger()]) is None:
-            raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
-        if plain:
-            _plain_judges.add(alike)
-        else:
-            _judges.add(context)
-    if plain:
-        remembered, key = _consents.setdefault(context, {}), _question(context, name, chain)
+    if _is_plain(context):
+        alike = (ssl.SSLContext.wrap_bio, ssl.SSLContext.sslobject_class, context.verify_mode)
+        versions = _plain_judges.setdefault(alike, set())
+        remembered, key = _consents.setdefault(context, {}), (alike, _question(context, name, chain))
     else:
+        versions = _judges.setdefault(context, set())
         remembered, key = dict[Hashable, float](), None
     now = monotonic()
     if now < remembered.get(key, -1.0):
         return
-    verdict = _judge(context, name, chain)
-    if verdict is not None:
-        raise AlertBadCertificate(verdict)
+    refusal, version = _judge(context, name, chain)
+    if refusal is not None:
+        raise AlertBadCertificate(refusal)
+    if version not in versions:
+        refusal, same = _judge(context, _STRANGER, [_stranger()])
+        if refusal is None or same != version:
+            raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
+        versions.add(version)
     if len(remembered) >= _MOST_REMEMBERED:
         remembered.clear()
     remembered[key] = now + min(_REMEMBERED_FOR, _valid_for(chain))
@@ -131,29 +142,35 @@ def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate])
     return name, tuple(each.fingerprint(hashes.SHA256()) for each in chain), settings
 
 
-def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> str | None:
-    """Why a context refuses a server's certificate; ``None`` if it does not.
+def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> tuple[str | None, bytes]:
+    """Why a context refuses a server's certificate (``None`` if it does not), and in which version of TLS it was asked.
 
     :raises AlertBadCertificate: if the handshake does not get as far as the certificate.
     """
     to_client, from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    version = _TLS_1_2
     try:
         client = context.wrap_bio(to_client, from_client, server_hostname=name)
         hello = transcript = _client_hello(client, from_client)
-        if (retry := _hello_retry_request(hello)) is not None:
-            to_client.write(_record(_HANDSHAKE, retry))
-            hello_again = _client_hello(client, from_client)
-            transcript, hello = _retried(hello, retry, hello_again), hello_again
-        server_hello, certificate = _first_flight(hello, transcript, chain)
-        to_client.write(server_hello)
-        if getattr(context, "keylog_filename", None) is not None:
-            _make_keys_unlogged(client)
-        to_client.write(certificate)
+        offered = _offered(hello)
+        if (clear := _clear_flight(offered, chain)) is not None:
+            to_client.write(clear)
+        else:
+            version = _TLS_1_3
+            if (retry := _hello_retry_request(offered)) is not None:
+                to_client.write(_record(_HANDSHAKE, retry))
+                hello_again = _client_hello(client, from_client)
+                transcript, offered = _retried(hello, retry, hello_again), _offered(hello_again)
+            server_hello, certificate = _first_flight(offered, transcript, chain)
+            to_client.write(server_hello)
+            if getattr(context, "keylog_filename", None) is not None:
+                _make_keys_unlogged(client)
+            to_client.write(certificate)
         client.do_handshake()
     except ssl.SSLWantReadError:
-        return None  # it has accepted the certificates, and wants the next message
+        return None, version  # it has accepted the certificates, and wants the next message
     except ssl.SSLCertVerificationError as error:
-        return error.verify_message
+        return error.verify_message, version
     except (OSError, ValueError) as error:
         raise AlertBadCertificate(str(error)) from error
     raise AlertBadCertificate("the handshake went on without its other half")
@@ -187,12 +204,28 @@ def _client_hello(client: ssl.SSLObject, written: ssl.MemoryBIO) -> bytes:
     return records[records.index(_HANDSHAKE[:1]) + _RECORD_HEAD :]
 
 
-def _hello_retry_request(client_hello: bytes) -> bytes | None:
+def _clear_flight(offered: _Offered, chain: list[x509.Certificate]) -> bytes | None:
+    """A server's records in TLS 1.2: ServerHello and Certificate (RFC 5246 §7.4); ``None`` if they are of no use.
+
+    :raises AlertBadCertificate: if the client does not offer TLS 1.3, too. QUIC demands that.
+    """
+    if _TLS_1_3 not in offered.versions:
+        raise AlertBadCertificate(_NO_TLS_1_3)
+    suites = next((pair for pair in _SUITES_1_2 if offered.suites.issuperset(pair)), None)
+    if suites is None or _TLS_1_2 not in offered.versions:
+        return None
+    suite = suites[chain[0].public_key_algorithm_oid in _RSA_KEYS].to_bytes(2, "big")
+    server_hello = _message(_SERVER_HELLO, _TLS_1_2 + bytes(32) + _NO_SESSION + suite + _RENEGOTIATION_INFO)
+    certificates = b"".join(_counted(each.public_bytes(Encoding.DER), 3) for each in chain)
+    messages = server_hello + _message(_CERTIFICATE, _counted(certificates, 3))
+    return b"".join(_record(_HANDSHAKE, messages[at : at + _RECORD]) for at in range(0, len(messages), _RECORD))
+
+
+def _hello_retry_request(offered: _Offered) -> bytes | None:
     """A request for a key share of a group that is known here; ``None`` if there is such a share, or no such group.
 
     From OpenSSL 3.5 on, a client that demands 192 bits of security sends its one share for X25519MLKEM768.
     """
-    offered = _offered(client_hello)
     group = next((each for each in _GROUPS if each in offered.groups), None)
     suite = offered.suite()
     if suite is None or group is None or any(each in offered.shares for each in _GROUPS):
@@ -209,19 +242,19 @@ def _retried(first: bytes, retry: bytes, second: bytes) -> bytes:
     return _message(_MESSAGE_HASH, digest.finalize()) + retry + second
 
 
-def _first_flight(client_hello: bytes, transcript: bytes, chain: list[x509.Certificate]) -> tuple[bytes, bytes]:
-    """A server's records: ServerHello, and then EncryptedExtensions and Certificate (RFC 8446 §2, §5).
+def _first_flight(offered: _Offered, transcript: bytes, chain: list[x509.Certificate]) -> tuple[bytes, bytes]:
+    """A server's records in TLS 1.3: ServerHello, and then EncryptedExtensions and Certificate (RFC 8446 §2, §5).
 
     No network sees them, so nothing in them is random.
 
+    :param offered: by the last ClientHello.
     :param transcript: all messages so far, in the form in which they are hashed.
     :raises AlertBadCertificate: if the client offers no TLS 1.3 that is known here.
     """
-    offered = _offered(client_hello)
     suite = offered.suite()
     group = next((each for each in _GROUPS if each in offered.shares), None)
     if suite is None or group is None:
-        raise AlertBadCertificate("this SSLContext offers no TLS 1.3 that is known here")
+        raise AlertBadCertificate(_NO_TLS_1_3)
     ours, shared = _exchanged(group, offered.shares[group])
     server_hello = _server_hello(bytes(32), offered, suite, group.to_bytes(2, "big") + _counted(ours, 2))
     keys = KeySchedule(suite)
@@ -244,8 +277,9 @@ def _server_hello(random: bytes, offered: _Offered, suite: CipherSuite, share: b
 
 
 class _Offered(NamedTuple):
-    """What a ClientHello offers (RFC 8446 §4.1.2, §4.2.7, §4.2.8)."""
+    """What a ClientHello offers (RFC 8446 §4.1.2, §4.2.1, §4.2.7, §4.2.8)."""
 
+    versions: set[bytes]
     session_id: bytes
     suites: set[int]
     groups: set[int]
@@ -262,11 +296,14 @@ def _offered(client_hello: bytes) -> _Offered:
     suites = {buf.pull_uint16() for _ in range(buf.pull_uint16() // 2)}
     buf.pull_bytes(buf.pull_uint8())
     end = buf.pull_uint16() + buf.tell()
+    versions: set[bytes] = set()
     groups: set[int] = set()
     shares: dict[int, bytes] = {}
     while buf.tell() < end:
         kind, size = buf.pull_uint16(), buf.pull_uint16()
         until = buf.tell() + size
+        if kind == _SUPPORTED_VERSIONS:
+            versions.update(buf.pull_bytes(2) for _ in range(buf.pull_uint8() // 2))
         if kind == _SUPPORTED_GROUPS:
             groups.update(buf.pull_uint16() for _ in range(buf.pull_uint16() // 2))
         if kind == _KEY_SHARE:
@@ -275,7 +312,7 @@ def _offered(client_hello: bytes) -> _Offered:
                 group = buf.pull_uint16()
                 shares[group] = buf.pull_bytes(buf.pull_uint16())
         buf.seek(until)
-    return _Offered(session_id, suites, groups, shares)
+    return _Offered(versions, session_id, suites, groups, shares)
 
 
 def _exchanged(group: int, theirs: bytes) -> tuple[bytes, bytes]:
