@@ -1,7 +1,7 @@
 """The pytest plugin of ``allswell.testing``: the fixture ``origin``, and the mark of the same name for its settings.
 
-It is a module of its own, outside the package: pytest imports every plugin that is installed, and who doesn't use this
-one must not pay for an HTTP client. So it imports :mod:`allswell` only when a test asks for the fixture.
+It is a module of its own, outside the package. pytest imports every plugin that is installed, also where no test uses
+it. So it imports :mod:`allswell` only when a test asks for the fixture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark known."""
+    """Register the mark."""
     config.addinivalue_line("markers", "origin(routes, versions, tls): the settings of the fixture origin, of allswell")
 
 

@@ -1,4 +1,4 @@
-"""Which addresses a host has, and which of them may be connected to, where the user wants a say in it."""
+"""Two settings: ``resolver`` finds the addresses of a host, ``allow_address`` says which may be connected to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from allswell._errors import AddressNotAllowed
 from allswell._given import as_host, as_host_given
 
-#: Finds the addresses of a host; ``None``: the system's resolver is to be asked. Raises an error where there are none.
+#: Returns the addresses of a host, or ``None`` to have the system's resolver asked. Raises if the host has none.
 Resolver = Callable[[str], Awaitable["Iterable[str | IPv4Address | IPv6Address] | None"]]
 
 
@@ -18,9 +18,9 @@ Resolver = Callable[[str], Awaitable["Iterable[str | IPv4Address | IPv6Address] 
 class Contact:
     """An address that is about to be connected to.
 
-    :ivar host: whose it is: the name that was looked up, or an address that a URL, a proxy or a server named. It need
-        not be the URL's host: a proxy has its own, and so have the alternatives of Alt-Svc and HTTPS records.
-    :ivar address: the address. An IPv6 address that stands for one of IPv4 (``::ffff:10.0.0.1``) is given as that one.
+    :ivar host: the host that has this address: a name that was looked up, or an IP address from a URL, a proxy or a
+        server. It differs from the URL's host for a proxy, and for the alternatives of Alt-Svc and HTTPS records.
+    :ivar address: the address. An IPv4-mapped IPv6 address (``::ffff:10.0.0.1``) is given as the IPv4 address.
     :ivar port: the port.
     :ivar transport: ``"tcp"`` or ``"udp"`` (QUIC, and the relays of SOCKS proxies).
     """
@@ -31,19 +31,19 @@ class Contact:
     transport: Literal["tcp", "udp"]
 
 
-#: Of IPv4 and IPv6, as :mod:`socket` has them. A relay's peer may have a name.
+#: An address of IPv4 or IPv6, as :mod:`socket` has them. For the peer of a SOCKS relay it may begin with a name.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-#: Whether an address may be connected to.
+#: Returns whether an address may be connected to.
 AllowAddress = Callable[[Contact], bool]
 
 
 def check_contact(
     allow: AllowAddress | None, host: str, sockaddr: SocketAddress, transport: Literal["tcp", "udp"]
 ) -> None:
-    """Ask whether a socket address may be connected to.
+    """Ask ``allow_address`` whether a socket address may be connected to.
 
-    :raises AddressNotAllowed: it may not.
-    :raises TypeError: the answer is no bool. (An ``async def`` returns what counts as true.)
+    :raises AddressNotAllowed: if it may not.
+    :raises TypeError: if the answer is not a bool. (The coroutine of an ``async def`` would count as true.)
     """
     if allow is None:
         return
@@ -55,7 +55,7 @@ def check_contact(
     contact = Contact(host, address, sockaddr[1], transport)
     allowed = allow(contact)
     if not isinstance(allowed, bool):
-        raise TypeError(f"allow_address returned {type(allowed).__name__}, and a bool is wanted")
+        raise TypeError(f"allow_address must return a bool, not {type(allowed).__name__}")
     if not allowed:
         whose = "" if host == str(address) else f" of {host}"
         raise AddressNotAllowed(
@@ -66,17 +66,17 @@ def check_contact(
         )
 
 
-#: All that is handed out for use in the Internet (RFC 4291 §2.4, and IANA's registry).
+#: The part of IPv6 that IANA assigns for use in the Internet (RFC 4291 §2.4).
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-#: IPv6 addresses that stand for one of IPv4, and where in them it is, in bits from the right: NAT64 (RFC 6052 §2.1),
-#: 6to4 (RFC 3056 §2), and the IPv4-mapped ones (RFC 4291 §2.5.5.2).
+#: IPv6 networks whose addresses contain an IPv4 address, and how many bits follow it: NAT64 (RFC 6052 §2.1), 6to4
+#: (RFC 3056 §2), IPv4-mapped (RFC 4291 §2.5.5.2).
 _EMBEDDED = (
     (IPv6Network("64:ff9b::/96"), 0),
     (IPv6Network("2002::/16"), 80),
     (IPv6Network("::ffff:0:0/96"), 0),
 )
-#: Public by ``ipaddress``, in some versions, and yet no servers in the Internet: 6to4's relays (RFC 7526), what is for
-#: protocols (RFC 6890 §2.2.2, RFC 2928), and for documentation (RFC 9637).
+#: Some versions of ``ipaddress`` call these public, but no server in the Internet has such an address: 6to4's relays
+#: (RFC 7526), protocol assignments (RFC 6890 §2.2.2, RFC 2928), documentation (RFC 9637).
 _NOT_PUBLIC = (
     IPv4Network("192.88.99.0/24"),
     IPv4Network("192.0.0.0/24"),
@@ -88,13 +88,15 @@ _NOT_PUBLIC = (
 class PublicAddresses:
     """An ``allow_address`` that lets only public addresses pass: a guard against server-side request forgery (SSRF).
 
-    Forbidden are loopback, private (RFC 1918, ``fc00::/7``), link-local and shared addresses (``100.64.0.0/10``), those
-    for documentation, tests and protocols, multicast and unspecified ones; and IPv6 addresses that stand for such an
-    address of IPv4: IPv4-mapped, NAT64, 6to4. It judges each address as it is connected to, whatever the name said
-    before; and what a proxy connects to it does not see.
+    It forbids loopback, private (RFC 1918, ``fc00::/7``), link-local and shared addresses (``100.64.0.0/10``),
+    multicast and unspecified addresses, and those for documentation, tests and protocols. It also forbids IPv6
+    addresses that contain such an IPv4 address: IPv4-mapped, NAT64, 6to4.
 
-    :param besides: addresses and networks that may be connected to all the same: ``"10.1.2.3"``, ``"fd00:1::/32"``.
-    :raises ValueError: for one that is none.
+    It judges the address itself, right before the connection is made. So a name whose addresses change cannot get
+    round it. It does not see what a proxy connects to.
+
+    :param besides: addresses and networks that are allowed in spite of that: ``"10.1.2.3"``, ``"fd00:1::/32"``.
+    :raises ValueError: if one of these is neither an address nor a network.
     """
 
     def __init__(self, besides: Collection[str] = ()) -> None:
@@ -121,12 +123,12 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class Hosts:
-    """A ``resolver`` that knows some hosts, as the hosts file of a system does, and asks another one for the rest.
+    """A ``resolver`` with a table of hosts, like the hosts file of a system. It asks another resolver for the rest.
 
-    :param addresses: by host name: an address, or several.
+    :param addresses: for each host name, one address or several.
     :param otherwise: a ``resolver`` for all other hosts; ``None``: the system's.
-    :raises ValueError: for what is no address, and for a name without any.
-    :ivar otherwise: that one.
+    :raises ValueError: if an address is not valid, or a name has none.
+    :ivar otherwise: the resolver for all other hosts.
     """
 
     def __init__(self, addresses: Mapping[str, str | Collection[str]], otherwise: Resolver | None = None) -> None:
@@ -145,5 +147,5 @@ class Hosts:
 def _addresses(name: str, given: str | Collection[str]) -> tuple[str, ...]:
     found = tuple(str(ip_address(each)) for each in ([given] if isinstance(given, str) else given))
     if not found:
-        raise ValueError(f"{name!r} has no address")
+        raise ValueError(f"addresses: the host {name!r} has no address")
     return found

@@ -1,4 +1,4 @@
-"""Alternative services, and what a store of them does. (Those that there are: `_dial/alt_svc_store.py`.)"""
+"""Alternative services, and the interface of a store of them. (`_dial/alt_svc_store.py` has two stores.)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Alternative(NamedTuple):
 
     :ivar host: a host name or IP address, without brackets.
     :ivar port: a UDP port.
-    :ivar expires: seconds of Unix time. (It must outlast the process, and the computer's sleep.)
+    :ivar expires: seconds of Unix time. (A monotonic clock would not outlast the process, or the computer's sleep.)
     :ivar persist: whether it survives a change of the network (§3.1).
     """
 
@@ -28,10 +28,10 @@ class AltSvcStore(Protocol):
         """Keep these, in order of preference, in place of any earlier ones. With none, forget the origin."""
 
     def get(self, origin: str) -> Sequence[Alternative]:
-        """Return what was put last. Expired alternatives may be among it."""
+        """Return what was put last. It may contain expired alternatives."""
 
     def origins(self) -> Sequence[str]:
         """Return the origins that have alternatives."""
 
     def flush(self) -> None:
-        """Write down what is not written yet. Called when the pool closes."""
+        """Write to the disk what is not written yet. Called when the pool closes."""

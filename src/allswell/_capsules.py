@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from allswell._quic import varint
 
-#: Bytes of the largest UDP payload that may be sent, and is taken (RFC 9298 §5).
+#: The bytes of the largest UDP payload that may be sent, and that is accepted (RFC 9298 §5).
 LARGEST_UDP = 65527
-#: Bytes of the largest HTTP datagram that is taken from a capsule: a UDP payload behind its context id.
+#: The bytes of the largest HTTP datagram that is accepted in a capsule: a context id and a UDP payload.
 LARGEST = LARGEST_UDP + 8
 
 _DATAGRAM = 0  # the capsule type (RFC 9297 §3.5)
 _UDP = 0  # the context id of UDP payloads (RFC 9298 §5)
 _UDP_PREFIX = b"\0"
-#: How many capsules are read in one go.
+#: How many capsules one call of :meth:`CapsuleReader.take` reads at most.
 _CAPSULES = 256
 
 
@@ -40,7 +40,7 @@ class CapsuleReader:
     def __init__(self) -> None:
         self.more = False
         self._received = bytearray()
-        self._skip = 0  # how many bytes of a capsule of another type are still to come
+        self._skip = 0  # the bytes still to come of a capsule that is skipped
 
     @property
     def between_capsules(self) -> bool:
@@ -48,16 +48,16 @@ class CapsuleReader:
         return not self._received and not self._skip
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take more of the stream."""
+        """Add bytes of the stream."""
         skipped = min(self._skip, len(data))
         self._skip -= skipped
         self._received += data[skipped:]
         self.more = True
 
     def take(self) -> list[bytes]:
-        """The datagrams that are complete, from a limited number of capsules.
+        """Return the datagrams that are complete, from a limited number of capsules.
 
-        :raises DatagramTooLargeError: if one is too large. It is not kept.
+        :raises DatagramTooLargeError: if the next datagram is too large. Its content is not read.
         """
         received, datagrams, start = self._received, list[bytes](), 0
         self.more = False

@@ -1,8 +1,8 @@
-"""Who we are, for servers that ask (TLS client authentication): a certificate and its key from memory, on TCP and QUIC.
+"""A client certificate and its key, for TLS client authentication on TCP and QUIC. Both may come from memory.
 
-OpenSSL, as Python's ``ssl`` has it, reads keys from files only. So the key is written to one that nobody else can use:
-in memory (``memfd_create``), or where there is no such thing, in the folder for temporary files, readable by its owner
-alone and removed at once. In both it is encrypted, with a password that is made up for the occasion and kept nowhere.
+Python's ``ssl`` reads keys from files only. So :meth:`ClientCertificate.load_into` writes the key to a file for a
+moment: a file in memory (``memfd_create``), or if the system has none, a temporary file that only its owner can read.
+The key in it is encrypted with a random password that is used once.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class ClientCertificate:
-    """A client certificate with its private key, and what leads from it to an authority that servers know.
+    """A client certificate with its private key, and the chain from it to an authority that servers trust.
 
-    It is for origins: proxies are not shown it.
+    It is shown to origins, and not to proxies.
 
-    :param pem: the certificate, and behind it its chain; the key, too, where it is not given by itself.
-    :param key: the private key, PEM (PKCS #8, or the older forms).
-    :param password: of the key.
-    :raises ValueError: for what is no certificate or key, a password that is wrong or missing, or a key that is
-        another certificate's.
+    :param pem: in PEM: the certificate, then its chain. If ``key`` is not given, the private key, too.
+    :param key: the private key in PEM: PKCS #8, or the older forms.
+    :param password: the password of the key, if it is encrypted.
+    :raises ValueError: if there is no certificate or no key, the password is wrong or missing, or the key belongs to
+        another certificate.
     """
 
     __slots__ = ("chain", "key")
@@ -47,13 +47,13 @@ class ClientCertificate:
         try:
             chain = load_pem_x509_certificates(certificates)
         except ValueError as error:
-            raise ValueError(f"pem: no certificate in PEM: {error}") from error
+            raise ValueError(f"pem has no certificate in PEM: {error}") from error
         if b"PRIVATE KEY-----" not in keys:
-            raise ValueError(f"{'pem' if key is None else 'key'}: no private key in PEM")
+            raise ValueError(f"{'pem' if key is None else 'key'} has no private key in PEM")
         try:
             private = load_pem_private_key(keys, secret if _is_encrypted(keys) else None)
         except TypeError as error:
-            raise ValueError("the private key is encrypted, and no password is given") from error
+            raise ValueError("the private key is encrypted, and no password was given") from error
         except (ValueError, UnsupportedAlgorithm) as error:
             why = "with this password" if _is_encrypted(keys) else f": {error}"
             raise ValueError(f"the private key cannot be read {why}".replace(" :", ":")) from error
@@ -61,9 +61,9 @@ class ClientCertificate:
 
     @classmethod
     def from_pkcs12(cls, data: bytes, password: bytes | str | None = None) -> Self:
-        """The same from a PKCS #12 file's content (``.p12``, ``.pfx``).
+        """Make one from the content of a PKCS #12 file (``.p12``, ``.pfx``).
 
-        :raises ValueError: for what is none, has no certificate with its key, or has another password.
+        :raises ValueError: if the data is not PKCS #12, has no certificate with its key, or has another password.
         """
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import pkcs12
@@ -72,9 +72,9 @@ class ClientCertificate:
         try:
             key, certificate, others = pkcs12.load_key_and_certificates(_bytes("data", data), secret)
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise ValueError(f"PKCS #12: {error}") from error
+            raise ValueError(f"cannot read the PKCS #12 data: {error}") from error
         if key is None or certificate is None:
-            raise ValueError("PKCS #12: it has no certificate with its private key")
+            raise ValueError("the PKCS #12 data has no certificate with its private key")
         made = cls.__new__(cls)
         made._take([certificate, *_issuers(certificate, others)], key)
         return made
@@ -86,23 +86,23 @@ class ClientCertificate:
         keyfile: str | os.PathLike[str] | None = None,
         password: bytes | str | None = None,
     ) -> Self:
-        """The same from files.
+        """Make one from files in PEM. The parameters are those of the constructor, as paths.
 
-        :raises OSError: when one cannot be read.
-        :raises ValueError: as above.
+        :raises OSError: if a file cannot be read.
+        :raises ValueError: as the constructor.
         """
         pem = Path(certfile).read_bytes()
         return cls(pem, None if keyfile is None else Path(keyfile).read_bytes(), password)
 
     def _take(self, chain: list[Certificate], key: PrivateKeyTypes) -> None:
         if chain[0].public_key() != key.public_key():
-            raise ValueError("the private key is not that of the (first) certificate")
+            raise ValueError("the private key does not belong to the (first) certificate")
         self.chain, self.key = tuple(chain), key
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Have a context present it.
+        """Have a context show this certificate to servers that ask for one.
 
-        :raises ssl.SSLError: when the context does not take it (a key that is too short for it, say).
+        :raises ssl.SSLError: if the context does not accept it, for example because its key is too short.
         """
         from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
@@ -122,16 +122,16 @@ def _bytes(name: str, given: object) -> bytes:
         return given.encode()
     if isinstance(given, (bytes, bytearray, memoryview)):
         return bytes(given)
-    raise TypeError(f"{name}: {type(given).__name__} was given, and bytes are wanted here")
+    raise TypeError(f"{name} must be bytes or str, not {type(given).__name__}")
 
 
 def _is_encrypted(pem: bytes) -> bool:
-    # RFC 7468 §11; and the older form, with its header field (RFC 1421 §4.6.1.1).
+    # RFC 7468 §11, or the older form with a header field (RFC 1421 §4.6.1.1).
     return b"BEGIN ENCRYPTED PRIVATE KEY" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
 
 
 def _issuers(certificate: Certificate, others: list[Certificate]) -> Iterator[Certificate]:
-    """The chain above a certificate, in order, as far as it is there. (PKCS #12 keeps its certificates in none.)"""
+    """The chain above a certificate, in order, as far as ``others`` has it. (In PKCS #12 they have no order.)"""
     left = list(others)
     while certificate.issuer != certificate.subject:
         above = next((each for each in left if each.subject == certificate.issuer), None)
@@ -144,7 +144,7 @@ def _issuers(certificate: Certificate, others: list[Certificate]) -> Iterator[Ce
 
 @contextmanager
 def _file(content: bytes) -> Iterator[str]:
-    """A file with this content, that only we can read, for as long as the block lasts."""
+    """The path of a file with this content that only this user can read. It exists while the block runs."""
     number = _in_memory()
     if number is not None:
         with os.fdopen(number, "wb") as file:
@@ -162,7 +162,7 @@ def _file(content: bytes) -> Iterator[str]:
 
 
 def _in_memory() -> int | None:
-    """A descriptor of a file in memory; ``None`` where there is none, or no path to it."""
+    """The descriptor of a new file in memory; ``None`` if the system has no such files, or no path to them."""
     if not hasattr(os, "memfd_create"):
         return None
     try:

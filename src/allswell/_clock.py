@@ -1,8 +1,7 @@
-"""The clock of all timeouts: one that tools which freeze time for tests do not replace.
+"""The clock of all timeouts. Tools that freeze time for tests (freezegun) do not stop it.
 
-freezegun and its kind put a function of their own wherever a module has :func:`time.monotonic` itself as an attribute.
-A connection that is measured by a clock that stands still never times out. So nothing here names that function: what is
-called is a partial of it.
+Such a tool replaces :func:`time.monotonic` in every module that has it as an attribute. With a stopped clock no timeout
+of a connection would ever pass. So modules have a partial of that function instead, which the tools do not replace.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""UDP through a proxy, for callers (CONNECT-UDP, RFC 9298)."""
+"""UDP through a proxy, as callers use it (CONNECT-UDP, RFC 9298)."""
 
 from __future__ import annotations
 
@@ -37,19 +37,24 @@ class UdpTunnel:
 
     @property
     def max_size(self) -> int:
-        """How many bytes the largest payload may have now. (Over QUIC that depends on the path.)"""
+        """The bytes of the largest payload that can be sent now. (Over HTTP/3 that depends on the path.)"""
         return min(self._datagrams.max_size - len(from_udp(b"")), LARGEST_UDP)
 
     async def send(self, payload: bytes) -> None:
-        """Send a UDP payload. It raises what :meth:`HttpDatagrams.send` raises."""
+        """Send a UDP payload. It raises what :meth:`HttpDatagrams.send` raises.
+
+        :raises LocalProtocolError: if the payload has more than 65527 bytes (RFC 9298 §5).
+        """
         if len(payload) > LARGEST_UDP:
-            raise LocalProtocolError(f"a UDP payload of {len(payload)} bytes, and {LARGEST_UDP} are the most")
+            raise LocalProtocolError(f"a UDP payload has at most {LARGEST_UDP} bytes, not {len(payload)}")
         await self._datagrams.send(from_udp(payload))
 
     async def receive(self, timeout: float | None = None) -> bytes | None:
-        """Return the next UDP payload; ``None`` if the proxy has ended. See :meth:`HttpDatagrams.receive`.
+        """Return the next UDP payload; ``None`` if the proxy has ended the tunnel. See :meth:`HttpDatagrams.receive`.
 
         Datagrams of other contexts are dropped (RFC 9298 §4).
+
+        :param timeout: seconds; ``None``: no limit.
         """
         at = math.inf if timeout is None else monotonic() + timeout
         while (datagram := await self._datagrams.receive(timeout)) is not None:
@@ -74,12 +79,13 @@ class UdpTunnel:
 
 @asynccontextmanager
 async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port: int) -> AsyncIterator[UdpTunnel]:
-    """Open a way for UDP through a proxy: an extended CONNECT over HTTP/2 or HTTP/3, an Upgrade over HTTP/1.1.
+    """Open a tunnel for UDP through a proxy: by an extended CONNECT over HTTP/2 and HTTP/3, an Upgrade over HTTP/1.1.
 
-    :param client: an :class:`AsyncClient`. Its settings hold for the way to the proxy.
+    :param client: an :class:`AsyncClient`. Its settings apply to the connection to the proxy.
     :param template: the proxy's URI template, with the variables ``target_host`` and ``target_port``:
         ``"https://proxy.example/.well-known/masque/udp/{target_host}/{target_port}/"``.
     :param host: the target: a name, or an IP address without brackets.
+    :param port: the target's UDP port.
     :raises ValueError: if the template is not valid (RFC 9298 §2), or the port is not.
     :raises ProxyRefused: if the proxy's answer is not a success.
     :raises RemoteProtocolError: if it switches to another protocol (RFC 9298 §3.3).
@@ -90,7 +96,7 @@ async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port
         if response.status_code != 101:
             body = b""
             async with aclosing(response.aiter_raw(_SHOWN)) as pieces:
-                with suppress(httpx2.TransportError, StopAsyncIteration):  # the refusal is the news, not how it ended
+                with suppress(httpx2.TransportError, StopAsyncIteration):  # the refusal is raised in any case
                     body = await anext(pieces)
             words = f"the proxy refused UDP to {host}:{port}: {response.status_code} ({named_url(url)})"
             raise ProxyRefused(words, status=response.status_code, headers=response.headers.raw, body=body)
@@ -108,7 +114,7 @@ async def connect_udp(client: httpx2.AsyncClient, template: str, host: str, port
 
 def _checked(port: int) -> int:
     if not 0 < port < 1 << 16:
-        raise ValueError(f"there is no port {port}")
+        raise ValueError(f"port must be from 1 to 65535, not {port}")
     return port
 
 
@@ -119,7 +125,7 @@ def _expanded(template: str, values: dict[str, str]) -> str:
     def fill(match: re.Match[str]) -> str:
         operator, names = match[1], match[2].split(",")
         if not _VARIABLES.issuperset(names):
-            raise ValueError(f"{named_url(template)!r} has other variables than target_host and target_port")
+            raise ValueError(f"the template {named_url(template)!r} has other variables than target_host, target_port")
         named.update(names)
         given = [quote(values[name], safe="") for name in names]
         if not operator:
@@ -128,6 +134,6 @@ def _expanded(template: str, values: dict[str, str]) -> str:
 
     url = _EXPRESSION.sub(fill, template)
     if named != _VARIABLES or "{" in url:
-        words = "is no template with target_host and target_port (RFC 9298 §2)"
-        raise ValueError(f"{named_url(template)!r} {words}")
+        words = "must have the variables target_host and target_port (RFC 9298 §2)"
+        raise ValueError(f"the template {named_url(template)!r} {words}")
     return url

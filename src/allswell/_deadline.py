@@ -1,4 +1,4 @@
-"""Deadlines: absolute instants, made once; everything below only asks what is left. The one maker of cancel scopes."""
+"""Deadlines: a time limit becomes an instant once, and the layers below ask how much time is left."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from allswell._clock import monotonic
 class Deadline:
     """An instant on the monotonic clock by which something must be over.
 
-    It can be brought forward while scopes made from it are open (a close with a short grace hurries the goodbyes
-    that are already under way), never moved back. Deadlines made from it follow it.
+    It can be brought forward, also while scopes made from it are open: a close with a shorter grace then hurries the
+    goodbyes that are under way. It cannot be moved back. Deadlines made from it follow it.
     """
 
     __slots__ = ("_at", "_offset", "_origin", "_scopes")
@@ -24,16 +24,16 @@ class Deadline:
         self._at = at
         self._origin = origin
         self._offset = offset
-        self._scopes: list[tuple[anyio.CancelScope, Deadline]] = []  # with whose scope it is: ours, or one made from us
+        self._scopes: list[tuple[anyio.CancelScope, Deadline]] = []  # each with its deadline: this, or one made from it
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
-        """The instant in so many seconds; ``None`` for never."""
+        """A deadline in so many seconds; ``None`` for never."""
         return cls(math.inf if seconds is None else monotonic() + seconds)
 
     @property
     def at(self) -> float:
-        """The instant, as :func:`time.monotonic` tells it; ``inf`` for never."""
+        """The instant in seconds of :func:`time.monotonic`; ``inf`` for never."""
         if self._origin is None:
             return self._at
         return min(self._at, self._origin.at + self._offset)
@@ -47,15 +47,15 @@ class Deadline:
         return monotonic() >= self.at
 
     def sooner(self, seconds: float) -> Deadline:
-        """A deadline of its own in so many seconds, or at this one where that is sooner."""
+        """A new deadline in so many seconds, or at this one if that is sooner."""
         return Deadline(monotonic() + seconds, origin=self)
 
     def shifted(self, seconds: float) -> Deadline:
-        """The instant so many seconds after this one (or before it, where negative)."""
+        """A new deadline so many seconds after this one, or before it if the number is negative."""
         return Deadline(origin=self, offset=seconds)
 
     def tighten(self, at: float) -> None:
-        """Bring the instant forward to ``at``, for the scopes that are open too."""
+        """Bring the instant forward to ``at``, also for open scopes. A later ``at`` changes nothing."""
         if at < self._at:
             self._at = at
             for scope, owner in self._scopes:
@@ -63,9 +63,9 @@ class Deadline:
 
     @contextmanager
     def scope(self, *, shield: bool = False) -> Iterator[anyio.CancelScope]:
-        """A cancel scope that ends at this instant; ``cancelled_caught`` tells whether it did.
+        """A cancel scope that is cancelled at this instant; its ``cancelled_caught`` tells whether it was.
 
-        :param shield: nothing else ends it, as far as the event loop can have it so.
+        :param shield: cancellation from outside does not reach it, as far as the event loop can shield it.
         """
         with anyio.CancelScope(deadline=self._scope_deadline(), shield=shield) as scope:
             entry = (scope, self)
@@ -82,6 +82,6 @@ class Deadline:
                     deadline = deadline._origin
 
     def _scope_deadline(self) -> float:
-        # The event loop's clock need not be time.monotonic (trio's starts elsewhere): translate.
+        # The event loop's clock may differ from time.monotonic (trio's has another origin), so translate.
         at = self.at
         return math.inf if at == math.inf else anyio.current_time() + (at - monotonic())

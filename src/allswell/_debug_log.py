@@ -1,10 +1,10 @@
-"""The debug log: one line for each event of a pool, and its facts as fields of the record, for loggers that write JSON.
+"""The debug log: one line for each event of a pool. The record has its facts as fields, for loggers that write JSON.
 
-Whether a logger is enabled is asked where something begins: a request, a dial, a connection. So a level that is set
-later counts from then on.
+Whether a logger is enabled is asked when something begins: a request, a dial, a connection. So a level that is set
+later applies to what begins later.
 
-No secret is logged: no header field, no body, no userinfo. Of a URL there are the origin and the path, not the query.
-Of an exception that is not ours there is the type only, because its text may be anything.
+No secret is logged: no header field, no body, no userinfo. Of a URL only the origin and the path are logged, not the
+query. Of an exception only the type is logged, unless it is ours or the system's: its text may hold secrets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ POOL = logging.getLogger("allswell.pool")
 DIAL = logging.getLogger("allswell.dial")
 CONNECTION = logging.getLogger("allswell.connection")
 
-#: A record's text, and its fields.
+#: The text of a record, and its fields.
 _Line = tuple[str, dict[str, Any]]
 
 
@@ -143,7 +143,7 @@ def _layer(end: LayerEnd) -> str:
 
 
 def _path(target: bytes) -> str:
-    """Of origin-form. (Another form may have anything in it.)"""
+    """The path of a request target in origin-form; empty for another form, because that may hold secrets."""
     return shown(target.partition(b"?")[0]) if target.startswith(b"/") else ""
 
 

@@ -2,7 +2,7 @@
 
 A server chooses the text of its GOAWAY, its CONNECTION_CLOSE, its status line. That text may move a terminal's cursor,
 begin a new line in a log, or be very long. So all of it passes through :func:`shown` before it is shown anywhere. The
-base class of all errors does it once more.
+base class of all errors calls it again, for the whole message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Reach = Literal["exchange", "connection"]
 Phase = Literal["dns", "tcp", "tls", "proxy", "quic"]
 TimeoutPhase = Literal["connect", "read", "write", "pool", "total"]
 
-#: How many characters are shown of a peer's words, and of a whole message.
+#: The most characters that are shown of a peer's words, and of a whole message.
 _WORDS, _MESSAGE = 200, 4000
 
 
@@ -29,7 +29,7 @@ def shown(said: bytes | str, limit: int = _WORDS) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with each invisible character replaced: those of C0 and C1, and those that turn the direction."""
+    """The text with each unprintable character replaced: control characters, and those that change the direction."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
@@ -53,17 +53,17 @@ class AllswellError(Exception):
             self.reach = reach
 
     def __reduce__(self) -> tuple[object, ...]:
-        # For copies and pickles: our constructors take more than ``args``.
+        # For copies and pickles: by default they would call the constructor with ``args`` only, and ours need more.
         return _rebuilt, (type(self), self.args, self.__dict__)
 
     def copy(self) -> Self:
-        """A copy for another request. (Each raise lengthens an error's traceback, so no two requests share one.)"""
+        """A copy for another request. (Each raise adds to an error's traceback, so requests do not share an error.)"""
         copied = copy(self)
         copied.__cause__ = self.__cause__
         return copied
 
     def named(self, origin: str) -> Self:
-        """A copy whose message names the origin. (Backends say "the server", "the peer", or nothing.)"""
+        """A copy whose message names the origin. (Backends write "the server" or "the peer", or name nobody.)"""
         named = self.copy()
         message, *rest = self.args
         for nobody in ("the server ", "the peer "):
@@ -92,9 +92,10 @@ def _rebuilt(kind: type[AllswellError], args: tuple[object, ...], facts: dict[st
 
 
 def described(error: BaseException) -> str:
-    """What logs and telemetry say of an error, in one line. Of another than ours, or the system's, only the class.
+    """What logs and telemetry say of an error, in one line: the message if the error is ours or the operating system's.
 
-    Its text may be anything. (The system's have a number. What a program raises as ``OSError("…")`` has none.)
+    Of any other error it is only the class, because its message may hold secrets. (The system's errors have a number,
+    ``errno``. An ``OSError("…")`` that a program raises has none.)
     """
     told = isinstance(error, AllswellError) or (isinstance(error, OSError) and error.errno is not None)
     return printable(str(error)) if told else type(error).__name__
@@ -121,11 +122,11 @@ class ConnectFailed(AllswellError):
         self.phase: Phase = phase
 
     def besides(self, others: Sequence[ConnectFailed]) -> Self:
-        """The same with what was tried before and failed, too."""
+        """A copy whose message adds the errors of the attempts before."""
         return self._saying(str(self) + "".join(f" (before that: {error})" for error in others))
 
     def of(self, whom: str) -> Self:
-        """The same with whom it was to reach."""
+        """A copy whose message begins with the name of the peer."""
         return self._saying(f"{whom}: {self}")
 
     def _saying(self, message: str) -> Self:
@@ -150,9 +151,9 @@ class ProxyRefused(ConnectFailed):
 
 
 class AddressNotAllowed(ConnectFailed):
-    """``allow_address`` forbids an address that was to be connected to. Nothing was sent there; it is not tried again.
+    """``allow_address`` forbids an address. Nothing was sent to that address, and it is not tried again.
 
-    :ivar host: whose address it is.
+    :ivar host: the host that has this address.
     :ivar address: the address.
     :ivar port: the port.
     """
@@ -167,10 +168,10 @@ class AddressNotAllowed(ConnectFailed):
 
 
 class PinMismatch(ConnectFailed):
-    """A server has another key than the pins of its host allow. No request was sent there.
+    """A server has a key that is not among the pins of its host. No request was sent to it.
 
     :ivar host: the host.
-    :ivar seen: the pin of the key that it has: ``sha256//…``.
+    :ivar seen: the pin of the server's key: ``sha256//…``; empty if the key cannot be read.
     """
 
     def __init__(self, message: str, *, host: str, seen: str) -> None:
@@ -184,13 +185,13 @@ class ProtocolError(AllswellError):
 
 
 class LocalProtocolError(ProtocolError):
-    """HTTP cannot express the request: an illegal header field, a body of another length than announced."""
+    """HTTP cannot express the request: a header field is illegal, say, or the body is not as long as announced."""
 
     by: Party = "us"
 
 
 class NotOffered(LocalProtocolError):
-    """The request is an extended CONNECT, and the connection does not offer that. Nothing was sent."""
+    """The request is an extended CONNECT (RFC 8441, 9220), and the connection does not offer that. Nothing was sent."""
 
 
 class UnsupportedProtocol(LocalProtocolError):
@@ -219,9 +220,9 @@ class TransportError(AllswellError):
 
 
 class ExchangeReset(AllswellError):
-    """One exchange was reset: RST_STREAM in HTTP/2, RESET_STREAM or STOP_SENDING in HTTP/3.
+    """One exchange was reset: by RST_STREAM in HTTP/2, by RESET_STREAM or STOP_SENDING in HTTP/3.
 
-    :ivar code: the error code on the wire.
+    :ivar code: the error code on the wire (RFC 9113 §7, RFC 9114 §8.1).
     """
 
     reach: Reach = "exchange"
@@ -234,7 +235,7 @@ class ExchangeReset(AllswellError):
 class Timeout(AllswellError):
     """Something took longer than the caller allowed.
 
-    :ivar phase: which limit: ``"connect"``, ``"read"``, ``"write"``, ``"pool"`` or ``"total"``.
+    :ivar phase: the limit that has passed: ``"connect"``, ``"read"``, ``"write"``, ``"pool"`` or ``"total"``.
     """
 
     by: Party = "network"
@@ -251,9 +252,9 @@ class PoolClosed(AllswellError):
 
 
 class NotProcessed(AllswellError):
-    """Internal: the peer did not process this request, so it may be sent again.
+    """Internal: the peer did not process this request, or probably not. So it may be sent again.
 
-    The user never sees it: when the pool cannot replay, it raises :attr:`cause`.
+    Callers never get this error. If the pool cannot send the request again, it raises :attr:`cause`.
 
     :ivar cause: the error that the user sees.
     :ivar proven: ``True`` when the protocol says so (GOAWAY with a lower last id, REFUSED_STREAM, H3_REQUEST_REJECTED,
@@ -268,13 +269,13 @@ class NotProcessed(AllswellError):
         self.proven = proven
 
     def named(self, origin: str) -> Self:
-        """As above, for its cause too."""
+        """As in the base class. The cause names the origin, too."""
         named = super().named(origin)
         named.cause = self.cause.named(origin)
         return named
 
     def after(self, words: str) -> Self:
-        """As above, for its cause too."""
+        """As in the base class. The cause adds the words, too."""
         later = copy(super().after(words))
         later.cause = self.cause.after(words)
         return later

@@ -1,16 +1,17 @@
-"""The events of a pool that its observers get (`_observers.py`). They are values: nothing in them may be changed,
-but for what RequestBegan says.
+"""The events of a pool that its observers get (`_observers.py`). An observer must not change them, with one exception:
+it may add header fields in :class:`RequestBegan`.
 
-Each request has a number that no other request of the process has. So has each connection, from the beginning of its
-making. The events of a request end when it is answered or has failed. Requests that the pool makes for itself (tunnels
-through proxies, lookups over HTTPS) have no such events: they are phases in the making of a connection.
+Each request has a number that no other request or connection of the process has. So has each connection, from the
+beginning of its dial. The events of a request end when it is answered or has failed. Requests that the pool makes for
+itself (tunnels through proxies, lookups over HTTPS) have no events: they are phases of a dial.
 
 The order of events, where * means any number of times:
 
 - of a request: RequestBegan; (RequestWaits or nothing, RequestSent, RequestSentBack) *; RequestAnswered or
   RequestFailed.
 - of a connection: DialBegan; PhaseEnded *; DialFailed or ConnectionOpened; ConnectionUsed *; ConnectionEnded.
-- of a connection that lost a race, because another was made sooner: ConnectionOpened, ConnectionEnded.
+- of a connection that lost a race, because another was made sooner: ConnectionOpened, ConnectionEnded. It has a number
+  of its own.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class RequestAnswered(NamedTuple):
 class RequestFailed(NamedTuple):
     """There will be no response.
 
-    :ivar error: the exception for the caller. It is no ``Exception`` if the caller was cancelled.
+    :ivar error: the exception for the caller. If the caller was cancelled, it is not an ``Exception``.
     """
 
     request: int
@@ -124,15 +125,16 @@ class DialBegan(NamedTuple):
 
 
 class PhaseEnded(NamedTuple):
-    """A phase in the making of a connection is over. Phases may overlap: attempts race, and lookups go on meanwhile.
+    """A phase of a dial is over. Phases may overlap, because attempts race, and lookups go on meanwhile.
 
     :ivar phase: ``"dns"`` (a lookup), ``"tcp"`` (to one address), ``"tls"``, ``"quic"``, ``"proxy"`` (a tunnel).
     :ivar subject: the host that was looked up (``"example.org HTTPS"``: its HTTPS records), the address that was
         tried, the name in the certificate, or the proxy.
     :ivar began: when it began, in seconds of :func:`time.monotonic`.
     :ivar seconds: how long it took.
-    :ivar error: why it failed. It is no ``Exception`` if the phase was cancelled because it was not needed any more.
-    :ivar found: the addresses that the lookup has found.
+    :ivar error: why it failed; ``None`` if it did not. If the phase was cancelled because it was not needed any more,
+        it is not an ``Exception``.
+    :ivar found: the addresses that the lookup found.
     """
 
     connection: int
@@ -147,7 +149,7 @@ class PhaseEnded(NamedTuple):
 class DialFailed(NamedTuple):
     """The connection was not made.
 
-    :ivar error: why. It is no ``Exception`` if the event loop ends.
+    :ivar error: why. If the event loop ends, it is not an ``Exception``.
     """
 
     connection: int

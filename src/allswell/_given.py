@@ -1,7 +1,7 @@
-"""What callers give, judged where they give it.
+"""Checks of what callers pass, made where they pass it.
 
-httpx2 and httpx have classes of the same names, and ours are others. Given to the wrong one, most of them do for a
-while, and then fail far from there, with words that help nobody.
+httpx2, httpx and allswell have classes of the same names. An object of the wrong library often works for a while, and
+then fails in another place, with an error that does not name the cause. So the types are checked at once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 
 def require(wanted: str, **given: object) -> None:
-    """Let nothing pass that is of another library.
+    """Refuse objects of the other library.
 
     :param wanted: ``"httpx2"`` or ``"httpx"``.
-    :param given: by the names of their parameters; also lists of them, and mappings to them.
-    :raises TypeError: which says what is wanted.
+    :param given: the values, by the names of their parameters. Of a list, a tuple or a dict, each value is checked.
+    :raises TypeError: if a value belongs to the other library. The error names the class that is accepted.
     """
     for name, value in given.items():
         if value is None or isinstance(value, _PLAIN):
@@ -36,46 +36,51 @@ def require(wanted: str, **given: object) -> None:
             continue
         library, kind = _origin(value)
         if library not in ("", wanted):
-            raise TypeError(f"{name}: {_name(type(value))} is of {library}, and {wanted}.{kind} is wanted here")
+            raise TypeError(f"{name} must be {wanted}.{kind}, but {_name(type(value))} belongs to {library}")
 
 
 def require_type(kind: type, **given: object) -> None:
-    """Let nothing pass but what is of this class of ours, or ``None``.
+    """Accept only objects of this class, and ``None``.
 
-    :raises TypeError: which says what is wanted.
+    :raises TypeError: for anything else. The error names the class.
     """
     for name, value in given.items():
         if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{name}: {_name(type(value))} was given, and {_name(kind)} is wanted here")
+            raise TypeError(f"{name} must be {_name(kind)}, not {_name(type(value))}")
 
 
 def require_callable(*, at_once: bool = False, **given: object) -> None:
-    """Let nothing pass but what can be called, or ``None``.
+    """Accept only callables, and ``None``.
 
-    :param at_once: and returns what is wanted, rather than an awaitable.
-    :raises TypeError: which says what is wanted.
+    :param at_once: refuse async functions, too.
+    :raises TypeError: for anything else.
     """
     for name, value in given.items():
         if value is None:
             continue
         if not callable(value):
-            raise TypeError(f"{name}: {_name(type(value))} was given, and a callable is wanted here")
+            raise TypeError(f"{name} must be callable, and {_name(type(value))} is not")
         if at_once and (iscoroutinefunction(value) or iscoroutinefunction(type(value).__call__)):
-            raise TypeError(f"{name}: an async function was given, and one that is not is wanted here")
+            raise TypeError(f"{name} must be an ordinary function, not an async one")
 
 
 def require_known(settings: Collection[str], known: Collection[str], of: str) -> None:
-    """:raises TypeError: for a setting that there is not."""
+    """Refuse unknown settings.
+
+    :param of: the class that has the settings. The error names it.
+    :raises TypeError: if there is no setting of a name.
+    """
     for name in settings:
         if name not in known:
             raise TypeError(f"{of} has no setting {name!r}")
 
 
 def require_none_beside_pool(function: Callable[..., object], settings: Mapping[str, object]) -> None:
-    """A pool has its own settings of connections: what is said beside it would do nothing.
+    """Refuse settings of connections beside ``pool=``. The pool has its own, so these would have no effect.
 
-    :param function: what was called; by its defaults it is known what was said. (No value says as much as another.)
-    :raises TypeError: which names that.
+    :param function: the function that was called. A value that equals its default counts as not given. So does an
+        empty value if the default is empty too (``None`` and ``()``, say).
+    :raises TypeError: if a setting is given. The error names it.
     """
     defaults = {name: each.default for name, each in signature(function).parameters.items()}
     said = [
@@ -84,16 +89,16 @@ def require_none_beside_pool(function: Callable[..., object], settings: Mapping[
         if name not in defaults or (value != defaults[name] and (value or defaults[name]))
     ]
     if said:
-        them = "that is a setting" if len(said) == 1 else "those are settings"
-        raise TypeError(f"{', '.join(said)} beside pool= would do nothing: {them} of connections, which the pool has")
+        them = "it" if len(said) == 1 else "them"
+        raise TypeError(f"{', '.join(said)} beside pool= would have no effect: give {them} to the pool")
 
 
 def as_host(name: str) -> str:
-    """A host as it is compared with others: in lower case, without a dot at its end, zone, or brackets.
+    """The form of a host in which hosts are compared: in lower case, without final dot, zone or brackets.
 
-    An address is in the one form that Python gives it.
+    An IP address is in the form of :mod:`ipaddress`. A name that is not ASCII is encoded (IDNA).
 
-    :raises ValueError: for a name with letters that no host's has.
+    :raises ValueError: if the name cannot be encoded.
     """
     host = name.partition("%")[0].strip("[]").removesuffix(".").lower()
     with suppress(ValueError):
@@ -103,25 +108,25 @@ def as_host(name: str) -> str:
     try:
         return httpx2.URL(scheme="https", host=host).raw_host.decode("ascii")
     except httpx2.InvalidURL as error:
-        raise ValueError(f"{name!r} is no host name: {error}") from error
+        raise ValueError(f"{name!r} is not a host name: {error}") from error
 
 
 def as_host_given(name: object) -> str:
-    """A host of a setting, as :func:`as_host` has it: no part of a URL besides, which would never be met again.
+    """The host in a setting, in the form of :func:`as_host`. With any other part of a URL, no request would match it.
 
-    :raises ValueError: for what is no host name and no address: with a port, a scheme, a user, a wildcard.
+    :raises ValueError: if it is neither a host name nor an IP address: it has a port, a scheme, a user, a wildcard.
     """
     host = as_host(name) if isinstance(name, str) else ""
     if _HOST_NAME(host) is None:
         try:
             ip_address(host)
         except ValueError:
-            raise ValueError(f"{name!r} is no host name") from None
+            raise ValueError(f"{name!r} is not a host name") from None
     return host
 
 
 def _origin(value: object) -> tuple[str, str]:
-    """Which library's it is, and what that calls it."""
+    """The library that a value belongs to, and the name of the class there. Both are empty for any other value."""
     for kind in type(value).__mro__:
         if _name(kind) == "allswell.Timeouts":
             return "pools", "Timeout"
@@ -132,6 +137,6 @@ def _origin(value: object) -> tuple[str, str]:
 
 
 def _name(kind: type) -> str:
-    """Its public name: what is in a private module is exported by the first of those above that is not."""
+    """The public name of a class. A class in a private module is exported by the nearest public package above it."""
     module = kind.__module__.partition("._")[0]
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

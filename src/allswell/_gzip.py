@@ -1,6 +1,6 @@
-"""A response whose gzip content may have several members (RFC 1952 §2.2). httpx2 reads the first, and drops the others.
+"""A response whose gzip content may have several members (RFC 1952 §2.2). httpx2 reads only the first.
 
-What follows a member and is none itself is ignored, as httpx2 ignores all that follows.
+Bytes after the last member are ignored, as httpx2 ignores all bytes after the first.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import httpx2
 from httpx2._decoders import ContentDecoder, GZipDecoder, ZlibDecompressor
 
 _MAGIC = b"\x1f\x8b"
-#: Members without content that may follow one another: each is work, and no caller sees anything of it.
+#: How many members without content may follow one another. Each costs work, and gives the caller no byte.
 _EMPTY_MEMBERS = 1000
-#: Bytes that a member is given at first.
+#: How many bytes a new member is given at first.
 _PORTION = 16 * 1024
 
 
 class Response(httpx2.Response):
-    """httpx2's response, which reads all members."""
+    """httpx2's response, but it reads all members."""
 
     def _get_content_decoder(self) -> ContentDecoder:
-        # httpx2's own hook; it and the decoders' attributes are private names that we rely on.
+        # httpx2 asks this method for the decoder. It and the decoders' attributes are private names that we rely on.
         if hasattr(self, "_decoder"):
             return self._decoder
         decoder = super()._get_content_decoder()
@@ -33,12 +33,12 @@ class Response(httpx2.Response):
 
 
 class _Members:
-    """A decompressor with zlib's interface, which goes on with the next member where one ends.
+    """A decompressor with zlib's interface that goes on with the next member when one ends.
 
-    What zlib is given and does not consume, it copies. So it gets no more of a new member than a portion, until that
-    proves to be larger; otherwise the work would grow with the square of the members that arrive together.
+    zlib copies the input that it is given and does not consume. So a new member is given a small portion first. If it
+    were given all input, each of many small members would copy all that follow it: quadratic work.
 
-    :ivar unconsumed_tail: always empty: what is not consumed stays here.
+    :ivar unconsumed_tail: always empty. This object keeps what is not consumed.
     """
 
     unconsumed_tail = b""
@@ -46,13 +46,13 @@ class _Members:
     def __init__(self) -> None:
         self._member = _member()
         self._input = b""
-        self._position = 0  # of what is not consumed
+        self._position = 0  # where in the input the part begins that is not consumed
         self._portion = sys.maxsize
         self._over = False
         self._empty = 0
 
     def decompress(self, data: bytes, max_length: int = 0) -> bytes:
-        """At most so many bytes; none when all is consumed."""
+        """Return at most ``max_length`` bytes (0: any number). Return none if all input is consumed."""
         if data:
             self._input, self._position = self._input[self._position :] + data, 0
         while not self._member.eof or self._next():
@@ -68,7 +68,7 @@ class _Members:
             if member.eof:
                 self._empty += 1
                 if self._empty > _EMPTY_MEMBERS:
-                    raise zlib.error("members without content, and no end of them")
+                    raise zlib.error(f"the gzip content has more than {_EMPTY_MEMBERS} empty members in a row")
             elif self._position == len(self._input):
                 break
         return b""
@@ -79,14 +79,14 @@ class _Members:
         self._over = self._over or not _MAGIC.startswith(magic)
         if self._over:
             self._input = b""
-        if self._over or len(magic) < len(_MAGIC):  # the rest of it may be still to come
+        if self._over or len(magic) < len(_MAGIC):  # the second byte may be still to come
             return False
         self._member = _member()
         self._portion = _PORTION
         return True
 
     def flush(self) -> bytes:
-        """What is left."""
+        """Return what the last member has left."""
         return self._member.flush()
 
 

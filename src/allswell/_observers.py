@@ -47,7 +47,7 @@ class Observers:
         """Give an event to all of them."""
         notify("the debug log", _debug_log.log, event)
         for function in self.functions:
-            if function in self.functions:  # one before it may have removed it
+            if function in self.functions:  # a function that was called before may have removed it
                 notify("an observer", function, event)
 
 
@@ -69,5 +69,5 @@ def notify(whom: str, function: Callable[[News], object], news: News) -> None:
     """Call a function that only listens. What it raises is logged, so the request that caused the news goes on."""
     try:
         function(news)
-    except BaseException:  # noqa: BLE001 - whatever it is, it is not for the task that happens to run now
+    except BaseException:  # noqa: BLE001 - it must not reach the task that runs now, which did not cause it
         logger.exception("allswell: %s failed", whom)

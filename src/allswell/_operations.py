@@ -1,10 +1,10 @@
-"""A program's end: a signal drains a client, and an ASGI application's lifespan holds one.
+"""The end of a service: :func:`drain_on_signal` closes a client at a signal, :func:`lifespan` is for ASGI applications.
 
-In both, the client refuses new requests, finishes those in flight, and says its goodbyes, within a given time. One more
-signal hurries it: requests in flight are cut, and the goodbyes are said at once.
+In both, the client refuses new requests, finishes those in flight, and says its goodbyes, within a given time. At one
+more signal, requests in flight are cut, and the goodbyes are said at once.
 
-A SIGTERM behind a SIGINT is not one more. On Ctrl-C a terminal tells all processes in its foreground, and then one that
-has started others (uvicorn, for its workers) tells these, too.
+A SIGTERM after a SIGINT does not count as one more. On Ctrl-C a terminal sends SIGINT to all processes in its
+foreground. A process that has started others (uvicorn, for its workers) then signals these, too.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from allswell._tasks import current_host
 
 _SIGNALS = (signal.SIGTERM,)
 
-#: What a block raises on its way out of ours, and is raised as it is: a task group would put it in a group.
+#: What the caller's block may raise. It is raised again outside our task group, which would put it in a group.
 _RAISED = (Exception, KeyboardInterrupt, SystemExit)
 
 
 class Closes(Protocol):
-    """What can be closed within a time: a client, a pool, a transport of ours."""
+    """An object that can be closed within a time: a client, a pool, a transport of ours."""
 
     async def aclose(self, timeout: float | None = None) -> object:
-        """Close; called again with a shorter time, hurry."""
+        """Close within so many seconds. A second call, with a shorter time, shortens the first."""
 
 
 class _Heard:
@@ -74,15 +74,15 @@ async def drain_on_signal(
     In an application that a server runs, use :func:`lifespan`. This function would take the signal from the server.
 
     :param client: an :class:`AsyncClient` or a :class:`ConnectionPool`.
-    :param signals: SIGTERM, unless you say otherwise. Their handlers are this function's while the block runs, and
-        then those that were there before.
+    :param signals: SIGTERM by default. While the block runs, this function handles them. Then the handlers from before
+        are set again.
     :param grace: seconds that the close may take; the client's own grace by default.
-    :param cancel: ``False``: the block is not cancelled, and ends when it likes.
-    :raises ValueError: there is no signal.
-    :raises RuntimeError: in another thread than the main one, which alone has handlers of signals.
+    :param cancel: ``False``: the block is not cancelled, and ends by itself.
+    :raises ValueError: if ``signals`` is empty.
+    :raises RuntimeError: in any thread but the main one, because only that one may set handlers of signals.
     """
     if not signals:
-        raise ValueError("drain_on_signal needs a signal")
+        raise ValueError("drain_on_signal needs a signal: signals is empty")
     stopping = anyio.Event()
     heard = _Heard()
     failed: BaseException | None = None
@@ -129,19 +129,21 @@ def lifespan(
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, AsyncClient]]]:
     """The lifespan of an ASGI application that has a client: ``FastAPI(lifespan=allswell.lifespan())``.
 
-    The client is made when the application starts, and is ``request.state.client`` in each endpoint. Signals are the
-    server's: told to stop, it takes no more requests and finishes those that it has. Then the client says its goodbyes.
-    A second signal hurries: what the client has in flight is cut, so that the endpoints that wait for it fail. (On
-    Ctrl-C a worker is told by the terminal and by its parent. That is one signal.)
+    The client is made when the application starts, and is ``request.state.client`` in each endpoint. The server handles
+    the signals. At the first one it takes no more requests, and finishes those that it has. Then the client says its
+    goodbyes. At a second signal the client's requests in flight are cut, so the endpoints that wait for them fail. (On
+    Ctrl-C a worker gets a signal from the terminal and one from its parent. These count as one.)
 
     :param make: makes the client.
     :param name: its name in the state of the lifespan.
     :param grace: seconds that the close may take; the client's own grace by default.
-    :param within: seconds from the first signal after which the second is not waited for; by default, the server
-        decides how long it waits.
-    :param signals: those that are overheard, where the server has handlers of them in the main thread.
-    :param on_close: called once with how everything ended, as soon as the client has closed, whatever made it close.
-    :return: what Starlette and FastAPI take as ``lifespan``: called with the application, an async context manager.
+    :param within: seconds after the first signal at which the client's requests are cut, as at a second signal. By
+        default they are cut only then.
+    :param signals: the signals that the client notices, if the server has set handlers for them in the main thread. The
+        server's handlers are called as before.
+    :param on_close: called once with the :class:`CloseReport`, as soon as the client has closed, whatever made it close.
+    :return: a function for the parameter ``lifespan`` of Starlette and FastAPI. It takes the application, and returns
+        an async context manager.
     """
 
     @asynccontextmanager
@@ -188,9 +190,9 @@ def lifespan(
 
 @contextmanager
 def _overheard(signals: Sequence[signal.Signals], told: Callable[[int], None]) -> Iterator[None]:
-    """Have ``told`` called in the event loop with each of these signals. Their handlers go on as they are.
+    """Have ``told`` called in the event loop with each of these signals. Their handlers are called as before.
 
-    A signal that has no handler (in Python) is left alone: to have one would change what it does.
+    A signal without a handler in Python is left alone, because a handler would change what the signal does.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # no other thread may set handlers
@@ -198,7 +200,7 @@ def _overheard(signals: Sequence[signal.Signals], told: Callable[[int], None]) -
     host, ours, over = current_host(), {}, False
 
     def hear(number: int) -> None:
-        if not over:  # the handler may have been called just before, and one that came after ours calls it for ever
+        if not over:  # a signal may have come just before the end; and a later handler may go on calling ours
             told(number)
 
     def overhear(theirs: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:

@@ -1,14 +1,15 @@
-"""What others have patched of httpx2 and httpcore2 (or httpx and httpcore) for the whole process, and their way to us.
+"""Lets patches of httpx2 and httpcore2 (or httpx and httpcore) see the requests of our transports.
 
-Theory of operation. A mock, a recorder or a tracer puts a function of its own in the place of the library's
-``AsyncHTTPTransport.handle_async_request``, or of its counterpart in the pool or the connection below. Our transports
-are no subclasses of the library's, so such a patch would not see them: a test would go to the real network.
+Theory of operation. A mock, a recorder or a tracer replaces ``AsyncHTTPTransport.handle_async_request`` for the whole
+process, or the method of that name of httpcore2's pool or connection. Our transports are not subclasses of the
+library's. So without this module a patch would not see them, and a test with a mock would use the real network.
 
-- **Seen**: before each request, by one look at each of the three (:meth:`Library.is_patched`). A function is the
-  library's own if its code is from the library's file, however early the patch came.
-- **Handed over**: if one is not, the library's method is called with our transport as ``self``, and the patch runs.
-  What it lets pass comes to the library's own code, which asks ``self._pool``: that is a pool of the library's, whose
-  connections end in our transport.
+- **Noticed**: before each request, the three methods are compared with the library's own
+  (:meth:`Library.is_patched`). A function is the library's own if its code is from the library's file. So a patch is
+  noticed even if it came before this module was imported.
+- **Handed over**: if a method is patched, the library's method is called with our transport as ``self``, so the patch
+  runs. If the patch lets the request pass, the library's own code asks ``self._pool``. That is a pool of the
+  library's whose connections send by our transport.
 
 Private names of httpx2 and httpcore2 are used; ``tests/client/test_httpx2_canary.py`` lists them.
 """
@@ -23,16 +24,16 @@ from typing import Any
 
 from allswell._config import ProxyHop
 
-#: Sends a request of the core library (httpcore2, httpcore), and returns a response of it.
+#: Sends a request of the core library (httpcore2 or httpcore), and returns a response of that library.
 Carry = Callable[[Any], Awaitable[Any]]
 
 _METHOD = "handle_async_request"
 
 
 class _Method:
-    """That method of a class.
+    """The method ``handle_async_request`` of a class.
 
-    :ivar own: it, if it is the class's own, once that was found out.
+    :ivar own: the class's own function, once it is known. Before that, this object, which differs from any function.
     """
 
     __slots__ = ("own", "owner")
@@ -42,7 +43,7 @@ class _Method:
         self.own: object = self
 
     def is_own(self) -> bool:
-        """Find it out: is its code from the file that its class is from?"""
+        """Whether the present function is the class's own: its code is from the file of the class. Remember it then."""
         found = vars(self.owner).get(_METHOD)
         beside = getattr(self.owner.__init__, "__code__", None)
         if type(found) is not FunctionType or beside is None or found.__code__.co_filename != beside.co_filename:
@@ -59,10 +60,11 @@ def _any_patched(methods: tuple[_Method, ...]) -> bool:
 
 
 class Library:
-    """A client library that is patched at times, and the core library under it.
+    """A client library that may be patched, and the core library under it.
 
-    :param client: httpx2, or httpx.
-    :param core: the name of httpcore2, or httpcore. (Who patches it has imported it. We do so late: it brings trio.)
+    :param client: httpx2 or httpx.
+    :param core: the name ``httpcore2`` or ``httpcore``. It is imported only if needed, because it imports trio. (A
+        program that patches it has imported it.)
     """
 
     def __init__(self, client: ModuleType, core: str) -> None:
@@ -73,7 +75,7 @@ class Library:
         self._kinds: dict[str, Any] = {}
 
     def is_patched(self) -> bool:
-        """Whether a request must be handed over."""
+        """Whether a request must be handed over: the transport or the core library is patched."""
         if not self._core_methods and self._core in sys.modules:
             core = self._core_module
             self._core_methods = (_Method(core.AsyncConnectionPool), _Method(core.AsyncHTTPConnection))
@@ -81,20 +83,20 @@ class Library:
         return _any_patched(self._methods)
 
     def is_core_patched(self) -> bool:
-        """Whether it is patched below the transport."""
+        """Whether the core library, below the transport, is patched."""
         return _any_patched(self._core_methods)
 
     async def hand_over(self, transport: object, request: Any) -> Any:
-        """Send a request as the library's own transport would, with this one in its place; the library's response."""
+        """Call the library's (patched) method with our transport as ``self``. Return the library's response."""
         method = self._transport.__dict__.get(_METHOD)
-        bind = getattr(method, "__get__", None)  # a mock may be none that binds
+        bind = getattr(method, "__get__", None)  # a mock may be an object that does not bind
         send: Any = method if bind is None else bind(transport, type(transport))
         return await send(request)
 
     def pool(self, carry: Carry, proxies: tuple[ProxyHop, ...]) -> Any:
-        """A pool of the core library's whose requests are carried by us.
+        """A pool of the core library's class whose requests are sent by ``carry``.
 
-        :param proxies: what they go through: mocks look at the last of them.
+        :param proxies: the proxies that the requests go through. The pool names the last one, because mocks look at it.
         """
         hop = proxies[-1] if proxies else None
         if hop is None or hop.scheme not in ("http", "https"):
@@ -117,12 +119,12 @@ class Library:
 
 
 def _carried(core: Any, name: str, library: Library) -> type:
-    """A class of pools of the core library's, that dial nothing: their requests are carried.
+    """A subclass of one of the core library's pools that makes no connections: it has ``carry`` send its requests.
 
-    What they need is ours to find, so a connection of theirs is always there, and has no state.
+    Our own pool finds the real connection. So the connection here is always available, and has no state.
     """
 
-    class Carrier(core.AsyncConnectionInterface):  # type: ignore[misc]  # its base is found late
+    class Carrier(core.AsyncConnectionInterface):  # type: ignore[misc]  # the base class is known only at run time
         def __init__(self, carry: Carry) -> None:
             self._carry = carry
 
@@ -153,7 +155,7 @@ def _carried(core: Any, name: str, library: Library) -> type:
         def is_closed(self) -> bool:
             return False
 
-    class Pool(getattr(core, name)):  # type: ignore[misc]  # its base is found late
+    class Pool(getattr(core, name)):  # type: ignore[misc]  # the base class is known only at run time
         carry: Carry
 
         def create_connection(self, origin: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Pins: the public keys that the servers of some hosts may have, whoever issued their certificates (RFC 7469's form).
+"""Pins: the public keys that the servers of some hosts may have. They are written as in RFC 7469.
 
-A pin is of the server's own certificate, the first that it shows, as with curl's ``--pinnedpubkey``. Nothing above it
-counts: a server may show any certificates besides those that lead to an authority, and a pin of an authority would let
-in whatever else that one issues.
+A pin is compared with the key of the server's own certificate, the first in its chain, as with curl's
+``--pinnedpubkey``. The rest of the chain is not looked at, for two reasons: a server may add any certificate to it, and
+a pin of an authority would accept every certificate that the authority issues.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from allswell._given import as_host, as_host_given
 
 _PREFIX = "sha256//"
 
-#: Looks at a server's certificate (DER); raises :class:`PinMismatch`.
+#: Checks a server's certificate (DER). It raises :class:`PinMismatch`.
 PinCheck = Callable[[bytes], None]
 
 
 def read_pins(given: Mapping[str, str | Collection[str]]) -> Mapping[str, frozenset[str]]:
-    """Pins by host, with each host as it is compared.
+    """Check the setting ``pins``, and bring it into the form that is compared.
 
-    :param given: by host name (or address): ``"sha256//…"``, or several of those.
-    :raises ValueError: for what is no pin, and for a host without any.
+    :param given: for each host name or address, one pin ``"sha256//…"`` or several.
+    :return: the pins by host, each host as :func:`as_host` has it.
+    :raises TypeError: if it is not a mapping.
+    :raises ValueError: if a pin or a host is not valid, or a host has no pin.
     """
     if not isinstance(given, Mapping):
-        raise TypeError(f"pins: {type(given).__name__} was given, and a mapping of hosts to pins is wanted here")
+        raise TypeError(f"pins must be a mapping of hosts to pins, not {type(given).__name__}")
     found: dict[str, frozenset[str]] = {}
     for host, pins in given.items():
         try:
@@ -36,7 +38,7 @@ def read_pins(given: Mapping[str, str | Collection[str]]) -> Mapping[str, frozen
             raise ValueError(f"pins: {error}") from error
         each = frozenset(_pin(host, pin) for pin in ([pins] if isinstance(pins, str) else pins))
         if not each:
-            raise ValueError(f"pins: {host} has none, so that no server of it would be accepted")
+            raise ValueError(f"pins: {host} has no pin, so none of its servers would be accepted")
         found[name] = each
     return found
 
@@ -48,8 +50,8 @@ def _pin(host: str, pin: object) -> str:
             if len(digest) == sha256().digest_size:
                 return _PREFIX + b64encode(digest).decode("ascii")
     except ValueError:
-        pass  # it is told below
-    raise ValueError(f"pins: {pin!r}, for {host}, is no pin: 'sha256//', and a SHA-256 in base64")
+        pass  # raised below
+    raise ValueError(f"pins: {pin!r}, for {host}, is not a pin: 'sha256//' and a SHA-256 hash in base64")
 
 
 def pin_of(certificate: bytes) -> str:
@@ -63,17 +65,17 @@ def pin_of(certificate: bytes) -> str:
 
 
 def pin_check(pins: Mapping[str, str | Collection[str]], *hosts: str) -> PinCheck | None:
-    """What must look at the certificate of a server that is these hosts at once; ``None`` where none of them has pins.
+    """Make the check for a server that must be allowed to serve all these hosts; ``None`` if none of them has pins.
 
     :param pins: as :func:`read_pins` returns them.
-    :raises ConnectFailed: where a host is none.
+    :raises ConnectFailed: if a host is not a valid name.
     """
     if not pins:
         return None
     try:
         wanted = {host: pins[name] for host in hosts if (name := as_host(host)) in pins}
     except ValueError as error:
-        raise ConnectFailed(f"whose key is pinned cannot be told: {error}", phase="tls", by="us") from error
+        raise ConnectFailed(f"cannot look up the pins of the host: {error}", phase="tls", by="us") from error
     if not wanted:
         return None
 
@@ -84,7 +86,7 @@ def pin_check(pins: Mapping[str, str | Collection[str]], *hosts: str) -> PinChec
             seen = pin_of(certificate)
         except (ValueError, UnsupportedAlgorithm) as error:
             host = next(iter(wanted))
-            raise PinMismatch(f"the key of {host} cannot be read: {error}", host=host, seen="") from error
+            raise PinMismatch(f"cannot read the key of {host}: {error}", host=host, seen="") from error
         for host, allowed in wanted.items():
             if seen not in allowed:
                 raise PinMismatch(f"the key of {host} is {seen}, which is none of its pins", host=host, seen=seen)

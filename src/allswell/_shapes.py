@@ -1,9 +1,9 @@
-"""What the short ways (`_short.py`) know of httpx2 by its inside, and whether the httpx2 in use is like that.
+"""Whether the installed httpx2 is the one that the short ways (`_short.py`) were written for.
 
-A function that a short way takes the place of, or whose work it does, must be the one that it was written after. So the
-hash of its source is remembered. Where a release changes one, all requests go httpx2's own way, and
-``tests/client/test_short.py`` names it: read what changed, adapt the short way, and enter the new hash. Where httpx2 is
-installed without its sources, its version tells.
+A short way does the work of one or more functions of httpx2. It is right only if those functions are the ones that it
+was written after. So the hash of each one's source is listed here. If a release changes a function, all requests take
+httpx2's own way, and ``tests/client/test_short.py`` names the function. Then read what changed, adapt the short way,
+and enter the new hash. If httpx2 is installed without its sources, its version is compared instead.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ HASHES: dict[str, dict[str, str]] = {
 
 
 def find(module: str, name: str) -> Any:
-    """What stands in a module of httpx2 under a (dotted) name; ``None`` where nothing does."""
+    """The object that a module of httpx2 has under a (dotted) name; ``None`` if it has none."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -124,7 +124,7 @@ def find(module: str, name: str) -> Any:
 
 
 def known() -> bool:
-    """Whether the httpx2 that is installed is one that is known."""
+    """Whether the installed httpx2 is the one that the hashes are of."""
     try:
         return not any(True for _ in changed())
     except OSError:
@@ -132,9 +132,9 @@ def known() -> bool:
 
 
 def changed() -> Iterator[tuple[str, str]]:
-    """What is not as it is known, and its hash.
+    """The names whose hash is not the listed one, each with the hash that it has.
 
-    :raises OSError: where there are no sources.
+    :raises OSError: if there are no sources.
     """
     sources: dict[str, list[bytes]] = {}
     for module, names in HASHES.items():
@@ -147,7 +147,7 @@ def changed() -> Iterator[tuple[str, str]]:
 def _hash(module: str, name: str, sources: dict[str, list[bytes]]) -> str:
     found = find(module, name)
     code = _code(found)
-    constant = getattr(found, "pattern", found)  # of a regular expression, which would show a part only
+    constant = getattr(found, "pattern", found)  # (the repr of a compiled regular expression is cut off)
     text = repr(constant).encode() if code is None else _source(code, sources)
     return hashlib.sha256(text).hexdigest()[:12]
 
@@ -157,7 +157,7 @@ def _any() -> Iterator[None]:
     yield
 
 
-#: What contextlib makes of a generator: the function is under it. (Under any other wrapper there may be a tool's.)
+#: The code of the wrapper that contextlib makes. The function is under it. (Other wrappers may be a tool's patch.)
 _HELPER = _any.__code__
 
 
@@ -170,13 +170,13 @@ def _code(found: Any) -> CodeType | None:
 
 
 def _is_whole(module: str) -> bool:
-    """Whether all functions of a module are from one file, its own."""
+    """Whether a module has all listed names, and all the functions among them are from one file: none is patched."""
     found = [find(module, name) for name in HASHES[module]]
     return None not in found and len({code.co_filename for code in map(_code, found) if code is not None}) == 1
 
 
 def _source(code: CodeType, sources: dict[str, list[bytes]]) -> bytes:
-    """A function's lines, without the blank ones after it: up to the first that is not deeper than its own."""
+    """A function's lines: up to the first line that is not indented deeper, without the blank lines at the end."""
     lines = sources.get(code.co_filename)
     if lines is None:
         with open(code.co_filename, "rb") as file:

@@ -1,24 +1,24 @@
-"""The short ways of :class:`AsyncClient`: what httpx2 does around each request, where the request is an ordinary one.
+"""The short ways of :class:`AsyncClient`: what httpx2 does around each request, in fewer steps, for ordinary requests.
 
-Theory of operation. httpx2 writes its client for every case: it parses a URL twice, copies headers four times, runs an
-authentication that does nothing as an async generator, and reads a body through four generators, one in the other. For
-most requests none of that can be seen from outside. So each method here takes the place of one of httpx2's and does the
+Theory of operation. httpx2's client has one way for all cases. It parses a URL twice, copies headers four times, runs
+an authentication that does nothing as an async generator, and reads a body through four nested generators. For most
+requests none of that can be seen from outside. So each method here takes the place of one of httpx2's, and does the
 same in fewer steps.
 
-- **One for one.** A short way replaces one method and calls what that calls, by the same names: what a subclass
-  overrides, or what is patched, keeps its effect. Only the constructors of ``URL``, ``Request``, ``Headers`` and
-  ``Response`` are passed by, where they would copy what is there.
-- **What is not ordinary goes the long way**, which is httpx2's own method: files, cookies to be sent, hooks of
-  requests, ``auth``, redirects from the second on, encoded content, URLs that parsing would change, objects of types
-  that are not httpx2's own. So does all where the method that would be replaced is another than the one that is known:
-  another class in the hierarchy may have it, or a tool may have patched it.
-- **What may change in flight** is read when httpx2 reads it: the hooks of responses, the cookies, once the response is
-  there.
-- **What is known of httpx2** is in `_shapes.py`. With a httpx2 that is not known, there are no short ways.
+- **One for one.** A short way replaces one method, and calls what that method calls, by the same names. So what a
+  subclass overrides, and what is patched, keeps its effect. Only the constructors of ``URL``, ``Request``, ``Headers``
+  and ``Response`` are not called if they would only copy.
+- **All else goes the long way**, which is httpx2's own method: files, cookies to be sent, hooks of requests, ``auth``,
+  redirects from the second on, encoded content, URLs that parsing would change, objects whose types are not httpx2's
+  own. The long way is also taken if the method to be replaced is not the known one: another class in the hierarchy may
+  override it, or a tool may have patched it.
+- **What may change in flight** is read when httpx2 reads it: the hooks of responses and the cookies are read after the
+  response has come.
+- **What is known of httpx2** is listed in `_shapes.py`. With another httpx2 there are no short ways.
 
-The judge is ``tests/client/test_short.py``: both ways must give the same requests, responses and errors.
+``tests/client/test_short.py`` checks that both ways give the same requests, responses and errors.
 
-Private names of httpx2 are used throughout; `_shapes.py` lists the functions, and so does a canary test.
+Private names of httpx2 are used throughout. `_shapes.py` lists the functions, and so does a canary test.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ if TYPE_CHECKING:
         TimeoutTypes,
     )
     from httpx2._urlparse import ParseResult
-else:  # where one is missing, there are no short ways, and the client goes on
+else:  # if one of these is missing, there are no short ways, and the client still works
     BoundAsyncStream = _shapes.find("httpx2._client", "BoundAsyncStream")
     ClientState = _shapes.find("httpx2._client", "ClientState")
     UseClientDefault = type(USE_CLIENT_DEFAULT)
     encode_request = _shapes.find("httpx2._content", "encode_request")
     ParseResult = _shapes.find("httpx2._urlparse", "ParseResult")
 
-#: Whether there are short ways.
+#: Whether the short ways are used: httpx2 is the one that they were written for.
 ON = _shapes.known()
 
-_Field = tuple[bytes, bytes, bytes]  # as httpx2.Headers has them: the name, in lower case too, the value
+_Field = tuple[bytes, bytes, bytes]  # as httpx2.Headers has it: the name, the name in lower case, the value
 
 _MERGE_URL = _shapes.find("httpx2._client", "BaseClient._merge_url")
 _MERGE_HEADERS = _shapes.find("httpx2._client", "BaseClient._merge_headers")
@@ -90,7 +90,7 @@ _BETWEEN = ("_send_handling_auth", "_send_handling_redirects")
 
 _logger = logging.getLogger("httpx2")  # as httpx2 has it
 _new = object.__new__
-_parsed = tuple.__new__  # of a NamedTuple, whose own constructor is Python
+_parsed = tuple.__new__  # makes a NamedTuple faster than its own constructor, which is written in Python
 
 # --- URLs
 
@@ -99,7 +99,7 @@ _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443"}
 
 
 def plain_url(text: str) -> ParseResult | None:
-    """An absolute URL, taken apart, if its normal form is the text itself."""
+    """The parts of an absolute URL, if parsing would not change its text. Otherwise ``None``."""
     match = PLAIN_URL(text)
     if match is None or len(text) > LONGEST_URL:
         return None
@@ -109,7 +109,7 @@ def plain_url(text: str) -> ParseResult | None:
 
 
 def _with_query(url: httpx2.URL, params: Any) -> httpx2.URL | None:
-    """The URL with these parameters as its query, if nothing else of it would change."""
+    """The URL with these parameters as its query; ``None`` if parsing would change the rest of it."""
     parsed = url._uri_reference
     if plain_url(str(parsed)) != parsed:
         return None
@@ -136,7 +136,10 @@ def _ordinary_request(
     json: Any,
     extensions: dict[str, Any],
 ) -> httpx2.Request | None:
-    """As httpx2's constructor makes it, of a URL and extensions of its own; ``None`` where parameters hinder it."""
+    """Make the request that httpx2's constructor makes; ``None`` if ``params`` need the long way.
+
+    It keeps ``url``, ``headers`` and ``extensions`` without copying them.
+    """
     request: httpx2.Request = _new(httpx2.Request)
     request.method = method = method.upper()
     if params is not None:
@@ -183,10 +186,10 @@ def _ordinary_request(
 
 
 class _Sections:
-    """The header sections of a client's requests: its own fields, and those that are given with a request.
+    """The header sections of a client's requests: the client's fields, and those that are given with the request.
 
-    Most requests of a client have fields of the same names. So it is remembered, by the names that are given, which
-    fields of the client's own stay, and how the names are written.
+    Most requests of a client have fields of the same names. So for the names given, it remembers which of the client's
+    fields stay, and the names as bytes.
     """
 
     _MOST = 128
@@ -196,7 +199,7 @@ class _Sections:
         self._by_names: dict[tuple[str, ...], tuple[list[_Field], list[tuple[str, bytes, bytes]]]] = {}
 
     def merged(self, own: list[_Field], given: dict[str, str]) -> list[_Field] | None:
-        """The section; ``None`` where a name or a value is no ASCII text."""
+        """The section; ``None`` if a name or a value is not ASCII text."""
         try:
             if not "".join(given.values()).isascii():
                 return None
@@ -220,7 +223,7 @@ class _Sections:
 
 
 def origin_and_target(url: httpx2.URL) -> tuple[tuple[str, str | bytes, int | None], bytes]:
-    """What tells the origin of a URL of the library's from others, and what is asked for there."""
+    """A key for the origin of a URL of the library's, and the request target."""
     if not ON or type(url) is not httpx2.URL:
         return (url.scheme, url.raw_host, url.port), url.raw_path
     scheme, _, host, port, path, query, _ = url._uri_reference
@@ -228,7 +231,7 @@ def origin_and_target(url: httpx2.URL) -> tuple[tuple[str, str | bytes, int | No
 
 
 def body_of(stream: object) -> bytes | None:
-    """The bytes that a stream of the library's has as one; ``None`` where it is of another kind."""
+    """The content of a stream of the library's that has it as one bytes object; ``None`` for any other stream."""
     if ON and type(stream) is httpx2.ByteStream:
         content: Any = stream._stream
         if isinstance(content, bytes):
@@ -237,7 +240,7 @@ def body_of(stream: object) -> bytes | None:
 
 
 def taken_apart(headers: httpx2.Headers) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
-    """Headers of the library's as pairs, and their names in lower case."""
+    """The library's headers as pairs of name and value, and their names in lower case."""
     if not ON or type(headers) is not httpx2.Headers:
         pairs = headers.raw
         return pairs, [name.lower() for name, _ in pairs]
@@ -262,37 +265,37 @@ def _constructors_are_known() -> bool:
 
 # --- Responses
 
-#: The status codes of responses that say where to go instead.
+#: The status codes of redirects.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-#: What a response has of its own where it was read, or where a method of it was replaced.
+#: A response has one of these in its ``__dict__`` if it was read, or if a method of it was replaced.
 _UNLIKE_OURS = ("_content", "_decoder", "aiter_bytes", "aiter_raw", "aclose")
 
 
 class WholeStream(httpx2.AsyncByteStream):
-    """A body that can be read in one go."""
+    """A body that can be read whole, with one call."""
 
     def take_whole(self) -> bytes | None:
-        """What iterating over it gives, put together, where that needs no waiting. There is nothing to close then."""
+        """Return the whole body if it has already come, else ``None``. If it is returned, the stream is closed."""
         return None
 
     async def read_whole(self, count: Callable[[int], None]) -> bytes:
-        """What iterating over it gives, put together.
+        """Wait for the whole body, and return it. Unlike `take_whole`, it leaves the stream to be closed.
 
-        :param count: called with how many bytes have come, in the end.
+        :param count: called with the number of bytes that have come, also if the body does not become complete.
         """
         raise NotImplementedError
 
 
 class Response(_gzip.Response):
-    """A response of our transport: httpx2's, read in one go where nobody is in between and nothing is to be decoded."""
+    """A response of our transport. It is httpx2's, but its body is read whole if nothing wraps it or must decode it."""
 
     @classmethod
     def of(
         cls, status: int, headers: list[tuple[bytes, bytes]], stream: WholeStream, extensions: dict[str, Any]
     ) -> Response:
-        """As the constructor makes it, of extensions that are its own."""
+        """Make the response that the constructor makes. It keeps ``extensions`` without copying them."""
         if not ON or httpx2.Response.__init__ is not _NEW_RESPONSE or httpx2.Headers.__init__ is not _NEW_HEADERS:
             return cls(status, headers=headers, stream=stream, extensions=extensions)
         made: Response = _new(cls)
@@ -382,7 +385,7 @@ class ShortWays(httpx2.AsyncClient):
 
     _sections: _Sections | None = None
     _plain_base: tuple[httpx2.URL, ParseResult | None] | None = None
-    _straight: type | None = None  # the class itself, where none stands between this one and httpx2's
+    _straight: type | None = None  # the class itself, if no class in its MRO is between ShortWays and httpx2's client
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -390,7 +393,7 @@ class ShortWays(httpx2.AsyncClient):
         cls._straight = cls if above is httpx2.AsyncClient else None
 
     def _closes_ordinarily(self) -> bool:
-        """Whether closing, as httpx2 does it, is to close each transport, and nothing else."""
+        """Whether httpx2's way to close is known: it closes each transport, and does nothing else."""
         return (
             ON
             and self._straight is type(self)
@@ -414,7 +417,7 @@ class ShortWays(httpx2.AsyncClient):
         return super()._merge_url(url)
 
     def _below_base(self, text: str) -> ParseResult | None:
-        """A relative URL at the base URL, where both are in their normal form."""
+        """The parts of a relative URL at the base URL, if parsing would change neither. Otherwise ``None``."""
         base = self.base_url
         if self._plain_base is None or self._plain_base[0] is not base:
             parsed = plain_url(str(base)) if type(base) is httpx2.URL else None
@@ -559,7 +562,7 @@ class ShortWays(httpx2.AsyncClient):
         return response
 
     def _sends_straight(self) -> bool:
-        """Whether all that stands between ``send`` and ``_send_single_request`` is what is below, and does nothing."""
+        """Whether the methods between ``send`` and ``_send_single_request`` are ours, and would do nothing."""
         ours, theirs = type(self), httpx2.AsyncClient
         return (
             ours._send_handling_auth is ShortWays._send_handling_auth
@@ -601,7 +604,7 @@ class ShortWays(httpx2.AsyncClient):
         return response if self._is_final(response) else await self._after(request, response, follow_redirects)
 
     def _is_final(self, response: httpx2.Response) -> bool:
-        """Whether nothing follows a response. (Hooks may have been added while it was in flight.)"""
+        """Whether no hook and no redirect follow a response. (Hooks may have been added while it was in flight.)"""
         return (
             type(response) is Response
             and response.status_code not in _REDIRECTS
@@ -612,7 +615,7 @@ class ShortWays(httpx2.AsyncClient):
     async def _after(
         self, request: httpx2.Request, response: httpx2.Response, follow_redirects: bool
     ) -> httpx2.Response:
-        """What follows the first response: hooks, and the redirect."""
+        """Call the hooks of the first response, and follow its redirect."""
         try:
             for hook in self._event_hooks["response"]:
                 await hook(response)
@@ -636,7 +639,7 @@ class ShortWays(httpx2.AsyncClient):
             or self._straight is not type(self)
             or httpx2.AsyncClient._send_single_request is not _SEND_SINGLE_REQUEST
             or type(request) is not httpx2.Request
-            or not isinstance(request.stream, httpx2.AsyncByteStream)  # which httpx2 tells
+            or not isinstance(request.stream, httpx2.AsyncByteStream)  # httpx2 raises for that
         ):
             return await super()._send_single_request(request)
         transport = self._transport_for_url(request.url)
@@ -670,7 +673,10 @@ class ShortWays(httpx2.AsyncClient):
 
 
 def _sets_no_cookie(headers: httpx2.Headers) -> bool:
-    """Whether a response has no cookies for the jar. (Asked for them, headers settle their encoding; they do here.)"""
+    """Whether a response has no cookies for the jar.
+
+    httpx2's headers choose their encoding when a value is read. To ask them for cookies does that. So it is done here.
+    """
     if type(headers) is not httpx2.Headers:
         return False
     for _, name, value in headers._list:

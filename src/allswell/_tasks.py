@@ -1,4 +1,4 @@
-"""Tasks, signals and timers outside any caller's cancel scope, on asyncio and trio: the one file that names either.
+"""Tasks, signals and timers outside any caller's cancel scope, on asyncio and trio. Only this file names either.
 
 Theory of operation. A connection outlives the request that opened it. So its tasks cannot be in that request's task
 group. A client must also work without ``async with``, so there may be no task group at all. anyio has no tasks outside
@@ -60,9 +60,9 @@ class Signal(Protocol):
         """
 
     def listen(self, function: Callable[[], None] | None) -> bool:
-        """Have a function called soon after it is set; ``None``: no more. Return whether the event loop can do that.
+        """Have a function called soon after the signal is set; ``None``: no more. Return whether it will be called.
 
-        No task may wait meanwhile.
+        It cannot be on trio. While a function listens, no task may wait.
         """
 
 
@@ -86,7 +86,7 @@ class TaskHost(Protocol):
 
     @property
     def ending(self) -> bool:
-        """For a task of ours that was cancelled: whether the event loop ends. (It may also go on.)"""
+        """Asked in a task of ours that was cancelled: whether that was because the event loop ends."""
 
     def spawn(
         self,
@@ -97,7 +97,8 @@ class TaskHost(Protocol):
     ) -> None:
         """Run a task that belongs to no caller. Its exceptions are logged, and never raised.
 
-        :param context: the context variables that it sees. By default it sees none, because it outlives its cause.
+        :param context: the context variables that it sees. By default it sees none of its caller's, because it outlives
+            the caller.
         """
 
     def signal(self) -> Signal:
@@ -110,10 +111,13 @@ class TaskHost(Protocol):
         """Call a function from the event loop, after all that is ready now."""
 
     def when_over(self, method: Callable[[], Awaitable[None]]) -> None:
-        """Await a method when the event loop ends, if tasks do not notice that. Its object is not kept alive."""
+        """Await a method when the event loop ends. Its object is not kept alive.
+
+        Do nothing on trio: each connection has a task there, which is cancelled at the end.
+        """
 
     def watch_readable(self, sock: socket.socket, function: Callable[[], None] | None) -> bool:
-        """Call a function when the socket is readable; ``None``: no more. Return whether the event loop can do that."""
+        """Call a function whenever the socket is readable; ``None``: no more. Return whether the loop can do that."""
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
         """Have the event loop call a function. Any thread and any finalizer may ask. Do nothing if the loop is over."""
@@ -137,10 +141,10 @@ def current_host() -> TaskHost:
 
 
 class Alarm:
-    """A timer. To move it back costs one comparison. Only to bring it forward costs a new timer of the event loop.
+    """A timer that is cheap to put off: that costs one comparison. To bring it forward costs a timer of the event loop.
 
-    Most deadlines are moved back long before they pass: every byte read moves the read timeout. So the event loop's
-    timer stays where it is. If it fires early, it is set again for the rest.
+    Most deadlines are put off long before they pass: every byte that is read moves the read timeout. So the event
+    loop's timer stays as it is. If it fires too early, a new one is set for the rest.
     """
 
     __slots__ = ("_armed_at", "_callback", "_host", "_timer", "at")
@@ -185,13 +189,13 @@ class Alarm:
 
 
 class Limit:
-    """A time limit, as a context manager. It gives time back if the program has held the event loop.
+    """A time limit, as a context manager. It gives more time if the program has held the event loop.
 
-    If a limit rings late, no task had a turn for so long, and what is waited for may have come. So it looks, and allows
-    as much time again, once.
+    If the timer rings late, no task had a turn meanwhile, and what the block waits for may have come. So it calls
+    ``look``, and allows once more as much time as it was late.
 
     :param at: the instant of the limit; ``inf`` for none.
-    :param look: takes what has come; called if the limit rings late.
+    :param look: processes what has come. It is called only if the timer rings late.
     """
 
     __slots__ = ("_alarm", "_at", "_look", "_scope", "_strict")
@@ -234,9 +238,9 @@ class Limit:
 
 
 async def side_by_side(steps: Sequence[Callable[[], Awaitable[object]]]) -> None:
-    """Take all steps at the same time. What one raises does not stop the others. A cancellation stops all.
+    """Take all steps at the same time. An error of one step does not stop the others. A cancellation stops all.
 
-    :raises BaseException: what a step raised; if several did, a group.
+    :raises BaseException: the error of a step; if several failed, a group of their errors.
     """
     if len(steps) == 1:
         await steps[0]()
@@ -275,12 +279,12 @@ def weak_method(method: Callable[[], None]) -> Callable[[], None]:
 async def _contained(function: Callable[..., Awaitable[object]], args: tuple[Any, ...], name: str) -> None:
     try:
         await function(*args)
-    except Exception:  # a bug of ours: the host (and in trio the whole program) must survive it, the log must tell
+    except Exception:  # a bug of ours. On trio it would end the whole program, so it is only logged
         logger.exception("allswell: task %r failed", name)
 
 
 class _LoopEnd:
-    """Notices the end of an event loop of asyncio without a task. The loop then closes all asynchronous generators.
+    """Notices the end of an event loop of asyncio without a task: it has a generator that the loop closes at its end.
 
     (``asyncio.run`` and its like cancel all tasks, and then call ``loop.shutdown_asyncgens()``.)
 
@@ -305,7 +309,7 @@ class _LoopEnd:
                 await asyncio.gather(*(method() for method in methods))
 
     def __del__(self) -> None:
-        # Nobody needs the generator any more, so it is closed here. (If it were collected, the loop would make a task.)
+        # The generator is not needed any more, so it is closed. (If it were collected, the loop would make a task.)
         with suppress(StopIteration, RuntimeError):  # RuntimeError: the loop is just closing it
             self._generator.aclose().send(None)
 
@@ -317,20 +321,20 @@ class _AsyncioHost:
         self._loop = loop
         self._end: _LoopEnd | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
-        self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # asyncio's own watch until they are told to stop
-        self._watched: dict[socket.socket, object] = {}  # if the loop forgets: how we notice that
-        # A context without the variables of the code that opened a connection, which must not keep them. It has one
-        # variable: by that, anyio knows in a callback, where there is no task, which event loop this is.
+        self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop drops a watch: see `_forgotten`
+        self._watched: dict[socket.socket, object] = {}  # if the loop forgets: a weak reference to each watch
+        # Callbacks and tasks must not keep the context variables of the code that opened a connection. So they have an
+        # empty context, but for one variable: by that anyio knows in a callback, without a task, which event loop runs.
         self._context = contextvars.Context()
         try:
             import sniffio
         except ImportError:
-            return  # then anyio needs no variable: it assumes asyncio
+            return  # anyio works without that variable then: it assumes asyncio
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
     @property
     def current(self) -> bool:
-        return asyncio._get_running_loop() is self._loop  # (it is public in spite of its name: see ``__all__``)
+        return asyncio._get_running_loop() is self._loop  # (a public function: it is in ``asyncio.__all__``)
 
     @property
     def over(self) -> bool:
@@ -338,7 +342,7 @@ class _AsyncioHost:
 
     @property
     def ending(self) -> bool:
-        # asyncio.run() cancels all tasks when the main one is done. A task that cancels all others is left itself.
+        # asyncio.run() cancels all tasks when the main one is done. If one task is not cancelled, the loop goes on.
         return self.over or all(task.cancelling() for task in asyncio.all_tasks(self._loop))
 
     def spawn(
@@ -393,17 +397,17 @@ class _AsyncioHost:
         return True
 
     def _forgotten(self, sock: socket.socket, function: Callable[[], None], reference: object) -> None:
-        """uvloop has dropped our function without being told to, because the socket had an error.
+        """uvloop has dropped our function by itself, because the socket had an error.
 
-        It calls the function once more, and then stops to watch. But one call may read only what came before the error.
-        So the socket is watched again.
+        It has called the function once more, and does not watch the socket any longer. But one call may read only a
+        part of what came before the error. So the socket is watched again.
         """
         if self._watched.get(sock) is reference and not self._loop.is_closed():
             self._loop.call_soon(self._remember, sock, function, reference, context=self._context)
 
     def _remember(self, sock: socket.socket, function: Callable[[], None], reference: object) -> None:
         if self._watched.get(sock) is reference:
-            self._loop.remove_reader(sock)  # the rest of the old watch would refuse the new one
+            self._loop.remove_reader(sock)  # uvloop keeps a part of the old watch, and would refuse the new one
             self.watch_readable(sock, function)
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
@@ -445,7 +449,7 @@ class _AsyncioSignal:
     def listen(self, function: Callable[[], None] | None) -> bool:
         self._function = function
         if function is not None:
-            self._set = False  # a listener looks first
+            self._set = False  # a listener looks for itself before it listens
         return function is not None
 
     def _call(self) -> None:
@@ -513,7 +517,7 @@ class _TrioHost:
         try:
             self._token.run_sync_soon(function)
         except trio.RunFinishedError:
-            return  # the loop is over, and so is what the function is about
+            return  # the loop has ended, so the function has nothing to do
 
 
 class _TrioSignal:

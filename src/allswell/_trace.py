@@ -1,8 +1,9 @@
-"""Trace events: what happens to a request, told to the coroutine function in its ``trace`` extension.
+"""Trace events: the coroutine function in a request's ``trace`` extension is awaited for each step of the request.
 
 Names and payloads are those that httpx2 documents (``connection.connect_tcp.started``,
-``http11.send_request_headers.complete``, …), alike in all versions of HTTP. What happens outside the requester's task
-(a dial belongs to the pool) is noted there and told, in order, as soon as the requester runs again.
+``http11.send_request_headers.complete``, …), with the same steps in all versions of HTTP. An event outside the
+requester's task is noted (a dial belongs to the pool). The hook gets the noted events, in order, when the requester
+runs again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ PREFIXES = {"HTTP/1.1": "http11", "HTTP/2": "http2", "HTTP/3": "http3"}
 
 
 class Tracer:
-    """Tells one request's events to its hook, if there is one.
+    """Gives the events of one request to its hook, if it has one.
 
-    :ivar prefix: the part that acts: ``"connection"`` until there is one, then the version of HTTP.
+    :ivar prefix: the first part of events' names: ``"connection"`` during the dial, then one of :data:`PREFIXES`.
     :ivar request: the request, once there is a connection for it.
     """
 
@@ -31,7 +32,7 @@ class Tracer:
         self.request: object = None
 
     def sent(self, piece: bytes) -> None:
-        """A piece of the request's body is sent next, where its caller makes it piece by piece."""
+        """A piece of the request's body is sent next. It is called only for bodies that come in pieces."""
 
     def note(self, name: str, info: dict[str, Any]) -> None:
         """Remember an event, from synchronous code or another task."""
@@ -39,7 +40,7 @@ class Tracer:
             self._noted.append((f"{self.prefix}.{name}", info))
 
     async def tell(self) -> None:
-        """Tell what was noted."""
+        """Give the noted events to the hook."""
         while self._noted:
             noted, self._noted = self._noted, []
             for name, info in noted:

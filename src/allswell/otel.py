@@ -1,6 +1,7 @@
 """OpenTelemetry: spans of requests and of connections, and metrics, by the conventions for HTTP clients.
 
-It needs ``allswell[otel]``: the API, which does nothing until a program sets up an SDK. See the how-to "OpenTelemetry".
+It needs ``allswell[otel]``, which installs OpenTelemetry's API. That does nothing until the program sets up an SDK. See
+the how-to "OpenTelemetry".
 
 Theory of operation. This is an observer of a pool (`_observers.py`). It has a span for each request that is under way,
 and for each connection.
@@ -8,9 +9,9 @@ and for each connection.
 - A request's span begins in the caller's task, so its parent is the caller's span. It ends with the head of the
   response. The conventions ask for that if a body may be left unread. A request that is sent again has one span, as in
   .NET, and each attempt is an event.
-- A connection outlives the request that caused it, and others use it. So its span is the root of a trace of its own, as
-  in .NET's conventions. A request links to the connection that carried it, and a connection links to the request that
-  it was made for. The phases of its making are its child spans, and the ends of its layers are events.
+- A connection outlives the request that caused it, and other requests use it. So its span is the root of a trace of its
+  own, as in .NET's conventions. A request links to the connection that carried it, and a connection links to the
+  request that it was made for. The phases of its dial are its child spans, and the ends of its layers are events.
 
 The conventions: https://opentelemetry.io/docs/specs/semconv/http/ and, for connections, …/semconv/dotnet/.
 """
@@ -66,7 +67,7 @@ _SCHEMA = "https://opentelemetry.io/schemas/1.41.0"
 #: The methods that the conventions know: those of RFC 9110, PATCH, QUERY.
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
-#: (Upper and lower case differ, by the conventions.)
+#: The query parameters whose values are hidden. By the conventions, upper and lower case differ.
 _SECRETS = re.compile(rf"([?&](?:{'|'.join(sorted(SIGNATURES))})=)[^&]*")
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -91,16 +92,16 @@ def instrument(
     :param meter_provider: makes the metrics; ``None``: the global one.
     :param connection_spans: ``False``: connections have no spans, only metrics.
     :param user_agent: the request's ``User-Agent`` becomes the attribute ``user_agent.original``.
-    :return: a function that ends it. The spans that are open then end at that moment.
+    :return: a function that stops the observation. It also ends the spans that are open.
     :raises ValueError: if it is already instrumented, or the client has no pool of ours.
     :raises ImportError: if opentelemetry-api is missing. The import of this module raises it.
     """
     pools = _pools(target)
     if not pools:
-        raise ValueError("the client has no pool of ours: instrument the pool of the transport that it has")
+        raise ValueError("the client has no pool of allswell: none of its transports is an allswell.AsyncTransport")
     for pool in pools:
         if any(isinstance(each, _Telemetry) for each in pool.observers.functions):
-            raise ValueError(f"{pool!r} is instrumented already")
+            raise ValueError(f"{pool!r} is already instrumented")
     tracer = trace.get_tracer("allswell", __version__, tracer_provider, _SCHEMA)
     meters = _Meters(metrics.get_meter("allswell", __version__, meter_provider, _SCHEMA))
     telling: list[tuple[Observers, _Telemetry]] = []
@@ -124,7 +125,7 @@ def _pools(target: ConnectionPool | AsyncClient | Sender[Any, Any]) -> list[Conn
         return target._pools()
     if isinstance(target, Sender):
         return [target.pool]
-    raise TypeError(f"target: {type(target).__name__} was given, and a pool, client or transport of ours is wanted")
+    raise TypeError(f"target must be a pool, client or transport of allswell, not {type(target).__name__}")
 
 
 class _Meters:
@@ -156,10 +157,10 @@ class _Meters:
             ],
         )  # fmt: skip
         self.endings = meter.create_counter(
-            "allswell.connection.endings", "{connection}", "Number of connections that have ended, by how they did."
+            "allswell.connection.endings", "{connection}", "Number of connections that have ended, by outcome."
         )
         self.replays = meter.create_counter(
-            "allswell.request.replays", "{request}", "Number of times that a request was sent again, by why."
+            "allswell.request.replays", "{request}", "Number of times that a request was sent again, by reason."
         )
 
 
@@ -258,7 +259,7 @@ class _Telemetry:
         request = self._requests[event.request] = _Request(span, monotonic(), to, attributes)
         self._meters.active.add(1, self._active(request))
         carried: dict[str, str] = {}
-        propagate.inject(carried, trace.set_span_in_context(span))  # the propagator may fail: the span is kept by now
+        propagate.inject(carried, trace.set_span_in_context(span))  # if the propagator fails, the span is already kept
         if carried:
             fields = {name.lower().encode("ascii"): value.encode("latin-1") for name, value in carried.items()}
             head.headers[:] = [*(each for each in head.headers if each[0].lower() not in fields), *fields.items()]
@@ -430,7 +431,7 @@ _WORST = (Outcome.ABORTED, Outcome.TIMED_OUT, Outcome.PEER_FIRST, Outcome.CLEAN,
 
 
 def _ending(event: ConnectionEnded) -> _Attributes:
-    """How it ended, in few values, because metrics have them: an error's class, a reason without numbers."""
+    """How it ended. Metrics have these attributes, so there are few values: reasons without their numbers, say."""
     end = event.end
     outcomes = {layer.outcome for layer in end.layers}
     outcome = next((each for each in _WORST if each in outcomes), Outcome.SKIPPED)
@@ -445,11 +446,11 @@ def _ending(event: ConnectionEnded) -> _Attributes:
 
 
 def _phase(event: PhaseEnded) -> tuple[str, _Attributes]:
-    """The name and the attributes of a phase's span: those of .NET, if .NET has such a phase."""
+    """The name and the attributes of a phase's span. They are .NET's, if .NET has such a phase."""
     subject, name = event.subject, address(event.subject)
     if event.phase == "dns":
         found = {"dns.answers": list(event.found)} if event.found else {}
-        return f"DNS lookup {name}", {"dns.question.name": name.partition(" ")[0], **found}  # without a record type
+        return f"DNS lookup {name}", {"dns.question.name": name.partition(" ")[0], **found}  # without the record type
     if event.phase == "tls":
         return f"TLS client handshake {name}", {"server.address": name}
     if event.phase == "proxy":
@@ -500,6 +501,6 @@ def _kind(error: BaseException) -> str:
 
 
 def _blame(error: BaseException | None) -> _Attributes:
-    """The further attributes of our own errors."""
+    """The attributes that only our own errors have."""
     facts = {"allswell.error.by": getattr(error, "by", None), "allswell.error.phase": getattr(error, "phase", None)}
     return {name: value for name, value in facts.items() if value is not None}

@@ -150,7 +150,7 @@ def test_errors_tell_no_password(way: str) -> None:
 def test_what_is_no_proxy_tells_no_password(proxy: str) -> None:
     done = allswell("-x", proxy, "http://localhost/")
     assert done.returncode == 5, done.stderr
-    assert done.stderr.startswith(b"allswell: not the URL of a proxy: ")
+    assert done.stderr.startswith(b"allswell: cannot use the proxy's URL: ")
     assert b"hunter" not in done.stderr
     assert b"ada" not in done.stderr
 
@@ -174,10 +174,10 @@ def test_an_untrusted_certificate_is_60_over_quic() -> None:
     ("arguments", "code", "told"),
     [
         ([], 2, b"URL"),
-        (["-H", "no colon", "localhost"], 2, b"is not of the form"),
+        (["-H", "no colon", "localhost"], 2, b"must be of the form"),
         (["-d", "@/there/is/no/such/file", "localhost"], 26, b"cannot read"),
-        (["-m", "soon", "localhost"], 2, b"is no number"),
-        (["-m", "nan", "localhost"], 2, b"can be used"),
+        (["-m", "soon", "localhost"], 2, b"is not a number"),
+        (["-m", "nan", "localhost"], 2, b"out of range"),
         (["--connect-to", "a:b:c", "localhost"], 2, b"HOST1:PORT1:HOST2:PORT2"),
         (["--connect-to", "a:b:c:d", "localhost"], 2, b"HOST1:PORT1:HOST2:PORT2"),
         (["--http2=yes", "localhost"], 2, b"takes no value"),
@@ -209,7 +209,7 @@ def test_a_reader_that_leaves_is_23(origin: ServerInfo) -> None:
     run.stdout.close()
     assert run.wait(55) == 23
     assert run.stderr.read().splitlines() == [
-        f"allswell: (23) {origin.url}/anything: nobody reads what is written".encode()
+        f"allswell: (23) {origin.url}/anything: cannot write the body: the reader of the pipe has closed it".encode()
     ]
     run.stderr.close()
 
@@ -244,7 +244,7 @@ def test_a_client_certificate_of_pkcs12(tmp_path: Path) -> None:
             url = f"https://localhost:{quic.port}/hello" if speak else tcp.url
             done = allswell(*arguments, *speak, "-E", f"{packed}:sesame", url)
             assert done.returncode == 0, done.stderr
-    for wrong, told in ((f"{packed}:shut", b"PKCS #12: "), ("nowhere.p12:sesame", b"No such file")):
+    for wrong, told in ((f"{packed}:shut", b"PKCS #12 data: "), ("nowhere.p12:sesame", b"No such file")):
         done = allswell(*arguments, "-E", wrong, "https://localhost:1")
         assert done.returncode == 58
         assert told in done.stderr

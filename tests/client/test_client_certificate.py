@@ -205,20 +205,28 @@ def _dates(given: Any) -> tuple[Any, Any]:
 
 
 WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "no certificate": (lambda: ClientCertificate(parts()[1]), ValueError, "pem: no certificate in PEM"),
-    "nothing": (lambda: ClientCertificate(b""), ValueError, "pem: no certificate in PEM"),
-    "no key": (lambda: ClientCertificate(parts()[0]), ValueError, "pem: no private key in PEM"),
-    "no key apart": (lambda: ClientCertificate(parts()[0], b"x"), ValueError, "key: no private key in PEM"),
+    "no certificate": (lambda: ClientCertificate(parts()[1]), ValueError, "pem has no certificate in PEM"),
+    "nothing": (lambda: ClientCertificate(b""), ValueError, "pem has no certificate in PEM"),
+    "no key": (lambda: ClientCertificate(parts()[0]), ValueError, "pem has no private key in PEM"),
+    "no key apart": (lambda: ClientCertificate(parts()[0], b"x"), ValueError, "key has no private key in PEM"),
     "a broken key": (
         lambda: ClientCertificate(parts()[0], parts()[1].replace(b"M", b"A", 1)),
         ValueError,
         "the private key cannot be read: ",
     ),
-    "another's key": (lambda: ClientCertificate(parts()[0], of_another()), ValueError, "is not that of the"),
-    "no password": (lambda: ClientCertificate(parts()[0], locked()), ValueError, "encrypted, and no password is given"),
+    "another's key": (lambda: ClientCertificate(parts()[0], of_another()), ValueError, "does not belong to the"),
+    "no password": (
+        lambda: ClientCertificate(parts()[0], locked()),
+        ValueError,
+        "encrypted, and no password was given",
+    ),
     "another password": (lambda: ClientCertificate(parts()[0], locked(), "x"), ValueError, "with this password"),
-    "no PKCS #12": (lambda: ClientCertificate.from_pkcs12(b"x"), ValueError, "PKCS #12: "),
-    "another password of PKCS #12": (lambda: ClientCertificate.from_pkcs12(packed(), b"x"), ValueError, "PKCS #12: "),
+    "no PKCS #12": (lambda: ClientCertificate.from_pkcs12(b"x"), ValueError, "cannot read the PKCS #12 data: "),
+    "another password of PKCS #12": (
+        lambda: ClientCertificate.from_pkcs12(packed(), b"x"),
+        ValueError,
+        "cannot read the PKCS #12 data: ",
+    ),
     "no key in PKCS #12": (
         lambda: ClientCertificate.from_pkcs12(
             pkcs12.serialize_key_and_certificates(
@@ -229,11 +237,11 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "no certificate with its private key",
     ),
     "a file that is not there": (lambda: ClientCertificate.from_files("nowhere.pem"), OSError, "nowhere.pem"),
-    "a path": (lambda: ClientCertificate(Path("a.pem")), TypeError, "pem: PosixPath was given, and bytes"),  # type: ignore[arg-type]  # that is the test
+    "a path": (lambda: ClientCertificate(Path("a.pem")), TypeError, "pem must be bytes or str, not PosixPath"),  # type: ignore[arg-type]  # that is the test
     "files for a pool": (
         lambda: ConnectionPool(cert=("a.pem", "b.key")),  # type: ignore[arg-type]  # that is the test
         TypeError,
-        r"cert: tuple was given, and allswell\.ClientCertificate is wanted",
+        r"cert must be allswell\.ClientCertificate, not tuple",
     ),
     "a key that the context does not take": (
         lambda: ConnectionPool(cert=ClientCertificate(*too_short())),

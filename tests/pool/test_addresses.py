@@ -863,7 +863,7 @@ async def test_a_guard_that_fails_lets_nothing_pass() -> None:
         return "yes"
 
     async with Origin(tls=False) as origin:
-        for guard, words in ((broken, "ZeroDivisionError"), (vague, "returned str, and a bool is wanted")):
+        for guard, words in ((broken, "ZeroDivisionError"), (vague, "must return a bool, not str")):
             async with ConnectionPool(allow_address=guard) as pool:
                 with pytest.raises(ConnectFailed, match=words):
                     await pool.request("GET", origin.url)
@@ -885,11 +885,11 @@ async def test_what_is_no_guard_and_no_resolver() -> None:
     wrong: Any
     for door in (ConnectionPool, allswell.AsyncTransport, AsyncClient, allswell.PoolConfig):
         for wrong in (asynchronous, Also()):
-            with pytest.raises(TypeError, match="allow_address: an async function was given"):
+            with pytest.raises(TypeError, match="allow_address must be an ordinary function, not an async one"):
                 door(allow_address=wrong)
-        with pytest.raises(TypeError, match="allow_address: list was given, and a callable"):
+        with pytest.raises(TypeError, match="allow_address must be callable, and list is not"):
             door(allow_address=["10.0.0.0/8"])  # type: ignore[arg-type]  # that is the test
-        with pytest.raises(TypeError, match="resolver: dict was given, and a callable"):
+        with pytest.raises(TypeError, match="resolver must be callable, and dict is not"):
             door(resolver={"a": "b"})  # type: ignore[arg-type]  # that is the test
 
 

@@ -155,7 +155,7 @@ async def test_a_name_in_place_of_the_hosts_that_is_none_leaves_nothing_open() -
     with scripted_peer(lambda connection: None, tls=certificates().server_context()) as peer:
         pool = ConnectionPool(**settings("h1", pins={"name.example": OTHER}), retries=0)
         async with AsyncClient(pool=pool) as client:
-            with pytest.raises(httpx2.ConnectError, match="is no host name") as caught:
+            with pytest.raises(httpx2.ConnectError, match="is not a host name") as caught:
                 await client.get(f"https://localhost:{peer.port}/", extensions={"sni_hostname": "bü cher"})
             cause = caught.value.__cause__
             assert isinstance(cause, ConnectFailed)
@@ -234,7 +234,7 @@ async def test_tls_that_a_caller_begins_in_a_tunnel() -> None:
             stream = response.extensions["network_stream"]
             with pytest.raises(Exception, match="none of its pins"):
                 await stream.start_tls(origin.client_context(), "localhost")
-            with pytest.raises(httpcore2.ConnectError, match="is no host name"):
+            with pytest.raises(httpcore2.ConnectError, match="is not a host name"):
                 await stream.start_tls(origin.client_context(), "bü cher")
             await response.aclose()
 
@@ -267,24 +267,24 @@ async def test_a_connection_serves_a_pinned_host_only_with_its_key(version: str)
 @pytest.mark.parametrize(
     ("pins", "kind", "words"),
     [
-        ({"a": "sha256/AAAA"}, ValueError, "'sha256/AAAA', for a, is no pin"),
-        ({"a": "sha256//AAAA"}, ValueError, "is no pin"),
-        ({"a": "sha256//" + "ä" * 44}, ValueError, "is no pin"),
-        ({"a": [OTHER, "x"]}, ValueError, "'x', for a, is no pin"),
-        ({"a": [7]}, ValueError, "7, for a, is no pin"),
-        ({"a": []}, ValueError, "a has none"),
-        ({"https://a": OTHER}, ValueError, "'https://a' is no host name"),
-        ({"*.a": OTHER}, ValueError, r"'\*\.a' is no host name"),
-        ({"": OTHER}, ValueError, "'' is no host name"),
-        ({"a:443": OTHER}, ValueError, "'a:443' is no host name"),
-        ({"[::1]:443": OTHER}, ValueError, "is no host name"),
-        ({"127.0.0.1:443": OTHER}, ValueError, "is no host name"),
-        ({"u@a": OTHER}, ValueError, "is no host name"),
-        ({" a": OTHER}, ValueError, "is no host name"),
-        ({".a": OTHER}, ValueError, "is no host name"),
-        ({"ä:443": OTHER}, ValueError, "is no host name"),
-        ({7: OTHER}, ValueError, "7 is no host name"),
-        ([OTHER], TypeError, "list was given, and a mapping"),
+        ({"a": "sha256/AAAA"}, ValueError, "'sha256/AAAA', for a, is not a pin"),
+        ({"a": "sha256//AAAA"}, ValueError, "is not a pin"),
+        ({"a": "sha256//" + "ä" * 44}, ValueError, "is not a pin"),
+        ({"a": [OTHER, "x"]}, ValueError, "'x', for a, is not a pin"),
+        ({"a": [7]}, ValueError, "7, for a, is not a pin"),
+        ({"a": []}, ValueError, "a has no pin"),
+        ({"https://a": OTHER}, ValueError, "'https://a' is not a host name"),
+        ({"*.a": OTHER}, ValueError, r"'\*\.a' is not a host name"),
+        ({"": OTHER}, ValueError, "'' is not a host name"),
+        ({"a:443": OTHER}, ValueError, "'a:443' is not a host name"),
+        ({"[::1]:443": OTHER}, ValueError, "is not a host name"),
+        ({"127.0.0.1:443": OTHER}, ValueError, "is not a host name"),
+        ({"u@a": OTHER}, ValueError, "is not a host name"),
+        ({" a": OTHER}, ValueError, "is not a host name"),
+        ({".a": OTHER}, ValueError, "is not a host name"),
+        ({"ä:443": OTHER}, ValueError, "is not a host name"),
+        ({7: OTHER}, ValueError, "7 is not a host name"),
+        ([OTHER], TypeError, "must be a mapping of hosts to pins, not list"),
     ],
 )
 async def test_what_is_no_pin(pins: Any, kind: type[Exception], words: str) -> None:

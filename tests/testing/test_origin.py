@@ -187,19 +187,19 @@ async def test_a_handler_must_return_a_response() -> None:
 @pytest.mark.parametrize(
     ("error", "words", "make"),
     [
-        (ValueError, "versions are of", lambda: Origin(versions=[])),
-        (ValueError, "versions are of", lambda: Origin(versions=["h4"])),  # type: ignore[list-item]  # as above
+        (ValueError, "versions must be", lambda: Origin(versions=[])),
+        (ValueError, "versions must be", lambda: Origin(versions=["h4"])),  # type: ignore[list-item]  # as above
         (ValueError, "HTTP/3 needs TLS", lambda: Origin(versions=["h3"], tls=False)),
-        (ValueError, "begins with a slash", lambda: Origin({"hello": Response()})),
-        (TypeError, "an answer is a Response or a handler", lambda: Origin({"/": "hello"})),  # type: ignore[dict-item]  # as above
+        (ValueError, "does not begin with a slash", lambda: Origin({"hello": Response()})),
+        (TypeError, "must be a Response or a handler", lambda: Origin({"/": "hello"})),  # type: ignore[dict-item]  # as above
         (ValueError, "from 200 to 999", lambda: Response(103)),
-        (ValueError, "framing is", lambda: Response(framing="none")),  # type: ignore[arg-type]  # as above
+        (ValueError, "framing must be", lambda: Response(framing="none")),  # type: ignore[arg-type]  # as above
         (ValueError, "must be more than 0", lambda: Origin().slow(0)),
         (ValueError, "times must be at least 1", lambda: Origin().refuse(0)),
         (ValueError, "must not be negative", lambda: Origin().goaway(-1)),
         (ValueError, "must not be negative", lambda: Origin().restart(-1)),
-        (RuntimeError, "does not run", lambda: Origin().reset()),
-        (RuntimeError, "does not run", lambda: Origin().stall()),
+        (RuntimeError, "is not running", lambda: Origin().reset()),
+        (RuntimeError, "is not running", lambda: Origin().stall()),
     ],
 )
 def test_bad_settings(error: type[Exception], words: str, make: Any) -> None:
@@ -210,7 +210,7 @@ def test_bad_settings(error: type[Exception], words: str, make: Any) -> None:
 def test_it_runs_once() -> None:
     with Origin() as origin:
         pass
-    with pytest.raises(RuntimeError, match="an origin runs once"):
+    with pytest.raises(RuntimeError, match="an origin runs only once"):
         origin.__enter__()
 
 
@@ -229,7 +229,7 @@ async def test_waits_that_fail_tell_what_was_seen() -> None:
         (b"GET / HTTP/1.1\r\n: x\r\n\r\n", "illegal header line"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x01\x05\x00\x00\x00\x01", "without :method"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\x00\x00\x00\x00\x00\x01", "16777215 bytes"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x09\x04\x00\x00\x00\x01", "CONTINUATION of nothing"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x09\x04\x00\x00\x00\x01", "CONTINUATION without a header"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x01\x01\x04\x00\x00\x00\x01\xff", "HPACK"),
     ],
 )

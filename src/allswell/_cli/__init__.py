@@ -1,7 +1,7 @@
-"""The ``allswell`` command: curl's habits, and how the connections ended.
+"""The ``allswell`` command. It behaves like curl, and can show how its connections ended.
 
-``arguments`` reads the command line, ``sent`` says what is sent, ``transfer`` sends it and follows where it leads,
-``output`` says where it goes, ``exits`` how the command ends; ``run`` puts them together.
+``arguments`` reads the command line, ``sent`` makes the request, ``transfer`` sends it and follows redirects,
+``output`` writes the response, ``exits`` has the exit statuses, and ``run`` puts them together.
 """
 
 from allswell._cli.run import main

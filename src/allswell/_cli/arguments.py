@@ -1,8 +1,8 @@
 """The command line, read as curl reads it.
 
-Options and URLs stand in any order. Short ones may be put together (``-sSL``), with a value behind the last (``-XPUT``,
-``-o file``). The value of a long one is the next argument, or stands behind ``=``. ``--no-NAME`` undoes a switch. After
-``--`` there are only URLs.
+Options and URLs may come in any order. Short options may be put together (``-sSL``), and the last may have a value
+(``-XPUT``, ``-o file``). The value of a long option is the next argument, or follows ``=``. ``--no-NAME`` undoes a
+switch. After ``--`` there are only URLs.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from allswell._config import DEFAULT_GRACE
 
 @dataclass(slots=True)
 class Asked:
-    """What was asked for.
+    """What the command line asks for.
 
-    :ivar outputs: for the first URL, the second, …: a path, or ``None`` for the name in the URL.
-    :ivar fields: of header sections, as given: ``Name: value``, ``Name:`` to take away, ``Name;`` for an empty one.
-    :ivar data: the body that ``-d`` and its siblings make together.
+    :ivar outputs: for each URL, in order: a path, or ``None`` for the name in the URL.
+    :ivar fields: header fields as given: ``Name: value``; ``Name:`` to send none; ``Name;`` for an empty value.
+    :ivar data: the body that ``-d``, ``--json`` and the other options for data make together.
+    :ivar said: the output of ``--help`` or ``--version``, if one of these was given.
     """
 
     urls: list[str] = field(default_factory=list)
@@ -100,16 +101,16 @@ class Asked:
     ends: bool = False
     har: str | None = None
     grace: float = DEFAULT_GRACE
-    said: str | None = None  # what --help and --version have to say
+    said: str | None = None
 
     def has_field(self, name: str) -> bool:
-        """Whether that field is given."""
+        """Whether a header field of this name (in lower case) is given."""
         return any(line.partition(":")[0].rstrip("; ").lower() == name for line in self.fields)
 
 
 class _Option(NamedTuple):
-    names: str  # "X request": the letter and the word
-    value: str | None  # what its value is called; None for a switch
+    names: str  # the letter, if it has one, and the word: "X request"
+    value: str | None  # the name of its value in the help; None for a switch
     text: str
     act: Callable[[Asked, Any], None]
 
@@ -123,9 +124,9 @@ def _number(name: str, least: float = 0.0) -> Callable[[Asked, Any], None]:
         try:
             number = float(value)
         except ValueError:
-            raise Failed(Exit.USAGE, f"{value!r} is no number") from None
+            raise Failed(Exit.USAGE, f"{value!r} is not a number") from None
         if not least <= number < math.inf:
-            raise Failed(Exit.USAGE, f"{value!r} is not a number that can be used here")
+            raise Failed(Exit.USAGE, f"{value!r} is out of range: the number must be finite, and at least {least:g}")
         setattr(asked, name, number)
 
     return act
@@ -136,7 +137,7 @@ def _add(name: str) -> Callable[[Asked, Any], None]:
 
 
 def _several(name: str) -> Callable[[Asked, Any], None]:
-    """A value, or a file with one in each line."""
+    """A value, or ``@FILE`` with one value in each line."""
 
     def act(asked: Asked, value: str) -> None:
         if value.startswith("@"):
@@ -176,7 +177,7 @@ def _encoded(value: str) -> bytes:
 
 
 def _content(path: str) -> bytes:
-    """What a file has; standard input for ``-``."""
+    """The content of a file, or of standard input for ``-``."""
     if path == "-":
         return sys.stdin.buffer.read()
     try:
@@ -189,7 +190,7 @@ def _form(literal: bool) -> Callable[[Asked, Any], None]:
     def act(asked: Asked, value: str) -> None:
         name, equals, content = value.partition("=")
         if not equals:
-            raise Failed(Exit.USAGE, "a part of a form is NAME=CONTENT")  # (which may be a secret)
+            raise Failed(Exit.USAGE, "a part of a form must be NAME=CONTENT")  # (not shown: it may be a secret)
         asked.form.append((name, content, literal))
 
     return act
@@ -199,11 +200,11 @@ def _header(asked: Asked, value: str) -> None:
     _several("fields")(asked, value)
     for line in asked.fields:
         if ":" not in line and not line.endswith(";"):
-            raise Failed(Exit.USAGE, "a header is not of the form 'Name: value'")  # (it may be a secret)
+            raise Failed(Exit.USAGE, "a header must be of the form 'Name: value'")  # (not shown: it may be a secret)
 
 
 def _other_place(asked: Asked, value: str) -> None:
-    """``HOST1:PORT1:HOST2:PORT2``; addresses of IPv6 in brackets."""
+    """``HOST1:PORT1:HOST2:PORT2``. IPv6 addresses are in brackets."""
     parts = _parts(value)
     if len(parts) != 4 or not all(port == "" or port.isdecimal() for port in parts[1::2]):
         raise Failed(Exit.USAGE, f"{value!r} is not HOST1:PORT1:HOST2:PORT2")
@@ -211,7 +212,7 @@ def _other_place(asked: Asked, value: str) -> None:
 
 
 def _address(asked: Asked, value: str) -> None:
-    """``HOST:PORT:ADDRESS``; of several addresses, the first."""
+    """``HOST:PORT:ADDRESS``. Of several addresses, only the first is used."""
     parts = _parts(value.removeprefix("+"))
     if len(parts) < 3 or not parts[2]:
         raise Failed(Exit.USAGE, f"{value!r} is not HOST:PORT:ADDRESS")
@@ -256,98 +257,98 @@ def _version(asked: Asked, _: object) -> None:
 
 
 def _nothing(_: Asked, __: object) -> None:
-    """It is so anyway."""
+    """Do nothing: this is the default."""
 
 
 _OPTIONS = (
-    _Option("X request", "METHOD", "the method, where it is not what the other options make of it", _set("method")),
+    _Option("X request", "METHOD", "the method, in place of the one that the other options choose", _set("method")),
     _Option("H header", "FIELD", "'Name: value'; 'Name:' to send none; 'Name;' for an empty one; @FILE", _header),
     _Option("d data", "DATA", "send a form; @FILE for a file's content without line ends", _data("ascii")),
     _Option("data-ascii", "DATA", "the same", _data("ascii")),
-    _Option("data-raw", "DATA", "the same, @ means nothing", _data("raw")),
-    _Option("data-binary", "DATA", "the same, @FILE as it is", _data("binary")),
-    _Option("data-urlencode", "DATA", "the same, encoded: NAME=DATA, NAME@FILE", _data("urlencode")),
-    _Option("json", "DATA", "send JSON, and ask for it; @FILE", _data("json")),
+    _Option("data-raw", "DATA", "the same, but @ has no meaning", _data("raw")),
+    _Option("data-binary", "DATA", "the same, but @FILE keeps line ends", _data("binary")),
+    _Option("data-urlencode", "DATA", "the same, URL-encoded: NAME=DATA, NAME@FILE", _data("urlencode")),
+    _Option("json", "DATA", "send JSON, and ask for JSON; @FILE", _data("json")),
     _Option("F form", "NAME=DATA", "a part of a multipart form; @FILE, <FILE; ;type=, ;filename=", _form(False)),
-    _Option("form-string", "NAME=DATA", "the same, @ and < mean nothing", _form(True)),
-    _Option("G get", None, "the data goes into the URL's query", _set("as_query")),
+    _Option("form-string", "NAME=DATA", "the same, but @, < and ; have no meaning", _form(True)),
+    _Option("G get", None, "send the data in the URL's query", _set("as_query")),
     _Option("T upload-file", "FILE", "send a file with PUT; - for standard input", _add("uploads")),
     _Option("I head", None, "ask for the head only, and show it", _set("head")),
-    _Option("r range", "RANGE", "ask for a part: 0-99", _set("range")),
-    _Option("C continue-at", "OFFSET", "go on with a download; - for the output file's size", _set("resume")),
-    _Option("request-target", "TARGET", "the target, in place of the URL's", _set("target")),
+    _Option("r range", "RANGE", "ask for a part, in bytes: 0-99", _set("range")),
+    _Option("C continue-at", "OFFSET", "continue a download there; - for the output file's size", _set("resume")),
+    _Option("request-target", "TARGET", "the request target, in place of the URL's path and query", _set("target")),
     _Option("compressed", None, "ask for compressed content, and decode it", _set("compressed")),
     _Option("url", "URL", "a URL", _add("urls")),
-    _Option("o output", "FILE", "write there: the first for the first URL, and so on", _add("outputs")),
+    _Option("o output", "FILE", "write to a file: the first -o is for the first URL, and so on", _add("outputs")),
     _Option("O remote-name", None, "write to a file named as in the URL", lambda asked, _: asked.outputs.append(None)),
-    _Option("remote-name-all", None, "the same for all URLs", _set("remote_name_all")),
-    _Option("output-dir", "FOLDER", "where these files are", _set("output_dir")),
-    _Option("create-dirs", None, "make the folders that are missing", _set("create_dirs")),
-    _Option("i include", None, "the response's head, too", _set("include")),
-    _Option("D dump-header", "FILE", "write the heads there; - for standard output", _set("dump")),
-    _Option("v verbose", None, "the heads of requests and responses, on standard error", _set("verbose")),
-    _Option("w write-out", "FORMAT", "afterwards: '%{http_code} %{time_total}\\n'; @FILE", _format),
-    _Option("s silent", None, "no progress, no errors", _set("silent")),
-    _Option("S show-error", None, "errors all the same", _set("show_error")),
-    _Option("# progress-bar", None, "progress as a simple bar, on a terminal or not", _set("bar")),
-    _Option("no-progress-meter", None, "no progress", _set("no_meter")),
-    _Option("f fail", None, "a status of 400 or more is an error, without its body", _set("fail")),
-    _Option("fail-with-body", None, "the same, with its body", _set("fail_with_body")),
-    _Option("fail-early", None, "no more URLs after an error", _set("fail_early")),
+    _Option("remote-name-all", None, "-O for all URLs", _set("remote_name_all")),
+    _Option("output-dir", "FOLDER", "the folder of these files", _set("output_dir")),
+    _Option("create-dirs", None, "make folders that are missing", _set("create_dirs")),
+    _Option("i include", None, "write the response's head, too", _set("include")),
+    _Option("D dump-header", "FILE", "write the heads of responses to a file; - for standard output", _set("dump")),
+    _Option("v verbose", None, "show the heads of requests and responses on standard error", _set("verbose")),
+    _Option("w write-out", "FORMAT", "write this at the end: '%{http_code} %{time_total}\\n'; @FILE", _format),
+    _Option("s silent", None, "show no progress and no errors", _set("silent")),
+    _Option("S show-error", None, "show errors in spite of -s", _set("show_error")),
+    _Option("# progress-bar", None, "show progress as a simple bar, also without a terminal", _set("bar")),
+    _Option("no-progress-meter", None, "show no progress", _set("no_meter")),
+    _Option("f fail", None, "a status of 400 or more is an error; do not write its body", _set("fail")),
+    _Option("fail-with-body", None, "the same, but write its body", _set("fail_with_body")),
+    _Option("fail-early", None, "stop after the first URL that fails", _set("fail_early")),
     _Option("L location", None, "follow redirects", _set("location")),
-    _Option("location-trusted", None, "the same, and send passwords there", _set("trusted_location")),
-    _Option("max-redirs", "N", "at most so many (50); -1 for any number", _number("max_redirects", least=-1)),
-    _Option("post301", None, "a POST stays one after 301", _set("post301")),
+    _Option("location-trusted", None, "the same, and send passwords to other hosts, too", _set("trusted_location")),
+    _Option("max-redirs", "N", "follow at most so many (50); -1 for any number", _number("max_redirects", least=-1)),
+    _Option("post301", None, "keep the method POST after a redirect with 301", _set("post301")),
     _Option("post302", None, "after 302", _set("post302")),
     _Option("post303", None, "after 303", _set("post303")),
-    _Option("A user-agent", "NAME", "in place of our own; '' for none", _set("agent")),
-    _Option("e referer", "URL", "send it as Referer", _set("referer")),
-    _Option("b cookie", "DATA", "send cookies: 'a=1; b=2', or a file of them", _add("cookies")),
-    _Option("c cookie-jar", "FILE", "write the cookies there, in the end", _set("cookie_jar")),
-    _Option("j junk-session-cookies", None, "leave out a file's session cookies", _set("junk_session")),
-    _Option("u user", "NAME:PASSWORD", "say who you are", _set("user")),
-    _Option("basic", None, "by Basic, which is so anyway", _nothing),
-    _Option("digest", None, "by Digest", _set("digest")),
-    _Option("oauth2-bearer", "TOKEN", "by a bearer token", _set("bearer")),
-    _Option("x proxy", "URL", "through a proxy: http, https, socks5, socks5h", _set("proxy")),
-    _Option("U proxy-user", "NAME:PASSWORD", "say to the proxy who you are", _set("proxy_user")),
-    _Option("proxy-insecure", None, "trust any certificate of the proxy", _set("proxy_insecure")),
-    _Option("socks5", "HOST:PORT", "through a SOCKS proxy", _socks("socks5")),
-    _Option("socks5-hostname", "HOST:PORT", "the same, which resolves the names", _socks("socks5h")),
-    _Option("noproxy", "HOSTS", "none for these; * for all", _set("no_proxy")),
-    _Option("unix-socket", "PATH", "through a Unix socket", _set("unix_socket")),
-    _Option("resolve", "HOST:PORT:ADDRESS", "where that host is", _address),
+    _Option("A user-agent", "NAME", "send this as User-Agent; '' for none", _set("agent")),
+    _Option("e referer", "URL", "send this as Referer", _set("referer")),
+    _Option("b cookie", "DATA", "send cookies: 'a=1; b=2', or a file of cookies", _add("cookies")),
+    _Option("c cookie-jar", "FILE", "write all cookies to a file at the end", _set("cookie_jar")),
+    _Option("j junk-session-cookies", None, "ignore session cookies in files", _set("junk_session")),
+    _Option("u user", "NAME:PASSWORD", "log in to the server", _set("user")),
+    _Option("basic", None, "log in by Basic; the default", _nothing),
+    _Option("digest", None, "log in by Digest", _set("digest")),
+    _Option("oauth2-bearer", "TOKEN", "log in by a bearer token", _set("bearer")),
+    _Option("x proxy", "URL", "use a proxy: http, https, socks5, socks5h", _set("proxy")),
+    _Option("U proxy-user", "NAME:PASSWORD", "log in to the proxy", _set("proxy_user")),
+    _Option("proxy-insecure", None, "accept any certificate of the proxy", _set("proxy_insecure")),
+    _Option("socks5", "HOST:PORT", "use a SOCKS proxy", _socks("socks5")),
+    _Option("socks5-hostname", "HOST:PORT", "the same, and let the proxy resolve names", _socks("socks5h")),
+    _Option("noproxy", "HOSTS", "use no proxy for these hosts; * for all", _set("no_proxy")),
+    _Option("unix-socket", "PATH", "connect to a Unix socket", _set("unix_socket")),
+    _Option("resolve", "HOST:PORT:ADDRESS", "use this address for that host and port", _address),
     _Option("doh-url", "URL", "resolve names by DNS over HTTPS", _set("doh_url")),
     _Option("connect-to", "HOST1:PORT1:HOST2:PORT2", "connect to the second in place of the first", _other_place),
-    _Option("k insecure", None, "trust any certificate", _set("insecure")),
+    _Option("k insecure", None, "accept any certificate", _set("insecure")),
     _Option("cacert", "FILE", "trust these certificates (PEM) and no others", _set("cacert")),
-    _Option("pinnedpubkey", "HASHES", "the server's key: 'sha256//…;sha256//…'", _set("pins")),
-    _Option("E cert", "FILE[:PASSWORD]", "a client certificate", _set("cert")),
-    _Option("cert-type", "TYPE", "of that file: PEM or P12", _cert_type),
-    _Option("key", "FILE", "its key", _set("key")),
+    _Option("pinnedpubkey", "HASHES", "accept only these keys: 'sha256//…;sha256//…'", _set("pins")),
+    _Option("E cert", "FILE[:PASSWORD]", "show a client certificate", _set("cert")),
+    _Option("cert-type", "TYPE", "the type of that file: PEM or P12", _cert_type),
+    _Option("key", "FILE", "the certificate's private key", _set("key")),
     _Option("pass", "PASSWORD", "the key's password", _set("password")),
-    _Option("m max-time", "SECONDS", "for each URL, until its response was read", _number("max_time")),
-    _Option("connect-timeout", "SECONDS", "for each connection to be made", _number("connect_timeout")),
-    _Option("retry", "N", "try again so often, after timeouts and 408, 429, 500, 502, 503, 504", _number("retry")),
-    _Option("retry-delay", "SECONDS", "before each of them; 1, 2, 4, … without", _number("retry_delay")),
-    _Option("retry-max-time", "SECONDS", "for all of them", _number("retry_max_time")),
-    _Option("retry-connrefused", None, "after refused connections, too", _set("retry_refused")),
-    _Option("retry-all-errors", None, "after any error", _set("retry_all")),
-    _Option("Z parallel", None, "all URLs at a time", _set("parallel")),
-    _Option("parallel-max", "N", "so many of them (50)", _number("parallel_max")),
-    _Option("http1.1", None, "speak HTTP/1.1 only", _set("version", "1.1")),
-    _Option("http2", None, "speak HTTP/2, or HTTP/1.1 where the server does not; so anyway", _set("version", "2")),
-    _Option("http2-prior-knowledge", None, "speak HTTP/2 only, without TLS too", _set("version", "2only")),
-    _Option("http3", None, "try HTTP/3, and the others beside it", _set("version", "3")),
-    _Option("http3-only", None, "speak HTTP/3 only", _set("version", "3only")),
-    _Option("ends", None, "how each connection ended, layer by layer, on standard error", _set("ends")),
-    _Option("har", "FILE", "record all requests and responses there (HAR 1.2), without passwords", _set("har")),
-    _Option("grace", "SECONDS", f"for all goodbyes together ({DEFAULT_GRACE:g})", _number("grace")),
+    _Option("m max-time", "SECONDS", "the limit for each URL, until its response was read", _number("max_time")),
+    _Option("connect-timeout", "SECONDS", "the limit for making each connection", _number("connect_timeout")),
+    _Option("retry", "N", "try so often again, after timeouts and 408, 429, 500, 502, 503, 504", _number("retry")),
+    _Option("retry-delay", "SECONDS", "pause before each retry; 1, 2, 4, … by default", _number("retry_delay")),
+    _Option("retry-max-time", "SECONDS", "the limit for all retries together", _number("retry_max_time")),
+    _Option("retry-connrefused", None, "retry after refused connections, too", _set("retry_refused")),
+    _Option("retry-all-errors", None, "retry after any error", _set("retry_all")),
+    _Option("Z parallel", None, "request all URLs at the same time", _set("parallel")),
+    _Option("parallel-max", "N", "request at most so many at the same time (50)", _number("parallel_max")),
+    _Option("http1.1", None, "use HTTP/1.1 only", _set("version", "1.1")),
+    _Option("http2", None, "use HTTP/2, or else HTTP/1.1; the default", _set("version", "2")),
+    _Option("http2-prior-knowledge", None, "use HTTP/2 only, also without TLS", _set("version", "2only")),
+    _Option("http3", None, "use HTTP/3, or else the others", _set("version", "3")),
+    _Option("http3-only", None, "use HTTP/3 only", _set("version", "3only")),
+    _Option("ends", None, "show on standard error how each layer of each connection ended", _set("ends")),
+    _Option("har", "FILE", "record all requests and responses in a file (HAR 1.2), without passwords", _set("har")),
+    _Option("grace", "SECONDS", f"the time for all goodbyes together ({DEFAULT_GRACE:g})", _number("grace")),
     _Option("h help", None, "show this", _help),
     _Option("V version", None, "show the version", _version),
-    _Option("N no-buffer", None, "write each piece as it comes; so anyway", _nothing),
-    _Option("g globoff", None, "{} and [] in URLs mean nothing; so anyway", _nothing),
-    _Option("q disable", None, "read no configuration file; so anyway", _nothing),
+    _Option("N no-buffer", None, "write each piece as it comes; the default", _nothing),
+    _Option("g globoff", None, "{} and [] in URLs have no meaning; the default", _nothing),
+    _Option("q disable", None, "read no configuration file; the default", _nothing),
 )
 _BY_NAME = {name: option for option in _OPTIONS for name in option.names.split()}
 _BY_NAME |= {"http1": _BY_NAME["http1.1"], "buffer": _BY_NAME["no-buffer"]}
@@ -356,7 +357,7 @@ _BY_NAME |= {"http1": _BY_NAME["http1.1"], "buffer": _BY_NAME["no-buffer"]}
 def parse(arguments: Sequence[str]) -> Asked:
     """Read the command line.
 
-    :raises Failed: when it is wrong, or names a file that cannot be read.
+    :raises Failed: if it is wrong, or names a file that cannot be read.
     """
     asked = Asked()
     rest = iter(arguments)
@@ -385,10 +386,10 @@ def _long(asked: Asked, argument: str, rest: Iterator[str]) -> None:
             return option.act(asked, False)
         option = None
     if option is None:
-        raise Failed(Exit.USAGE, f"option --{name}: is unknown")
+        raise Failed(Exit.USAGE, f"there is no option --{name}")
     if option.value is None:
         if equals:
-            raise Failed(Exit.USAGE, f"option --{name}: takes no value")
+            raise Failed(Exit.USAGE, f"the option --{name} takes no value")
         return option.act(asked, True)
     return option.act(asked, value if equals else _next(f"--{name}", rest))
 
@@ -398,7 +399,7 @@ def _short(asked: Asked, letters: str, rest: Iterator[str]) -> None:
         letter, letters = letters[0], letters[1:]
         option = _BY_NAME.get(letter)
         if option is None:
-            raise Failed(Exit.USAGE, f"option -{letter}: is unknown")
+            raise Failed(Exit.USAGE, f"there is no option -{letter}")
         if option.value is not None:
             return option.act(asked, letters or _next(f"-{letter}", rest))
         option.act(asked, True)
@@ -408,18 +409,18 @@ def _short(asked: Asked, letters: str, rest: Iterator[str]) -> None:
 def _next(name: str, rest: Iterator[str]) -> str:
     value = next(rest, None)
     if value is None:
-        raise Failed(Exit.USAGE, f"option {name}: requires a value")
+        raise Failed(Exit.USAGE, f"the option {name} requires a value")
     return value
 
 
 def _check(asked: Asked) -> None:
     if not asked.urls:
-        raise Failed(Exit.USAGE, "no URL")
+        raise Failed(Exit.USAGE, "the command line has no URL")
     posts = asked.data is not None and not asked.as_query
     if sum((posts, bool(asked.form), bool(asked.uploads), asked.head)) > 1:
-        raise Failed(Exit.USAGE, "only one of them at a time: -d, -F, -T, -I")
+        raise Failed(Exit.USAGE, "-d, -F, -T and -I cannot be used together")
     if asked.resume is not None and (asked.uploads or not (asked.resume == "-" or asked.resume.isdecimal())):
-        raise Failed(Exit.USAGE, "-C is for downloads, and takes a number or -")
+        raise Failed(Exit.USAGE, "-C takes a number or -, and cannot be used with -T")
 
 
 def as_bytes(text: str) -> bytes:
@@ -428,12 +429,12 @@ def as_bytes(text: str) -> bytes:
 
 
 def with_scheme(url: str) -> str:
-    """A URL of the command line, with the scheme that it may lack."""
+    """A URL of the command line. If it has no scheme, it gets https."""
     return url if "://" in url else f"https://{url}"
 
 
 def usage() -> str:
-    """What there is."""
+    """The text of ``--help``."""
     lines = ["usage: allswell [OPTION ...] URL ...", ""]
     lines += ["HTTP requests that end well. https:// is added to a URL without a scheme.", ""]
     for option in _OPTIONS:

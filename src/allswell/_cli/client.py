@@ -1,4 +1,4 @@
-"""The client of the command, as the options make it."""
+"""The command's client, made from the options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from allswell._transport import AsyncTransport
 #: As in curl.
 _CONNECT_TIMEOUT = 300.0
 
-#: By option: what makes the client speak that version.
+#: The pool's settings for each option that chooses versions.
 _VERSIONS: Mapping[str, Mapping[str, Any]] = {
     "1.1": {"http2": False},
     "2": {},
@@ -37,11 +37,11 @@ _VERSIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 class CommandClient(AsyncClient):
-    """A client that sends what it is told to and nothing else, and follows redirects by curl's rules.
+    """A client that sends no header fields of its own, and follows redirects by curl's rules.
 
     :ivar codings: the content codings that it can decode.
-    :ivar literal_cookies: those that were given by themselves, for the first host.
-    :ivar dump: where ``-D`` goes.
+    :ivar literal_cookies: the cookies that were given as ``-b name=value``. They go to the first host only.
+    :ivar dump: where ``-D`` writes.
     """
 
     def __init__(self, asked: Asked, cookies: CookieJar, literal_cookies: str, ends: list[ConnectionEnd]) -> None:
@@ -65,15 +65,15 @@ class CommandClient(AsyncClient):
         self.dump = Output(asked.dump)
 
     def check_redirect(self, url: httpx2.URL) -> None:
-        """A server may lead to any other, whose key nobody has pinned.
+        """Refuse a redirect to a host without pins, if any host has pins.
 
-        :raises Failed: where keys are pinned, and it does.
+        :raises Failed: if that is so.
         """
         if self._asked.pins is not None and url.raw_host.decode("ascii") not in _pins(self._asked):
-            raise Failed(Exit.PINS, f"no key is pinned for {url.host}, where the server leads to")
+            raise Failed(Exit.PINS, f"the server redirects to {url.host}, for which no key is pinned")
 
     def _redirect_method(self, request: httpx2.Request, response: httpx2.Response) -> str:
-        # A private name of httpx2's, which makes a GET of more than curl does.
+        # This overrides a private method of httpx2, which changes more methods to GET than curl does.
         asked, method, status = self._asked, request.method, response.status_code
         kept = {301: asked.post301, 302: asked.post302, 303: asked.post303}.get(status, True)
         if kept or method in ("GET", "HEAD") or (status != 303 and method != "POST"):
@@ -82,7 +82,7 @@ class CommandClient(AsyncClient):
 
 
 class _Directed(AsyncTransport):
-    """It connects elsewhere than the URL says; the host that is asked, and must prove who it is, stays the URL's."""
+    """A transport that connects to another place than the URL's. Host and certificate are still those of the URL."""
 
     def __init__(self, places: Sequence[tuple[str, str, str, str]], pool: ConnectionPool) -> None:
         super().__init__(pool=pool)
@@ -146,7 +146,7 @@ def _certificate(asked: Asked) -> ClientCertificate:
 
 
 def _pins(asked: Asked) -> dict[str, list[str]]:
-    """For the hosts of the command line."""
+    """The pins, for each host of the command line."""
     if asked.pins is None:
         return {}
     pins = [pin for pin in asked.pins.split(";") if pin]
@@ -154,7 +154,7 @@ def _pins(asked: Asked) -> dict[str, list[str]]:
 
 
 def _resolver(url: str) -> DnsOverHttps:
-    """Where its server is the system knows."""
+    """A resolver by DNS over HTTPS. The addresses of its server come from the system's resolver."""
     try:
         host = httpx2.URL(url).host
         found = [str(each[4][0]) for each in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
@@ -171,14 +171,14 @@ def _host(given: str) -> str:
     try:
         return httpx2.URL(with_scheme(given)).raw_host.decode("ascii")
     except httpx2.InvalidURL:
-        return ""  # which is told when it is requested
+        return ""  # the request will fail with an error that names it
 
 
 def _origin(given: str) -> str | None:
     try:
         url = httpx2.URL(with_scheme(given))
     except httpx2.InvalidURL:
-        return None  # which is told when it is requested
+        return None  # the request will fail with an error that names it
     return f"https://{url.netloc.decode('ascii')}" if url.scheme == "https" else None
 
 
@@ -194,10 +194,10 @@ def _proxies(asked: Asked) -> dict[str, Any]:
             auth = (name, password) if colon or name else None
             context = new_context(False) if asked.proxy_insecure and url.scheme == "https" else None
             found["proxy"] = httpx2.Proxy(url, auth=auth, ssl_context=context)
-        except httpx2.InvalidURL as error:  # which may quote a password
-            raise Failed(Exit.PROXY_NAME, f"not the URL of a proxy: {no_url(given, error)}") from error
+        except httpx2.InvalidURL as error:  # its text may quote a password
+            raise Failed(Exit.PROXY_NAME, f"cannot use the proxy's URL: {no_url(given, error)}") from error
         except ValueError as error:
-            raise Failed(Exit.PROXY_NAME, f"not the URL of a proxy: {error}") from error
+            raise Failed(Exit.PROXY_NAME, f"cannot use the proxy's URL: {error}") from error
     if asked.no_proxy == "*":
         return {}
     if asked.no_proxy is not None:

@@ -1,4 +1,4 @@
-"""Cookie files, as curl and browsers once wrote them: a line for each cookie, seven columns."""
+"""Cookie files in Netscape's format, which curl uses: a line for each cookie, with seven columns."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ _HTTP_ONLY = "#HttpOnly_"
 
 
 def jar(asked: Iterable[str], *, junk_session: bool, wanted: bool) -> tuple[CookieJar, str]:
-    """The cookies of files, and those that were given themselves.
+    """Read what ``-b`` gives.
 
-    :param wanted: take the servers' cookies, too, even without a file to begin with.
+    :param asked: file names, and texts like ``name=value; name=value``.
+    :param junk_session: leave out the session cookies of files.
+    :param wanted: accept the servers' cookies also if no file is given.
+    :return: the jar, with the cookies of the files; and the cookies that were given as text.
     """
     given = [each for each in asked if "=" in each]
     files = [each for each in asked if "=" not in each]
@@ -32,7 +35,7 @@ def _read(path: str) -> Iterable[Cookie]:
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
     except OSError:
-        return  # as curl: a jar that is not there yet
+        return  # as in curl, a file that does not exist is an empty jar
     for line in text.splitlines():
         http_only = line.startswith(_HTTP_ONLY)
         columns = line.removeprefix(_HTTP_ONLY).split("\t")
@@ -48,7 +51,7 @@ def _cookie(
     domain: str, tail: bool, folder: str, secure: bool, expires: int | None, name: str, value: str, http_only: bool
 ) -> Cookie:
     if "." not in domain:
-        domain += ".local"  # as http.cookiejar has it
+        domain += ".local"  # http.cookiejar does so, too
     return Cookie(
         version=0,
         name=name,
@@ -70,7 +73,7 @@ def _cookie(
 
 
 def written(cookies: Iterable[Cookie]) -> str:
-    """A file of them."""
+    """The text of a file with these cookies."""
     lines = []
     for cookie in cookies:
         if cookie.is_expired():
@@ -91,9 +94,9 @@ def written(cookies: Iterable[Cookie]) -> str:
 
 
 def save(cookies: Iterable[Cookie], path: str) -> str | None:
-    """Write them to a file; for ``-``, the text is returned.
+    """Write cookies to a file. For ``-`` return the text instead.
 
-    :raises Failed: when it cannot be written.
+    :raises Failed: if the file cannot be written.
     """
     text = written(cookies)
     if path == "-":

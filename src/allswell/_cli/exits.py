@@ -1,4 +1,4 @@
-"""Exit statuses: curl's numbers for what went wrong."""
+"""Exit statuses. They are curl's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from allswell._fields import no_url
 
 
 class Exit(IntEnum):
-    """Why the command ends as it does."""
+    """The exit statuses."""
 
     OK = 0
     UNSUPPORTED = 1
@@ -66,13 +66,13 @@ class Failed(Exception):
 
 
 def failed(error: Exception, url: str) -> Failed:
-    """An error of the client's, with its exit status."""
+    """The failure of the command that an error of the client causes."""
     if isinstance(error, Failed):
         return error
     if isinstance(error, httpx2.InvalidURL):
         return Failed(Exit.URL, no_url(url, error))
     if isinstance(error, httpx2.StreamConsumed):
-        return Failed(Exit.REWIND, "what was sent cannot be sent once more: it came from standard input")
+        return Failed(Exit.REWIND, "the request body cannot be sent again: it came from standard input")
     return Failed(_code(error), str(error))
 
 
@@ -114,7 +114,7 @@ def _not_connected(error: ConnectFailed) -> Exit:
         case "dns":
             return Exit.PROXY_NAME if "the proxy " in words else Exit.HOST_NAME
         case "tls":
-            # (QUIC's certificates are judged elsewhere; what that found is told in words.)
+            # (For QUIC there is no ssl.CertificateError. So the error's text is looked at.)
             return Exit.CERTIFICATE if "certificate" in words and error.by != "peer" else Exit.TLS
         case "proxy":
             return Exit.PROXY if "socks" in words.lower() else Exit.RECEIVE
@@ -123,7 +123,7 @@ def _not_connected(error: ConnectFailed) -> Exit:
     return Exit.CONNECT
 
 
-#: What errors say of a response that ended before it was complete.
+#: Errors about a response that ended too early have one of these in their text.
 _CUT = ("too early", "within its chunks", "truncated", "was complete", "complete message body")
 
 

@@ -1,7 +1,7 @@
-"""Where bodies and heads go, and what a terminal may be shown.
+"""Where bodies and heads are written, and what may be shown on a terminal.
 
-Bodies go as they come, each piece at once. What a server says beside them (a status line, fields, errors) never acts on
-a terminal: its control characters are replaced.
+Bodies are written as they come, each piece at once. In all else that a server sends (status lines, fields, errors)
+control characters are replaced, so it cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from allswell._cli.arguments import Asked, with_scheme
 from allswell._cli.exits import Exit, Failed
 from allswell._errors import printable
 
-#: On Windows some more mean a folder, a drive, a stream.
+#: Characters that file names must not have. On Windows some more have a meaning: folders, drives, streams.
 _NOT_IN_NAMES = "/\0" + ('\\:*?"<>|' if sys.platform == "win32" else "")
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 class Output:
-    """Where one URL's response goes. A file is opened with the first byte, so that a failure leaves none.
+    """Where the response of one URL is written. A file is opened with the first byte, so a failure leaves no file.
 
-    :param path: of a file; ``"-"`` for standard output, whatever comes; ``None`` for it, if it is fit for that.
-    :param start: keep so many bytes of the file that is there; ``None``: none.
+    :param path: a file's path; ``"-"`` for standard output; ``None`` for standard output, but no binary body on a
+        terminal.
+    :param start: keep so many bytes of a file that exists; ``None``: keep none.
+    :param folders: whether to make folders that are missing.
     """
 
     def __init__(self, path: str | None, *, start: int | None = None, folders: bool = False) -> None:
@@ -39,20 +41,20 @@ class Output:
         self.start = start
         self._folders = folders
         self._file: BinaryIO | None = None
-        self._may_block = False  # for as long as nobody reads: a pipe, a terminal
+        self._may_block = False  # whether a write may wait for a reader: it is a pipe or a terminal
 
     @property
     def on_terminal(self) -> bool:
-        """Whether it goes to one."""
+        """Whether the response is written to a terminal."""
         return self.path is None and sys.stdout.isatty()
 
     async def write(self, piece: bytes) -> None:
-        """Write some of the body, at once.
+        """Write a piece of the body, at once.
 
-        :raises Failed: when it cannot be written, or must not be shown.
+        :raises Failed: if it cannot be written, or is binary and the output is a terminal.
         """
         if b"\0" in piece and not self._any and self.on_terminal:
-            raise Failed(Exit.WRITE, "the body is binary, and not for a terminal: -o FILE saves it, -o - shows it")
+            raise Failed(Exit.WRITE, "the body is binary, so it is not shown: -o FILE saves it, -o - shows it")
         try:
             file = self._opened()
             if self._may_block:
@@ -62,7 +64,7 @@ class Output:
                 file.flush()
         except BrokenPipeError:
             silence(sys.stdout)
-            raise Failed(Exit.WRITE, "nobody reads what is written") from None
+            raise Failed(Exit.WRITE, "cannot write the body: the reader of the pipe has closed it") from None
         except OSError as error:
             raise Failed(Exit.WRITE, f"cannot write {self.path or 'the body'}: {error.strerror}") from error
 
@@ -73,13 +75,13 @@ class Output:
         await self.write("".join(_emphasized(line, bold) + end for line in [*lines, ""]).encode("utf-8"))
 
     def begin_anew(self) -> None:
-        """What was written is not what was asked for (a file only: what standard output was given is gone)."""
+        """Drop what was written, because the request is tried again. (From standard output nothing can be dropped.)"""
         if self._file is not None and self.path is not None:
             self._file.truncate(self.start or 0)
             self._file.seek(0, 2)
 
     async def complete(self) -> None:
-        """It has all; if that is nothing, it makes an empty file."""
+        """The body is complete. If it was empty, make an empty file."""
         if self.path is not None:
             await self.write(b"")
 
@@ -103,8 +105,11 @@ class Output:
 
 
 async def _write_all(file: int, piece: bytes) -> None:
-    """Write to what may block. Signals are heard meanwhile, for nothing blocks here: there is room for so little."""
-    if not hasattr(select, "poll"):  # Windows, where a pipe tells nobody whether it has room
+    """Write to a file that may block, without blocking the event loop, so signals are still handled.
+
+    If poll says that there is room, a write of up to ``PIPE_BUF`` bytes does not block.
+    """
+    if not hasattr(select, "poll"):  # Windows, where one cannot ask a pipe for room
         return await anyio.to_thread.run_sync(_write_blocking, file, piece, abandon_on_cancel=True)
     poll = select.poll()
     poll.register(file, select.POLLOUT)
@@ -123,21 +128,21 @@ def _write_blocking(file: int, piece: bytes) -> None:
 
 
 def silence(file: TextIO) -> None:
-    """Nobody reads it: Python would say so once more when it flushes it in the end."""
+    """Drop what is still buffered for a file without a reader. Python would raise again when it flushes it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def output(asked: Asked, url: str, index: int) -> Output:
-    """Where the response of one URL goes.
+    """Where the response of one URL is written.
 
-    :raises Failed: when its name is to be the URL's, which has none.
+    :raises Failed: if the file shall be named as in the URL, and the URL has no name.
     """
     path = asked.outputs[index] if index < len(asked.outputs) else "" if not asked.remote_name_all else None
     if path is None:
         path = unquote(httpx2.URL(with_scheme(url)).path.rpartition("/")[2])
         path = path.translate(dict.fromkeys(map(ord, _NOT_IN_NAMES), "_"))
         if path in ("", ".", ".."):
-            raise Failed(Exit.WRITE, "the URL has no name for a file: -o FILE gives one")
+            raise Failed(Exit.WRITE, "the URL's path has no file name: use -o FILE")
     if path not in ("", "-") and asked.output_dir is not None:
         path = str(Path(asked.output_dir, path))
     start = None
@@ -148,13 +153,13 @@ def output(asked: Asked, url: str, index: int) -> Output:
 
 
 def head_lines(response: httpx2.Response) -> list[str]:
-    """A response's head, as it may be shown."""
+    """The lines of a response's head, without control characters."""
     status = f"{response.http_version} {response.status_code} {text(response.extensions.get('reason_phrase', b''))}"
     return [status, *(f"{text(name)}: {text(value)}" for name, value in response.headers.raw)]
 
 
 def text(said: bytes) -> str:
-    """What somebody said, without what acts on a terminal."""
+    """A peer's bytes as text without control characters."""
     try:
         decoded = said.decode("utf-8")
     except UnicodeDecodeError:
@@ -168,5 +173,5 @@ def _emphasized(line: str, bold: bool) -> str:
 
 
 def say(line: str) -> None:
-    """A line on standard error."""
+    """Write a line to standard error."""
     print("\n".join(map(printable, line.replace("\t", " ").split("\n"))), file=sys.stderr, flush=True)

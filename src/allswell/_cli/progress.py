@@ -1,7 +1,7 @@
-"""How far downloads and uploads are, on standard error.
+"""The progress of downloads and uploads, on standard error.
 
-On a terminal, where the body does not go to one, too, and with rich (extra ``cli``). ``-#`` draws curl's simple bar,
-with or without a terminal.
+It is shown if standard error is a terminal, the body is not written to a terminal, and rich is installed (the extra
+``cli``). ``-#`` draws curl's simple bar, also without a terminal.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from allswell._errors import printable
 
 
 class Meter(Protocol):
-    """Tells how far one transfer is."""
+    """Shows how far one transfer is."""
 
     def begin(self, what: str, total: int | None) -> None:
-        """It begins, or begins anew; of so many bytes, where that is known."""
+        """The transfer begins, or begins again.
+
+        :param total: its size in bytes, if that is known.
+        """
 
     def count(self, size: int) -> None:
-        """So many more bytes have gone, or come."""
+        """So many more bytes were sent or received."""
 
 
 class Meters:
-    """For all transfers together."""
+    """Makes the meters of all transfers."""
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._shown: Any = None
 
     def meter(self, *, on_terminal: bool) -> Meter:
-        """For one transfer.
+        """The meter for one transfer.
 
-        :param on_terminal: its body goes to one, where a meter would be in its way.
+        :param on_terminal: whether its body is written to a terminal. Then there is no meter, not even ``-#``.
         """
         asked = self._asked
         if asked.silent or asked.no_meter or on_terminal:
@@ -48,7 +51,7 @@ class Meters:
         return _Quiet() if self._shown is None else _Bar(self._shown)
 
     def stop(self) -> None:
-        """Nothing more to show."""
+        """End the display."""
         if self._shown is not None:
             self._shown.stop()
 
@@ -62,7 +65,7 @@ class _Quiet:
 
 
 class _Hashes:
-    """A line of ``#``, as long as the terminal is wide."""
+    """A line of ``#``, as wide as the terminal."""
 
     def __init__(self) -> None:
         self._total: int | None = None
@@ -115,7 +118,7 @@ def _rich() -> Any:
             TransferSpeedColumn,
         )
     except ImportError:
-        return None  # it is an extra
+        return None  # the extra is not installed
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,6 +1,6 @@
-"""The command as a whole: all its URLs, one client, signals, and what is told in the end.
+"""The whole command: one client for all URLs, signals, and what is written at the end.
 
-The first SIGINT or SIGTERM ends the transfers and lets the connections say goodbye; the second one ends that, too.
+The first SIGINT or SIGTERM ends the transfers, and the connections say goodbye. The second one ends that, too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from allswell._signals import receive_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit status."""
+    """Run the command. Return its exit status."""
     try:
         asked = parse(sys.argv[1:] if arguments is None else arguments)
         if asked.said is not None:
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return Exit.OK
         return anyio.run(_run, asked)
     except Failed as error:
-        say(f"allswell: {error}" if error.code is not Exit.USAGE else f"allswell: {error}\nallswell --help tells more")
+        more = "\nallswell --help lists the options" if error.code is Exit.USAGE else ""
+        say(f"allswell: {error}{more}")
         return int(error.code)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -46,9 +47,9 @@ async def _run(asked: Asked) -> int:
 
 @contextmanager
 def _recording(client: CommandClient, path: str | None) -> Iterator[None]:
-    """Record all that is requested, if that is wanted, and how the connections end.
+    """Record all requests, and how the connections end, if ``--har`` asks for it.
 
-    :raises Failed: the file cannot be written.
+    :raises Failed: if the file cannot be written.
     """
     try:
         with client.har(path) if path is not None else nullcontext():
@@ -82,7 +83,7 @@ class _Command:
         client.dump.close()
         if asked.ends:
             seconds = client.close_report.seconds if client.close_report is not None else 0.0
-            # Those that ended before the close, in the background, are told too.
+            # (The client's report does not have the connections that ended before the close. This one does.)
             say(str(CloseReport(tuple(ends), asked.grace, seconds)))
         if asked.cookie_jar is not None and (shown := save(cookies, asked.cookie_jar)) is not None:
             sys.stdout.write(shown)
@@ -120,10 +121,10 @@ class _Command:
                 tasks.start_soon(one, each)
 
     async def _transfer(self, each: Transfer) -> bool:
-        """Whether to go on."""
+        """Make one transfer. Return whether to go on with the next."""
         try:
             code = await each.run()
-        except BrokenPipeError:  # nobody reads what -w says
+        except BrokenPipeError:  # the output of -w has no reader
             silence(sys.stdout)
             code = Exit.WRITE
         self._codes.append(code)

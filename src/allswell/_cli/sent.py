@@ -1,4 +1,4 @@
-"""What is sent: the method, the URL, the fields and the body that the options make together."""
+"""The request that the options make: its method, URL, header fields and body."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Count = Callable[[int], None]
 _PIECE = 64 * 1024
 _FORM, _JSON = "application/x-www-form-urlencoded", "application/json"
 
-#: The types that curl knows by the ends of names.
+#: The media types that curl knows, by the suffixes of file names.
 _TYPES = {
     ".gif": "image/gif",
     ".jpg": "image/jpeg",
@@ -39,10 +39,13 @@ _TYPES = {
 
 
 class Sent(NamedTuple):
-    """A request before it is one.
+    """All parts of a request.
 
-    :ivar removed: the names of fields that must not be sent.
-    :ivar size: of the body, where it is a file.
+    :ivar fields: its header fields.
+    :ivar removed: the names of fields that must not be sent, in lower case.
+    :ivar body: arguments of ``build_request`` for the body.
+    :ivar size: the bytes of the body if it is a file; ``None`` if not, or if its size is not known.
+    :ivar user: name and password, if they were given.
     """
 
     method: str
@@ -55,7 +58,7 @@ class Sent(NamedTuple):
 
 
 class FileBody:
-    """A file as a body: it starts anew each time, and tells what has gone."""
+    """A file as a body. It is read from its beginning each time. ``count`` gets the number of bytes that were sent."""
 
     def __init__(self, path: str, count: Count) -> None:
         self._path = path
@@ -76,13 +79,14 @@ async def _standard_input(count: Count) -> AsyncIterator[bytes]:
 
 
 def sent(asked: Asked, url: str, upload: str | None, count: Count, codings: str, files: ExitStack) -> Sent:
-    """What is sent to one URL.
+    """Make the request for one URL.
 
+    :param upload: the file to upload; ``"-"`` for standard input; ``None`` for none.
+    :param count: called with the number of bytes of an upload that were sent.
     :param codings: the content codings that we can decode.
-    :param files: what closes the files of forms.
-    :param upload: the file for it.
-    :param count: told how much of an upload has gone.
-    :raises Failed: when there is no such file, or the URL is none.
+    :param files: gets the open files of forms, to close them.
+    :raises Failed: if a file cannot be read.
+    :raises httpx2.InvalidURL: if the URL is not valid.
     """
     given, removed = _fields(asked.fields)
     names = {name.lower() for name, _ in given} | removed
@@ -163,7 +167,7 @@ def _basic(name: str, password: str) -> str:
 def _body(
     asked: Asked, upload: str | None, count: Count, files: ExitStack
 ) -> tuple[dict[str, Any], int | None, str | None]:
-    """For the client: the body; its length, where that is known and the client cannot find it; its type."""
+    """Arguments of ``build_request``; the body's size, if it is a file and the size is known; its media type."""
     if upload == "-":
         return {"content": _standard_input(count)}, None, None
     if upload is not None:
@@ -184,7 +188,7 @@ def _size(path: str) -> int | None:
 
 
 def _part(name: str, content: str, literal: bool, files: ExitStack) -> tuple[str, tuple[Any, ...]]:
-    """One part of a form, as httpx2 takes it: the file's name, what it has, its type."""
+    """One part of a form, as httpx2 takes it: the file's name, its content, its type."""
     if literal:
         return name, (None, content)
     settings: dict[str, str] = {}
@@ -205,7 +209,7 @@ def _part(name: str, content: str, literal: bool, files: ExitStack) -> tuple[str
 
 
 def _settings(content: str, found: dict[str, str]) -> list[str]:
-    """Take off ``;type=`` and ``;filename=`` from the end."""
+    """Cut ``;type=``, ``;filename=`` and ``;encoder=`` off the end, and put them into ``found``."""
     while True:
         before, semicolon, last = content.rpartition(";")
         name, equals, value = last.strip().partition("=")

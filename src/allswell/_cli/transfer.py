@@ -1,4 +1,4 @@
-"""One URL: it is requested, redirects are followed, what fails for now is tried again, and the response is written."""
+"""The transfer of one URL: it is requested, redirects are followed, failures are retried, the response is written."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from allswell._errors import printable
 from allswell._fields import shown_url
 from allswell._pool.retries import retry_after
 
-#: Statuses that may be others soon.
+#: The statuses after which a retry makes sense. They are curl's.
 _FOR_NOW = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_DELAY = 600.0
 
 _VERSIONS = {"http11": "HTTP/1.1", "http2": "HTTP/2", "http3": "HTTP/3"}
-#: By the end of a trace event's name: what ``-w`` calls its time.
+#: The names of ``-w`` for the times of trace events.
 _TIMES = {
     "connect_tcp.complete": "time_connect",
     "start_tls.complete": "time_appconnect",
@@ -39,7 +39,7 @@ _TIMES = {
 class Transfer:
     """One URL of the command line.
 
-    :ivar facts: what ``-w`` may tell.
+    :ivar facts: the values for ``-w``, by name.
     """
 
     def __init__(self, asked: Asked, client: CommandClient, url: str, index: int, meters: Meters) -> None:
@@ -56,7 +56,7 @@ class Transfer:
         self.facts: dict[str, Any] = {"url": url, "urlnum": index, "num_connects": 0, "size_upload": 0}
 
     async def run(self) -> Exit:
-        """Do it, and tell about it."""
+        """Make the transfer, and write what ``-w`` asks for. Return its exit status."""
         asked, code = self._asked, Exit.OK
         try:
             self._output = output(asked, self._url, self._index)
@@ -79,7 +79,7 @@ class Transfer:
 
     async def _tries(self) -> None:
         asked, delay, began = self._asked, 1.0, monotonic()
-        left = 0 if self._upload == "-" else int(asked.retry)  # what was read from there is gone
+        left = 0 if self._upload == "-" else int(asked.retry)  # standard input cannot be read again
         while True:
             why: Failed | None = None
             response = None
@@ -102,7 +102,7 @@ class Transfer:
             if not asked.silent:
                 what = f"HTTP {response.status_code}" if why is None and response is not None else str(why)
                 say(
-                    f"allswell: {shown_url(with_scheme(self._url))}: {what}; again in {pause:g} s, {left} times at most"
+                    f"allswell: {shown_url(with_scheme(self._url))}: {what}; retry in {pause:g} s ({left} retries left)"
                 )
             self._output.begin_anew()
             await anyio.sleep(pause)
@@ -121,9 +121,9 @@ class Transfer:
         return uploads[self._index] if self._index < len(uploads) else None
 
     async def _try(self) -> httpx2.Response:
-        """One try, with all the redirects that it needs; the last response.
+        """One try, with all its redirects. Return the last response.
 
-        :raises Failed: whatever went wrong.
+        :raises Failed: if it failed, for whatever reason.
         """
         with ExitStack() as files:
             return await self._hops(files)
@@ -133,7 +133,7 @@ class Transfer:
         self._began, self._response, hops = monotonic(), None, 0
         for name in ("size_upload", "num_connects"):
             self.facts[name] = 0
-        deadline = self._began + asked.max_time if asked.max_time else None  # (0 is for ever, as in curl)
+        deadline = self._began + asked.max_time if asked.max_time else None  # (0 means no limit, as in curl)
         try:
             upload = self._upload
             what = sent(asked, url, upload, self._sent, self._client.codings, files)
@@ -152,8 +152,8 @@ class Transfer:
                 request = self._prepared(following, what, first)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise failed(error, url) from error
-        except OSError as error:  # a file that was there before
-            raise Failed(Exit.READ, f"cannot read what is to be sent: {error.strerror or error}") from error
+        except OSError as error:  # the file was readable before
+            raise Failed(Exit.READ, f"cannot read the file to be sent: {error.strerror or error}") from error
 
     def _first(self, what: Sent) -> httpx2.Request:
         asked = self._asked
@@ -173,7 +173,7 @@ class Transfer:
         return self._output.start or 0 if self._asked.resume is not None else 0
 
     def _prepared(self, request: httpx2.Request, what: Sent, first: httpx2.Request) -> httpx2.Request:
-        """What httpx2 would send, and we must not; cookies that were given go to the first host only."""
+        """Remove what httpx2 adds and curl would not send. Add the cookies of ``-b`` for the first host."""
         asked = self._asked
         for name in what.removed - {"host"}:
             request.headers.pop(name, None)
@@ -194,12 +194,12 @@ class Transfer:
     async def _exchange(
         self, request: httpx2.Request, what: Sent, deadline: float | None, hops: int
     ) -> httpx2.Request | None:
-        """One request and its response; the request that follows from it."""
+        """Send one request, and write its response. Return the request that a redirect asks for."""
         asked, self._request = self._asked, request
         if deadline is not None:
             left = deadline - monotonic()
             if left <= 0:
-                raise Failed(Exit.TIMEOUT, f"not done within {asked.max_time:g} s")
+                raise Failed(Exit.TIMEOUT, f"the transfer was not complete within {asked.max_time:g} s")
             request.extensions = {**request.extensions, "total_timeout": left}
         auth = httpx2.DigestAuth(*what.user) if asked.digest and what.user is not None else None
         response = await self._client.send(request, stream=True, auth=auth, follow_redirects=False)
@@ -210,16 +210,16 @@ class Transfer:
             following = response.next_request if asked.location else None
             if following is not None:
                 if 0 <= asked.max_redirects <= hops:
-                    raise Failed(Exit.REDIRECTS, f"more than {asked.max_redirects:g} redirects")
+                    raise Failed(Exit.REDIRECTS, f"there were more than {asked.max_redirects:g} redirects")
                 scheme = following.url.scheme
                 if scheme not in ("http", "https"):
-                    raise Failed(Exit.UNSUPPORTED, f"a redirect to {scheme!r}, which is not http or https")
+                    raise Failed(Exit.UNSUPPORTED, f"the server redirects to {scheme!r}, not to http or https")
                 self._client.check_redirect(following.url)
                 async for _ in response.aiter_raw():
-                    pass  # a redirect that is followed: nothing of it is shown
+                    pass  # the body of a redirect that is followed is not written
                 return following
             if asked.location and response.has_redirect_location:
-                raise Failed(Exit.URL, "a redirect to what is no URL")
+                raise Failed(Exit.URL, "the server redirects to a URL that is not valid")
             await self._body(response)
         finally:
             await response.aclose()
@@ -230,11 +230,11 @@ class Transfer:
         wrong = status >= 400 and (asked.fail or asked.fail_with_body)
         complaint = Failed(Exit.STATUS, f"the server answered {status}")
         if self._output_start and status == 416:
-            return  # there is no more
+            return  # the file is already complete
         if wrong and not asked.fail_with_body:
             raise complaint
         if self._output_start and status == 200:
-            raise Failed(Exit.RANGE, "the server does not send a part: there is no going on")
+            raise Failed(Exit.RANGE, "the server sends the whole file and no part, so -C cannot continue")
         length = response.headers.get("content-length", "")
         self._meter.begin(f"↓ {self._output.path or self._url}", int(length) if length.isdecimal() else None)
         pieces = response.aiter_bytes() if asked.compressed else response.aiter_raw()
@@ -247,7 +247,7 @@ class Transfer:
         if wrong:
             raise complaint
 
-    # What is told
+    # What is shown and counted
 
     def _sent(self, size: int) -> None:
         self.facts["size_upload"] += size
@@ -308,7 +308,7 @@ class Transfer:
 
 
 def _with_url(error: Failed, url: str) -> str:
-    """What went wrong, and where, unless it says so itself."""
+    """The text of an error, with the URL in front if the text does not name the host."""
     shown = shown_url(with_scheme(url))
     host = shown.partition("://")[2].partition("/")[0] if error.code is not Exit.URL else ""
     return str(error) if not host or host in str(error) else f"{shown}: {error}"

@@ -1,7 +1,7 @@
 """A recording in the format HAR 1.2: http://www.softwareishard.com/blog/har-12-spec/
 
-Names that begin with ``_`` are our own, as the format allows. A length that is not known is -1. So is a time that does
-not apply, if it is ``blocked``, ``dns``, ``connect`` or ``ssl``. The other times are 0 then.
+Names that begin with ``_`` are our own, as the format allows. Times are in milliseconds. An unknown length is -1. So is
+a time that does not apply, if it is ``blocked``, ``dns``, ``connect`` or ``ssl``; the other times are 0 then.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from allswell._messages import Headers
 REDACTED = "[redacted]"
 #: The fields whose value is a URL. Its query may have secrets.
 _URLS = frozenset({"content-location", "location", "referer"})
-#: How many bytes of content are decoded in one go.
+#: How many bytes of content are decoded at a time.
 _PORTION = 64 * 1024
-#: What no text has, and UTF-8 cannot have (surrogates).
+#: Content with one of these is not taken for text: NUL, and surrogates, which UTF-8 cannot encode.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _FORM = "application/x-www-form-urlencoded"
 
@@ -44,7 +44,7 @@ class Secrets:
         self._names = frozenset(name.lower() for name in names)
 
     def field(self, name: str, value: str) -> str:
-        """A header field's value, as far as it may be shown."""
+        """The value of a header field, without secrets."""
         lower = name.lower()
         if lower in self._names:
             return REDACTED
@@ -56,7 +56,7 @@ class Secrets:
         return head + mark + self.form(query)
 
     def form(self, text: str) -> str:
-        """A query or an urlencoded form, as far as it may be shown."""
+        """A query or an urlencoded form, without the values that are secret."""
         return "&".join(self._pair(pair) for pair in text.split("&")) if self._names else text
 
     def _pair(self, pair: str) -> str:
@@ -65,7 +65,7 @@ class Secrets:
 
 
 def entries(hop: Hop, secrets: Secrets, most: int) -> Iterator[tuple[float, dict[str, Any]]]:
-    """An entry for each attempt, each with the instant at which it began.
+    """The entries of a hop, one for each attempt, and when each began (seconds since the epoch).
 
     :param most: how many bytes of a body are shown.
     """
@@ -105,7 +105,7 @@ def _timings(attempt: Attempt) -> dict[str, float]:
     over = max(each for each in known if each is not None)
     sent = attempt.sent_at if attempt.sent_at is not None else over
     if attempt.sent_at is None and attempt.answer is not None:
-        sent = attempt.began  # the transport does not tell when
+        sent = attempt.began  # this transport has no event for it
     answered = attempt.answered_at if attempt.answered_at is not None else over
     uploaded = min(max(sent, attempt.uploaded_at or sent), answered)  # (the rest may go while the response comes)
     phases = _phases(attempt, sent)
@@ -129,9 +129,11 @@ def _timings(attempt: Attempt) -> dict[str, float]:
 
 
 def _phases(attempt: Attempt, until: float) -> list[Phase]:
-    """The phases in which its connection was made, in order. There are none if the connection was not made for it.
+    """The phases of the dial of its connection, in order. There are none if the connection was not made for it.
 
     If several attempts raced, only the phases of the winner count. If there is no winner, all count.
+
+    :param until: phases are cut at this instant.
     """
     made = attempt.made
     if made is None or (attempt.sent_at is not None and attempt.carried_by is not made):
@@ -331,7 +333,7 @@ class _Source(httpx2.SyncByteStream):
 
 
 def _decoded(answer: Answer, content: bytes, most: int) -> tuple[bytes, bool, bool]:
-    """Content decoded: its first bytes, whether there are more, and whether it could be decoded at all."""
+    """Decode content. Return its first bytes, whether there are more, and whether it could be decoded at all."""
     response = _gzip.Response(answer.status, headers=answer.headers, stream=_Source(content))
     found = bytearray()
     try:
@@ -339,13 +341,13 @@ def _decoded(answer: Answer, content: bytes, most: int) -> tuple[bytes, bool, bo
             found += piece
             if len(found) > most:
                 return bytes(found[:most]), True, True
-    except (httpx2.DecodingError, AllswellError):  # it was cut, or has another coding than it says
+    except (httpx2.DecodingError, AllswellError):  # it was cut, or its coding is not the one that its field names
         return (bytes(found), True, True) if found else (content, True, False)
     return bytes(found), False, True
 
 
 def _as_text(content: bytes, kind: str, *, cut: bool) -> tuple[str, str]:
-    """Content as text for JSON, and how that is encoded: ``"base64"``, or ``""``."""
+    """Content as text for JSON, and the encoding of that text: ``"base64"``, or ``""`` for none."""
     charset = httpx2.Response(200, headers={"content-type": kind}).charset_encoding if kind.isascii() else None
     for each in dict.fromkeys((charset or "utf-8", "utf-8")):
         text = _in_charset(content, each, cut=cut)

@@ -1,12 +1,12 @@
-"""What is heard of each request while it is recorded.
+"""What is recorded of each request.
 
-Theory of operation. A recording stands between the client and its transport, so a redirect and a step of ``auth`` are
-requests of their own here: hops. A hop has three sources:
+Theory of operation. A recording is a transport around the client's transport. So a redirect and a step of ``auth`` are
+separate requests here: hops. A hop gets its facts from three sources:
 
-- the events of its pool (:class:`Ear`): the attempts, their connections, how those were made and how they ended.
-- its tracer, which is the hop itself: heads, and the pieces of uploads. A transport that is not ours may give the same,
-  and how it connects, by the ``trace`` extension. It may also give nothing.
-- the body of its response, as the caller reads it. The recording itself never reads it.
+- the events of its pool, by :class:`Ear`: the attempts, their connections, how those were made and how they ended.
+- its tracer, which is the hop itself: heads, and the pieces of uploads. A transport that is not ours may send the same
+  by the ``trace`` extension, and also how it connects. Or it may send nothing.
+- the body of its response, as the caller reads it. The recording itself does not read it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from allswell._report import ConnectionEnd
 from allswell._trace import Tracer
 from allswell._transport import AsyncTransport
 
-#: The phases in the making of a connection, by the names of trace events of other transports.
+#: The phases of a dial, by the names of trace events of other transports.
 _PHASES = {"connect_tcp": "tcp", "connect_unix_socket": "tcp", "start_tls": "tls"}
 
 
 class Heard:
-    """A body as it goes by.
+    """The recorded part of a body.
 
     :param most: how many bytes of it are kept.
     :ivar kept: its first bytes.
-    :ivar size: how many bytes have gone by.
+    :ivar size: how many bytes of it were sent or read, kept or not.
     :ivar whole: whether its end has come.
     """
 
@@ -67,14 +67,14 @@ class Heard:
             self.piece(content)
 
     def piece(self, piece: bytes) -> None:
-        """The next piece of it."""
+        """Record the next piece of it."""
         self.size += len(piece)
         if (room := self._most - len(self.kept)) > 0:
             self.kept += piece[:room]
 
 
 class Phase(NamedTuple):
-    """A phase of a connection's making. See :class:`PhaseEnded`."""
+    """A phase of a dial. See :class:`PhaseEnded`."""
 
     name: str
     began: float
@@ -83,11 +83,12 @@ class Phase(NamedTuple):
 
 
 class Made:
-    """What was heard of a connection.
+    """What is recorded of a connection.
 
-    :ivar used_at: when its current use began: the first of the exchanges that are under way.
-    :ivar opened: the event of its opening, if that was heard.
-    :ivar end: its end, once that was heard.
+    :ivar phases: the phases of its dial.
+    :ivar used_at: when it last went from idle to active.
+    :ivar opened: the event of its opening; ``None`` if that came before the recording, or not yet.
+    :ivar end: how it ended; ``None`` if it has not ended.
     """
 
     __slots__ = ("end", "opened", "phases", "used_at")
@@ -112,9 +113,9 @@ class Answer:
 
 
 class Attempt:
-    """One attempt at a request. All times are of :func:`monotonic`.
+    """One attempt at a request. All times are seconds of :func:`monotonic`.
 
-    :ivar made: the connection that was made for it. Another request may have got that.
+    :ivar made: the connection that was made for it. It may have gone to another request.
     :ivar carried_by: the connection that carried it.
     :ivar sent_at: when its head was sent.
     :ivar uploaded_at: when the last piece of its body was taken.
@@ -122,8 +123,8 @@ class Attempt:
     :ivar over_at: when the attempt was over.
     :ivar connection: the number of its connection.
     :ivar peer: what that connection is connected to.
-    :ivar why: why another attempt followed, or was considered.
-    :ivar decoded: whether only the decoded body was heard, and not the body as it was sent.
+    :ivar why: why the attempt did not serve the request, so another one followed or was considered; empty if it did.
+    :ivar decoded: whether only the decoded body is recorded, and not the body as it was sent.
     """
 
     def __init__(self, began: float, most: int) -> None:
@@ -151,7 +152,7 @@ class Attempt:
 
 
 class Hop(Tracer):
-    """A request, and what is heard of it.
+    """A request, and what is recorded of it.
 
     :param ear: gives it the events of pools.
     :param most: how many bytes of each body are kept.
@@ -172,7 +173,7 @@ class Hop(Tracer):
         except httpx2.RequestNotRead:
             self.content = None
         self.attempts = [Attempt(began, most)]
-        self._connecting: dict[str, float] = {}  # when each phase began, by trace events of other transports
+        self._connecting: dict[str, float] = {}  # by the phase's name: when a trace event said that it began
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -190,7 +191,7 @@ class Hop(Tracer):
             self.attempts.append(Attempt(monotonic(), self._most))
         return self.attempts[-1]
 
-    # What its tracer is told
+    # What the tracer is given
 
     def note(self, name: str, info: dict[str, Any]) -> None:
         self._hear(name)
@@ -206,7 +207,7 @@ class Hop(Tracer):
         if name == "send_request_headers.started":
             attempt = self.under_way()
             attempt.sent_at = attempt.sent_at or monotonic()
-            attempt.error = ""  # the same attempt goes on: its connection had only fallen silent
+            attempt.error = ""  # the same attempt is sent again, because its connection had fallen silent
         elif name == "receive_response_headers.complete":
             self.attempts[-1].answered_at = monotonic()
 
@@ -229,10 +230,10 @@ class Hop(Tracer):
         attempt.uploaded_at = monotonic()
         attempt.upload.piece(piece)
 
-    # What the pool's observers are told
+    # The events of the pool
 
     def sent_on(self, event: RequestSent, connection: Made) -> None:
-        """An attempt goes out. (If it waited for a connection, the event comes later, when its task runs again.)"""
+        """An attempt goes out. (If it waited for a connection, this event comes late: when its task runs again.)"""
         attempt = self.under_way()
         alone = event.http_version == "HTTP/1.1" or attempt.made is connection
         attempt.sent_at = connection.used_at if alone and connection.used_at >= attempt.began else monotonic()
@@ -241,12 +242,12 @@ class Hop(Tracer):
 
     def sent_back(self, why: str, processed: str) -> None:
         """An attempt has failed."""
-        if self.attempts[-1].why != why:  # (both the pool's rules and the caller's retries may say so)
+        if self.attempts[-1].why != why:  # (the pool's rules and the caller's retries may both report it)
             attempt = self.under_way()
             attempt.end()
             attempt.why, attempt.processed = why, processed
 
-    # What the transport gives and raises
+    # What the transport returns and raises
 
     def answered(self, response: httpx2.Response) -> None:
         """Its response has come."""
@@ -267,9 +268,9 @@ class Hop(Tracer):
             response.stream = _Stream(response.stream, attempt, attempt.body)
 
     def failed(self, error: BaseException) -> None:
-        """It got no response."""
+        """The transport has raised an error."""
         attempt = self.attempts[-1]
-        if attempt.why != str(error):  # (else the error is that of the last attempt, which no other followed)
+        if attempt.why != str(error):  # (if they are equal, it is the error of the last attempt)
             attempt = self.under_way()
         attempt.error = _words(error)
         attempt.end()
@@ -314,14 +315,14 @@ class _Stream(httpx2.AsyncByteStream):
             self._attempt.end()
 
 
-#: The hop of requests that are made in this context. (It is held weakly, because tasks inherit it and may live long.)
+#: The hop of the requests in this context. The reference is weak, because tasks inherit it and may live long.
 _HOP: ContextVar[weakref.ref[Hop] | None] = ContextVar("allswell recorded", default=None)
 
 
 class Ear:
     """Gives the events of pools to the hops of one client.
 
-    :ivar connections: the connections that were made or used since it began to listen, by number.
+    :ivar connections: by number: the connections that were made or used since it began to listen.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A recording: what it keeps, and the file that it becomes."""
+"""A recording: what it keeps, and how it is written to a file."""
 
 from __future__ import annotations
 
@@ -58,12 +58,16 @@ class HarRecording:
 
     :param redact: the names whose values are not shown.
     :param max_body: how many bytes of each body are kept.
-    :ivar max_body: the same.
+    :param beside: the recordings of the same client.
+    :ivar max_body: how many bytes of each body are kept.
+    :ivar hops: the requests so far.
+    :raises TypeError: if ``redact`` is one string.
+    :raises ValueError: if ``max_body`` is negative.
     """
 
     def __init__(self, redact: Collection[str], max_body: int, beside: Recordings) -> None:
         if isinstance(redact, str):
-            raise TypeError("redact must be a collection of names, not one string")
+            raise TypeError("redact must be a collection of names, not a str")
         if max_body < 0:
             raise ValueError("max_body must not be negative")
         self._secrets = Secrets(redact)
@@ -74,7 +78,7 @@ class HarRecording:
     def as_dict(self) -> dict[str, Any]:
         """The recording so far, with the content of a HAR file.
 
-        :return: a new ``{"log": {"version": "1.2", "entries": [...], ...}}`` for ``json.dumps``.
+        :return: a new dict for ``json.dumps``: ``{"log": {"version": "1.2", "entries": [...], ...}}``.
         """
         told = [each for hop in self.hops for each in entries(hop, self._secrets, self.max_body)]
         used = {each.connection for hop in self.hops for each in hop.attempts if each.connection is not None}
@@ -84,7 +88,7 @@ class HarRecording:
                 "creator": {
                     "name": "allswell",
                     "version": sys.modules["allswell"].__version__,
-                },  # the package is above all layers
+                },  # (the package is above all layers, so it is not imported)
                 "pages": [],  # Firefox demands this
                 "entries": [entry for _, entry in sorted(told, key=itemgetter(0))],
                 "_connections": connections(self._ear.connections, used),
@@ -98,7 +102,7 @@ class HarRecording:
 class Recordings:
     """The recordings of one client that are under way.
 
-    :ivar ear: takes the events of its pools.
+    :ivar ear: gets the events of the client's pools.
     """
 
     def __init__(self) -> None:
@@ -117,17 +121,17 @@ class Recordings:
         return bool(self._now)
 
     def over(self, transport: httpx2.AsyncBaseTransport) -> Recorded:
-        """The same transport, so that the recordings get each request."""
+        """Wrap a transport, so that all recordings get its requests."""
         most = max(each.max_body for each in self._now)
         return Recorded(transport, self.ear, most, *(each.hops for each in self._now))
 
 
 class HarFile:
-    """A file that is written in one step, at the end. No reader ever sees half of it.
+    """A file that is written beside its place, and moved there at the end. So no reader ever sees half of it.
 
     A device or a pipe is written directly. A link stays a link, and its target is replaced.
 
-    :raises OSError: if it cannot be written. Nothing has changed then.
+    :raises OSError: if the file cannot be written. Nothing has changed then.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -143,7 +147,7 @@ class HarFile:
     def write(self, recording: HarRecording) -> None:
         """Write the recording, and put the file in its place.
 
-        :raises OSError: if it cannot be written. The old file is still there.
+        :raises OSError: if the file cannot be written. The old file is still there.
         """
         try:
             with self._file:
@@ -158,5 +162,5 @@ class HarFile:
 
 
 def _opened(file: str | os.PathLike[str] | int) -> TextIO:
-    """For JSON. What UTF-8 cannot have (lone surrogates, in the text of an error) is escaped as JSON has it."""
+    """Open a file for JSON. Lone surrogates, which UTF-8 cannot encode, are escaped as in JSON."""
     return open(file, "w", encoding="utf-8", errors="backslashreplace")

@@ -52,7 +52,7 @@ class HttpDatagrams:
         beside = connection.datagram_room(self._exchange)
         most = beside or LARGEST
         if len(payload) > most:
-            raise LocalProtocolError(f"{connection.label}: a datagram of {len(payload)} bytes, and {most} are the most")
+            raise LocalProtocolError(f"{connection.label}: a datagram has at most {most} bytes, not {len(payload)}")
         await stream.flush()
         if beside:
             stream.send_datagrams([bytes(payload)])

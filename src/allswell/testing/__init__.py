@@ -1,6 +1,7 @@
-"""Test how clients end: a scripted origin that sees it on the wire, and a mock that speaks the same words.
+"""Test how clients end connections: a scripted origin that sees it on the wire, and a mock with the same methods.
 
-Both are for programs that use any HTTP client. See the how-to "Test and mock".
+The origin works with any HTTP client, the mock with those that take a transport of httpx2. See the how-to "Test and
+mock".
 """
 
 from allswell.testing._events import (

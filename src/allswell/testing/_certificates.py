@@ -1,4 +1,4 @@
-"""A throw-away CA, and a certificate of the loopback's names: as files, for servers and clients of any kind."""
+"""A temporary CA, and a certificate for the loopback's names. They are files, which any server and client can use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 class Certificates:
     """Files in PEM.
 
-    :ivar ca: what a client must trust.
+    :ivar ca: the CA's certificate, which a client must trust.
     :ivar chain: the origin's certificate.
     :ivar key: its private key.
     """
@@ -27,7 +27,7 @@ class Certificates:
     key: Path
 
     def server_context(self, alpn: list[str]) -> ssl.SSLContext:
-        """The origin's side."""
+        """TLS settings for the origin."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.chain, self.key)
         context.set_alpn_protocols(alpn)
@@ -36,9 +36,9 @@ class Certificates:
 
 @cache
 def certificates() -> Certificates:
-    """This process's: made once, deleted when the interpreter ends.
+    """The certificates of this process. They are made once, and deleted when the interpreter ends.
 
-    :raises ImportError: trustme is not installed.
+    :raises ImportError: if trustme is not installed.
     """
     try:
         import trustme

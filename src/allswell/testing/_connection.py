@@ -1,4 +1,4 @@
-"""One connection of a scripted origin, whatever carries it: its exchanges, and how it misbehaves."""
+"""One connection of a scripted origin, over TCP or QUIC: its exchanges, and how it misbehaves."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from allswell.testing._events import (
 )
 from allswell.testing._script import Request, Routes, Scripted
 
-#: A piece of a body that is sent slowly takes so many seconds.
+#: How long one piece of a body takes that is sent slowly, in seconds.
 _PIECE_SECONDS = 0.02
 
 
 class Script(Scripted):
-    """A script whose changes are told, in the origin's event loop, to whoever waits for one."""
+    """A script whose changes tasks can wait for, in the origin's event loop."""
 
     def __init__(self, routes: Routes | None = None) -> None:
         super().__init__(routes)
@@ -42,7 +42,7 @@ class Script(Scripted):
         await self._changed.wait()
 
     def changed(self) -> None:
-        """Tell that something has changed."""
+        """Wake the tasks that wait for a change."""
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -51,7 +51,7 @@ class Script(Scripted):
 class Exchange:
     """A request, and the task that answers it.
 
-    :ivar stopped: whether it was given up, reset or cut.
+    :ivar stopped: whether the client or the origin has reset it, or the connection was cut.
     """
 
     head: Head
@@ -60,7 +60,7 @@ class Exchange:
     stopped: bool = False
 
     def stop(self) -> None:
-        """Answer no further."""
+        """Stop the answer."""
         self.stopped = True
         self.scope.cancel()
 
@@ -70,16 +70,16 @@ def _nothing() -> None:
 
 
 async def _unless_cancelled() -> None:
-    """Go on, unless the answer was stopped while what it waited for came. (asyncio would not tell it yet.)"""
+    """End here if the answer was stopped. (If what it waited for came in the same moment, asyncio lets it go on.)"""
     await anyio.lowlevel.checkpoint_if_cancelled()
 
 
 class Connection(ABC):
-    """A connection: it hears what its engine heard, and answers by the script.
+    """A connection: it acts on its engine's events, and answers by the script.
 
-    :ivar exchanges: those under way, by stream.
-    :ivar leaves_after: requests that are still taken; ``None`` while there is no end to them.
-    :ivar left: whether our goodbye below HTTP is said, so that nothing more of HTTP can be.
+    :ivar exchanges: the exchanges under way, by stream.
+    :ivar leaves_after: how many more requests are accepted; ``None`` for any number.
+    :ivar left: whether the goodbye below HTTP was sent, so no more of HTTP can be sent.
     """
 
     def __init__(self, number: int, script: Script, tasks: TaskGroup) -> None:
@@ -102,16 +102,16 @@ class Connection(ABC):
 
     @abstractmethod
     async def flush(self) -> None:
-        """Send what was said; not while the origin is silent. It waits for a client that does not read."""
+        """Send the output, but nothing while the origin is silent. It waits while the client does not read."""
 
     def flush_soon(self) -> None:
-        """Send what was said, and wait for nothing here."""
+        """Send the output, without waiting here."""
         self.once_sent(_nothing)
         self._tasks.start_soon(self.flush)
 
     @abstractmethod
     def once_sent(self, action: Callable[[], None]) -> None:
-        """Do this with the last byte of what was said so far, before anything more can be heard."""
+        """Call this when the last byte of the output so far was sent, before more input is processed."""
 
     @abstractmethod
     async def leave(self) -> None:
@@ -119,27 +119,27 @@ class Connection(ABC):
 
     @abstractmethod
     async def truncate(self) -> None:
-        """End as if all was said."""
+        """End in the middle of a response as if it were complete."""
 
     @abstractmethod
     def reset(self) -> None:
-        """End at once: RST, or CONNECTION_CLOSE with an error."""
+        """End at once, by RST, or by CONNECTION_CLOSE with an error."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Be gone, as when the process ends: no goodbye of TLS, HTTP or QUIC."""
+        """End as when the process is killed: without a goodbye of TLS, HTTP or QUIC."""
 
     def note(self, kind: Callable[..., Event], *details: object) -> None:
-        """Record an event of this connection's, now."""
+        """Record an event of this connection, now."""
         self.script.record.add(kind(self.number, self.script.record.now, *details))
 
     def speak(self, engine: Engine) -> None:
-        """HTTP begins."""
+        """The client begins to speak HTTP."""
         self.engine = engine
         self.note(Speaks, engine.version)
 
     def hear(self, heard: Iterable[Heard]) -> None:
-        """Act on what the engine heard."""
+        """Act on the engine's events."""
         for each in heard:
             if isinstance(each, Head):
                 self._on_head(each)
@@ -160,19 +160,19 @@ class Connection(ABC):
         self.moved()
 
     def heard_all(self) -> None:
-        """The client has ended, and not by a reset: was it in the middle of something?"""
+        """The client has ended, and not by a reset. Record if it has sent something only in part."""
         if self.engine is not None and self.engine.unfinished and not self.left:
             self.note(Violation, f"the connection ended in the middle of {self.engine.unfinished}")
 
     def moved(self) -> None:
-        """Wake what waits for room."""
+        """Wake the tasks that wait for room."""
         self._moved.set()
         self._moved = anyio.Event()
 
     def _on_head(self, head: Head) -> None:
         self.note(RequestReceived, head.stream, head.method, head.target)
         if self.leaves_after == 0:
-            return  # as our goodbye said: it is not executed
+            return  # our goodbye said that it is not executed
         self._highest = head.stream
         self.exchanges[head.stream] = Exchange(head)
         if self.leaves_after is not None:
@@ -186,9 +186,9 @@ class Connection(ABC):
     # Leaving
 
     def goaway(self, after: int) -> None:
-        """Take so many more requests, and no others; say so where there is a word for it.
+        """Accept so many more requests, and no others. Tell the client by GOAWAY, if its version has that.
 
-        What was said is not taken back: a second GOAWAY must not take more than the first.
+        A second call can only lower the number: a GOAWAY must not accept more than the one before (RFC 9113 §6.8).
         """
         self.leaves_after = after if self.leaves_after is None else min(after, self.leaves_after)
         self._goaway_when_due()
@@ -205,7 +205,7 @@ class Connection(ABC):
             self.note(Said, "GOAWAY")
 
     def cancel(self) -> None:
-        """Reset the streams of the exchanges under way; HTTP/1.1: the connection."""
+        """Reset the streams of all exchanges under way. In HTTP/1.1, reset the connection if one is under way."""
         if self.engine is None or not self.exchanges:
             return
         streams = self.engine.streams
@@ -220,7 +220,10 @@ class Connection(ABC):
         self.flush_soon()
 
     def cut(self, *, by_client: bool) -> None:
-        """The connection ends: so do its exchanges."""
+        """The connection has ended: stop its exchanges.
+
+        :param by_client: whether the client ended it. Then each exchange under way is recorded as cut.
+        """
         for exchange in self.exchanges.values():
             exchange.stop()
             if by_client:
@@ -277,7 +280,10 @@ class Connection(ABC):
         await self.flush()
 
     async def _send_body(self, stream: int, engine: Engine, body: bytes, *, cut: bool) -> bool:
-        """Say all of it, but for the last word; whether that goes on to its end. :param cut: half of it."""
+        """Write a body, without marking its end. Return whether all of it was written.
+
+        :param cut: write only half of it.
+        """
         sent, half = 0, len(body) // 2
         while sent < len(body):
             await _unless_cancelled()

@@ -1,4 +1,4 @@
-"""What the versions of HTTP have in common at an origin: an engine without I/O, and what it hears."""
+"""What the versions of HTTP have in common at an origin: an engine without I/O, and the events that it returns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The client gave up an exchange."""
+    """The client reset an exchange. See :class:`StreamReset`."""
 
     stream: int
     word: str
@@ -45,7 +45,7 @@ class GivenUp:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """The client's GOAWAY."""
+    """The client sent GOAWAY. See :class:`GoAway`."""
 
     last: int
     code: int
@@ -53,7 +53,7 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The client broke the protocol."""
+    """The client broke the protocol. ``why`` says how."""
 
     why: str
 
@@ -62,23 +62,24 @@ Heard: TypeAlias = Head | Body | Complete | GivenUp | Leaving | Broken
 
 
 class Streams(Protocol):
-    """The words of a version that multiplexes, about its streams."""
+    """What HTTP/2 and HTTP/3 can tell the client about streams."""
 
     def refuse(self, stream: int) -> None:
-        """Say that a request was not executed."""
+        """Tell the client that a request was not executed."""
 
     def reset(self, stream: int) -> None:
         """Reset a stream."""
 
     def goaway(self, last: int) -> None:
-        """Say GOAWAY: requests on streams after this one are not executed."""
+        """Send GOAWAY: requests on streams after this one are not executed."""
 
 
 class Engine(Protocol):
-    """One version of HTTP, at an origin. What it says waits in it until the connection takes it.
+    """One version of HTTP, at an origin. Its output waits in it until the connection takes it.
 
     :ivar version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
-    :ivar last: whether no request can follow on this connection (HTTP/1.1: one of the two has said so).
+    :ivar last: whether no request can follow on this connection. Only HTTP/1.1 sets it: one side has sent
+        ``Connection: close``.
     """
 
     version: str
@@ -86,33 +87,36 @@ class Engine(Protocol):
 
     @property
     def streams(self) -> Streams | None:
-        """What refuses, resets and leaves; ``None`` in HTTP/1.1, which does not multiplex."""
+        """The methods for streams; ``None`` in HTTP/1.1, which has no streams."""
 
     @property
     def unfinished(self) -> str:
-        """What the client has begun to say, and not ended: ``"a frame"``; else ``""``. No request that was heard."""
+        """What the client has sent only in part: ``"a frame"``, say. Otherwise ``""``, also if a body is to come."""
 
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
-        """Say a response's head. :param last: the connection's last, so say that it closes (HTTP/1.1)."""
+        """Write the head of a response.
+
+        :param last: whether it is the last on the connection. HTTP/1.1 adds ``Connection: close`` then.
+        """
 
     def room(self, stream: int) -> int:
-        """The bytes of a body that may be said now."""
+        """How many bytes of a body may be written now."""
 
     def body(self, stream: int, data: bytes) -> None:
-        """Say a piece of a body."""
+        """Write a piece of a body."""
 
     def finish(self, stream: int) -> None:
-        """Say that a response is complete, where its head or its length has not said so."""
+        """Mark the end of a response, if its head has not done so."""
 
     def done(self, stream: int) -> Iterable[Heard]:
-        """The exchange is over. What was waiting behind it is heard now."""
+        """The exchange is over. Return the events of the input that waited for that."""
 
 
 class ByteEngine(Engine, Protocol):
     """An engine on top of a stream of bytes."""
 
     def receive(self, data: bytes) -> Iterable[Heard]:
-        """Take bytes."""
+        """Take bytes. Return their events."""
 
     def take(self) -> bytes:
-        """All that it has said since."""
+        """Return the output since the last call."""

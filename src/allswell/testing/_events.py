@@ -1,4 +1,4 @@
-"""What a scripted origin saw, and what it said: one typed event each, in order, with its time."""
+"""The events that a scripted origin records: what its clients did, and what it did itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import ClassVar
 class Event:
     """Something that happened.
 
-    :ivar connection: the connection's number; the first is 1.
-    :ivar at: seconds since the origin began.
+    :ivar connection: the number of its connection; the first is 1. In a mock it is 0.
+    :ivar at: when, in seconds since the record began.
     """
 
     connection: int
     at: float
 
-    #: Which side spoke: ``"←"`` the client, ``"→"`` the origin, ``"·"`` neither.
+    #: Which side sent something: ``"←"`` the client, ``"→"`` the origin, ``"·"`` neither.
     direction: ClassVar[str] = "←"
 
     def __str__(self) -> str:
@@ -26,7 +26,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Connected(Event):
-    """A connection came.
+    """A client connected.
 
     :ivar over: ``"TCP"`` or ``"QUIC"``.
     """
@@ -39,7 +39,7 @@ class Connected(Event):
 
 @dataclass(frozen=True, slots=True)
 class Secured(Event):
-    """TLS was agreed on.
+    """The TLS handshake succeeded.
 
     :ivar version: ``"TLSv1.2"`` or ``"TLSv1.3"``.
     :ivar alpn: the protocol that ALPN agreed on, or ``""``.
@@ -54,7 +54,7 @@ class Secured(Event):
 
 @dataclass(frozen=True, slots=True)
 class Speaks(Event):
-    """The first words of HTTP came.
+    """The client began to speak HTTP.
 
     :ivar version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
     """
@@ -84,7 +84,7 @@ class RequestReceived(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestExecuted(Event):
-    """A whole request was given to its handler: what it asks for has been done.
+    """A whole request was given to its handler, so its effects have happened.
 
     :ivar stream: the stream's number; in HTTP/1.1, the request's number on its connection.
     :ivar method: its method.
@@ -102,7 +102,7 @@ class RequestExecuted(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestRefused(Event):
-    """A request was not executed, and the client was told so (HTTP/1.1: the connection ended in place of an answer).
+    """A request was not executed, and the client was told so (HTTP/1.1: the connection ended without a response).
 
     :ivar stream: the stream's number; in HTTP/1.1, the request's number on its connection.
     :ivar method: its method.
@@ -122,7 +122,7 @@ class RequestRefused(Event):
 class ResponseSent(Event):
     """The last byte of a response was sent (HTTP/3: given to QUIC).
 
-    :ivar stream: the request's.
+    :ivar stream: the stream's number; in HTTP/1.1, the request's number on its connection.
     :ivar status: its status code.
     """
 
@@ -136,7 +136,7 @@ class ResponseSent(Event):
 
 @dataclass(frozen=True, slots=True)
 class StreamReset(Event):
-    """The client gave up one exchange.
+    """The client reset one exchange.
 
     :ivar stream: the stream's number.
     :ivar word: ``"RST_STREAM"``, ``"RESET_STREAM"`` or ``"STOP_SENDING"``.
@@ -171,10 +171,10 @@ class ExchangeCut(Event):
 
 @dataclass(frozen=True, slots=True)
 class GoAway(Event):
-    """The client's GOAWAY.
+    """The client sent GOAWAY.
 
-    :ivar last: the last stream (HTTP/2), or push (HTTP/3), that it processed.
-    :ivar code: HTTP/2's error code; HTTP/3 has none, and this is 0.
+    :ivar last: in HTTP/2 the last stream that it processed, in HTTP/3 the first push that it did not accept.
+    :ivar code: HTTP/2's error code. HTTP/3 has none, so it is 0 there.
     """
 
     last: int
@@ -186,7 +186,7 @@ class GoAway(Event):
 
 @dataclass(frozen=True, slots=True)
 class CloseNotify(Event):
-    """TLS's goodbye."""
+    """The client sent close_notify, the goodbye of TLS."""
 
     def __str__(self) -> str:
         return "close_notify"
@@ -196,7 +196,7 @@ class CloseNotify(Event):
 class Alert(Event):
     """TLS failed.
 
-    :ivar reason: in OpenSSL's words.
+    :ivar reason: OpenSSL's text.
     """
 
     reason: str
@@ -207,7 +207,7 @@ class Alert(Event):
 
 @dataclass(frozen=True, slots=True)
 class Fin(Event):
-    """TCP's goodbye."""
+    """The client sent FIN, the goodbye of TCP."""
 
     def __str__(self) -> str:
         return "FIN"
@@ -215,7 +215,7 @@ class Fin(Event):
 
 @dataclass(frozen=True, slots=True)
 class Rst(Event):
-    """TCP's reset. It may follow a FIN: the client closed its socket without waiting, and its kernel answers so."""
+    """The client sent RST. It may follow a FIN: the client closed its socket without waiting for the origin's FIN."""
 
     def __str__(self) -> str:
         return "RST"
@@ -223,11 +223,11 @@ class Rst(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionClose(Event):
-    """QUIC's CONNECTION_CLOSE.
+    """The client sent CONNECTION_CLOSE (RFC 9000 §19.19).
 
     :ivar code: the error code.
-    :ivar application: whether it is the application's (0x1d), with a code of HTTP/3; else it is QUIC's (0x1c).
-    :ivar reason: in the client's words.
+    :ivar application: whether the frame has type 0x1d, with a code of HTTP/3; otherwise it is 0x1c, with one of QUIC.
+    :ivar reason: the client's text.
     """
 
     code: int
@@ -249,9 +249,9 @@ class Vanished(Event):
 
 @dataclass(frozen=True, slots=True)
 class Violation(Event):
-    """What the client said breaks its protocol.
+    """The client broke its protocol.
 
-    :ivar why: in words.
+    :ivar why: how.
     """
 
     why: str
@@ -262,11 +262,11 @@ class Violation(Event):
 
 @dataclass(frozen=True, slots=True)
 class Said(Event):
-    """Something that the origin said.
+    """The origin sent something that ends a connection or a stream.
 
     :ivar word: ``"GOAWAY"``, ``"RST_STREAM"``, ``"RESET_STREAM"``, ``"close_notify"``, ``"FIN"``, ``"RST"`` or
-        ``"CONNECTION_CLOSE"``; ``""`` where the connection was forgotten without a word.
-    :ivar cut: whether the origin cut the connection by it, so that the client had no chance to end it well.
+        ``"CONNECTION_CLOSE"``; ``""`` if it forgot the connection and sent nothing.
+    :ivar cut: whether the origin cut the connection by it, so the client could not end it gracefully.
     """
 
     word: str
@@ -279,7 +279,7 @@ class Said(Event):
 
 @dataclass(frozen=True, slots=True)
 class Ended(Event):
-    """The connection is over: nothing more can be seen of it."""
+    """The connection has ended. No event of it follows."""
 
     direction = "·"
 

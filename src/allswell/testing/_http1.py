@@ -1,4 +1,4 @@
-"""HTTP/1.1 at an origin, without I/O. h11 reads requests; responses are written here, for they may break the rules."""
+"""HTTP/1.1 at an origin, without I/O. h11 reads requests. Responses are written here, because they may break rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from allswell.testing._script import Response
 
 
 class Http1:
-    """One connection's engine. Streams are the requests' numbers: one is answered at a time, and the next waits."""
+    """The engine of one connection. A stream is a request's number. One request is answered at a time; others wait."""
 
     version = "HTTP/1.1"
     streams = None
@@ -25,18 +25,18 @@ class Http1:
         self._out = bytearray()
 
     def receive(self, data: bytes) -> Iterator[Heard]:
-        """Take bytes."""
+        """See the base class."""
         self._parser.receive_data(data)
         return self._heard()
 
     @property
     def unfinished(self) -> str:
-        """The start of a head."""
+        """The beginning of a head."""
         waiting, _ = self._parser.trailing_data
         return "a request's head" if self._parser.their_state is h11.IDLE and waiting else ""
 
     def take(self) -> bytes:
-        """All that it has said since."""
+        """See the base class."""
         out = bytes(self._out)
         self._out.clear()
         return out
@@ -64,7 +64,7 @@ class Http1:
                 return
 
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
-        """Say a response's head."""
+        """See the base class."""
         self._chunked = response.framing == "chunked" and not response.bodiless(method)
         lines = [f"HTTP/1.1 {response.status} {_phrase(response.status)}"]
         lines += [f"{name}: {value}" for name, value in response.headers.items()]
@@ -78,20 +78,20 @@ class Http1:
         self._out += "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def room(self, stream: int) -> int:
-        """TCP's, which the connection waits for."""
+        """Any number: the connection waits until TCP takes them."""
         return 1 << 16
 
     def body(self, stream: int, data: bytes) -> None:
-        """Say a piece of a body."""
+        """See the base class."""
         self._out += b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
     def finish(self, stream: int) -> None:
-        """Say that a response is complete."""
+        """See the base class."""
         if self._chunked:
             self._out += b"0\r\n\r\n"
 
     def done(self, stream: int) -> Iterator[Heard]:
-        """The exchange is over: a parser for the next."""
+        """The exchange is over. The next one gets a new parser."""
         waiting, _ = self._parser.trailing_data
         self._parser = h11.Connection(h11.SERVER)
         return self.receive(waiting) if waiting else iter(())

@@ -1,7 +1,7 @@
 """HTTP/2 at an origin, without I/O: hyperframe's frames, hpack's compression, and the windows.
 
-It is no more than that on purpose. h2 keeps the rules. This must see what breaks them, and break them itself. And
-after a GOAWAY, h2 takes and says nothing more, while exchanges that are under way must still be answered.
+It does not use h2, for two reasons. h2 enforces the rules, but this engine must also break them. And after a GOAWAY h2
+neither reads nor writes, but exchanges that are under way must still be answered.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _INTERNAL_ERROR, _REFUSED_STREAM = 2, 7
 
 
 class Http2:
-    """One connection's engine."""
+    """The engine of one connection."""
 
     version = "HTTP/2"
-    last = False  # GOAWAY says so here
+    last = False  # HTTP/2 has GOAWAY for that
 
     def __init__(self) -> None:
         self._encoder, self._decoder = Encoder(), Decoder()
         self._out = bytearray()
         self._in = bytearray()
-        self._preface = len(PREFACE)  # what is still to come of it
+        self._preface = len(PREFACE)  # how many bytes of it are still to come
         self._block: tuple[int, bytearray, bool] | None = (
-            None  # a header section that goes on: stream, data, END_STREAM
+            None  # a header section that is not complete: stream, data, END_STREAM
         )
         self._window = _INITIAL_WINDOW
         self._initial = _INITIAL_WINDOW
@@ -53,7 +53,7 @@ class Http2:
 
     @property
     def streams(self) -> Streams:
-        """This engine has the words itself."""
+        """This engine has these methods itself."""
         return self
 
     def _say(self, *frames: Frame) -> None:
@@ -62,19 +62,19 @@ class Http2:
 
     @property
     def unfinished(self) -> str:
-        """The start of a frame, of a header section, or of the preface."""
+        """The beginning of a frame, of a header section, or of the preface."""
         if self._preface:
             return "the connection preface"
         return "a frame" if self._in else "a header section" if self._block is not None else ""
 
     def take(self) -> bytes:
-        """All that it has said since."""
+        """See the base class."""
         out = bytes(self._out)
         self._out.clear()
         return out
 
     def receive(self, data: bytes) -> Iterator[Heard]:
-        """Take bytes."""
+        """See the base class."""
         self._in += data
         if self._preface:
             if len(self._in) < self._preface:
@@ -88,7 +88,7 @@ class Http2:
             try:
                 frame, size = Frame.parse_frame_header(memoryview(bytes(self._in[:_FRAME_HEAD])))
                 if size > _MAX_FRAME:
-                    yield Broken(f"a frame of {size} bytes, where {_MAX_FRAME} is the most")
+                    yield Broken(f"a frame of {size} bytes, and at most {_MAX_FRAME} are allowed")
                     return
                 if len(self._in) < _FRAME_HEAD + size:
                     return
@@ -101,13 +101,13 @@ class Http2:
 
     def _on_frame(self, frame: Frame, size: int) -> Iterator[Heard]:
         if self._block is not None and not isinstance(frame, ContinuationFrame):
-            yield Broken("a header section was not finished")
+            yield Broken("a header section was interrupted by another frame")
         elif isinstance(frame, HeadersFrame):
             self._block = (frame.stream_id, bytearray(frame.data), "END_STREAM" in frame.flags)
             yield from self._on_block("END_HEADERS" in frame.flags)
         elif isinstance(frame, ContinuationFrame):
             if self._block is None or self._block[0] != frame.stream_id:
-                yield Broken("CONTINUATION of nothing")
+                yield Broken("CONTINUATION without a header section to continue")
             else:
                 self._block[1].extend(frame.data)
                 yield from self._on_block("END_HEADERS" in frame.flags)
@@ -164,7 +164,7 @@ class Http2:
             yield Complete(stream)
 
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
-        """Say a response's head."""
+        """See the base class."""
         fields = [(":status", str(response.status))]
         fields += [(name.lower(), value) for name, value in response.headers.items()]
         if response.framing == "length" and response.status not in (204, 304):
@@ -176,17 +176,17 @@ class Http2:
         self._say(HeadersFrame(stream, self._encoder.encode(fields), flags=flags))
 
     def room(self, stream: int) -> int:
-        """The client's windows."""
+        """As much as the client's windows and one frame allow."""
         return max(0, min(self._window, self._windows.get(stream, 0), _MAX_FRAME))
 
     def body(self, stream: int, data: bytes) -> None:
-        """Say a piece of a body."""
+        """See the base class."""
         self._window -= len(data)
         self._windows[stream] -= len(data)
         self._say(DataFrame(stream, data))
 
     def finish(self, stream: int) -> None:
-        """Say that a response is complete."""
+        """See the base class."""
         if self._windows.pop(stream, None) is not None:
             self._say(DataFrame(stream, b"", flags=["END_STREAM"]))
 
@@ -196,13 +196,13 @@ class Http2:
         return iter(())
 
     def refuse(self, stream: int) -> None:
-        """RST_STREAM(REFUSED_STREAM)."""
+        """Send RST_STREAM(REFUSED_STREAM)."""
         self._say(RstStreamFrame(stream, error_code=_REFUSED_STREAM))
 
     def reset(self, stream: int) -> None:
-        """RST_STREAM(INTERNAL_ERROR)."""
+        """Send RST_STREAM(INTERNAL_ERROR)."""
         self._say(RstStreamFrame(stream, error_code=_INTERNAL_ERROR))
 
     def goaway(self, last: int) -> None:
-        """GOAWAY(NO_ERROR)."""
+        """Send GOAWAY(NO_ERROR)."""
         self._say(GoAwayFrame(0, last_stream_id=last))

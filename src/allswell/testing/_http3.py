@@ -1,4 +1,4 @@
-"""HTTP/3 at an origin, without I/O: aioquic's HTTP/3 on its QUIC, and what it does not tell of the control stream."""
+"""HTTP/3 at an origin, without I/O, by aioquic. GOAWAY is read here, because aioquic has no event for it."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _OUR_CONTROL = 3
 
 
 class Http3:
-    """One connection's engine."""
+    """The engine of one connection."""
 
     version = "HTTP/3"
-    last = False  # GOAWAY says so here
+    last = False  # HTTP/3 has GOAWAY for that
 
     def __init__(self, quic: QuicConnection) -> None:
         self._quic = quic
         self._h3 = H3Connection(quic)
         self._begun: set[int] = set()
-        self._unheard: set[int] = set()  # requests' streams of which no head was heard
-        self._answered: set[int] = set()  # streams whose body is not at its end
+        self._unheard: set[int] = set()  # streams of requests whose head has not come in full
+        self._answered: set[int] = set()  # streams whose response has a body that has not ended
         self._uni: dict[int, bytearray] = {}  # the client's unidirectional streams, until their type is known
         self._control: int | None = None
 
     @property
     def streams(self) -> Streams:
-        """This engine has the words itself."""
+        """This engine has these methods itself."""
         return self
 
     def receive(self, event: QuicEvent) -> Iterator[Heard]:
-        """Take an event of QUIC's."""
+        """Take an event of QUIC. Return the events of HTTP/3."""
         if isinstance(event, StreamReset):
             self._unheard.discard(event.stream_id)
             yield GivenUp(event.stream_id, "RESET_STREAM", event.error_code)
@@ -66,10 +66,10 @@ class Http3:
                     yield Complete(http.stream_id)
 
     def _on_unidirectional(self, stream: int, data: bytes) -> Iterator[Heard]:
-        """Read the control stream's GOAWAY, which aioquic takes without a word."""
+        """Read GOAWAY from the control stream. aioquic drops it without an event."""
         if stream not in self._uni and self._control != stream:
             if data[:1] != encode_uint_var(StreamType.CONTROL):
-                self._uni[stream] = bytearray()  # QPACK's, or of a kind that says nothing here
+                self._uni[stream] = bytearray()  # QPACK's, or another type that does not matter here
                 return
             self._control, data = stream, data[1:]
         if stream != self._control:
@@ -90,11 +90,11 @@ class Http3:
 
     @property
     def unfinished(self) -> str:
-        """The start of a request."""
+        """The beginning of a request."""
         return "a request's head" if self._unheard else ""
 
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
-        """Say a response's head."""
+        """See the base class."""
         fields = [(b":status", str(response.status).encode())]
         fields += [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
         if response.framing == "length" and response.status not in (204, 304):
@@ -105,15 +105,15 @@ class Http3:
             self._answered.add(stream)
 
     def room(self, stream: int) -> int:
-        """QUIC keeps what does not go at once."""
+        """Any number: QUIC buffers what it cannot send at once."""
         return 1 << 16
 
     def body(self, stream: int, data: bytes) -> None:
-        """Say a piece of a body."""
+        """See the base class."""
         self._h3.send_data(stream, data, end_stream=False)
 
     def finish(self, stream: int) -> None:
-        """Say that a response is complete."""
+        """See the base class."""
         if stream in self._answered:
             self._answered.remove(stream)
             self._h3.send_data(stream, b"", end_stream=True)
@@ -123,14 +123,14 @@ class Http3:
         return iter(())
 
     def refuse(self, stream: int) -> None:
-        """RESET_STREAM(H3_REQUEST_REJECTED)."""
+        """Send RESET_STREAM(H3_REQUEST_REJECTED)."""
         self._quic.reset_stream(stream, ErrorCode.H3_REQUEST_REJECTED)
 
     def reset(self, stream: int) -> None:
-        """RESET_STREAM(H3_INTERNAL_ERROR)."""
+        """Send RESET_STREAM(H3_INTERNAL_ERROR)."""
         self._quic.reset_stream(stream, ErrorCode.H3_INTERNAL_ERROR)
 
     def goaway(self, last: int) -> None:
-        """GOAWAY, with the first stream that is not executed (RFC 9114, section 5.2)."""
+        """Send GOAWAY with the first stream that is not executed (RFC 9114, section 5.2)."""
         frame = encode_frame(FrameType.GOAWAY, encode_uint_var(max(0, last + 4)))
         self._quic.send_stream_data(_OUR_CONTROL, frame)

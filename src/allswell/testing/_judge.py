@@ -1,4 +1,4 @@
-"""How a connection ended, judged by what was seen of it: one rule for each way to end badly."""
+"""Judges how connections ended, by their events. There is one rule for each way to end badly."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _NO_ERRORS = (0, _H3_NO_ERROR)
 
 
 def not_graceful(record: Record) -> str | None:
-    """What is wrong with the ends of the client's connections, with the waterfall; ``None`` where nothing is.
+    """What is wrong with the ends of the client's connections, with the waterfall; ``None`` if nothing is.
 
-    Not judged are connections on which no HTTP was spoken (one that lost a race to connect, say), and those that the
-    origin itself cut, unless that was because the client broke the protocol.
+    A connection without any HTTP is not judged (it lost a race to connect, say), and no connection that the origin cut,
+    unless it did so because the client broke the protocol.
     """
     faults, judged = [], 0
     for number in record.connections:
         events = record.of(Event, number)
         spoken = any(isinstance(event, Speaks) for event in events)
         cut = next((at for at, event in enumerate(events) if isinstance(event, Said) and event.cut), None)
-        failed = any(isinstance(event, Alert | Violation) for event in events[:cut])  # and was perhaps cut for that
+        failed = any(isinstance(event, Alert | Violation) for event in events[:cut])  # this may be why it was cut
         if failed or (spoken and cut is None):
             judged += 1
             faults += [f"connection {number}: {fault}" for fault in _ungraceful(events)]
     if not judged:
-        faults.append("there is no connection to judge: none spoke HTTP, but for those that the origin cut itself")
+        faults.append("there is no connection to judge: the origin cut all that spoke HTTP, or none did")
     return _told("not ended gracefully", faults, record)
 
 
@@ -87,7 +87,7 @@ def _of_quic(events: Sequence[Event]) -> Iterator[str]:
 
 
 def resets(record: Record) -> str | None:
-    """What the client reset, with the waterfall: connections and streams; ``None`` where it reset nothing."""
+    """What the client reset (connections and streams), with the waterfall; ``None`` if it reset nothing."""
     faults = []
     for event in record.events:
         failed = isinstance(event, ConnectionClose | GoAway) and event.code not in _NO_ERRORS
@@ -97,7 +97,7 @@ def resets(record: Record) -> str | None:
 
 
 def not_executed_once(record: Record, method: str | None, target: str) -> str | None:
-    """How often a request was executed, with the waterfall; ``None`` where it was just once."""
+    """How often a request was executed, with the waterfall; ``None`` if it was executed exactly once."""
     times = sum(
         event.target == target and (method is None or event.method == method) for event in record.of(RequestExecuted)
     )

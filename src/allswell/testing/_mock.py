@@ -1,4 +1,4 @@
-"""A mock of the origin, as a transport of httpx2: no socket, the same routes, the same record, the same words."""
+"""A mock of the origin: a transport of httpx2 without sockets, with the same routes, record and ways to misbehave."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _PIECE_SECONDS = 0.02
 class MockOrigin(Scripted, httpx2.AsyncBaseTransport):
     """A transport for ``AsyncClient(transport=…)``, of allswell or httpx2, that answers by its routes.
 
-    It misbehaves in the words of :class:`Origin`. The client's code sees what it would see of a real origin, and need
-    not wait for it: :meth:`silence` and :meth:`stall` are ``httpx2.ReadTimeout``, :meth:`refuse` is
-    ``httpx2.ConnectError``,
-    :meth:`truncate` and :meth:`restart` are ``httpx2.RemoteProtocolError``, :meth:`reset` is ``httpx2.ReadError``.
+    It misbehaves by the methods of :class:`Origin`. The client's code gets the error that a real origin would cause, at
+    once: ``httpx2.ReadTimeout`` for :meth:`silence` and :meth:`stall`, ``httpx2.ConnectError`` for :meth:`refuse`,
+    ``httpx2.RemoteProtocolError`` for :meth:`truncate` and :meth:`restart`, ``httpx2.ReadError`` for :meth:`reset`.
     It has no connections, so it cannot tell how they end.
 
     :param routes: as for :class:`Origin`.
@@ -31,11 +30,11 @@ class MockOrigin(Scripted, httpx2.AsyncBaseTransport):
         self._open: set[_MockBody] = set()
 
     def reset(self) -> None:
-        """Cut what is under way, and with nothing under way, the next request: ``httpx2.ReadError``."""
+        """Fail the responses under way with ``httpx2.ReadError``; if there are none, the next request."""
         self._break(httpx2.ReadError("connection reset by the mock origin"))
 
     def restart(self) -> None:
-        """As :meth:`reset`, with ``httpx2.RemoteProtocolError``: the server disconnected without sending a response."""
+        """Like :meth:`reset`, but with ``httpx2.RemoteProtocolError``, as if the server had disconnected."""
         self._break(httpx2.RemoteProtocolError("the mock origin disconnected without sending a response"))
 
     def _break(self, error: httpx2.TransportError) -> None:
@@ -45,14 +44,14 @@ class MockOrigin(Scripted, httpx2.AsyncBaseTransport):
             body.error = error
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Answer by the routes and the faults."""
+        """Answer by the routes, and misbehave as the faults say."""
         body = await request.aread()
         target = request.url.raw_path.decode("ascii")
         number, now = len(self.record.of(RequestReceived)) + 1, self.record.now
         self.record.add(RequestReceived(0, now, number, request.method, target))
         if self.faults.refuses():
             self.record.add(RequestRefused(0, self.record.now, number, request.method, target))
-            raise httpx2.ConnectError("refused by the mock origin", request=request)
+            raise httpx2.ConnectError("the mock origin refused the connection", request=request)
         if self._next is not None:
             error, self._next = self._next, None
             raise error
@@ -60,7 +59,7 @@ class MockOrigin(Scripted, httpx2.AsyncBaseTransport):
         fields = tuple((name.lower(), value) for name, value in request.headers.multi_items())
         response = await self.answer(Request(request.method, target, fields, body))
         if self.faults.silent or (self.faults.stalled and not response.body):
-            raise httpx2.ReadTimeout("the mock origin is silent", request=request)
+            raise httpx2.ReadTimeout("the mock origin sends no response", request=request)
         fields_of_response = dict(response.headers)
         if response.framing == "length":
             fields_of_response["content-length"] = str(len(response.body))
@@ -72,14 +71,14 @@ class MockOrigin(Scripted, httpx2.AsyncBaseTransport):
         self._open.add(body)
 
     def over(self, body: _MockBody) -> None:
-        """A response is read, or closed."""
+        """A response was read to its end, or closed."""
         self._open.discard(body)
 
 
 class _MockBody(httpx2.AsyncByteStream):
-    """A response's body, with the origin's faults as they are while it is read.
+    """The body of a response. The origin's faults apply as they are when it is read.
 
-    :ivar error: what the next read raises.
+    :ivar error: the error that the next read raises; ``None`` for none.
     """
 
     def __init__(self, origin: MockOrigin, number: int, request: httpx2.Request, response: Response) -> None:
@@ -97,7 +96,7 @@ class _MockBody(httpx2.AsyncByteStream):
             if self.error is not None:
                 raise self.error
             if faults.silent or (sent >= half and faults.stalled):
-                raise httpx2.ReadTimeout("the mock origin has stalled", request=self._request)
+                raise httpx2.ReadTimeout("the mock origin has stopped in the middle of the body", request=self._request)
             if self._cut and sent >= half:
                 raise httpx2.RemoteProtocolError("the mock origin truncated the body", request=self._request)
             size = (half if stopped or sent < half else len(body)) - sent
@@ -109,5 +108,5 @@ class _MockBody(httpx2.AsyncByteStream):
         self._origin.record.add(ResponseSent(0, self._origin.record.now, self._number, self._response.status))
 
     async def aclose(self) -> None:
-        """It is over."""
+        """The response was closed."""
         self._origin.over(self)

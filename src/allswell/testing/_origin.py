@@ -1,8 +1,7 @@
-"""The scripted origin: its sockets, its event loop in a thread of its own, and its words.
+"""The scripted origin: its sockets, its event loop in a thread of its own, and the methods that tests call.
 
-It never runs in the event loop of the code under test. A witness must not depend on what it watches: a client that
-blocks its loop, or a test that is cancelled, would stop the origin too. For the same reason it serves synchronous
-clients, and programs in other processes.
+It never runs in the event loop of the code under test. Otherwise a client that blocks its loop, or a test that is
+cancelled, would stop the origin too. So it can also serve synchronous clients, and programs in other processes.
 """
 
 from __future__ import annotations
@@ -35,13 +34,15 @@ _HOST = "127.0.0.1"
 class Origin(Script):
     """A scripted HTTP origin on the loopback that records what its clients do on the wire. It runs inside ``with``.
 
-    :param routes: a path -> its :class:`Response`, or a handler that makes it from the :class:`Request`. Without any,
-        every path gets 200 and ``b"ok"``. Handlers run in the origin's thread; coroutine functions, on asyncio.
-    :param versions: what it speaks, on one port: ``"h1"`` and ``"h2"`` over TCP, ``"h3"`` over UDP; all, by default.
+    :param routes: for each path, its :class:`Response`, or a handler that makes it from the :class:`Request`. Without
+        routes, every path gets 200 and ``b"ok"``. Handlers run in the origin's thread; coroutine functions run on
+        asyncio.
+    :param versions: the versions that it speaks, on one port: ``"h1"`` and ``"h2"`` over TCP, ``"h3"`` over UDP. All by
+        default; without TLS, all but ``"h3"``.
     :param tls: ``False`` for plain TCP, with HTTP/2 by prior knowledge.
-    :ivar versions: those that it speaks.
-    :ivar port: on 127.0.0.1.
-    :raises ValueError: there is no version, or one that it does not know, or HTTP/3 without TLS.
+    :ivar versions: the versions that it speaks.
+    :ivar port: its port on 127.0.0.1.
+    :raises ValueError: if there is no version or an unknown one, or HTTP/3 without TLS.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Origin(Script):
         by_default: Collection[Version] = ("h1", "h2", "h3") if tls else ("h1", "h2")
         self.versions = frozenset(by_default if versions is None else versions)
         if not self.versions or not self.versions <= {"h1", "h2", "h3"}:
-            raise ValueError(f'versions are of "h1", "h2" and "h3", and not {sorted(self.versions)}')
+            raise ValueError(f'versions must be at least one of "h1", "h2" and "h3", not {sorted(self.versions)}')
         if not tls and "h3" in self.versions:
             raise ValueError("HTTP/3 needs TLS")
         self._tls = tls
@@ -66,23 +67,23 @@ class Origin(Script):
 
     @property
     def url(self) -> str:
-        """``https://localhost:PORT``, or ``http://127.0.0.1:PORT`` without TLS; no slash at its end."""
+        """``https://localhost:PORT``, or ``http://127.0.0.1:PORT`` without TLS. It does not end with a slash."""
         return f"https://localhost:{self.port}" if self._tls else f"http://{_HOST}:{self.port}"
 
     @property
     def ca_file(self) -> Path:
-        """The throw-away CA's certificate, in PEM: what a client must trust (``curl --cacert``)."""
+        """The PEM file of the temporary CA's certificate, which a client must trust (``curl --cacert``)."""
         return certificates().ca
 
     def client_context(self) -> ssl.SSLContext:
-        """A client's TLS settings that trust this CA and no other; a new object each time."""
+        """TLS settings for a client that trust this CA and no other. Each call returns a new object."""
         return ssl.create_default_context(cafile=str(self.ca_file))
 
     # Its life
 
     def __enter__(self) -> Self:
         if self._portal is not None or self.port:
-            raise RuntimeError("an origin runs once: make another")
+            raise RuntimeError("an origin runs only once: make another one")
         self._files = certificates() if self._tls else None
         with ExitStack() as stack:
             portal = stack.enter_context(start_blocking_portal("asyncio"))
@@ -120,7 +121,7 @@ class Origin(Script):
             await anyio.sleep_forever()
 
     def _bind(self, port: int) -> tuple[socket.socket | None, socket.socket | None]:
-        """TCP's listener, UDP's socket, on one port."""
+        """TCP's listener and UDP's socket on one port; ``None`` for what is not needed. Port 0 means any port."""
         wants_tcp, wants_udp = bool(self.versions & {"h1", "h2"}), "h3" in self.versions
         for _ in range(100):
             tcp = socket.create_server((_HOST, port), backlog=1024) if wants_tcp else None
@@ -141,7 +142,7 @@ class Origin(Script):
         raise OSError("found no port that is free for both TCP and UDP")
 
     async def _listen(self, tcp: socket.socket | None, udp: socket.socket | None) -> None:
-        """Take what comes, until the sockets are closed; connections live on."""
+        """Accept connections until the sockets are closed. The connections outlive the sockets."""
         self._sockets = [sock for sock in (tcp, udp) if sock is not None]
         try:
             async with anyio.create_task_group() as tasks:
@@ -176,12 +177,12 @@ class Origin(Script):
                 self._tasks.start_soon(connection.run)
 
     def _call(self, action: Callable[[], None]) -> None:
-        """Do it in the origin's thread.
+        """Call this in the origin's thread.
 
-        :raises RuntimeError: it does not run.
+        :raises RuntimeError: if the origin is not running.
         """
         if self._portal is None:
-            raise RuntimeError("the origin does not run: use it in `with`")
+            raise RuntimeError("the origin is not running: use it in `with`")
         self._portal.call(action)
 
     # Misbehaving
@@ -196,12 +197,13 @@ class Origin(Script):
         self._call(change)
 
     def goaway(self, after: int = 0) -> None:
-        """Have every connection leave, politely. What comes behind the requests that are still taken is not executed.
+        """Have every connection end after some more requests. Requests after those are not executed.
 
-        HTTP/2 and HTTP/3: GOAWAY, and it is the client that ends the connection. HTTP/1.1: ``Connection: close`` on the
-        last response, close_notify and FIN; at once where nothing is under way.
+        HTTP/2 and HTTP/3: GOAWAY, and the client ends the connection. HTTP/1.1: ``Connection: close`` in the last
+        response, close_notify and FIN; at once if no request is under way.
 
-        :param after: requests that each of them still takes.
+        :param after: how many more requests each connection accepts.
+        :raises ValueError: if that is negative.
         """
         if after < 0:
             raise ValueError(f"after must not be negative: {after!r}")
@@ -209,17 +211,21 @@ class Origin(Script):
         self._each(lambda connection: connection.goaway(after))
 
     def reset(self) -> None:
-        """Cut every connection at once: RST; HTTP/3: CONNECTION_CLOSE with H3_INTERNAL_ERROR."""
+        """Cut every connection at once: by RST, and in HTTP/3 by CONNECTION_CLOSE with H3_INTERNAL_ERROR."""
         self._each(lambda connection: connection.reset())
 
     def cancel(self) -> None:
-        """Reset the exchanges under way: RST_STREAM or RESET_STREAM with INTERNAL_ERROR. HTTP/1.1: the connection."""
+        """Reset all exchanges under way: by RST_STREAM or RESET_STREAM, with INTERNAL_ERROR. HTTP/1.1: by RST."""
         self._each(lambda connection: connection.cancel())
 
     def restart(self, down: float = 0.0) -> None:
-        """Be killed, and begin anew on the same port: the kernel ends what was TCP's; of QUIC's, nothing is known.
+        """Act like a server that is killed and started again on the same port.
 
-        :param down: seconds in which connecting is refused. It returns at once nevertheless.
+        The kernel ends TCP's connections, as when a process is killed. QUIC's connections are forgotten: what comes for
+        them is ignored.
+
+        :param down: connections are refused for so many seconds. This method returns at once.
+        :raises ValueError: if that is negative.
         """
         if down < 0:
             raise ValueError(f"down must not be negative: {down!r}")
@@ -268,53 +274,61 @@ class Origin(Script):
             raise TimeoutError(f"{what} in {timeout:g} s\n\n{self.record}")
 
     async def ended(self, connections: int = 1, timeout: float = 10.0) -> None:
-        """Wait until at least so many connections have come, and all of them are over.
+        """Wait until at least so many connections have come, and all connections have ended.
 
-        :raises TimeoutError: they are not, in so many seconds; with what was seen.
+        :param timeout: seconds.
+        :raises TimeoutError: if that does not happen in time. The error shows the record.
         """
         done = await self.record.until(self._ended(connections), timeout)
         self._in_time(done, f"{connections} connections had not come and ended", timeout)
 
     def wait_ended(self, connections: int = 1, timeout: float = 10.0) -> None:
-        """As :meth:`ended`, for synchronous code. It blocks the thread, and an event loop that runs in it."""
+        """Like :meth:`ended`, for synchronous code. It blocks its thread, and the event loop of that thread."""
         done = self.record.wait(self._ended(connections), timeout)
         self._in_time(done, f"{connections} connections had not come and ended", timeout)
 
     async def seen(self, kind: type[Event], count: int = 1, timeout: float = 10.0) -> None:
         """Wait until so many events of this kind were recorded: ``await origin.seen(RequestExecuted)``.
 
-        :raises TimeoutError: they were not, in so many seconds; with what was seen.
+        :param timeout: seconds.
+        :raises TimeoutError: if that does not happen in time. The error shows the record.
         """
         done = await self.record.until(self._had(kind, count), timeout)
         self._in_time(done, f"{kind.__name__} was not seen {count} times", timeout)
 
     def wait_seen(self, kind: type[Event], count: int = 1, timeout: float = 10.0) -> None:
-        """As :meth:`seen`, for synchronous code."""
+        """Like :meth:`seen`, for synchronous code. It blocks its thread."""
         done = self.record.wait(self._had(kind, count), timeout)
         self._in_time(done, f"{kind.__name__} was not seen {count} times", timeout)
 
     # Judging
 
     def assert_ended_gracefully(self, timeout: float = 2.0) -> None:
-        """See that the client ended every connection as its protocols ask for.
+        """Check that the client ended every connection as its protocols ask for.
 
-        Over TCP: FIN, and no RST, not even after it; before it close_notify where there is TLS, and before that GOAWAY
-        (HTTP/2), unless the origin said it first. Over QUIC: CONNECTION_CLOSE with H3_NO_ERROR. Nothing was under way.
-        Connections on which no HTTP was spoken, and those that the origin cut itself, are not judged; but one that it
-        cut because the client broke the protocol is.
+        - Over TCP it must send FIN, and no RST, not even after the FIN. With TLS it must send close_notify before the
+          FIN. In HTTP/2 it must send GOAWAY before that, unless the origin did so first.
+        - Over QUIC it must send CONNECTION_CLOSE with H3_NO_ERROR.
+        - No exchange may be under way.
 
-        :param timeout: seconds to wait for the ends, with the thread blocked. Where the client needs its event loop to
-            end its connections, say ``await origin.ended()`` before.
-        :raises AssertionError: saying what is wrong with which connection, and what was seen.
+        A connection without any HTTP is not judged, and no connection that the origin cut, unless it did so because the
+        client broke the protocol.
+
+        :param timeout: how many seconds to wait for the ends. The thread is blocked meanwhile. If the client needs its
+            event loop to end its connections, call ``await origin.ended()`` first.
+        :raises AssertionError: if a connection ended badly. It says which and how, and shows the record.
         """
         __tracebackhide__ = True
         self.record.wait(self._ended(0), timeout)
         require(not_graceful(self.record))
 
     def assert_no_reset(self) -> None:
-        """See that the client reset nothing so far: no RST, no RST_STREAM, RESET_STREAM or STOP_SENDING, no error.
+        """Check that the client has reset nothing so far.
 
-        :raises AssertionError: saying what it reset, and what was seen.
+        It must have sent no RST, RST_STREAM, RESET_STREAM or STOP_SENDING, and no GOAWAY or CONNECTION_CLOSE with an
+        error.
+
+        :raises AssertionError: if it has. It says what was reset, and shows the record.
         """
         __tracebackhide__ = True
         require(resets(self.record))

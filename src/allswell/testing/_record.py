@@ -1,4 +1,4 @@
-"""The record of a scripted origin: every event in order, waits for what is to come, and the picture of it all."""
+"""The record of a scripted origin: all events in order, ways to wait for events, and the record as text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BAR = 30
 
 
 class Record:
-    """What a scripted origin saw and said. Printed, it is a waterfall: an event a line, under its connection.
+    """The events of a scripted origin. As text it is a waterfall: for each connection, a line for each event.
 
-    It may be read in any thread, at any time: what was given does not change when more comes.
+    It may be read in any thread, at any time. What was returned does not change when more events come.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class Record:
 
     @property
     def now(self) -> float:
-        """Seconds since the origin began."""
+        """Seconds since the record began."""
         return monotonic() - self._began
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """All of them, in order."""
+        """All events, in order."""
         with self._changed:
             return tuple(self._events)
 
@@ -44,7 +44,7 @@ class Record:
         return tuple(event.connection for event in self.of(Connected))
 
     def of(self, kind: type[E], connection: int | None = None) -> list[E]:
-        """The events of this kind, in order: of one connection, or of all."""
+        """The events of this class, in order: of one connection, or of all."""
         return [
             event
             for event in self.events
@@ -52,23 +52,26 @@ class Record:
         ]
 
     def add(self, event: Event) -> None:
-        """Append one. For origins; a test has no use for it."""
+        """Append an event. Only origins call this."""
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
 
     def open(self) -> list[int]:
-        """The numbers of the connections that are not over."""
+        """The numbers of the connections that have not ended."""
         over = {event.connection for event in self.of(Ended)}
         return [number for number in self.connections if number not in over]
 
     def wait(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """Block until the condition holds; whether it does. It is asked again at every event."""
+        """Block until the condition holds, at most ``timeout`` seconds. Return whether it does.
+
+        The condition is asked again after every event.
+        """
         with self._changed:
             return self._changed.wait_for(condition, timeout)
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """As :meth:`wait`, while the event loop runs on."""
+        """Like :meth:`wait`, but the event loop goes on."""
         given_up = False
         try:
             return await anyio.to_thread.run_sync(
@@ -77,14 +80,14 @@ class Record:
         finally:
             given_up = True
             with self._changed:
-                self._changed.notify_all()  # a cancelled wait must not hold its thread, and with it the program's end
+                self._changed.notify_all()  # end the thread of a cancelled wait: the program's end would wait for it
 
     def __str__(self) -> str:
         return waterfall(self.events)
 
 
 def waterfall(events: Sequence[Event]) -> str:
-    """Events as text: the connections one below the other, time from left to right."""
+    """Events as text: one connection below the other, with time from left to right."""
     numbers = dict.fromkeys(event.connection for event in events)
     if not numbers:
         return "no connection came"

@@ -1,4 +1,4 @@
-"""What an origin answers, and how it misbehaves: the words that the scripted origin and its mock have in common."""
+"""What an origin answers, and how it misbehaves. The scripted origin and the mock share these methods."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Request:
     """A whole request, as a handler gets it.
 
     :ivar method: the method.
-    :ivar target: the path, with its query.
-    :ivar headers: names in lower case; without pseudo-header fields.
-    :ivar body: all of it.
+    :ivar target: the path with its query.
+    :ivar headers: pairs of name and value, the names in lower case. There are no pseudo-header fields.
+    :ivar body: the whole body.
     :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
     :ivar connection: the number of the connection that it came on; 0 for a mock.
     """
@@ -40,13 +40,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What to answer.
+    """The response to a request.
 
-    :ivar status: from 200 on.
-    :ivar body: all of it.
-    :ivar headers: further fields. The framing is the origin's business.
-    :ivar framing: what tells where the body ends in HTTP/1.1: ``"length"`` (Content-Length), ``"chunked"`` or
-        ``"close"`` (only the connection's end does). HTTP/2 and HTTP/3 end their streams.
+    :ivar status: the status code, from 200 to 999.
+    :ivar body: the whole body.
+    :ivar headers: header fields. The origin adds those that ``framing`` needs.
+    :ivar framing: how the body's end is marked in HTTP/1.1: ``"length"`` (by Content-Length), ``"chunked"``, or
+        ``"close"`` (by the connection's end). HTTP/2 and HTTP/3 end the stream.
+    :raises ValueError: if the status or the framing is not one of these.
     """
 
     status: int = 200
@@ -56,9 +57,9 @@ class Response:
 
     def __post_init__(self) -> None:
         if not 200 <= self.status <= 999:
-            raise ValueError(f"the status of a final response is from 200 to 999, and not {self.status}")
+            raise ValueError(f"the status of a response must be from 200 to 999, not {self.status}")
         if self.framing not in ("length", "chunked", "close"):
-            raise ValueError(f'framing is "length", "chunked" or "close", and not {self.framing!r}')
+            raise ValueError(f'framing must be "length", "chunked" or "close", not {self.framing!r}')
 
     def bodiless(self, method: str) -> bool:
         """Whether no body follows the head (RFC 9110, section 6.4.1)."""
@@ -74,9 +75,11 @@ Routes: TypeAlias = Mapping[str, Response | Handler]
 class Faults:
     """How an origin misbehaves now.
 
-    :ivar refusing: requests that are still to be refused; ``None`` for all.
-    :ivar truncating: responses that are still to be truncated; ``None`` for all.
-    :ivar rate: bytes of bodies per second and response; ``None`` for no limit.
+    :ivar silent: whether it sends nothing.
+    :ivar stalled: whether it stops every response.
+    :ivar refusing: how many more requests it refuses; ``None`` for all.
+    :ivar truncating: how many more responses it truncates; ``None`` for all.
+    :ivar rate: the bytes per second of each response's body; ``None`` for no limit.
     """
 
     silent: bool = False
@@ -86,12 +89,12 @@ class Faults:
     rate: float | None = None
 
     def refuses(self) -> bool:
-        """Whether this request is to be refused; it counts."""
+        """Whether this request is to be refused. Each call counts one request."""
         self.refusing, chosen = _counted(self.refusing)
         return chosen
 
     def truncates(self) -> bool:
-        """Whether this response is to be truncated; it counts."""
+        """Whether this response is to be truncated. Each call counts one response."""
         self.truncating, chosen = _counted(self.truncating)
         return chosen
 
@@ -101,13 +104,13 @@ def _counted(left: int | None) -> tuple[int | None, bool]:
 
 
 class Scripted:
-    """An origin's routes, its record, and its words for misbehaving.
+    """An origin's routes, its record, and its ways to misbehave.
 
-    :param routes: a path -> its :class:`Response`, or what makes it from the :class:`Request`: a function, or a
-        coroutine function. Other paths get 404. Without any routes, every path gets 200 and ``b"ok"``.
-    :ivar record: all that was seen and said.
-    :ivar requests: those that were executed, in order.
-    :ivar failures: what handlers raised; the first is raised again where an :class:`Origin` is left.
+    :param routes: for each path, its :class:`Response`, or a function or coroutine function that makes it from the
+        :class:`Request`. Other paths get 404. Without routes, every path gets 200 and ``b"ok"``.
+    :ivar record: all events, in order.
+    :ivar requests: the requests that were executed, in order.
+    :ivar failures: the exceptions of handlers. An :class:`Origin` raises the first one when its block ends.
     :ivar faults: how it misbehaves now.
     """
 
@@ -121,19 +124,19 @@ class Scripted:
             self.route(path, answer)
 
     def route(self, path: str, answer: Response | Handler) -> None:
-        """Answer this path so, from now on.
+        """Set the answer for a path, from now on.
 
-        :raises ValueError: the path does not begin with a slash.
-        :raises TypeError: the answer is neither a :class:`Response` nor callable.
+        :raises ValueError: if the path does not begin with a slash.
+        :raises TypeError: if the answer is neither a :class:`Response` nor callable.
         """
         if not path.startswith("/"):
-            raise ValueError(f"a path begins with a slash: {path!r}")
+            raise ValueError(f"the path {path!r} does not begin with a slash")
         if not isinstance(answer, Response) and not callable(answer):
-            raise TypeError(f"an answer is a Response or a handler, and not {answer!r}")
+            raise TypeError(f"the answer for {path} must be a Response or a handler, not {answer!r}")
         self._routes[path] = answer
 
     async def answer(self, request: Request) -> Response:
-        """The response to a request. A handler that fails is remembered in ``failures``; the client gets 500."""
+        """The response to a request. If the handler fails, ``failures`` gets its exception, and the client gets 500."""
         self.requests.append(request)
         if not self._routes:
             return Response(200, b"ok")
@@ -144,53 +147,58 @@ class Scripted:
             made = found(request)
             response = await made if inspect.isawaitable(made) else made
             if not isinstance(response, Response):
-                raise TypeError(f"the handler of {request.path} returned {response!r}, and no Response")
-        except Exception as error:  # noqa: BLE001  raised again when the origin is left
+                raise TypeError(f"the handler of {request.path} returned {response!r} and not a Response")
+        except Exception as error:  # noqa: BLE001  raised again when the origin's block ends
             self.failures.append(error)
             return Response(500)
         return response
 
     def raise_failures(self) -> None:
-        """Raise what the first handler raised that failed."""
+        """Raise the first exception of a handler, if there is one."""
         if self.failures:
             raise self.failures[0]
 
     # Misbehaving
 
     def silence(self) -> None:
-        """Say nothing any more, at any layer: no answer, no goodbye, no acknowledgement of QUIC's; but read on."""
+        """Send nothing at any layer: no responses, no goodbyes, no acknowledgements of QUIC. Go on reading."""
         self._set(silent=True)
 
     def stall(self) -> None:
-        """Stop each response: with a body, halfway through it; without one, before its head. All else goes on."""
+        """Stop each response in the middle of its body; if it has none, before its head. All else goes on."""
         self._set(stalled=True)
 
     def refuse(self, times: int | None = None) -> None:
-        """Do not execute requests, and say so: REFUSED_STREAM (HTTP/2), H3_REQUEST_REJECTED (HTTP/3).
+        """Do not execute requests, and tell the client so: by REFUSED_STREAM (HTTP/2), H3_REQUEST_REJECTED (HTTP/3).
 
-        HTTP/1.1 has no such word: the connection ends in place of the answer.
+        HTTP/1.1 has no such message. There the connection ends without a response.
 
-        :param times: how many; all by default, until :meth:`behave`.
+        :param times: how many requests; by default all, until :meth:`behave`.
+        :raises ValueError: if that is less than 1.
         """
         self._set(refusing=_times(times))
 
     def truncate(self, times: int | None = None) -> None:
-        """Send half of a response's body, then end the connection as if that was all: FIN, without close_notify.
+        """Send half of a response's body, then end the connection as if that were all: by FIN, without close_notify.
 
-        QUIC has no such end: it is CONNECTION_CLOSE with H3_INTERNAL_ERROR.
+        QUIC has no such end. There it is CONNECTION_CLOSE with H3_INTERNAL_ERROR.
 
-        :param times: how many responses; all by default, until :meth:`behave`.
+        :param times: how many responses; by default all, until :meth:`behave`.
+        :raises ValueError: if that is less than 1.
         """
         self._set(truncating=_times(times))
 
     def slow(self, bytes_per_second: float) -> None:
-        """Send the body of each response no faster than this."""
+        """Send the body of each response no faster than this.
+
+        :raises ValueError: if that is not more than 0.
+        """
         if bytes_per_second <= 0:
-            raise ValueError(f"bytes_per_second must be more than 0: {bytes_per_second!r} (stall() stops a body)")
+            raise ValueError(f"bytes_per_second must be more than 0, not {bytes_per_second!r} (stall() stops a body)")
         self._set(rate=bytes_per_second)
 
     def behave(self) -> None:
-        """Do none of this any more. What was held back goes on."""
+        """End all misbehaviour. What was held back is sent."""
         self._set(silent=False, stalled=False, refusing=0, truncating=0, rate=None)
 
     def _set(self, **changes: bool | int | float | None) -> None:
@@ -200,10 +208,10 @@ class Scripted:
     # Judging
 
     def assert_executed_once(self, request: str | Request | httpx2.Request) -> None:
-        """See that this request was executed, and just once.
+        """Check that this request was executed exactly once.
 
-        :param request: ``"/target"``, ``"METHOD /target"``, or a request, of which the method and the target count.
-        :raises AssertionError: saying how often it was, and what was seen.
+        :param request: ``"/target"``, ``"METHOD /target"``, or a request. Its method and target are compared.
+        :raises AssertionError: if it was not. It says how often it was executed, and shows the record.
         """
         method: str | None
         if isinstance(request, str):
@@ -217,12 +225,12 @@ class Scripted:
 
 def _times(times: int | None) -> int | None:
     if times is not None and times < 1:
-        raise ValueError(f"times must be at least 1: {times!r}")
+        raise ValueError(f"times must be at least 1, not {times!r}")
     return times
 
 
 def require(fault: str | None) -> None:
-    """:raises AssertionError: there is a fault."""
+    """:raises AssertionError: if there is a fault."""
     __tracebackhide__ = True
     if fault is not None:
         raise AssertionError(fault)

@@ -1,13 +1,14 @@
-"""A connection over TCP, with TLS or without: it witnesses how the client ends.
+"""A connection over TCP, with TLS or without: it records how the client ends.
 
-How it knows what it says it saw. The client's last words reach us as TLS's close_notify (the record layer says so: TLS
-is in memory here, and the socket is ours), TCP's FIN (``recv`` gives ``b""``) and TCP's RST (an error). To read until
-``b""`` and close would miss the RST that comes *after* the FIN: a client that closed its socket outright answers our
-own goodbye so. Hence ours is said after the client's FIN, and then the kernel is asked whether it was acknowledged
-(TCP_INFO: state CLOSE, and no error) or reset. Only Linux has TCP_INFO; elsewhere, that last look is left out.
+Theory of operation. TLS is in memory, and the socket is ours. So each goodbye of the client is seen by itself: TLS's
+close_notify by the record layer, TCP's FIN because ``recv`` returns ``b""``, TCP's RST because it raises.
 
-The kernel gives an error once, to whoever asks first. If that was a write, the read gives ``b""``. A FIN came before
-the RST then if the write's error was EPIPE, and not ECONNRESET (Linux, ``tcp_reset``).
+An RST may also come *after* the FIN: a client that has closed its socket answers our own goodbye by RST. So we do not
+close after ``b""``. We send our FIN after the client's, and then ask the kernel whether it was acknowledged (TCP_INFO:
+state CLOSE, and no error) or reset. Only Linux has TCP_INFO. Elsewhere this last check is left out.
+
+The kernel reports an error only once, to the first call. If that was a write, a later read returns ``b""``. Then a FIN
+came before the RST if the write's error was EPIPE, and none if it was ECONNRESET (Linux, ``tcp_reset``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _LAST_LOOK = 30.0
 
 
 class TcpConnection(Connection):
-    """One accepted connection. :meth:`run` is its life."""
+    """One accepted connection. :meth:`run` serves it."""
 
     over = "TCP"
 
@@ -59,8 +60,8 @@ class TcpConnection(Connection):
         self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_side=True) if tls is not None else None
         self._secure = False
         self._wire = bytearray()
-        self._sent = 0  # bytes in all
-        self._marks: deque[tuple[int, Callable[[], None]]] = deque()  # what to do when so many were sent
+        self._sent = 0  # how many bytes were sent
+        self._marks: deque[tuple[int, Callable[[], None]]] = deque()  # functions to call when so many bytes were sent
         self._writing = anyio.Lock()
         self._said_close_notify = self._said_fin = False
         self._tcp_ended = self._rst = self._closed = False
@@ -68,7 +69,7 @@ class TcpConnection(Connection):
         self._bytes: ByteEngine | None = None
 
     async def run(self) -> None:
-        """Serve it until its end has been seen."""
+        """Serve it until it has ended."""
         self.note(Connected, self.over)
         try:
             if self._tls is None or await self._handshake(self._tls):
@@ -78,20 +79,20 @@ class TcpConnection(Connection):
             self.cut(by_client=True)
             await self._finish()
         except _GoneError:
-            pass  # we cut it: nothing more can be seen
+            pass  # we have cut it, so no more can be seen of it
         finally:
             self.close()
             self.end()
 
     def end(self) -> None:
-        """It is over."""
+        """The connection has ended: record it, once."""
         self.cut(by_client=False)
         if not self.ended:
             self.ended = True
             self.note(Ended)
 
     def close(self) -> None:
-        """Close the socket; it wakes up what waits for it."""
+        """Close the socket, and wake the tasks that wait for it."""
         if not self._closed:
             self._closed = True
             anyio.notify_closing(self._sock)
@@ -120,7 +121,7 @@ class TcpConnection(Connection):
                 return True
 
     async def _read(self) -> None:
-        """Feed the engine until the client has said its last word of this layer."""
+        """Give the engine the client's data, until the client's goodbye of TLS, or of TCP without TLS."""
         early = b""
         while data := await self._recv_data():
             if self._bytes is None:
@@ -137,7 +138,7 @@ class TcpConnection(Connection):
             await self.flush()
 
     def _choose(self, early: bytes) -> ByteEngine | None:
-        """By ALPN; without it, by the first bytes. ``None`` while they are too few."""
+        """Choose the version by ALPN, or without ALPN by the first bytes. ``None`` if those are still too few."""
         alpn = self._tls.selected_alpn_protocol() if self._tls is not None else None
         if alpn == "h2" or (alpn is None and self._http2 and early.startswith(PREFACE)):
             return Http2()
@@ -146,7 +147,7 @@ class TcpConnection(Connection):
         return Http1()
 
     async def _recv_data(self) -> bytes:
-        """The next application data; ``b""`` at the end, which is recorded."""
+        """The next application data. At their end record how they ended, and return ``b""``."""
         if self._tls is None:
             return await self._recv()
         while True:
@@ -158,7 +159,7 @@ class TcpConnection(Connection):
                 if not wire:
                     return b""
                 self._incoming.write(wire)
-            except ssl.SSLZeroReturnError:  # what b"" is called once our own close_notify is out
+            except ssl.SSLZeroReturnError:  # close_notify; after our own close_notify it is raised in place of b""
                 self.note(CloseNotify)
                 return b""
             except ssl.SSLError as error:
@@ -170,9 +171,9 @@ class TcpConnection(Connection):
                 return data
 
     async def _recv(self) -> bytes:
-        """The next bytes of TCP; ``b""`` at its end, which is recorded.
+        """The next bytes of TCP. At their end record how they ended, and return ``b""``.
 
-        :raises _GoneError: we closed the socket ourselves.
+        :raises _GoneError: if we have closed the socket ourselves.
         """
         while not self._tcp_ended:
             if self._closed:
@@ -207,7 +208,7 @@ class TcpConnection(Connection):
     # Writing
 
     async def flush(self) -> None:
-        """Send what was said; not while the origin is silent."""
+        """See the base class."""
         self._encrypt()
         self._send()
         while self._blocked:
@@ -218,13 +219,13 @@ class TcpConnection(Connection):
                     self._send()
 
     def once_sent(self, action: Callable[[], None]) -> None:
-        """Do this with the last byte of what was said so far, before anything more can be heard."""
+        """See the base class."""
         self._encrypt()
         self._marks.append((self._sent + len(self._wire), action))
         self._send()
 
     def _encrypt(self) -> None:
-        """Take what was said above TCP."""
+        """Take the output of the layers above TCP."""
         data = self._bytes.take() if self._bytes is not None and not self.left else b""
         if self._tls is None:
             self._wire += data
@@ -236,13 +237,13 @@ class TcpConnection(Connection):
 
     @property
     def _blocked(self) -> bool:
-        """Whether there is more to send, and TCP does not take it now."""
+        """Whether there are bytes to send, and they may be sent."""
         if self._closed or self._said_fin or self._send_error is not None:
             return False
         return bool(self._wire) and not self.script.faults.silent
 
     def _send(self) -> None:
-        """Send what TCP takes at once."""
+        """Send as much as TCP takes at once."""
         while self._blocked:
             try:
                 sent = self._sock.send(self._wire)
@@ -263,7 +264,7 @@ class TcpConnection(Connection):
     # Ending
 
     async def leave(self) -> None:
-        """close_notify and FIN, once; the client is heard on."""
+        """Send close_notify and FIN, once. Reading goes on."""
         await self.flush()
         if self._secure and not self._said_close_notify:
             self._said_close_notify = self.left = True
@@ -271,7 +272,7 @@ class TcpConnection(Connection):
             try:
                 self._tls.unwrap()
             except ssl.SSLError:
-                pass  # ours is written; whether the client's comes is for reading to find out
+                pass  # ours is written, and the client's has not come yet
             self.note(Said, "close_notify")
             await self.flush()
         self._fin()
@@ -283,32 +284,32 @@ class TcpConnection(Connection):
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # the client's RST is how we get here then, and reading records it
+            if error.errno != errno.ENOTCONN:  # ENOTCONN: the client has sent RST, which reading records
                 raise
         else:
-            self.note(Said, "FIN", cut)  # nothing can be heard in between
+            self.note(Said, "FIN", cut)  # (no event can come between the two)
 
     async def truncate(self) -> None:
-        """FIN in the middle of a body, without close_notify."""
+        """Send FIN in the middle of a body, without close_notify."""
         await self.flush()
         self.cut(by_client=False)
         self._fin(cut=True)
 
     def reset(self) -> None:
-        """RST, at once."""
+        """Send RST at once."""
         if not self._closed:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.note(Said, "RST", True)
             self.close()
 
     def forget(self) -> None:
-        """Close the socket, as a process's end does."""
+        """Close the socket, as the kernel does when a process ends."""
         if not self._closed:
             self.note(Said, "FIN", True)
             self.close()
 
     async def _finish(self) -> None:
-        """The client has said its last word: hear TCP out, say ours, and look whether a RST follows."""
+        """The client has ended: read TCP to its end, say our goodbyes, and look whether an RST follows."""
         while self.script.faults.silent:
             if not self._tcp_ended:
                 await self._trailing()
@@ -329,7 +330,7 @@ class TcpConnection(Connection):
             self.note(Violation, f"{size} bytes after TLS had ended")
 
     async def _last_look(self) -> None:
-        """Both have said FIN: has the client's kernel acknowledged ours, or reset the connection?"""
+        """Both sides have sent FIN. Wait until the client's kernel has acknowledged ours, or has sent RST."""
         if not hasattr(socket, "TCP_INFO") or self._sock.family == getattr(socket, "AF_UNIX", None):
             return
         with anyio.move_on_after(_LAST_LOOK):

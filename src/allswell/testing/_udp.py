@@ -1,7 +1,7 @@
 """QUIC at an origin: one UDP socket, and the connections that its datagrams belong to.
 
-A client's CONNECTION_CLOSE is seen as it stands on the wire by QUIC's log: aioquic's own event comes three probe
-timeouts later.
+A client's CONNECTION_CLOSE is taken from aioquic's QUIC log, which has the frame as it came, at once. aioquic's own
+event comes three probe timeouts later.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class QuicEndpoint:
         self._by_cid: dict[bytes, QuicServed] = {}
 
     async def run(self) -> None:
-        """Take what arrives, until the socket is closed."""
+        """Read datagrams until the socket is closed."""
         while True:
             try:
                 data, address = self._sock.recvfrom(_LARGEST)
@@ -66,7 +66,7 @@ class QuicEndpoint:
                 with suppress(anyio.ClosedResourceError):
                     await anyio.wait_readable(self._sock)
             except ConnectionError:
-                continue  # a client's port is closed, and ICMP said so
+                continue  # an ICMP error: a client's port is closed
             except OSError:
                 if self._sock.fileno() >= 0:
                     raise
@@ -75,7 +75,7 @@ class QuicEndpoint:
                 self._receive(data, address)
 
     def send(self, data: bytes, address: Any) -> None:
-        """Send a datagram. One for which there is no room is lost, as on any network."""
+        """Send a datagram. If the socket has no room for it, it is lost, as on any network."""
         try:
             self._sock.sendto(data, address)
         except (BlockingIOError, ConnectionError):
@@ -102,21 +102,21 @@ class QuicEndpoint:
         return connection
 
     def known(self, cid: bytes, connection: QuicServed) -> None:
-        """Datagrams to this connection ID are this connection's."""
+        """Give datagrams with this connection ID to this connection."""
         self._by_cid[cid] = connection
 
     def forgotten(self, cid: bytes) -> None:
-        """They are nobody's any more."""
+        """Give datagrams with this connection ID to no connection any more."""
         self._by_cid.pop(cid, None)
 
     def forget(self, connection: QuicServed) -> None:
-        """None is this connection's any more."""
+        """Forget all connection IDs of this connection."""
         for cid in [cid for cid, each in self._by_cid.items() if each is connection]:
             del self._by_cid[cid]
 
 
 class QuicServed(Connection):
-    """One connection. :meth:`run` is its timers."""
+    """One connection. :meth:`run` serves its timers."""
 
     over = "QUIC"
 
@@ -144,7 +144,7 @@ class QuicServed(Connection):
         self.note(Connected, self.over)
 
     async def run(self) -> None:
-        """Serve its timers until it is over."""
+        """Serve its timers until it has ended."""
         while not self._terminated:
             timer, changed = self._quic.get_timer(), self._timer
             with anyio.move_on_after(None if timer is None else max(0.0, timer - monotonic())):
@@ -161,17 +161,20 @@ class QuicServed(Connection):
         self._pump()
 
     def close_frame(self, code: int, frame_type: int | None, reason: str) -> None:
-        """A CONNECTION_CLOSE goes, or has come. :param frame_type: ``None`` in one of the application's."""
+        """A CONNECTION_CLOSE was received, or is being sent.
+
+        :param frame_type: the frame that caused it; ``None`` if it is the application's (type 0x1d).
+        """
         if self._receiving:
             self._heard_close = self._heard_close or (code, frame_type is None, reason)
         elif not self._closing:
             self._closing = True
             if self.engine is not None and code not in (0, ErrorCode.H3_NO_ERROR):
-                self.note(Violation, reason or f"{code:#x}")  # which is why we say it
+                self.note(Violation, reason or f"{code:#x}")  # aioquic closes with an error if the client broke rules
             self.note(Said, "CONNECTION_CLOSE", True)
 
     def _pump(self) -> None:
-        """Act on what QUIC has to tell, and send what it has to send."""
+        """Act on QUIC's events, and send its datagrams."""
         if self._forgotten:
             return
         while (event := self._quic.next_event()) is not None:
@@ -217,24 +220,24 @@ class QuicServed(Connection):
         self.note(Ended)
 
     async def flush(self) -> None:
-        """Send what was said; not while the origin is silent."""
+        """See the base class. It does not wait, because QUIC buffers the output."""
         self._pump()
 
     def once_sent(self, action: Callable[[], None]) -> None:
-        """Do this: what was said is QUIC's now."""
+        """Call this now, because QUIC has taken the output."""
         self._pump()
         action()
 
     async def leave(self) -> None:
-        """Nothing: HTTP/3 leaves by GOAWAY, and the client ends the connection."""
+        """Do nothing: after HTTP/3's GOAWAY the client ends the connection."""
 
     async def truncate(self) -> None:
-        """CONNECTION_CLOSE with H3_INTERNAL_ERROR."""
+        """Send CONNECTION_CLOSE with H3_INTERNAL_ERROR."""
         self._pump()
         self.reset()
 
     def reset(self) -> None:
-        """CONNECTION_CLOSE with H3_INTERNAL_ERROR."""
+        """Send CONNECTION_CLOSE with H3_INTERNAL_ERROR."""
         if self.ended:
             return
         self.cut(by_client=False)
@@ -245,7 +248,7 @@ class QuicServed(Connection):
         self._pump()
 
     def forget(self) -> None:
-        """Know nothing of it any more."""
+        """Forget the connection, without sending anything."""
         self._terminated = self._forgotten = True
         self._endpoint.forget(self)
         self.cut(by_client=False)
@@ -256,22 +259,22 @@ class QuicServed(Connection):
 
 
 class _Log(QuicLogger):
-    """A log that keeps nothing. One connection's, so it has one trace."""
+    """A QUIC log of one connection that keeps nothing."""
 
     def __init__(self, connection: QuicServed) -> None:
         super().__init__()
         self._connection = connection
 
     def start_trace(self, is_client: bool, odcid: bytes) -> QuicLoggerTrace:
-        """Begin."""
+        """Return the trace of the connection."""
         return _Trace(self._connection, odcid)
 
     def end_trace(self, trace: QuicLoggerTrace) -> None:
-        """Nothing was kept."""
+        """Do nothing: the trace has kept nothing."""
 
 
 class _Trace(QuicLoggerTrace):
-    """It tells of CONNECTION_CLOSE frames: those that come, and those that go."""
+    """Reports CONNECTION_CLOSE frames to the connection: those that are received, and those that are sent."""
 
     def __init__(self, connection: QuicServed, odcid: bytes) -> None:
         super().__init__(is_client=False, odcid=odcid)
@@ -280,7 +283,7 @@ class _Trace(QuicLoggerTrace):
     def encode_connection_close_frame(
         self, error_code: int, frame_type: int | None, reason_phrase: str
     ) -> dict[str, Any]:
-        """Tell of it."""
+        """Report the frame."""
         self._connection.close_frame(error_code, frame_type, reason_phrase)
         return super().encode_connection_close_frame(error_code, frame_type, reason_phrase)
 
