@@ -71,7 +71,7 @@ async def drain_on_signal(
     finish while there is time, and then all goodbyes are said. When that is over, the block is cancelled, without an
     error. At the second signal, what is still in flight is cut, and nothing is waited for.
 
-    In an application that a server runs, use :func:`lifespan`. This function would take the signal from the server.
+    In an application that a server runs, use :func:`lifespan`. With this function the server would not get the signal.
 
     :param client: an :class:`AsyncClient` or a :class:`ConnectionPool`.
     :param signals: SIGTERM by default. While the block runs, this function handles them. Then the handlers from before
@@ -141,7 +141,7 @@ def lifespan(
         default they are cut only then.
     :param signals: the signals that the client notices, if the server has set handlers for them in the main thread. The
         server's handlers are called as before.
-    :param on_close: called once with the :class:`CloseReport`, as soon as the client has closed, whatever made it close.
+    :param on_close: called once with the :class:`CloseReport` when the client has closed, whatever made it close.
     :return: a function for the parameter ``lifespan`` of Starlette and FastAPI. It takes the application, and returns
         an async context manager.
     """
