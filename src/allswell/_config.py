@@ -76,7 +76,7 @@ class Retry:
                 raise TypeError(f"{name} must be a collection, not a str")
             object.__setattr__(self, name, frozenset(value))
         if self.attempts < 1 or self.backoff < 0 or self.longest < 0:
-            raise ValueError("a Retry has at least one attempt, and no negative pauses")
+            raise ValueError("Retry: attempts must be at least 1, and backoff and longest must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +138,9 @@ class ProxyHop:
     def __post_init__(self) -> None:
         require("httpx2", auth=self.auth)
         if self.http3 and self.scheme != "https":
-            raise ValueError(f"HTTP/3 is for https proxies, and {self} is none")
+            raise ValueError(f"http3 is only for https proxies, and {self} is not one")
         if self.scheme in ("socks5", "socks5h") and not isinstance(self.auth, (tuple, NoneType)):
-            raise ValueError(f"SOCKS knows a name and a password only, which {self} is not given")
+            raise ValueError(f"auth of the proxy {self} must be a pair of name and password: SOCKS has nothing else")
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -243,7 +243,7 @@ class RequestSections(Generic[_Form]):
         if section is None:
             section = self._any(head, scheme, named, target)
         if end and section.content_length:
-            raise LocalProtocolError(f"Content-Length announces {section.content_length} bytes, and there is no body")
+            raise LocalProtocolError(f"Content-Length announces {section.content_length} bytes, but there is no body")
         return section
 
     def _ordinary(
@@ -368,12 +368,12 @@ def header_section(head: RequestHead, named: bytes | None = None) -> HeaderSecti
             field = field[0], codings[-1]
         fields.append(field)
     if len(hosts) > 1:
-        raise LocalProtocolError("there is more than one Host")  # RFC 9112 §3.2
+        raise LocalProtocolError("the request has more than one Host")  # RFC 9112 §3.2
     if codings and codings != [b"chunked"]:
-        raise LocalProtocolError("the only transfer coding that can be sent is chunked")
+        raise LocalProtocolError("the request's Transfer-Encoding must be chunked, and nothing else")
     length = _one_length(lengths)
     if length == _CONTRADICTION:
-        raise LocalProtocolError("an illegal Content-Length")
+        raise LocalProtocolError("the request's Content-Length is not one number (RFC 9110 §8.6)")
     if named is not None:
         authority = checked_authority(named, "the authority")
     elif hosts:
@@ -398,14 +398,14 @@ def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
     """The scheme, the authority if the target names one, and the rest of the target."""
     method, target, protocol = head.method, head.target, head.protocol
     if not (isinstance(method, bytes) and (method in _METHODS or _TOKEN(method))):
-        raise LocalProtocolError("the method is no token (RFC 9110 §9.1)")
+        raise LocalProtocolError("the method is not a token (RFC 9110 §9.1)")
     if not isinstance(target, bytes):
         raise LocalProtocolError(f"the target must be bytes, not {type(target).__name__}")
     if protocol is not None:
         if method != b"CONNECT":
-            raise LocalProtocolError("only CONNECT has a :protocol (RFC 8441 §4)")
+            raise LocalProtocolError("only a CONNECT request may have a :protocol (RFC 8441 §4)")
         if not (isinstance(protocol, bytes) and _TOKEN(protocol)):
-            raise LocalProtocolError("the :protocol is no token (RFC 8441 §4)")
+            raise LocalProtocolError("the :protocol is not a token (RFC 8441 §4)")
     elif method == b"CONNECT":
         # RFC 9110 §7.1, §9.3.6: the target is host and port, always both.
         authority = checked_authority(target, "the target of CONNECT")
@@ -413,12 +413,12 @@ def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
             raise LocalProtocolError("the target of CONNECT has no port (RFC 9110 §9.3.6)")
         return head.scheme, authority, b""
     if not _TARGET(target):
-        raise LocalProtocolError("the target has characters that no request target may have")
+        raise LocalProtocolError("the target has characters that are not allowed in a request target (RFC 9112 §3.2)")
     scheme, named = head.scheme, None
     if target[0] != 0x2F:  # it does not begin with a slash
         if target == b"*":
             if method != b"OPTIONS":
-                raise LocalProtocolError('the target "*" is for OPTIONS only (RFC 9112 §3.2.4)')
+                raise LocalProtocolError('only an OPTIONS request may have the target "*" (RFC 9112 §3.2.4)')
         elif (absolute := _ABSOLUTE(target)) is not None:
             scheme, named, target = absolute.groups()
             named = checked_authority(named, "the authority of the target")
@@ -427,9 +427,9 @@ def _control_data(head: RequestHead) -> tuple[bytes, bytes | None, bytes]:
             elif target[0] != 0x2F:
                 target = b"/" + target
         else:
-            raise LocalProtocolError("the target is neither a path, nor a whole URI (RFC 9112 §3.2)")
+            raise LocalProtocolError("the target is neither a path nor a whole URI (RFC 9112 §3.2)")
     if not (isinstance(scheme, bytes) and (scheme in _SCHEMES or _SCHEME(scheme))):
-        raise LocalProtocolError("the scheme is none (RFC 3986 §3.1)")
+        raise LocalProtocolError("the scheme is not valid (RFC 3986 §3.1)")
     return scheme, named, target
 
 
@@ -460,7 +460,7 @@ def checked_authority(authority: bytes, what: str) -> bytes:
     if b"%" in authority:
         authority = _ZONE.sub(rb"\1]", authority)
     if not _AUTHORITY(authority):
-        raise LocalProtocolError(f"{what} is no host with or without a port (RFC 9110 §7.2)")
+        raise LocalProtocolError(f"{what} must be a host, with or without a port (RFC 9110 §7.2)")
     return authority
 
 
@@ -763,10 +763,10 @@ def named_url(url: object) -> str:
 
 
 def no_url(url: object, why: Exception) -> str:
-    """The message that it is no URL, and why.
+    """The message that this is not a URL, and why.
 
-    Where its authority would end is not known. So nothing before the last "@" is shown. If there is one, the reason is
-    not shown either, because it may quote the URL.
+    It is unknown where the authority, with a password perhaps, would end. So nothing before the last "@" is shown. If
+    there is an "@", the reason is not shown either, because it may quote the URL.
     """
     shown = _ANYTHING_BEFORE_AT.sub(r"\1", str(url))
-    return f"{shown!r} is no URL" + ("" if "@" in str(url) else f": {why}")
+    return f"{shown!r} is not a URL" + ("" if "@" in str(url) else f": {why}")

@@ -52,9 +52,9 @@ def priority_value(given: object) -> bytes:
     members = _members(value)
     urgency = members.get(b"u", b"0")
     if not (urgency and _URGENCY(urgency) and 0 <= int(urgency) <= _MOST_URGENCY):
-        raise LocalProtocolError("the urgency of a priority (u) is a number from 0 to 7 (RFC 9218 §4.1)")
+        raise LocalProtocolError("the urgency u of a priority must be a number from 0 to 7 (RFC 9218 §4.1)")
     if members.get(b"i") not in (None, b"?0", b"?1"):
-        raise LocalProtocolError("the i of a priority stands alone, or is i=?0 or i=?1 (RFC 9218 §4.2)")
+        raise LocalProtocolError("the i of a priority must have no value, or ?0 or ?1 (RFC 9218 §4.2)")
     return value
 
 
@@ -71,7 +71,7 @@ def _members(value: bytes) -> dict[bytes, bytes | None]:
         if (comma := _COMMA(value, member.end())) is None:
             break
         position = comma.end()
-    raise LocalProtocolError("the priority is no list of members such as u=1, i (RFC 9218 §4, RFC 9651 §3.2)")
+    raise LocalProtocolError('the priority must be a list of members such as "u=1, i" (RFC 9218 §4, RFC 9651 §3.2)')
 
 
 def with_priority(headers: Headers, value: bytes) -> Headers:

@@ -416,7 +416,7 @@ async def test_a_datagram_beside_a_raw_stream_is_no_reason_to_look_again(trustin
             client.stream("CONNECT", f"{origin}/", extensions={"protocol": "x"}) as response,
         ):
             stream = response.extensions["network_stream"]
-            with pytest.raises(Exception, match="took over 2 s"):
+            with pytest.raises(Exception, match="took longer than 2 s"):
                 await stream.start_tls(trusting, "localhost", timeout=2)
 
 
@@ -508,7 +508,7 @@ async def test_a_datagram_for_a_request_that_has_none(trusting: ssl.SSLContext) 
         origin = f"https://localhost:{server.port}"
         settings: dict[str, Any] = {"http3": "only", "quic": allswell.QuicConfig(datagrams=True)}
         async with allswell.AsyncClient(verify=trusting, **settings) as client:
-            with pytest.raises(Exception, match="a datagram for a request that has none"):
+            with pytest.raises(Exception, match="a datagram for an ordinary request"):
                 await client.get(f"{origin}/stray")
             assert (await client.get(f"{origin}/hello")).text == "hello"
         server.settle()

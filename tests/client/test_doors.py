@@ -35,27 +35,27 @@ MADE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "client, auth": (
         lambda: allswell.AsyncClient(auth=httpx.BasicAuth("a", "b")),  # type: ignore[arg-type]  # that is the test
-        r"auth: httpx\.BasicAuth .* httpx2\.BasicAuth",
+        r"auth must be httpx2\.BasicAuth.*, but httpx\.BasicAuth",
     ),
     "client, proxy": (
         lambda: allswell.AsyncClient(proxy=httpx.Proxy("http://a")),  # type: ignore[arg-type]  # that is the test
-        r"proxy: httpx\.Proxy .* httpx2\.Proxy",
+        r"proxy must be httpx2\.Proxy.*, but httpx\.Proxy",
     ),
     "client, proxies": (
         lambda: allswell.AsyncClient(proxy=["http://a", httpx.URL("http://b")]),  # type: ignore[list-item]  # that too
-        r"proxy: httpx\.URL .* httpx2\.URL",
+        r"proxy must be httpx2\.URL.*, but httpx\.URL",
     ),
     "client, transport": (
         lambda: allswell.AsyncClient(transport=httpx.AsyncHTTPTransport()),  # type: ignore[arg-type]  # that is the test
-        r"transport: httpx\.AsyncHTTPTransport .* httpx2\.AsyncHTTPTransport",
+        r"transport must be httpx2\.AsyncHTTPTransport.*, but httpx\.AsyncHTTPTransport",
     ),
     "client, our other transport": (
         lambda: allswell.AsyncClient(transport=allswell.httpx.AsyncTransport()),  # type: ignore[arg-type]  # that too
-        r"transport: allswell\.httpx\.AsyncTransport is of httpx, and httpx2\.AsyncBaseTransport",
+        r"transport must be httpx2\.AsyncBaseTransport.*, but allswell\.httpx\.AsyncTransport",
     ),
     "client, mounts": (
         lambda: allswell.AsyncClient(mounts={"all://": httpx.MockTransport(print)}),  # type: ignore[dict-item,arg-type]  # that too
-        r"mounts: httpx\.MockTransport",
+        r"mounts must be httpx2.*, but httpx\.MockTransport",
     ),
     "client, base URL": (
         lambda: allswell.AsyncClient(base_url=httpx.URL("http://a")),  # type: ignore[arg-type]  # that is the test
@@ -114,18 +114,27 @@ async def test_what_is_made_of_the_wrong_thing(case: str) -> None:
 Use = Callable[[Any], Awaitable[object]]
 #: Likewise, of requests.
 ASKED: dict[str, tuple[Use, str]] = {
-    "timeout": (lambda client: client.get("http://a", timeout=httpx.Timeout(1)), r"timeout: httpx\.Timeout"),
+    "timeout": (
+        lambda client: client.get("http://a", timeout=httpx.Timeout(1)),
+        r"timeout must be httpx2.*, but httpx\.Timeout",
+    ),
     "a pool's timeouts": (
         lambda client: client.get("http://a", timeout=allswell.Timeouts()),
-        r"timeout: allswell\.Timeouts is of pools, and httpx2\.Timeout",
+        r"timeout must be httpx2\.Timeout.*, but allswell\.Timeouts",
     ),
     "stream": (
         lambda client: client.stream("GET", "http://a", timeout=httpx.Timeout(1)).__aenter__(),
-        "timeout: httpx",
+        "timeout must be httpx2.*, but httpx",
     ),
-    "URL": (lambda client: client.get(httpx.URL("http://a")), r"url: httpx\.URL .* httpx2\.URL"),
-    "auth": (lambda client: client.get("http://a", auth=httpx.BasicAuth("a", "b")), r"auth: httpx\.BasicAuth"),
-    "request": (lambda client: client.send(httpx.Request("GET", "http://a")), r"request: httpx\.Request .* httpx2"),
+    "URL": (lambda client: client.get(httpx.URL("http://a")), r"url must be httpx2\.URL.*, but httpx\.URL"),
+    "auth": (
+        lambda client: client.get("http://a", auth=httpx.BasicAuth("a", "b")),
+        r"auth must be httpx2.*, but httpx\.BasicAuth",
+    ),
+    "request": (
+        lambda client: client.send(httpx.Request("GET", "http://a")),
+        r"request must be httpx2.*, but httpx\.Request",
+    ),
 }
 
 

@@ -62,7 +62,7 @@ def test_requests_and_their_end(loop: str, version: str, origin3: ServerInfo) ->
 def test_unix_sockets_are_refused_in_words(origin3: ServerInfo) -> None:
     done = _run("allswell", "--unix-socket", "/tmp/socket", f"{origin3.url}/anything")
     assert done.returncode == 7
-    assert "cannot connect to the Unix socket /tmp/socket: this system has none that Python can use" in done.stderr
+    assert "cannot connect to the Unix socket /tmp/socket: Python has no Unix sockets on this system" in done.stderr
 
 
 def test_the_command_writes_to_a_pipe(origin3: ServerInfo) -> None:

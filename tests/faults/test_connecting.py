@@ -82,13 +82,13 @@ async def test_no_way_but_a_unix_socket(tmp_path: Path) -> None:
     """Every connection goes there: HTTP/3 cannot, and so goes nowhere."""
     with QuicServer() as server:
         url = f"https://localhost:{server.port}/hello"
-        await fails(ConnectFailed, url, "this is not for HTTP/3", uds=str(tmp_path / "nobody"), http3="only")
+        await fails(ConnectFailed, url, "this request cannot use HTTP/3", uds=str(tmp_path / "nobody"), http3="only")
         assert server.all("request") == []
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:0/", "http://127.0.0.1:70000/"])
 async def test_impossible_port(url: str) -> None:
-    await fails(LocalProtocolError, url, "there is no port")
+    await fails(LocalProtocolError, url, "its port is not from 1 to 65535")
 
 
 async def test_refused_socket_option() -> None:

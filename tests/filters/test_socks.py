@@ -118,7 +118,7 @@ async def test_refusals(reply: bytes, status: int, words: str) -> None:
 
 
 async def test_who_asks() -> None:
-    assert "wants to know who asks" in str(await failure_of(SocksProxy(USER)))
+    assert "requires a login" in str(await failure_of(SocksProxy(USER)))
     wrong = await failure_of(SocksProxy(USER), auth=(b"ada", b"wrong lovelace"))
     assert "wrong name or password" in str(wrong)
     assert isinstance(wrong, ProxyRefused)
@@ -136,8 +136,8 @@ async def test_who_asks() -> None:
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak SOCKS5"),
         (b"\x04\x00", "does not speak SOCKS5"),
         (b"\x05\x77", "does not speak SOCKS5"),
-        (b"\x05\x01", "wants to know"),
-        (b"\x05\x02", "wants to know"),
+        (b"\x05\x01", "requires a login"),
+        (b"\x05\x02", "requires a login"),
         (b"\x05\x00\x04\x00\x00\x01\x00\x00\x00\x00\x00\x00", "does not speak SOCKS5"),
         (b"\x05\x00\x05\x00\x00\x02\x00\x00\x00\x00\x00\x00", "does not speak SOCKS5"),
         (b"\x05\x00\x05\x00\x00\x01\x00\x00\x00", "ended the connection without an answer"),

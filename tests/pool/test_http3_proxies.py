@@ -323,7 +323,7 @@ async def test_a_proxy_without_connect_udp() -> None:
 
 
 def test_only_https_proxies_speak_it() -> None:
-    with pytest.raises(ValueError, match="HTTP/3 is for https proxies, and http://a:1 is none"):
+    with pytest.raises(ValueError, match="http3 is only for https proxies, and http://a:1 is not one"):
         ProxyHop("http", "a", 1, http3=True)
 
 

@@ -290,7 +290,7 @@ async def test_basic_by_httpx2() -> None:
 
 
 def test_socks_knows_no_digest() -> None:
-    with pytest.raises(ValueError, match="SOCKS knows a name and a password only"):
+    with pytest.raises(ValueError, match="must be a pair of name and password"):
         ProxyHop("socks5", "a", 1, httpx2.DigestAuth("ada", SECRET))
 
 

@@ -197,7 +197,9 @@ async def test_quic_without_room_fails_only_where_tcp_may_have_some(tcp_too: boo
         context, Builds(refused), lambda: Builds(), marks, lambda context, made: cast(Connection, made)
     )
     if tcp_too:
-        with pytest.raises(ConnectFailed, match=r"TCP refused \(before that: .* grants no request streams over QUIC\)"):
+        with pytest.raises(
+            ConnectFailed, match=r"TCP refused \(before that: .* has allowed no request over QUIC yet\)"
+        ):
             await attempts.race(Ways([here], [here]))
         assert discarded == ["it has no room yet, and TCP may have"]
     else:

@@ -212,10 +212,10 @@ def test_urls_are_shown_without_userinfo(url: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://user:sec/ret@host/", "'https://host/' is no URL"),
-        ("user:sec/ret@host", "'host' is no URL"),
-        ("https://user:se@c#ret@host", "'https://host' is no URL"),
-        ("nonsense", "'nonsense' is no URL: sec"),
+        ("https://user:sec/ret@host/", "'https://host/' is not a URL"),
+        ("user:sec/ret@host", "'host' is not a URL"),
+        ("https://user:se@c#ret@host", "'https://host' is not a URL"),
+        ("nonsense", "'nonsense' is not a URL: sec"),
     ],
 )
 def test_what_is_no_url_is_shown_from_its_last_at_on(url: str, shown: str) -> None:

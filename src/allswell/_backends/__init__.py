@@ -1,1 +1,1 @@
-"""Sans-IO protocol engines behind one interface: h11, h2, aioquic."""
+"""The versions of HTTP as engines without I/O, behind one interface (`interface.py`)."""

@@ -149,7 +149,7 @@ class Http1(Version):
         if not self.capacity():
             raise NotProcessed(RemoteProtocolError("the connection takes no more requests"), proven=True)
         if head.protocol is not None:
-            raise NotOffered("HTTP/1.1 has no extended CONNECT (RFC 8441)")
+            raise NotOffered("an extended CONNECT cannot be sent over HTTP/1.1 (RFC 8441)")
         section = self._memory.requests.section(head, end=end)
         # RFC 9112 §3.2.3: the target of CONNECT is the authority. §3.2.2: a proxy gets a whole URI.
         target = section.absolute_form if section.absolute else section.target or section.authority
@@ -178,7 +178,7 @@ class Http1(Version):
             return
         last = request_trailers(trailers) if trailers else []
         if last and not self._chunked:
-            raise LocalProtocolError("in HTTP/1.1 trailers follow chunked content only (RFC 9112 §7.1.2)")
+            raise LocalProtocolError("trailers in HTTP/1.1 need a chunked body (RFC 9112 §7.1.2)")
         try:
             self._sending.count(len(data), end=end)
         except LengthError:
@@ -256,7 +256,7 @@ class Http1(Version):
             # No request is open. This may be a 408 before the server closes (RFC 9110 §15.5.9), or a smuggled response.
             # So it is not read.
             self._leaving = True
-            return [PeerLeaving(RemoteProtocolError("the server spoke without being asked"))]
+            return [PeerLeaving(RemoteProtocolError("the server sent something while no request was open"))]
         if receiving.over:
             # The response is complete, and our upload is not. This would be read as the next request's response.
             self.must_abort = True
@@ -312,7 +312,8 @@ class Http1(Version):
         self._current = 0
         cause = why or RemoteProtocolError("the server ended the connection without a response")
         if not self._begun and exchange > 1:
-            # RFC 9112 §9.3.1: the server may have closed the idle connection before it saw the request. It is no proof.
+            # RFC 9112 §9.3.1: the server may have closed the idle connection before it saw the request. That is likely,
+            # but not proven.
             return [ExchangeFailed(exchange, NotProcessed(cause, proven=False))]
         if receiving.over:
             return []  # the response is whole; only our upload was cut

@@ -79,7 +79,7 @@ class Http1Pipeline(Version):
             last.followed = True
             self._line.append(engine)
         else:
-            raise NotProcessed(RemoteProtocolError("the pipeline takes no such request now"), proven=True)
+            raise NotProcessed(RemoteProtocolError("the request cannot follow those in the pipeline"), proven=True)
         self._idempotent = idempotent
         self._output.append(self._line[-1].take_output())
         return number
@@ -150,7 +150,7 @@ class Http1Pipeline(Version):
         elif first.exhausted:
             # RFC 9112 §9.6: a server that sends Connection: close must process no further request. If it sends more
             # all the same, nothing is proven.
-            cause = RemoteProtocolError("the server ended the connection with the response before")
+            cause = RemoteProtocolError("the server ended the connection after the response to an earlier request")
             events += self._unanswered(cause, proven=first.last_said and not first.surplus)
         return events
 

@@ -159,7 +159,8 @@ class Http2:
             return NotOffered(_NO_EXTENDED_CONNECT)
         limit = self._peer.section_limit
         if limit is not None and section_size(request.pseudo_fields + request.fields) > limit:
-            return LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9113 §6.5.2
+            told = f"the server accepts header sections of at most {limit} bytes, and this is larger"
+            return LocalProtocolError(told)  # RFC 9113 §6.5.2
         return None
 
     def _send_head(self, stream: Stream, request: RequestSection[Field], end: bool) -> None:
@@ -212,12 +213,12 @@ class Http2:
             return
         size = len(data)
         if size > self.send_window(exchange):
-            raise LocalProtocolError("more body than the window allows")
+            raise LocalProtocolError("the piece of the body is larger than the window")
         fields = [(name.lower(), value) for name, value in request_trailers(trailers)] if end and trailers else []
         try:
             stream.sending.count(size, end=end)
         except LengthError:
-            raise LocalProtocolError("the body is not as long as its Content-Length") from None
+            raise LocalProtocolError("the body is not as long as its Content-Length says") from None
         if held is not None:
             held.trailers = fields
         else:
@@ -291,7 +292,7 @@ class Http2:
     def goodbye(self) -> None:
         if not self._over:
             self._say_goaway(ErrorCodes.NO_ERROR)
-            self._refusal = lambda: LocalProtocolError("we have said goodbye on this connection")
+            self._refusal = lambda: LocalProtocolError("the client has sent GOAWAY on this connection")
 
     def ping(self) -> bool:
         if self._over:
@@ -694,4 +695,4 @@ class Http2:
     def _count_quiet(self) -> None:
         self._quiet += 1
         if self._quiet > _MAX_QUIET:
-            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, f"the peer sent {_MAX_QUIET} frames to no purpose")
+            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, f"the peer sent {_MAX_QUIET} frames without any progress")

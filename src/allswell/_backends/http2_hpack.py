@@ -262,7 +262,7 @@ class FieldDecoder:
         :param limit: the rest of the hard limit.
         """
         if within and block[0] & 0xE0 == 0x20:
-            raise HPACKDecodingError("a change of the table's size behind a field")  # §4.2
+            raise HPACKDecodingError("a dynamic table size update after a field")  # §4.2
         self._decoder.max_header_list_size = limit
         try:
             return [(name, value) for name, value in self._decoder.decode(block, raw=True)]
@@ -357,11 +357,11 @@ class SectionReader:
     def receive_continuation(self, flags: int, frame: memoryview) -> Section | None:
         """A CONTINUATION frame; the section, if it was the last one."""
         if self._open is None:
-            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent CONTINUATION with nothing to continue")
+            raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent CONTINUATION without HEADERS before it")
         self._pieces.append(bytes(frame[9:]))
         self._size += len(frame) - 9
         if len(self._pieces) > _MAX_FRAGMENTS or self._size > _HARD_LIMIT * self._max_size:
-            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer sent an endless header section")
+            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer sent a header section that is far too large")
         if not flags & END_HEADERS:
             return None
         stream, end = self._open
@@ -376,8 +376,8 @@ class SectionReader:
         try:
             return Section(stream, end, self._decoder.decode(block), None)
         except OversizedHeaderListError as error:
-            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer's header list is too large") from error
+            raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer sent a header list far too large") from error
         except (HPACKError, IndexError) as error:
-            raise PeerError(ErrorCodes.COMPRESSION_ERROR, "the peer's header section is garbled") from error
+            raise PeerError(ErrorCodes.COMPRESSION_ERROR, "the peer sent a header section that is not HPACK") from error
         except MalformedSection as error:
             return Section(stream, end, [], StreamError(str(error)))

@@ -153,7 +153,8 @@ class Http3:
             raise NotOffered(_NO_EXTENDED_CONNECT)
         limit = control.section_limit
         if limit is not None and section_size(fields) > limit:
-            raise LocalProtocolError(f"the server accepts header sections of {limit} bytes only")  # RFC 9114 §4.2.2
+            told = f"the server accepts header sections of at most {limit} bytes, and this is larger"
+            raise LocalProtocolError(told)  # RFC 9114 §4.2.2
         end = end and head.method != b"CONNECT"  # RFC 9114 §4.4: the stream of a CONNECT ends with its tunnel
         early = not quic.handshake_complete
         stream_id = quic.get_next_available_stream_id()
@@ -322,7 +323,7 @@ class Http3:
         return b""
 
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
-        self._lost(why or TransportError("the QUIC connection is gone", operation="read"))
+        self._lost(why or TransportError("the QUIC connection has ended", operation="read"))
         return self._take_events()
 
     @property
@@ -437,7 +438,7 @@ class Http3:
         try:
             state.receiving.count(size)
         except LengthError:
-            raise Malformed("more body than Content-Length says") from None
+            raise Malformed("a body that is longer than its content-length") from None
         self._unread.add(stream_id, size)
         self._events.append(BodyReceived(stream_id, data, size))
 
@@ -472,11 +473,11 @@ class Http3:
         if not state.reader.between_frames:
             raise H3Error(h3.H3_FRAME_ERROR, "the stream ends within a frame")  # RFC 9114 §7.1
         if not state.receiving.answered:
-            raise Malformed("the stream ends before a response")
+            raise Malformed("the end of the stream before a response")
         try:
             state.receiving.end()
         except LengthError:
-            raise Malformed("less body than Content-Length says") from None
+            raise Malformed("a body that is shorter than its content-length") from None
         self._events.append(ResponseCompleted(stream_id, state.trailers or []))
         if state.over:
             del self._exchanges[stream_id]
@@ -516,12 +517,12 @@ class Http3:
         except IndexError:
             quarter = _NO_QUARTER
         if quarter >= _NO_QUARTER:
-            raise H3Error(h3.H3_DATAGRAM_ERROR, "a datagram without its stream")  # RFC 9297 §2.1
+            raise H3Error(h3.H3_DATAGRAM_ERROR, "a datagram that names no stream")  # RFC 9297 §2.1
         state = self._exchanges.get(quarter * 4)
         if state is None:
             return
         if state.head.protocol is None:
-            error = RemoteProtocolError("the server sent a datagram for a request that has none", reach="exchange")
+            error = RemoteProtocolError("the server sent a datagram for an ordinary request", reach="exchange")
             self._fail(quarter * 4, error, h3.H3_DATAGRAM_ERROR)  # RFC 9297 §2
             return
         self._events.append(DatagramReceived(quarter * 4, data[position:]))
@@ -561,7 +562,7 @@ class Http3:
             self._events.append(PeerLeaving())
         for stream_id, state in list(self._exchanges.items()):
             if stream_id >= first_refused:
-                cause = TransportError("the server is leaving (GOAWAY)", operation="write", by="peer")
+                cause = TransportError("the server has sent GOAWAY", operation="write", by="peer")
                 self._fail(stream_id, state.not_processed(cause), h3.H3_REQUEST_CANCELLED)
 
     def _on_origin(self, payload: bytes) -> None:

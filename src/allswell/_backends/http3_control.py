@@ -102,9 +102,9 @@ class Control:
         """
         first_refused = h3.one_varint(payload, "GOAWAY")
         if not is_request(first_refused):
-            raise H3Error(h3.H3_ID_ERROR, "GOAWAY names what is no request")
+            raise H3Error(h3.H3_ID_ERROR, f"GOAWAY with the id {first_refused}, which is not that of a request")
         if self.goaway is not None and first_refused > self.goaway:
-            raise H3Error(h3.H3_ID_ERROR, "GOAWAY takes back what it said")
+            raise H3Error(h3.H3_ID_ERROR, "GOAWAY with a larger id than the one before")
         self.goaway = first_refused
         return first_refused
 
@@ -125,7 +125,7 @@ class PeerStreams:
         :raises H3Error: if the peer must not open such a stream.
         """
         if stream_id & _KIND != _THEIRS_ONE_WAY:
-            raise H3Error(h3.H3_STREAM_CREATION_ERROR, "a stream both ways from the server")  # RFC 9114 §6.1
+            raise H3Error(h3.H3_STREAM_CREATION_ERROR, "a bidirectional stream from the server")  # RFC 9114 §6.1
         kind = self._critical.get(stream_id)
         if kind is not None:
             return kind, data

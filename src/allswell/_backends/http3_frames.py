@@ -105,11 +105,11 @@ def parse_settings(payload: bytes) -> dict[int, int]:
         except IndexError:
             raise H3Error(H3_FRAME_ERROR, "a malformed SETTINGS frame") from None
         if name in _RESERVED_SETTINGS:
-            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} is HTTP/2's")
+            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x}, which only HTTP/2 has")
         if name in values:
-            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} comes twice")
+            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} twice")
         if name in (ENABLE_CONNECT_PROTOCOL, H3_DATAGRAM) and value > 1:
-            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} is {value}")
+            raise H3Error(H3_SETTINGS_ERROR, f"the setting 0x{name:x} with the value {value}")
         values[name] = value
     return values
 
@@ -188,12 +188,12 @@ class FrameReader:
                     frames.append((DATA, piece))
                 self._empty = 0 if what == DATA and total else self._empty + 1
                 if self._empty > _MAX_EMPTY:  # RFC 9114 §10.5
-                    raise H3Error(H3_EXCESSIVE_LOAD, f"{_MAX_EMPTY} frames to no purpose")
+                    raise H3Error(H3_EXCESSIVE_LOAD, f"{_MAX_EMPTY} frames without content in a row")
                 position += taken
                 self._left = total - taken
                 self._data = what == DATA
             elif total > self._limit:
-                raise Malformed(f"a frame of {total} bytes is over the limit of {self._limit}", H3_EXCESSIVE_LOAD)
+                raise Malformed(f"a frame of {total} bytes, {self._limit} allowed", H3_EXCESSIVE_LOAD)
             elif size - position < total:
                 self._buffer = data[start:]
                 break

@@ -463,7 +463,7 @@ class Exchange(Halves, Generic[On]):
         if self._informational is None:
             self._informational = Informational(self.informational)
         if not self._informational.add(head):
-            self.fail(RemoteProtocolError(f"{self.label} sent more informational responses than are read"))
+            self.fail(RemoteProtocolError(f"{self.label} sent too many informational responses"))
             return
         self._read_at = math.inf
         if head.status == 100 and self.upload is not None:

@@ -171,7 +171,7 @@ class _Attempts:
             if needs_room and not made.backend.capacity():
                 self._discard(made, "it has no room yet, and TCP may have")
                 label = self._context.route.label
-                raise ConnectFailed(f"{label} grants no request streams over QUIC", phase="quic", by="peer")
+                raise ConnectFailed(f"{label} has allowed no request over QUIC yet", phase="quic", by="peer")
         except ConnectFailed:
             del self._trying[endpoint]
             self._marks.failed(endpoint)

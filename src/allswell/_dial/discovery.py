@@ -88,7 +88,9 @@ class Discovery:
         http3 = config.http3 if hop is None else hop.http3
         quic = route.scheme == "https" and not route.upgrades and datagrams and config.uds is None
         if http3 == "only" and not quic:
-            raise ConnectFailed(f"{route.label}: HTTP/3 only, and this is not for HTTP/3", phase="quic", by="us")
+            needs = "it needs https, UDP all the way, no Upgrade and no uds"
+            message = f"{route.label}: HTTP/3 only is set, and this request cannot use HTTP/3: {needs}"
+            raise ConnectFailed(message, phase="quic", by="us")
         services = await self._services(route, patient, around)
         here = Endpoint(route.host, route.port)
         over_quic: Sequence[Endpoint] = ()

@@ -68,7 +68,7 @@ class DnsOverHttps:
         self._route, self._authority, self._target = to.route._replace(for_tunnels=True), to.authority, to.target
         self._addresses = [str(ip_address(each)) for each in addresses]
         if not self._addresses and not _is_literal(self._route.host):
-            raise ValueError(f"nothing but itself could tell where {self._route.host} is: give its addresses")
+            raise ValueError(f"give the addresses of {self._route.host}: this resolver cannot look up its own server")
         self._timeout = timeout
 
     async def __call__(self, host: str) -> list[str] | None:
@@ -77,7 +77,7 @@ class DnsOverHttps:
             return self._addresses
         last = name.rpartition(".")[2]
         if last in _OF_NOBODY:
-            raise OSError(f"names in .{last} are in no DNS")
+            raise OSError(f"names that end in .{last} are not in the DNS")
         if last in _OF_THE_SYSTEM or last == name:
             return None
         found: dict[str, list[str]] = {}
@@ -130,13 +130,13 @@ class DnsOverHttps:
         query.id, query.pad = 0, _PADDED  # RFC 8484 §4.1
         answer = dns.message.from_wire(await self._exchange(query))
         if not query.is_response(answer):
-            raise OSError(f"{self.url} answered another question")
+            raise OSError(f"{self.url} answered a question that was not asked")
         return answer
 
     async def _exchange(self, query: Message) -> bytes:
         send = SEND.get(None)
         if send is None:
-            raise OSError("DnsOverHttps asks over a pool, as the resolver of that, and not by itself")
+            raise OSError("DnsOverHttps works only as the resolver of a pool, because it asks over that pool")
         content = urlsafe_b64encode(query.to_wire()).rstrip(b"=")
         target = self._target + (b"&" if b"?" in self._target else b"?") + b"dns=" + content
         # A GET may be sent again if a connection was lost (RFC 9110 §9.2.2).

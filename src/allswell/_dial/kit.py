@@ -47,7 +47,7 @@ class Kit:
         given = config.ssl_context if proxy is None else proxy.ssl_context
         if given is not None:
             if proxy is not None and config.cert is not None and given is config.ssl_context:
-                told = f"the proxy {proxy} would be shown cert: its ssl_context must be another than that for origins"
+                told = f"the proxy {proxy} would be shown cert: it must have another ssl_context than the pool"
                 raise ConnectFailed(told, phase="tls", by="us")
             return trusted(given, self.config.trust_env)
         self._trust = trusted(self._trust, self.config.trust_env)

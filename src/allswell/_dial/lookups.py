@@ -213,7 +213,7 @@ class Lookups:
             if given is None:
                 return [], _FRESH
             if isinstance(given, (str, bytes)):
-                raise TypeError(f"it returned {given!r}, and not a collection of addresses")
+                raise TypeError(f"it returned {given!r}, not a collection of addresses")
             found = [address for each in given for address in literal(str(ip_address(each)), 0)]
         except (OSError, KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class()):
             raise

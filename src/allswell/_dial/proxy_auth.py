@@ -75,7 +75,7 @@ class ProxyAuth:
         except StopAsyncIteration:
             return False
         except (httpx2.ProtocolError, NotImplementedError, ValueError) as error:
-            message = f"cannot tell the proxy {self._hop} who we are in the way that it asks for: {error}"
+            message = f"cannot log in to the proxy {self._hop} in the way that it asks for: {error}"
             raise ConnectFailed(message, phase="proxy", by="peer") from error
         return True
 

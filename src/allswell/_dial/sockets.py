@@ -58,7 +58,7 @@ async def connect_unix(path: str, *, options: Sequence[SocketOption] = ()) -> so
     """
     try:
         if not hasattr(socket, "AF_UNIX"):  # Windows
-            raise OSError(errno.EAFNOSUPPORT, "this system has none that Python can use")
+            raise OSError(errno.EAFNOSUPPORT, "Python has no Unix sockets on this system")
         return await _connect(socket.AF_UNIX, path, None, options)
     except OSError as error:
         raise ConnectFailed(f"cannot connect to the Unix socket {path}: {words(error)}", phase="tcp") from error

@@ -96,7 +96,7 @@ class HttpConnectFilter(TunnelFilter):
             if status >= 200:
                 return status, match[2] or b"", headers
             if status == 101:
-                raise self._failed("it switched protocols, unasked")
+                raise self._failed("it switched protocols, which was not asked for")
 
     async def _head(self, limit: int) -> bytes:
         """A head with its empty line."""

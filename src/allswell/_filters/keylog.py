@@ -64,7 +64,7 @@ def trusted(context: ssl.SSLContext | None, trust_env: bool) -> ssl.SSLContext:
         if trust_env and getattr(context, "keylog_filename", "") is None and (path := named_log()) is not None:
             context.keylog_filename = path
     except OSError as error:
-        raise ConnectFailed(f"no TLS context can be made: {error}", phase="tls", by="us") from error
+        raise ConnectFailed(f"cannot make the TLS context: {error}", phase="tls", by="us") from error
     return context
 
 

@@ -85,7 +85,8 @@ class Socks5Filter(TunnelFilter):
         agreed = await self._ask(engine, socks5.SOCKS5AuthMethodsRequest(methods))
         assert isinstance(agreed, socks5.SOCKS5AuthReply)
         if agreed.method not in methods:
-            raise self._refused(agreed.method[0], "it wants to know who asks" if self._auth is None else "not so")
+            login = "it requires a login, and auth is not set"
+            raise self._refused(agreed.method[0], login if self._auth is None else "it accepts no login by password")
         if agreed.method is socks5.SOCKS5AuthMethod.USERNAME_PASSWORD:
             assert self._auth is not None
             if not all(1 <= len(each) <= 255 for each in self._auth):
@@ -132,13 +133,13 @@ class Socks5Filter(TunnelFilter):
             kind = self._received[3]
             length = _ADDRESS_SIZES.get(kind, 1 + self._received[4] if kind == 3 else 0)
             if not length:
-                raise ProtocolError("no such type of address")
+                raise ProtocolError("unknown type of address")
             size = 4 + length + 2
         await self._need(size)
         message = bytes(self._received[:size])
         del self._received[:size]
         if message[0] != (1 if isinstance(request, socks5.SOCKS5UsernamePasswordRequest) else 5):
-            raise ProtocolError("not this version")
+            raise ProtocolError("unknown version")
         return engine.receive_data(message)
 
     async def _need(self, size: int) -> None:

@@ -127,7 +127,8 @@ class TlsFilter(ByteStream):
         except TransportError as error:
             raise ConnectFailed(f"TLS with {self._peer} failed: {error}", phase="tls", by="peer") from error
         except ValueError as error:
-            raise ConnectFailed(f"{self._server_name!r} is no name for TLS: {error}", phase="tls", by="us") from error
+            message = f"{self._server_name!r} cannot be the server's name in TLS: {error}"
+            raise ConnectFailed(message, phase="tls", by="us") from error
         self._ready = True
         self._forbids_renegotiation = self.alpn_protocol == "h2" and self._object.version() == "TLSv1.2"
 
@@ -153,7 +154,7 @@ class TlsFilter(ByteStream):
                 if total or self._heard:
                     return self._buffer[:total]
             if taken > _BARREN:  # session tickets, of which OpenSSL takes any number
-                raise self._break("records without content, and no end of them")
+                raise self._break("it sent too many records without content")
             data = self._lower.receive_nowait()
             if data is None:
                 return None
@@ -206,7 +207,7 @@ class TlsFilter(ByteStream):
             # Key updates, alerts and handshakes are answers that OpenSSL writes while it reads.
             answer = self._outgoing.read()
             if self._forbids_renegotiation and answer[0] == _HANDSHAKE:
-                broken = self._break("renegotiation, which HTTP/2 forbids (RFC 9113 §9.2.1)")
+                broken = self._break("it asked for renegotiation, which HTTP/2 forbids (RFC 9113 §9.2.1)")
                 if not total:
                     raise broken
                 return total

@@ -150,7 +150,7 @@ class UdpFilter(Datagrams):
             sock.connect(self.address)
         except OSError as error:
             sock.close()
-            raise ConnectFailed(f"no UDP socket to {self.address[0]}: {error}", phase="quic") from error
+            raise ConnectFailed(f"cannot open a UDP socket to {self.address[0]}: {error}", phase="quic") from error
         return sock
 
     def _use(self, sock: socket.socket) -> None:

@@ -376,7 +376,7 @@ def new_connection(
             settings.judge(chain)
         except PinMismatch as error:
             connection.unpinned = error
-            raise tls.AlertBadCertificate("not the key that is pinned") from error
+            raise tls.AlertBadCertificate("the key is not pinned") from error
 
     engine: Engine = Engine(configuration, judge=judge, groups=() if all_groups else _USUAL_GROUPS, **callbacks)
     connection = ClientConnection(engine, all_groups=all_groups)

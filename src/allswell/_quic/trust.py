@@ -45,7 +45,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from allswell._clock import monotonic
 
 _STRANGER = "stranger.invalid"
-_NO_TLS_1_3 = "this SSLContext offers no TLS 1.3 that is known here"
+_NO_TLS_1_3 = "this SSLContext offers no TLS 1.3 with a known cipher suite and group"
 #: Cipher suites of TLS 1.2: for certificates with keys of elliptic curves, and of RSA (RFC 5289, RFC 7905).
 _SUITES_1_2 = ((0xC02B, 0xC02F), (0xC02C, 0xC030), (0xCCA9, 0xCCA8))
 _RSA_KEYS = (x509.PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5, x509.PublicKeyAlgorithmOID.RSASSA_PSS)
@@ -173,7 +173,7 @@ def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) ->
         return error.verify_message, version
     except (OSError, ValueError) as error:
         raise AlertBadCertificate(str(error)) from error
-    raise AlertBadCertificate("the handshake went on without its other half")
+    raise AlertBadCertificate("this SSLContext completed a handshake of which only the first half was there")
 
 
 def _make_keys_unlogged(client: ssl.SSLObject) -> None:

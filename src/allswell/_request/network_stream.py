@@ -259,7 +259,7 @@ class NetworkStream:
         with self._limit(timeout) as limit:
             stack = await stack.push(self._start_tls(stack.top, ssl_context, server_hostname or ""))
         if limit.passed:
-            raise Timeout(f"TLS with {server_hostname} took over {timeout:g} s", phase="connect")
+            raise Timeout(f"TLS with {server_hostname} took longer than {timeout:g} s", phase="connect")
         return NetworkStream(self._exchange, self._start_tls, stack)
 
     def get_extra_info(self, info: str) -> Any:
@@ -283,5 +283,7 @@ class NetworkStream:
     def _require_tunnel(self) -> Tunnel:
         tunnel = self._exchange.tunnel
         if tunnel is None:
-            raise LocalProtocolError("this response's connection is HTTP's: only 101 or CONNECT give a raw stream")
+            raise LocalProtocolError(
+                "this response has no raw stream: only one with status 101, or to CONNECT, has one"
+            )
         return tunnel

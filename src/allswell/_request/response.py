@@ -110,7 +110,8 @@ class Response:
         """
         if self._datagrams is None:
             if not self._has_datagrams:
-                raise LocalProtocolError("this response has no datagrams: only 101 or an extended CONNECT have any")
+                told = "this response has no datagrams: only one with status 101, or to an extended CONNECT, has them"
+                raise LocalProtocolError(told)
             self._datagrams = HttpDatagrams(self._exchange)
         return self._datagrams
 

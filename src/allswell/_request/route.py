@@ -126,7 +126,7 @@ def _host(url: httpx2.URL) -> str:
         return host
     zoned = _ZONED.fullmatch(host)
     if zoned is None:
-        raise ValueError(f"{host!r} is no IPv6 address with a zone")
+        raise ValueError(f"{host!r} is not a valid IPv6 address with a zone")
     return f"{zoned['address']}%{zoned['zone']}"
 
 
@@ -147,7 +147,7 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
         raise LocalProtocolError(f"cannot request {named_url(url)!r}: it names no host")
     port = DEFAULT_PORTS[scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
-        raise LocalProtocolError(f"cannot request {named_url(url)!r}: there is no port {port}")
+        raise LocalProtocolError(f"cannot request {named_url(url)!r}: its port is not from 1 to 65535")
     route = Route(scheme, host, port, server_name)
     return Destination(route, authority(scheme, without_zone(host), port).encode("ascii"), url.raw_path)
 
@@ -172,7 +172,10 @@ def _hop(proxy: Any) -> ProxyHop:
     url = proxy.url
     host = _host(url)
     if url.scheme not in _PROXY_PORTS or not host:
-        raise ValueError(f"{named_url(url)} is not the URL of a proxy that we can speak to")
+        schemes = ", ".join(_PROXY_PORTS)
+        raise ValueError(
+            f"{named_url(url)} is not the URL of a proxy: it needs a host, and one of the schemes {schemes}"
+        )
     return ProxyHop(
         url.scheme,
         host,
