@@ -45,7 +45,7 @@ class _Heard:
         self._may_echo = False
 
     def add(self, number: int) -> Literal["first", "echo", "again"]:
-        """Take a signal. Return what it is beside those before it."""
+        """Take a signal. Return ``"echo"`` for a SIGTERM right after a first SIGINT."""
         if not self._any:
             self._any, self._may_echo = True, number == signal.SIGINT
             return "first"
