@@ -197,7 +197,7 @@ FAILING: dict[str, tuple[Any, str]] = {
     "an OSError": (raises_oserror, "Temporary failure"),
     "nothing": (returns([]), "gave no address"),
     "no address": (returns(["there"]), "'there' does not appear to be"),
-    "text": (returns(HERE), "and not a collection of addresses"),
+    "text": (returns(HERE), "not a collection of addresses"),
     "no awaitable": (lambda host: [HERE], "await"),
     "no collection": (returns(7), "the resolver failed: TypeError"),
     "no Exception": (raises_no_exception, r"the resolver failed: NoException\(\)"),
