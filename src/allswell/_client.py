@@ -181,7 +181,7 @@ class AsyncClient(ShortWays):
         limits: httpx2.Limits | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> httpx2.AsyncBaseTransport:
-        # httpx2's own hook for its transport. We rely on three private names of httpx2: this, the next, the one below.
+        # httpx2 calls this for its transport. It is a private name of httpx2, as are the overridden methods below.
         if transport is not None:
             return transport
         return self._make_transport(
@@ -198,7 +198,7 @@ class AsyncClient(ShortWays):
         http2: bool = True,
         limits: httpx2.Limits | None = None,
     ) -> httpx2.AsyncBaseTransport:
-        # The same for each proxy. A proxy is part of the route, so one pool serves all proxies and direct requests.
+        # httpx2 calls this for each proxy. A proxy is part of the route, so one pool serves all proxies, and no proxy.
         return self._make_transport(
             self.pool, proxy, verify=verify, cert=cert, trust_env=trust_env, http1=http1, http2=http2, limits=limits
         )
@@ -223,12 +223,12 @@ class AsyncClient(ShortWays):
         return self._transport.pool if isinstance(self._transport, AsyncTransport) else self._pool
 
     def _pools(self) -> list[ConnectionPool]:
-        """Those of the transports that are ours."""
+        """The pools of those transports that are ours."""
         transports = (self._transport, *self._mounts.values())
         return list(dict.fromkeys(each.pool for each in transports if isinstance(each, AsyncTransport)))
 
     def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
-        # A private name of httpx2's: it asks this for each request.
+        # httpx2 calls this for each request.
         transport = super()._transport_for_url(url)
         return transport if self._recordings is None else self._recordings.over(transport)
 
@@ -246,8 +246,8 @@ class AsyncClient(ShortWays):
         :param redact: the names whose values are not shown: of header fields (``cookie``), and of parameters in the
             query and in urlencoded forms. ``()``: all is shown.
         :param max_body: how many bytes of each body are recorded, of requests and of responses.
-        :return: the recording, of which ``as_dict()`` tells what would be written.
-        :raises OSError: the file cannot be written: at once, before the block.
+        :return: the recording. Its ``as_dict()`` returns what would be written.
+        :raises OSError: if the file cannot be written. It is raised before the block begins.
         """
         recordings = self._recordings or Recordings()
         recording, file = HarRecording(redact, max_body, recordings), HarFile(path)
@@ -261,13 +261,15 @@ class AsyncClient(ShortWays):
             file.write(recording)
 
     async def drain(self, timeout: float | None = None) -> CloseReport:
-        """Replace all connections, without closing: old ones end when done, and new requests have new ones.
+        """Replace all connections while the client stays open: old ones end after their requests.
+
+        Requests that are made from now on get new connections.
 
         A transport that is not ours, or that wraps ours, is left alone. See :meth:`ConnectionPool.drain`.
 
-        :param timeout: seconds to wait for the ends of the old ones; by default, as long as it takes.
-        :return: how those ended that did in time.
-        :raises PoolClosed: the client is closing, or closed.
+        :param timeout: how many seconds to wait for the ends of the old ones; by default, as long as it takes.
+        :return: the ends of the connections that ended in time.
+        :raises PoolClosed: if the client is closing, or closed.
         """
         if self._closing is not None or self.close_report is not None:
             raise PoolClosed("the client is closed")

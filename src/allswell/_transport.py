@@ -324,7 +324,7 @@ def _retry_settings(given: object) -> Retry | None:
 
 
 def _with_files(quic: QuicConfig, cert: CertTypes) -> QuicConfig:
-    """Settings of QUIC with the client certificate that TLS has; as they are, where they have one of their own."""
+    """The settings of QUIC with the client certificate of TLS. If they have one of their own, they are not changed."""
     if quic.certfile is not None:
         return quic
     certfile, keyfile, password, *_ = (cert, None, None) if isinstance(cert, str) else (*cert, None, None)
@@ -350,7 +350,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
     _core = "httpcore2"
     _stream: type[ResponseStream] = ResponseStream
     _patches = Library(httpx2, "httpcore2")
-    _owns = False  # the pool is no one else's
+    _owns = False  # whether it has made the pool itself. Then it makes another one if it is used after a close
 
     def __init__(
         self,
@@ -451,7 +451,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         response = await self._patches.hand_over(self, request)
         network = response.extensions.get("network_stream")
         if isinstance(network, RawStream) and network.body is not None:
-            network.body.extensions = response.extensions  # where it tells the trailers
+            network.body.extensions = response.extensions  # the body puts the trailers there
             network.body = None
         return response
 

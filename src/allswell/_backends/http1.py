@@ -3,10 +3,10 @@
 Theory of operation. *Our half* is written here. `_fields.py` has checked the head, so to write it is to join its lines.
 Content goes as it is, or in chunks.
 
-*The peer's half* is read in the cheapest way. An ordinary head goes the short way (`http1_short.py`). h11 reads any
-other, and judges it. Content of a known length is counted, and chunks are taken by `http1_chunks.py`, which hands h11
-what is unusual in them. This file turns all of that into events, decides what an end of the stream means (which depends
-on how far the response had got), and carries the raw bytes after an upgrade or CONNECT.
+*The peer's half* is read in several ways. An ordinary head goes the short way (`http1_short.py`). h11 reads any other
+head, and says what is wrong with it. Content of a known length is counted. Chunks are read by `http1_chunks.py`, which
+gives unusual ones to h11. This file turns all of that into events, decides what an end of the stream means (which
+depends on how far the response has come), and carries the raw bytes after an upgrade or CONNECT.
 
 h11 never sees our half. If it has to read, an engine is made and told of a request in place of ours. All that matters
 is that a response to it is read in the same way: HEAD, CONNECT, a request for an upgrade, or any other.

@@ -340,7 +340,7 @@ class SectionReader:
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer interrupted a header section")
 
     def receive_headers(self, stream: int, flags: int, frame: memoryview) -> Section | None:
-        """A HEADERS frame; the section, if that was all of it."""
+        """Take a HEADERS frame. Return the section if it is complete."""
         block = payload(frame, flags)
         if flags & HAS_PRIORITY:  # deprecated (RFC 9113 §5.3.2)
             if len(block) < 5:
@@ -355,7 +355,7 @@ class SectionReader:
         return None
 
     def receive_continuation(self, flags: int, frame: memoryview) -> Section | None:
-        """A CONTINUATION frame; the section, if it was the last one."""
+        """Take a CONTINUATION frame. Return the section if it is complete."""
         if self._open is None:
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent CONTINUATION without HEADERS before it")
         self._pieces.append(bytes(frame[9:]))
@@ -369,9 +369,9 @@ class SectionReader:
         return self.decode(stream, end, b"".join(self._pieces))
 
     def decode(self, stream: int, end: bool, block: bytes) -> Section:
-        """The section of a whole block.
+        """Decode the section of a whole block.
 
-        :raises PeerError: if it is garbled, or far too large.
+        :raises PeerError: if it is not HPACK, or far too large.
         """
         try:
             return Section(stream, end, self._decoder.decode(block), None)

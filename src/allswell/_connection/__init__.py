@@ -1,1 +1,1 @@
-"""One backend on one stack, driven by one task: connections and their exchanges."""
+"""Connections (each is one backend on one stack) and their exchanges."""

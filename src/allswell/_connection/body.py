@@ -1,4 +1,4 @@
-"""What has come of a response's body, and was not read yet: pure and synchronous."""
+"""The part of a response's body that has come and was not read yet. It is synchronous, and does no I/O."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections import deque
 from io import BytesIO
 from typing import Any
 
-#: Pieces below this size are put together while they wait: each costs some 100 bytes besides what is in it, and windows
-#: count only that.
+#: Pieces below this size are joined while they wait. Each piece takes some 100 bytes besides its content, and windows
+#: count only the content.
 _SMALL = 1024
-#: For how many bytes room is reserved because a peer has announced them. Nothing is written there before they come, so
-#: a false length takes addresses, and hardly any memory.
+#: At most so many bytes are reserved for a body whose length is announced. They are not written before the content
+#: comes. So if the peer announces too much, that takes addresses, but hardly any memory.
 _MOST_RESERVED = 16 << 20
 
 
 class _Nowhere(BytesIO):
-    """It keeps nothing."""
+    """A file that drops what is written."""
 
     def write(self, data: Any, /) -> int:
         return len(data)
 
 
 class ReceivedBody:
-    """The pieces of one response's body that wait to be read. Or, where the rest is wanted as one, what has come of it.
+    """The pieces of one response's body that wait to be read. If the caller wants the rest as one, that rest so far.
 
-    :ivar pieces: those that wait, the first one first, each with its credit.
-    :ivar buffered: their bytes.
-    :ivar whole: where the rest is put together as it comes; ``None`` where it is not.
+    :ivar pieces: the pieces that wait, in order, each with its credit.
+    :ivar buffered: how many bytes they have.
+    :ivar whole: the buffer for the rest, if the caller wants it as one; else ``None``.
     """
 
     __slots__ = ("buffered", "pieces", "whole")
@@ -37,9 +37,9 @@ class ReceivedBody:
         self.whole: BytesIO | None = None
 
     def add(self, data: bytes | memoryview, credit: int) -> bool:
-        """A piece has come; whether it is read already.
+        """A piece has come. Return whether it counts as read already.
 
-        :param data: holds until this returns.
+        :param data: valid until this returns.
         """
         if self.whole is not None:
             self.whole.write(data)
@@ -54,13 +54,13 @@ class ReceivedBody:
         return False
 
     def take(self) -> tuple[bytes, int]:
-        """The first piece, and its credit. (There must be one.)"""
+        """Take the first piece. Return it and its credit. (There must be one.)"""
         piece = self.pieces.popleft()
         self.buffered -= len(piece[0])
         return piece
 
     def take_all(self) -> tuple[bytes, int]:
-        """All pieces as one, and their credit."""
+        """Take all pieces. Return their content and their credit."""
         pieces = self.pieces
         if len(pieces) == 1:
             data, credit = pieces[0]
@@ -82,18 +82,18 @@ class ReceivedBody:
         return credit
 
     def collect(self, start: bytes, length: int) -> None:
-        """Write what comes from now on to where it stays, behind this start.
+        """Write what comes from now on to one buffer, after this start.
 
-        Pieces that are held until they are joined would take twice the memory, and the time of twice its page faults.
-        So does room that grows while other bodies grow beside it: it has to move.
+        Pieces that are kept and joined at the end would take twice the memory, and twice the page faults. So would a
+        buffer that grows while those of other bodies grow, because it would be moved. So its size is reserved.
 
-        :param length: how many bytes are announced; more or fewer may come.
+        :param length: how many bytes are announced. More or fewer may come.
         """
         self.whole = BytesIO(bytes(min(length, _MOST_RESERVED)))
         self.whole.write(start)
 
     def collected(self) -> bytes:
-        """All that was collected; it collects no more."""
+        """Stop collecting. Return all that was collected."""
         assert self.whole is not None
         whole, self.whole = self.whole, None
         whole.truncate()
@@ -101,5 +101,5 @@ class ReceivedBody:
 
     @property
     def come(self) -> int:
-        """Bytes that have come and were not handed out."""
+        """How many bytes have come and were not returned yet."""
         return self.buffered if self.whole is None else self.whole.tell()

@@ -60,7 +60,7 @@ InformationalHook = Callable[[ResponseHead], Awaitable[None]]
 
 
 class FallenSilent(Exception):
-    """The peer answers nothing any more, not even on QUIC's own level. It may yet."""
+    """The peer has stopped answering, even QUIC's own probes. It may answer later."""
 
 
 class Carries(Protocol):
@@ -255,7 +255,7 @@ class Exchange(Halves, Generic[On]):
         return self._take_all() if body.whole is None else body.collected()
 
     def take_whole(self) -> bytes | None:
-        """The same without waiting, where it has come, and nothing else of the exchange goes on; else ``None``."""
+        """The whole body, if all of it has come and the exchange needs nothing more; else ``None``. Do not wait."""
         if (
             self.receiving.state is not RECEIVE_ENDED
             or self.sending.open
@@ -297,7 +297,7 @@ class Exchange(Halves, Generic[On]):
     async def readable(self) -> None:
         """Wait until :meth:`receive_nowait` is worth a call, or a datagram came. Spurious returns are allowed.
 
-        It does not return at once for datagrams that wait: who reads raw bytes never takes them.
+        It does not return at once if datagrams wait, because a reader of raw bytes never takes them.
         """
         if not self.body.pieces and self.error is None and not self.receiving.over:
             await self._wait_ready()

@@ -1,8 +1,8 @@
 """How a connection ends: the goodbyes from its backend down, and the report of what was said and heard.
 
 The backend says its goodbye (GOAWAY), once. Then each layer of the stack says its own and waits for the answer, all
-within one deadline. Where nobody has the time to wait, all is said in one synchronous step (:meth:`Goodbye.say_all`),
-and :meth:`Goodbye.complete` only hears the answers. An aborted connection says nothing.
+within one deadline. If there is no time to wait, all goodbyes are said in one synchronous step
+(:meth:`Goodbye.say_all`), and :meth:`Goodbye.complete` only hears the answers. An aborted connection says nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Input = TypeVar("Input", bound=Sized)
 class Goodbye(Generic[Input]):
     """The goodbye of one connection.
 
-    :param grace: seconds that it may take, where no deadline is set.
+    :param grace: how many seconds it may take if no deadline is set.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Goodbye(Generic[Input]):
         self._deadline: Deadline | None = None
         self._epoch: float | None = None
         self._began = math.inf
-        self._said: str | None = None  # by the backend; "" where it had nothing to say
+        self._said: str | None = None  # what the backend has said: "" for nothing; None before that
 
     def limit(self, deadline: Deadline | None, epoch: float | None) -> None:
         """See :meth:`Connection.close`."""
@@ -54,30 +54,30 @@ class Goodbye(Generic[Input]):
 
     @property
     def deadline(self) -> Deadline:
-        """When it must be over; the grace begins now, if none was set."""
+        """When it must be over. If no deadline was set, the grace begins now."""
         if self._deadline is None:
             self._deadline = Deadline.after(self._grace)
         return self._deadline
 
     @property
     def said(self) -> bool:
-        """Whether the backend has said its own."""
+        """Whether the backend has said its goodbye."""
         return self._said is not None
 
     def say(self) -> None:
-        """Say the backend's, once."""
+        """Say the backend's goodbye, once."""
         if self._said is None:
             self._began = monotonic()
-            # To a peer that has ended there is nothing to say.
+            # A peer that has ended needs no goodbye.
             self._said = "" if self._connection.parting.ended else self._backend.says_goodbye
             self._backend.goodbye()
             self._stack.top.transmit_last(self._backend.take_output())
 
     def say_all(self) -> None:
-        """Say the goodbyes of all layers in one step. What has arrived is dropped: unread, it would make a RST."""
+        """Say the goodbyes of all layers in one step. First read and drop what has come: unread, it would cause RST."""
         if not self.said:
             top = self._stack.top
-            with suppress(TransportError):  # what follows tells that the peer is gone
+            with suppress(TransportError):  # the peer is gone, which the layers will find out
                 until = monotonic() + TURN
                 for _ in range(LAST_READS):
                     data = top.receive_nowait()
@@ -87,7 +87,7 @@ class Goodbye(Generic[Input]):
         self._stack.say_goodbye()
 
     async def complete(self) -> list[LayerEnd]:
-        """Say the goodbyes and wait for the answers, from the top down; how each layer ended.
+        """Say the goodbyes and wait for the answers, from the top down. Return how each layer ended.
 
         After a cancellation it can be called again.
         """
@@ -100,7 +100,10 @@ class Goodbye(Generic[Input]):
         return [self._backends(taken=taken, seconds=seconds), *lower]
 
     def abort(self, last_words: str) -> list[LayerEnd]:
-        """End all layers without a word but these, which the backend has said; how each ended."""
+        """End all layers at once. Return how each ended.
+
+        :param last_words: what the backend has said. No other layer says anything.
+        """
         self._began = min(self._began, monotonic())
         if self._said is None:
             end = LayerEnd(self._backend.name, last_words, self._connection.parting.goodbye, Outcome.ABORTED)
@@ -113,9 +116,9 @@ class Goodbye(Generic[Input]):
         return self.report([self._backends(taken=self._stack.top.acknowledged), *self._stack.so_far()])
 
     def _backends(self, *, taken: bool, seconds: float = 0.0) -> LayerEnd:
-        """The backend's own end.
+        """The end of the backend's layer.
 
-        :param taken: the peer has what was said, as far as we know.
+        :param taken: whether the peer has got what was said, as far as we know.
         """
         heard = self._connection.parting.goodbye
         outcome = Outcome.PEER_FIRST if heard else Outcome.CLEAN
@@ -124,7 +127,7 @@ class Goodbye(Generic[Input]):
         return LayerEnd(self._backend.name, self._said or "", heard, outcome, seconds)
 
     def report(self, layers: Sequence[LayerEnd]) -> ConnectionEnd:
-        """How the connection has ended, with these ends of its layers."""
+        """The end of the connection, with these ends of its layers."""
         connection = self._connection
         began = min(self._began, monotonic())
         return ConnectionEnd(

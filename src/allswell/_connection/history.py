@@ -27,10 +27,13 @@ class History:
         self._taken = 0  # of those that were opened: how many the server did not refuse
 
     def room(self, room: int, *, busy: bool) -> int:
-        """How many exchanges may be opened now, if the protocol has room for so many.
+        """How many exchanges may be opened now.
 
-        They are no more than such connections took before they left. When all of those are over, one more will show
-        whether that still holds.
+        They are no more than earlier connections took before the server left them. When so many are over, one more is
+        allowed, to find out whether that still holds.
+
+        :param room: for how many the protocol has room.
+        :param busy: whether an exchange is open.
         """
         left = self.service.takes - self._taken
         return room if not room or room <= left else max(int(left), 0 if busy else 1)
@@ -56,5 +59,5 @@ class History:
 
     def on_ended(self) -> None:
         """No exchange will be opened any more, and none is open."""
-        if self.opened and not self.answered:  # (a spare one that never had any shows nothing)
+        if self.opened and not self.answered:  # (a connection that was never used shows nothing)
             self.service.barren += 1

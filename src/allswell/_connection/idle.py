@@ -1,21 +1,21 @@
-"""How long a connection may be idle: as the settings say, or less, where its server says that it ends it sooner."""
+"""How long a connection may be idle: as long as the settings allow, or less if its server ends it sooner."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-#: A connection is not used any more so many seconds before its server ends it, as that says; or in the last half of its
-#: time, where that is shorter. A request needs time to arrive there.
+#: If the server says how long it keeps an idle connection, the connection ends so many seconds before that, or after
+#: half of that time if that is later. (A request needs time to arrive there.)
 _ON_THE_WAY = 1.0
 
 
 class Idle:
-    """The idle time of one connection, which begins with it.
+    """The idle time of one connection. A new connection is idle.
 
-    :param limit: seconds that the settings allow; ``None``: any time.
-    :ivar since: when its last exchange ended, or it was made; ``inf`` while one is open.
-    :ivar until: when it has been idle for too long; ``inf`` while an exchange is open, or where there is no limit.
+    :param limit: how many seconds the settings allow; ``None``: any number.
+    :ivar since: when its last exchange ended, or it was made; ``inf`` while an exchange is open.
+    :ivar until: when it will have been idle for too long; ``inf`` while an exchange is open, or if there is no limit.
     """
 
     __slots__ = ("_kept", "_limit", "since", "until")
@@ -27,7 +27,7 @@ class Idle:
     def begin(self, now: float, kept: float) -> None:
         """Its last exchange has ended.
 
-        :param kept: seconds that its server keeps it; ``inf``: it does not say.
+        :param kept: how many seconds the server keeps it; ``inf``: it does not say.
         """
         self._kept = kept
         self.since = now
@@ -44,15 +44,15 @@ class Idle:
 
     @property
     def reason(self) -> str:
-        """Why it ends when it has been idle for too long."""
+        """The reason for its end after too long an idle time."""
         why = f", and the server keeps it for {self._kept:g} s" if self._seconds < self._limit else ""
         return f"idle for {self._seconds:g} s{why}"
 
 
 class WatchedIdle(Idle):
-    """The same, and a function is told when the connection is used, and when no more.
+    """An :class:`Idle` that calls a function when the connection's use begins (``True``) and ends (``False``).
 
-    (So those whose use nobody wants to know ask nothing at each exchange.)
+    (It is a class of its own, so that connections without observers check nothing at each exchange.)
     """
 
     __slots__ = ("_told",)

@@ -42,14 +42,14 @@ _PADDED = 128
 class DnsOverHttps:
     """A ``resolver`` that asks a server by DNS over HTTPS (RFC 8484), over the pool that it is the resolver of.
 
-    Both families are asked for side by side. Names without a dot, ``localhost`` and what ends in ``.local`` are left to
-    the system. It takes ``allswell[dns]``.
+    IPv4 and IPv6 addresses are asked for at the same time. Names without a dot, ``localhost`` and names that end in
+    ``.local`` are left to the system's resolver. It needs ``allswell[dns]``.
 
-    :param url: of the server: ``"https://dns.example/dns-query"``.
-    :param addresses: the server's, where the URL has a name: it is connected to at these.
-    :param timeout: seconds that each query may take.
-    :raises ValueError: for a URL that is not https, a name without addresses, and for what is no address.
-    :raises ImportError: without dnspython.
+    :param url: the URL of the server: ``"https://dns.example/dns-query"``.
+    :param addresses: the IP addresses of the server. They are needed if the URL has a name.
+    :param timeout: how many seconds each query may take.
+    :raises ValueError: if the URL is not https, an address is not valid, or addresses are needed and not given.
+    :raises ImportError: if dnspython is not installed.
     """
 
     def __init__(self, url: str, addresses: Collection[str] = (), *, timeout: float = 5.0) -> None:

@@ -21,7 +21,7 @@ class PeerCertificate(NamedTuple):
 
     @classmethod
     def of_tls(cls, context: ssl.SSLContext, tls: ssl.SSLObject) -> PeerCertificate | None:
-        """Of a TLS connection; ``None`` if the context did not check both the chain and the name."""
+        """The certificate of a TLS connection; ``None`` if the context did not check both the chain and the name."""
         told = tls.getpeercert() if strict(context) else None  # empty, if OpenSSL was told not to verify it
         der = tls.getpeercert(binary_form=True) if told else None
         if not told or der is None:
@@ -31,7 +31,7 @@ class PeerCertificate(NamedTuple):
 
     @classmethod
     def of_quic(cls, certificate: Certificate) -> PeerCertificate:
-        """Of a QUIC connection."""
+        """The certificate of a QUIC connection, which was verified before."""
         from cryptography.hazmat.primitives.serialization import Encoding
         from cryptography.x509 import DNSName, ExtensionNotFound, SubjectAlternativeName
 

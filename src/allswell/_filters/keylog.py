@@ -34,7 +34,7 @@ def new_context(verify: Any = True, cert: Any = None, trust_env: bool = True) ->
             return default(_trust_env=trust_env)
     context = httpx2.create_ssl_context(verify, cert, trust_env)
     if not trust_env and context is not verify and getattr(context, "keylog_filename", None):
-        # Python's default context has read the environment all the same. (None turns it off; typeshed doesn't know.)
+        # Python's default context has read the environment by itself. (None turns it off, which typeshed doesn't know.)
         context.keylog_filename = None  # type: ignore[assignment]
     return context
 
@@ -55,7 +55,7 @@ def _default_context() -> Callable[..., ssl.SSLContext] | None:
 
 
 def trusted(context: ssl.SSLContext | None, trust_env: bool) -> ssl.SSLContext:
-    """The context to dial with, a new one if none is given. It logs TLS secrets where the environment says, if it may.
+    """The context to dial with; a new one if none is given. It logs TLS secrets as the environment says, if it may.
 
     :raises ConnectFailed: when a file that the environment names cannot be used.
     """
@@ -99,7 +99,7 @@ class KeyLog(io.TextIOBase):
         return len(text)
 
     def close(self) -> None:
-        """."""
+        """Close the file."""
         self._file.close()
         super().close()
 

@@ -89,16 +89,16 @@ class TcpFilter(ByteStream):
             raise self._lost("read", error) from error
         if size == 0:
             if self._write_error is not None:
-                # A write was told of the reset. To reads it now looks like an orderly end, which it is not.
+                # A write has got the error of a reset. So the kernel tells reads of an orderly end, which it was not.
                 raise self._lost("read", self._write_error) from self._write_error
             self._heard = self._heard or "FIN"
             return buffer[:0]
-        self.drained = size < len(buffer)  # then the socket was empty: spare the call that would say so
+        self.drained = size < len(buffer)  # then the socket is empty, and another call would only say so
         return buffer[:size]
 
     def quiet(self) -> bool:
         if self._poll is not None and not self._poll.poll(0):
-            return True  # (to be told so by an exception takes four times as long)
+            return True  # (a recv that raises takes four times as long)
         try:
             self._socket("read").recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -166,7 +166,7 @@ class TcpFilter(ByteStream):
         except BlockingIOError:
             return 0
         except OSError as error:
-            # The peer is gone. Dead at once, or every later write would try again; what it said last can still be read.
+            # The peer is gone, so no later write may try again. Its last words can still be read.
             self._write_error = error
             self._queue.clear()
             self.unsent = 0
@@ -175,18 +175,18 @@ class TcpFilter(ByteStream):
     # Ending
 
     def say_goodbye(self) -> None:
-        # Part of what we have to send is still here. After a FIN it would look complete.
+        # If a part of what we have to send is still here, no FIN may go: what was sent would look complete.
         if self._sock is not None and not self._said and not self.unsent and self._write_error is None:
             self._say_fin(self._sock)
 
     def _say_fin(self, sock: socket.socket) -> None:
-        # Not left to close(), which says nothing while a process that was forked from ours holds the socket too.
+        # By shutdown(): close() sends nothing while a process that was forked from ours holds the socket, too.
         self._peer_first = self._heard == "FIN"
         try:
             sock.shutdown(socket.SHUT_WR)
             self._said = "FIN"
         except OSError:
-            self._heard = "RST"  # behind a FIN, too: there is nobody to be polite to
+            self._heard = "RST"  # also after a FIN: the peer is gone
 
     async def shutdown(self, deadline: Deadline) -> LayerEnd:
         if self._end is not None:
@@ -215,7 +215,7 @@ class TcpFilter(ByteStream):
             self._goodbye_timeout.unanswered(seconds)
         if self._said or self._heard == "RST":
             return self._ended(seconds)
-        # Part of what we owed is still here: a FIN now would make it look complete.
+        # A part of what we have to send is still here. With a FIN, what was sent would look complete.
         return self._close(LayerEnd(self.name, self._reset(self._sock), self._heard, Outcome.TIMED_OUT, seconds))
 
     def abort(self, *, reset: bool = True) -> LayerEnd:
@@ -252,7 +252,7 @@ class TcpFilter(ByteStream):
         return self._close(self._layer_end(seconds))
 
     def _reset(self, sock: socket.socket) -> str:
-        """End it by RST; what was said."""
+        """End it by RST. Return what was said."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         _reset_now(sock)
         return "RST"
@@ -268,18 +268,18 @@ class TcpFilter(ByteStream):
         return None
 
     def _discard(self) -> None:
-        """Read once and drop it. (A loop until nothing is left could be held here by a peer that never stops.)"""
+        """Read once, and drop that. (A loop until nothing is left might never end if the peer never stops.)"""
         self.receive_nowait()
 
     def _drain(self) -> None:
-        """Read what has come, for close() would answer it by RST: all of it, save from a peer that never stops."""
+        """Read what has come, because close() would answer unread bytes by RST. Stop if the peer never stops."""
         try:
             for _ in range(LAST_READS):
                 data = self.receive_nowait()
                 if data is None or not len(data):
                     break
         except TransportError:
-            pass  # it was reset: nothing is left to read, and nobody to be disturbed
+            pass  # it was reset, so nothing is left to read, and an RST would reach nobody
 
     def _close(self, end: LayerEnd) -> LayerEnd:
         assert self._sock is not None
@@ -288,7 +288,7 @@ class TcpFilter(ByteStream):
         self.unsent = 0
         self.listen(None)
         if self._host is not None and self._host.current:  # and not over
-            anyio.notify_closing(self._sock)  # its waiter learns; and the event loop forgets the descriptor
+            anyio.notify_closing(self._sock)  # this wakes its waiter, and the event loop forgets the descriptor
         self._sock.close()
         self._sock = self._poll = None
         return end
@@ -308,10 +308,10 @@ class TcpFilter(ByteStream):
 
 
 def _reset_now(sock: socket.socket) -> None:
-    """Have the kernel send RST at once, where it can be told to: on Linux, by connect(2) to no address family.
+    """Have the kernel send RST at once, if it can: on Linux, by connect(2) with the address family AF_UNSPEC.
 
     close() sends it too (SO_LINGER), but only for the last descriptor of the socket, and a process that was forked
-    from ours may hold one for as long as it lives. (The socket module has no such address: hence the C library.)
+    from ours may hold one as long as it lives. (Python's socket module has no such address, so the C library is used.)
     """
     if sys.platform == "linux" and sock.family != socket.AF_UNIX:
         with suppress(ImportError, OSError):  # a Python without ctypes, or without a C library to be called

@@ -113,11 +113,11 @@ class TlsFilter(ByteStream):
                 except ssl.SSLWantReadError:
                     self._push()
                     await self._feed()
-            if self._pinned is not None:  # before our Finished goes, and our certificate with it (of TLS 1.3)
+            if self._pinned is not None:  # before we send Finished, and with it (in TLS 1.3) our certificate
                 self._pinned(self._object.getpeercert(binary_form=True) or b"")
             self._push()
         except ssl.CertificateError as error:
-            self._push()  # the alert that says what we did not like
+            self._push()  # the alert with the reason
             told = shown(getattr(error, "verify_message", "") or str(error))
             message = f"the certificate of {self._peer} is not trusted: {told}"
             raise ConnectFailed(message, phase="tls", by="peer") from error
@@ -145,12 +145,12 @@ class TlsFilter(ByteStream):
         if self._heard:
             return self._buffer[:0]
         if self._broken is not None:
-            raise self._broken  # OpenSSL, asked again after the peer's fatal alert, takes it for a close_notify
+            raise self._broken  # (after the peer's fatal alert OpenSSL would report a close_notify)
         total = taken = 0
         while True:
             if self._more or self._incoming.pending:
                 total = self._decrypt(total)
-                # Give the layer below one look only when there is nothing to give to the one above.
+                # Ask the layer below only if there is nothing to return.
                 if total or self._heard:
                     return self._buffer[:total]
             if taken > _BARREN:  # session tickets, of which OpenSSL takes any number
@@ -170,15 +170,15 @@ class TlsFilter(ByteStream):
 
     @property
     def drained(self) -> bool:
-        # Not with an end behind it: nothing else may tell of that. (A record whose rest is still to come is no matter.)
+        # Not if an end was heard behind the data: only another call reports it. (An incomplete record does not matter.)
         return not (self._more or self._heard or self._broken) and self._lower.drained
 
     def quiet(self) -> bool:
-        # (What is there of a record whose rest is still to come tells nothing yet.)
+        # (The beginning of an incomplete record says nothing yet.)
         return not self._heard and self._broken is None and not self._more and self._lower.quiet()
 
     def _decrypt(self, total: int) -> int:
-        """Decrypt into the buffer, from ``total`` on, until either is spent."""
+        """Decrypt into the buffer, from ``total`` on, until the buffer is full or the input is used up."""
         assert self._object is not None
         buffer, incoming = self._buffer, self._incoming
         # (typeshed knows neither that any writable buffer will do nor that then the size is returned)
@@ -217,7 +217,7 @@ class TlsFilter(ByteStream):
         return total
 
     def _break(self, words: str) -> TransportError:
-        """The peer broke TLS: all further reads say so."""
+        """The peer broke TLS. Return the error, which all further reads raise."""
         self._fail()
         self._broken = TransportError(f"{self._peer} broke TLS: {words}", operation="read", by="peer")
         return self._broken
@@ -237,8 +237,8 @@ class TlsFilter(ByteStream):
             self._push()
 
     def transmit_last(self, data: bytes) -> None:
-        # Together with close_notify, in one segment: a peer that closes as soon as it hears GOAWAY would answer by RST
-        # what comes after it (nghttpd and HAProxy do).
+        # It goes together with close_notify, in one segment. nghttpd and HAProxy close as soon as they hear GOAWAY, and
+        # would answer a later segment by RST.
         if not data or self._said or self._failed or self._object is None:
             return
         if self._held or not self._encrypt(data):
@@ -246,14 +246,14 @@ class TlsFilter(ByteStream):
             self._held_size += len(data)
 
     def _encrypt(self, data: bytes) -> bool:
-        """Encrypt it. Return whether it is dealt with: OpenSSL has taken it, or takes nothing any more."""
+        """Encrypt it. Return ``False`` if OpenSSL takes nothing now, because a renegotiation is under way."""
         assert self._object is not None
         try:
             self._object.write(data)
         except ssl.SSLWantReadError:
-            return False  # all of it: this is found before anything is encrypted
+            return False  # OpenSSL has taken nothing of it
         except ssl.SSLError:
-            self._fail()  # whatever broke it is told by the next read
+            self._fail()  # the next read raises the cause
         return True
 
     def _encrypt_held(self) -> None:
@@ -311,16 +311,16 @@ class TlsFilter(ByteStream):
             self._object.unwrap()
             self._heard = self._heard or "close_notify"
         except ssl.SSLError:
-            # Ours is written; theirs is still to come (SSLWantReadError), perhaps behind data to be dropped. (In the
-            # middle of a renegotiation OpenSSL writes none.)
+            # Ours is written. The peer's has not come (SSLWantReadError), or data are before it, which will be dropped.
+            # (In the middle of a renegotiation OpenSSL writes none.)
             if not self._outgoing.pending:
                 self._said = ""
         self._push()
 
     def _drop_received(self) -> None:
-        """Decrypt and drop what is here: ``unwrap()`` takes content for a breach, and hears nothing behind it."""
+        """Decrypt and drop what has come. For ``unwrap()`` content is an error, so it would miss what is behind it."""
         assert self._object is not None
-        with suppress(TransportError):  # broken: we have failed
+        with suppress(TransportError):  # the peer broke TLS, and `_failed` is set
             while not (self._heard or self._failed) and (self._incoming.pending or self._object.pending()):
                 self._decrypt(0)
 
@@ -336,7 +336,7 @@ class TlsFilter(ByteStream):
             if await self._lower.delivered(patient):
                 with patient.scope():
                     while not self._heard:
-                        self.receive_nowait()  # and drop it: our side has ended
+                        self.receive_nowait()  # it is dropped, because our side has ended
                         if not self._heard:
                             await self.wait_readable()
         except TransportError:

@@ -1,22 +1,23 @@
 """The dispatcher: which connection serves a request, and when to make another.
 
-Theory of operation. All decisions are synchronous, made where something changed: a request arrives, an exchange ends, a
-dial ends, a connection leaves. A request that finds a connection with room opens its exchange there and then;
-otherwise it waits (`waiters.py`), and we dial for it when the limits allow. A waiter is served by whichever connection
-of its route has room first, dialled for it or not: the exchange is opened in its name, so that room is never reserved
-for a task that has yet to wake up. Dials belong to the pool, not to the request that caused them: a dial has the time
-that the longest connect timeout of its waiters allows. A waiter that has less, or is cancelled, leaves it to the
-others.
+Theory of operation. All decisions are synchronous, and made where something has changed: a request arrives, an exchange
+ends, a dial ends, a connection leaves. If a connection has room, a request opens its exchange at once. Otherwise it
+waits (`waiters.py`), and the pool dials for it if the limits allow. A waiter is served by the first connection of its
+route that has room, whether or not that was dialled for it. The dispatcher itself opens the exchange for the waiter. So
+no room is reserved for a task that has yet to wake up.
 
-Where requests are pipelined, a connection can have room *behind* other exchanges. It is used when no idle one is there,
-and before a new one is made, in turns; only for requests that may follow others, and never past one that waits and
-may not: it would wait for ever for a connection to become idle.
+Dials belong to the pool, and not to the request that caused them. A dial has as much time as the longest connect
+timeout of its waiters allows. A waiter that has less, or is cancelled, leaves the dial to the others.
 
-A connection may serve other routes than the one that it was made for (`coalescing.py`). A dial looks for such a one
-first; until it has found none, it makes no connection, and holds no place.
+With pipelining, a connection can have room *behind* other exchanges. That room is used if no connection is idle, before
+a new one is made, in turns. Only requests that may follow others can use it. They do not overtake a waiter that may not
+follow others, because that might then wait for an idle connection for ever.
 
-Connections are reused last-in first-out, so that those that are not needed grow idle and expire. How many there may be,
-and which one goes to make room, is said in `places.py`; how they all end, in `endings.py`.
+A connection may serve other routes than the one that it was made for (`coalescing.py`). A dial first looks for such a
+connection. Until it knows that there is none, it makes no connection, and holds no place.
+
+Connections are reused last-in first-out. So those that are not needed grow idle and expire. `places.py` says how many
+there may be, and which one ends to make room; `endings.py` says how they end.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ if TYPE_CHECKING:
 
 
 class Ungranted(NotProcessed):
-    """Internal: the connection that a request waited for has ended before it allowed any.
+    """Internal: the connection that a request waited for has ended before it allowed any request.
 
-    :ivar connection: that one.
+    :ivar connection: the connection.
     """
 
     def __init__(self, connection: Connection, label: str) -> None:
@@ -82,13 +83,13 @@ class Ungranted(NotProcessed):
 
 
 class Dispatcher:
-    """The waiters of one pool, matched with its connections. It is the owner that its connections tell what happens.
+    """Matches the waiters of one pool with its connections. It is the owner of the connections.
 
-    :param send: how a request is sent through the pool; held weakly.
-    :param observers: are told of dials and connections.
+    :param send: sends a request through the pool. It is held weakly.
+    :param observers: get the events of dials and connections.
     :ivar host: the event loop.
-    :ivar endings: of all connections.
-    :ivar send_through: sends a request through the pool: a tunnel through a proxy is one, and what a resolver asks.
+    :ivar endings: the connections until they are closed, and how they ended.
+    :ivar send_through: sends a request of the pool's own through the pool: for a tunnel through a proxy, or a resolver.
     """
 
     def __init__(
@@ -107,15 +108,15 @@ class Dispatcher:
         self.send_through = _weakly(send)
         self._routes: dict[Route, RouteState] = {}
         self._waiters: Waiters[RouteState, Waiter] = Waiters()
-        self._members: dict[Connection, Member] = {}  # of those that are open
+        self._members: dict[Connection, Member] = {}  # the open connections
         self._places = Places(host, config)
         self._coalescing = Coalescing(config, dialer)
-        self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # at the waiters for what exists
+        self._look_again = Alarm(host, weak_method(self._make_room_for_all))  # when expected room has not come in time
 
     # For requests
 
     def open_now(self, request: Request, fresh: Freshness) -> Exchange[Connection] | None:
-        """Open the exchange at once, where a connection has room and nobody has waited for it longer."""
+        """Open the exchange at once if a connection has room, and no other request waits for it. Otherwise ``None``."""
         state = self._routes.get(request.route)
         if state is None or self._waiters.waiting(state) or self.endings.deadline is not None:
             return None
@@ -127,7 +128,7 @@ class Dispatcher:
                 return None
             if connection.usable() if _looks(connection, request) else connection.capacity():
                 return self._open_on(state, member, request)
-            member.has_none()  # another route's requests took it; or it is about to leave
+            member.has_none()  # requests of another route have taken its room, or it is about to leave
         if state.behind and request.may_follow:
             for member in [each for each in state.behind if fresh.met_by(each.connection)]:
                 if member.connection.usable():
@@ -153,10 +154,10 @@ class Dispatcher:
         return exchange
 
     async def wait(self, request: Request, fresh: Freshness) -> Exchange[Connection]:
-        """Wait for a connection with room, and for it to be made if need be; the exchange opened there.
+        """Wait for a connection with room. It is made if that is needed. Return the exchange that was opened on it.
 
-        :param fresh: how fresh its connection must be.
-        :raises AllswellError: when there is none to be had.
+        :param fresh: how fresh the connection must be.
+        :raises AllswellError: if there is no connection in time, or the pool closes.
         """
         if self.endings.deadline is not None:
             raise PoolClosed(f"{request.route.label}: the pool is closed")
@@ -170,13 +171,13 @@ class Dispatcher:
         pool_at = math.inf if request.timeouts.pool is None else monotonic() + request.timeouts.pool
         self._waiters.add(state, waiter)
         for member in state.expecting:
-            self._places.is_used(member)  # somebody wants it
-        for member in list(state.free):  # the one in front of it may need a fresh one
+            self._places.is_used(member)  # this request wants its room
+        for member in list(state.free):  # (the waiter before this one may need a fresher connection)
             self._serve(state, member)
         try:
             while waiter.exchange is None and waiter.error is None:
                 if waiter.dial is None:
-                    self._make_room(state)  # again, where its dial was cancelled: a caller proves that the loop runs
+                    self._make_room(state)  # also after its dial was cancelled: the loop runs, because this task does
                 until, phase = self._until(waiter, pool_at)
                 with Limit(self.host, until) as limit:
                     await waiter.signal.wait()
@@ -192,7 +193,7 @@ class Dispatcher:
             self._forget(state, waiter)
             if not self._waiters.waiting(state):
                 for member in list(state.expecting):
-                    self.connection_available(member.connection)  # it is idle after all
+                    self.connection_available(member.connection)  # no request wants its room any more, so it is idle
             self._tidy(state)
         if waiter.exchange is None:
             assert waiter.error is not None
@@ -200,9 +201,9 @@ class Dispatcher:
         return waiter.exchange
 
     def _until(self, waiter: Waiter, pool_at: float) -> tuple[float, TimeoutPhase]:
-        """How long it waits as things are, and what is then to blame."""
+        """Until when the waiter waits now, and the phase of the timeout then."""
         until = pool_at
-        if waiter.dial is not None:  # which ends in time by itself, unless others allow it more
+        if waiter.dial is not None:  # the dial has its own limit, which may be longer because of other waiters
             sooner = waiter.connect_timeout < waiter.dial.timeout
             until = waiter.covered_at + waiter.connect_timeout * (1 + self.config.retries) if sooner else math.inf
         if until >= waiter.request.total_at:
@@ -216,7 +217,7 @@ class Dispatcher:
             waiter.dial = None
 
     def offers_extended_connect(self, route: Route) -> bool:
-        """Whether a connection that serves this route offers extended CONNECT, or may yet say so."""
+        """Whether a connection that serves this route offers extended CONNECT, or has not said yet."""
         state = self._routes.get(route)
         return state is not None and any(
             member.connection.extended_connect is not False for members in state.members for member in members
@@ -225,24 +226,24 @@ class Dispatcher:
     # Serving and dialling
 
     def _serve(self, state: RouteState, member: Member) -> None:
-        """Give the connection's room to the waiters of its route, first come first."""
+        """Give the connection's room to the waiters of its route, in the order in which they came."""
         connection, looked = member.connection, False
         while connection.capacity():
             chosen = next((w for w in self._waiters.first(state) if w.fresh.met_by(connection)), None)
             if chosen is None or (connection.open_exchanges and not may_join(connection, chosen.request)):
                 return
             if connection.history.opened and not looked and _looks(connection, chosen.request):
-                if not connection.usable():  # it may find its end behind a response
+                if not connection.usable():  # this may read the end of the connection
                     return
-                looked = True  # and it may have served the waiter
+                looked = True  # the look may have changed what waits, so choose again
                 continue
             self._forget(state, chosen)
             try:
                 chosen.exchange = self._open_on(state, member, chosen.request)
             except NotProcessed:
-                self._waiters.add(state, chosen)  # to its end: but it has no more room, so the loop is over
+                self._waiters.add(state, chosen)  # at the end of the queue. The connection has no more room
                 return
-            except Exception as error:  # noqa: BLE001 - whatever cannot be said is its requester's: not the connection's
+            except Exception as error:  # noqa: BLE001 - the request is wrong, not the connection: its requester gets it
                 chosen.error = error
             chosen.signal.set()
 
@@ -251,7 +252,7 @@ class Dispatcher:
         return first.came_at if first is not None else math.inf
 
     def _make_room(self, state: RouteState) -> None:
-        """Give the route's waiters without a dial one: a dial under way that may serve more, else a new one."""
+        """Give each waiter of the route a dial, if it has none: one under way that may serve more, or a new one."""
         waiters = self._waiters
         if self.endings.deadline is not None:
             return
@@ -298,7 +299,7 @@ class Dispatcher:
         return self.dialer.streams(state.route) if multiplexes else 1
 
     def _admit(self, state: RouteState) -> bool:
-        """Whether the limits allow one more connection on this route, if need be in the place of an idle one."""
+        """Whether the limits allow one more connection on this route. If necessary, an idle one ends to make room."""
         places = self._places
         while not places.free_for(state):
             idle = places.in_the_way(state)
@@ -308,7 +309,7 @@ class Dispatcher:
         return True
 
     def _evict(self, member: Member) -> None:
-        """End an idle connection; its place is the caller's to give, so it is taken from it first."""
+        """End an idle connection. It gives back its place first, and the caller decides who gets that."""
         states = self._detach(member)
         member.connection.close("its place was needed")
         for state in states:
@@ -343,7 +344,7 @@ class Dispatcher:
         except (anyio.get_cancelled_exc_class(), GeneratorExit):
             cancelled = True
             raise
-        except BaseException as failure:  # noqa: BLE001 - of the caller's code (a proxy's Auth): it is its request's
+        except BaseException as failure:  # noqa: BLE001 - from a caller's code (a proxy's Auth): a request gets it
             raised = first_of(failure)
         finally:
             del state.dials[dial]
@@ -366,10 +367,10 @@ class Dispatcher:
             self.endings.dial_is_over(dial)
 
     async def _connect(self, state: RouteState, dial: Dial, request: Request) -> Connection | None:
-        """One of another route's connections, where there is one to be had; else a new one, if there is room for it."""
+        """Find a connection of another route that may serve this one, or make one. ``None`` if there is no room."""
         route, seconds = state.route, None if dial.timeout == math.inf else dial.timeout
         observers = self._observers if self._observers.wanted(DIAL) else None
-        number: int | None = None  # of the new one, if they are told of it
+        number: int | None = None  # the number of the new connection, if observers get its events
         try:
             with Limit(self.host, math.inf if seconds is None else monotonic() + seconds):
                 if dial.searches:
@@ -394,13 +395,13 @@ class Dispatcher:
     def _dial_failed(self, state: RouteState, dial: Dial, error: AllswellError) -> None:
         for waiter in list(dial.waiters):
             if isinstance(error, Timeout) and waiter.connect_timeout > dial.timeout:
-                self._uncover(state, waiter)  # it came later, and has more time than this dial had
+                self._uncover(state, waiter)  # it has more time than this dial had
                 continue
             self._fail(state, waiter, error.copy())
         self._room_came(state)
 
     def _dial_stopped(self, state: RouteState, dial: Dial, error: BaseException) -> None:
-        """The caller's code wants more to end than this dial: one request is told. For the others another is made."""
+        """A caller's code has raised SystemExit, say, in this dial. One request gets that, the others a new dial."""
         told = next(iter(dial.waiters), None)
         if told is None:
             logger.error("allswell: a dial that nobody waited for was stopped", exc_info=error)
@@ -418,8 +419,8 @@ class Dispatcher:
     def _dial_cancelled(self, state: RouteState, dial: Dial) -> None:
         """Its task was cancelled: the event loop ends, or a program cancels all tasks of a loop that goes on.
 
-        Nothing can be begun from here, for it might never run. The waiters are woken. A request that is not cancelled
-        as well asks again, and so proves that the loop runs.
+        A new dial must not begin here, because it might never run. So the waiters are woken. If one is not cancelled,
+        it asks for a dial itself, which proves that the loop runs.
         """
         for waiter in list(dial.waiters):
             self._uncover(state, waiter)
@@ -427,7 +428,7 @@ class Dispatcher:
         self._tidy(state)
 
     def _wake_those_without_dial(self) -> None:
-        """A place may be free, but nothing can be begun from here: each request that waits for one asks for itself."""
+        """A place may be free, but no dial may begin here. So wake each request that waits for one: it asks itself."""
         for waiter in self._waiters:
             if waiter.dial is None:
                 waiter.signal.set()
@@ -457,17 +458,17 @@ class Dispatcher:
         self._make_room(state)
 
     def _discard(self, route: Route, connection: Connection, reason: str) -> None:
-        """It has not won its race: it takes no place, and says its goodbyes."""
+        """It has lost its race: it takes no place, and says its goodbyes."""
         self.endings.discard(connection, route, reason)
 
     def _uncover(self, state: RouteState, waiter: Waiter) -> None:
-        """Its dial is over, and did not serve it."""
+        """The waiter's dial is over, and has not served it."""
         waiter.dial = None
         self._waiters.without_dial(state, waiter)
         waiter.signal.set()
 
     def _room_came(self, state: RouteState) -> None:
-        """A place is free: the waiter that has waited longest, on whichever route, has it."""
+        """A place may be free. The waiter that has waited longest gets it, whichever its route is."""
         places = self._places
         if not places.limited:
             self._make_room(state)
@@ -481,7 +482,7 @@ class Dispatcher:
     def _owed_elsewhere(self, state: RouteState) -> bool:
         """Whether the place of a connection without exchanges belongs to another route.
 
-        There a request has waited for longer than any here, and nothing is under way that could ever serve it.
+        That is so if a request waits there without a dial, has waited longest, and no connection or dial can serve it.
         """
         oldest = self._waiters.longest_without_dial()
         if oldest is None or oldest is state or not state.takes_places:
@@ -490,19 +491,19 @@ class Dispatcher:
 
     def _tidy(self, state: RouteState) -> None:
         used = state.used or self._waiters.waiting(state)
-        if not used and self._routes.get(state.route) is state:  # and not another, that was made since
+        if not used and self._routes.get(state.route) is state:  # (it may have been replaced by a new one)
             del self._routes[state.route]
 
-    # What connections tell (see _connection/connection.py)
+    # Calls of the connections (see `Owner` in _connection/connection.py)
 
     def connection_available(self, connection: Connection) -> None:
         """It has room, or is idle: serve waiters with it, or keep it."""
         member = self._members.get(connection)
         if member is None:
             return
-        # (One that has carried nothing yet was made for a waiter here, when it was its turn.)
+        # (A connection that has carried nothing yet was made for a waiter of its own route, so it serves that first.)
         if connection.history.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
-            # Its end is not the server's doing: the waiters here wait on.
+            # The waiters of its own route go on waiting, because it is not the server that ends it.
             self._evict(member)
             self._room_came(member.home)
             return
@@ -516,7 +517,7 @@ class Dispatcher:
             member.has_room()
         else:
             member.has_none()
-        if waited:  # and some wait on: they may need another now, or when the room that is expected has not come
+        if waited:  # some may still wait, and need another connection now, or when expected room does not come
             for state in states:
                 self._make_room(state)
         if connection.open_exchanges or connection not in self._members:
@@ -524,18 +525,18 @@ class Dispatcher:
         if room or not self.connection_wanted(connection):
             self._places.is_idle(member)
             if self._waiters.longest_without_dial() is not None:
-                self._room_came(member.home)  # for which it may have to end
+                self._room_came(member.home)  # another route may need its place
             self._places.thin_out()
 
     def connection_wanted(self, connection: Connection) -> bool:
-        """Whether somebody waits for the room that it is expected to have."""
+        """Whether a request waits for room that is expected on it."""
         member = self._members.get(connection)
         if member is None or member.standing is not Standing.EXPECTING:
             return False
         return any(self._waiters.waiting(state) for state in member.serves)
 
     def connection_leaving(self, connection: Connection) -> None:
-        """It takes no more: another may have its place while it still drains."""
+        """It takes no more requests. So another connection may have its place while it drains."""
         member = self._members.get(connection)
         if member is None:
             return
@@ -553,13 +554,13 @@ class Dispatcher:
             self._room_came(states[0])
 
     def _fail_ungranted(self, state: RouteState, connection: Connection) -> None:
-        """The requests that waited for room on a connection that never had any may try again. It was an attempt."""
+        """A connection has ended that never had room. The requests that waited for that may try again; it counts."""
         for waiter in self._waiters.of(state):
             if waiter.dial is None and waiter.fresh.met_by(connection):
                 self._fail(state, waiter, Ungranted(connection, state.label))
 
     def _detach(self, member: Member) -> tuple[RouteState, ...]:
-        """Take its place, and serve nobody with it any more; the routes that it served until now."""
+        """Take back its place, and serve no request with it any more. Return the routes that it served."""
         states = member.serves
         self._coalescing.remove(member.connection)
         del self._members[member.connection]
@@ -570,12 +571,12 @@ class Dispatcher:
         return states
 
     def connection_announced(self, connection: Connection, news: OriginsNamed | AlternativeOffered) -> None:
-        """The server says for which origins it is ready, or where else one of them is to be had."""
+        """The server names the origins that it serves, or an alternative service of one."""
         if isinstance(news, OriginsNamed):
             for route in self._coalescing.name(connection, news.origins):
                 self._take_back(connection, route)
             return
-        # RFC 7838 §4: what it is not authoritative for is nothing that it can speak of.
+        # RFC 7838 §4: it may name alternatives only for origins for which it is authoritative.
         for route in (self.endings.connections[connection], *self._coalescing.routes(connection)):
             if route.origin == news.origin:
                 self.dialer.discovery.learn(route, news.field)
@@ -597,7 +598,7 @@ class Dispatcher:
         self.endings.ended(connection, end)
 
     def snapshot(self) -> tuple[RouteSnapshot, ...]:
-        """What there is now, by route."""
+        """The connections, dials and waiting requests of each route."""
         from allswell._pool.snapshot import ConnectionSnapshot, RouteSnapshot  # late: few programs take one
 
         now = monotonic()
@@ -631,12 +632,12 @@ class Dispatcher:
 
 
 def may_join(connection: Connection, request: Request) -> bool:
-    """Whether it may be sent while others are under way there."""
+    """Whether the request may be sent on the connection while others are under way there."""
     return connection.multiplexes or request.may_follow
 
 
 def _weakly(send: Send) -> Send:
-    """The same, which does not keep its pool alive."""
+    """The same function, but it does not keep its pool alive."""
     reference = weakref.WeakMethod(send)
 
     async def through(request: Request) -> Response:
@@ -649,5 +650,5 @@ def _weakly(send: Send) -> Send:
 
 
 def _looks(connection: Connection, request: Request) -> bool:
-    """Whether the socket is looked at before the request goes out there: see :meth:`Connection.usable`."""
+    """Whether to look at the socket before the request goes out on it: see :meth:`Connection.usable`."""
     return not connection.multiplexes or not request.may_repeat(proven=False)

@@ -270,9 +270,9 @@ class ConnectionPool:
 
         :param timeout: seconds to wait for their ends; by default, as long as it takes. What has not ended then goes
         on.
-        :return: how those ended that did in time.
-        :raises PoolClosed: it is closing, or closed.
-        :raises RuntimeError: in another event loop than the pool's, that has not ended.
+        :return: the ends of the connections that ended in time.
+        :raises PoolClosed: if the pool is closing, or closed.
+        :raises RuntimeError: if the pool belongs to another event loop that still lives.
         """
         if self._closing is not None:
             raise PoolClosed("the pool is closed")
@@ -285,7 +285,7 @@ class ConnectionPool:
         self._users += 1
 
     def forget(self) -> None:
-        """Count a user no more that was dropped without leaving. So one of the others can be the last."""
+        """A user was dropped without leaving. Count it no more, so that one of the others can be the last."""
         self._users -= 1
 
     async def leave(

@@ -35,7 +35,7 @@ class ConnectionSnapshot:
 
     @classmethod
     def of(cls, connection: Connection, now: float, serves: tuple[str, ...] = ()) -> Self:
-        """Of this connection, at this instant of :func:`time.monotonic`."""
+        """The snapshot of a connection, at this instant of :func:`time.monotonic`."""
         return cls(
             http_version=connection.http_version,
             state=connection.state.value,
