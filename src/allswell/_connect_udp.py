@@ -56,15 +56,14 @@ class UdpTunnel:
 
         :param timeout: seconds; ``None``: no limit.
         """
-        at = math.inf if timeout is None else monotonic() + timeout
-        while (datagram := await self._datagrams.receive(timeout)) is not None:
+        datagrams, at = self._datagrams, math.inf if timeout is None else monotonic() + timeout
+        while (datagram := await datagrams._receive(timeout, at)) is not None:
             try:
                 payload = to_udp(datagram)
             except DatagramTooLargeError as error:
-                raise self._datagrams._broken(f"sent a datagram of {error.size} bytes") from error
+                raise datagrams._broken(f"sent a datagram of {error.size} bytes") from error
             if payload is not None:
                 return payload
-            timeout = None if timeout is None else at - monotonic()
         return None
 
     def __aiter__(self) -> UdpTunnel:

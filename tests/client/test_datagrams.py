@@ -11,13 +11,15 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
+import httpcore2
+import httpx2
 import pytest
 from aioquic.buffer import encode_uint_var
 from hyperframe.frame import DataFrame, RstStreamFrame
 
 import allswell
 from tests.support.h2_proxy import Http2Proxy
-from tests.support.h2_script import CANCEL, ENABLE_CONNECT_PROTOCOL, Request, Talk, h2_tls
+from tests.support.h2_script import CANCEL, ENABLE_CONNECT_PROTOCOL, INITIAL_WINDOW_SIZE, Request, Talk, h2_tls
 from tests.support.h3_proxy import Http3Proxy
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.quic_server import ServedConnection
@@ -242,6 +244,51 @@ async def test_both_sides_end_the_stream(trusting: ssl.SSLContext) -> None:
         assert report.clean, report
     assert not [frame for frame in script.talks[0].frames if isinstance(frame, RstStreamFrame)]
     assert [request.ended for request in script.talks[0].requests.values()] == [True, True]
+
+
+@pytest.mark.parametrize("when", ["before", "while it waits"])
+@pytest.mark.parametrize("what", ["bytes", "datagrams"])
+async def test_a_peer_that_has_ended_takes_no_more(trusting: ssl.SSLContext, what: str, when: str) -> None:
+    """Its window is full, and it has ended its half: to send is an error, and no wait without end."""
+
+    def answer(talk: Talk, request: Request) -> bool:
+        talk.send(talk.headers(request.stream, [(":status", "200")]))
+        while when != "before" and len(request.body) < 5000:
+            talk.read()
+        _data(talk, request, b"", end=True)
+        return True
+
+    async def fill(response: httpx2.Response) -> None:
+        if what == "bytes":
+            await response.extensions["network_stream"].write(bytes(6000))
+        for _ in range(6):
+            await response.extensions["datagrams"].send(bytes(1000))
+
+    script = Http2Proxy(answer, settings=_OFFERS | {INITIAL_WINDOW_SIZE: 5000}, credits_at_once=False)
+    with scripted_peer(script, tls=h2_tls()) as peer, anyio.fail_after(30):
+        async with (
+            allswell.AsyncClient(verify=trusting) as client,
+            client.stream("CONNECT", f"{peer.url}/", extensions={"protocol": "connect-udp"}) as response,
+        ):
+            if when == "before":
+                assert await response.extensions["network_stream"].read(1) == b""
+            with pytest.raises((allswell.TransportError, httpcore2.WriteError), match=r"the tunnel to \S+ has ended"):
+                await fill(response)
+
+
+async def test_a_timeout_names_what_was_set(trusting: ssl.SSLContext) -> None:
+    """And not the seconds that were left, after datagrams of other contexts."""
+
+    def say(talk: Talk, request: Request) -> None:
+        _data(talk, request, _capsule(b"\x02another context"))
+
+    with scripted_peer(_h2_peer(say), tls=h2_tls()) as peer:
+        async with (
+            allswell.AsyncClient(verify=trusting) as client,
+            allswell.connect_udp(client, peer.url + _TEMPLATE, "192.0.2.1", 53) as udp,
+        ):
+            with pytest.raises(allswell.Timeout, match=r"no datagram within 0\.5 s"):
+                await udp.receive(timeout=0.5)
 
 
 async def test_a_reset_is_an_error(trusting: ssl.SSLContext) -> None:

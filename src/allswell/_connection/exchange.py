@@ -518,6 +518,8 @@ class Exchange(Halves, Generic[On]):
         self._read_at = math.inf
         self.trailers = trailers
         self._ready.set()
+        if self.tunnel is not None:
+            self.tunnel.on_room()
         if self.hung_up:
             self.end_tunnel()
 

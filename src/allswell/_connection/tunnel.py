@@ -67,11 +67,17 @@ class Tunnel:
         return exchange.send_window()
 
     async def wait_room(self) -> None:
-        """Wait until :meth:`room` is worth another call."""
+        """Wait until :meth:`room` is worth another call.
+
+        :raises TransportError: when there is no room, and the peer has ended its half. Nobody reads any more then, so
+            nobody would notice the end of the rest.
+        """
+        if self._exchange.receiving.over and self._exchange.send_window() <= 0:
+            raise self._over()
         await self._room.wait()
 
     def on_room(self) -> None:
-        """More may be sent, or there never will be room again."""
+        """More may be sent, or there never will be room again, or the peer has ended its half."""
         self._room.set()
 
     async def send(self, data: bytes) -> None:
@@ -83,9 +89,6 @@ class Tunnel:
         while offset < len(data):
             window = self.room()
             if window <= 0:
-                if self._exchange.receiving.over:
-                    # The peer has ended its half. Nobody reads any more, so nobody would notice the end of the rest.
-                    raise self._over()
                 await self.wait_room()
                 continue
             piece = data if len(data) <= window and not offset else data[offset : offset + window]

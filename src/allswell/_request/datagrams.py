@@ -46,7 +46,7 @@ class HttpDatagrams:
         """Send a datagram. If too much is unsent, wait for room first.
 
         :raises LocalProtocolError: if it is larger than ``max_size``. Nothing was sent.
-        :raises TransportError: if the stream is gone.
+        :raises TransportError: if the stream is gone, or the peer has ended its half and takes no more.
         """
         stream, connection = self._stream, self._exchange.connection
         beside = connection.datagram_room(self._exchange)
@@ -68,8 +68,11 @@ class HttpDatagrams:
         :raises RemoteProtocolError: if the peer sent a datagram of more than 65535 bytes, or ended the stream within a
             capsule. The stream is reset.
         """
+        return await self._receive(timeout, math.inf if timeout is None else monotonic() + timeout)
+
+    async def _receive(self, timeout: float | None, at: float) -> bytes | None:
+        """:param at: when the timeout has passed, on the clock of :func:`time.monotonic`."""
         connection = self._exchange.connection
-        at = math.inf if timeout is None else monotonic() + timeout
         with Limit(connection.host, at, connection.catch_up) as limit:
             while not self._received and not self._ended:
                 await self._take()
