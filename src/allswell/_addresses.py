@@ -11,7 +11,7 @@ from allswell._errors import AddressNotAllowed
 from allswell._given import as_host, as_host_given
 
 #: Returns the addresses of a host, or ``None`` to have the system's resolver asked. Raises if the host has none.
-Resolver = Callable[[str], Awaitable["Iterable[str | IPv4Address | IPv6Address] | None"]]
+Resolver = Callable[[str], Awaitable[Iterable[str | IPv4Address | IPv6Address] | None]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
 from allswell._errors import PoolClosed
 from allswell._given import require, require_none_beside_pool, require_type
 from allswell._har.recording import MAX_BODY, SECRETS, HarFile, HarRecording, Recordings
+from allswell._late import Late
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
 from allswell._request.route import Proxies
@@ -29,20 +30,22 @@ from allswell._tasks import side_by_side
 from allswell._transport import AsyncTransport, Closing
 
 if TYPE_CHECKING:
-    from httpx2._types import AuthTypes, CertTypes, CookieTypes, HeaderTypes, QueryParamTypes, TimeoutTypes
+    from httpx2 import _types
+else:
+    _types = Late("httpx2._types", "httpx2")
 
 
 class ClientSettings(TypedDict, total=False):
     """The parameters of ``httpx2.AsyncClient`` that :class:`AsyncClient` hands on unchanged."""
 
-    auth: AuthTypes | None
-    params: QueryParamTypes | None
-    headers: HeaderTypes | None
-    cookies: CookieTypes | None
+    auth: _types.AuthTypes | None
+    params: _types.QueryParamTypes | None
+    headers: _types.HeaderTypes | None
+    cookies: _types.CookieTypes | None
     verify: ssl.SSLContext | str | bool
-    cert: CertTypes | ClientCertificate | None
+    cert: _types.CertTypes | ClientCertificate | None
     proxy: Proxies
-    timeout: TimeoutTypes
+    timeout: _types.TimeoutTypes
     follow_redirects: bool
     limits: httpx2.Limits
     max_redirects: int
@@ -174,7 +177,7 @@ class AsyncClient(ShortWays):
     def _init_transport(
         self,
         verify: ssl.SSLContext | str | bool = True,
-        cert: CertTypes | ClientCertificate | None = None,
+        cert: _types.CertTypes | ClientCertificate | None = None,
         trust_env: bool = True,
         http1: bool = True,
         http2: bool = True,
@@ -192,7 +195,7 @@ class AsyncClient(ShortWays):
         self,
         proxy: httpx2.Proxy,
         verify: ssl.SSLContext | str | bool = True,
-        cert: CertTypes | ClientCertificate | None = None,
+        cert: _types.CertTypes | ClientCertificate | None = None,
         trust_env: bool = True,
         http1: bool = True,
         http2: bool = True,

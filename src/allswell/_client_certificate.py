@@ -15,9 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from allswell._late import Late
+
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-    from cryptography.x509 import Certificate
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import types
+else:
+    x509, types = Late("cryptography.x509"), Late("cryptography.hazmat.primitives.asymmetric.types")
 
 
 class ClientCertificate:
@@ -34,8 +38,8 @@ class ClientCertificate:
 
     __slots__ = ("chain", "key")
 
-    chain: tuple[Certificate, ...]
-    key: PrivateKeyTypes
+    chain: tuple[x509.Certificate, ...]
+    key: types.PrivateKeyTypes
 
     def __init__(self, pem: bytes | str, key: bytes | str | None = None, password: bytes | str | None = None) -> None:
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -94,7 +98,7 @@ class ClientCertificate:
         pem = Path(certfile).read_bytes()
         return cls(pem, None if keyfile is None else Path(keyfile).read_bytes(), password)
 
-    def _take(self, chain: list[Certificate], key: PrivateKeyTypes) -> None:
+    def _take(self, chain: list[x509.Certificate], key: types.PrivateKeyTypes) -> None:
         if chain[0].public_key() != key.public_key():
             raise ValueError("the private key does not belong to the (first) certificate")
         self.chain, self.key = tuple(chain), key
@@ -130,7 +134,7 @@ def _is_encrypted(pem: bytes) -> bool:
     return b"BEGIN ENCRYPTED PRIVATE KEY" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
 
 
-def _issuers(certificate: Certificate, others: list[Certificate]) -> Iterator[Certificate]:
+def _issuers(certificate: x509.Certificate, others: list[x509.Certificate]) -> Iterator[x509.Certificate]:
     """The chain above a certificate, in order, as far as ``others`` has it. (In PKCS #12 they have no order.)"""
     left = list(others)
     while certificate.issuer != certificate.subject:

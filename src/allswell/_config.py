@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+import httpx2
+
 from allswell._addresses import AllowAddress, Resolver
 from allswell._alt_svc_store import AltSvcStore
 from allswell._client_certificate import ClientCertificate
 from allswell._given import require, require_callable, require_type
+from allswell._late import Late
 from allswell._pins import read_pins
 from allswell._report import ConnectionEnd
 
 if TYPE_CHECKING:
-    import httpx2
-
-    from allswell._quic_store import QuicStore
+    from allswell import _quic_store
+else:
+    _quic_store = Late("allswell._quic_store")
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes] | tuple[int, int, None, int]
 
@@ -100,7 +103,7 @@ class QuicConfig:
     idle_timeout: float = 30.0
     keepalive: float | None = None
     early_data: bool = False
-    store: QuicStore | None = None
+    store: _quic_store.QuicStore | None = None
     certfile: str | None = None
     keyfile: str | None = None
     key_password: str | None = field(default=None, repr=False)

@@ -36,24 +36,16 @@ from httpx2 import USE_CLIENT_DEFAULT
 
 from allswell import _gzip, _shapes
 from allswell._given import require
+from allswell._late import Late
 from allswell._request.route import IN_QUERY, LONGEST_URL, PLAIN_URL, SEGMENT
 
 if TYPE_CHECKING:
+    from httpx2 import _types
     from httpx2._client import BoundAsyncStream, ClientState, UseClientDefault
     from httpx2._content import encode_request
-    from httpx2._types import (
-        AuthTypes,
-        CookieTypes,
-        HeaderTypes,
-        QueryParamTypes,
-        RequestContent,
-        RequestData,
-        RequestExtensions,
-        RequestFiles,
-        TimeoutTypes,
-    )
     from httpx2._urlparse import ParseResult
 else:  # if one of these is missing, there are no short ways, and the client still works
+    _types = Late("httpx2._types", "httpx2")
     BoundAsyncStream = _shapes.find("httpx2._client", "BoundAsyncStream")
     ClientState = _shapes.find("httpx2._client", "ClientState")
     UseClientDefault = type(USE_CLIENT_DEFAULT)
@@ -432,7 +424,7 @@ class ShortWays(httpx2.AsyncClient):
         path, query = match.groups()
         return ParseResult(found.scheme, "", found.host, found.port, found.path + path, query, None)
 
-    def _merge_headers(self, headers: HeaderTypes | None = None) -> HeaderTypes | None:
+    def _merge_headers(self, headers: _types.HeaderTypes | None = None) -> _types.HeaderTypes | None:
         ours = self.headers
         if (
             not ON
@@ -456,15 +448,15 @@ class ShortWays(httpx2.AsyncClient):
         method: str,
         url: httpx2.URL | str,
         *,
-        content: RequestContent | None = None,
-        data: RequestData | None = None,
-        files: RequestFiles | None = None,
+        content: _types.RequestContent | None = None,
+        data: _types.RequestData | None = None,
+        files: _types.RequestFiles | None = None,
         json: Any | None = None,
-        params: QueryParamTypes | None = None,
-        headers: HeaderTypes | None = None,
-        cookies: CookieTypes | None = None,
-        timeout: TimeoutTypes | UseClientDefault = USE_CLIENT_DEFAULT,
-        extensions: RequestExtensions | None = None,
+        params: _types.QueryParamTypes | None = None,
+        headers: _types.HeaderTypes | None = None,
+        cookies: _types.CookieTypes | None = None,
+        timeout: _types.TimeoutTypes | UseClientDefault = USE_CLIENT_DEFAULT,
+        extensions: _types.RequestExtensions | None = None,
     ) -> httpx2.Request:
         """See httpx2."""
         if type(url) is not str or cookies is not None or timeout is not USE_CLIENT_DEFAULT:
@@ -523,7 +515,7 @@ class ShortWays(httpx2.AsyncClient):
         request: httpx2.Request,
         *,
         stream: bool = False,
-        auth: AuthTypes | UseClientDefault | None = USE_CLIENT_DEFAULT,
+        auth: _types.AuthTypes | UseClientDefault | None = USE_CLIENT_DEFAULT,
         follow_redirects: bool | UseClientDefault = USE_CLIENT_DEFAULT,
     ) -> httpx2.Response:
         """See httpx2."""

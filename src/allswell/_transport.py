@@ -44,6 +44,7 @@ from allswell._errors import (
 from allswell._fields import as_bytes
 from allswell._filters.keylog import new_context
 from allswell._given import require, require_known, require_none_beside_pool, require_type
+from allswell._late import Late
 from allswell._messages import RequestHead
 from allswell._patched import Library
 from allswell._pool.pool import ConnectionPool
@@ -59,7 +60,9 @@ from allswell._tasks import side_by_side
 from allswell._trace import Tracer
 
 if TYPE_CHECKING:
-    from httpx2._types import CertTypes
+    from httpx2 import _types
+else:
+    _types = Late("httpx2._types", "httpx2")
 
 #: Which error of httpx2 (and httpx) stands for which of ours; the first that fits.
 _ERRORS: Sequence[tuple[type[AllswellError], str]] = (
@@ -323,7 +326,7 @@ def _retry_settings(given: object) -> Retry | None:
     raise TypeError(f"retry must be an allswell.Retry or None, not {type(given).__name__}")
 
 
-def _with_files(quic: QuicConfig, cert: CertTypes) -> QuicConfig:
+def _with_files(quic: QuicConfig, cert: _types.CertTypes) -> QuicConfig:
     """The settings of QUIC with the client certificate of TLS. If they have one of their own, they are not changed."""
     if quic.certfile is not None:
         return quic
@@ -355,7 +358,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
     def __init__(
         self,
         verify: ssl.SSLContext | str | bool = True,
-        cert: CertTypes | ClientCertificate | None = None,
+        cert: _types.CertTypes | ClientCertificate | None = None,
         trust_env: bool = True,
         http1: bool = True,
         http2: bool = True,

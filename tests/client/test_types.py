@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 import allswell
+import allswell.httpx
+import allswell.otel
+import allswell.testing
 
 _PROGRAM = Path(__file__).with_name("user_program.py")
 _SOURCE = Path(allswell.__file__).parents[1]
@@ -67,3 +74,38 @@ def test_pyright_reads_it_likewise(tmp_path: Path) -> None:
     assert [(each["range"]["start"]["line"] + 1, each["rule"]) for each in told] == [
         (lines, "reportUnnecessaryTypeIgnoreComment")
     ], told
+
+
+def _public() -> Iterator[tuple[str, object]]:
+    """What a framework may look at, by its name: functions, classes, and the methods and properties that are ours."""
+    for module in (allswell, allswell.httpx, allswell.otel, allswell.testing):
+        for name in getattr(module, "__all__", ["AsyncTransport"]):
+            found = getattr(module, name)
+            if not callable(found):
+                continue
+            yield f"{module.__name__}.{name}", found
+            for member in dir(found) if isinstance(found, type) else ():
+                each = inspect.getattr_static(found, member, None)
+                each = each.fget if isinstance(each, property) else getattr(each, "__func__", each)
+                if inspect.isfunction(each) and each.__module__.startswith("allswell"):
+                    yield f"{module.__name__}.{name}.{member}", each
+
+
+def test_annotations_can_be_evaluated() -> None:
+    """As pydantic, FastAPI and others do. A name that is there for type checkers only is a NameError."""
+    failed = {}
+    for name, found in _public():
+        try:
+            typing.get_type_hints(found)
+        except NameError as error:
+            failed[name] = str(error)
+    assert failed == {}
+
+
+def test_annotations_are_what_they_say() -> None:
+    assert typing.get_type_hints(allswell.QuicConfig)["store"] == allswell.QuicStore | None
+    assert typing.get_type_hints(allswell.ConnectionPool.snapshot)["return"] is allswell.PoolSnapshot
+    assert (
+        typing.get_type_hints(allswell.AsyncClient.send)["auth"]
+        == (typing.get_type_hints(httpx2.AsyncClient.send)["auth"])
+    )

@@ -21,12 +21,15 @@ import httpx2
 from allswell._config import Timeouts
 from allswell._dial.lookups import SEND
 from allswell._errors import AllswellError
+from allswell._late import Late
 from allswell._messages import RequestHead
 from allswell._request.request import Request
 from allswell._request.route import destination
 
 if TYPE_CHECKING:
-    from dns.message import Message
+    from dns import message
+else:
+    message = Late("dns.message")
 
 #: Names that servers in the Internet do not know (RFC 6761 §6.3, RFC 6762 §3). The system may know them.
 _OF_THE_SYSTEM = frozenset({"localhost", "local"})
@@ -103,37 +106,34 @@ class DnsOverHttps:
         :raises OSError: if there is no such name, or the server gives no answer.
         """
         import dns.exception
-        import dns.message
         import dns.rcode
 
         try:
-            answer = await self.ask(dns.message.make_query(name, kind, use_edns=0))
+            answer = await self.ask(message.make_query(name, kind, use_edns=0))
             if answer.rcode() == dns.rcode.NXDOMAIN:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
             if answer.rcode() != dns.rcode.NOERROR:
                 raise OSError(f"{self.url} answered {dns.rcode.to_text(answer.rcode())}")
-            assert isinstance(answer, dns.message.QueryMessage)
+            assert isinstance(answer, message.QueryMessage)
             found = answer.resolve_chaining().answer
         except dns.exception.DNSException as error:
             raise OSError(f"{self.url}: {error}") from error
         return [] if found is None else [each.address for each in found]
 
-    async def ask(self, query: Message) -> Message:
+    async def ask(self, query: message.Message) -> message.Message:
         """Ask the server any question.
 
         :param query: the question, with EDNS. Its id and padding are set here (RFC 8484 §4.1, RFC 8467 §4.1).
         :raises OSError: if the server gives no answer.
         :raises dns.exception.DNSException: if its answer cannot be read.
         """
-        import dns.message
-
         query.id, query.pad = 0, _PADDED  # RFC 8484 §4.1
-        answer = dns.message.from_wire(await self._exchange(query))
+        answer = message.from_wire(await self._exchange(query))
         if not query.is_response(answer):
             raise OSError(f"{self.url} answered a question that was not asked")
         return answer
 
-    async def _exchange(self, query: Message) -> bytes:
+    async def _exchange(self, query: message.Message) -> bytes:
         send = SEND.get(None)
         if send is None:
             raise OSError("DnsOverHttps works only as the resolver of a pool, because it asks over that pool")

@@ -35,6 +35,7 @@ from allswell._events import RequestAnswered, RequestBegan, RequestFailed, Reque
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log, new_context
 from allswell._given import require_known, require_type
+from allswell._late import Late
 from allswell._messages import Headers, RequestHead, ResponseHead
 from allswell._observers import Observed, Observers
 from allswell._pool.dispatcher import Dispatcher, Ungranted
@@ -51,7 +52,9 @@ from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES, Tracer
 
 if TYPE_CHECKING:
-    from allswell._pool.snapshot import PoolSnapshot
+    from allswell._pool import snapshot as snapshots
+else:
+    snapshots = Late("allswell._pool.snapshot")
 
 #: A server that has fallen silent may only be busy. Its requests go elsewhere after so many seconds more.
 _SILENT_FOR = 0.5
@@ -112,12 +115,10 @@ class ConnectionPool:
         """The state of its life."""
         return "closed" if self.close_report is not None else "closing" if self.closing else "open"
 
-    def snapshot(self) -> PoolSnapshot:
+    def snapshot(self) -> snapshots.PoolSnapshot:
         """Return its connections and waiting requests at this instant. ``str`` of the result is a table."""
-        from allswell._pool.snapshot import PoolSnapshot  # late: few programs take one
-
         routes = self._dispatcher.snapshot() if self._dispatcher is not None else ()
-        return PoolSnapshot(self.state, self._users, routes)
+        return snapshots.PoolSnapshot(self.state, self._users, routes)
 
     # For callers
 
