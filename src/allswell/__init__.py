@@ -94,7 +94,7 @@ __all__ = [
     "lifespan",
 ]
 
-#: What few programs name, and where it is. It is imported when it is asked for.
+#: Names that few programs use, and the modules that have them. They are imported on first use.
 _LATE = {
     "ConnectionSnapshot": "_pool.snapshot",
     "PoolSnapshot": "_pool.snapshot",

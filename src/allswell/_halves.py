@@ -118,7 +118,7 @@ class SendHalf:
         self._owed = promised
 
     def move(self, to: Send) -> bool:
-        """Move, if the table allows it; whether it did."""
+        """Move, if the table allows it. Return whether it does."""
         if to not in self.state.moves:
             return False
         self.state = to

@@ -18,7 +18,7 @@ SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"QUERY"})
 class RequestHead:
     """The control data and header section of a request (RFC 9110 §6.2, §6.3).
 
-    :ivar authority: ``host`` or ``host:port``, the port left out where it is the scheme's default.
+    :ivar authority: ``host`` or ``host:port``; without the port if that is the scheme's default.
     :ivar target: origin-form (``/path?query``), absolute-form to a proxy, ``*``, or the authority for CONNECT.
     :ivar headers: in the caller's order and case; ``Host`` included. HTTP/2 and HTTP/3 turn it into ``:authority``.
     :ivar protocol: the ``:protocol`` of an extended CONNECT (RFC 8441, RFC 9220), else ``None``.
@@ -33,7 +33,7 @@ class RequestHead:
 
     @property
     def origin(self) -> str:
-        """``"https://example.org"``; the port only where it is not the default."""
+        """``"https://example.org"``; with the port if that is not the default."""
         return f"{self.scheme.decode('ascii', 'replace')}://{self.authority.decode('ascii', 'replace')}"
 
 
@@ -55,6 +55,6 @@ class ResponseHead:
 
 @dataclass(slots=True)
 class Trailers:
-    """The trailer section that followed a body (RFC 9110 §6.5); empty when there was none."""
+    """The trailer section that followed a body (RFC 9110 §6.5); empty if there was none."""
 
     headers: Headers = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The priority of a request (RFC 9218): what callers give as the value of the Priority field.
 
-It is a Dictionary of Structured Fields (RFC 9651 §3.2). A server ignores one that is malformed, and tells nobody. So it
-is checked here, where it is given.
+It is a Dictionary of Structured Fields (RFC 9651 §3.2). A server silently ignores a malformed one. So it is checked
+where the caller gives it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def _member() -> re.Pattern[bytes]:
 
 
 def priority_value(given: object) -> bytes:
-    """A priority as a caller gave it, checked: ``"u=1, i"``. Empty, it stands for the defaults: ``"u=3, i=?0"``.
+    """Check a priority that a caller gave, such as ``"u=1, i"``. An empty one means the defaults: ``"u=3, i=?0"``.
 
-    Other members than ``u`` and ``i`` are let through: there may be more of them some day (RFC 9218 §4.3).
+    Other members than ``u`` and ``i`` are accepted, because some may be defined later (RFC 9218 §4.3).
 
-    :raises LocalProtocolError: when it is no Dictionary, ``u`` no Integer from 0 to 7, or ``i`` no Boolean.
+    :raises LocalProtocolError: if it is not a Dictionary, ``u`` is not from 0 to 7, or ``i`` is not a Boolean.
     """
     value = as_bytes(given, "priority").strip(b" ")
     members = _members(value)
@@ -75,7 +75,7 @@ def _members(value: bytes) -> dict[bytes, bytes | None]:
 
 
 def with_priority(headers: Headers, value: bytes) -> Headers:
-    """A header section with this priority, in the place of any that it had."""
+    """A header section with this priority, in place of the one that it had."""
     fields = [field for field in headers if field[0].lower() != b"priority"]
     if value:
         fields.append((b"Priority", value))

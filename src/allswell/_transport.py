@@ -87,7 +87,7 @@ def _rewinds(field: object) -> bool:
         return True
     try:
         return hasattr(file, "seek") and file.seekable() is True
-    except (AttributeError, ValueError):  # it does not tell, or it was closed
+    except (AttributeError, ValueError):  # it cannot say, or it was closed
         return False
 
 
@@ -117,9 +117,10 @@ def _as_httpcore2s() -> type[RawStream]:
 
 
 class RawStream:
-    """The ``network_stream`` extension, with the exceptions of httpcore2 (under httpx: httpcore) its users know.
+    """The ``network_stream`` extension. It raises the exceptions that its users know: those of httpcore2, or httpcore.
 
-    It is an ``httpcore2.AsyncNetworkStream``, too, where that is imported. (We do so late: it brings trio.)
+    It is also an ``httpcore2.AsyncNetworkStream``, if httpcore2 is imported. (We do not import it, because it imports
+    trio.)
     """
 
     def __init__(self, stream: NetworkStream, library: str) -> None:
@@ -195,7 +196,7 @@ class ResponseStream(WholeStream):
 
     def __init__(self, response: Response) -> None:
         self._response = response
-        self.extensions: dict[str, Any] = {}  # the library's response's own: it copies what it is given
+        self.extensions: dict[str, Any] = {}  # later the response's own dict: the library copies what it is given
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _Pieces(self)
@@ -429,13 +430,13 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         return response, facts
 
     @property
-    def _pool(self) -> Any:  # what the library's own method asks, with our transport as its ``self``
+    def _pool(self) -> Any:  # the library's own method uses it, if it is called with our transport as ``self``
         return self._patches.pool(self._carry, self._proxies)
 
     async def _carry(self, request: Any) -> Any:
         """Send a request of the core library (httpcore2, httpcore). The errors are the client library's."""
         library, core, url = self._library, import_module(self._core), request.url
-        target = b"/" if "target" in request.extensions else url.target  # which may be no path
+        target = b"/" if "target" in request.extensions else url.target  # (that extension need not be a path)
         given = library.Request(
             request.method.decode("ascii"),
             library.URL(

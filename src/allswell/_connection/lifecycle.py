@@ -43,7 +43,7 @@ _MOVES: dict[State, frozenset[State]] = {
 class Lifecycle:
     """One connection's state.
 
-    :ivar state: where it is.
+    :ivar state: the state.
     :ivar reason: why it left ``OPEN`` (the first reason: what came after followed from it), or ``""``.
     """
 
@@ -54,7 +54,7 @@ class Lifecycle:
         self.reason = ""
 
     def move(self, to: State, reason: str = "") -> bool:
-        """Move, if the table allows it; whether it did."""
+        """Move, if the table allows it. Return whether it does."""
         if to not in _MOVES[self.state]:
             return False
         self.state = to

@@ -84,7 +84,7 @@ class UdpFilter(Datagrams):
         self._options = socket_options
         self._sock: socket.socket | None = None
         self._gro = self._gso = self._hears_marks = False
-        #: The ECN bits (RFC 3168 §5) to send with: 0, or ECT(0) where the system can.
+        #: The ECN bits (RFC 3168 §5) to send with: 0, or ECT(0) if the system can.
         self.ecn = 0
         self._queue: deque[bytes] = deque()
         self._refused: OSError | None = None

@@ -2,9 +2,9 @@
 
 Theory of operation. A connection may serve an origin besides the one that it was made for, if
 
-- both are https, reached directly, by names, at the same port, with nothing forced: no proxies, no Unix socket, no
-  ``sni_hostname``; nor a client certificate, as far as we can know;
-- it speaks HTTP/2; or HTTP/3, where a dial for the other origin would try HTTP/3 at the same endpoint;
+- both are https, reached directly, by names, at the same port: there are no proxies, no Unix socket, no
+  ``sni_hostname``, and no client certificate, as far as we can know;
+- it speaks HTTP/2; or HTTP/3, if a dial for the other origin would try HTTP/3 at the same endpoint;
 - its certificate was verified, and covers the other origin's host, whose pins, if it has any, allow its key;
 - the address that it is connected to (by now) is one that the other origin's host has, looked up as for a dial;
 - the server has not said otherwise, by an ORIGIN frame that leaves the origin out (RFC 8336 §2.3), or by 421 to a
@@ -57,7 +57,7 @@ class _Reach:
 
     @property
     def address(self) -> SocketAddress:
-        """Where the connection goes now. QUIC moves where the server would rather be reached (RFC 9000 §9.6)."""
+        """The address that it is connected to now. QUIC may move to the server's preferred address (RFC 9000 §9.6)."""
         if self._connection.http_version == "HTTP/3":
             self._address = self._connection.extra("server_addr")
         return self._address

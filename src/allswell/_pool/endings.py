@@ -37,7 +37,7 @@ class _Drain:
     """One call of :meth:`Endings.drain`.
 
     :ivar waits_for: the connections that have not ended, and the dials that are not over.
-    :ivar ends: of the others.
+    :ivar ends: the ends of the connections that have ended.
     """
 
     __slots__ = ("ends", "waits_for")
@@ -51,9 +51,9 @@ class Endings:
     """The connections of one pool, until they are closed.
 
     :param on_end: called with the end of each (:attr:`PoolConfig.on_connection_end`).
-    :param observers: are told of their begin, use and end.
-    :ivar connections: those that are not closed, and the routes that they were made for.
-    :ivar dials: connections in the making. Each may be one more to end.
+    :param observers: get the events of their beginning, use and end.
+    :ivar connections: the connections that are not closed, and the routes that they were made for.
+    :ivar dials: the dials that are under way. Each may make one more connection to end.
     :ivar ends: the ends of those that closed since :meth:`close` was called.
     :ivar dropped: how many the end of the event loop cut off.
     :ivar deadline: the end of the grace, once the pool closes.

@@ -1,4 +1,4 @@
-"""How fresh a connection must be for a request that was sent before in vain."""
+"""How fresh a connection must be for a request that was sent before and was not processed."""
 
 from __future__ import annotations
 

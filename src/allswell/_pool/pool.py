@@ -514,9 +514,9 @@ class ConnectionPool:
         return dispatcher
 
     def _own(self) -> Dispatcher | None:
-        """The dispatcher, where its event loop is the one that runs now; ``None`` where there is none, or no more.
+        """The dispatcher, if its event loop is running here; ``None`` if there is none, or its event loop has ended.
 
-        :raises RuntimeError: when it is another's, that has not ended.
+        :raises RuntimeError: if it belongs to another event loop that has not ended.
         """
         dispatcher = self._dispatcher
         if dispatcher is None or dispatcher.host.current:
@@ -534,7 +534,7 @@ def _tell_sent(observed: Observed, connection: Connection) -> None:
 
 
 async def _traced(request: Request, exchange: Exchange[Connection], tracer: Tracer) -> ResponseHead:
-    """The head of the response, of which the request's tracer is told."""
+    """Wait for the head of the response. The request's tracer gets the events."""
     tracer.prefix = PREFIXES[exchange.connection.http_version]
     tracer.request = request
     for step in ("send_request_headers", "send_request_body"):

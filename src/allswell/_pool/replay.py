@@ -1,16 +1,16 @@
 """The rules of sending again: which attempt may be followed by another, where, and after which pause; and the ledger.
 
-:class:`~allswell._errors.NotProcessed` is the only licence, besides the responses that say the same (408, 421, 425). A
-request that was *proven* not to be processed may be sent again as long as there is progress: the server has answered
-something since, or is about to, on the connection that it leaves. So a server that takes ten requests on each
-connection serves hundreds. Without progress there are few tries, with growing pauses. There are none once the time
-without progress is longer than the request would wait for a response, or for room in the pool. The progress of other
-requests does not last for ever: a request that was refused five times pauses too, and from then on its time and its
-tries are limited.
+A request is sent again only after :class:`~allswell._errors.NotProcessed`, or after a response that says the same (408,
+421, 425). If it is *proven* that the request was not processed, it may be sent again as long as there is progress: the
+server has answered something since, or is about to, on the connection that it leaves. So a server that takes ten
+requests on each connection serves hundreds. Without progress there are few tries, with growing pauses. There are none
+after a time without progress that is longer than the request would wait for a response, or for room in the pool. Even
+with progress for other requests, a request that was refused five times pauses. From then on its time and its tries are
+limited.
 
-Where it goes: a server that left one connection may be about to leave all others of that age, each when the next
-request comes there. So after two such refusals a request goes on a connection made since, which is expected to take it.
-A request that was only *likely* not processed goes on a newer connection, then on one of its own.
+Which connection it takes: a server that left one connection may be about to leave all others of that age, each when the
+next request comes. So after two such refusals a request takes a connection that was made since, and that is expected to
+take it. A request that was only *likely* not processed takes a newer connection, and then one of its own.
 """
 
 from __future__ import annotations

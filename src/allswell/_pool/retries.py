@@ -1,8 +1,8 @@
 """Retries: failures are tried again because the caller asked for it (:class:`~allswell.Retry`).
 
-The pool sends again by itself what was not processed (`replay.py`). There the protocol is the licence, here the caller
-is. Both keep one ledger, and ask the same of a request: whether its body can start anew, and whether sending it twice
-does harm. Each try here may take several attempts there.
+The pool sends again by itself what was not processed (`replay.py`): the protocol allows that. Here the caller allows
+more. Both use one ledger, and check the same of a request: whether its body can start anew, and whether sending it
+twice does harm. Each try here may take several attempts there.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Waiter:
     :ivar connect_timeout: how many seconds each try to connect may take.
     :ivar fresh: how fresh its connection must be.
     :ivar covered_at: since when it waits for its dial.
-    :ivar searched: connections of other routes were looked at for it in vain.
+    :ivar searched: whether no connection of another route may serve it: the search has found none, or was not allowed.
     """
 
     __slots__ = (
@@ -105,7 +105,7 @@ class Waiter:
         self.covered_at = math.inf
         self.signal = signal
         self.fresh = fresh
-        self.searched = fresh is not ANY  # a request that was lost or sent away gets one of its own
+        self.searched = fresh is not ANY  # a request that was lost or sent away gets a connection of its own route
         self.dial: Dial | None = None
         self.exchange: Exchange[Connection] | None = None
         self.error: BaseException | None = None

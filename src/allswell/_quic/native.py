@@ -1,4 +1,4 @@
-"""The optional compiled loop over the packets of a run: the distribution ``allswell-native``, where it is installed.
+"""The optional compiled loop over the packets of a run: the distribution ``allswell-native``, if it is installed.
 
 It does what ``runs.py`` does in Python, and nothing else. ``ALLSWELL_NATIVE=0`` in the environment switches it off.
 """
@@ -33,5 +33,5 @@ def _find() -> ModuleType | None:
     return None
 
 
-#: The module ``allswell_native``; ``None`` where Python does it all.
+#: The module ``allswell_native``; ``None`` if Python does everything.
 loops = _find()
