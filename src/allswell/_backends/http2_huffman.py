@@ -23,7 +23,7 @@ _code = _CODES.__getitem__
 #: The padding (§5.2), by the number of bits that the last octet lacks: the beginning of the end of string's code.
 _PADDING = [_CODES[_END_OF_STRING][: -left % 8] for left in range(8)]
 
-# A place is a number: the bits of a code's beginning, behind a 1 that keeps their zeros. The root is 1.
+#: The symbols, by their codes' bits behind a 1.
 _SYMBOLS = {int("1" + code, 2): symbol for symbol, code in enumerate(_CODES)}
 
 
@@ -39,44 +39,51 @@ def decode(coded: bytes) -> bytes:
 
     :raises hpack.HPACKDecodingError: if the code is invalid.
     """
-    steps = _ROOT
+    place = _ROOT
     found = []
     try:
         for octet in coded:
-            symbols, steps = steps[octet]
+            symbols, place = place.steps[octet] or place.learn(octet)
             found.append(symbols)
     except LookupError:
         return decode_huffman(coded)
-    return b"".join(found) if steps.may_end else decode_huffman(coded)
+    return b"".join(found) if place.may_end else decode_huffman(coded)
 
 
-class _Steps(dict[int, "tuple[bytes, _Steps]"]):
-    """The steps from one place, by octet, as far as they were needed.
+class _Place:
+    """A place in the tree.
 
+    :param number: the bits of a code's beginning, behind a 1 that keeps their zeros. The root is 1.
+    :ivar steps: from here, by octet: the symbols and the next place; ``None`` if that was not needed yet.
     :ivar may_end: whether the bits since the last symbol are padding: fewer than eight, and all ones.
     """
 
-    def __init__(self, place: int) -> None:
-        super().__init__()
-        self._place = place
-        self.may_end = place < 1 << 8 and not place & (place + 1)
+    __slots__ = ("_number", "may_end", "steps")
 
-    def __missing__(self, octet: int) -> tuple[bytes, _Steps]:
-        """:raises LookupError: if there is no step, because the end of string must not be encoded."""
-        place, symbols = self._place, bytearray()
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.steps: list[tuple[bytes, _Place] | None] = [None] * 256
+        self.may_end = number < 1 << 8 and not number & (number + 1)
+
+    def learn(self, octet: int) -> tuple[bytes, _Place]:
+        """Work out a step.
+
+        :raises LookupError: if there is none, because the end of string must not be encoded.
+        """
+        number, symbols = self._number, bytearray()
         for bit in range(7, -1, -1):
-            place = place << 1 | octet >> bit & 1
-            symbol = _SYMBOLS.get(place)
+            number = number << 1 | octet >> bit & 1
+            symbol = _SYMBOLS.get(number)
             if symbol == _END_OF_STRING:
                 raise LookupError
             if symbol is not None:
                 symbols.append(symbol)
-                place = 1
-        if place not in _PLACES:
-            _PLACES[place] = _Steps(place)
-        step = self[octet] = bytes(symbols), _PLACES[place]
+                number = 1
+        if number not in _PLACES:
+            _PLACES[number] = _Place(number)
+        step = self.steps[octet] = bytes(symbols), _PLACES[number]
         return step
 
 
-_ROOT = _Steps(1)
+_ROOT = _Place(1)
 _PLACES = {1: _ROOT}

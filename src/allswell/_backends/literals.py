@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+_OCTETS = [bytes((octet,)) for octet in range(256)]
+
 
 def integer(value: int, bits: int, flags: int = 0) -> bytes:
     """Encode an integer with a prefix of some bits, behind the flags that share its first byte (RFC 7541 §5.1)."""
     most = (1 << bits) - 1
     if value < most:
-        return bytes((flags | value,))
+        return _OCTETS[flags | value]
     coded = bytearray((flags | most,))
     value -= most
     while value >= 0x80:
