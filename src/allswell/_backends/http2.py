@@ -73,9 +73,9 @@ from allswell._backends.interface import (
 from allswell._backends.stream_limit import StreamLimit
 from allswell._backends.unread import Unread
 from allswell._errors import AllswellError, LocalProtocolError, NotOffered, NotProcessed, RemoteProtocolError, shown
-from allswell._fields import RequestSection, RequestSections, as_pair, request_trailers, section_size
+from allswell._fields import RequestSections, as_pair, request_trailers, section_size
 from allswell._halves import RECEIVE_HEAD, SEND_ENDED, LengthError
-from allswell._messages import Field, Headers, RequestHead
+from allswell._messages import Headers, RequestHead
 
 _LARGEST_WINDOW = 2**31 - 1
 _WHOLE_SECTION = wire.END_HEADERS | wire.END_STREAM
@@ -140,35 +140,36 @@ class Http2:
             cause = RemoteProtocolError("the connection takes no more streams")
             raise NotProcessed(cause, proven=True)
         request = self._requests.section(head, end=end)
+        fields = request.pseudo_fields + request.fields
         hold = self._held or (head.protocol is not None and not self._peer.greeted)
-        if not hold and (error := self._unsendable(request)) is not None:
+        if not hold and (error := self._unsendable(head.protocol, fields)) is not None:
             raise error
         end = end and head.method != b"CONNECT"  # the stream of a CONNECT ends with its tunnel
         id_ = self._ids.take()
         window = Window(self._initial_window)
         stream = Stream(id_, window=window, method=request.method, to_send=request.content_length, end=end)
         if hold:
-            self._held[id_] = Held(request, stream)
+            self._held[id_] = Held(head.protocol, fields, stream)
         else:
-            self._send_head(stream, request, end)
+            self._send_head(stream, fields, end)
         return id_
 
-    def _unsendable(self, request: RequestSection[Field]) -> LocalProtocolError | None:
+    def _unsendable(self, protocol: bytes | None, fields: Headers) -> LocalProtocolError | None:
         """Why the peer's SETTINGS do not allow this request; ``None`` if they do, or have not come."""
-        if request.protocol is not None and not self._peer.extended_connect:
+        if protocol is not None and not self._peer.extended_connect:
             return NotOffered(_NO_EXTENDED_CONNECT)
         limit = self._peer.section_limit
-        if limit is not None and section_size(request.pseudo_fields + request.fields) > limit:
+        if limit is not None and section_size(fields) > limit:
             told = f"the server accepts header sections of at most {limit} bytes, and this is larger"
             return LocalProtocolError(told)  # RFC 9113 §6.5.2
         return None
 
-    def _send_head(self, stream: Stream, request: RequestSection[Field], end: bool) -> None:
+    def _send_head(self, stream: Stream, fields: Headers, end: bool) -> None:
         id_ = stream.id
         self._streams[id_] = stream
         self._h2.highest_outbound_stream_id = id_
         self._quiet = 0
-        self._send_section(id_, request.pseudo_fields + request.fields, end)
+        self._send_section(id_, fields, end)
 
     def _send_section(self, id_: int, fields: Headers, end: bool) -> None:
         block = self._h2.encoder.encode(fields)
@@ -178,7 +179,7 @@ class Http2:
         """The peer's SETTINGS have come: send the requests that waited for them."""
         held, self._held = self._held, {}
         for id_, waiting in held.items():
-            error = self._unsendable(waiting.request)
+            error = self._unsendable(waiting.protocol, waiting.fields)
             if error is not None:
                 events.append(ExchangeFailed(id_, error))
             elif len(self._streams) >= self._peer.streams:
@@ -186,7 +187,7 @@ class Http2:
                 events.append(ExchangeFailed(id_, NotProcessed(cause, proven=True)))
             else:
                 ended = not waiting.stream.sending.open
-                self._send_head(waiting.stream, waiting.request, ended and not waiting.trailers)
+                self._send_head(waiting.stream, waiting.fields, ended and not waiting.trailers)
                 if waiting.trailers:
                     self._send_section(id_, waiting.trailers, True)
                 events.append(SendWindowOpened(id_))
@@ -274,7 +275,10 @@ class Http2:
     def capacity(self) -> int:
         if self._refusal is not None:
             return 0
-        room = min(self._peer.streams - len(self._streams) - len(self._held), self._ids.left)
+        room = self._peer.streams - len(self._streams) - len(self._held)
+        left = self._ids.left
+        if room > left:
+            return left
         return room if room > 0 else 0
 
     @property
@@ -367,8 +371,7 @@ class Http2:
                         and self._peer.greeted
                         and not sections.unfinished
                     ):
-                        section = sections.decode(id_, flags != wire.END_HEADERS, bytes(frame[9:]))
-                        self._receive_section(section, events)
+                        self._receive_section(stream, flags != wire.END_HEADERS, bytes(frame[9:]), events)
                     else:
                         self._receive_frame(kind, flags, id_, frame, events)
                     work += len(frame) >> 6
@@ -391,9 +394,9 @@ class Http2:
         if kind == wire.HEADERS:
             if id_ not in self._streams:
                 self._ids.check_dead(id_)
-            self._receive_section(self._sections.receive_headers(id_, flags, frame), events)
+            self._receive_whole_section(self._sections.receive_headers(id_, flags, frame), events)
         elif kind == wire.CONTINUATION:
-            self._receive_section(self._sections.receive_continuation(flags, frame), events)
+            self._receive_whole_section(self._sections.receive_continuation(flags, frame), events)
         elif kind == wire.DATA:
             self._receive_dead_data(id_, flags, frame)
         elif kind == wire.GOAWAY:
@@ -504,31 +507,32 @@ class Http2:
         self._window.receive(len(frame) - 9)
         self._give_back(len(frame) - 9)  # §5.1: it counts for the connection's window, whatever stream it was for
 
-    def _receive_section(self, section: Section | None, events: list[Event]) -> None:
-        if section is None:
-            return
-        id_, end, fields, malformed = section
-        stream = self._streams.get(id_)
-        if stream is None:
-            self._count_quiet()
-            return
-        if malformed is not None:
-            self._fail_malformed(stream, malformed, events)
-            return
+    def _receive_whole_section(self, section: Section | None, events: list[Event]) -> None:
+        if section is not None:
+            self._receive_section(self._streams.get(section.stream), section.end, section.block, events)
+
+    def _receive_section(self, stream: Stream | None, end: bool, block: bytes, events: list[Event]) -> None:
         try:
+            fields = self._sections.decode(block)
+            if stream is None:
+                self._count_quiet()
+                return
             if stream.receiving.state is not RECEIVE_HEAD:
                 stream.receive_trailers(fields, end)
                 self._complete(stream, list(fields), events)
                 return
             head = stream.receive_head(fields, end)
         except StreamError as error:
-            self._fail_malformed(stream, error, events)
+            if stream is None:
+                self._count_quiet()
+            else:
+                self._fail_malformed(stream, error, events)
             return
         if head.status < 200:
-            events.append(InformationalReceived(id_, head))
+            events.append(InformationalReceived(stream.id, head))
             return
         self._quiet = 0
-        events.append(ResponseReceived(id_, head, stream.receiving.tunnel))
+        events.append(ResponseReceived(stream.id, head, stream.receiving.tunnel))
         if end:
             self._complete(stream, [], events)
 

@@ -34,7 +34,14 @@ from allswell._backends import http2_huffman as huffman
 from allswell._backends.http2_errors import PeerError, StreamError
 from allswell._backends.http2_frames import CONTINUATION, END_HEADERS, END_STREAM, HAS_PRIORITY, payload
 from allswell._backends.literals import integer, string
-from allswell._fields import MalformedSection, check_bounds, never_indexed, received_section, section_size
+from allswell._fields import (
+    MalformedSection,
+    check_bounds,
+    field_of_section,
+    never_indexed,
+    received_section,
+    section_size,
+)
 from allswell._messages import Headers
 
 # A header list that is too large costs its stream. With so many times the limit, or in so many frames, it costs the
@@ -225,7 +232,7 @@ class FieldDecoder:
                     else:
                         name, position = _read_string(block, position)
                     value, position = _read_string(block, position)
-                    [field] = received_section(((name, value),), _UNLIMITED)
+                    field = field_of_section(name, value)
                     counts = len(name) + len(value) + 32
                     if size + counts > limit:
                         break
@@ -249,10 +256,11 @@ class FieldDecoder:
 
         :raises MalformedSection: if no section may have it.
         """
-        [field] = received_section((entry,), _UNLIMITED)
+        name, value = entry
+        field = field_of_section(name, value)
         if len(self._checked) >= _REMEMBERED:
             self._checked.clear()
-        checked = self._checked[entry] = field, section_size([entry])
+        checked = self._checked[entry] = field, len(name) + len(value) + 32
         return checked
 
     def _decode_rest(self, block: bytes, *, within: bool, limit: int) -> Headers:
@@ -304,16 +312,15 @@ def _read_string(block: bytes, position: int) -> tuple[bytes, int]:
 
 
 class Section(NamedTuple):
-    """A whole header section.
+    """A whole header section, as it came.
 
-    :ivar fields: decoded and checked; not to be changed.
-    :ivar error: the error, if they are malformed.
+    :ivar end: whether its stream ends with it.
+    :ivar block: its fields, encoded. Each block must be decoded, in order.
     """
 
     stream: int
     end: bool
-    fields: Headers
-    error: StreamError | None
+    block: bytes
 
 
 class SectionReader:
@@ -348,7 +355,7 @@ class SectionReader:
             block = block[5:]
         end = bool(flags & END_STREAM)
         if flags & END_HEADERS:
-            return self.decode(stream, end, bytes(block))
+            return Section(stream, end, bytes(block))
         self._open = stream, end
         self._pieces = [bytes(block)]
         self._size = len(block)
@@ -366,18 +373,19 @@ class SectionReader:
             return None
         stream, end = self._open
         self._open = None
-        return self.decode(stream, end, b"".join(self._pieces))
+        return Section(stream, end, b"".join(self._pieces))
 
-    def decode(self, stream: int, end: bool, block: bytes) -> Section:
-        """Decode the section of a whole block.
+    def decode(self, block: bytes) -> Headers:
+        """Decode the fields of a section, and check them. They are not to be changed.
 
         :raises PeerError: if it is not HPACK, or far too large.
+        :raises StreamError: if it is malformed.
         """
         try:
-            return Section(stream, end, self._decoder.decode(block), None)
+            return self._decoder.decode(block)
         except OversizedHeaderListError as error:
             raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer sent a header list far too large") from error
         except (HPACKError, IndexError) as error:
             raise PeerError(ErrorCodes.COMPRESSION_ERROR, "the peer sent a header section that is not HPACK") from error
         except MalformedSection as error:
-            return Section(stream, end, [], StreamError(str(error)))
+            raise StreamError(str(error)) from None

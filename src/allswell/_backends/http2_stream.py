@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from h2.errors import ErrorCodes
 
 from allswell._backends.http2_errors import PeerError, StreamError
-from allswell._fields import MalformedSection, RequestSection, response_section, trailer_section
+from allswell._fields import MalformedSection, response_section, trailer_section
 from allswell._halves import (
     RECEIVE_ENDED,
     RECEIVE_HEAD,
@@ -18,7 +18,7 @@ from allswell._halves import (
     ReceiveHalf,
     SendHalf,
 )
-from allswell._messages import Field, Headers, ResponseHead
+from allswell._messages import Headers, ResponseHead
 
 _WRONG_LENGTH = "a body that is not as long as its content-length"  # RFC 9113 §8.1.1
 
@@ -146,6 +146,7 @@ class Held:
     :ivar trailers: what ends the body.
     """
 
-    request: RequestSection[Field]
+    protocol: bytes | None
+    fields: Headers
     stream: Stream
     trailers: Headers = field(default_factory=list)
