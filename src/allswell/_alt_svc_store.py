@@ -22,13 +22,17 @@ class Alternative(NamedTuple):
 
 
 class AltSvcStore(Protocol):
-    """Keeps alternatives by origin (``"https://example.org"``)."""
+    """Keeps alternatives by origin. Its methods are called in the event loop, so they must not block."""
 
     def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
-        """Keep these, in order of preference, in place of any earlier ones. With none, forget the origin."""
+        """Keep the alternatives of an origin, in place of any earlier ones.
+
+        :param origin: in lower case, without the default port: ``"https://example.org"``.
+        :param alternatives: in the server's order of preference. If there are none, forget the origin.
+        """
 
     def get(self, origin: str) -> Sequence[Alternative]:
-        """Return what was put last. It may contain expired alternatives."""
+        """Return what was put last for this origin. It may contain expired alternatives."""
 
     def origins(self) -> Sequence[str]:
         """Return the origins that have alternatives."""

@@ -65,8 +65,10 @@ class ClientCertificate:
 
     @classmethod
     def from_pkcs12(cls, data: bytes, password: bytes | str | None = None) -> Self:
-        """Make one from the content of a PKCS #12 file (``.p12``, ``.pfx``).
+        """Make one from the content of a PKCS #12 file (``.p12``, ``.pfx``; RFC 7292).
 
+        :param data: the content of the file.
+        :param password: its password.
         :raises ValueError: if the data is not PKCS #12, has no certificate with its key, or has another password.
         """
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -90,8 +92,11 @@ class ClientCertificate:
         keyfile: str | os.PathLike[str] | None = None,
         password: bytes | str | None = None,
     ) -> Self:
-        """Make one from files in PEM. The parameters are those of the constructor, as paths.
+        """Make one from files in PEM.
 
+        :param certfile: the path of a file with the certificate and its chain.
+        :param keyfile: the path of a file with the private key; ``None``: the key is in ``certfile``.
+        :param password: the password of the key, if it is encrypted.
         :raises OSError: if a file cannot be read.
         :raises ValueError: as the constructor.
         """

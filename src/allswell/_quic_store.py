@@ -55,7 +55,11 @@ class QuicStore(Protocol):
     """
 
     def put_ticket(self, server: str, ticket: QuicTicket) -> None:
-        """Keep a session ticket."""
+        """Keep a session ticket.
+
+        :param server: the key. Its form may change with a release: do not take it apart.
+        :param ticket: the ticket.
+        """
 
     def take_ticket(self, server: str) -> QuicTicket | None:
         """Give out, and forget, the newest ticket that is still valid; ``None`` if there is none."""

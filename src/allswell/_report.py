@@ -30,8 +30,8 @@ class LayerEnd:
     :ivar layer: ``"h1"``, ``"h2"``, ``"h3"``, ``"tls"``, ``"tcp"``, ``"quic"``, ``"udp"``, ``"http-connect"``, …
     :ivar said: what we sent: ``"GOAWAY"``, ``"close_notify"``, ``"FIN"``, ``"CONNECTION_CLOSE"``, ``"RST"``, or ``""``.
     :ivar heard: what the peer sent, in the same words.
-    :ivar outcome: how it went.
-    :ivar seconds: from this layer's first word until its end.
+    :ivar outcome: how it ended.
+    :ivar seconds: how long it took, from this layer's goodbye until its end.
     """
 
     layer: str

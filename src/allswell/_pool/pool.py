@@ -68,12 +68,19 @@ _INHERITED: list[Dispatcher] = []
 
 
 class ConnectionPool:
-    """HTTP connections, and requests over them. Its settings are a :class:`PoolConfig`, or keywords for one.
+    """HTTP connections, and requests over them.
 
     Use it in ``async with``, or call :meth:`aclose` at the end. It belongs to one event loop at a time. When that loop
     has ended, or in a forked process, it can be used in another one and begins anew. While the loop lives, use in
     another one raises ``RuntimeError``.
 
+    :param config: the settings; ``None``: the defaults of :class:`PoolConfig`.
+    :param settings: fields of :class:`PoolConfig` as keywords. They replace those of ``config``.
+    :raises TypeError: for an unknown setting, or one of a wrong type.
+    :raises ValueError: if a value is not valid, or no version of HTTP is allowed.
+    :raises ImportError: if ``https_records`` is on and dnspython is not installed.
+    :raises OSError: if the file that ``SSLKEYLOGFILE`` names cannot be written; ``ssl.SSLError`` if ``cert`` cannot be
+        used.
     :ivar config: its settings.
     :ivar close_report: how all connections ended, once the pool is closed.
     """
@@ -135,13 +142,16 @@ class ConnectionPool:
     ) -> Response:
         """Send a request and read the whole response.
 
+        :param method: any token (RFC 9110 §9.1), in the case in which it shall be sent.
+        :param url: an http or https URL.
         :param headers: names and values, as a mapping or as pairs, in text or bytes. ``Host`` and the framing of
             ``content`` are added if they are missing.
         :param content: the body. An async iterable is sent in chunks, unless ``headers`` has a Content-Length.
         :param timeouts: how long to wait; ``None``: the defaults of :class:`Timeouts`.
         :param trailers: the trailers as pairs of bytes, or a function that returns them once the body was sent.
-        :param priority: the urgency, as the Priority field says it (RFC 9218): ``"u=1, i"``.
-        :raises AllswellError: if the request fails.
+        :param priority: the priority, in the form of the Priority field (RFC 9218 §5): ``"u=1, i"``.
+        :raises AllswellError: if the request fails. Its subclasses say how: see the page "Errors".
+        :raises RuntimeError: if the pool belongs to another event loop that still lives, or no event loop is running.
         """
         made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies, priority)
         response = await self.send(made)
@@ -165,7 +175,11 @@ class ConnectionPool:
         trailers: TrailerSource = None,
         priority: str | bytes | None = None,
     ) -> AsyncIterator[Response]:
-        """Send a request, and read as much of the response's body as you like. Parameters as in :meth:`request`."""
+        """Send a request, and read as much of the response's body as you like.
+
+        Parameters and errors are those of :meth:`request`. The end of the block closes the response: see
+        :meth:`Response.aclose`. If an exception leaves the block, the rest of the upload is not waited for.
+        """
         made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies, priority)
         response = await self.send(made)
         try:

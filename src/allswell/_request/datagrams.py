@@ -63,7 +63,8 @@ class HttpDatagrams:
     async def receive(self, timeout: float | None = None) -> bytes | None:
         """Return the next datagram; ``None`` if the peer has ended the stream. A datagram may be empty.
 
-        :raises Timeout: if none comes within ``timeout`` seconds. You may call it again.
+        :param timeout: how many seconds to wait; ``None``: no limit.
+        :raises Timeout: if none comes in time. You may call it again.
         :raises TransportError: if the stream was cut.
         :raises RemoteProtocolError: if the peer sent a datagram of more than 65535 bytes, or ended the stream within a
             capsule. The stream is reset.

@@ -194,8 +194,10 @@ class NetworkStream:
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read at most ``max_bytes`` bytes; ``b""`` is the end of the stream.
 
-        :raises Timeout: if nothing comes within ``timeout`` seconds. The stream can still be used.
+        :param timeout: how many seconds to wait; ``None``: no limit.
+        :raises Timeout: if nothing comes in time. The stream can still be used.
         :raises TransportError: if the stream was cut.
+        :raises LocalProtocolError: if the response has no raw stream.
         """
         self._require_tunnel()
         if not self._pending:
@@ -209,8 +211,10 @@ class NetworkStream:
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of ``buffer``.
 
-        :raises Timeout: if the peer does not take it within ``timeout`` seconds. Part of it may have been sent.
+        :param timeout: how many seconds to wait; ``None``: no limit.
+        :raises Timeout: if the peer does not take it in time. Part of it may have been sent.
         :raises TransportError: if the stream is gone.
+        :raises LocalProtocolError: if the response has no raw stream.
         """
         tunnel = self._require_tunnel()
         with self._limit(timeout) as limit:
@@ -249,10 +253,13 @@ class NetworkStream:
     ) -> NetworkStream:
         """Begin TLS on this stream.
 
+        :param ssl_context: the TLS settings.
         :param server_hostname: the name for SNI and for the certificate's check.
+        :param timeout: how many seconds the handshake may take; ``None``: no limit.
         :return: the stream inside TLS.
         :raises ConnectFailed: if the handshake fails.
-        :raises Timeout: if it takes longer than ``timeout`` seconds.
+        :raises Timeout: if it takes too long.
+        :raises LocalProtocolError: if the response has no raw stream.
         """
         self._require_tunnel()
         stack = self._stack or Stack[ByteStream](ExchangeStream(self._exchange))

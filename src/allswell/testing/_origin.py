@@ -276,7 +276,8 @@ class Origin(Script):
     async def ended(self, connections: int = 1, timeout: float = 10.0) -> None:
         """Wait until at least so many connections have come, and all connections have ended.
 
-        :param timeout: seconds.
+        :param connections: how many.
+        :param timeout: how many seconds to wait.
         :raises TimeoutError: if that does not happen in time. The error shows the record.
         """
         done = await self.record.until(self._ended(connections), timeout)
@@ -290,7 +291,9 @@ class Origin(Script):
     async def seen(self, kind: type[Event], count: int = 1, timeout: float = 10.0) -> None:
         """Wait until so many events of this kind were recorded: ``await origin.seen(RequestExecuted)``.
 
-        :param timeout: seconds.
+        :param kind: the class of the events.
+        :param count: how many.
+        :param timeout: how many seconds to wait.
         :raises TimeoutError: if that does not happen in time. The error shows the record.
         """
         done = await self.record.until(self._had(kind, count), timeout)
