@@ -25,7 +25,7 @@ _MODULES = {
     "_short": "the client's short ways",
     "_gzip": "decoding",
     "_patched": "others' patches",
-    "_shapes": "ordinary URLs",
+    "_shapes": "which httpx2",
     "_pool": "which connection serves a request; limits; sending again",
     "_dial": "from a route to a connection: the only one that names concrete filters and backends",
     "_request": "a request, its body, its route, its response",
@@ -34,11 +34,11 @@ _MODULES = {
     "_capsules": "capsules and HTTP datagrams",
     "_filters": "TCP, TLS, UDP, QUIC, tunnels, SOCKS",
     "_quic": "QUIC, without I/O (aioquic)",
-    "_priority": "what a request asks for of its priority (RFC 9218)",
+    "_priority": "the priority of a response (RFC 9218)",
     "_fields": "what heads and trailers mean, in every version",
     "_signals": "the process's signals, on every event loop",
     "_tasks": "tasks and timers (the only one that names asyncio and trio)",
-    "_observers": "who is told what happens",
+    "_observers": "functions that get events",
     "_debug_log": "three loggers",
     "_events": "what happens in a pool, as values",
     "_trace": "events for a request's trace",
@@ -54,6 +54,7 @@ _MODULES = {
     "_alt_svc_store": "alternatives",
     "_errors": "errors",
     "_clock": "the clock",
+    "_late": "late imports",
 }
 
 _STYLE = """

@@ -1,7 +1,7 @@
-"""Modules that are imported when something of them is asked for: to run, or to evaluate an annotation.
+"""Modules that are imported when one of their names is first used, for example to evaluate an annotation.
 
-Frameworks evaluate the annotations of what they are given (``typing.get_type_hints``). So a name in a public annotation
-must be there when the program runs, and not for type checkers only::
+Frameworks evaluate the annotations of functions and classes (``typing.get_type_hints``). So a name in a public
+annotation must exist when the program runs, and not only for type checkers::
 
     if TYPE_CHECKING:
         from allswell._pool import snapshot as snapshots
@@ -19,10 +19,10 @@ from typing import Any, get_type_hints
 
 
 class Late:
-    """A module.
+    """A module that is imported when one of its names is first used.
 
     :param module: its name.
-    :param quoted_of: the module that has the names which types of this one quote; by default it has them itself.
+    :param quoted_of: the module in which quoted names in this module's type aliases are looked up; by default this one.
     """
 
     def __init__(self, module: str, quoted_of: str | None = None) -> None:
@@ -35,6 +35,6 @@ class Late:
         found = getattr(import_module(self._module), name)
         if isinstance(found, type):
             return found
-        # An alias may quote names, and these would be looked for where the annotation is.
+        # An alias may quote names. typing would look them up in the module of the annotation, which has not got them.
         quoted = vars(import_module(self._quoted_of))
         return get_type_hints(SimpleNamespace(__annotations__={name: found}), quoted)[name]

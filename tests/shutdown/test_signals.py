@@ -163,7 +163,7 @@ def test_in_another_thread_there_are_no_handlers(anyio_backend_name: str) -> Non
     thread = threading.Thread(target=run)
     thread.start()
     thread.join(60)
-    assert [str(error) for error in raised] == ["only the main thread can have handlers of signals"]
+    assert [str(error) for error in raised] == ["handlers of signals can be set in the main thread only"]
 
 
 @pytest.mark.anyio
