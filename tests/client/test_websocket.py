@@ -211,6 +211,27 @@ async def test_both_ways_are_refused(trusting: ssl.SSLContext) -> None:
         assert _versions(peer) == ["h2", "http/1.1"]
 
 
+async def test_a_trace_that_fails_at_the_end_of_a_refusal_costs_no_connection(trusting: ssl.SSLContext) -> None:
+    """The session has its connection by then, and nobody gets the session."""
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        if name.endswith("response_closed.complete"):
+            raise LookupError
+
+    server = Server(lambda talk, request: talk.answer(request, b"nothing here", status=404))
+    with scripted_peer(server, tls=Server.tls()) as peer:
+        async with allswell.AsyncClient(verify=trusting) as client:
+            await client.get(peer.url)
+            with pytest.raises(LookupError):
+                async with client.websocket(peer.url.replace("https", "wss"), extensions={"trace": trace}):
+                    pytest.fail("the trace has failed")
+            assert _versions(peer) == ["h2", "http/1.1"]
+            assert client.pool is not None
+            assert [each.http_version for route in client.pool.snapshot().routes for each in route.connections] == (
+                ["HTTP/2"]
+            )
+
+
 async def test_a_refusal_stands_where_http1_cannot_be_had(trusting: ssl.SSLContext) -> None:
     dials = count()
     server = Server(lambda talk, request: talk.answer(request, b"nothing here", status=404))

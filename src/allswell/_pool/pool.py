@@ -447,7 +447,11 @@ class ConnectionPool:
             await refused.drop()
             raise
         if refused is not None:
-            await refused.drop()
+            try:
+                await refused.drop()
+            except BaseException:
+                await switched.drop()  # a hook of the caller failed or was cancelled, and nobody else holds it
+                raise
         if switched.status == 101:
             known[protocol] = False
         return switched
