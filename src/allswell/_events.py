@@ -84,13 +84,13 @@ class RequestSent(NamedTuple):
 class RequestSentBack(NamedTuple):
     """An attempt has failed, or its answer was not accepted. Another attempt may follow. See :class:`Attempt`.
 
-    :ivar cause: the class of the error, or the status code of the answer.
+    :ivar cause: the error, or the status code of the answer.
     :ivar http_version: empty if there was no connection.
     """
 
     request: int
     why: str
-    cause: str
+    cause: Exception | int
     processed: Literal["no", "perhaps", "declined"]
     http_version: str
 

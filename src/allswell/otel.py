@@ -169,7 +169,7 @@ class _Request:
     """A request that is under way.
 
     :ivar attributes: the attributes of its metrics.
-    :ivar back: the last attempt, if it has failed.
+    :ivar back: why the last attempt has failed, if it has.
     :ivar sent: how many attempts there were.
     """
 
@@ -177,7 +177,7 @@ class _Request:
     began: float
     to: _Attributes
     attributes: _Attributes
-    back: RequestSentBack | None = None
+    back: _Attributes | None = None
     sent: int = 0
 
 
@@ -262,7 +262,9 @@ class _Telemetry:
         propagate.inject(carried, trace.set_span_in_context(span))  # if the propagator fails, the span is already kept
         if carried:
             fields = {name.lower().encode("ascii"): value.encode("latin-1") for name, value in carried.items()}
-            head.headers[:] = [*(each for each in head.headers if each[0].lower() not in fields), *fields.items()]
+            # A tracestate belongs to the traceparent that it came with (W3C Trace Context §3.3).
+            replaced = fields.keys() | ({b"tracestate"} if b"traceparent" in fields else set())
+            head.headers[:] = [*(each for each in head.headers if each[0].lower() not in replaced), *fields.items()]
 
     def _active(self, request: _Request) -> _Attributes:
         return {"http.request.method": request.attributes["http.request.method"], **request.to}
@@ -282,8 +284,7 @@ class _Telemetry:
         if request.sent > 1:
             span.set_attribute("http.request.resend_count", request.sent - 1)
         if request.back is not None:
-            why = {"error.type": request.back.cause, "allswell.request.processed": request.back.processed}
-            self._meters.replays.add(1, {**request.to, **why})
+            self._meters.replays.add(1, {**request.to, **request.back})
             request.back = None
         number = {"allswell.connection.id": event.connection}
         span.add_event("allswell.request.sent", {**number, "network.protocol.version": version})
@@ -293,9 +294,9 @@ class _Telemetry:
 
     def _request_sent_back(self, event: RequestSentBack) -> None:
         if (request := self._requests.get(event.request)) is not None:
-            request.back = event
-            facts = {"error.type": event.cause, "allswell.request.processed": event.processed}
-            request.span.add_event("allswell.request.sent_back", {**facts, "allswell.request.why": event.why})
+            cause = str(event.cause) if isinstance(event.cause, int) else _kind(event.cause)
+            request.back = {"error.type": cause, "allswell.request.processed": event.processed}
+            request.span.add_event("allswell.request.sent_back", {**request.back, "allswell.request.why": event.why})
 
     def _request_answered(self, event: RequestAnswered) -> None:
         facts: _Attributes = {

@@ -377,6 +377,28 @@ async def test_the_context_is_sent_and_the_caller_is_the_parent(telemetry: Telem
     assert [each[:-2] for each in seen] == [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-"]
 
 
+async def test_a_context_that_the_caller_gave_is_replaced_as_a_whole(telemetry: Telemetry) -> None:
+    """As OpenTelemetry's other instrumentations do. Another's tracestate would belong to no traceparent then."""
+    seen: dict[str, str] = {}
+
+    def handler(request: Request) -> Response:
+        seen.update(request.headers)
+        return Response()
+
+    theirs = {"traceparent": "00-" + 32 * "1" + "-" + 16 * "1" + "-01", "Tracestate": "theirs=1", "baggage": "a=b"}
+    async with Origin({"/": handler}) as origin, AsyncClient(verify=origin.client_context()) as client:
+        telemetry.of(client)
+        await client.get(f"{origin.url}/", headers=theirs)
+        assert seen["traceparent"] != theirs["traceparent"]
+        assert "tracestate" not in seen
+        assert seen["baggage"] == "a=b"
+        parent = propagate.extract({name.lower(): value for name, value in theirs.items()})
+        with trace.use_span(trace.get_current_span(parent)):
+            await client.get(f"{origin.url}/")
+        assert seen["traceparent"].startswith("00-" + 32 * "1")
+        assert seen["tracestate"] == "theirs=1"
+
+
 @pytest.mark.parametrize("status", [200, 204, 304, 400, 404, 500, 599])
 async def test_statuses(status: int, telemetry: Telemetry) -> None:
     async with Origin({"/": Response(status)}) as origin:
@@ -579,9 +601,9 @@ async def test_a_request_that_was_refused(version: Any, telemetry: Telemetry) ->
     assert attributes(span)["http.request.resend_count"] == 1
     assert span.status.status_code is StatusCode.UNSET
     [back] = events(span, "allswell.request.sent_back")
-    assert (back["error.type"], back["allswell.request.processed"]) == ("ExchangeReset", "no")
+    assert (back["error.type"], back["allswell.request.processed"]) == ("allswell.ExchangeReset", "no")
     assert len(events(span, "allswell.request.sent")) == 2
-    why = {"error.type": "ExchangeReset", "allswell.request.processed": "no"}
+    why = {"error.type": "allswell.ExchangeReset", "allswell.request.processed": "no"}
     to = {"server.address": "localhost", "server.port": origin.port}
     assert telemetry.counted("allswell.request.replays") == {str({**to, **why}): 1}
 

@@ -16,6 +16,7 @@ from allswell import (
     ConnectFailed,
     ConnectionPool,
     ProxyHop,
+    RemoteProtocolError,
     Retry,
     Timeout,
     Timeouts,
@@ -280,7 +281,8 @@ async def test_a_stale_connection() -> None:
                 answer = await pool.request("GET", peer.url)
     [attempt] = answer.attempts
     [back] = told.of(RequestSentBack)
-    assert (back.why, back.cause, back.processed) == (attempt.why, "RemoteProtocolError", "perhaps")
+    assert isinstance(back.cause, RemoteProtocolError)
+    assert (back.why, back.processed) == (attempt.why, "perhaps")
     assert told.about(request=back.request).count(RequestSent) == 2
     first, second = (each.connection for each in told.of(DialBegan))
     assert [each.connection for each in told.of(RequestSent)] == [first, first, second]
@@ -296,7 +298,7 @@ async def test_a_retry_is_an_attempt_of_the_same_request() -> None:
             assert (await client.get(f"{origin.url}/")).status_code == 200
     [began] = told.of(RequestBegan)
     [back] = told.of(RequestSentBack)
-    assert (back.why, back.cause, back.processed) == ("the server answered 503", "503", "perhaps")
+    assert (back.why, back.cause, back.processed) == ("the server answered 503", 503, "perhaps")
     assert told.about(request=began.request)[1:] == [
         RequestWaits,
         RequestSent,

@@ -426,7 +426,7 @@ class ConnectionPool:
             if not self._upgrades or response.status not in NOT_THIS_WAY:
                 return response
             refused, why, version = response, f"the server answered {response.status}", response.http_version.decode()
-            cause = str(response.status)
+            cause: Exception | int = response.status
         except NotOffered:
             if not self._upgrades:
                 raise
@@ -435,7 +435,7 @@ class ConnectionPool:
         except ExchangeReset as error:
             if not self._upgrades:
                 raise
-            why, version, cause = str(error), replay.http_version, type(error).__name__
+            why, version, cause = str(error), replay.http_version, error
         replay.note(Attempt(f"{why} to an extended CONNECT", "declined", version), cause)
         try:
             switched = await self._send(request, replay)
@@ -500,7 +500,7 @@ class ConnectionPool:
             other.abandon()
             return silent
         silent.abandon()
-        replay.note(Attempt(_SILENT, "perhaps", silent.connection.http_version), FallenSilent.__name__)
+        replay.note(Attempt(_SILENT, "perhaps", silent.connection.http_version), FallenSilent())
         if request.observed is not None:
             _tell_sent(request.observed, other.connection)
         return other

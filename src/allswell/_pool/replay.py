@@ -92,7 +92,7 @@ class Replay:
             processed = "no"
         elif any(attempt.processed == "declined" for attempt in self.attempts):
             return False
-        self.note(Attempt(f"the server answered {status}", processed, connection.http_version), str(status))
+        self.note(Attempt(f"the server answered {status}", processed, connection.http_version), status)
         if status != 425:
             self.fresh = UNUSED  # a connection that is only for this
         return True
@@ -103,7 +103,7 @@ class Replay:
         :raises AllswellError: if there is none: the error of the last one.
         """
         processed: Literal["no", "perhaps"] = "no" if error.proven else "perhaps"
-        self.note(Attempt(str(error.cause), processed, connection.http_version), type(error.cause).__name__)
+        self.note(Attempt(str(error.cause), processed, connection.http_version), error.cause)
         now = monotonic()
         if not self._request.may_repeat(proven=error.proven) or now >= self._request.total_at:
             raise error.cause from error
@@ -125,7 +125,7 @@ class Replay:
             # may share that. One that is lost again gets a connection of its own.
             self.fresh = Freshness(now) if connection.shared and self.fresh is ANY else UNUSED
 
-    def note(self, attempt: Attempt, cause: str) -> None:
+    def note(self, attempt: Attempt, cause: Exception | int) -> None:
         """Enter an attempt in the ledger.
 
         :param cause: see :class:`RequestSentBack`.

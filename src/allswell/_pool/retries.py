@@ -127,7 +127,7 @@ class _Tries:
             return None
         before = isinstance(error, ConnectFailed) or (isinstance(error, Timeout) and error.phase == "connect")
         attempt = Attempt(str(error), "no" if before else "perhaps", replay.http_version)
-        return self._next(replay, attempt, type(error).__name__, 0.0)
+        return self._next(replay, attempt, error, 0.0)
 
     def after_response(self, response: Response, replay: Replay) -> float | None:
         """The same."""
@@ -135,9 +135,9 @@ class _Tries:
             return None
         asked = retry_after(response.headers) or 0.0
         attempt = Attempt(f"the server answered {response.status}", "perhaps", response.http_version.decode("ascii"))
-        return self._next(replay, attempt, str(response.status), asked)
+        return self._next(replay, attempt, response.status, asked)
 
-    def _next(self, replay: Replay, attempt: Attempt, cause: str, least: float) -> float | None:
+    def _next(self, replay: Replay, attempt: Attempt, cause: Exception | int, least: float) -> float | None:
         retry, request = self._retry, self._request
         self._count += 1
         if self._count >= retry.attempts:
