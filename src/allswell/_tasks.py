@@ -28,6 +28,7 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from heapq import heapify, heappop, heappush
 from inspect import CORO_CLOSED, getcoroutinestate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -459,11 +460,12 @@ class _AsyncioSignal:
 
 
 class _TrioHost:
-    __slots__ = ("_root", "_token")
+    __slots__ = ("_root", "_timers", "_token")
 
     def __init__(self) -> None:
         import trio
 
+        self._timers = _TrioTimers()
         self._token = trio.lowlevel.current_trio_token()
         self._root = trio.lowlevel.current_root_task()
 
@@ -489,18 +491,13 @@ class _TrioHost:
         name: str,
         context: contextvars.Context | None = None,
     ) -> None:
-        import trio
-
-        context = contextvars.Context() if context is None else context
-        trio.lowlevel.spawn_system_task(_contained, function, args, name, name=name, context=context)
+        _spawn_system_task(function, args, name, contextvars.Context() if context is None else context)
 
     def signal(self) -> Signal:
         return _TrioSignal()
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        timer = _TrioTimer(seconds, function)
-        self.spawn(timer.run, name="allswell timer")
-        return timer
+        return self._timers.set(seconds, function)
 
     def call_soon(self, function: Callable[[], None]) -> None:
         self._token.run_sync_soon(function)
@@ -554,25 +551,83 @@ class _TrioSignal:
         return False
 
 
+def _spawn_system_task(
+    function: Callable[..., Awaitable[object]], args: tuple[Any, ...], name: str, context: contextvars.Context
+) -> None:
+    import trio
+
+    trio.lowlevel.spawn_system_task(_contained, function, args, name, name=name, context=context)
+
+
+class _TrioTimers:
+    """The timers of a host. One task waits for the next of them; while there is none, there is no task."""
+
+    __slots__ = ("_count", "_heap", "_runs", "_scope", "_waiting")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, _TrioTimer]] = []  # by trio's clock, then in order
+        self._count = 0
+        self._waiting = 0  # of those in the heap: cancelled ones stay there for a while
+        self._runs = False
+        self._scope: trio.CancelScope | None = None  # of the task's wait
+
+    def set(self, seconds: float, function: Callable[[], None]) -> _TrioTimer:
+        import trio
+
+        timer, at = _TrioTimer(self, function), trio.current_time() + seconds
+        if len(self._heap) >= 2 * self._waiting + 64:
+            self._heap = [entry for entry in self._heap if entry[2].function is not None]
+            heapify(self._heap)
+        self._count += 1
+        heappush(self._heap, (at, self._count, timer))
+        self._waiting += 1
+        if not self._runs:
+            self._runs = True
+            _spawn_system_task(self._run, (), "allswell timers", contextvars.Context())
+        elif self._scope is not None and (at < self._scope.deadline or self._waiting == 1):
+            self._scope.deadline = at
+        return timer
+
+    def cancelled(self) -> None:
+        self._waiting -= 1
+        if not self._waiting:
+            self._heap.clear()
+            if self._scope is not None:
+                self._scope.deadline = -math.inf  # the task may end
+
+    async def _run(self) -> None:
+        import trio
+
+        try:
+            while self._waiting:
+                with trio.CancelScope(deadline=self._heap[0][0]) as self._scope:
+                    await trio.sleep_forever()
+                self._scope = None
+                self._call_due(trio.current_time())
+        finally:
+            self._runs, self._scope = False, None
+
+    def _call_due(self, now: float) -> None:
+        while self._heap and self._heap[0][0] <= now:
+            _, _, timer = heappop(self._heap)
+            function, timer.function = timer.function, None
+            if function is None:
+                continue
+            self._waiting -= 1
+            try:
+                function()
+            except Exception:  # a bug of ours: the other timers must survive it, the log must tell
+                logger.exception("allswell: a timer failed")
+
+
 class _TrioTimer:
-    __slots__ = ("_function", "_scope", "_seconds")
+    __slots__ = ("_timers", "function")
 
-    def __init__(self, seconds: float, function: Callable[[], None]) -> None:
-        import trio
-
-        self._seconds = seconds
-        self._function: Callable[[], None] | None = function
-        self._scope = trio.CancelScope()
-
-    async def run(self) -> None:
-        import trio
-
-        with self._scope:
-            await trio.sleep(self._seconds)
-        function, self._function = self._function, None
-        if function is not None and not self._scope.cancelled_caught:
-            function()
+    def __init__(self, timers: _TrioTimers, function: Callable[[], None]) -> None:
+        self._timers = timers
+        self.function: Callable[[], None] | None = function
 
     def cancel(self) -> None:
-        self._function = None
-        self._scope.cancel()
+        if self.function is not None:
+            self.function = None
+            self._timers.cancelled()
