@@ -89,9 +89,12 @@ async def test_what_a_timer_raises_is_logged_and_the_others_ring(caplog: pytest.
     def fail() -> None:
         raise LookupError("a bug")
 
+    def set_another() -> None:
+        host.call_later(0, rung.set)
+
     with caplog.at_level(logging.ERROR):
         host.call_later(0.001, fail)
-        host.call_later(0.002, lambda: host.call_later(0, rung.set))
+        host.call_later(0.002, set_another)
         with anyio.fail_after(60):
             await rung.wait()
     assert "a bug" in caplog.text

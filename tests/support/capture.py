@@ -23,7 +23,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -95,6 +95,56 @@ def parse(frame: bytes, port: int, at: float, host: str | None = None) -> Packet
         return None
     words = frozenset(word for bit, word in _FLAGS.items() if flags & bit)
     return Packet(at, name, source, destination, size, words, seq, ack, destination == port)
+
+
+def endings(packets: Iterable[Packet]) -> list[tuple[str, Packet]]:
+    """Each FIN and RST of TCP, in order, with its packet.
+
+    A RST is left out if it says nothing about the connection's end: all was sent, acknowledged and over, and one side's
+    kernel repeats a packet because the acknowledgement was late (RFC 8985, 7: a tail loss probe). No socket is left for
+    it, so the other kernel answers with RST.
+    """
+    found: list[tuple[str, Packet]] = []
+    connections: dict[int, _Heard] = {}
+    for packet in packets:
+        if packet.protocol != "tcp":
+            continue
+        if packet.flags == {"SYN"} or packet.client not in connections:
+            connections[packet.client] = _Heard()
+        heard = connections[packet.client]
+        if "FIN" in packet.flags:
+            found.append(("FIN", packet))
+        if "RST" in packet.flags and not heard.answers_a_repeat(packet):
+            found.append(("RST", packet))
+        heard.add(packet)
+    return found
+
+
+class _Heard:
+    """What each side of a TCP connection has acknowledged, and whether the other has repeated some of that."""
+
+    def __init__(self) -> None:
+        self._acknowledged: dict[bool, int] = {}  # by whether the client did
+        self._fins: dict[bool, int] = {}  # by whether the client's: the number that acknowledges it
+        self._repeats: dict[bool, bool] = {}  # by whether the client's: its latest was acknowledged before
+
+    def add(self, packet: Packet) -> None:
+        side, end = packet.from_client, (packet.seq + packet.size + ("FIN" in packet.flags)) % 2**32
+        acknowledged = self._acknowledged.get(not side)
+        self._repeats[side] = end != packet.seq and acknowledged is not None and not _before(acknowledged, end)
+        if "FIN" in packet.flags:
+            self._fins[side] = end
+        if "ACK" in packet.flags:
+            self._acknowledged[side] = packet.ack
+
+    def answers_a_repeat(self, rst: Packet) -> bool:
+        over = all(self._fins.get(not side) == self._acknowledged.get(side, -1) for side in (True, False))
+        return over and self._repeats.get(not rst.from_client, False)
+
+
+def _before(one: int, other: int) -> bool:
+    """Whether a number of a sequence comes before another (RFC 9293, 3.4)."""
+    return 0 < (other - one) % 2**32 < 2**31
 
 
 class Capture:
@@ -210,14 +260,13 @@ class Capture:
         """
         return [
             flag
-            for packet in self.packets
-            for flag in ("FIN", "RST")
-            if flag in packet.flags and packet.from_client is from_client and client in (None, packet.client)
+            for flag, packet in endings(self.packets)
+            if packet.from_client is from_client and client in (None, packet.client)
         ]
 
     def any_rst(self) -> bool:
-        """Whether either side sent a RST."""
-        return any("RST" in packet.flags for packet in self.packets)
+        """Whether either side sent a RST (as :func:`endings` counts them)."""
+        return any(flag == "RST" for flag, _ in endings(self.packets))
 
     def first(self, flag: str, *, from_client: bool) -> Packet:
         """The first packet from that side with that flag.

