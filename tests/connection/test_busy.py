@@ -23,6 +23,7 @@ from tests.support.told import VERSIONS, Told, Version, told
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", VERSIONS)]
 
 SHORT = 0.25
+PATIENCE = 120.0
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])
@@ -50,7 +51,7 @@ async def connected(origin: Told, pool: ConnectionPool) -> None:
     """Have a connection, so that the next request is only about a response."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(pool.request, "GET", origin.url)
-        await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
+        await anyio.to_thread.run_sync(origin.asked.acquire, True, PATIENCE)
         origin.head()
         origin.end()
 
@@ -67,7 +68,7 @@ async def test_a_response_that_lies_in_the_socket(version: Version, limits: Time
                     responses.append(await pool.request("GET", origin.url, timeouts=limits))
 
                 tasks.start_soon(get)
-                await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
+                await anyio.to_thread.run_sync(origin.asked.acquire, True, PATIENCE)
                 await all_wait()
                 hold(origin.head, lambda: origin.data(b"whole"), origin.end)
             assert await responses[0].read() == b"whole"
@@ -91,7 +92,7 @@ async def ticking(origin: Told, pool: ConnectionPool) -> AsyncIterator[list[byte
     async with anyio.create_task_group() as tasks:
 
         async def head() -> None:
-            await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
+            await anyio.to_thread.run_sync(origin.asked.acquire, True, PATIENCE)
             origin.head()
 
         tasks.start_soon(head)
@@ -102,7 +103,7 @@ async def ticking(origin: Told, pool: ConnectionPool) -> AsyncIterator[list[byte
 
 
 async def until(heard: list[bytes | str], count: int) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE):
         while len(heard) < count:
             await anyio.lowlevel.checkpoint()
 
@@ -147,10 +148,10 @@ async def test_a_server_that_has_room_again(version: Version) -> None:
                     statuses.append(response.status)
 
                 tasks.start_soon(post)
-                await anyio.to_thread.run_sync(origin.asked.acquire, True, 30)
+                await anyio.to_thread.run_sync(origin.asked.acquire, True, PATIENCE)
                 await stuck(pool)
                 hold(origin.go_on.set)
-                await anyio.to_thread.run_sync(origin.uploaded.acquire, True, 30)
+                await anyio.to_thread.run_sync(origin.uploaded.acquire, True, PATIENCE)
                 origin.head()
                 origin.end()
             assert statuses == [200]
@@ -163,7 +164,7 @@ async def pieces(size: int) -> AsyncIterator[bytes]:
 
 async def stuck(pool: ConnectionPool) -> None:
     """Wait until an upload waits for room."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE):
         while not any(
             exchange.upload is not None and exchange.upload.write_at < math.inf
             for connection in pool._dispatcher.endings.connections  # type: ignore[union-attr]  # it has one

@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
@@ -200,11 +201,18 @@ class QuicServer:
             raise self._failure
 
     def call(self, job: Callable[[ServedConnection], Any]) -> Any:
-        """Do something to the newest connection, in the server's thread; its result."""
-        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._jobs.put(lambda: done.put(job(self.connections[-1])))
+        """Do something to the newest connection, in the server's thread; its result. What it raises is raised here."""
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(job(self.connections[-1]))
+            except Exception as error:  # noqa: BLE001 - raised by `result`
+                done.set_exception(error)
+
+        self._jobs.put(run)
         self._wake.send(b"x")
-        return done.get(timeout=30)
+        return done.result(timeout=120)
 
     def settle(self) -> None:
         """Block until all that has arrived so far was taken."""
