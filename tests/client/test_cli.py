@@ -15,6 +15,7 @@ import termios
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -161,6 +162,19 @@ def test_an_untrusted_certificate_is_60_unless_told_otherwise(origin: ServerInfo
     assert refused.returncode == 60
     assert b"is not trusted" in refused.stderr
     assert subprocess.run([*command, "-k"], capture_output=True, timeout=100).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "code", "told"),
+    [("h2", "--http2", 92, b"REFUSED_STREAM"), ("h3", "--http3-only", 95, b"H3_REQUEST_REJECTED")],
+)
+def test_a_stream_that_the_server_resets(version: Literal["h2", "h3"], option: str, code: int, told: bytes) -> None:
+    """The exit status says in which version, and the error names the code."""
+    with Origin(versions=[version]) as origin:
+        origin.refuse()
+        done = allswell(option, "--cacert", str(origin.ca_file), origin.url)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
 
 
 def test_an_untrusted_certificate_is_60_over_quic() -> None:

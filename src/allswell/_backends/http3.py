@@ -585,7 +585,7 @@ class Http3:
         if self._over:
             return
         self.says_goodbye = ""  # the peer would not hear it
-        error = why_ended(end, "the server closed the connection")
+        error = why_ended(end, "the server closed the connection", h3.error_name)
         self._lost(error)
         # The end is orderly if it is the idle timeout (RFC 9000 §10.1) or a close (§10.2) that names no error.
         if end.by == "network" or (end.by == "peer" and end.code in (0, h3.H3_NO_ERROR)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from allswell._backends.http3_frames import H3_REQUEST_REJECTED, FrameReader
+from allswell._backends.http3_frames import H3_REQUEST_REJECTED, FrameReader, error_name
 from allswell._errors import AllswellError, ExchangeReset, NotProcessed
 from allswell._halves import SEND_BODY, SEND_ENDED, Halves, ReceiveHalf, SendHalf
 from allswell._messages import Headers, RequestHead
@@ -61,7 +61,7 @@ class Http3Exchange(Halves):
 
     def reset_error(self, code: int) -> AllswellError:
         """The error of this exchange if the peer reset its stream, or stopped ours, with this code."""
-        reset = ExchangeReset(f"the server reset the exchange (0x{code:x})", code=code, by="peer")
+        reset = ExchangeReset(f"the server reset the HTTP/3 stream: {error_name(code)}", code=code, by="peer")
         return self.not_processed(reset) if code == H3_REQUEST_REJECTED else reset
 
     def not_processed(self, cause: AllswellError) -> AllswellError:

@@ -43,7 +43,30 @@ H3_MESSAGE_ERROR = 0x10E
 QPACK_DECOMPRESSION_FAILED = 0x200
 QPACK_ENCODER_STREAM_ERROR = 0x201
 QPACK_DECODER_STREAM_ERROR = 0x202
-_ERRORS = frozenset({H3_DATAGRAM_ERROR, *range(0x101, 0x111), *range(0x200, 0x203)})
+#: The names of all codes, also of those that only a peer says.
+_NAMES = {
+    H3_DATAGRAM_ERROR: "H3_DATAGRAM_ERROR",
+    H3_NO_ERROR: "H3_NO_ERROR",
+    0x101: "H3_GENERAL_PROTOCOL_ERROR",
+    0x102: "H3_INTERNAL_ERROR",
+    H3_STREAM_CREATION_ERROR: "H3_STREAM_CREATION_ERROR",
+    H3_CLOSED_CRITICAL_STREAM: "H3_CLOSED_CRITICAL_STREAM",
+    H3_FRAME_UNEXPECTED: "H3_FRAME_UNEXPECTED",
+    H3_FRAME_ERROR: "H3_FRAME_ERROR",
+    H3_EXCESSIVE_LOAD: "H3_EXCESSIVE_LOAD",
+    H3_ID_ERROR: "H3_ID_ERROR",
+    H3_SETTINGS_ERROR: "H3_SETTINGS_ERROR",
+    H3_MISSING_SETTINGS: "H3_MISSING_SETTINGS",
+    H3_REQUEST_REJECTED: "H3_REQUEST_REJECTED",
+    H3_REQUEST_CANCELLED: "H3_REQUEST_CANCELLED",
+    0x10D: "H3_REQUEST_INCOMPLETE",
+    H3_MESSAGE_ERROR: "H3_MESSAGE_ERROR",
+    0x10F: "H3_CONNECT_ERROR",
+    0x110: "H3_VERSION_FALLBACK",
+    QPACK_DECOMPRESSION_FAILED: "QPACK_DECOMPRESSION_FAILED",
+    QPACK_ENCODER_STREAM_ERROR: "QPACK_ENCODER_STREAM_ERROR",
+    QPACK_DECODER_STREAM_ERROR: "QPACK_DECODER_STREAM_ERROR",
+}
 
 #: Pieces of DATA below this size are put together: an event costs more than what is in it.
 _SMALL = 1024
@@ -70,7 +93,12 @@ class Malformed(Exception):
 
 def is_error(code: int) -> bool:
     """Whether a code means an error. An unknown code means the same as H3_NO_ERROR (RFC 9114 §8)."""
-    return code in _ERRORS
+    return code in _NAMES and code != H3_NO_ERROR
+
+
+def error_name(code: int) -> str:
+    """The RFCs' name of an error code; in hex if it has none."""
+    return _NAMES.get(code, f"0x{code:x}")
 
 
 def frame(kind: int, payload: bytes) -> bytes:

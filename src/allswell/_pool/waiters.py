@@ -124,7 +124,7 @@ class Waiter:
         elif phase == "connect":
             told = f"no connection within {timeouts.connect:g} s"
         else:
-            told = f"no connection within the total {timeouts.total:g} s"
+            told = f"no connection within the total timeout of {timeouts.total:g} s"
         return Timeout(f"{self.request.route.label}: {told}", phase=phase)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -130,10 +131,11 @@ class Multiplexer(Protocol):
     def close(self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = "") -> None: ...
 
 
-def why_ended(end: End, peer_error: str) -> AllswellError:
+def why_ended(end: End, peer_error: str, name: Callable[[int], str] = hex) -> AllswellError:
     """A connection's end as an error.
 
     :param peer_error: the message if the peer said CONNECTION_CLOSE. Its code and reason are added.
+    :param name: names a code of the application.
     """
     if end.by == "network":
         return TransportError(f"the QUIC connection was lost: {end.reason}", operation="read")
@@ -143,5 +145,6 @@ def why_ended(end: End, peer_error: str) -> AllswellError:
         return RemoteProtocolError(f"the peer broke QUIC: {end.reason or hex(end.code or 0)}")
     if end.code is None:
         return TransportError("the peer has lost the QUIC connection (stateless reset)", operation="read", by="peer")
+    code = name(end.code) if end.application else f"QUIC's error 0x{end.code:x}"
     reason = f": {end.reason}" if end.reason else ""
-    return TransportError(f"{peer_error} (0x{end.code:x}{reason})", operation="read", by="peer")
+    return TransportError(f"{peer_error} ({code}{reason})", operation="read", by="peer")
