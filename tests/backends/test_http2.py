@@ -30,6 +30,7 @@ from hyperframe.frame import (
 
 from allswell._backends.http2 import Http2
 from allswell._backends.http2_core import core_connection, core_stream
+from allswell._backends.http2_ids import StreamIds
 from allswell._backends.interface import (
     Backend,
     BodyReceived,
@@ -768,7 +769,7 @@ def test_capacity_follows_the_setting_both_ways(step: int | None) -> None:
 
 def test_capacity_ends_with_the_stream_ids() -> None:
     link = Link()
-    link.client._ids.next = 2**31 - 3
+    link.client._ids = StreamIds(2**31 - 3)
     assert link.client.capacity() == 2
     link.client.open(get(), end=True)
     link.client.open(get(), end=True)

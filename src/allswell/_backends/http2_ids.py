@@ -13,24 +13,23 @@ _MAX_REMEMBERED = 4096
 class StreamIds:
     """The numbers of one connection's streams. A client's are odd and only grow (RFC 9113 §5.1.1).
 
+    :param first: the number of the first stream.
     :ivar next: the number of the next stream.
+    :ivar left: how many streams may still be opened, by their numbers.
     """
 
-    __slots__ = ("_reset", "next")
+    __slots__ = ("_reset", "left", "next")
 
-    def __init__(self) -> None:
-        self.next = 1
+    def __init__(self, first: int = 1) -> None:
+        self.next = first
+        self.left = (_LAST - first) // 2 + 1
         self._reset: dict[int, None] = {}  # the streams that we have reset; the oldest are forgotten
-
-    @property
-    def left(self) -> int:
-        """How many streams may still be opened, by their numbers."""
-        return (_LAST - self.next) // 2 + 1
 
     def take(self) -> int:
         """The number for a new stream."""
         id_ = self.next
         self.next = id_ + 2
+        self.left -= 1
         return id_
 
     def on_reset(self, id_: int) -> None:
