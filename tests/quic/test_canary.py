@@ -25,7 +25,7 @@ from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacke
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver
 
 from allswell._quic.engine import Engine
-from allswell._quic.recovery import RunPacket
+from allswell._quic.recovery import RunPacket, SentRun
 from allswell._quic.settings import VERSION_1
 
 _BROKE = f"aioquic {version('aioquic')} broke it"
@@ -313,7 +313,23 @@ def test_parts(connection: Engine) -> None:
     assert connection._loss._time_of_last_sent_ack_eliciting_packet > -1, _BROKE
     assert not connection._cryptos[tls.Epoch.ONE_RTT]._update_key_requested, _BROKE
     # What aioquic asks of a packet that was sent, those of runs know; what congestion control does, of several.
-    assert {*QuicSentPacket.__dataclass_fields__} - {"quic_logger_frames"} <= {*dir(RunPacket)}, _BROKE
+    asked = {*QuicSentPacket.__dataclass_fields__} - {"quic_logger_frames"}
+    assert asked <= {*dir(RunPacket)}, _BROKE
+    assert asked - {"packet_number", "delivery_handlers"} <= {*dir(SentRun)}, _BROKE
+    looking = {
+        name
+        for name, each in vars(QuicPacketRecovery).items()
+        if inspect.isfunction(each) and ".sent_packets" in inspect.getsource(each)
+    }
+    known = {
+        "discard_space",
+        "on_ack_received",
+        "on_packet_sent",
+        "reschedule_data",
+        "_detect_loss",
+        "_on_packets_lost",
+    }
+    assert looking == known, _BROKE
     control = inspect.getsource(reno)
     for part in ("sent_bytes", "sent_time"):
         control = control.replace(f"packet.{part}", "")

@@ -390,7 +390,7 @@ def test_a_datagram_that_is_larger_than_agreed_is_ignored() -> None:
     assert pair.client.take_events() == [StreamDataReceived(number, b"x", False)]
 
 
-_SENT = st.lists(st.sampled_from(["data", "ping", "ack", "flush"]), min_size=1, max_size=40)
+_SENT = st.lists(st.sampled_from(["data", "bulk", "ping", "ack", "flush"]), min_size=1, max_size=40)
 _ACKS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 6)), min_size=1, max_size=6)
 
 
@@ -406,6 +406,8 @@ def test_acknowledgements_do_what_aioquic_has_them_do(sent: list[str], acks: lis
             pair.now += 0.001
             if what == "data":
                 pair.client.send_stream_data(stream_id, b"x" * 1500)
+            elif what == "bulk":
+                pair.client.send_stream_data(stream_id, b"x" * 9000)
             elif what == "ping":
                 pair.client.send_ping(1)
             elif what == "ack":
@@ -464,6 +466,7 @@ class AioquicAcks(Engine):
 
         def on_ack_received(*, ack_rangeset: RangeSet, space: QuicPacketSpace, **more: Any) -> None:
             self._loss.newly_acknowledged = sum(number in ack_rangeset for number in space.sent_packets)
+            self._loss.single_out(space, self._packet_number)
             theirs(ack_rangeset=ack_rangeset, space=space, **more)
 
         self._loss.on_ack_received = on_ack_received  # type: ignore[method-assign]  # of this one

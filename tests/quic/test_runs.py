@@ -25,7 +25,7 @@ from allswell._quic import runs
 from allswell._quic.connection import ClientConnection
 from allswell._quic.engine import Engine
 from allswell._quic.interface import StreamDataReceived
-from allswell._quic.recovery import Recovery
+from allswell._quic.recovery import Recovery, SentRun
 from allswell._quic.runs import LARGEST_DATAGRAM
 from tests.quic.test_hostile import _CLIENT, _SERVER, LongWay, Pair, stream
 
@@ -419,6 +419,48 @@ def test_several_uploads_take_turns() -> None:
     sent = [pair.client.engine._streams[number].sender.highest_offset for number in numbers]
     assert max(sent) - min(sent) <= 16 * 1200
     assert sum(sent) > 180_000
+
+
+def test_an_upload_alone_is_sent_in_longer_runs_and_sends_again_what_is_lost_of_them() -> None:
+    pair = Pair()
+    number = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(number, bytes(200_000))
+    engine = pair.client.engine
+    engine._loss._cc.congestion_window = 100_000
+    engine._loss._pacer.packet_time = None
+    datagrams = [datagram for datagram, _ in pair.client.datagrams_to_send(pair.now)]
+    sent: dict[int, Any] = engine._spaces[Epoch.ONE_RTT].sent_packets
+    made = [each for each in sent.values() if isinstance(each, SentRun)]
+    assert (len(made), len({*map(id, made)})) == (82, 2)
+    first = made[0]
+    pair.now += 0.02
+    for index, datagram in enumerate(datagrams):
+        if index not in (5, 6, 40):
+            pair.server.receive_datagram(datagram, _CLIENT, pair.now)
+    pair.now += 0.1  # its acknowledgement is due
+    for datagram, _ in pair.server.datagrams_to_send(pair.now):
+        pair.client.receive_datagram(datagram, _SERVER, pair.now)
+    lost = [
+        range(first.start + index * first.chunk, first.start + (index + size) * first.chunk)
+        for index, size in ((5, 2), (40, 1))
+    ]
+    assert list(engine._streams[number].sender._pending)[:2] == lost
+    assert not sent
+    assert engine._loss.bytes_in_flight == engine._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight == 0
+
+
+def test_a_probe_sends_the_first_packet_of_a_run_again() -> None:
+    pair = Pair()
+    number = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(number, bytes(9000))
+    pair.client.datagrams_to_send(pair.now)
+    engine = pair.client.engine
+    first: Any = next(iter(engine._spaces[Epoch.ONE_RTT].sent_packets.values()))
+    assert isinstance(first, SentRun)
+    timer = pair.client.get_timer()
+    assert timer is not None
+    pair.client.handle_timer(timer)
+    assert engine._streams[number].sender._pending[0] == range(first.start, first.start + first.chunk)
 
 
 def test_a_ping_has_room_beside_an_upload() -> None:

@@ -24,6 +24,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 from typing import Any
 
 import anyio
@@ -318,7 +319,7 @@ class UdpFilter(Datagrams):
             run = self._run() if self._gso and len(queue) > 1 else 1
             try:
                 if run > 1:
-                    pieces = [queue[i] for i in range(run)]
+                    pieces = list(islice(queue, run))
                     segment = struct.pack("=H", len(pieces[0]))
                     sock.sendmsg(pieces, [(socket.SOL_UDP, _UDP_SEGMENT, segment)])
                 else:
@@ -346,23 +347,20 @@ class UdpFilter(Datagrams):
                     self.obstacle = error
                 self._lost += run * (error.errno != errno.EMSGSIZE)  # its size says nothing of the route
             again = False
-            for _ in range(run):
-                queue.popleft()
+            if run == len(queue):
+                queue.clear()
+            else:
+                for _ in range(run):
+                    queue.popleft()
 
     def _run(self) -> int:
         """How many datagrams can go in one call, from the first. All have one size, but the last may be shorter."""
-        size = total = run = 0
-        for datagram in self._queue:
-            length = len(datagram)
-            if run == 0:
-                size = length
-            elif length > size or run == _SEGMENTS or total + length > _SEGMENTED_BYTES:
-                break
-            run += 1
-            total += length
-            if length < size:
-                break
-        return run
+        sizes = list(map(len, islice(self._queue, _SEGMENTS)))
+        size = sizes[0]
+        most = max(1, _SEGMENTED_BYTES // size) if size else 1
+        run = len(list(takewhile(size.__eq__, sizes[:most])))
+        shorter = run < len(sizes) and sizes[run] < size and run * size + sizes[run] <= _SEGMENTED_BYTES
+        return run + shorter
 
     # Ending
 

@@ -1,16 +1,20 @@
 """aioquic's loss recovery (RFC 9002). The work for an ACK frame depends only on the packets that it acknowledges.
 
 aioquic lists all packets on their way for each ACK frame, and a datagram can hold hundreds of these frames.
+
+Packets that were sent together, as a run, are one object. ``sent_packets`` has it under the number of each of them. So
+an acknowledgement of many is one step. aioquic's own code needs an object for each packet only if it may be lost: then
+it gets them (:meth:`Recovery.single_out`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from itertools import chain, groupby, repeat
 from typing import Any, NamedTuple
 
 from aioquic.quic.packet import QuicPacketType
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
+from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStreamSender
@@ -19,7 +23,17 @@ from aioquic.tls import Epoch
 _ACKED = QuicDeliveryState.ACKED
 
 
-class SentRun:
+class _Sent:
+    """What each packet of a run is, for aioquic."""
+
+    __slots__ = ()
+
+    epoch, packet_type = Epoch.ONE_RTT, QuicPacketType.ONE_RTT
+    in_flight = is_ack_eliciting = True
+    is_crypto_packet = False
+
+
+class SentRun(_Sent):
     """Packets that were sent together, with equal parts of one stream.
 
     :ivar first: the number of the first packet.
@@ -37,14 +51,10 @@ class SentRun:
         self.chunk, self.sent_bytes, self.sent_time = chunk, sent_bytes, sent_time
 
 
-class RunPacket:
+class RunPacket(_Sent):
     """One of them, in the form of aioquic's recovery (``QuicSentPacket``)."""
 
     __slots__ = ("packet_number", "run")
-
-    epoch, packet_type = Epoch.ONE_RTT, QuicPacketType.ONE_RTT
-    in_flight = is_ack_eliciting = True
-    is_crypto_packet = False
 
     def __init__(self, packet_number: int, run: SentRun) -> None:
         self.packet_number, self.run = packet_number, run
@@ -84,60 +94,70 @@ class Recovery(QuicPacketRecovery):
     def on_ack_received(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
         largest_acked = ack_rangeset.bounds().stop - 1
         space.largest_acked_packet = max(space.largest_acked_packet, largest_acked)
-        sent = space.sent_packets
-        last: QuicSentPacket | None = None
+        sent: dict[int, Any] = space.sent_packets  # of aioquic's packets, and of ours
+        last, last_sent = -1, 0.0
         is_ack_eliciting = False
         self.newly_acknowledged = 0
-        run: SentRun | None = None  # packets from begin to stop of it are acknowledged
-        begin = stop = 0
-        for each in ack_rangeset if sent else ():
-            for number in _numbers(sent, each):
-                packet = sent.pop(number, None)
+        for numbers in chain.from_iterable(_numbers(sent, each) for each in ack_rangeset if sent):
+            stop = numbers.start
+            for _, alike in groupby(map(sent.pop, numbers, repeat(None)), id):
+                packet, *others = alike
+                number, count = stop, 1 + len(others)
+                stop += count
                 if packet is None:
                     continue
-                last = packet
-                self.newly_acknowledged += 1
-                if isinstance(packet, RunPacket):
-                    if packet.run is run and number == stop:
-                        stop += 1
-                        continue
-                    if run is not None:
-                        self._on_run_acked(run, begin, stop, now, space)
-                    run, begin, stop, is_ack_eliciting = packet.run, number, number + 1, True
-                    continue
+                last, last_sent = stop - 1, packet.sent_time
+                self.newly_acknowledged += count
                 if packet.is_ack_eliciting:
                     is_ack_eliciting = True
-                    space.ack_eliciting_in_flight -= 1
+                    space.ack_eliciting_in_flight -= count
+                if type(packet) is SentRun:
+                    self._on_run_acked(packet, number, count, now)
+                    continue
                 if packet.in_flight:
                     self._cc.on_packet_acked(packet=packet, now=now)
                 for handler, arguments in packet.delivery_handlers:
                     handler(_ACKED, *arguments)
-        if run is not None:
-            self._on_run_acked(run, begin, stop, now, space)
-        if last is None:
+        if last < 0:
             return
-        measured = last.packet_number == largest_acked and is_ack_eliciting
+        measured = last == largest_acked and is_ack_eliciting
         if measured:
-            assert last.sent_time is not None
-            self._measure(now - last.sent_time, min(ack_delay, self.max_ack_delay), now)
+            self._measure(now - last_sent, min(ack_delay, self.max_ack_delay), now)
         self._detect_loss(now=now, space=space)
         if self.peer_completed_address_validation:
             self._pto_count = 0
         if self._quic_logger is not None:
             self._log_metrics_updated(log_rtt=measured)
 
-    def _on_run_acked(self, run: SentRun, begin: int, stop: int, now: float, space: QuicPacketSpace) -> None:
-        count = stop - begin
-        space.ack_eliciting_in_flight -= count
+    def _on_run_acked(self, run: SentRun, begin: int, count: int, now: float) -> None:
         packets: Any = _Together(count * run.sent_bytes, run.sent_time)
         self._cc.on_packet_acked(packet=packets, now=now)
         start = run.start + (begin - run.first) * run.chunk
         run.sender.on_data_delivery(_ACKED, start, start + count * run.chunk, False)
 
+    def single_out(self, space: QuicPacketSpace, last: int) -> None:
+        """Have ``sent_packets`` hold an object for each packet up to this number."""
+        sent: dict[int, Any] = space.sent_packets
+        for number, packet in sent.items():
+            if number > last:
+                break
+            if type(packet) is SentRun:
+                sent[number] = RunPacket(number, packet)
+
+    def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
+        self.single_out(space, space.largest_acked_packet)
+        super()._detect_loss(now=now, space=space)
+
+    def reschedule_data(self, *, now: float, speed_up_handshake: bool = False) -> None:
+        for space in self.spaces:
+            oldest = next((number for number, packet in space.sent_packets.items() if packet.is_ack_eliciting), -1)
+            self.single_out(space, oldest)
+        super().reschedule_data(now=now, speed_up_handshake=speed_up_handshake)
+
     def on_run_sent(self, run: SentRun, count: int, space: QuicPacketSpace) -> None:
         """A run of packets was sent."""
-        packets: Any = {number: RunPacket(number, run) for number in range(run.first, run.first + count)}
-        space.sent_packets.update(packets)
+        sent: dict[int, Any] = space.sent_packets
+        sent.update(dict.fromkeys(range(run.first, run.first + count), run))
         space.ack_eliciting_in_flight += count
         self._time_of_last_sent_ack_eliciting_packet = run.sent_time
         together: Any = _Together(count * run.sent_bytes, run.sent_time)
@@ -172,8 +192,10 @@ class Recovery(QuicPacketRecovery):
         self._pacer.update_rate(congestion_window=self._cc.congestion_window, smoothed_rtt=self._rtt_smoothed)
 
 
-def _numbers(sent: dict[int, QuicSentPacket], acknowledged: range) -> Iterable[int]:
+def _numbers(sent: dict[int, Any], acknowledged: range) -> list[range]:
     """The numbers in the range, in order, hardly more than there are packets. Not all of them need have been sent."""
     start = max(acknowledged.start, next(iter(sent), acknowledged.stop))
     stop = min(acknowledged.stop, next(reversed(sent), -1) + 1)
-    return range(start, stop) if stop - start <= len(sent) else [each for each in sent if start <= each < stop]
+    if stop - start <= len(sent):
+        return [range(start, stop)]
+    return [range(each, each + 1) for each in sent if start <= each < stop]

@@ -63,6 +63,8 @@ _NUMBER_SIZE = 2
 _TAG = 16
 #: How many packets of one stream are sent before another stream has its turn.
 _TURN = 16
+#: How many packets are made in one go.
+_MOST_MADE = 64
 #: RFC 9001 §5.4.1: the bits of a short header's first byte that are protected.
 _PROTECTED_BITS = 0b00011111
 #: How many packets are opened in one go.
@@ -543,7 +545,7 @@ class RunConnection(EcnConnection):
         most = min((loss.congestion_window - loss.bytes_in_flight) // size, loss.pacer_room(now)) - 1
         datagrams: list[bytes] = []
         while most - len(datagrams) > 1:
-            run = self._next_run(min(_TURN, most - len(datagrams)))
+            run = self._next_run(min(_MOST_MADE, most - len(datagrams)))
             if run is None:
                 break
             sealer, cid = self._sealer, self._peer_cid.cid
@@ -581,6 +583,10 @@ class RunConnection(EcnConnection):
             chunk = room - len(head) - width
             # aioquic sends the end of the stream, with its FIN.
             count = min(most, (limit - start - (limit == sender._buffer_fin)) // chunk)
+            if count > _TURN and any(
+                other is not stream and len(other.sender._pending) for other in self._streams_queue
+            ):
+                count = _TURN
             if count < 2:
                 continue
             stop = start + count * chunk
