@@ -82,7 +82,7 @@ async def test_one_without_room_gives_its_place_to_another_origin() -> None:
             response = await pool.request("GET", other.url, timeouts=Timeouts(pool=LAG))
             assert response.status == 200
             await until_ended(ends)
-    assert ends[0].reason == "its place was needed"
+    assert ends[0].reason == "another connection needed its place"
 
 
 async def test_but_not_to_its_own_which_would_hear_the_same_again() -> None:

@@ -134,7 +134,7 @@ async def test_where_http3_has_no_room_tcp_may_have() -> None:
         assert len(server.connections) == 1
         assert len(peer.connections) == 1
         assert len(server.all("close")) >= 1
-    assert [end.reason for end in ends if end.http_version == "HTTP/3"] == ["it has no room yet, and TCP may have"]
+    assert [end.reason for end in ends if end.http_version == "HTTP/3"] == ["it has no room yet, and TCP may have room"]
 
 
 # HTTP/2: SETTINGS come behind the first requests

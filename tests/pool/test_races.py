@@ -163,7 +163,7 @@ async def test_who_comes_second_ends_in_the_pools_sight(stubborn: None, closing:
         await tcp.ended()
         assert tcp.connections[0].saw == ["close_notify", "FIN"]
         [second] = [end for end in ends if end.http_version == "HTTP/1.1"]
-        assert (second.reason, second.exchanges, second.route) == ("another was made sooner", 0, origin)
+        assert (second.reason, second.exchanges, second.route) == ("another connection was made sooner", 0, origin)
         assert second.clean
         assert [layer.outcome for layer in second.layers][1:] == [Outcome.CLEAN, Outcome.CLEAN]
         assert len(ends) == 2
@@ -201,7 +201,7 @@ async def test_quic_without_room_fails_only_where_tcp_may_have_some(tcp_too: boo
             ConnectFailed, match=r"TCP refused \(before that: .* has allowed no request over QUIC yet\)"
         ):
             await attempts.race(Ways([here], [here]))
-        assert discarded == ["it has no room yet, and TCP may have"]
+        assert discarded == ["it has no room yet, and TCP may have room"]
     else:
         assert (await attempts.race(Ways([here], ()))).backend.capacity() == 0
         assert discarded == []

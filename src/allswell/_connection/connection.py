@@ -760,7 +760,7 @@ class Connection:
         if owner is not None:
             owner.connection_available(self)
         elif not self._exchanges:
-            self.close("its pool is gone")
+            self.close("its pool was dropped without being closed")
 
     def _wanted(self) -> bool:
         owner = self._owner()

@@ -169,7 +169,7 @@ class _Attempts:
         try:
             made = await self._quic().build(self._context, endpoint)
             if needs_room and not made.backend.capacity():
-                self._discard(made, "it has no room yet, and TCP may have")
+                self._discard(made, "it has no room yet, and TCP may have room")
                 label = self._context.route.label
                 raise ConnectFailed(f"{label} has allowed no request over QUIC yet", phase="quic", by="peer")
         except ConnectFailed:
@@ -185,7 +185,7 @@ class _Attempts:
         return _Tried(await self._tcp.build(self._context, endpoint), began)
 
     def _second(self, tried: _Tried) -> None:
-        self._discard(tried.made, "another was made sooner")
+        self._discard(tried.made, "another connection was made sooner")
 
     def _discard(self, made: AnyMade, reason: str) -> None:
         self._context.discard(self._connection(self._context.second(), made), reason)

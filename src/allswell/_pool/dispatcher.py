@@ -311,7 +311,7 @@ class Dispatcher:
     def _evict(self, member: Member) -> None:
         """End an idle connection. It gives back its place first, and the caller decides who gets that."""
         states = self._detach(member)
-        member.connection.close("its place was needed")
+        member.connection.close("another connection needed its place")
         for state in states:
             self._tidy(state)
 
@@ -643,7 +643,7 @@ def _weakly(send: Send) -> Send:
     async def through(request: Request) -> Response:
         method = reference()
         if method is None:
-            raise PoolClosed(f"{request.route.label}: the pool is gone")
+            raise PoolClosed(f"{request.route.label}: the pool was dropped without being closed")
         return await method(request)
 
     return through

@@ -45,7 +45,7 @@ class Held:
         """
         self.size += size
         if self.size > self._limit or pieces > self.pieces:
-            reason = "a stream in too many pieces" if pieces > self.pieces else "too much is out of order"
+            reason = "a stream in too many pieces" if pieces > self.pieces else "too much data out of order"
             raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.STREAM_BASE, reason)
 
 
