@@ -133,13 +133,19 @@ async def test_goaway_to_an_idle_connection_ends_it_at_once(tls: bool) -> None:
 async def test_end_of_an_idle_connection_is_answered_at_once(tls: bool) -> None:
     """close_notify and FIN without a GOAWAY: ours follow, and no connection stays in CLOSE_WAIT."""
     ends: list[ConnectionEnd] = []
-    server = Http2Server()
+
+    def leave(talk: Talk, request: Request) -> None:
+        talk.answer(request)
+        if request.path == "/1":
+            talk.connection.stall()
+            talk.end()
+
+    server = Http2Server(leave)
     with scripted_peer(server, tls=h2_tls() if tls else False) as peer:
         async with trusting(http1=False, on_connection_end=ends.append) as pool:
             await pool.request("GET", f"{peer.url}/1")
-            peer.connections[0].send_close_notify()
-            peer.connections[0].fin()
-            await peer.ended(2)
+            peer.release()
+            await peer.ended()
             assert peer.connections[0].saw == (POLITE if tls else ["FIN"])
             assert (await pool.request("GET", f"{peer.url}/2")).attempts == []
     assert ends[0].clean
