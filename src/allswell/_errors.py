@@ -14,6 +14,7 @@ from typing import Literal, Self
 Party = Literal["us", "peer", "network"]
 Reach = Literal["exchange", "connection"]
 Phase = Literal["dns", "tcp", "tls", "proxy", "quic"]
+Missing = Literal["response", "end"]
 TimeoutPhase = Literal["connect", "read", "write", "pool", "total"]
 
 #: The most characters that are shown of a peer's words, and of a whole message.
@@ -199,10 +200,20 @@ class UnsupportedProtocol(LocalProtocolError):
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent something that the protocol forbids, or ended before its message was complete."""
+    """The peer sent something that the protocol forbids, or ended before its message was complete.
+
+    :ivar missing: what the peer ended without: a ``"response"``, or the ``"end"`` of one that had begun, or of TLS;
+        ``None`` if it did something else.
+    """
 
     by: Party = "peer"
     reach: Reach = "connection"
+
+    def __init__(
+        self, message: str, *, by: Party | None = None, reach: Reach | None = None, missing: Missing | None = None
+    ) -> None:
+        super().__init__(message, by=by, reach=reach)
+        self.missing: Missing | None = missing
 
 
 class TransportError(AllswellError):

@@ -266,6 +266,29 @@ def test_a_client_certificate_of_pkcs12(tmp_path: Path) -> None:
     assert allswell("--cert-type", "DER", "localhost").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"", 52),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", 18),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", 18),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nab\r\n5 \r\nab", 18),
+        (b"HTTP/1.1 200 OK\r\ntruncated : a server's words are not ours\r\n\r\n", 56),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5, too early\r\n\r\n", 56),
+    ],
+    ids=["nothing", "content-length", "chunks", "unusual chunks", "a line", "a length"],
+)
+def test_an_end_that_came_too_early_is_told_from_other_faults(said: bytes, code: int) -> None:
+    def script(connection: PeerConnection) -> None:
+        if connection.read_request():
+            connection.send(said)
+            connection.fin()
+
+    with scripted_peer(script) as peer:
+        done = allswell(peer.url)
+    assert done.returncode == code, done.stderr
+
+
 def test_pins_as_curl_has_them() -> None:
     files = certificates()
     other = "sha256//" + "A" * 43 + "="

@@ -38,7 +38,15 @@ from allswell._backends.interface import (
     ResponseReceived,
     UploadRefused,
 )
-from allswell._errors import AllswellError, LocalProtocolError, NotOffered, NotProcessed, RemoteProtocolError, shown
+from allswell._errors import (
+    AllswellError,
+    LocalProtocolError,
+    Missing,
+    NotOffered,
+    NotProcessed,
+    RemoteProtocolError,
+    shown,
+)
 from allswell._fields import MAX_FIELDS, TOO_MANY, RequestSections, kept_idle, options, request_trailers
 from allswell._halves import (
     RECEIVE_BODY,
@@ -297,20 +305,18 @@ class Http1(Version):
                 return [ResponseCompleted(exchange, [])]  # our half of the tunnel is still open
             if self._reader is not None:
                 self._reader.receive_data(b"")
-                self._read(events)
+                self._read(events, missing="end" if receiving.state is RECEIVE_BODY else None)
                 return events
             if self._to_come is not None:
-                why = RemoteProtocolError(
-                    f"the server broke HTTP/1.1: it ended the body {self._to_come} bytes too early"
-                )
+                why = _error(f"it ended the body {self._to_come} bytes too early", "end")
             elif self._chunks is not None:
-                why = RemoteProtocolError("the server broke HTTP/1.1: it ended the body within its chunks")
+                why = _error("it ended the body within its chunks", "end")
             elif receiving.state is RECEIVE_BODY:
                 self._completed([], events)  # RFC 9112 §6.3: content without a length, and not chunked, ends here
                 return events
         self.must_abort = True
         self._current = 0
-        cause = why or RemoteProtocolError("the server ended the connection without a response")
+        cause = why or no_response()
         if not self._begun and exchange > 1:
             # RFC 9112 §9.3.1: the server may have closed the idle connection before it saw the request. That is likely,
             # but not proven.
@@ -368,8 +374,11 @@ class Http1(Version):
         if events:
             self._unparsed = len(data)  # what h11 still has came with the last event
 
-    def _read(self, events: list[Event]) -> None:
-        """Have h11 read a head, or chunks that are unusual."""
+    def _read(self, events: list[Event], missing: Missing | None = None) -> None:
+        """Have h11 read a head, or chunks that are unusual.
+
+        :param missing: what is missing if that is an error, because the stream has ended.
+        """
         import h11  # late, as above
 
         reader = self._reader
@@ -401,7 +410,7 @@ class Http1(Version):
                     break  # it needs more, or the stream has ended
         except h11.RemoteProtocolError as error:
             _add_body(self._current, body, events)
-            self._broken(self._words(error), events)
+            self._broken(self._words(error), events, missing)
         else:
             _add_body(self._current, body, events)
 
@@ -539,10 +548,19 @@ class Http1(Version):
         illegal = _ILLEGAL_LINE.match(str(error))  # h11 quotes the whole line, and its value may be a secret
         return f"an illegal line of the header {illegal[1]}" if illegal is not None else shown(str(error))
 
-    def _broken(self, how: str, events: list[Event]) -> None:
+    def _broken(self, how: str, events: list[Event], missing: Missing | None = None) -> None:
         exchange, self._current = self._current, 0
         self.must_abort = True
-        events.append(ExchangeFailed(exchange, RemoteProtocolError(f"the server broke HTTP/1.1: {how}")))
+        events.append(ExchangeFailed(exchange, _error(how, missing)))
+
+
+def no_response() -> RemoteProtocolError:
+    """The error about an end in place of a response."""
+    return RemoteProtocolError("the server ended the connection without a response", missing="response")
+
+
+def _error(how: str, missing: Missing | None) -> RemoteProtocolError:
+    return RemoteProtocolError(f"the server broke HTTP/1.1: {how}", missing=missing)
 
 
 def _add_body(exchange: int, pieces: Sequence[bytes | bytearray | memoryview], events: list[Event]) -> None:

@@ -24,7 +24,7 @@ from collections import deque
 from functools import partial
 from itertools import count
 
-from allswell._backends.http1 import Http1, Memory, Version
+from allswell._backends.http1 import Http1, Memory, Version, no_response
 from allswell._backends.interface import Event, ExchangeFailed
 from allswell._errors import AllswellError, NotProcessed, RemoteProtocolError
 from allswell._messages import IDEMPOTENT_METHODS, Headers, RequestHead
@@ -146,16 +146,18 @@ class Http1Pipeline(Version):
             if surplus and not first.must_abort:
                 events += first.receive(memoryview(surplus))
         if first.must_abort:
-            events += self._unanswered(RemoteProtocolError("the connection ended before the response"), proven=False)
+            cause = RemoteProtocolError("the connection ended before the response", missing="response")
+            events += self._unanswered(cause, proven=False)
         elif first.exhausted:
             # RFC 9112 §9.6: a server that sends Connection: close must process no further request. If it sends more
             # all the same, nothing is proven.
-            cause = RemoteProtocolError("the server ended the connection after the response to an earlier request")
+            words = "the server ended the connection after the response to an earlier request"
+            cause = RemoteProtocolError(words, missing="response")
             events += self._unanswered(cause, proven=first.last_said and not first.surplus)
         return events
 
     def receive_eof(self, why: AllswellError | None) -> list[Event]:
-        cause = why or RemoteProtocolError("the server ended the connection without a response")
+        cause = why or no_response()
         return self._line[0].receive_eof(why) + self._unanswered(cause, proven=False)
 
     def _unanswered(self, cause: AllswellError, *, proven: bool) -> list[Event]:

@@ -323,7 +323,8 @@ class Http2:
             if why is not None:
                 return why
             told = "" if cause is None else f" ({cause()})"
-            return RemoteProtocolError(f"the peer closed the connection before the response was complete{told}")
+            words = f"the peer closed the connection before the response was complete{told}"
+            return RemoteProtocolError(words, missing="end")
 
         self._refusal = ended
         for stream in [stream for stream in self._streams.values() if reused and not stream.receiving.answered]:

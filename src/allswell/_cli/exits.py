@@ -97,8 +97,12 @@ def _code(error: BaseException) -> Exit:
                 return _not_connected(cause)
             case ExchangeReset():
                 return Exit.HTTP3 if "HTTP/3" in str(cause) else Exit.HTTP2_STREAM
+            case RemoteProtocolError(missing="response"):
+                return Exit.NOTHING
+            case RemoteProtocolError(missing="end"):
+                return Exit.PARTIAL
             case RemoteProtocolError():
-                return _broken(str(cause))
+                return Exit.HTTP2 if "HTTP/2" in str(cause) else Exit.RECEIVE
             case TransportError():
                 return Exit.SEND if cause.operation == "write" else Exit.RECEIVE
     if isinstance(error, httpx2.TimeoutException):
@@ -121,18 +125,6 @@ def _not_connected(error: ConnectFailed) -> Exit:
         case "quic":
             return Exit.QUIC
     return Exit.CONNECT
-
-
-#: Errors about a response that ended too early have one of these in their text.
-_CUT = ("too early", "within its chunks", "truncated", "was complete", "complete message body")
-
-
-def _broken(words: str) -> Exit:
-    if "without a response" in words:
-        return Exit.NOTHING
-    if any(said in words for said in _CUT):
-        return Exit.PARTIAL
-    return Exit.HTTP2 if "HTTP/2" in words else Exit.RECEIVE
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -538,7 +538,8 @@ class Connection:
 
         :param truncated: whether the goodbye of the layer below is missing.
         """
-        why = RemoteProtocolError(f"{self.label} ended TLS without close_notify: truncated") if truncated else None
+        words = f"{self.label} ended TLS without close_notify: truncated"
+        why = RemoteProtocolError(words, missing="end") if truncated else None
         cut = self.history.cut_short
         self._dispatch(self._backend.receive_eof(why), last=True)
         halves = (each.receiving.tunnel and each.receiving.state is RECEIVE_ENDED for each in self._exchanges.values())
