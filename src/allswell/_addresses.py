@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from allswell._errors import AddressNotAllowed
-from allswell._given import as_host, as_host_given
+from allswell._given import as_host, by_host
 
 #: Returns the addresses of a host, or ``None`` to have the system's resolver asked. Raises if the host has none.
 Resolver = Callable[[str], Awaitable[Iterable[str | IPv4Address | IPv6Address] | None]]
@@ -127,14 +127,14 @@ class Hosts:
 
     :param addresses: for each host name, one address or several.
     :param otherwise: a ``resolver`` for all other hosts; ``None``: the system's.
-    :raises ValueError: if an address is not valid, or a name has none.
+    :raises ValueError: if an address is not valid, or a name has none, or is there in two spellings.
     :ivar otherwise: the resolver for all other hosts.
     """
 
     def __init__(self, addresses: Mapping[str, str | Collection[str]], otherwise: Resolver | None = None) -> None:
         if not isinstance(addresses, Mapping):
             raise TypeError(f"addresses must be a mapping of names to addresses, not {type(addresses).__name__}")
-        self._known = {as_host_given(name): _addresses(name, given) for name, given in addresses.items()}
+        self._known = {name: _addresses(host, given) for name, host, given in by_host(addresses)}
         self.otherwise = otherwise
 
     async def __call__(self, host: str) -> Iterable[str | IPv4Address | IPv6Address] | None:

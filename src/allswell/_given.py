@@ -7,12 +7,15 @@ then fails in another place, with an error that does not name the cause. So the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from inspect import iscoroutinefunction, signature
 from ipaddress import ip_address
+from typing import TypeVar
 
 import httpx2
+
+_T = TypeVar("_T")
 
 _LIBRARIES = ("httpx", "httpx2")
 _PLAIN = (str, bytes, int, float)
@@ -123,6 +126,20 @@ def as_host_given(name: object) -> str:
         except ValueError:
             raise ValueError(f"{name!r} is not a host name") from None
     return host
+
+
+def by_host(given: Mapping[str, _T]) -> Iterator[tuple[str, str, _T]]:
+    """The entries of a setting by host: the host in the form of :func:`as_host`, as it was given, what is set for it.
+
+    :raises ValueError: if a host is not valid, or two are one host in two spellings.
+    """
+    spelt: dict[str, str] = {}
+    for host, what in given.items():
+        name = as_host_given(host)
+        if name in spelt:
+            raise ValueError(f"{spelt[name]!r} and {host!r} are the same host")
+        spelt[name] = host
+        yield name, host, what
 
 
 def _origin(value: object) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 
 from allswell._errors import ConnectFailed, PinMismatch
-from allswell._given import as_host, as_host_given
+from allswell._given import as_host, by_host
 
 _PREFIX = "sha256//"
 
@@ -26,16 +26,16 @@ def read_pins(given: Mapping[str, str | Collection[str]]) -> Mapping[str, frozen
     :param given: for each host name or address, one pin ``"sha256//…"`` or several.
     :return: the pins by host, each host as :func:`as_host` has it.
     :raises TypeError: if it is not a mapping.
-    :raises ValueError: if a pin or a host is not valid, or a host has no pin.
+    :raises ValueError: if a pin or a host is not valid, or a host has no pin, or is there in two spellings.
     """
     if not isinstance(given, Mapping):
         raise TypeError(f"pins must be a mapping of hosts to pins, not {type(given).__name__}")
     found: dict[str, frozenset[str]] = {}
-    for host, pins in given.items():
-        try:
-            name = as_host_given(host)
-        except ValueError as error:
-            raise ValueError(f"pins: {error}") from error
+    try:
+        entries = list(by_host(given))
+    except ValueError as error:
+        raise ValueError(f"pins: {error}") from error
+    for name, host, pins in entries:
         each = frozenset(_pin(host, pin) for pin in ([pins] if isinstance(pins, str) else pins))
         if not each:
             raise ValueError(f"pins: {host} has no pin, so none of its servers would be accepted")

@@ -361,6 +361,7 @@ async def test_hosts(asked: list[str]) -> None:
         ({"a": []}, ValueError),
         ({"ä b": HERE}, ValueError),
         ({"a:80": HERE}, ValueError),
+        ({"a": HERE, "A": HERE}, ValueError),
         ([("a", HERE)], TypeError),
     ],
 )

@@ -273,6 +273,8 @@ async def test_a_connection_serves_a_pinned_host_only_with_its_key(version: str)
         ({"a": [OTHER, "x"]}, ValueError, "'x', for a, is not a pin"),
         ({"a": [7]}, ValueError, "7, for a, is not a pin"),
         ({"a": []}, ValueError, "a has no pin"),
+        ({"a.example": OTHER, "A.EXAMPLE.": OTHER}, ValueError, "'a.example' and 'A.EXAMPLE.' are the same host"),
+        ({"::1": OTHER, "[0::1]": OTHER}, ValueError, r"'::1' and '\[0::1\]' are the same host"),
         ({"https://a": OTHER}, ValueError, "'https://a' is not a host name"),
         ({"*.a": OTHER}, ValueError, r"'\*\.a' is not a host name"),
         ({"": OTHER}, ValueError, "'' is not a host name"),

@@ -19,6 +19,7 @@ from allswell._client_certificate import ClientCertificate
 from allswell._dial.dns_over_https import DnsOverHttps
 from allswell._fields import no_url
 from allswell._filters.keylog import new_context
+from allswell._given import as_host
 from allswell._pool.pool import ConnectionPool
 from allswell._report import ConnectionEnd
 from allswell._transport import AsyncTransport
@@ -69,7 +70,7 @@ class CommandClient(AsyncClient):
 
         :raises Failed: if that is so.
         """
-        if self._asked.pins is not None and url.raw_host.decode("ascii") not in _pins(self._asked):
+        if self._asked.pins is not None and _host(str(url)) not in _pins(self._asked):
             raise Failed(Exit.PINS, f"the server redirects to {url.host}, for which no key is pinned")
 
     def _redirect_method(self, request: httpx2.Request, response: httpx2.Response) -> str:
@@ -168,9 +169,10 @@ def _resolver(url: str) -> DnsOverHttps:
 
 
 def _host(given: str) -> str:
+    """The host of a URL, whatever its spelling."""
     try:
-        return httpx2.URL(with_scheme(given)).raw_host.decode("ascii")
-    except httpx2.InvalidURL:
+        return as_host(httpx2.URL(with_scheme(given)).raw_host.decode("ascii"))
+    except (httpx2.InvalidURL, ValueError):
         return ""  # the request will fail with an error that names it
 
 
