@@ -25,8 +25,10 @@ from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacke
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver
 
 from allswell._quic.engine import Engine
+from allswell._quic.pieces import Held
 from allswell._quic.recovery import RunPacket, SentRun
 from allswell._quic.settings import VERSION_1
+from allswell._quic.streams import OwnStream
 
 _BROKE = f"aioquic {version('aioquic')} broke it"
 
@@ -47,13 +49,16 @@ ATTRIBUTES: dict[str, Any] = {
     "_host_cids": list,
     "_local_ack_delay_exponent": int,
     "_local_max_data": Limit,
+    "_local_max_stream_data_bidi_local": int,
     "_local_max_stream_data_uni": int,
     "_local_max_streams_bidi": Limit,
     "_local_max_streams_uni": Limit,
+    "_local_next_stream_id_bidi": int,
     "_logger": None,
     "_loss": None,
     "_max_datagram_size": int,
     "_network_paths": list,
+    "_pacing_at": type(None),
     "_packet_number": int,
     "_peer_cid": None,
     "_peer_token": bytes,
@@ -69,6 +74,8 @@ ATTRIBUTES: dict[str, Any] = {
     "_remote_max_stream_data_uni": int,
     "_remote_max_streams_bidi": int,
     "_remote_max_streams_uni": int,
+    "_remote_preferred_address": type(None),
+    "_retire_connection_ids": list,
     "_spaces": dict,
     "_spin_bit": bool,
     "_spin_highest_pn": int,
@@ -104,6 +111,7 @@ METHODS = {
     "_send_probe": ["self"],
     "_serialize_transport_parameters": ["self"],
     "_payload_received": ["self", "context", "plain", "crypto_frame_required"],
+    "_unblock_streams": ["self", "is_unidirectional"],
     "_write_ack_frame": ["self", "builder", "space", "now"],
     "_write_connection_limits": ["self", "builder", "space"],
     "_write_ping_frame": ["self", "builder", "uids", "comment"],
@@ -143,6 +151,11 @@ SOURCES = {
         "self._loss.peer_completed_address_validation = True",
         "self._loss.on_ack_received(",
     ],
+    "_handle_max_streams_bidi_frame": [
+        "if max_streams > STREAM_COUNT_MAX:",
+        "if max_streams > self._remote_max_streams_bidi:",
+        "self._unblock_streams(is_unidirectional=False)",
+    ],
     "_handle_connection_close_frame": ["if self._close_event is None:"],
     "_handle_stream_frame": [
         "event = stream.receiver.handle_frame(frame)",
@@ -160,11 +173,41 @@ SOURCES = {
         "network_path.bytes_sent += payload_length",
     ],
     "_write_application": [
+        # What it may have to write: see _others_wait and _waiting.
+        "not (network_path.is_validated or network_path.local_challenge_sent)",
+        "if self._handshake_done_pending:",
+        "while len(network_path.remote_challenges) > 0:",
+        "if not connection_id.was_sent:",
+        "for sequence_number in self._retire_connection_ids[:]:",
+        "if self._streams_blocked_pending:",
+        "self._write_connection_limits(",
+        "self._write_stream_limits(",
+        "if self._ping_pending:",
+        "if self._probe_pending:",
+        "not crypto_stream.sender.buffer_is_empty",
+        "while self._datagrams_pending:",
+        "if stream.is_finished:",
+        "self._streams.pop(stream.stream_id)",
+        "if stream.receiver.stop_pending:",
+        "if stream.sender.reset_pending:",
+        "elif not stream.is_blocked and not stream.sender.buffer_is_empty:",
         "stream.sender.highest_offset",
         "- self._remote_max_data_used",
         "self._remote_max_data_used += used",
         "self._streams_queue.extend(sent)",
         "self._loss._pacer.update_after_send(now=now)",
+    ],
+    "_get_or_create_stream_for_send": [
+        "max_stream_data_local = self._local_max_stream_data_bidi_local",
+        "max_stream_data_remote = self._remote_max_stream_data_bidi_remote",
+        "self._streams_queue.append(stream)",
+        "self._local_next_stream_id_bidi = stream_id + 4",
+        "if stream_id // 4 >= max_streams:",
+        "self._streams_blocked_pending = True",
+    ],
+    "send_stream_data": [
+        "stream = self._get_or_create_stream_for_send(stream_id)",
+        "stream.sender.write(data, end_stream=end_stream)",
     ],
     "_write_stream_frame": ["return stream.sender.highest_offset - previous_send_highest"],
 }
@@ -206,6 +249,7 @@ RECOVERY_OPTIONS = [
 
 #: Private names of the other parts, which :func:`test_parts` looks at, and the private modules.
 PARTS = {
+    "_acked_fin",
     "_aead",
     "_buffer_fin",
     "_buffer",
@@ -238,6 +282,7 @@ PARTS = {
     "_rtt_min",
     "_rtt_smoothed",
     "_rtt_variance",
+    "_stop_error_code",
     "_stream_id",
     "_supported_groups",
     "_time_of_last_sent_ack_eliciting_packet",
@@ -300,6 +345,16 @@ def test_parts(connection: Engine) -> None:
     assert (len(stream.receiver._ranges), len(stream.receiver._buffer)) == (0, 0), _BROKE
     assert (stream.receiver._buffer_start, stream.receiver._stream_id) == (0, 0), _BROKE
     assert (stream.receiver.highest_offset, stream.receiver.is_finished) == (0, False), _BROKE
+    # Ours are made without their constructors.
+    ours = OwnStream(0, 10, 10, Held(10))
+    assert vars(ours).keys() == vars(stream).keys(), _BROKE
+    assert vars(ours.sender).keys() == vars(stream.sender).keys(), _BROKE
+    made = vars(QuicStreamReceiver(0, readable=True))
+    assert {**made, **vars(ours.receiver)}.items() >= {"stop_pending": False, "_stop_error_code": None}.items(), _BROKE
+    assert made.keys() - vars(ours.receiver).keys() == {"_buffer", "_ranges"}, _BROKE
+    delivered = inspect.getsource(type(stream.sender).on_data_delivery)
+    assert "self._acked_fin = True" in delivered, _BROKE
+    assert "if self._buffer_start == self._buffer_fin and self._acked_fin:" in delivered, _BROKE
     receiver = inspect.getsource(QuicStreamReceiver.handle_frame)
     assert "if pos == 0 and count and not self._buffer:" in receiver, _BROKE
     assert stream.sender._reset_error_code is None, _BROKE

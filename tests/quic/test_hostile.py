@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -464,9 +464,10 @@ class AioquicAcks(Engine):
         super().__init__(*args, **options)
         theirs = partial(QuicPacketRecovery.on_ack_received, self._loss)
 
-        def on_ack_received(*, ack_rangeset: RangeSet, space: QuicPacketSpace, **more: Any) -> None:
-            self._loss.newly_acknowledged = sum(number in ack_rangeset for number in space.sent_packets)
+        def on_ack_received(*, ack_rangeset: Sequence[range], space: QuicPacketSpace, **more: Any) -> None:
+            ranges = RangeSet(ack_rangeset)
+            self._loss.newly_acknowledged = sum(number in ranges for number in space.sent_packets)
             self._loss.single_out(space, self._packet_number)
-            theirs(ack_rangeset=ack_rangeset, space=space, **more)
+            theirs(ack_rangeset=ranges, space=space, **more)
 
         self._loss.on_ack_received = on_ack_received  # type: ignore[method-assign]  # of this one

@@ -98,9 +98,10 @@ class ClientConnection:
     @property
     def streams_left(self) -> int:
         """How many bidirectional streams we may open now."""
-        if self.ended is not None:
+        engine = self.engine
+        if engine.ended is not None:
             return 0
-        return self.engine._remote_max_streams_bidi - self.engine.get_next_available_stream_id() // 4
+        return engine._remote_max_streams_bidi - engine._local_next_stream_id_bidi // 4
 
     @property
     def largest_datagram(self) -> int:
@@ -137,11 +138,14 @@ class ClientConnection:
             self.dirty = True
 
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
-        stream = self.engine._streams.get(stream_id)
-        if stream is not None and stream.sender._reset_error_code is not None:
+        engine = self.engine
+        stream = engine._streams.get(stream_id)
+        if stream is None:
+            stream = engine._get_or_create_stream_for_send(stream_id)
+        elif stream.sender._reset_error_code is not None:
             return  # the peer's STOP_SENDING has come (RFC 9000 §3.5), and the writer will hear of it
-        self.dirty = self.engine.data_queued = True
-        self.engine.send_stream_data(stream_id, data, end_stream)
+        self.dirty = engine.data_queued = True
+        stream.sender.write(data, end_stream)
 
     def reset_stream(self, stream_id: int, error_code: int) -> None:
         self.dirty = self.engine.data_queued = True

@@ -10,6 +10,7 @@ packet is (RFC 9002 §7.1).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aioquic._buffer import Buffer
@@ -108,14 +109,29 @@ class EcnConnection(QuicConnection):
         seconds = (delay << self._remote_ack_delay_exponent) / 1000000
         if self._quic_logger is not None and context.quic_logger_frames is not None:
             context.quic_logger_frames.append(self._quic_logger.encode_ack_frame(acknowledged, seconds))
-        loss, space = self._loss, self._spaces[context.epoch]
         if context.epoch is not Epoch.INITIAL:
-            loss.peer_completed_address_validation = True
-        largest = space.largest_acked_packet
-        loss.on_ack_received(ack_rangeset=acknowledged, ack_delay=seconds, now=context.time, space=space)
+            self._loss.peer_completed_address_validation = True
+        self._acknowledged(self._spaces[context.epoch], acknowledged, seconds, counts, context.time)
+
+    def _acknowledged(
+        self,
+        space: QuicPacketSpace,
+        acknowledged: Sequence[range],
+        delay: float,
+        counts: tuple[int, int, int] | None,
+        now: float,
+    ) -> None:
+        """An ACK frame came.
+
+        :param acknowledged: the numbers that it names, in ascending order.
+        :param delay: of the peer, in seconds.
+        :param counts: of ECN.
+        """
+        loss, largest = self._loss, space.largest_acked_packet
+        loss.on_ack_received(ack_rangeset=acknowledged, ack_delay=delay, now=now, space=space)
         if self.marking and space.largest_acked_packet > largest:
             # Older frames come out of order, and their counts mean nothing.
-            self._validate(space, loss.newly_acknowledged, counts, context.time)
+            self._validate(space, loss.newly_acknowledged, counts, now)
 
     def _validate(self, space: QuicPacketSpace, newly: int, counts: tuple[int, int, int] | None, now: float) -> None:
         """RFC 9000 §13.4.2.1."""

@@ -38,6 +38,7 @@ from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     END_STATES,
     MAX_STREAM_DATA_FRAME_CAPACITY,
+    Limit,
     NetworkAddress,
     QuicConnectionError,
     QuicConnectionState,
@@ -55,12 +56,14 @@ from aioquic.quic.stream import QuicStream
 from cryptography.x509 import Certificate
 
 from allswell._errors import printable, shown
+from allswell._quic.flights import LEAST_FRAME, OF_SERVER
 from allswell._quic.interface import (
     End,
 )
 from allswell._quic.path_mtu import PathMtuConnection
 from allswell._quic.pieces import Held, PiecesReceiver
 from allswell._quic.runs import LARGEST_DATAGRAM
+from allswell._quic.streams import OwnStream
 
 
 def _printable(record: logging.LogRecord) -> bool:
@@ -78,13 +81,11 @@ _log.addHandler(logging.NullHandler())
 _SHORTEST_RESET = 21
 #: RFC 9000 §17.2: the header form.
 _LONG_HEADER = 0x80
-#: RFC 9000 §2.1: the two low bits of a stream's number say its kind. The lowest is set in streams of the server.
-_KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY, _OF_SERVER = 0b11, 0b00, 0b10, 0b01
+#: RFC 9000 §2.1: the two low bits of a stream's number say its kind.
+_KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
 #: How many streams a server may have open, and the window of each. HTTP/3 has no bidirectional ones (RFC 9114 §6.1),
 #: and three unidirectional ones (§6.2.1, RFC 9204 §4.2). Some servers open more, to test that they are ignored.
 _SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
-#: A STREAM frame begins only if the packet has so many bytes left.
-_LEAST_FRAME = 32
 #: How many pieces of the handshake may wait for the data before them.
 _GAPS = 256
 #: The longest handshake message that is accepted, in bytes. It is a chain of certificates (OpenSSL: 100 KiB).
@@ -370,7 +371,7 @@ class Engine(PathMtuConnection):
     def _write_stream_frame(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream, max_offset: int
     ) -> int:
-        if builder.remaining_flight_space < _LEAST_FRAME:
+        if builder.remaining_flight_space < LEAST_FRAME:
             return 0
         used = super()._write_stream_frame(builder, space, stream, max_offset)
         sender = stream.sender
@@ -385,10 +386,16 @@ class Engine(PathMtuConnection):
         return stream
 
     def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
-        known = stream_id in self._streams
-        stream = super()._get_or_create_stream_for_send(stream_id)
-        if not known and not stream_id & 2:
-            stream.receiver = PiecesReceiver(stream_id, self._held)
+        if stream_id & _KIND != _OURS_BOTH_WAYS or stream_id < self._local_next_stream_id_bidi:
+            return super()._get_or_create_stream_for_send(stream_id)
+        stream = self._streams[stream_id] = OwnStream(
+            stream_id, self._local_max_stream_data_bidi_local, self._remote_max_stream_data_bidi_remote, self._held
+        )
+        self._streams_queue.append(stream)
+        self._local_next_stream_id_bidi = stream_id + 4
+        if stream_id // 4 >= self._remote_max_streams_bidi:
+            stream.is_blocked = self._streams_blocked_pending = True
+            self._streams_blocked_bidi.append(stream)
         return stream
 
     def _handle_reset_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
@@ -416,12 +423,15 @@ class Engine(PathMtuConnection):
         parameter = encode_uint_var(_MAX_UDP_PAYLOAD_SIZE) + encode_uint_var(len(size)) + size
         return super()._serialize_transport_parameters() + parameter
 
+    def _limits_due(self) -> list[Limit]:
+        data = self._local_max_data
+        streams = self._local_max_streams_bidi, self._local_max_streams_uni
+        due = [data] if data.value != data.sent else []
+        # MAX_STREAMS in batches, as aioquic does
+        return due + [each for each in streams if 0 < each.value - each.sent > each.sent - each.used]
+
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        for limit in (self._local_max_data, self._local_max_streams_bidi, self._local_max_streams_uni):
-            if limit.value == limit.sent:
-                continue
-            if limit is not self._local_max_data and limit.sent - limit.used >= limit.value - limit.sent:
-                continue  # MAX_STREAMS in batches, as aioquic does
+        for limit in self._limits_due():
             buf = builder.start_frame(
                 limit.frame_type,
                 capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -434,13 +444,18 @@ class Engine(PathMtuConnection):
                 frame = self._quic_logger.encode_connection_limit_frame(limit.frame_type, limit.value)
                 builder.quic_logger_frames.append(frame)
 
-    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+    def _stream_limit_due(self, stream: QuicStream) -> bool:
         credit = stream.max_stream_data_local - stream.max_stream_data_local_sent
         if credit == 0 or stream.receiver.is_finished:
+            return False
+        assert stream.stream_id is not None
+        # A stream of the server brings a few bytes in a connection's life. For others the backend saves credit up.
+        return credit >= _SERVER_WINDOW >> 2 or not stream.stream_id & OF_SERVER
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        if not self._stream_limit_due(stream):
             return
         assert stream.stream_id is not None
-        if credit < _SERVER_WINDOW >> 2 and stream.stream_id & _OF_SERVER:
-            return  # (it sends a few bytes in a connection's life; for other streams the backend saves credit up)
         buf = builder.start_frame(
             QuicFrameType.MAX_STREAM_DATA,
             capacity=MAX_STREAM_DATA_FRAME_CAPACITY,

@@ -17,7 +17,7 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
-from allswell._quic.runs import RunConnection
+from allswell._quic.flights import FlightConnection
 
 #: UDP payloads worth a probe: what Ethernet carries over IPv6 (and the largest that many servers receive), and what
 #: WireGuard carries.
@@ -30,7 +30,7 @@ _FLIGHT = 8
 _SUSPICIOUS_PROBES = 3
 
 
-class PathMtuConnection(RunConnection):
+class PathMtuConnection(FlightConnection):
     """aioquic's connection, with path MTU discovery.
 
     :ivar base_size: the size of datagrams at first, in bytes.

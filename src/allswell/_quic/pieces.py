@@ -56,10 +56,27 @@ class PiecesReceiver(QuicStreamReceiver):
     """
 
     def __init__(self, stream_id: int | None, held: Held) -> None:
-        super().__init__(stream_id, readable=True)
+        # (Without super(): its buffer and ranges have no use here.)
+        self.highest_offset = self._buffer_start = 0
+        self.is_finished = self.stop_pending = False
+        self._final_size: int | None = None
+        self._stream_id = stream_id
+        self._stop_error_code: int | None = None
         self._held = held
         self._starts: list[int] = []  # of the pieces, in order; no two overlap
         self._pieces: list[bytearray] = []
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has come yet."""
+        return self.highest_offset == 0 and self._final_size is None
+
+    def take_whole(self, data: bytes) -> StreamDataReceived:
+        """Take all of the stream at once. It is untouched."""
+        self._buffer_start = self.highest_offset = self._final_size = len(data)
+        self.is_finished = True
+        assert self._stream_id is not None
+        return StreamDataReceived(self._stream_id, data, True)
 
     # Its events are ours. aioquic only puts them into the connection's queue.
 

@@ -10,12 +10,12 @@ it gets them (:meth:`Recovery.single_out`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain, groupby, repeat
 from typing import Any, NamedTuple
 
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState
-from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStreamSender
 from aioquic.tls import Epoch
@@ -91,8 +91,10 @@ class Recovery(QuicPacketRecovery):
         super().__init__(**options)
         self.newly_acknowledged = 0
 
-    def on_ack_received(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
-        largest_acked = ack_rangeset.bounds().stop - 1
+    def on_ack_received(
+        self, *, ack_rangeset: Sequence[range], ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> None:
+        largest_acked = ack_rangeset[-1].stop - 1
         space.largest_acked_packet = max(space.largest_acked_packet, largest_acked)
         sent: dict[int, Any] = space.sent_packets  # of aioquic's packets, and of ours
         last, last_sent = -1, 0.0
@@ -162,6 +164,10 @@ class Recovery(QuicPacketRecovery):
         self._time_of_last_sent_ack_eliciting_packet = run.sent_time
         together: Any = _Together(count * run.sent_bytes, run.sent_time)
         self._cc.on_packet_sent(packet=together)
+        self.on_paced(count)
+
+    def on_paced(self, count: int) -> None:
+        """So many of the packets that the pacer lets go have gone."""
         pacer = self._pacer
         if pacer.packet_time is not None:
             pacer.bucket_time = max(0.0, pacer.bucket_time - count * pacer.packet_time)

@@ -1,4 +1,4 @@
-"""Runs of 1-RTT packets: those that came together are opened together, and many are made at once.
+"""Runs of 1-RTT packets: those that came together are opened together. (For those that are sent see ``flights.py``.)
 
 Theory of operation. aioquic takes one datagram at a time, by code for every case that QUIC has. In a long transfer
 nearly all packets are alike: the datagrams of a run hold one packet each, with the same connection ID and keys, and the
@@ -6,17 +6,15 @@ packets hold consecutive STREAM frames. Such packets take a short way:
 
 - :class:`Opener` takes the protection off the packets of a run. One call makes the masks of all headers
   (RFC 9001 §5.4.3: they are AES-ECB of samples of the packets).
-- :class:`RunConnection` acts on those that hold only a few STREAM frames. It joins contiguous data, and does the
-  bookkeeping once: flow control, the streams' offsets, the numbers to acknowledge, the ECN marks, the timers.
-
-Full packets of one stream's data are also made together (:class:`Sealer`), as many as congestion control, the pacer and
-flow control allow, less one. aioquic fills that one with any other frames. It also sends the end of a stream.
+- :class:`RunConnection` acts on those that hold only ordinary frames: STREAM, ACK, MAX_STREAMS, PING, PADDING. It joins
+  contiguous data, and does the bookkeeping once: flow control, the streams' offsets, the numbers to acknowledge, the
+  ECN marks, the timers.
 
 aioquic handles all other packets. A packet that does not open (another connection ID, other keys, garbage) goes to
 ``receive_datagram``, which takes every datagram. A payload with other frames, or with data out of order or beyond the
 limits, goes to ``_payload_received``, after all that came before it has been booked. A part of it may have been acted
-on already. That does no harm, because data may come twice (RFC 9000 §2.2). The bookkeeping of a packet is always that
-of ``receive_datagram``. A test gives both ways the same packets, and compares.
+on already. That does no harm: data, limits and ACKs may come twice (RFC 9000 §2.2). The bookkeeping of a packet is
+always that of ``receive_datagram``. A test gives both ways the same packets, and compares.
 
 There is no short way for ChaCha20, whose masks are made one by one, or with a qlog, which names each packet.
 
@@ -36,7 +34,6 @@ from aioquic._crypto import AEAD, HeaderProtection
 from aioquic.quic.connection import NetworkAddress, QuicConnectionError, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.packet import decode_packet_number, get_spin_bit
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
-from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 from cryptography.exceptions import InvalidTag
 
@@ -44,7 +41,6 @@ from allswell._quic import native, varint
 from allswell._quic.ecn import EcnConnection
 from allswell._quic.interface import StreamDataReceived
 from allswell._quic.pieces import PiecesReceiver
-from allswell._quic.recovery import SentRun
 
 #: The largest UDP payload that is accepted, in bytes (RFC 9000 §18.2): that of an Ethernet packet. Nothing else limits
 #: the work for one datagram. Jumbo frames and the loopback carry up to 64 KB, and 64 KB of the smallest frames take 240
@@ -55,16 +51,10 @@ _SAMPLE_OFFSET, _SAMPLE = 4, 16
 #: RFC 9000 §17.3.1: the header form, the fixed bit, the reserved bits and the key phase; and the fixed bit alone.
 _FORM, _FIXED_BIT = 0b11011100, 0b01000000
 _KEY_PHASE_SHIFT, _SPIN_BIT_SHIFT = 2, 5
-#: RFC 9001 §6.6: AES-GCM may protect 2^23 packets with one key. After half of them the keys are changed.
-_PACKETS_PER_KEY = 1 << 22
 #: How many bytes a sent packet number has: as many as aioquic uses.
-_NUMBER_SIZE = 2
+NUMBER_SIZE = 2
 #: How many bytes the AEAD's tag has (RFC 9001 §5.3).
-_TAG = 16
-#: How many packets of one stream are sent before another stream has its turn.
-_TURN = 16
-#: How many packets are made in one go.
-_MOST_MADE = 64
+TAG = 16
 #: RFC 9001 §5.4.1: the bits of a short header's first byte that are protected.
 _PROTECTED_BITS = 0b00011111
 #: How many packets are opened in one go.
@@ -72,12 +62,20 @@ _MOST = 64
 #: Below this distance from the expected packet number even one byte says which number is meant.
 _NEAR = 64
 #: RFC 9000 §19.8: the frame types of STREAM, and their bits.
-_STREAM, _STREAM_TYPES = 0x08, 0b11111000
-_OFF, _LEN, _FIN = 0x04, 0x02, 0x01
+STREAM, _STREAM_TYPES = 0x08, 0b11111000
+OFF, LEN, FIN = 0x04, 0x02, 0x01
 #: RFC 9000 §16: the first bits of an integer, by how many bytes it has.
 _INTEGERS = {4: 0x80000000, 8: 0xC000000000000000}
-#: The most STREAM frames of one packet on the short way. A packet has more only to cost time.
-_FEW = 16
+#: Other frame types (RFC 9000 §19).
+_PADDING, _PING, _ACK, _ACK_ECN, _MAX_STREAMS_BIDI = 0x00, 0x01, 0x02, 0x03, 0x12
+#: RFC 9000 §19.11: no limit of streams is larger.
+_MOST_STREAMS = 1 << 60
+#: The most ranges, but for the first, of an ACK frame on the short way.
+_FEW_RANGES = 16
+#: After so many frames (a fifth of a millisecond) others may have their turn.
+_MANY = 256
+#: What became of a packet: it is for aioquic; it was acted on, and asks for an acknowledgement, or does not.
+_NOT_TAKEN, _ELICITS, _QUIET = 0, 1, 2
 
 #: Data of one stream, in order: the stream, where they begin, the data, and whether (not 0) the stream ends with them.
 Piece = tuple[int, int, bytes, int]
@@ -183,7 +181,7 @@ class Sealer(_Protection):
     def __init__(self, aead: AEAD, protection: HeaderProtection, cid: bytes, key_phase: int) -> None:
         super().__init__(aead, protection, cid, key_phase)
         self._encrypt = aead._aead.encrypt
-        self._form |= _NUMBER_SIZE - 1
+        self._form |= NUMBER_SIZE - 1
 
     def seal(
         self, head: bytes, offset: int, width: int, data: memoryview, chunk: int, number: int, spin_bit: bool
@@ -198,22 +196,27 @@ class Sealer(_Protection):
         :param number: of the first packet.
         """
         bits = _INTEGERS[width]
-        frames = [
+        payloads = [
             b"".join((head, (offset + at | bits).to_bytes(width, "big"), data[at : at + chunk]))
             for at in range(0, len(data), chunk)
         ]
+        return self.protect(payloads, number, spin_bit)
+
+    def protect(self, payloads: Sequence[bytes], number: int, spin_bit: bool) -> list[bytes]:
+        """Make packets with these payloads.
+
+        :param number: of the first packet.
+        """
         iv, encrypt = self._iv, self._encrypt
-        size = 1 + len(self.cid) + _NUMBER_SIZE
+        size = 1 + len(self.cid) + NUMBER_SIZE
         # Headers as numbers: masking them is then one operation.
         shift = 8 * (size - 1)
-        header = (
-            int.from_bytes(bytes((self._form | spin_bit << _SPIN_BIT_SHIFT,)) + self.cid, "big") << 8 * _NUMBER_SIZE
-        )
+        header = int.from_bytes(bytes((self._form | spin_bit << _SPIN_BIT_SHIFT,)) + self.cid, "big") << 8 * NUMBER_SIZE
         bodies = [
-            encrypt((iv ^ at).to_bytes(12, "big"), frame, (header | at & 0xFFFF).to_bytes(size, "big"))
-            for at, frame in enumerate(frames, number)
+            encrypt((iv ^ at).to_bytes(12, "big"), payload, (header | at & 0xFFFF).to_bytes(size, "big"))
+            for at, payload in enumerate(payloads, number)
         ]
-        begin = _SAMPLE_OFFSET - _NUMBER_SIZE
+        begin = _SAMPLE_OFFSET - NUMBER_SIZE
         end = begin + _SAMPLE
         masks = self._masks(b"".join([body[begin:end] for body in bodies]))
         firsts, seconds, thirds = masks[::_SAMPLE], masks[1::_SAMPLE], masks[2::_SAMPLE]
@@ -272,10 +275,8 @@ class RunConnection(EcnConnection):
         self.idle_timeout: float = self._configuration.idle_timeout
         self._opener: Opener | None = None
         self._in_order: dict[int, _InOrder] = {}
-        self._unbooked = 0  # bytes of them
-        self._sealer: Sealer | None = None
-        self._sends_with: AEAD | None = None  # since this packet:
-        self._first_of_key = 0
+        self._unbooked = 0  # bytes that came in order and are not booked yet
+        self._frames = 0  # how many more are read before others may have their turn
 
     def receive_run(
         self, run: bytes, ends: Sequence[int], index: int, addr: NetworkAddress, now: float, over: Callable[[], bool]
@@ -289,6 +290,7 @@ class RunConnection(EcnConnection):
         start = ends[index - 1] if index else 0
         space = self._spaces[Epoch.ONE_RTT]
         expected = space.expected_packet_number
+        self._frames = _MANY
         opener = self._opener_for(run, start, addr)
         packets = [] if opener is None else opener.open(run, ends, index, expected)
         if opener is None or not packets:
@@ -311,9 +313,9 @@ class RunConnection(EcnConnection):
                     index += 1
                     continue
             if isinstance(content, bytes):
-                taken = self._take_frames(content)
+                taken = self._take_frames(content, space, now)
             elif number >= booked and self._take_pieces(content):
-                taken = True
+                taken = _ELICITS
             else:
                 packets += reversed(Opener.open(opener, run, ends[: index + count], index, number))
                 continue
@@ -323,7 +325,11 @@ class RunConnection(EcnConnection):
                 expected = number + count - (number + count - 1 - max(number, expected + 1) & 1)
             if taken:
                 merged += count
-                elicits = True
+                elicits |= taken is _ELICITS
+                if self._frames < 0 and over():
+                    packets.clear()
+                    stop, last = number + count, bits
+                    break
             else:
                 self._tell(space, merged)
                 merged = 0
@@ -379,62 +385,140 @@ class RunConnection(EcnConnection):
         """Whether opened packets are still valid, after others were acted on."""
         return addr == self._network_paths[0].addr and any(each.cid == opener.cid for each in self._host_cids)
 
-    def _take_frames(self, payload: bytes) -> bool:
-        """Act on a packet. Return whether it holds a few STREAM frames only (RFC 9000 §19.8), all within limits."""
+    def _take_frames(self, payload: bytes, space: QuicPacketSpace, now: float) -> int:
+        """Act on a packet, if it holds nothing but ordinary frames (see the module), all within limits.
+
+        :return: :data:`_ELICITS` or :data:`_QUIET`; :data:`_NOT_TAKEN` if aioquic must act on the packet.
+        """
         in_order, allowed = self._in_order, self._local_max_data
-        at, end, few = 0, len(payload), _FEW
+        at, end, frames = 0, len(payload), 0
+        taken = _QUIET
         try:
             while at < end:
                 kind = payload[at]
-                if kind & _STREAM_TYPES != _STREAM:
-                    return False
-                stream_id = payload[at + 1]
-                at += 2
-                if stream_id > 0x3F:
-                    stream_id, at = varint.decode(payload, at - 1)
-                offset = 0
-                if kind & _OFF:
-                    offset = payload[at]
-                    if 0x80 <= offset < 0xC0:
-                        offset = (offset & 0x3F) << 24 | payload[at + 1] << 16 | payload[at + 2] << 8 | payload[at + 3]
-                        at += 4
+                frames += 1
+                if kind & _STREAM_TYPES == STREAM:
+                    taken = _ELICITS
+                    stream_id = payload[at + 1]
+                    at += 2
+                    if stream_id > 0x3F:
+                        if stream_id < 0x80:
+                            stream_id = (stream_id & 0x3F) << 8 | payload[at]
+                            at += 1
+                        else:
+                            stream_id, at = varint.decode(payload, at - 1)
+                    offset = 0
+                    if kind & OFF:
+                        offset = payload[at]
+                        if 0x80 <= offset < 0xC0:
+                            offset = (
+                                (offset & 0x3F) << 24 | payload[at + 1] << 16 | payload[at + 2] << 8 | payload[at + 3]
+                            )
+                            at += 4
+                        else:
+                            offset, at = varint.decode(payload, at)
+                    if kind & LEN:
+                        size = payload[at]
+                        at += 1
+                        if size > 0x3F:
+                            size, at = varint.decode(payload, at - 1)
+                        stop = at + size
                     else:
-                        offset, at = varint.decode(payload, at)
-                if kind & _LEN:
-                    size, at = varint.decode(payload, at)
-                    stop = at + size
+                        size, stop = end - at, end
+                    unbooked = self._unbooked + size
+                    if stop > end or unbooked > allowed.value - allowed.used:
+                        return _NOT_TAKEN
+                    fin = kind & FIN
+                    one = in_order.get(stream_id)
+                    if one is None:
+                        stream = self._streams.get(stream_id)
+                        if stream is None or type(stream.receiver) is not PiecesReceiver:
+                            return _NOT_TAKEN
+                        receiver, limit = stream.receiver, stream.max_stream_data_local
+                        if fin and size and not offset and receiver.is_untouched and size <= limit:
+                            # All of a stream at once: a small response.
+                            self._unbooked = unbooked
+                            self._events.append(receiver.take_whole(payload[at:stop]))  # type: ignore[arg-type]  # ours
+                            at = stop
+                            continue
+                        one = self._begin(stream_id, receiver, limit)
+                    if one is None or offset != one.stop or offset + size > one.limit or one.fin:
+                        return _NOT_TAKEN
+                    if not size and not fin:
+                        return _NOT_TAKEN
+                    self._unbooked = unbooked
+                    one.stop, one.fin = offset + size, fin
+                    one.pieces.append(payload[at:stop])
+                    at = stop
+                elif kind == _MAX_STREAMS_BIDI:
+                    # Some servers send one of these for each request that is over.
+                    taken = _ELICITS
+                    most, at = varint.decode(payload, at + 1)
+                    if most > _MOST_STREAMS:
+                        return _NOT_TAKEN
+                    if most > self._remote_max_streams_bidi:
+                        self._remote_max_streams_bidi = most
+                        if self._streams_blocked_bidi:
+                            self._unblock_streams(is_unidirectional=False)
+                elif kind in (_ACK, _ACK_ECN):
+                    at = self._take_ack(payload, at, space, now)
+                    if not at:
+                        return _NOT_TAKEN
+                elif kind == _PADDING:
+                    at = end - len(payload[at:].lstrip(b"\0"))
+                elif kind == _PING:
+                    taken = _ELICITS
+                    at += 1
                 else:
-                    size, stop = end - at, end
-                one = in_order.get(stream_id) or self._begin(stream_id)
-                unbooked = self._unbooked + size
-                if (
-                    one is None
-                    or offset != one.stop
-                    or offset + size > one.limit
-                    or unbooked > allowed.value - allowed.used
-                    or stop > end
-                    or one.fin
-                    or not few
-                ):
-                    return False
-                fin = kind & _FIN
-                if size <= 0 and not (fin and size == 0):
-                    return False
-                few -= 1
-                self._unbooked = unbooked
-                one.stop, one.fin = offset + size, fin
-                one.pieces.append(payload[at:stop])
-                at = stop
+                    return _NOT_TAKEN
         except IndexError:  # a frame that is cut off
-            return False
-        return end > 0
+            return _NOT_TAKEN
+        self._frames -= frames
+        return taken if end else _NOT_TAKEN
+
+    def _take_ack(self, payload: bytes, at: int, space: QuicPacketSpace, now: float) -> int:
+        """Act on an ACK frame (RFC 9000 §19.3). Return where it ends; 0 if aioquic must act on it.
+
+        :raises IndexError: when it is cut off.
+        """
+        kind = payload[at]
+        largest, at = varint.decode(payload, at + 1)
+        delay, at = varint.decode(payload, at)
+        more, at = varint.decode(payload, at)
+        size, at = varint.decode(payload, at)
+        if more > _FEW_RANGES:
+            return 0
+        start = largest - size
+        ranges = [range(start, largest + 1)]
+        for _ in range(more):
+            gap, at = varint.decode(payload, at)
+            size, at = varint.decode(payload, at)
+            stop = start - gap - 1
+            start = stop - size - 1
+            ranges.append(range(start, stop))
+        if start < 0:
+            return 0
+        counts = None
+        if kind == _ACK_ECN:
+            ect_0, at = varint.decode(payload, at)
+            ect_1, at = varint.decode(payload, at)
+            ce, at = varint.decode(payload, at)
+            counts = ect_0, ect_1, ce
+        ranges.reverse()
+        self._acknowledged(space, ranges, (delay << self._remote_ack_delay_exponent) / 1000000, counts, now)
+        return at
 
     def _take_pieces(self, pieces: list[Piece]) -> bool:
         """Act on packets that hold these. Return whether they do: whether all is in order, and within limits."""
         in_order, allowed = self._in_order, self._local_max_data
         unbooked = self._unbooked
         for stream_id, offset, data, _ in pieces:
-            one = in_order.get(stream_id) or self._begin(stream_id)
+            one = in_order.get(stream_id)
+            if one is None:
+                stream = self._streams.get(stream_id)
+                if stream is None or type(stream.receiver) is not PiecesReceiver:
+                    return False
+                one = self._begin(stream_id, stream.receiver, stream.max_stream_data_local)
             if one is None or one.fin or offset != one.stop or offset + len(data) > one.limit:
                 return False
             unbooked += len(data)
@@ -447,26 +531,22 @@ class RunConnection(EcnConnection):
             one.pieces.append(data)
         return True
 
-    def _begin(self, stream_id: int) -> _InOrder | None:
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return None
-        receiver = stream.receiver
+    def _begin(self, stream_id: int, receiver: PiecesReceiver, limit: int) -> _InOrder | None:
         if (
-            type(receiver) is not PiecesReceiver
-            or receiver.is_finished
+            receiver.is_finished
             or receiver._starts
             or receiver.highest_offset != receiver._buffer_start
             or receiver._final_size is not None
         ):
             return None
-        one = self._in_order[stream_id] = _InOrder(receiver, stream.max_stream_data_local)
+        one = self._in_order[stream_id] = _InOrder(receiver, limit)
         return one
 
     def _tell(self, space: QuicPacketSpace, packets: int) -> None:
         """Book the data that some packets have brought in order, and make events of them."""
-        if not self._in_order:
-            return
+        self._count_marks(space, packets)
+        self._local_max_data.used += self._unbooked
+        self._unbooked = 0
         for stream_id, one in self._in_order.items():
             if one.pieces:
                 receiver, pieces = one.receiver, one.pieces
@@ -477,9 +557,6 @@ class RunConnection(EcnConnection):
                 event = StreamDataReceived(stream_id, data, bool(one.fin))
                 self._events.append(event)  # type: ignore[arg-type]  # ours, as those of PiecesReceiver are
         self._in_order.clear()
-        self._local_max_data.used += self._unbooked
-        self._unbooked = 0
-        self._count_marks(space, packets)
 
     def _book(self, space: QuicPacketSpace, begin: int, stop: int, bits: int, now: float, *, elicits: bool) -> None:
         """Book packets with these numbers.
@@ -502,101 +579,3 @@ class RunConnection(EcnConnection):
         received.add(last)
         if elicits and space.ack_at is None:
             space.ack_at = now + self._ack_delay
-
-    # Sending
-
-    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        self._renew_keys()
-        address = self._network_paths[0].addr
-        datagrams = [(datagram, address) for datagram in self._runs_to_send(now)]
-        return datagrams + super().datagrams_to_send(now)
-
-    def _renew_keys(self) -> None:
-        """Change the keys in time, but not before the peer has taken the current ones (RFC 9001 §6.1)."""
-        aead, number = self._cryptos[Epoch.ONE_RTT].send.aead, self._packet_number
-        if aead is not self._sends_with:
-            self._sends_with, self._first_of_key = aead, number
-        elif (
-            number - self._first_of_key >= _PACKETS_PER_KEY
-            and self._spaces[Epoch.ONE_RTT].largest_acked_packet >= self._first_of_key
-        ):
-            self.request_key_update()
-
-    def _runs_to_send(self, now: float) -> list[bytes]:
-        """Make packets full of one stream's data, as many as may go, less one for other frames."""
-        pair, path = self._cryptos[Epoch.ONE_RTT], self._network_paths[0]
-        aead, protection = pair.send.aead, pair.send.hp
-        if (
-            not self._handshake_confirmed
-            or self._state is not QuicConnectionState.CONNECTED
-            or self._close_pending
-            or self._quic_logger is not None
-            or self._probe_pending
-            or self._datagrams_pending
-            or pair._update_key_requested
-            or not path.is_validated
-            or aead is None
-            or protection is None
-            or protection._is_chacha20
-        ):
-            return []
-        size = self._max_datagram_size
-        loss = self._loss
-        most = min((loss.congestion_window - loss.bytes_in_flight) // size, loss.pacer_room(now)) - 1
-        datagrams: list[bytes] = []
-        while most - len(datagrams) > 1:
-            run = self._next_run(min(_MOST_MADE, most - len(datagrams)))
-            if run is None:
-                break
-            sealer, cid = self._sealer, self._peer_cid.cid
-            if sealer is None or sealer.aead is not aead or sealer.cid != cid:
-                kind = Sealer if native.loops is None else NativeSealer
-                sealer = self._sealer = kind(aead, protection, cid, pair.key_phase)
-            stream, head, start, width, data, chunk = run
-            with data:
-                packets = sealer.seal(head, start, width, data, chunk, self._packet_number, self._spin_bit)
-            datagrams += packets
-            sent = SentRun(stream.sender, self._packet_number, start, chunk, size, now)
-            loss.on_run_sent(sent, len(packets), self._spaces[Epoch.ONE_RTT])
-            self._packet_number += len(packets)
-        if datagrams:
-            path.bytes_sent += len(datagrams) * size
-            if not self._ack_eliciting_sent_since_receipt:  # RFC 9000 §10.1
-                self._close_at = now + self._idle_timeout()
-                self._ack_eliciting_sent_since_receipt = True
-        return datagrams
-
-    def _next_run(self, most: int) -> tuple[QuicStream, bytes, int, int, memoryview, int] | None:
-        """The next stream, and what its packets are made of: see :meth:`Sealer.seal`."""
-        for stream in self._streams_queue:
-            sender = stream.sender
-            if sender.buffer_is_empty or stream.is_blocked or sender.reset_pending or not len(sender._pending):
-                continue
-            pending = sender._pending[0]
-            start = pending.start
-            allowed = sender.highest_offset + self._remote_max_data - self._remote_max_data_used
-            limit = min(pending.stop, stream.max_stream_data_remote, allowed)
-            assert stream.stream_id is not None
-            head = bytes((_STREAM | _OFF,)) + varint.encode(stream.stream_id)
-            width = 8 if limit > 0x3FFFFFFF else 4
-            room = self._max_datagram_size - 1 - len(self._peer_cid.cid) - _NUMBER_SIZE - _TAG
-            chunk = room - len(head) - width
-            # aioquic sends the end of the stream, with its FIN.
-            count = min(most, (limit - start - (limit == sender._buffer_fin)) // chunk)
-            if count > _TURN and any(
-                other is not stream and len(other.sender._pending) for other in self._streams_queue
-            ):
-                count = _TURN
-            if count < 2:
-                continue
-            stop = start + count * chunk
-            first = start - sender._buffer_start
-            data = memoryview(sender._buffer)[first : first + stop - start]
-            sender._pending.subtract(start, stop)
-            if stop > sender.highest_offset:
-                self._remote_max_data_used += stop - sender.highest_offset
-                sender.highest_offset = stop
-            self._streams_queue.remove(stream)
-            self._streams_queue.append(stream)
-            return stream, head, start, width, data, chunk
-        return None
