@@ -74,7 +74,7 @@ from allswell._backends.stream_limit import StreamLimit
 from allswell._backends.unread import Unread
 from allswell._errors import AllswellError, LocalProtocolError, NotOffered, NotProcessed, RemoteProtocolError, shown
 from allswell._fields import RequestSections, as_pair, request_trailers, section_size
-from allswell._halves import RECEIVE_HEAD, SEND_ENDED, LengthError
+from allswell._halves import RECEIVE_BODY, RECEIVE_HEAD, RECEIVE_TUNNEL, SEND_ENDED, LengthError
 from allswell._messages import Headers, RequestHead
 
 _LARGEST_WINDOW = 2**31 - 1
@@ -359,9 +359,11 @@ class Http2:
                 stream = streams.get(id_)
                 work += 1
                 if kind == wire.DATA and stream is not None and not sections.unfinished:
-                    self._receive_data(stream, flags, frame, events)
-                    if not flags and (run := self._run) is not None and work < WORK:
-                        work += self._receive_more_data(run, data, WORK - work)
+                    state = stream.receiving.state
+                    if not flags and (state is RECEIVE_BODY or state is RECEIVE_TUNNEL):
+                        work += self._receive_run(stream, frame, data, WORK - work, events)
+                    else:
+                        self._receive_data(stream, flags, frame, events)
                 else:
                     if self._run is not None:
                         self._end_run(events)
@@ -459,14 +461,8 @@ class Http2:
             self._unread.add(stream.id, length)
             self._fail_malformed(stream, error, events)
             return
-        run = self._run
-        if run is None or run.stream is not stream:
-            if run is not None:
-                self._end_run(events)
-            run = self._run = Run(stream)
-        run.credit += length
+        self._add_to_run(stream, [content] if content else [], length, events)
         if content:
-            run.contents.append(content)
             self._quiet = 0
         elif not end:
             self._count_quiet()
@@ -474,19 +470,33 @@ class Http2:
             self._end_run(events)
             self._complete(stream, [], events)
 
-    def _receive_more_data(self, run: Run, data: memoryview, most: int) -> int:
-        """Take the frames of a download that lie in a row, as far as they are allowed. Return how many."""
-        stream = run.stream
-        room = int(min(self._window.left, stream.window.left, stream.receiving.left))
-        contents, size = self._splitter.following(data, stream.id, room=room, most=most)
-        if contents:
-            self._window.receive(size)
-            stream.window.receive(size)
-            stream.receiving.count(size)
-            run.credit += size
+    def _receive_run(self, stream: Stream, frame: memoryview, data: memoryview, most: int, events: list[Event]) -> int:
+        """Take a frame of a download, and those behind it, as far as they are allowed.
+
+        :param most: how many of those behind it may be taken.
+        :return: how many of those were taken.
+        """
+        room = min(self._window.left, stream.window.left, stream.receiving.left)
+        contents, size = self._splitter.run(frame, data, stream.id, room=room, most=most)
+        if not contents:
+            self._receive_data(stream, 0, frame, events)
+            return 0
+        self._window.receive(size)
+        stream.window.receive(size)
+        stream.receiving.count(size)
+        self._quiet = 0
+        self._add_to_run(stream, contents, size, events)
+        return len(contents) - 1
+
+    def _add_to_run(self, stream: Stream, contents: list[memoryview], credit: int, events: list[Event]) -> None:
+        run = self._run
+        if run is not None and run.stream is stream:
             run.contents += contents
-            self._quiet = 0
-        return len(contents)
+            run.credit += credit
+        else:
+            if run is not None:
+                self._end_run(events)
+            self._run = Run(stream, contents, credit)
 
     def _end_run(self, events: list[Event]) -> None:
         """Make one event of consecutive DATA frames of one stream."""

@@ -83,8 +83,7 @@ class FrameSplitter:
             pos = self._fill(data, pos, size)
             if len(partial) < size:
                 return
-            frame = bytes(partial)
-            partial.clear()
+            frame, self._partial = partial, bytearray()
             self.position = pos
             yield kind, flags, stream & 0x7FFFFFFF, memoryview(frame)
             pos = self.position
@@ -97,19 +96,25 @@ class FrameSplitter:
             self.position = until
             yield kind, flags, stream & 0x7FFFFFFF, data[pos:until]
             pos = self.position
-        partial += data[pos:]
+        self._partial += data[pos:]
 
-    def following(self, data: memoryview, stream: int, *, room: int, most: int) -> tuple[list[memoryview], int]:
-        """Take the frames behind the last one, as long as they are DATA of this stream without flags.
+    def run(
+        self, frame: memoryview, data: memoryview, stream: int, *, room: float, most: int
+    ) -> tuple[list[memoryview], int]:
+        """Take the last frame, and those behind it, as long as they are DATA of this stream without flags.
 
+        :param frame: the last one, which is known to be such a frame.
         :param room: how many bytes of content may be taken.
-        :param most: how many frames may be taken.
-        :return: the contents, and their size.
+        :param most: how many frames behind it may be taken.
+        :return: the contents, and their size. If the last frame is empty, or too long for the room, nothing is taken.
         """
+        size = len(frame) - 9
+        if not 0 < size <= room:
+            return [], 0
+        contents = [frame[9:]]
         unpack = _HEADER_IN_FOUR.unpack_from
-        pos, end, size = self.position, len(data) - 9, 0
-        contents: list[memoryview] = []
-        while pos <= end and len(contents) < most:
+        pos, end = self.position, len(data) - 9
+        while pos <= end and len(contents) <= most:
             high, low, kind, of = unpack(data, pos)
             length = high << 8 | low
             size += length

@@ -128,10 +128,10 @@ class Run:
 
     __slots__ = ("contents", "credit", "stream")
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, contents: list[memoryview], credit: int) -> None:
         self.stream = stream
-        self.contents: list[memoryview] = []
-        self.credit = 0
+        self.contents = contents
+        self.credit = credit
 
     def joined(self) -> bytes:
         """The content, copied once."""
