@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -12,6 +14,30 @@ _SMALL = 1024
 #: At most so many bytes are reserved for a body whose length is announced. They are not written before the content
 #: comes. So if the peer announces too much, that takes addresses, but hardly any memory.
 _MOST_RESERVED = 16 << 20
+#: How many bytes of room may be cleared. To clear more takes time; and also memory, once malloc reuses some.
+_MOST_CLEARED = 1 << 20
+
+
+@cache
+def _uncleared() -> Callable[[int], bytes] | None:
+    """What makes room in which any bytes may lie; ``None`` if this Python has no such function."""
+    try:
+        from ctypes import PYFUNCTYPE, c_ssize_t, c_void_p, py_object, pythonapi  # late: few programs have long bodies
+
+        make = PYFUNCTYPE(py_object, c_void_p, c_ssize_t)(("PyBytes_FromStringAndSize", pythonapi))
+    except (ImportError, AttributeError):
+        return None
+    return lambda size: make(None, size)
+
+
+def _reserved(size: int) -> BytesIO:
+    """Room for so many bytes, or for some of them, to be written from the start on."""
+    if size > _MOST_CLEARED:
+        uncleared = _uncleared()
+        if uncleared is not None:
+            return BytesIO(uncleared(size))
+        size = _MOST_CLEARED
+    return BytesIO(bytes(size))
 
 
 class _Nowhere(BytesIO):
@@ -89,7 +115,7 @@ class ReceivedBody:
 
         :param length: how many bytes are announced. More or fewer may come.
         """
-        self.whole = BytesIO(bytes(min(length, _MOST_RESERVED)))
+        self.whole = _reserved(min(length, _MOST_RESERVED))
         self.whole.write(start)
 
     def collected(self) -> bytes:
