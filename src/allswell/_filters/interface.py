@@ -304,7 +304,7 @@ class ReceiveBuffer:
 
     __slots__ = ("plain", "wire")
 
-    def __init__(self, size: int = 256 * 1024) -> None:
+    def __init__(self, size: int = 512 * 1024) -> None:
         self.wire = _memory(size)
         #: For TLS: the decrypted bytes. It is larger by one record, so a full read of ciphertext always fits.
         self.plain = _memory(size + 16 * 1024)
