@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import Lock
 from typing import Protocol, TypeVar
 
 _T = TypeVar("_T")
@@ -72,7 +73,7 @@ class QuicStore(Protocol):
 
 
 class QuicMemory:
-    """A :class:`QuicStore` that lives as long as the process.
+    """A :class:`QuicStore` that lives as long as the process. Clients in several threads may share it.
 
     :param servers: how many keys are remembered. The least recently used are forgotten.
     :param per_server: how many tickets, and how many tokens, are kept for each. The oldest are forgotten.
@@ -81,6 +82,7 @@ class QuicMemory:
     def __init__(self, servers: int = 256, per_server: int = 4) -> None:
         self._servers = servers
         self._per_server = per_server
+        self._lock = Lock()
         self._tickets: OrderedDict[str, list[QuicTicket]] = OrderedDict()
         self._tokens: OrderedDict[str, list[bytes]] = OrderedDict()
 
@@ -88,24 +90,26 @@ class QuicMemory:
         self._keep(self._tickets, server, ticket)
 
     def take_ticket(self, server: str) -> QuicTicket | None:
-        tickets = self._tickets.get(server, [])
-        while tickets:
-            ticket = tickets.pop()
-            if ticket.is_valid:
-                return ticket
-        return None
+        while (ticket := self._take(self._tickets, server)) is not None and not ticket.is_valid:
+            pass  # it has expired, so it is forgotten
+        return ticket
 
     def put_token(self, server: str, token: bytes) -> None:
         self._keep(self._tokens, server, token)
 
     def take_token(self, server: str) -> bytes | None:
-        tokens = self._tokens.get(server)
-        return tokens.pop() if tokens else None
+        return self._take(self._tokens, server)
 
     def _keep(self, kept: OrderedDict[str, list[_T]], server: str, thing: _T) -> None:
-        things = kept.setdefault(server, [])
-        kept.move_to_end(server)
-        things.append(thing)
-        del things[: -self._per_server]
-        while len(kept) > self._servers:
-            kept.popitem(last=False)
+        with self._lock:
+            things = kept.setdefault(server, [])
+            kept.move_to_end(server)
+            things.append(thing)
+            del things[: -self._per_server]
+            while len(kept) > self._servers:
+                kept.popitem(last=False)
+
+    def _take(self, kept: OrderedDict[str, list[_T]], server: str) -> _T | None:
+        with self._lock:
+            things = kept.get(server)
+            return things.pop() if things else None

@@ -412,7 +412,7 @@ class _AsyncioHost:
             self.watch_readable(sock, function)
 
     def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is over, as of now perhaps: this may be another thread
             self._loop.call_soon_threadsafe(function, context=self._context)
 
 

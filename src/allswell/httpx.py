@@ -7,6 +7,7 @@ from typing import Any, cast
 import httpx
 import httpx2
 
+import allswell  # noqa: F401 - whole, although another thread may be about to import it
 from allswell._patched import Library
 from allswell._report import CloseReport
 from allswell._transport import ResponseStream, Sender

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import allswell
 from allswell._filters import keylog
 from allswell.testing import Origin, Response
 from tests.support.certificates import certificates
@@ -123,3 +127,34 @@ def test_private_names_of_httpcore2() -> None:
     assert default is not None
     assert list(inspect.signature(default).parameters) == ["_trust_env"]
     assert isinstance(default(), ssl.SSLContext)
+
+
+def imports(source: str) -> Iterator[str]:
+    """The modules that a file imports, from its top down; not those for type checkers."""
+    tree = ast.parse(source)
+    checked = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    for node in sorted((node for node in found if id(node) not in checked), key=lambda node: node.lineno):
+        yield from [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+
+
+def test_a_package_is_imported_before_those_of_its_modules_that_it_imports_itself() -> None:
+    """A thread that imports the package, and one that begins with the module, would each wait for the other."""
+    files = {str(path): list(imports(path.read_text())) for path in Path(allswell.__file__).parent.rglob("*.py")}
+    tops = {name.partition(".")[0] for names in files.values() for name in names if "." in name}
+    tops -= {"allswell", *sys.stdlib_module_names}
+    program = "import sys; __import__({top!r}); print(*sys.modules)"
+    brought = {top: set(run(program.format(top=top)).split()) for top in tops}
+    early = [
+        f"{file}: {name}"
+        for file, names in files.items()
+        for place, name in enumerate(names)
+        if name in brought.get(top := name.partition(".")[0], ()) and name != top and top not in names[:place]
+    ]
+    assert early == []
+    assert "hpack.table" in brought["hpack"]  # so it would be seen

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from allswell import AsyncClient, ConnectionPool, ProxyHop
+from allswell._tasks import TaskHost, current_host
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import ENABLE_CONNECT_PROTOCOL, Http2Server, h2_tls
@@ -143,3 +144,16 @@ def test_a_loop_that_is_over_is_not_kept(uvloop: bool) -> None:
         anyio.run(main, backend_options={"use_uvloop": uvloop})
         gc.collect()
     assert runs[0]() is None
+
+
+def test_a_loop_that_ends_as_another_thread_calls_it(uvloop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool may be collected in any thread. That the loop was open a moment before says nothing."""
+    hosts: list[TaskHost] = []
+
+    async def main() -> None:
+        hosts.append(current_host())
+
+    run(uvloop, main)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(hosts[0]._loop), "is_closed", lambda loop: False)  # type: ignore[attr-defined]
+        hosts[0].call_soon_threadsafe(lambda: None)

@@ -12,6 +12,7 @@ Strings that do not decode here go to hpack, which says what is wrong.
 
 from __future__ import annotations
 
+import hpack  # noqa: F401 - before its modules: threads that import both ways at once would wait for each other
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import RLock
 from time import time
 
 import httpx2
@@ -27,7 +28,7 @@ _PAUSE = 5.0
 
 
 class AltSvcMemory:
-    """An :class:`AltSvcStore` in memory.
+    """An :class:`AltSvcStore` in memory. Clients in several threads may share it.
 
     :param origins: how many origins are remembered. The least recently learnt are forgotten.
     """
@@ -35,19 +36,23 @@ class AltSvcMemory:
     def __init__(self, origins: int = _ORIGINS) -> None:
         self._limit = origins
         self._kept: OrderedDict[str, tuple[Alternative, ...]] = OrderedDict()
+        self._lock = RLock()
 
     def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
-        self._kept.pop(origin, None)
-        if alternatives:
-            self._kept[origin] = tuple(alternatives)
-            if len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
+        with self._lock:
+            self._kept.pop(origin, None)
+            if alternatives:
+                self._kept[origin] = tuple(alternatives)
+                if len(self._kept) > self._limit:
+                    self._kept.popitem(last=False)
 
     def get(self, origin: str) -> Sequence[Alternative]:
-        return self._kept.get(origin, ())
+        with self._lock:
+            return self._kept.get(origin, ())
 
     def origins(self) -> Sequence[str]:
-        return list(self._kept)
+        with self._lock:
+            return list(self._kept)
 
     def flush(self) -> None:
         pass  # memory is not written anywhere
@@ -72,23 +77,29 @@ class AltSvcFile(AltSvcMemory):
         self._write_at = 0.0
 
     def put(self, origin: str, alternatives: Sequence[Alternative]) -> None:
-        self._load()
-        super().put(origin, alternatives)
-        self._dirty = True
-        if monotonic() >= self._write_at:
-            self.flush()
+        with self._lock:
+            self._load()
+            super().put(origin, alternatives)
+            self._dirty = True
+            if monotonic() >= self._write_at:
+                self._write()
 
     def get(self, origin: str) -> Sequence[Alternative]:
-        self._load()
-        return super().get(origin)
+        with self._lock:
+            self._load()
+            return super().get(origin)
 
     def origins(self) -> Sequence[str]:
-        self._load()
-        return super().origins()
+        with self._lock:
+            self._load()
+            return super().origins()
 
     def flush(self) -> None:
-        if not self._dirty:
-            return
+        with self._lock:
+            if self._dirty:
+                self._write()
+
+    def _write(self) -> None:
         self._dirty = False
         self._write_at = monotonic() + _PAUSE
         now = time()

@@ -23,6 +23,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import Lock
 from typing import Any, cast
 
 import anyio
@@ -44,6 +45,8 @@ _RECORDS = 256
 _BARREN = 4 * _RECORD
 #: RFC 5246 §6.2.1: the type of a handshake message's record.
 _HANDSHAKE = 22
+#: A connection takes its ALPN protocols from its context, which clients in other threads may share.
+_ALPN = Lock()
 
 
 class TlsFilter(ByteStream):
@@ -101,11 +104,12 @@ class TlsFilter(ByteStream):
         return self._object.selected_alpn_protocol() if self._object is not None else None
 
     async def connect(self) -> None:
-        if self._alpn:
-            self.context.set_alpn_protocols(self._alpn)
         try:
             name = name_for_tls(self._server_name)
-            self._object = self.context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+            with _ALPN:
+                if self._alpn:
+                    self.context.set_alpn_protocols(self._alpn)
+                self._object = self.context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
             while True:
                 try:
                     self._object.do_handshake()
