@@ -21,10 +21,9 @@ A hostile peer writes the bytes that are read here. So:
   does not overflow 64 bits.
 
 What Python code gets to see (nonces, headers, ciphertexts, room for plaintexts) are Python's own objects, not memory of
-these functions. The global interpreter lock is held throughout. Only functions of the stable ABI of CPython 3.11 are
-used. */
+these functions. Nothing is shared between calls, so it needs no global interpreter lock: a connection's packets are
+one thread's, and so are the objects that it gives. Only functions of the stable ABI of CPython 3.11 are used. */
 
-#define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stddef.h>
@@ -520,6 +519,9 @@ fill(PyObject *module)
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, fill},
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
     {0, NULL},
 };
 
