@@ -16,6 +16,18 @@ from cryptography.x509.oid import NameOID
 _NAMES = ("localhost", "server4", "server6", "server46")
 _ADDRESSES = ("127.0.0.1", "::1")
 _LONG_NAME = 250
+#: What the key of an authority is for: certificates, and nothing else.
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def make_chain(folder: Path, length: int = 1) -> None:
@@ -67,7 +79,9 @@ def _certificate(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
     names: list[x509.GeneralName] = []
-    if not authority:
+    if authority:
+        builder = builder.add_extension(_SIGNS, critical=True)  # RFC 5280 §4.2.1.3; Python 3.13 and newer insist
+    else:
         names += [x509.DNSName(name) for name in _NAMES]
         names += [x509.IPAddress(ipaddress.ip_address(address)) for address in _ADDRESSES]
     if large:
