@@ -46,7 +46,9 @@ def test_cancelled(server: ServerInfo, version: str, lives: bool, loop: str) -> 
                     await anyio.lowlevel.checkpoint()
             assert pool.close_report is not None
             [end] = pool.close_report.connections
-            assert [layer.said for layer in end.layers] == ["GOAWAY" if version == "h2" else "", "close_notify", "FIN"]
+            *upper, tcp = [layer.said for layer in end.layers]
+            assert upper == ["GOAWAY" if version == "h2" else "", "close_notify"]
+            assert tcp == "FIN" or server.deaf
             if lives:
                 await anyio.to_thread.run_sync(answered, seen)
 
@@ -55,4 +57,5 @@ def test_cancelled(server: ServerInfo, version: str, lives: bool, loop: str) -> 
         answered(seen)
         assert seen.clients()
         for client in seen.clients():  # (the kernel may say FIN again, where its acknowledgement is slow)
-            assert set(seen.flags(from_client=True, client=client)) == {"FIN"}, f"\n{seen}"
+            ours = set(seen.flags(from_client=True, client=client))
+            assert ours == {"FIN"} or (server.deaf and not ours), f"\n{seen}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from allswell import ConnectionPool
+from allswell import ConnectionEnd, ConnectionPool
 from tests.servers.nghttpd import nghttpd
 from tests.servers.ngtcp2 import gtlsserver
 from tests.support.certificates import certificates
@@ -16,8 +16,8 @@ from tests.support.servers import TEN_MB, ServerInfo
 pytestmark = pytest.mark.anyio
 
 
-async def _two_downloads(url: str, path: str, size: int, *, http3: bool) -> None:
-    """Both come whole on one connection, which ends cleanly, though they change places half-way."""
+async def _two_downloads(url: str, path: str, size: int, *, http3: bool) -> ConnectionEnd:
+    """Both come whole on one connection, though they change places half-way; how it ended."""
     context = certificates().client_context()
     pool = ConnectionPool(ssl_context=context, http1=False, http3="only" if http3 else False)
     async with pool:
@@ -37,16 +37,16 @@ async def _two_downloads(url: str, path: str, size: int, *, http3: bool) -> None
     assert pool.close_report is not None
     [end] = pool.close_report.connections
     assert end.exchanges == 3
-    assert end.clean
+    return end
 
 
 async def test_http2(server: ServerInfo) -> None:
-    await _two_downloads(server.url, "/10mb", TEN_MB, http3=False)
+    assert server.ended_well(await _two_downloads(server.url, "/10mb", TEN_MB, http3=False))
 
 
 async def test_nghttpd_without_the_old_priorities() -> None:
     with nghttpd("--no-rfc7540-pri", "--verbose") as server:
-        await _two_downloads(server.url, "/10mb", TEN_MB, http3=False)
+        assert server.ended_well(await _two_downloads(server.url, "/10mb", TEN_MB, http3=False))
         log = server.log(1 << 20)
     assert log.count("SETTINGS_NO_RFC7540_PRIORITIES(0x09):1") == 2  # its own, and ours
     assert "(stream_id=1) priority: u=1, i" in log
@@ -54,9 +54,9 @@ async def test_nghttpd_without_the_old_priorities() -> None:
 
 @pytest.mark.parametrize("name", ["caddy", "hypercorn"])
 async def test_http3(servers: Callable[[str], ServerInfo], name: str) -> None:
-    await _two_downloads(servers(name).url, "/10mb", TEN_MB, http3=True)
+    assert (await _two_downloads(servers(name).url, "/10mb", TEN_MB, http3=True)).clean
 
 
 async def test_ngtcp2(tmp_path: Path) -> None:
     with gtlsserver(tmp_path) as (port, _):
-        await _two_downloads(f"https://localhost:{port}", "/large", 3_000_000, http3=True)
+        assert (await _two_downloads(f"https://localhost:{port}", "/large", 3_000_000, http3=True)).clean

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import pytest
 
+from allswell._report import ConnectionEnd, Outcome
 from tests.support.ports import await_listening, free_port
 
 HELLO = b"hello"
@@ -40,6 +41,7 @@ class ServerInfo:
     :ivar http_url: the same without TLS, ``None`` where there is none.
     :ivar protocols: what it speaks over TLS and QUIC: ``"http/1.1"``, ``"h2"``, ``"h3"``.
     :ivar echoes: whether it runs our application (``tests.servers.app``), with ``/echo`` and more.
+    :ivar deaf: whether it closes as soon as it has read our GOAWAY. Then its kernel answers our close_notify by RST.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ServerInfo:
     echoes: bool = False
     _reload: Callable[[ServerInfo], None] | None = None
     _quit_signal: signal.Signals = signal.SIGTERM
+    deaf: bool = False
 
     @property
     def url(self) -> str:
@@ -59,6 +62,12 @@ class ServerInfo:
     @property
     def http_url(self) -> str | None:
         return None if self.http_port is None else f"http://127.0.0.1:{self.http_port}"
+
+    def ended_well(self, end: ConnectionEnd) -> bool:
+        """Whether a connection to it ended cleanly, as far as that was ours to see to."""
+        *upper, tcp = end.layers
+        resets = self.deaf and tcp.heard == "RST" and all(layer.outcome is Outcome.CLEAN for layer in upper)
+        return end.clean or resets
 
     def reload(self) -> None:
         """Replace its configuration by the same one, gracefully: connections are told to leave, requests finish."""
