@@ -159,31 +159,32 @@ def lifespan(
                 on_close(client.close_report)
 
         try:
-            async with client, anyio.create_task_group() as tasks:
+            async with client:
+                async with anyio.create_task_group() as tasks:
 
-                async def hurry(seconds: float) -> None:
-                    await anyio.sleep(seconds)
-                    await client.aclose(0)
-                    report()  # the server may end without the lifespan's end
+                    async def hurry(seconds: float) -> None:
+                        await anyio.sleep(seconds)
+                        await client.aclose(0)
+                        report()  # the server may end without the lifespan's end
 
-                def hear(number: int) -> None:
-                    match heard.add(number):
-                        case "first" if within is not None:
-                            tasks.start_soon(hurry, within)
-                        case "again":
-                            tasks.start_soon(hurry, 0)
+                    def hear(number: int) -> None:
+                        match heard.add(number):
+                            case "first" if within is not None:
+                                tasks.start_soon(hurry, within)
+                            case "again":
+                                tasks.start_soon(hurry, 0)
 
-                with _overheard(signals, hear):
-                    try:
-                        yield {name: client}
-                        await client.aclose(grace)
-                    except _RAISED as error:
-                        failed = error
-                tasks.cancel_scope.cancel()
+                    with _overheard(signals, hear):
+                        try:
+                            yield {name: client}
+                            await client.aclose(grace)
+                        except _RAISED as error:
+                            failed = error
+                    tasks.cancel_scope.cancel()
+                if failed is not None:
+                    raise failed  # within the client's block, which cuts what is in flight then
         finally:
             report()
-        if failed is not None:
-            raise failed
 
     return life
 

@@ -308,6 +308,24 @@ async def test_how_a_lifespan_ended_is_told_once(ending: str) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_lifespan_that_raises_cuts_what_is_in_flight() -> None:
+    """As the client's own block does: it does not wait for requests that may never end."""
+    gate = Gate()
+    async with Origin({"/": gate}, versions=["h2"]) as origin, anyio.create_task_group() as tasks:
+        life = allswell.lifespan(lambda: allswell.AsyncClient(verify=origin.client_context(), grace=600))
+        with anyio.fail_after(60), suppress(LookupError):
+            async with life(None) as state:
+
+                async def get() -> None:
+                    with pytest.raises(httpx2.CloseError):
+                        await state["client"].get(origin.url)
+
+                tasks.start_soon(get)
+                await origin.seen(RequestExecuted, timeout=30)
+                raise LookupError
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("context", ["drain_on_signal", "lifespan"])
 async def test_an_echo_does_not_hurry(context: str) -> None:
     """On Ctrl-C a worker is told by the terminal (SIGINT), and by its parent (SIGTERM). One signal more does hurry."""
