@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import allswell
 from allswell.testing import CloseNotify, GoAway, Origin, RequestExecuted, Rst
 from tests.support.hypercorn import hypercorn
 from tests.support.lag import LAG
-from tests.support.service import MANY, Stopped, stop
+from tests.support.service import MANY, Stopped, asleep, at_rest, stop
 from tests.testing.clients import Gate
 
 _ROOT = Path(__file__).parents[2]
@@ -218,7 +218,7 @@ def test_a_service(worker: str, signalled: signal.Signals, monkeypatch: pytest.M
         monkeypatch.setenv("ORIGIN", origin.url)
         monkeypatch.setenv("CA", str(origin.ca_file))
         settings = f'worker_class = "{worker}"\nshutdown_timeout = 60'
-        told = _stop(settings, [signalled], origin, gate.let_through)
+        told = _stop(settings, [signalled], origin, gate.let_through, asleep if worker == "trio" else at_rest)
         assert told.statuses == [200] * MANY
         assert "clean" in told.log, told.log
         origin.wait_ended(timeout=60)
@@ -248,10 +248,16 @@ def test_a_service_that_is_hurried(within: float | None, monkeypatch: pytest.Mon
         assert not origin.record.of(Rst)
 
 
-def _stop(settings: str, signals: list[signal.Signals], origin: Origin, then: Callable[[], None]) -> Stopped:
+def _stop(
+    settings: str,
+    signals: list[signal.Signals],
+    origin: Origin,
+    then: Callable[[], None],
+    rest: Callable[[int], Awaitable[None]] = at_rest,
+) -> Stopped:
     """What becomes of requests through hypercorn, when it gets these signals, one after the other."""
     with hypercorn("tests.shutdown.program:app", settings, grace=600) as server:
-        return anyio.run(stop, server, server.http_port, origin, signals, then)
+        return anyio.run(stop, server, server.http_port, origin, signals, then, None, rest)
 
 
 @pytest.mark.anyio

@@ -30,6 +30,39 @@ class Stopped(NamedTuple):
     log: list[str]
 
 
+async def at_rest(pid: int) -> None:
+    """Wait until a process has nothing to do but to look at its clock, where the system tells (Linux)."""
+    await _same(Path(f"/proc/{pid}/stat"), _cpu_time, times=1)
+
+
+async def asleep(pid: int) -> None:
+    """Wait until a process has nothing to do, and does not even wake, where the system tells (Linux).
+
+    trio raises KeyboardInterrupt in the task that runs, whichever it is, and in its main task if none does.
+    """
+    await _same(Path(f"/proc/{pid}/status"), _naps, times=3)
+
+
+def _cpu_time(told: str) -> str | None:
+    _, _, fields = told.rpartition(") ")
+    return " ".join(fields.split()[11:13]) if fields[0] == "S" else None
+
+
+def _naps(told: str) -> str | None:
+    """How often its main thread has fallen asleep."""
+    return told.partition("voluntary_ctxt_switches:")[2].split()[0] if "(sleeping)" in told else None
+
+
+async def _same(told: Path, what: Callable[[str], str | None], times: int) -> None:
+    before, same = None, 0
+    with anyio.fail_after(60):
+        while told.exists() and same < times:
+            now = what(told.read_text())
+            same = same + 1 if now is not None and now == before else 0
+            before = now
+            await anyio.sleep(0.1)
+
+
 async def stop(
     server: ServerInfo,
     port: int | None,
@@ -37,11 +70,13 @@ async def stop(
     signals: Sequence[signal.Signals],
     then: Callable[[], None] = lambda: None,
     tell: Callable[[signal.Signals], Awaitable[None]] | None = None,
+    rest: Callable[[int], Awaitable[None]] = at_rest,
 ) -> Stopped:
     """Have many requests in flight through it, send it these signals, and wait for its end.
 
     :param port: where it speaks plain HTTP. It asks the origin for each path that it is asked for.
     :param then: what happens when it has been told to stop.
+    :param rest: waits until the process with that number has passed all requests on.
     :param tell: sends a signal, and returns when it was heard; by default, :func:`send`.
     """
     statuses: list[int] = []
@@ -54,7 +89,7 @@ async def stop(
         for number in range(MANY):
             tasks.start_soon(get, client, number)
         await origin.seen(RequestExecuted, MANY, timeout=60)
-        await at_rest(server.process.pid)
+        await rest(server.process.pid)
         for each in signals:
             await (tell(each) if tell is not None else send(server, port, each))
         then()
@@ -68,21 +103,6 @@ async def send(server: ServerInfo, port: int | None, each: signal.Signals) -> No
     with anyio.fail_after(60):
         while await _listens(port):  # noqa: ASYNC110  it tells nobody
             await anyio.sleep(0.01)
-
-
-async def at_rest(pid: int) -> None:
-    """Wait until a process has nothing to do, where the system tells (Linux).
-
-    trio raises KeyboardInterrupt in the task that runs, whichever it is, and in its main task if none does.
-    """
-    before, told, quiet = "", Path(f"/proc/{pid}/status"), 0
-    with anyio.fail_after(60):
-        while told.exists() and quiet < 3:
-            lines = [line for line in told.read_text().splitlines() if line.startswith(("State:", "voluntary_ctxt"))]
-            now = " ".join(lines)  # of the main thread: whether it sleeps, and how often it has fallen asleep
-            quiet = quiet + 1 if "S (sleeping)" in now and now == before else 0
-            before = now
-            await anyio.sleep(0.1)
 
 
 async def _listens(port: int | None) -> bool:
