@@ -209,12 +209,16 @@ def _compare(packets: list[Packet], cuts: list[int], mark: int = 0, **options: A
 
 
 @example([Packet([(0, 0, 0, False, False)]), Packet([(1, 0, 0, False, False)])], [], 0)  # a stretch of two
+@example([Packet([b"\x0a\x00\x05abc"])], [], 0)  # cut off
+@example([Packet([b"\x0b\x00\x05abc"])], [], 0)
+@example([Packet([b"\x02\x02\0\x01\0\0\0", b"\x12\x40\xc8", (0, 0, 40, True, True), (1, 0, 40, True, False)])], [], 2)
 @given(st.lists(_PACKETS, max_size=24), st.lists(st.integers(1, 8), max_size=3), st.sampled_from([0, 1, 2, 3]))
 @hypothesis.settings(max_examples=80, deadline=None)
 def test_runs_lead_where_single_datagrams_do(packets: list[Packet], cuts: list[int], mark: int) -> None:
     _compare(packets, cuts, mark)
 
 
+@example([Packet([(which, 0, 40, True, True) for which in range(3)])], 90)
 @given(st.lists(_PACKETS, max_size=12), st.integers(20, 120))
 @hypothesis.settings(max_examples=30, deadline=None)
 def test_credit_is_what_it_is_for_single_datagrams(packets: list[Packet], window: int) -> None:
@@ -266,7 +270,8 @@ def test_others_have_their_turn_among_many_small_frames() -> None:
     assert pair.client.receive_run(b"".join(datagrams), ends, 0, _SERVER, pair.now, 0, lambda: True) == 2
     assert pair.client.receive_run(b"".join(datagrams), ends, 2, _SERVER, pair.now, 0, lambda: False) == 5
     assert sum(len(event.data) for event in pair.client.take_events() if isinstance(event, StreamDataReceived)) == 1000
-    assert list(pair.client.engine._spaces[Epoch.ONE_RTT].ack_queue)[-1].stop == script.largest + 1
+    [numbers] = pair.client.engine._spaces[Epoch.ONE_RTT].ack_queue
+    assert numbers.stop == script.largest + 1
 
 
 def test_what_is_larger_than_agreed_is_ignored_in_a_run_too() -> None:
