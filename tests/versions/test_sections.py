@@ -61,9 +61,10 @@ class _Forgetful(RequestSections[Field]):
         return None
 
 
-def made(sections: RequestSections[Field], head: RequestHead, end: bool) -> RequestSection[Field] | str:
+def made(sections: RequestSections[Field], head: RequestHead, end: bool) -> dict[str, object] | str:
     try:
-        return sections.section(head, end=end)
+        section = sections.section(head, end=end)
+        return {name: getattr(section, name) for name in RequestSection.__slots__}
     except LocalProtocolError as error:
         return str(error)
 

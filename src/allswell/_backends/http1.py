@@ -487,12 +487,14 @@ class Http1(Version):
             if data:
                 events.append(BodyReceived(self._current, data, len(data)))
         else:
-            size = min(len(data), self._to_come)
+            size = len(data)
+            if size > self._to_come:
+                size = self._to_come
+                self._surplus, data = bytes(data[size:]), data[:size]
             self._to_come -= size
             if size:
-                events.append(BodyReceived(self._current, data[:size], size))
+                events.append(BodyReceived(self._current, data, size))
             if not self._to_come:
-                self._surplus = bytes(data[size:])
                 self._completed([], events)
 
     def _take_chunks(self, chunks: Chunks, data: memoryview, events: list[Event]) -> None:

@@ -9,9 +9,9 @@ first byte. It is the judge of what HTTP/1.1 is, and of what is wrong. Tests hol
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, TypeVar
 
-from allswell._fields import MAX_FIELDS, kept_idle, received_field
+from allswell._fields import MAX_FIELDS, Names, kept_idle, received_field
 from allswell._messages import Field, Headers, ResponseHead
 
 #: A reason phrase with control characters is left to h11.
@@ -20,11 +20,11 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: ([ -~\x80-\xff]*))?"
 #: A Content-Length with more digits is left to h11.
 _MOST_DIGITS = 18
 
-#: Fields about framing or about the connection. What they mean is worked out for each response.
+#: Fields about framing or about the connection.
 _NOTED = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
 
 
-class Ordinary(NamedTuple):
+class Ordinary:
     """A head that was read the short way.
 
     :ivar size: how many bytes it took, with the empty line.
@@ -33,11 +33,26 @@ class Ordinary(NamedTuple):
     :ivar kept_idle: see :func:`~allswell._fields.kept_idle`; ``None``: it does not say.
     """
 
-    head: ResponseHead
-    size: int
-    content_length: int | None
-    close: bool
-    kept_idle: float | None
+    __slots__ = ("close", "content_length", "head", "kept_idle", "size")
+
+    def __init__(
+        self, head: ResponseHead, size: int, content_length: int | None, close: bool, kept_idle: float | None
+    ) -> None:
+        self.head = head
+        self.size = size
+        self.content_length = content_length
+        self.close = close
+        self.kept_idle = kept_idle
+
+
+#: How many lines are remembered, and how long they may be.
+_MOST, _LONGEST = 64, 256
+
+_Found = TypeVar("_Found")
+
+#: A line that is known: its field, the name in lower case if that is in :data:`_NOTED`, and then what it says: a number
+#: of bytes or of seconds, or whether the connection ends.
+_Known = tuple[Field, bytes, Any]
 
 
 class Heads:
@@ -46,24 +61,25 @@ class Heads:
     Lines may have secrets in them. So each connection has a memory of its own, which ends with it.
     """
 
-    #: How many lines are remembered, and how long they may be.
-    _MOST, _LONGEST = 64, 256
-
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[Field, bytes]] = {}
+        self._known: dict[bytes, _Known] = {}
+        self._begun: dict[bytes, tuple[int, bytes]] = {}  # the same for status lines: status and reason phrase
+        self._names = Names()
 
     def read(self, data: bytes, method: bytes) -> Ordinary | None:
         """The head that the data begins with; ``None`` if it is not ordinary, or not all of it is there.
 
         :param method: the request's; not CONNECT.
         """
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
+        section, blank, _ = data.partition(b"\r\n\r\n")
+        if not blank:
             return None
-        first, *lines = data[:end].split(b"\r\n")
-        status_line = _STATUS_LINE(first)
-        if status_line is None or len(lines) > MAX_FIELDS:
+        lines = section.split(b"\r\n")
+        first = lines.pop(0)
+        begun = self._begun.get(first) or self._status_learnt(first)
+        if begun is None or len(lines) > MAX_FIELDS:
             return None
+        status, reason = begun
         headers: Headers = []
         length: int | None = None
         chunked = connection = close = False
@@ -73,27 +89,24 @@ class Heads:
             found = known.get(line) or self._learnt(line)
             if found is None:
                 return None
-            field, noted = found
+            field, noted, said = found
             headers.append(field)
             if not noted:
                 continue
-            value = field[1]
             if noted == b"content-length":
-                if length is not None or not value.isdigit() or len(value) > _MOST_DIGITS:
+                if length is not None:
                     return None
-                length = int(value)
+                length = said
             elif noted == b"transfer-encoding":
-                if chunked or value != b"chunked":
+                if chunked:
                     return None
                 chunked = True
             elif noted == b"keep-alive":
-                idle = kept_idle(value)
+                idle = said
             else:
-                option = value.lower()
-                if connection or option not in (b"keep-alive", b"close"):
+                if connection:
                     return None
-                connection, close = True, option == b"close"
-        status = int(status_line[1])
+                connection, close = True, said
         if chunked and length is not None:
             return None
         if status == 204 and (length or chunked):
@@ -102,21 +115,46 @@ class Heads:
             length = 0  # RFC 9112 §6.3: no content follows, whatever the fields say
         elif length is None and not chunked:
             return None
-        head = ResponseHead(status, headers, b"HTTP/1.1", status_line[2] or b"")
-        return Ordinary(head, end + 4, length, close, idle)
+        return Ordinary(ResponseHead(status, headers, b"HTTP/1.1", reason), len(section) + 4, length, close, idle)
 
-    def _learnt(self, line: bytes) -> tuple[Field, bytes] | None:
-        """The field of a line, and its name in lower case if that is in :data:`_NOTED`. Both are remembered.
-
-        ``None`` if the line is not a field.
-        """
-        field = received_field(line)
-        if field is None:
+    def _status_learnt(self, line: bytes) -> tuple[int, bytes] | None:
+        """The status and the reason phrase of a status line, which are remembered; ``None`` if it is not ordinary."""
+        match = _STATUS_LINE(line)
+        if match is None:
             return None
-        lower = field[0].lower()
-        found = field, lower if lower in _NOTED else b""
-        if len(line) <= self._LONGEST:
-            if len(self._known) >= self._MOST:
-                self._known.clear()
-            self._known[line] = found
+        found = int(match[1]), match[2] or b""
+        _remember(self._begun, line, found)
         return found
+
+    def _learnt(self, line: bytes) -> _Known | None:
+        """A line's field and what it says, which are remembered; ``None`` if no ordinary head has it."""
+        found = received_field(line, self._names)
+        if found is None:
+            return None
+        field, lower = found
+        noted, said = b"", None
+        if lower in _NOTED:
+            noted, said = lower, _said(lower, field[1])
+            if said is None:
+                return None
+        known = field, noted, said
+        _remember(self._known, line, known)
+        return known
+
+
+def _said(name: bytes, value: bytes) -> Any:
+    """What a field in :data:`_NOTED` says; ``None`` if no ordinary head says so."""
+    if name == b"content-length":
+        return int(value) if value.isdigit() and len(value) <= _MOST_DIGITS else None
+    if name == b"transfer-encoding":
+        return True if value == b"chunked" else None
+    if name == b"keep-alive":
+        return kept_idle(value)
+    return {b"keep-alive": False, b"close": True}.get(value.lower())
+
+
+def _remember(known: dict[bytes, _Found], line: bytes, found: _Found) -> None:
+    if len(line) <= _LONGEST:
+        if len(known) >= _MOST:
+            known.clear()
+        known[line] = found

@@ -12,7 +12,7 @@ from base64 import b64encode
 
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, LocalProtocolError, ProxyRefused, TransportError, shown
-from allswell._fields import header_section, received_field
+from allswell._fields import Names, header_section, received_field
 from allswell._filters.interface import ByteStream
 from allswell._filters.tunnel import TunnelFilter
 from allswell._messages import Headers, RequestHead
@@ -87,11 +87,12 @@ class HttpConnectFilter(TunnelFilter):
             if match is None:
                 raise self._failed("it does not speak HTTP/1.1")
             headers: Headers = []
+            names = Names()
             for line in lines[:-2]:
-                field = received_field(line.removesuffix(b"\r"))
-                if field is None:
+                found = received_field(line.removesuffix(b"\r"), names)
+                if found is None:
                     raise self._failed("it sent a malformed header section")
-                headers.append(field)
+                headers.append(found[0])
             status = int(match[1])
             if status >= 200:
                 return status, match[2] or b"", headers
