@@ -37,7 +37,7 @@ from httpx2 import USE_CLIENT_DEFAULT
 from allswell import _gzip, _shapes
 from allswell._given import require
 from allswell._late import Late
-from allswell._request.route import IN_QUERY, LONGEST_URL, PLAIN_URL, SEGMENT
+from allswell._request.route import IN_QUERY, LONGEST_URL, SEGMENT, PlainUrls
 
 if TYPE_CHECKING:
     from httpx2 import _types
@@ -90,14 +90,30 @@ _RELATIVE = re.compile(rf"(?:/(?!/)|(?!/|[^/?]*:))({SEGMENT}(?:/{SEGMENT})*+)(?:
 _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443"}
 
 
+class Urls(PlainUrls[tuple[str, str, int | None]]):
+    """Takes absolute URLs apart, as far as their normal form is the text itself."""
+
+    def __init__(self) -> None:
+        super().__init__(_origin)
+
+    def parsed(self, text: str) -> ParseResult | None:
+        """As httpx2 does it; ``None`` for any other."""
+        split = self.split(text)
+        if split is None:
+            return None
+        (scheme, host, port), rest = split
+        path, query = rest.groups()
+        return _parsed(ParseResult, (scheme, "", host, port, path, query, None))
+
+
+def _origin(match: re.Match[str]) -> tuple[str, str, int | None]:
+    scheme, host, port = match.groups()
+    return scheme, host, None if port is None or port == _DEFAULT_PORTS[scheme] else int(port)
+
+
 def plain_url(text: str) -> ParseResult | None:
-    """The parts of an absolute URL, if parsing would not change its text. Otherwise ``None``."""
-    match = PLAIN_URL(text)
-    if match is None or len(text) > LONGEST_URL:
-        return None
-    _, scheme, host, port, path, query = match.groups()
-    number = None if port is None or port == _DEFAULT_PORTS[scheme] else int(port)
-    return _parsed(ParseResult, (scheme, "", host, number, path, query, None))
+    """The same for one URL, of which nothing is remembered."""
+    return Urls().parsed(text)
 
 
 def _with_query(url: httpx2.URL, params: Any) -> httpx2.URL | None:
@@ -376,6 +392,7 @@ class ShortWays(httpx2.AsyncClient):
     """httpx2's client, with the short ways."""
 
     _sections: _Sections | None = None
+    _urls: Urls | None = None
     _plain_base: tuple[httpx2.URL, ParseResult | None] | None = None
     _straight: type | None = None  # the class itself, if no class in its MRO is between ShortWays and httpx2's client
 
@@ -401,7 +418,9 @@ class ShortWays(httpx2.AsyncClient):
             and httpx2.URL.__init__ is _NEW_URL
         ):
             if type(url) is str:
-                parsed = plain_url(url) or self._below_base(url)
+                if self._urls is None:
+                    self._urls = Urls()
+                parsed = self._urls.parsed(url) or self._below_base(url)
                 if parsed is not None:
                     return _url(parsed)
             elif type(url) is httpx2.URL and url.is_absolute_url:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, Unpack, cast
 
 import httpx2
 
@@ -53,7 +53,7 @@ from allswell._report import CloseReport
 from allswell._request.network_stream import NetworkStream
 from allswell._request.request import Body, Request, starts_anew
 from allswell._request.response import Response
-from allswell._request.route import Proxies, Route, destination, proxy_hops
+from allswell._request.route import Destination, Proxies, destination, proxy_hops
 from allswell._short import Response as ShortResponse
 from allswell._short import WholeStream, body_of, origin_and_target, taken_apart
 from allswell._tasks import side_by_side
@@ -309,14 +309,6 @@ class Closing:
         )
 
 
-class _Origin(NamedTuple):
-    """The destination of requests to the URLs of one origin."""
-
-    route: Route
-    scheme: bytes
-    authority: bytes
-
-
 _OriginKey = tuple[str, str | bytes, int | None]
 _MOST_ORIGINS = 1024
 
@@ -414,7 +406,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         self._proxies = proxy_hops(cast(Proxies, proxy)) or self.pool.config.proxies
         self.pool.share()
         self._left = False
-        self._origins: dict[_OriginKey, _Origin] = {}
+        self._origins: dict[_OriginKey, Destination] = {}
         self._waits: tuple[object, Timeouts] = None, Timeouts()
 
     async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
@@ -499,11 +491,11 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             return _retry_settings(extension)
         return self._retrying
 
-    def _new_origin(self, key: _OriginKey, url: httpx2.URL, server_name: str | None) -> _Origin:
+    def _new_origin(self, key: _OriginKey, url: httpx2.URL, server_name: str | None) -> Destination:
         """The destination of a request to this URL. (Finding it costs more than remembering it.)"""
-        to = destination(url, server_name)
-        route = to.route._replace(proxies=self._proxies) if self._proxies else to.route
-        found = _Origin(route, route.scheme.encode("ascii"), to.authority)
+        found = destination(url, server_name)
+        if self._proxies:
+            found = found._replace(route=found.route._replace(proxies=self._proxies))
         if server_name is None:
             if len(self._origins) >= _MOST_ORIGINS:
                 self._origins.clear()

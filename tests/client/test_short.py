@@ -169,11 +169,15 @@ URLS = st.one_of(ABSOLUTE, _PARTS, _PARTS.map("/".__add__), st.text(max_size=12)
 
 
 @settings(max_examples=1500)
-@given(ABSOLUTE)
-def test_a_plain_url_is_what_parsing_makes_of_it(text: str) -> None:
-    plain = _short.plain_url(text)
-    if plain is not None:
-        assert httpx2.URL(text)._uri_reference == plain
+@given(st.lists(ABSOLUTE, min_size=1, max_size=3))
+def test_a_plain_url_is_what_parsing_makes_of_it(texts: list[str]) -> None:
+    """Whatever is remembered of others."""
+    urls = _short.Urls()
+    for text in [*texts, *texts]:
+        plain = urls.parsed(text)
+        assert plain == _short.plain_url(text)
+        if plain is not None:
+            assert httpx2.URL(text)._uri_reference == plain
 
 
 @settings(max_examples=800, deadline=None)
@@ -181,7 +185,7 @@ def test_a_plain_url_is_what_parsing_makes_of_it(text: str) -> None:
 def test_a_pool_goes_where_parsing_says(urls: list[str]) -> None:
     """What it remembers of one URL is not taken for another's."""
 
-    def found(to: Callable[[str], Destination], url: str) -> Destination | str:
+    def found(to: Callable[[str], tuple[Destination, bytes]], url: str) -> tuple[Destination, bytes] | str:
         try:
             return to(url)
         except AllswellError as error:

@@ -153,7 +153,7 @@ async def test_connect_is_a_tunnel(protocol: bytes | None) -> None:
     server = Http2Server(tunnel, settings={ENABLE_CONNECT_PROTOCOL: 1})
     with scripted_peer(server) as peer:
         async with h2c() as pool:
-            to = parsed(peer.url)
+            to, _ = parsed(peer.url)
             target = b"/chat" if protocol else b"origin.example:443"
             head = RequestHead(b"CONNECT", b"http", to.authority, target, [], protocol)
             response = await pool.send(PoolRequest(head, to.route, timeouts=SOON))

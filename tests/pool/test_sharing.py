@@ -242,5 +242,5 @@ async def test_a_dropped_response_gives_its_place_back() -> None:
 
 
 def _plain(url: str) -> PoolRequest:
-    to = parsed(url)
-    return PoolRequest(RequestHead(b"GET", b"http", to.authority, to.target, [(b"Host", to.authority)]), to.route)
+    to, target = parsed(url)
+    return PoolRequest(RequestHead(b"GET", b"http", to.authority, target, [(b"Host", to.authority)]), to.route)

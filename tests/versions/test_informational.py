@@ -37,7 +37,7 @@ async def test_hundreds_are_fine(version: str, listens: bool) -> None:
 
     with serving(version, handler) as server:
         async with server.pool() as pool:
-            request = _request("GET", parsed(f"{server.url}/"), None, None, SOON, None, ())
+            request = _request("GET", *parsed(f"{server.url}/"), None, None, SOON, None, ())
             request.on_informational = hear if listens else None
             response = await pool.send(request)
             assert (response.status, await response.read()) == (200, b"done")
@@ -80,7 +80,7 @@ async def test_no_more_wait_for_a_slow_hook_than_may(version: str) -> None:
         async with server.pool() as pool, anyio.create_task_group() as tasks:
 
             async def ask() -> None:
-                request = _request("POST", parsed(f"{server.url}/"), None, b"x", SOON, None, ())
+                request = _request("POST", *parsed(f"{server.url}/"), None, b"x", SOON, None, ())
                 request.on_informational = hear
                 with pytest.raises(RemoteProtocolError, match="too many informational responses"):
                     await pool.send(request)

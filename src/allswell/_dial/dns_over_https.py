@@ -68,7 +68,7 @@ class DnsOverHttps:
             raise ValueError(f"{url!r} is not the https URL of a DNS server")
         to = destination(parsed)
         # It serves other connections, so it must not wait for the room that they take.
-        self._route, self._authority, self._target = to.route._replace(for_tunnels=True), to.authority, to.target
+        self._route, self._authority, self._target = to.route._replace(for_tunnels=True), to.authority, parsed.raw_path
         self._addresses = [str(ip_address(each)) for each in addresses]
         if not self._addresses and not _is_literal(self._route.host):
             raise ValueError(f"give the addresses of {self._route.host}: this resolver cannot look up its own server")

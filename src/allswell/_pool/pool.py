@@ -153,7 +153,8 @@ class ConnectionPool:
         :raises AllswellError: if the request fails. Its subclasses say how: see the page "Errors".
         :raises RuntimeError: if the pool belongs to another event loop that still lives, or no event loop is running.
         """
-        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies, priority)
+        to, target = self._to(url)
+        made = _request(method, to, target, headers, content, timeouts, trailers, self.config.proxies, priority)
         response = await self.send(made)
         try:
             await response.read()
@@ -180,7 +181,8 @@ class ConnectionPool:
         Parameters and errors are those of :meth:`request`. The end of the block closes the response: see
         :meth:`Response.aclose`. If an exception leaves the block, the rest of the upload is not waited for.
         """
-        made = _request(method, self._to(url), headers, content, timeouts, trailers, self.config.proxies, priority)
+        to, target = self._to(url)
+        made = _request(method, to, target, headers, content, timeouts, trailers, self.config.proxies, priority)
         response = await self.send(made)
         try:
             yield response
@@ -189,8 +191,8 @@ class ConnectionPool:
             raise
         await response.aclose()
 
-    def _to(self, url: str | httpx2.URL) -> Destination:
-        return self._destinations[url] if isinstance(url, str) else destination(url)
+    def _to(self, url: str | httpx2.URL) -> tuple[Destination, bytes]:
+        return self._destinations[url] if isinstance(url, str) else (destination(url), url.raw_path)
 
     async def send(self, request: Request, replay: Replay | None = None) -> Response:
         """Send a request. Return its response as soon as the head has come. The caller must read or close it.
@@ -580,6 +582,7 @@ _TIMEOUTS = Timeouts()
 def _request(
     method: str,
     to: Destination,
+    target: bytes,
     headers: HeadersGiven | None,
     content: bytes | AsyncIterable[bytes] | None,
     timeouts: Timeouts | None,
@@ -598,7 +601,7 @@ def _request(
             section.append((b"Content-Length", str(len(content)).encode("ascii")))
         else:
             section.append((b"Transfer-Encoding", b"chunked"))
-    head = RequestHead(as_bytes(method, "method"), to.route.scheme.encode("ascii"), to.authority, to.target, section)
+    head = RequestHead(as_bytes(method, "method"), to.scheme, to.authority, target, section)
     body = Body(content) if content is not None else None
     route = to.route._replace(proxies=proxies) if proxies else to.route
     if b"upgrade" in given:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import httpx2
 
@@ -26,11 +26,9 @@ SEGMENT = rf"(?!\.\.?(?:[/?]|\Z)){IN_SEGMENT}*+"  # httpx2 removes "." and ".."
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _NAME = r"(?:[a-z0-9_-]++\.)*+(?=[0-9_-]*+[a-z])[a-z0-9_-]++"  # a name and no address: its last label has a letter
 
-#: A URL for a request that is already in its normal form.
-PLAIN_URL = re.compile(
-    rf"(?P<origin>(https?|wss?)://({_BYTE}(?:\.{_BYTE}){{3}}|{_NAME})(?::([1-9][0-9]{{0,5}}))?)"
-    rf"(?P<path>(?:/{SEGMENT})*+)(?:\?(?P<query>{IN_QUERY}*+))?"
-).fullmatch
+#: An origin and a rest: a URL for a request that is already in its normal form.
+_ORIGIN = re.compile(rf"(https?|wss?)://({_BYTE}(?:\.{_BYTE}){{3}}|{_NAME})(?::([1-9][0-9]{{0,5}}))?(?=[/?]|\Z)").match
+_REST = re.compile(rf"((?:/{SEGMENT})*+)(?:\?({IN_QUERY}*+))?").fullmatch
 #: httpx2 accepts no longer URL, in characters.
 LONGEST_URL = 65536
 
@@ -103,11 +101,11 @@ class Endpoint(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """A URL, taken apart for a request."""
+    """Where the requests to the URLs of one origin go."""
 
     route: Route
+    scheme: bytes
     authority: bytes
-    target: bytes
 
 
 def authority(scheme: str, host: str, port: int) -> str:
@@ -148,8 +146,8 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
     port = DEFAULT_PORTS[scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
         raise LocalProtocolError(f"cannot request {named_url(url)!r}: its port is not from 1 to 65535")
-    route = Route(scheme, host, port, server_name)
-    return Destination(route, authority(scheme, without_zone(host), port).encode("ascii"), url.raw_path)
+    named = authority(scheme, without_zone(host), port)
+    return Destination(Route(scheme, host, port, server_name), scheme.encode("ascii"), named.encode("ascii"))
 
 
 def proxy_hops(proxies: Proxies) -> tuple[ProxyHop, ...]:
@@ -194,44 +192,90 @@ def _proxy(url: str) -> httpx2.Proxy:
     raise ValueError(message)
 
 
+_Origin = TypeVar("_Origin")
+
+
+class PlainUrls(Generic[_Origin]):
+    """Takes URLs apart that are in their normal form: into the origin, and the path with the query.
+
+    Most requests of a program go to few origins, and most of those to the one of the last request. So origins are
+    remembered, and of most URLs only the rest is looked at.
+
+    :param origin: makes what stands for an origin, of the match of :data:`_ORIGIN`: scheme, host and port.
+    """
+
+    _MOST = 1024
+
+    def __init__(self, origin: Callable[[re.Match[str]], _Origin]) -> None:
+        self._origin = origin
+        self._known: dict[str, _Origin] = {}
+        self._last: tuple[str, _Origin] | None = None
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def split(self, url: str) -> tuple[_Origin, re.Match[str]] | None:
+        """The origin, and the match of the rest: path and query. ``None`` if the URL is not in its normal form."""
+        if len(url) > LONGEST_URL:
+            return None
+        last = self._last
+        rest = _REST(url, len(last[0])) if last is not None and url.startswith(last[0]) else None
+        if last is None or rest is None:
+            match = _ORIGIN(url)
+            rest = None if match is None else _REST(url, match.end())
+            if match is None or rest is None:
+                return None
+            last = self._last = match[0], self._of(match)
+        return last[1], rest
+
+    def _of(self, match: re.Match[str]) -> _Origin:
+        known = self._known.get(match[0])
+        if known is None:
+            known = self._origin(match)
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[match[0]] = known
+        return known
+
+
 class Destinations:
     """Remembers the destinations of one pool's requests, because to parse a URL costs 20 µs.
 
-    For a plain URL the part before the path is remembered, and the rest is the target. Other URLs are remembered whole.
     URLs may have secrets in them, so each pool has its own memory.
     """
 
     _MOST = 1024
 
     def __init__(self) -> None:
-        self._known: dict[str, Destination] = {}
+        self._plain = PlainUrls(lambda match: parsed(match.string)[0])
+        self._others: dict[str, tuple[Destination, bytes]] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._plain) + len(self._others)
 
-    def __getitem__(self, url: str) -> Destination:
-        plain = PLAIN_URL(url) if len(url) <= LONGEST_URL else None
-        key = url if plain is None else plain["origin"]
-        known = self._known.get(key)
+    def __getitem__(self, url: str) -> tuple[Destination, bytes]:
+        """The destination, and the target there."""
+        plain = self._plain.split(url)
+        if plain is not None:
+            to, rest = plain
+            return to, (rest[0] if rest[1] else f"/{rest[0]}").encode("ascii")
+        known = self._others.get(url)
         if known is None:
             known = parsed(url)
-            if len(self._known) >= self._MOST:
-                self._known.clear()
-            self._known[key] = known
-        if plain is None:
-            return known
-        path, query = plain["path"] or "/", plain["query"]
-        target = path if query is None else f"{path}?{query}"
-        return Destination(known.route, known.authority, target.encode("ascii"))
+            if len(self._others) >= self._MOST:
+                self._others.clear()
+            self._others[url] = known
+        return known
 
 
-def parsed(url: str) -> Destination:
-    """The destination for the text of a URL.
+def parsed(url: str) -> tuple[Destination, bytes]:
+    """The same for any URL, of which nothing is remembered.
 
     :raises LocalProtocolError: as :func:`destination`, or if it is no URL at all.
     """
     try:
-        return destination(httpx2.URL(url))
+        made = httpx2.URL(url)
+        return destination(made), made.raw_path
     except httpx2.InvalidURL as error:
         message = no_url(url, error)
     raise LocalProtocolError(message)
