@@ -156,6 +156,8 @@ class ConnectionPool:
         to, target = self._to(url)
         made = _request(method, to, target, headers, content, timeouts, trailers, self.config.proxies, priority)
         response = await self.send(made)
+        if response.read_nowait():
+            return response
         try:
             await response.read()
             await response.finish()

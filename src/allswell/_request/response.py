@@ -149,6 +149,11 @@ class Response:
             self._content = await self.read_counted(_uncounted)
         return self._content
 
+    def read_nowait(self) -> bool:
+        """Read the whole body without waiting, if that leaves nothing to do. Return whether it does."""
+        self._content = self.take_whole()
+        return self._content is not None
+
     def take_whole(self) -> bytes | None:
         """The whole body, if it has come and the response needs nothing more; else ``None``."""
         if self._tracer is not None or self._exchange.tunnel is not None:
