@@ -29,10 +29,25 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import httpx2
-from httpx2 import USE_CLIENT_DEFAULT
+# By names of their own: in the module, which has a __getattr__, each look-up takes as long as that of ten names here.
+from httpx2 import (
+    URL,
+    USE_CLIENT_DEFAULT,
+    AsyncByteStream,
+    AsyncClient,
+    Auth,
+    ByteStream,
+    Cookies,
+    Headers,
+    QueryParams,
+    RemoteProtocolError,
+    Request,
+    RequestError,
+    Timeout,
+)
+from httpx2 import Response as HttpxResponse
 
 from allswell import _gzip, _shapes
 from allswell._given import require
@@ -55,7 +70,7 @@ else:  # if one of these is missing, there are no short ways, and the client sti
 #: Whether the short ways are used: httpx2 is the one that they were written for.
 ON = _shapes.known()
 
-_Field = tuple[bytes, bytes, bytes]  # as httpx2.Headers has it: the name, the name in lower case, the value
+_Field = tuple[bytes, bytes, bytes]  # as Headers has it: the name, the name in lower case, the value
 
 _MERGE_URL = _shapes.find("httpx2._client", "BaseClient._merge_url")
 _MERGE_HEADERS = _shapes.find("httpx2._client", "BaseClient._merge_headers")
@@ -69,10 +84,10 @@ _CLOSE_CLIENT = _shapes.find("httpx2._client", "AsyncClient.aclose")
 _LEAVE_CLIENT = _shapes.find("httpx2._client", "AsyncClient.__aexit__")
 _AUTH_FLOW = _shapes.find("httpx2", "Auth.async_auth_flow")
 _EXTRACT_COOKIES = _shapes.find("httpx2", "Cookies.extract_cookies")
-_NEW_URL = httpx2.URL.__init__
-_NEW_HEADERS = httpx2.Headers.__init__
-_NEW_REQUEST = httpx2.Request.__init__
-_NEW_RESPONSE = httpx2.Response.__init__
+_NEW_URL = URL.__init__
+_NEW_HEADERS = Headers.__init__
+_NEW_REQUEST = Request.__init__
+_NEW_RESPONSE = HttpxResponse.__init__
 _READ = _gzip.Response.aread
 _ITER_BYTES = _gzip.Response.aiter_bytes
 _ITER_RAW = _gzip.Response.aiter_raw
@@ -116,17 +131,17 @@ def plain_url(text: str) -> ParseResult | None:
     return Urls().parsed(text)
 
 
-def _with_query(url: httpx2.URL, params: Any) -> httpx2.URL | None:
+def _with_query(url: URL, params: Any) -> URL | None:
     """The URL with these parameters as its query; ``None`` if parsing would change the rest of it."""
     parsed = url._uri_reference
     if plain_url(str(parsed)) != parsed:
         return None
-    query = str(httpx2.QueryParams(params)) if params else None
+    query = str(QueryParams(params)) if params else None
     return _url(parsed._replace(query=query)) if query is None or len(query) <= LONGEST_URL else None
 
 
-def _url(parsed: ParseResult) -> httpx2.URL:
-    url: httpx2.URL = _new(httpx2.URL)
+def _url(parsed: ParseResult) -> URL:
+    url: URL = _new(URL)
     url._uri_reference = parsed
     return url
 
@@ -136,19 +151,19 @@ def _url(parsed: ParseResult) -> httpx2.URL:
 
 def _ordinary_request(
     method: str,
-    url: httpx2.URL,
+    url: URL,
     params: Any,
-    headers: httpx2.Headers,
+    headers: Headers,
     content: Any,
     data: Any,
     json: Any,
     extensions: dict[str, Any],
-) -> httpx2.Request | None:
+) -> Request | None:
     """Make the request that httpx2's constructor makes; ``None`` if ``params`` need the long way.
 
     It keeps ``url``, ``headers`` and ``extensions`` without copying them.
     """
-    request: httpx2.Request = _new(httpx2.Request)
+    request: Request = _new(Request)
     request.method = method = method.upper()
     if params is not None:
         with_query = _with_query(url, params)
@@ -161,7 +176,7 @@ def _ordinary_request(
     begin: list[_Field] = []
     end: list[_Field] = []
     if content is None and data is None and json is None:
-        stream: Any = httpx2.ByteStream(b"")
+        stream: Any = ByteStream(b"")
     else:
         defaults, stream = encode_request(content=content, data=data, json=json)
         for name, value in defaults.items():
@@ -186,9 +201,9 @@ def _ordinary_request(
     request.headers = _headers([*begin, *fields, *end])
     request.extensions = extensions
     request.stream = stream
-    if type(stream) is httpx2.ByteStream and type(stream._stream) is bytes:
+    if type(stream) is ByteStream and type(stream._stream) is bytes:
         request._content = stream._stream
-    elif isinstance(stream, httpx2.ByteStream):
+    elif isinstance(stream, ByteStream):
         request.read()
     return request
 
@@ -230,9 +245,9 @@ class _Sections:
         return kept + [(raw, lower, given[name].encode("ascii")) for name, raw, lower in written]
 
 
-def origin_and_target(url: httpx2.URL) -> tuple[tuple[str, str | bytes, int | None], bytes]:
+def origin_and_target(url: URL) -> tuple[tuple[str, str | bytes, int | None], bytes]:
     """A key for the origin of a URL of the library's, and the request target."""
-    if not ON or type(url) is not httpx2.URL:
+    if not ON or type(url) is not URL:
         return (url.scheme, url.raw_host, url.port), url.raw_path
     scheme, _, host, port, path, query, _ = url._uri_reference
     return (scheme, host, port), (path or "/" if query is None else f"{path or '/'}?{query}").encode("ascii")
@@ -240,35 +255,31 @@ def origin_and_target(url: httpx2.URL) -> tuple[tuple[str, str | bytes, int | No
 
 def body_of(stream: object) -> bytes | None:
     """The content of a stream of the library's that has it as one bytes object; ``None`` for any other stream."""
-    if ON and type(stream) is httpx2.ByteStream:
+    if ON and type(stream) is ByteStream:
         content: Any = stream._stream
         if isinstance(content, bytes):
             return content
     return None
 
 
-def taken_apart(headers: httpx2.Headers) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+def taken_apart(headers: Headers) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
     """The library's headers as pairs of name and value, and their names in lower case."""
-    if not ON or type(headers) is not httpx2.Headers:
+    if not ON or type(headers) is not Headers:
         pairs = headers.raw
         return pairs, [name.lower() for name, _ in pairs]
     fields = headers._list
     return [(name, value) for name, _, value in fields], [lower for _, lower, _ in fields]
 
 
-def _headers(fields: list[_Field]) -> httpx2.Headers:
-    headers: httpx2.Headers = _new(httpx2.Headers)
+def _headers(fields: list[_Field]) -> Headers:
+    headers: Headers = _new(Headers)
     headers._list = fields
     headers._encoding = None
     return headers
 
 
 def _constructors_are_known() -> bool:
-    return (
-        httpx2.URL.__init__ is _NEW_URL
-        and httpx2.Headers.__init__ is _NEW_HEADERS
-        and httpx2.Request.__init__ is _NEW_REQUEST
-    )
+    return URL.__init__ is _NEW_URL and Headers.__init__ is _NEW_HEADERS and Request.__init__ is _NEW_REQUEST
 
 
 # --- Responses
@@ -277,11 +288,11 @@ def _constructors_are_known() -> bool:
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-#: A response has one of these in its ``__dict__`` if it was read, or if a method of it was replaced.
-_UNLIKE_OURS = ("_content", "_decoder", "aiter_bytes", "aiter_raw", "aclose")
+#: How many attributes a new response has. One that was read has more, and so has one of which a method was replaced.
+_ATTRIBUTES = 11
 
 
-class WholeStream(httpx2.AsyncByteStream):
+class WholeStream(AsyncByteStream):
     """A body that can be read whole, with one call."""
 
     def take_whole(self) -> bytes | None:
@@ -304,7 +315,7 @@ class Response(_gzip.Response):
         cls, status: int, headers: list[tuple[bytes, bytes]], stream: WholeStream, extensions: dict[str, Any]
     ) -> Response:
         """Make the response that the constructor makes. It keeps ``extensions`` without copying them."""
-        if not ON or httpx2.Response.__init__ is not _NEW_RESPONSE or httpx2.Headers.__init__ is not _NEW_HEADERS:
+        if not ON or HttpxResponse.__init__ is not _NEW_RESPONSE or Headers.__init__ is not _NEW_HEADERS:
             return cls(status, headers=headers, stream=stream, extensions=extensions)
         made: Response = _new(cls)
         made.status_code = status
@@ -329,11 +340,11 @@ class Response(_gzip.Response):
             or not self._reads_ordinarily()
         ):
             return await super().aread()
-        whole = cast(WholeStream, stream._stream)
+        whole: Any = stream._stream
         self.is_stream_consumed = True
         self._num_bytes_downloaded = 0
         try:
-            content = whole.take_whole()
+            content: bytes | None = whole.take_whole()
             if content is not None:
                 self._num_bytes_downloaded = len(content)
                 self.is_closed = True
@@ -343,7 +354,8 @@ class Response(_gzip.Response):
                     content = await whole.read_whole(self._count)
                 finally:
                     await self.aclose()
-        except httpx2.RequestError as error:
+                assert content is not None
+        except RequestError as error:
             self._names_request(error)
             raise
         self._content = content
@@ -360,24 +372,24 @@ class Response(_gzip.Response):
             and theirs.aiter_bytes is _ITER_BYTES
             and theirs.aiter_raw is _ITER_RAW
             and theirs.aclose is _CLOSE
-            and self.__dict__.keys().isdisjoint(_UNLIKE_OURS)
-            and type(self.headers) is httpx2.Headers
+            and len(self.__dict__) == _ATTRIBUTES
+            and type(self.headers) is Headers
             and b"content-encoding" not in [field[1] for field in self.headers._list]
         )
 
     async def aclose(self) -> None:
         """See httpx2."""
-        if not ON or _gzip.Response.aclose is not _CLOSE or not isinstance(self.stream, httpx2.AsyncByteStream):
+        if not ON or _gzip.Response.aclose is not _CLOSE or not isinstance(self.stream, AsyncByteStream):
             await super().aclose()
         elif not self.is_closed:
             self.is_closed = True
             try:
                 await self.stream.aclose()
-            except httpx2.RequestError as error:
+            except RequestError as error:
                 self._names_request(error)
                 raise
 
-    def _names_request(self, error: httpx2.RequestError) -> None:
+    def _names_request(self, error: RequestError) -> None:
         if self._request is not None:
             error.request = self._request
 
@@ -388,42 +400,37 @@ class Response(_gzip.Response):
 # --- The client
 
 
-class ShortWays(httpx2.AsyncClient):
+class ShortWays(AsyncClient):
     """httpx2's client, with the short ways."""
 
     _sections: _Sections | None = None
     _urls: Urls | None = None
-    _plain_base: tuple[httpx2.URL, ParseResult | None] | None = None
+    _plain_base: tuple[URL, ParseResult | None] | None = None
     _straight: type | None = None  # the class itself, if no class in its MRO is between ShortWays and httpx2's client
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
         above = cls.__mro__[cls.__mro__.index(ShortWays) + 1]
-        cls._straight = cls if above is httpx2.AsyncClient else None
+        cls._straight = cls if above is AsyncClient else None
 
     def _closes_ordinarily(self) -> bool:
         """Whether httpx2's way to close is known: it closes each transport, and does nothing else."""
         return (
             ON
             and self._straight is type(self)
-            and httpx2.AsyncClient.aclose is _CLOSE_CLIENT
-            and httpx2.AsyncClient.__aexit__ is _LEAVE_CLIENT
+            and AsyncClient.aclose is _CLOSE_CLIENT
+            and AsyncClient.__aexit__ is _LEAVE_CLIENT
         )
 
-    def _merge_url(self, url: httpx2.URL | str) -> httpx2.URL:
-        if (
-            ON
-            and self._straight is type(self)
-            and httpx2.AsyncClient._merge_url is _MERGE_URL
-            and httpx2.URL.__init__ is _NEW_URL
-        ):
+    def _merge_url(self, url: URL | str) -> URL:
+        if ON and self._straight is type(self) and AsyncClient._merge_url is _MERGE_URL and URL.__init__ is _NEW_URL:
             if type(url) is str:
                 if self._urls is None:
                     self._urls = Urls()
                 parsed = self._urls.parsed(url) or self._below_base(url)
                 if parsed is not None:
                     return _url(parsed)
-            elif type(url) is httpx2.URL and url.is_absolute_url:
+            elif type(url) is URL and url.is_absolute_url:
                 return _url(url._uri_reference)
         return super()._merge_url(url)
 
@@ -431,7 +438,7 @@ class ShortWays(httpx2.AsyncClient):
         """The parts of a relative URL at the base URL, if parsing would change neither. Otherwise ``None``."""
         base = self.base_url
         if self._plain_base is None or self._plain_base[0] is not base:
-            parsed = plain_url(str(base)) if type(base) is httpx2.URL else None
+            parsed = plain_url(str(base)) if type(base) is URL else None
             fits = parsed is not None and parsed == base._uri_reference and parsed.query is None and parsed.path != ""
             self._plain_base = base, parsed if fits else None
         found = self._plain_base[1]
@@ -448,8 +455,8 @@ class ShortWays(httpx2.AsyncClient):
         if (
             not ON
             or self._straight is not type(self)
-            or httpx2.AsyncClient._merge_headers is not _MERGE_HEADERS
-            or type(ours) is not httpx2.Headers
+            or AsyncClient._merge_headers is not _MERGE_HEADERS
+            or type(ours) is not Headers
         ):
             return super()._merge_headers(headers)
         if headers is None:
@@ -465,7 +472,7 @@ class ShortWays(httpx2.AsyncClient):
     def build_request(
         self,
         method: str,
-        url: httpx2.URL | str,
+        url: URL | str,
         *,
         content: _types.RequestContent | None = None,
         data: _types.RequestData | None = None,
@@ -476,11 +483,11 @@ class ShortWays(httpx2.AsyncClient):
         cookies: _types.CookieTypes | None = None,
         timeout: _types.TimeoutTypes | UseClientDefault = USE_CLIENT_DEFAULT,
         extensions: _types.RequestExtensions | None = None,
-    ) -> httpx2.Request:
+    ) -> Request:
         """See httpx2."""
         if type(url) is not str or cookies is not None or timeout is not USE_CLIENT_DEFAULT:
             require("httpx2", url=url, cookies=cookies, timeout=timeout)
-        if not ON or self._straight is not type(self) or httpx2.AsyncClient.build_request is not _BUILD_REQUEST:
+        if not ON or self._straight is not type(self) or AsyncClient.build_request is not _BUILD_REQUEST:
             return super().build_request(
                 method,
                 url,
@@ -501,7 +508,7 @@ class ShortWays(httpx2.AsyncClient):
         if extensions is not None and "timeout" in extensions:
             extensions = dict(extensions)
         else:
-            wait = self.timeout if isinstance(timeout, UseClientDefault) else httpx2.Timeout(timeout)
+            wait = self.timeout if isinstance(timeout, UseClientDefault) else Timeout(timeout)
             extensions = (
                 {"timeout": wait.as_dict()} if extensions is None else dict(**extensions, timeout=wait.as_dict())
             )
@@ -509,14 +516,14 @@ class ShortWays(httpx2.AsyncClient):
             files is None
             and (data is None or type(data) is dict)
             and not cookies
-            and type(url) is httpx2.URL
-            and type(headers) is httpx2.Headers
+            and type(url) is URL
+            and type(headers) is Headers
             and _constructors_are_known()
         ):
             made = _ordinary_request(method, url, params, headers, content, data, json, extensions)
             if made is not None:
                 return made
-        return httpx2.Request(
+        return Request(
             method,
             url,
             content=content,
@@ -531,23 +538,23 @@ class ShortWays(httpx2.AsyncClient):
 
     async def send(
         self,
-        request: httpx2.Request,
+        request: Request,
         *,
         stream: bool = False,
         auth: _types.AuthTypes | UseClientDefault | None = USE_CLIENT_DEFAULT,
         follow_redirects: bool | UseClientDefault = USE_CLIENT_DEFAULT,
-    ) -> httpx2.Response:
+    ) -> HttpxResponse:
         """See httpx2."""
         if (
             not ON
             or self._straight is not type(self)
-            or httpx2.AsyncClient.send is not _SEND
+            or AsyncClient.send is not _SEND
             or type(self)._build_request_auth is not _BUILD_REQUEST_AUTH
             or auth is not USE_CLIENT_DEFAULT
             or self._auth is not None
             or self._state is not ClientState.OPENED
-            or type(request) is not httpx2.Request
-            or type(request.url) is not httpx2.URL
+            or type(request) is not Request
+            or type(request.url) is not URL
             or request.url._uri_reference.userinfo
             or "_build_request_auth" in self.__dict__
         ):
@@ -562,7 +569,7 @@ class ShortWays(httpx2.AsyncClient):
                 response = await self._after(request, response, follow_redirects)
         else:
             response = await self._send_handling_auth(
-                request, auth=httpx2.Auth(), follow_redirects=follow_redirects, history=[]
+                request, auth=Auth(), follow_redirects=follow_redirects, history=[]
             )
         if not stream:
             try:
@@ -574,38 +581,38 @@ class ShortWays(httpx2.AsyncClient):
 
     def _sends_straight(self) -> bool:
         """Whether the methods between ``send`` and ``_send_single_request`` are ours, and would do nothing."""
-        ours, theirs = type(self), httpx2.AsyncClient
+        ours, theirs = type(self), AsyncClient
         return (
             ours._send_handling_auth is ShortWays._send_handling_auth
             and theirs._send_handling_auth is _SEND_HANDLING_AUTH
             and ours._send_handling_redirects is ShortWays._send_handling_redirects
             and theirs._send_handling_redirects is _SEND_HANDLING_REDIRECTS
-            and httpx2.Auth.async_auth_flow is _AUTH_FLOW
+            and Auth.async_auth_flow is _AUTH_FLOW
             and not self._event_hooks["request"]
             and self.max_redirects >= 0
             and self.__dict__.keys().isdisjoint(_BETWEEN)
         )
 
     async def _send_handling_auth(
-        self, request: httpx2.Request, auth: httpx2.Auth, follow_redirects: bool, history: list[httpx2.Response]
-    ) -> httpx2.Response:
+        self, request: Request, auth: Auth, follow_redirects: bool, history: list[HttpxResponse]
+    ) -> HttpxResponse:
         if (
             not ON
             or self._straight is not type(self)
-            or httpx2.AsyncClient._send_handling_auth is not _SEND_HANDLING_AUTH
-            or httpx2.Auth.async_auth_flow is not _AUTH_FLOW
-            or type(auth) is not httpx2.Auth
+            or AsyncClient._send_handling_auth is not _SEND_HANDLING_AUTH
+            or Auth.async_auth_flow is not _AUTH_FLOW
+            or type(auth) is not Auth
         ):
             return await super()._send_handling_auth(request, auth, follow_redirects, history)
         return await self._send_handling_redirects(request, follow_redirects=follow_redirects, history=history)
 
     async def _send_handling_redirects(
-        self, request: httpx2.Request, follow_redirects: bool, history: list[httpx2.Response]
-    ) -> httpx2.Response:
+        self, request: Request, follow_redirects: bool, history: list[HttpxResponse]
+    ) -> HttpxResponse:
         if (
             not ON
             or self._straight is not type(self)
-            or httpx2.AsyncClient._send_handling_redirects is not _SEND_HANDLING_REDIRECTS
+            or AsyncClient._send_handling_redirects is not _SEND_HANDLING_REDIRECTS
             or self._event_hooks["request"]
             or history
             or self.max_redirects < 0
@@ -614,7 +621,7 @@ class ShortWays(httpx2.AsyncClient):
         response = await self._send_single_request(request)
         return response if self._is_final(response) else await self._after(request, response, follow_redirects)
 
-    def _is_final(self, response: httpx2.Response) -> bool:
+    def _is_final(self, response: HttpxResponse) -> bool:
         """Whether no hook and no redirect follow a response. (Hooks may have been added while it was in flight.)"""
         return (
             type(response) is Response
@@ -623,9 +630,7 @@ class ShortWays(httpx2.AsyncClient):
             and not self._event_hooks["response"]
         )
 
-    async def _after(
-        self, request: httpx2.Request, response: httpx2.Response, follow_redirects: bool
-    ) -> httpx2.Response:
+    async def _after(self, request: Request, response: HttpxResponse, follow_redirects: bool) -> HttpxResponse:
         """Call the hooks of the first response, and follow its redirect."""
         try:
             for hook in self._event_hooks["response"]:
@@ -634,7 +639,7 @@ class ShortWays(httpx2.AsyncClient):
             if not response.has_redirect_location:
                 return response
             if not follow_redirects:
-                with suppress(httpx2.RemoteProtocolError):
+                with suppress(RemoteProtocolError):
                     response.next_request = self._build_redirect_request(request, response)
                 return response
             following = self._build_redirect_request(request, response)
@@ -644,29 +649,29 @@ class ShortWays(httpx2.AsyncClient):
             raise
         return await super()._send_handling_redirects(following, follow_redirects, [response])
 
-    async def _send_single_request(self, request: httpx2.Request) -> httpx2.Response:
+    async def _send_single_request(self, request: Request) -> HttpxResponse:
         if (
             not ON
             or self._straight is not type(self)
-            or httpx2.AsyncClient._send_single_request is not _SEND_SINGLE_REQUEST
-            or type(request) is not httpx2.Request
-            or not isinstance(request.stream, httpx2.AsyncByteStream)  # httpx2 raises for that
+            or AsyncClient._send_single_request is not _SEND_SINGLE_REQUEST
+            or type(request) is not Request
+            or not isinstance(request.stream, AsyncByteStream)  # httpx2 raises for that
         ):
             return await super()._send_single_request(request)
         transport = self._transport_for_url(request.url)
         start = perf_counter()
         try:
             response = await transport.handle_async_request(request)
-        except httpx2.RequestError as error:
+        except RequestError as error:
             error.request = request
             raise
-        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        assert isinstance(response.stream, AsyncByteStream)
         response.request = request
-        response.stream = BoundAsyncStream(response.stream, start=start)
+        response.stream = BoundAsyncStream(response.stream, start)
         cookies = self.cookies
         if (
-            type(cookies) is not httpx2.Cookies
-            or httpx2.Cookies.extract_cookies is not _EXTRACT_COOKIES
+            type(cookies) is not Cookies
+            or Cookies.extract_cookies is not _EXTRACT_COOKIES
             or not _sets_no_cookie(response.headers)
         ):
             cookies.extract_cookies(response)
@@ -683,12 +688,12 @@ class ShortWays(httpx2.AsyncClient):
         return response
 
 
-def _sets_no_cookie(headers: httpx2.Headers) -> bool:
+def _sets_no_cookie(headers: Headers) -> bool:
     """Whether a response has no cookies for the jar.
 
     httpx2's headers choose their encoding when a value is read. To ask them for cookies does that. So it is done here.
     """
-    if type(headers) is not httpx2.Headers:
+    if type(headers) is not Headers:
         return False
     for _, name, value in headers._list:
         if name in (b"set-cookie", b"set-cookie2") or not (name.isascii() and value.isascii()):

@@ -123,10 +123,18 @@ class RawStream:
     trio.)
     """
 
-    def __init__(self, stream: NetworkStream, library: str) -> None:
-        self._stream = stream
+    def __init__(self, response: Response, library: str, stream: NetworkStream | None = None) -> None:
+        self._response = response
         self._library = library
+        self._made = stream
         self.body: ResponseStream | None = None
+
+    @property
+    def _stream(self) -> NetworkStream:
+        """It is made when it is asked for. Few callers do."""
+        if self._made is None:
+            self._made = self._response.network_stream
+        return self._made
 
     @property  # type: ignore[misc]  # read-only; isinstance() asks for it
     def __class__(self) -> type[RawStream]:
@@ -155,7 +163,8 @@ class RawStream:
     ) -> RawStream:
         """See :meth:`NetworkStream.start_tls`."""
         with self._errors_of("Connect"):
-            return RawStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._library)
+            stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return RawStream(self._response, self._library, stream)
 
     def get_extra_info(self, info: str) -> Any:
         """See :meth:`NetworkStream.get_extra_info`."""
@@ -343,6 +352,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
     """The common part of the transports for httpx2 and httpx: the pool, and the translation of requests and errors."""
 
     _library: ModuleType = httpx2
+    _asks: type = httpx2.Request
     _core = "httpcore2"
     _stream: type[ResponseStream] = ResponseStream
     _patches = Library(httpx2, "httpcore2")
@@ -417,7 +427,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         except AllswellError as error:
             _raise_as(self._library, error)
         facts = response.extension_facts()
-        facts["network_stream"] = RawStream(facts["network_stream"], self._core)
+        facts["network_stream"] = RawStream(response, self._core)
         facts["reprioritize"] = partial(_reprioritize, self._library, response)
         return response, facts
 
@@ -452,7 +462,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         return response
 
     def _request(self, request: httpx2.Request) -> Request:
-        if not isinstance(request, self._library.Request):
+        if not isinstance(request, self._asks):
             require(self._library.__name__, request=request)
         extensions = request.extensions
         key, target = origin_and_target(request.url)
@@ -518,7 +528,8 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         :raises StreamConsumed: if the client sends the body again (a redirect with 307 or 308, a flow of its ``auth``)
             and only a rest of it is left. (The library raises it for generators, and sends the rest of others.)
         """
-        library, stream = self._library, cast(Any, request.stream)
+        library = self._library
+        stream: Any = request.stream
         content = body_of(stream)
         if content is None and isinstance(stream, library.ByteStream):
             content = b"".join(stream)

@@ -21,6 +21,7 @@ class AsyncTransport(Sender[httpx.Limits, httpx.URL | httpx.Proxy], httpx.AsyncB
     """A transport for ``httpx.AsyncClient``; parameters as in :class:`allswell.AsyncTransport`."""
 
     _library = httpx
+    _asks = httpx.Request
     _core = "httpcore"
     _stream = _Stream
     _patches = Library(httpx, "httpcore")

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
@@ -185,8 +185,7 @@ class TlsFilter(ByteStream):
         """Decrypt into the buffer, from ``total`` on, until the buffer is full or the input is used up."""
         assert self._object is not None
         buffer, incoming = self._buffer, self._incoming
-        # (typeshed knows neither that any writable buffer will do nor that then the size is returned)
-        read = cast("Callable[[int, memoryview], int]", self._object.read)
+        read: Any = self._object.read  # (typeshed does not know that any buffer will do, and that the size is returned)
         room = len(buffer) - _RECORD
         records = _RECORDS
         try:

@@ -249,13 +249,14 @@ class Response:
             tracer.note(f"receive_response_body.{how}", info)
 
     def extension_facts(self) -> dict[str, Any]:
-        """The response's ``extensions``, in httpx2's word. ``informational`` grows as 1xx responses come."""
+        """The response's ``extensions``, in httpx2's word, but for those that the transport adds.
+
+        ``informational`` grows as 1xx responses come.
+        """
         facts: dict[str, Any] = {
             "http_version": self.http_version,
-            "network_stream": self.network_stream,
             "informational": self._exchange.informational,
             "attempts": self.attempts,
-            "reprioritize": self.reprioritize,
         }
         if self.http_version in (b"HTTP/1.1", b"HTTP/1.0"):
             facts["reason_phrase"] = self.reason
