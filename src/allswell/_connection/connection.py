@@ -146,6 +146,8 @@ class Connection:
     :param label: the origin, as errors and reports name it: ``"https://example.org"``.
     :param service: what all connections to this server have in common.
     :ivar number: see `_events.py`.
+    :ivar http_version: ``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``.
+    :ivar multiplexes: whether it carries many exchanges side by side.
     :ivar history: what it has carried.
     :ivar silent: whether the peer has stopped answering probes.
     :ivar parting: what the peer has said of its leaving.
@@ -167,6 +169,8 @@ class Connection:
         self.number = number
         self.label = label
         self.config = config
+        self.http_version = backend.http_version
+        self.multiplexes = not backend.in_order
         self.history = History(service or Service())
         self.silent = False
         self.parting = Parting()
@@ -189,11 +193,6 @@ class Connection:
     # What the pool asks
 
     @property
-    def http_version(self) -> str:
-        """``"HTTP/1.1"``, ``"HTTP/2"`` or ``"HTTP/3"``."""
-        return self._backend.http_version
-
-    @property
     def state(self) -> State:
         """Its state of life."""
         return self._life.state
@@ -202,11 +201,6 @@ class Connection:
     def reason(self) -> str:
         """Why it is not open any more."""
         return self._life.reason
-
-    @property
-    def multiplexes(self) -> bool:
-        """Whether it carries many exchanges side by side."""
-        return not self._backend.in_order
 
     @property
     def shared(self) -> bool:

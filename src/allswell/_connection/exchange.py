@@ -370,7 +370,7 @@ class Exchange(Halves, Generic[On]):
             await self._ready.wait()  # raw bytes: the caller decides how long to wait
             return
         # While we upload, the peer may well say nothing. The read timeout begins when the request was sent in full.
-        if self.timeouts.read is not None and not (self.uploading and self.sending.open):
+        if self.timeouts.read is not None and not (self.sending.open and self.uploading):
             self._read_at = monotonic() + self.timeouts.read
             self.connection.watch(self._read_at)
         try:

@@ -501,17 +501,18 @@ class Dispatcher:
         member = self._members.get(connection)
         if member is None:
             return
-        # (A connection that has carried nothing yet was made for a waiter of its own route, so it serves that first.)
-        if connection.history.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
-            # The waiters of its own route go on waiting, because it is not the server that ends it.
-            self._evict(member)
-            self._room_came(member.home)
-            return
         states, waited = member.serves, False
-        for state in states if len(states) == 1 else sorted(states, key=self._waited_since):
-            if self._waiters.waiting(state):
-                waited = True
-                self._serve(state, member)
+        if self._waiters:
+            # (A connection that has carried nothing yet was made for a waiter of its own route, so it serves that first.)
+            if connection.history.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
+                # The waiters of its own route go on waiting, because it is not the server that ends it.
+                self._evict(member)
+                self._room_came(member.home)
+                return
+            for state in states if len(states) == 1 else sorted(states, key=self._waited_since):
+                if self._waiters.waiting(state):
+                    waited = True
+                    self._serve(state, member)
         room = connection.capacity()
         if room:
             member.has_room()
@@ -524,7 +525,7 @@ class Dispatcher:
             return
         if room or not self.connection_wanted(connection):
             self._places.is_idle(member)
-            if self._waiters.longest_without_dial() is not None:
+            if self._waiters and self._waiters.longest_without_dial() is not None:
                 self._room_came(member.home)  # another route may need its place
             self._places.thin_out()
 

@@ -136,6 +136,9 @@ class Waiters(Generic[Key, Entry]):
         self._without_dial: dict[Key, dict[Entry, None]] = {}
         self._all_without_dial: dict[Entry, Key] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
