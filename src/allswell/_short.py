@@ -292,8 +292,17 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ATTRIBUTES = 11
 
 
+#: Fields that are of use to the client itself.
+_OF_THE_CLIENT = frozenset((b"content-encoding", b"set-cookie", b"set-cookie2"))
+
+
 class WholeStream(AsyncByteStream):
-    """A body that can be read whole, with one call."""
+    """A body that can be read whole, with one call.
+
+    :ivar plain: the fields that came with it, if all are ASCII and none is in :data:`_OF_THE_CLIENT`; else ``None``.
+    """
+
+    plain: list[_Field] | None = None
 
     def take_whole(self) -> bytes | None:
         """Return the whole body if it has already come, else ``None``. If it is returned, the stream is closed."""
@@ -317,9 +326,18 @@ class Response(_gzip.Response):
         """Make the response that the constructor makes. It keeps ``extensions`` without copying them."""
         if not ON or HttpxResponse.__init__ is not _NEW_RESPONSE or Headers.__init__ is not _NEW_HEADERS:
             return cls(status, headers=headers, stream=stream, extensions=extensions)
+        fields: list[_Field] = []
+        plain = True
+        for name, value in headers:
+            lower = name.lower()
+            fields.append((name, lower, value))
+            if lower in _OF_THE_CLIENT or not (value.isascii() and lower.isascii()):
+                plain = False
+        if plain:
+            stream.plain = fields.copy()
         made: Response = _new(cls)
         made.status_code = status
-        made.headers = _headers([(name, name.lower(), value) for name, value in headers])
+        made.headers = _headers(fields)
         made._request = None
         made.next_request = None
         made.extensions = extensions
@@ -337,7 +355,7 @@ class Response(_gzip.Response):
         if (
             type(stream) is not BoundAsyncStream
             or not issubclass(type(stream._stream), WholeStream)
-            or not self._reads_ordinarily()
+            or not self._reads_ordinarily(stream._stream)
         ):
             return await super().aread()
         whole: Any = stream._stream
@@ -361,7 +379,7 @@ class Response(_gzip.Response):
         self._content = content
         return content
 
-    def _reads_ordinarily(self) -> bool:
+    def _reads_ordinarily(self, whole: Any) -> bool:
         theirs = _gzip.Response
         return (
             ON
@@ -374,7 +392,10 @@ class Response(_gzip.Response):
             and theirs.aclose is _CLOSE
             and len(self.__dict__) == _ATTRIBUTES
             and type(self.headers) is Headers
-            and b"content-encoding" not in [field[1] for field in self.headers._list]
+            and (
+                self.headers._list == whole.plain
+                or b"content-encoding" not in [field[1] for field in self.headers._list]
+            )
         )
 
     async def aclose(self) -> None:
@@ -665,14 +686,15 @@ class ShortWays(AsyncClient):
         except RequestError as error:
             error.request = request
             raise
-        assert isinstance(response.stream, AsyncByteStream)
+        stream = response.stream
+        assert isinstance(stream, AsyncByteStream)
         response.request = request
-        response.stream = BoundAsyncStream(response.stream, start)
+        response.stream = BoundAsyncStream(stream, start)
         cookies = self.cookies
         if (
             type(cookies) is not Cookies
             or Cookies.extract_cookies is not _EXTRACT_COOKIES
-            or not _sets_no_cookie(response.headers)
+            or not _sets_no_cookie(response.headers, stream.plain if isinstance(stream, WholeStream) else None)
         ):
             cookies.extract_cookies(response)
         response.default_encoding = self._default_encoding
@@ -688,16 +710,17 @@ class ShortWays(AsyncClient):
         return response
 
 
-def _sets_no_cookie(headers: Headers) -> bool:
+def _sets_no_cookie(headers: Headers, plain: list[_Field] | None) -> bool:
     """Whether a response has no cookies for the jar.
 
     httpx2's headers choose their encoding when a value is read. To ask them for cookies does that. So it is done here.
     """
     if type(headers) is not Headers:
         return False
-    for _, name, value in headers._list:
-        if name in (b"set-cookie", b"set-cookie2") or not (name.isascii() and value.isascii()):
-            return False
+    if headers._list != plain:
+        for _, name, value in headers._list:
+            if name in (b"set-cookie", b"set-cookie2") or not (name.isascii() and value.isascii()):
+                return False
     if headers._encoding is None:
         headers._encoding = "ascii"
     return True

@@ -503,7 +503,7 @@ class Dispatcher:
             return
         states, waited = member.serves, False
         if self._waiters:
-            # (A connection that has carried nothing yet was made for a waiter of its own route, so it serves that first.)
+            # (One that has carried nothing yet was made for a waiter of its own route, so it serves that first.)
             if connection.history.opened and not connection.open_exchanges and self._owed_elsewhere(member.home):
                 # The waiters of its own route go on waiting, because it is not the server that ends it.
                 self._evict(member)

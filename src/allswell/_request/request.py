@@ -123,7 +123,7 @@ class Request:
         if self.body is None or self.trailers is not None:
             return None
         inline = self.body.inline
-        if inline is not None and any(name.lower() == b"expect" for name, _ in self.head.headers):
+        if inline is not None and b"expect" in [name.lower() for name, _ in self.head.headers]:
             return None
         return inline
 
