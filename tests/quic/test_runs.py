@@ -209,6 +209,7 @@ def _compare(packets: list[Packet], cuts: list[int], mark: int = 0, **options: A
 
 
 @example([Packet([(0, 0, 0, False, False)]), Packet([(1, 0, 0, False, False)])], [], 0)  # a stretch of two
+@example([Packet([(0, 2, 40, True, True)])], [], 0)  # the end of a stream, and not its beginning
 @example([Packet([b"\x0a\x00\x05abc"])], [], 0)  # cut off
 @example([Packet([b"\x0b\x00\x05abc"])], [], 0)
 @example([Packet([b"\x02\x02\0\x01\0\0\0", b"\x12\x40\xc8", (0, 0, 40, True, True), (1, 0, 40, True, False)])], [], 2)
@@ -219,6 +220,7 @@ def test_runs_lead_where_single_datagrams_do(packets: list[Packet], cuts: list[i
 
 
 @example([Packet([(which, 0, 40, True, True) for which in range(3)])], 90)
+@example([Packet([(0, 0, 40, True, True)])], 20)
 @given(st.lists(_PACKETS, max_size=12), st.integers(20, 120))
 @hypothesis.settings(max_examples=30, deadline=None)
 def test_credit_is_what_it_is_for_single_datagrams(packets: list[Packet], window: int) -> None:
