@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 import hypothesis
 import pytest
@@ -14,6 +15,9 @@ from tests.support.native import built, compiled  # noqa: F401  # fixtures
 
 def pytest_configure() -> None:
     be_patient()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has the jobs that it runs in the background ignore it, and the programs that we start would, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile(
         "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )

@@ -19,6 +19,7 @@ from interop.options import chosen, for_the_runner, parser
 from interop.servers import SERVERS, Server
 
 from interop import local
+from tests.support.lag import PATIENCE
 
 _BY_NAME = {case.name: case for case in CASES}
 _OURS = next(server for server in SERVERS if server.name == "aioquic")
@@ -28,7 +29,8 @@ _OURS = next(server for server in SERVERS if server.name == "aioquic")
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_part(name: str, server: Server, tmp_path: Path) -> None:
     case = _BY_NAME[name]
-    case = replace(case, scenario=replace(case.scenario, bandwidth=None))  # seconds that tell nothing here
+    scenario = replace(case.scenario, bandwidth=None)  # seconds that tell nothing here
+    case = replace(case, scenario=scenario, timeout=2 * PATIENCE)
     hindrance = why_not(case, server)
     if hindrance is not None:
         pytest.skip(hindrance.reason)

@@ -169,7 +169,7 @@ def scripted_peer(
     receive_buffer: int | None = None,
     send_buffer: int | None = None,
     backlog: int = 1024,
-    patience: float = 30.0,
+    patience: float = 120.0,
 ) -> Iterator[ScriptedPeer]:
     """A peer that runs ``script`` on every connection, until the block is left.
 

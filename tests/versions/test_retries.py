@@ -407,7 +407,7 @@ async def test_through_a_proxy_that_forwards(pauses: list[float]) -> None:
 
 def test_settings_are_checked() -> None:
     assert Retry(statuses=[503], methods={"POST"}) == Retry(statuses=frozenset({503}), methods=frozenset({"POST"}))
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         Retry(attempts=0)
     wrong: Any = "POST"
     with pytest.raises(TypeError, match="methods"):
