@@ -430,6 +430,30 @@ def test_small_requests_leave_in_full_packets_that_one_call_takes(monkeypatch: p
     assert all(pair.server._streams[number].receiver.is_finished for number in numbers)
 
 
+def test_packets_that_hold_no_more_requests_are_filled_up() -> None:
+    pair = Pair()
+    pair.client.engine._loss._pacer.packet_time = None
+    _requests(pair, 4, 1146)
+    assert [len(datagram) for datagram, _ in pair.client.datagrams_to_send(pair.now)] == [1200, 1200, 1200, 1177]
+
+
+def test_the_pacer_says_when_the_rest_may_go() -> None:
+    pair = Pair()
+    engine = pair.client.engine
+    loss = engine._loss
+    loss._cc.congestion_window = 1 << 20
+    loss._pacer = Unpaced(max_datagram_size=1200)
+    loss._pacer.packet_time, loss._pacer.bucket_max = 0.0001, 0.0005
+    _requests(pair, 30, 300)
+    pair.now += 0.02
+    assert len(pair.client.datagrams_to_send(pair.now)) == 5
+    assert engine._pacing_at == pytest.approx(pair.now + 0.0001)
+    assert pair.client.datagrams_to_send(pair.now) == []
+    pair.now += 0.02
+    assert len(pair.client.datagrams_to_send(pair.now)) == 3
+    assert engine._pacing_at is None
+
+
 def test_an_acknowledgement_alone_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair()
     pair.say(b"\x01\0\0")
