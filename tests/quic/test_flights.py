@@ -375,6 +375,8 @@ def _sent(pair: Pair) -> Iterable[Any]:
 @example([("write", 2, 3000, False), ("flush",), ("write", 2, 0, True)], {})
 @example([("write", 2, 3000, True), ("write", 1, 105, True)], {"data": 5000, "stream": 200})
 @example([("write", 2, 3000, True), ("write", 1, 105, True)], {"data": 400})
+@example([("write", 2, 600, True)], {"data": 400})
+@example([("write", 2, 600, True)], {"data": 5000, "stream": 200})
 @given(
     _STEPS,
     st.sampled_from([{}, {}, {"data": 400}, {"data": 5000, "stream": 200}, {"streams": 4}]),
