@@ -9,6 +9,7 @@ foreground. A process that has started others (uvicorn, for its workers) then si
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Literal, Protocol
 import anyio
 
 from allswell._client import AsyncClient
+from allswell._clock import monotonic
 from allswell._report import CloseReport
 from allswell._signals import receive_signals
 from allswell._tasks import current_host
@@ -37,19 +39,26 @@ class Closes(Protocol):
         """Close within so many seconds. A second call, with a shorter time, shortens the first."""
 
 
+#: How many seconds after a SIGINT its echo comes, at most. (uvicorn's parent sees to its workers' health before.)
+_ECHO = 10.0
+
+
 class _Heard:
     """The signals that have come."""
 
     def __init__(self) -> None:
         self._any = False
-        self._may_echo = False
+        self._echo_until = -math.inf
 
     def add(self, number: int) -> Literal["first", "echo", "again"]:
-        """Take a signal. Return ``"echo"`` for a SIGTERM right after a first SIGINT."""
+        """Take a signal. Return what it is beside those before it."""
+        now = monotonic()
         if not self._any:
-            self._any, self._may_echo = True, number == signal.SIGINT
+            self._any = True
+            if number == signal.SIGINT:
+                self._echo_until = now + _ECHO
             return "first"
-        echo, self._may_echo = self._may_echo and number == signal.SIGTERM, False
+        echo, self._echo_until = number == signal.SIGTERM and now <= self._echo_until, -math.inf
         return "echo" if echo else "again"
 
 

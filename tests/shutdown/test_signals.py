@@ -19,6 +19,7 @@ import httpx2
 import pytest
 
 import allswell
+from allswell import _operations
 from allswell.testing import CloseNotify, GoAway, Origin, RequestExecuted, Rst
 from tests.support.hypercorn import hypercorn
 from tests.support.lag import LAG
@@ -434,3 +435,29 @@ async def test_a_handler_that_outlives_the_lifespan() -> None:
         assert heard == [signal.SIGUSR1] * 3
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.anyio
+async def test_a_sigterm_long_after_a_sigint_hurries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no echo then, but somebody's second signal."""
+    gate, now = Gate(), 0.0
+    monkeypatch.setattr(_operations, "monotonic", lambda: now)
+    async with Origin({"/": gate}, versions=["h2"]) as origin:
+        signals = [signal.SIGINT, signal.SIGTERM]
+        async with (
+            allswell.AsyncClient(verify=origin.client_context(), grace=600) as client,
+            allswell.drain_on_signal(client, signals=signals, cancel=False) as stopping,
+        ):
+
+            async def get() -> None:
+                with pytest.raises(httpx2.CloseError):
+                    await client.get(origin.url)
+
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(get)
+                    await origin.seen(RequestExecuted, timeout=30)
+                    os.kill(os.getpid(), signal.SIGINT)
+                    await stopping.wait()
+                    now = 60.0
+                    os.kill(os.getpid(), signal.SIGTERM)
