@@ -456,6 +456,25 @@ def test_the_pacer_says_when_the_rest_may_go() -> None:
     assert engine._pacing_at is None
 
 
+def test_the_pacer_says_when_the_rest_may_go_although_numbers_are_rounded() -> None:
+    pair = Pair()
+    engine = pair.client.engine
+    loss = engine._loss
+    loss._cc.congestion_window = 1 << 20
+    pacer = loss._pacer = Unpaced(max_datagram_size=1200)
+    window, rtt = next(
+        (window, rtt)
+        for window in range(12 * 1200, 64 * 1200, 4 * 1200)
+        for rtt in (each / 1000 for each in range(10, 200))
+        if window / 4 / (window / rtt) > window // 4 // 1200 * (1200 / (window / rtt))
+    )
+    pacer.packet_time, pacer.bucket_max = 1200 / (window / rtt), window / 4 / (window / rtt)
+    _requests(pair, 200, 300)
+    pair.now += 1
+    assert len(pair.client.datagrams_to_send(pair.now)) == window // 4 // 1200
+    assert engine._pacing_at == pytest.approx(pair.now + pacer.packet_time)
+
+
 def test_an_acknowledgement_alone_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair()
     pair.say(b"\x01\0\0")

@@ -170,7 +170,9 @@ class Recovery(QuicPacketRecovery):
         """So many of the packets that the pacer lets go have gone."""
         pacer = self._pacer
         if pacer.packet_time is not None:
-            pacer.bucket_time = max(0.0, pacer.bucket_time - count * pacer.packet_time)
+            # After all that may go nothing is left, not even what rounding leaves: the next one has to wait.
+            left = pacer.bucket_time - count * pacer.packet_time
+            pacer.bucket_time = max(0.0, left) if count < pacer.bucket_time / pacer.packet_time else 0.0
 
     def pacer_room(self, now: float) -> int:
         """How many packets the pacer lets go now."""
