@@ -115,7 +115,7 @@ async def test_handshake_that_is_never_answered() -> None:
 async def test_total_covers_connecting() -> None:
     with tcp_hole() as port:
         error = await fails(
-            Timeout, f"http://127.0.0.1:{port}/", r"within the total 0\.3 s", timeouts=Timeouts(total=0.3)
+            Timeout, f"http://127.0.0.1:{port}/", r"within the total timeout of 0\.3 s", timeouts=Timeouts(total=0.3)
         )
         assert isinstance(error, Timeout)
         assert error.phase == "total"
