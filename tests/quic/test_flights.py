@@ -99,6 +99,15 @@ class Upload:
                 deliver(datagram)
 
 
+def _all_arrives(sizes: list[int], harm: list[str], window: int) -> None:
+    """Whatever is lost, doubled or late, with new keys, never more than the server allows; and then nothing is left."""
+    upload = Upload(sizes, harm, window=window)
+    assert upload.run() == upload.sent
+    engine = upload.pair.client.engine
+    assert engine._loss.bytes_in_flight == 0
+    assert engine._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight == 0
+
+
 _HARM = st.lists(st.sampled_from(["", "", "", "", "", "", "lost", "twice", "late"]), min_size=1, max_size=30)
 _HARM = _HARM.filter(lambda harm: 3 * harm.count("lost") <= len(harm))
 
@@ -106,12 +115,7 @@ _HARM = _HARM.filter(lambda harm: 3 * harm.count("lost") <= len(harm))
 @given(st.lists(st.integers(0, 120_000), min_size=1, max_size=3), _HARM, st.sampled_from([3_000, 50_000, 1 << 20]))
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_what_is_sent_in_runs_arrives(sizes: list[int], harm: list[str], window: int) -> None:
-    """Whatever is lost, doubled or late, with new keys, and never more than the server allows."""
-    upload = Upload(sizes, harm, window=window)
-    assert upload.run() == upload.sent
-    engine = upload.pair.client.engine
-    assert engine._loss.bytes_in_flight == 0
-    assert engine._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight == 0
+    _all_arrives(sizes, harm, window)
 
 
 def test_runs_take_what_congestion_control_gives_and_no_more() -> None:
@@ -397,12 +401,7 @@ def test_both_ways_say_the_same(steps: list[tuple[Any, ...]], windows: dict[str,
 )
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_what_is_packed_arrives(sizes: list[int], harm: list[str], window: int) -> None:
-    """Whatever is lost, doubled or late, with new keys, and never more than the server allows."""
-    upload = Upload(sizes, harm, window=window)
-    assert upload.run() == upload.sent
-    engine = upload.pair.client.engine
-    assert engine._loss.bytes_in_flight == 0
-    assert engine._spaces[Epoch.ONE_RTT].ack_eliciting_in_flight == 0
+    _all_arrives(sizes, harm, window)
 
 
 def _requests(pair: Pair, count: int, size: int = 105) -> list[int]:
