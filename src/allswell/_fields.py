@@ -50,8 +50,9 @@ _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*").fullmatch
 _TARGET = re.compile(rb"[!-~]+").fullmatch
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)").fullmatch
 _LENGTH = re.compile(rb"[0-9]{1,20}").fullmatch
-#: RFC 9110 §15: three digits. A status above 599 is invalid, but must be processed as 5xx. So it is passed on.
-_STATUS = re.compile(rb"[1-9][0-9]{2}").fullmatch
+#: RFC 9110 §15: three digits. A status above 599 is invalid, but must be processed as 5xx. So it is passed on. There
+#: is no 101 in HTTP/2 and HTTP/3 (RFC 9113 §8.6, RFC 9114 §4.5).
+_STATUSES = {b"%d" % status: status for status in range(100, 1000) if status != 101}
 
 
 def _bad_value(value: bytes) -> bool:
@@ -277,6 +278,7 @@ class RequestSections(Generic[_Form]):
         self._form = form
         self._end_to_end = end_to_end
         self._known: dict[Field, tuple[_Form | None, _Framing | None]] = {}
+        self._names: dict[bytes, bytes] = {}  # of fields that mean nothing here; and as they are sent
 
     def section(self, head: RequestHead, *, end: bool = False) -> RequestSection[_Form]:
         """A head, taken apart.
@@ -333,14 +335,17 @@ class RequestSections(Generic[_Form]):
     def _learnt(self, field: Field) -> tuple[_Form | None, _Framing | None] | None:
         """A field's form and framing, which are remembered; ``None`` if the field makes its section no ordinary one."""
         name, value = field
-        if type(name) is not bytes or type(value) is not bytes or not _TOKEN(name):
+        if type(name) is not bytes or type(value) is not bytes:
+            return None
+        sent = self._names.get(name)
+        if sent is None and not _TOKEN(name):
             return None
         value = value.strip(_BLANKS)
         if _bad_value(value):
             return None
-        lower = name.lower()
         framing: _Framing | None = None
-        if lower in _OF_THE_SECTION:
+        if sent is None:
+            lower = name.lower()
             if lower == b"host":
                 if checked_authority(value, "Host") != value:
                     return None
@@ -353,13 +358,18 @@ class RequestSections(Generic[_Form]):
                 if value != b"chunked":
                     return None
                 framing = _Framing(chunked=True)
-            elif lower != b"connection" or value.lower() != b"keep-alive":
-                return None
-        found = self._formed(name, value), framing
+            elif lower in _OF_THE_SECTION:
+                if lower != b"connection" or value.lower() != b"keep-alive":
+                    return None
+            elif lower not in _HOP_BY_HOP:
+                sent = lower if self._end_to_end else name
+        found = (self._formed(name, value) if sent is None else self._form(sent, value)), framing
         if len(name) + len(value) <= self._LONGEST:
             if len(self._known) >= self._MOST:
                 self._known.clear()
             self._known[field] = found
+            if sent is not None and len(self._names) < self._MOST:
+                self._names[name] = sent
         return found
 
     def _formed(self, name: bytes, value: bytes) -> _Form | None:
@@ -588,6 +598,38 @@ def field_of_section(name: bytes, value: bytes) -> Field:
     return name, value
 
 
+class ReceivedSections:
+    """Checks the sections that come on one connection, as :func:`received_section` does. It remembers fields, because
+    most responses of a server have most fields in common.
+    """
+
+    #: How many fields are remembered, and how many bytes one may have.
+    _MOST, _LONGEST = 128, 1024
+
+    def __init__(self) -> None:
+        self._known: dict[Field, Field] = {}
+
+    def section(self, fields: Iterable[Field], limit: int) -> Headers:
+        """See :func:`received_section`."""
+        known = self._known
+        received: Headers = []
+        size = 0
+        for field in fields:
+            name, value = field
+            size += len(name) + len(value) + 32
+            received.append(known.get(field) or self._learnt(field))
+        check_bounds(received, size, limit)
+        return received
+
+    def _learnt(self, field: Field) -> Field:
+        checked = field_of_section(*field)
+        if len(field[0]) + len(field[1]) <= self._LONGEST:
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[field] = checked
+        return checked
+
+
 class ResponseSection(NamedTuple):
     """A response's header section.
 
@@ -608,8 +650,8 @@ def response_section(fields: Headers, method: bytes) -> ResponseSection:
     """
     if not fields or fields[0][0] != b":status":
         raise MalformedSection("a response that does not begin with :status")
-    status = fields[0][1]
-    if not _STATUS(status) or status == b"101":  # RFC 9113 §8.6, RFC 9114 §4.5: there is no 101
+    code = _STATUSES.get(fields[0][1])
+    if code is None:
         raise MalformedSection("a response with an illegal :status")
     headers = fields[1:]
     lengths = []
@@ -618,7 +660,6 @@ def response_section(fields: Headers, method: bytes) -> ResponseSection:
             raise MalformedSection("a response with further pseudo-header fields")
         if name == b"content-length":
             lengths.append(value)
-    code = int(status)
     if method == b"CONNECT" and 200 <= code < 300:
         return ResponseSection(code, headers, None)  # RFC 9110 §9.3.6: its Content-Length means nothing
     length = _one_length(lengths)
@@ -722,6 +763,10 @@ def kept_idle(value: bytes) -> float:
 
 def _options(value: bytes) -> set[bytes]:
     return {option.strip(_BLANKS) for option in value.lower().split(b",")}
+
+
+#: The names of fields that :func:`never_indexed` may speak of.
+SOMETIMES_NEVER_INDEXED = _SECRET | {b":path"}
 
 
 def never_indexed(name: bytes, value: bytes) -> bool:

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allswell._errors import LocalProtocolError
-from allswell._fields import RequestSection, RequestSections, as_pair
+from allswell._fields import (
+    MalformedSection,
+    ReceivedSections,
+    RequestSection,
+    RequestSections,
+    as_pair,
+    received_section,
+)
 from allswell._messages import Field, Headers, RequestHead
 
 NAMES = st.sampled_from(
@@ -93,3 +100,32 @@ def test_only_so_much_is_remembered() -> None:
         sections.section(head((b"X-%d" % number, b"x" * number), (b"Y" * number, b"1")))
     gc.collect()
     assert sum(sys.getsizeof(name) + sys.getsizeof(value) for name, value in sections._known) < 128 * 1200
+    assert sum(map(sys.getsizeof, sections._names)) < 128 * 1200
+    received = ReceivedSections()
+    for number in range(1, 10_000):
+        received.section([(b"x-%d" % number, b"x" * number), (b"y" * number, b"1")], 1 << 20)
+    assert sum(sys.getsizeof(name) + sys.getsizeof(value) for name, value in received._known) < 128 * 1200
+
+
+RECEIVED = st.lists(
+    st.tuples(
+        st.sampled_from([b":status", b"etag", b"x", b"X", b"te", b"connection", b":", b"", b"a b", b"long" * 300]),
+        st.sampled_from([b"", b"200", b" a ", b"a\n", b"\0", b"trailers", b"v" * 900]),
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(RECEIVED, min_size=1, max_size=5))
+def test_what_is_received_means_the_same_whatever_came_before(sections: list[Headers]) -> None:
+    """Errors too."""
+    remembering = ReceivedSections()
+    for fields in sections * 2:
+        outcomes: list[Any] = []
+        for section in (remembering.section, received_section):
+            try:
+                outcomes.append(section(fields, 3000))
+            except MalformedSection as error:
+                outcomes.append((type(error), str(error)))
+        assert outcomes[0] == outcomes[1]

@@ -55,11 +55,11 @@ from allswell._errors import (
 )
 from allswell._fields import (
     MalformedSection,
+    ReceivedSections,
     RequestSection,
     RequestSections,
     SectionTooLarge,
     as_pair,
-    received_section,
     request_trailers,
     response_section,
     section_size,
@@ -98,7 +98,7 @@ class _Frames:
 
     stream_id: int
     state: Http3Exchange
-    frames: deque[tuple[int, bytes]]
+    frames: list[tuple[int, bytes]]
     framing: int
     end: bool
 
@@ -126,6 +126,7 @@ class Http3:
         self._limit = max_header_size
         self._alternative = alternative
         self._requests = RequestSections(as_pair, end_to_end=True)
+        self._sections = ReceivedSections()
         self._qpack = Qpack(quic)
         self._exchanges: dict[int, Http3Exchange] = {}
         self._unread = Unread()
@@ -361,7 +362,7 @@ class Http3:
                     event = StreamDataReceived(stream_id, event.data[:_SLICE], False)
                 self._on_other_data(stream_id, event.data, event.end_stream)
         elif isinstance(event, _Frames):
-            self._on_frames(event)
+            self._on_frames(event.stream_id, event.state, event.frames, event.framing, event.end)
         elif isinstance(event, StreamReset):
             self._on_reset(event.stream_id, event.error_code)
         elif isinstance(event, StopSendingReceived):
@@ -402,32 +403,36 @@ class Http3:
         if rest:
             self._input.appendleft(StreamDataReceived(stream_id, rest, end))
             end = False
-        self._on_frames(_Frames(stream_id, state, deque(frames), len(data) - len(rest), end))
+        self._on_frames(stream_id, state, frames, len(data) - len(rest), end)
         if rest:
             self._work = 0
 
-    def _on_frames(self, left: _Frames) -> None:
-        stream_id, state, frames = left.stream_id, left.state, left.frames
+    def _on_frames(
+        self, stream_id: int, state: Http3Exchange, frames: list[tuple[int, bytes]], framing: int, end: bool
+    ) -> None:
+        """Act on frames of an exchange: see :class:`_Frames`."""
+        exchanges = self._exchanges
         try:
-            while frames and self._exchanges.get(stream_id) is state:  # (it may have failed, or must be sent again)
+            for index, (kind, payload) in enumerate(frames):
+                if exchanges.get(stream_id) is not state:  # it has failed, or must be sent again
+                    break
                 if self._work <= 0:
-                    self._input.appendleft(left)
+                    self._input.appendleft(_Frames(stream_id, state, frames[index:], framing, end))
                     return
                 self._work -= 1
-                kind, payload = frames.popleft()
                 if kind == h3.DATA:
                     self._on_body(stream_id, state, payload)
-                    left.framing -= len(payload)
+                    framing -= len(payload)
                 elif kind == h3.HEADERS:
                     self._on_fields(stream_id, state, payload)
                 else:
                     raise H3Error(h3.H3_ID_ERROR, "a push that was never allowed")  # RFC 9114 §7.2.5
-            if left.end and self._exchanges.get(stream_id) is state:
+            if end and exchanges.get(stream_id) is state:
                 self._on_end(stream_id, state)
         except Malformed as error:
             self._fail(stream_id, RemoteProtocolError(str(error), reach="exchange"), error.code)
-        if left.framing:
-            self._credit(stream_id, self._exchanges.get(stream_id), left.framing)
+        if framing:
+            self._credit(stream_id, exchanges.get(stream_id), framing)
 
     def _on_body(self, stream_id: int, state: Http3Exchange, data: bytes) -> None:
         if not state.receiving.answered or state.trailers is not None:
@@ -447,7 +452,7 @@ class Http3:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "HEADERS after the trailer section")
         fields = self._qpack.decode(stream_id, section)
         try:
-            fields = received_section(fields, self._limit)
+            fields = self._sections.section(fields, self._limit)
             state.touched = True
             if state.receiving.answered:
                 state.trailers = trailer_section(fields)

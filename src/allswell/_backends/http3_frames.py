@@ -200,8 +200,15 @@ class FrameReader:
             most -= 1
             start = position
             try:
-                what, position = varint.decode(data, position)
-                total, position = varint.decode(data, position)
+                what, total = data[position], data[position + 1]
+                if what < 0x40 and total < 0x40:  # one byte each
+                    position += 2
+                elif what < 0x40 and total < 0x80:  # one and two
+                    total = (total & 0x3F) << 8 | data[position + 2]
+                    position += 3
+                else:
+                    what, position = varint.decode(data, position)
+                    total, position = varint.decode(data, position)
             except IndexError:  # it is not all there
                 self._buffer = data[start:]
                 break

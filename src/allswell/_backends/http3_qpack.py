@@ -16,7 +16,7 @@ from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, Encoder,
 
 from allswell._backends import http3_frames as h3
 from allswell._backends.literals import integer, integer_end, string
-from allswell._fields import never_indexed
+from allswell._fields import SOMETIMES_NEVER_INDEXED, never_indexed
 from allswell._messages import Headers
 from allswell._quic import varint
 from allswell._quic.interface import Multiplexer
@@ -25,7 +25,9 @@ from allswell._quic.interface import Multiplexer
 _ENCODER_TABLE = 4096
 
 #: RFC 9204 Appendix A.
-_STATIC_NAMES = {b":path": 1, b"cookie": 5, b"authorization": 84}
+_STATIC_NAMES = {b"cookie": 5, b"authorization": 84}
+#: A literal line for ``:path`` begins so (§4.5.4): never indexed; the name is in the static table, at 1.
+_PATH = integer(1, 4, 0b0111_0000)
 
 
 class SectionEncoder:
@@ -49,17 +51,17 @@ class SectionEncoder:
         """Instructions for the encoder stream, and a section."""
         front, plain, end = b"", Headers(), b""
         for field in fields:
-            name, value = field
-            if not never_indexed(name, value):
+            if field[0] not in SOMETIMES_NEVER_INDEXED or not never_indexed(*field):
                 plain.append(field)
-            elif name == b":path":
-                front = _literal(name, value)
+            elif field[0] == b":path":
+                front = _PATH + string(field[1])
             else:
-                end += _literal(name, value)
+                end += _literal(*field)
         instructions, section = self._encoder.encode(stream_id, plain)
         if front:
-            # §4.5.1: the prefix is two integers.
-            prefix = integer_end(section, integer_end(section, 0, 8), 7)
+            # §4.5.1: the prefix is two integers, mostly of one byte each.
+            short = section[0] < 0xFF and section[1] & 0x7F < 0x7F
+            prefix = 2 if short else integer_end(section, integer_end(section, 0, 8), 7)
             section = section[:prefix] + front + section[prefix:]
         return instructions, section + end
 

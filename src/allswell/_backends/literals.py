@@ -31,4 +31,5 @@ def integer_end(data: bytes, position: int, bits: int) -> int:
 
 def string(text: bytes) -> bytes:
     """Encode a string without Huffman's code (RFC 7541 §5.2)."""
-    return integer(len(text), 7) + text
+    size = len(text)
+    return (size.to_bytes(1, "big") if size < 0x7F else integer(size, 7)) + text
