@@ -37,6 +37,10 @@ _TAKES = [
     ("caddy", "HTTP/3"),
 ]
 
+#: Messages that a session may have unanswered. hypercorn 0.18 hands them to its application through a queue of ten.
+#: When that is full, its HTTP/3 drops messages: its timer handles events too, and each packet sent cancels the timer.
+_UNANSWERED = {("hypercorn", "HTTP/3"): 8}
+
 
 @pytest.fixture(autouse=True)
 def _hypercorn_never_ends_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +103,19 @@ async def test_what_a_session_carries(taking: tuple[ServerInfo, str]) -> None:
     """A thousand messages each way at once, pings, fragments, megabytes; requests beside it; a clean end."""
     server, version = taking
     heard: list[str] = []
+    unanswered = anyio.Semaphore(_UNANSWERED.get((server.name, version), 1000))
     with anyio.fail_after(240):
         async with _client(**_ONLY[version]) as client:
             async with _session(client, server, version) as talk:
 
                 async def listen() -> None:
-                    heard.extend([await talk.receive_text() for _ in range(1000)])
+                    for _ in range(1000):
+                        heard.append(await talk.receive_text())
+                        unanswered.release()
 
                 async def speak() -> None:
                     for number in range(1000):
+                        await unanswered.acquire()
                         await talk.send_text(f"message {number}")
 
                 async with anyio.create_task_group() as tasks:
