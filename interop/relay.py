@@ -26,6 +26,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
+from tests.support.loopback import overhear, take_apart
+
 Address = tuple[Any, ...]
 
 #: What a datagram costs on a wire besides its payload: IPv4, UDP and PPP headers, as in the simulator.
@@ -34,9 +36,8 @@ _HEADERS = 30
 _LARGEST = 1500 - 28
 #: linux/in.h, linux/in6.h.
 _IP_RECVTOS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 13, 66, 67
-#: linux/if_ether.h, linux/if_packet.h.
-_ETH_P_IP, _PACKET_OUTGOING, _SOL_PACKET, _PACKET_VNET_HDR = 0x0800, 4, 263, 15
-_ETHERNET = 14
+#: linux/socket.h, linux/if_packet.h.
+_SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 #: Seconds after which a rival that hears nothing sends again (RFC 6298 §2.4).
 _RTO = 1.0
 #: linux/virtio_net.h: flags, type of segmentation, header length, segment size, checksum's start and offset.
@@ -187,7 +188,7 @@ class Relay:
     """The path: a context manager.
 
     :param targets: the server's addresses; each gets a front of ours in its stead, see :attr:`fronts`.
-    :param beside: a UDP port of the loopback whose datagrams are recorded too, see :func:`sniffer`.
+    :param beside: a UDP port of the loopback, not used yet, whose datagrams are recorded too. This takes root.
     :ivar capture: what entered the link, in order.
     :ivar rival: who shares it, if anybody does.
     """
@@ -212,7 +213,10 @@ class Relay:
             for name, rules in (("up", scenario.to_server), ("down", scenario.to_client))
         ]
         self._beside = beside
-        self._sniffer = sniffer() if beside is not None else None
+        self._overheard: socket.socket | None = None
+        if beside is not None:
+            self._overheard = overhear(beside)
+            self._overheard.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         self._rebound = 0
         self._began = monotonic()
         self._first: float | None = None  # when the first datagram came
@@ -229,8 +233,8 @@ class Relay:
     ) -> None:
         self._wake.close()
         self._thread.join()
-        if self._sniffer is not None:
-            self._sniffer.close()
+        if self._overheard is not None:
+            self._overheard.close()
         for sock in (self._woken, *self._targets, *self._owners, *self._retired):
             sock.close()
         if self._failure is not None and error is None:
@@ -248,7 +252,7 @@ class Relay:
         timeout = self._due[0][0] - now if self._due else None
         if self._scenario.rebind is not None and self._first is not None:
             timeout = min(timeout if timeout is not None else 60.0, self._rebind_at() - now)
-        readable = [self._woken, *self._targets, *self._owners, *filter(None, [self._sniffer])]
+        readable = [self._woken, *self._targets, *self._owners, *filter(None, [self._overheard])]
         ready, _, _ = select.select(readable, [], [], None if timeout is None else max(0.0, timeout))
         if self._woken in ready:
             return False
@@ -260,8 +264,8 @@ class Relay:
                 self._read_front(sock)
             elif sock in self._owners:
                 self._read_back(sock)
-            elif sock is self._sniffer:
-                self._sniff(sock)
+            elif sock is self._overheard:
+                self._listen_beside(sock)
         now = monotonic()
         while self._due and self._due[0][0] <= now:
             heapq.heappop(self._due)[2]()
@@ -302,27 +306,20 @@ class Relay:
         for data, ecn, _ in _received(back):
             self._pass_on(False, data, ecn, (front, client), front, client)
 
-    def _sniff(self, sock: socket.socket) -> None:
-        raw, (_, _, kind, *_) = sock.recvfrom(_VIRTIO_HEADER.size + 65535)
+    def _listen_beside(self, overheard: socket.socket) -> None:
+        raw = overheard.recv(_VIRTIO_HEADER.size + 65535)
         _, _, _, segment, _, _ = _VIRTIO_HEADER.unpack_from(raw)
-        packet = raw[_VIRTIO_HEADER.size + _ETHERNET :]
-        udp = 4 * (packet[0] & 15)
-        if kind == _PACKET_OUTGOING or packet[9] != socket.IPPROTO_UDP:
-            return  # the loopback shows each packet twice
-        source, target = (
-            (socket.inet_ntoa(packet[12 + 4 * each : 16 + 4 * each]), *struct.unpack_from("!H", packet, udp + 2 * each))
-            for each in (0, 1)
-        )
-        if self._beside not in (source[1], target[1]):
+        crossed = take_apart(raw[_VIRTIO_HEADER.size :])
+        if crossed is None or crossed.protocol != socket.IPPROTO_UDP:
             return
         now = monotonic() - self._began
-        from_client = target[1] == self._beside
-        client, front = (source, target) if from_client else (target, source)
-        payload = packet[udp + 8 :]
+        from_client = crossed.destination[1] == self._beside
+        client, front = (crossed.source, crossed.destination)[:: 1 if from_client else -1]
+        payload = crossed.data[8:]
         step = segment or max(len(payload), 1)  # datagrams that were sent together cross the loopback as one
         for start in range(0, len(payload), step):
             data = payload[start : start + step]
-            self.capture.append(Datagram(now, from_client, data, client, front, client, packet[1] & 3, arrived=now))
+            self.capture.append(Datagram(now, from_client, data, client, front, client, crossed.ecn, arrived=now))
 
     def _pass_on(
         self,
@@ -373,19 +370,6 @@ class Relay:
         self._backs[front, client] = back
         self._owners[back] = (front, client)
         return back
-
-
-def sniffer() -> socket.socket | None:
-    """A socket that sees what crosses the loopback; ``None`` where the system does not let us (it wants root)."""
-    if not hasattr(socket, "AF_PACKET"):
-        return None
-    try:
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_IP))
-    except PermissionError:
-        return None
-    sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-    sock.bind(("lo", _ETH_P_IP))
-    return sock
 
 
 def _bound(host: str) -> socket.socket:

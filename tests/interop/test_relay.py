@@ -9,6 +9,9 @@ from time import monotonic
 
 from interop.relay import Datagram, Direction, Relay, Scenario
 
+from tests.support.capture import needs_capture
+from tests.support.test_loopback import UDP, flood, speakers
+
 
 @contextmanager
 def _through(scenario: Scenario) -> Iterator[tuple[Relay, socket.socket, socket.socket]]:
@@ -131,3 +134,29 @@ def test_a_rival_takes_its_share_of_the_link() -> None:
     shared = 8 * (1500 * relay.rival.sent + 1030 * arrived) / seconds
     assert 0.4e6 < shared < 1.4e6  # (what is on its way counts, too)
     assert relay.rival.sent > arrived > 3
+
+
+@needs_capture
+def test_what_goes_beside_it_is_recorded_whatever_others_send() -> None:
+    """Before the relay reads, others send more than a small buffer takes."""
+    with (
+        speakers(UDP, "127.0.0.1") as (one, other),
+        speakers(UDP, "127.0.0.1") as strangers,
+        socket.socket(type=UDP) as server,
+        socket.socket(type=UDP) as client,
+    ):
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(30)
+        there, back = one.getsockname(), other.getsockname()
+        relay = Relay([server.getsockname()], Scenario(), beside=back[1])
+        assert relay._overheard is not None
+        relay._overheard.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        one.send(b"before")
+        flood(*strangers)
+        other.send(b"after")
+        with relay:
+            client.connect(relay.fronts[0])
+            _send(client, server, 1)  # by when each socket has been read once
+            _send(client, server, 1)
+        recorded = [(each.from_client, each.data, each.client) for each in relay.capture if each.front == back]
+        assert recorded == [(True, b"before", there), (False, b"after", there)]

@@ -17,10 +17,11 @@ from allswell import CloseReport, ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import AllswellError, PoolClosed, Timeout
 from allswell._report import ConnectionEnd, Outcome
-from tests.support.capture import Capture, capture, capture_available
+from tests.support.capture import Capture, capture
 from tests.support.certificates import certificates
 from tests.support.lag import LAG
 from tests.support.leaks import await_client_states
+from tests.support.loopback import capture_available
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
 from tests.support.scripts import Ending, answers, half_response, huge, never_ends
 

@@ -14,11 +14,12 @@ import pytest
 from allswell import CloseReport, ConnectFailed, ConnectionPool, ProxyHop
 from allswell._config import Timeouts
 from allswell._report import ConnectionEnd, Outcome
-from tests.support.capture import Capture, capture, capture_available
+from tests.support.capture import Capture, capture
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
 from tests.support.h2_script import Request, Talk, h2_tls
 from tests.support.lag import LAG
+from tests.support.loopback import capture_available
 from tests.support.peer import ClientGoneError, PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import SocksProxy, connect_proxy, relay
 from tests.support.scripts import answers, never_ends

@@ -1,8 +1,7 @@
 """What really crossed the loopback interface: the headers of every packet to and from one port.
 
-An AF_PACKET socket (so root or CAP_NET_RAW, and Linux: see :func:`capture_available`, :data:`needs_capture`) bound to
-``lo``, read by a thread. The loopback interface shows each packet twice, going out and coming in: only those coming in
-are kept. They are recorded in the order in which the kernel delivered them, with the kernel's own time stamps::
+The kernel shows them to a socket (`loopback.py`; :data:`needs_capture` says where), which a thread reads. They are
+recorded in the order in which the kernel delivered them, with the kernel's own time stamps::
 
     with capture(peer.port) as seen:
         ...
@@ -26,15 +25,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 
-_ETH_P_ALL = 0x0003
-_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
+from tests.support.loopback import Crossed, capture_available, overhear, take_apart
+
 _SO_TIMESTAMPNS = 35
-_SO_RCVBUFFORCE = 33
-_PACKET_OUTGOING = 4
 _MARKERS = 5  # of those that tell that all is there, when they get lost
 _HEADERS = 256  # bytes of each packet that are looked at: Ethernet 14, IP at most 60, TCP at most 60
 _FLAGS = {0x01: "FIN", 0x02: "SYN", 0x04: "RST", 0x08: "PSH", 0x10: "ACK"}
@@ -71,30 +67,15 @@ class Packet:
         return f"{self.time:.6f} {self.protocol} {self.client} {arrow} {'+'.join(sorted(self.flags))} {self.size} B"
 
 
-def parse(frame: bytes, port: int, at: float, host: str | None = None) -> Packet | None:
-    """The packet in an Ethernet frame, or ``None`` when it is not TCP or UDP of that port (and that address)."""
-    (kind,) = struct.unpack_from("!H", frame, 12)
-    if kind == _ETH_P_IP:  # RFC 791, 3.1
-        start = 14 + 4 * (frame[14] & 15)
-        end = 14 + struct.unpack_from("!H", frame, 16)[0]
-        protocol, destination_host = frame[23], socket.inet_ntop(socket.AF_INET, frame[30:34])
-    elif kind == _ETH_P_IPV6:  # RFC 8200, 3; no extension headers on this interface
-        start, end = 54, 54 + struct.unpack_from("!H", frame, 18)[0]
-        protocol, destination_host = frame[20], socket.inet_ntop(socket.AF_INET6, frame[38:54])
-    else:
-        return None
-    if protocol == socket.IPPROTO_UDP:
-        source, destination, length = struct.unpack_from("!HHH", frame, start)
-        flags, seq, ack, size, name = 0, 0, 0, length - 8, "udp"
-    elif protocol == socket.IPPROTO_TCP:  # RFC 9293, 3.1
-        source, destination, seq, ack, offset, flags = struct.unpack_from("!HHIIBB", frame, start)
-        size, name = end - start - 4 * (offset >> 4), "tcp"
-    else:
-        return None
-    if port not in (source, destination) or host not in (None, destination_host):
-        return None
+def _packet(crossed: Crossed, port: int, at: float) -> Packet:
+    source, destination = crossed.source[1], crossed.destination[1]
+    if crossed.protocol == socket.IPPROTO_UDP:  # RFC 768
+        flags, seq, ack, header, name = 0, 0, 0, 8, "udp"
+    else:  # RFC 9293, 3.1
+        seq, ack, offset, flags = struct.unpack_from("!IIBB", crossed.data, 4)
+        header, name = 4 * (offset >> 4), "tcp"
     words = frozenset(word for bit, word in _FLAGS.items() if flags & bit)
-    return Packet(at, name, source, destination, size, words, seq, ack, destination == port)
+    return Packet(at, name, source, destination, crossed.size - header, words, seq, ack, destination == port)
 
 
 def endings(packets: Iterable[Packet]) -> list[tuple[str, Packet]]:
@@ -163,10 +144,8 @@ class Capture:
         self._marker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._marker.bind(("127.0.0.1", 0))
         self._mark_port: int = self._marker.getsockname()[1]
-        self._raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        self._raw = overhear(port, self._mark_port)
         self._raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        self._raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
-        self._raw.bind(("lo", 0))
         self._stopping = False
         self._thread = threading.Thread(target=self._read, name="capture", daemon=True)
         self._thread.start()
@@ -174,25 +153,27 @@ class Capture:
     def _read(self) -> None:
         space = socket.CMSG_SPACE(16)
         while not self._stopping:
-            frame, ancillary, _, address = self._raw.recvmsg(_HEADERS, space)
-            if address[2] == _PACKET_OUTGOING:
-                continue
+            frame, ancillary, _, _ = self._raw.recvmsg(_HEADERS, space)
             at = time.time()
             for _, _, data in ancillary:
                 seconds, nanoseconds = struct.unpack("@ll", data)
                 at = seconds + nanoseconds / 1e9
-            packet = parse(frame, self.port, at, self.host)
+            crossed = take_apart(frame)
+            if crossed is None:
+                continue
             with self._changed:
-                if packet is not None:
-                    if "SYN" in packet.flags and packet.from_client:
-                        self._begun.add(packet.client)
-                    if packet.protocol != "tcp" or packet.client in self._begun:
-                        self._packets.append(packet)
-                elif (mark := parse(frame, self._mark_port, at)) is not None:
-                    self._marks_seen = max(self._marks_seen, mark.size)
-                else:
-                    continue
+                if self.port in (crossed.source[1], crossed.destination[1]):
+                    if self.host in (None, crossed.destination[0]):
+                        self._record(_packet(crossed, self.port, at))
+                elif crossed.protocol == socket.IPPROTO_UDP:
+                    self._marks_seen = max(self._marks_seen, crossed.size - 8)
                 self._changed.notify_all()
+
+    def _record(self, packet: Packet) -> None:
+        if "SYN" in packet.flags and packet.from_client:
+            self._begun.add(packet.client)
+        if packet.protocol != "tcp" or packet.client in self._begun:
+            self._packets.append(packet)
 
     # --- Being sure that all is there.
 
@@ -305,16 +286,6 @@ def capture(port: int, host: str | None = None) -> Iterator[Capture]:
         yield running
     finally:
         running.stop()
-
-
-@cache
-def capture_available() -> bool:
-    """Whether this process may capture packets."""
-    try:
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)).close()
-    except (AttributeError, PermissionError):
-        return False
-    return True
 
 
 #: For tests that capture: ``@needs_capture``.

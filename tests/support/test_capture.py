@@ -11,6 +11,7 @@ from tests.support.capture import Packet, capture, endings, needs_capture
 from tests.support.peer import scripted_peer
 from tests.support.plain_client import GET, plain, receive, reset, secure
 from tests.support.scripts import answers, never_ends, response
+from tests.support.test_loopback import flood, speakers
 
 pytestmark = needs_capture
 
@@ -141,3 +142,15 @@ def test_datagrams_and_nothing_of_other_ports() -> None:
             ("udp", 5, True),
             ("udp", 3, False),
         ]
+
+
+def test_a_flood_of_others_loses_nothing() -> None:
+    """Not even while nobody reads, which is how a busy machine is."""
+    with speakers(socket.SOCK_DGRAM, "127.0.0.1") as (client, server), capture(server.getsockname()[1]) as seen:
+        seen._raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        with seen._changed, speakers(socket.SOCK_STREAM, "127.0.0.1") as others:  # the thread waits for the first
+            client.send(b"12345")
+            flood(*others)
+            server.send(b"123")
+        seen.sync()
+        assert [packet.size for packet in seen.packets] == [5, 3]
