@@ -79,6 +79,7 @@ class _Connection:
     initial_dcid: bytes
     client_cid: bytes
     version: int | None
+    retried: bool = False
     server_cid_length: int = 0
     initial: dict[tuple[int, bytes], tuple[CryptoPair, CryptoPair]] = field(default_factory=dict)
     secrets: dict[tuple[str, bool], CryptoContext] = field(default_factory=dict)
@@ -174,7 +175,7 @@ class Capture:
             if packet.type == "initial" and datagram.from_client:
                 connection = self._begun(datagram, header, connection)
             if packet.type in ("vn", "retry"):
-                if connection is not None:
+                if connection is not None and datagram.arrived is not None:
                     self._start_over(connection, header, packet.type == "retry")
                 return
             if connection is None:
@@ -198,6 +199,9 @@ class Capture:
         if not retry and connection.version in header.supported_versions:
             return  # RFC 9000 §6.2: ignored; it answers an Initial packet whose version was corrupted on the way
         if retry:
+            if connection.retried:
+                return  # RFC 9000 §17.2.5.2: ignored; the server has sent one for each of several Initial packets
+            connection.retried = True
             connection.initial_dcid = header.source_cid
         connection.random = None
         connection.first_hello = connection.stream("initial", True)

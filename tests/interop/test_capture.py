@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from aioquic.quic.packet import encode_quic_version_negotiation
+from aioquic._buffer import Buffer
+from aioquic.quic.packet import encode_quic_retry, encode_quic_version_negotiation, pull_quic_header
 from interop.capture import Capture
-from interop.cases import Difference, ended_well
+from interop.cases import CASES, Difference, ended_well
 from interop.relay import Relay, Scenario
 
 from tests.support.quic_client import quic_client, quic_settings
@@ -33,3 +34,23 @@ async def test_a_version_negotiation_packet_that_the_client_ignores(tmp_path: Pa
     without_close = [each for each in answered if not each.from_client or each.at < datagrams[-1].at / 2]
     with pytest.raises(Difference, match="connections that the client closed: 0 of 1"):
         ended_well(Capture(without_close[: at + 2], keylog))
+
+
+async def test_a_second_retry_that_the_client_ignores(tmp_path: Path) -> None:
+    """A server that is slow to answer finds more than one Initial packet, and answers each (RFC 9000 §17.2.5.2)."""
+    [case] = [case for case in CASES if case.name == "retry"]
+    keylog = tmp_path / "keys.log"
+    with QuicServer(retry=True) as server, Relay([("127.0.0.1", server.port)], Scenario()) as relay:
+        async with quic_client(relay.fronts[0][1], quic_settings(keylog_file=str(keylog))) as client:
+            await client.get("/hello")
+            await client.aclose()
+    datagrams = relay.capture
+    case.check(Capture(datagrams, keylog))
+    at = next(index for index, each in enumerate(datagrams) if not each.from_client)
+    first = pull_quic_header(Buffer(data=datagrams[at].data))
+    asked = pull_quic_header(Buffer(data=datagrams[0].data))
+    assert first.version is not None
+    second = encode_quic_retry(first.version, b"another!", first.destination_cid, asked.destination_cid, b"its token")
+    case.check(Capture([*datagrams[: at + 1], replace(datagrams[at], data=second), *datagrams[at + 1 :]], keylog))
+    lost = replace(datagrams[at], data=second, arrived=None)
+    case.check(Capture([*datagrams[:at], lost, *datagrams[at:]], keylog))
