@@ -3,6 +3,9 @@
 For each the endpoint's own ``run_endpoint.sh`` is run with the environment that the runner gives it, through a relay
 that plays the simulator's scenario and records what crosses (`relay.py`); the files must be the same byte for byte, and
 the capture must show what the case is about (`cases.py`).
+
+The runner sets QLOGDIR, too. But a client that writes qlogs has no short ways for QUIC's packets, and users' programs
+have them. So here it writes qlogs only with ``--qlog``.
 """
 
 from __future__ import annotations
@@ -61,15 +64,16 @@ class Result:
         return SIGNS[self.outcome] if self.kbps is None else f"{self.kbps:.0f}"
 
 
-def run(case: InteropCase, server: Server, folder: Path) -> Result:
+def run(case: InteropCase, server: Server, folder: Path, *, qlog: bool = False) -> Result:
     """Run one case with one server.
 
     :param folder: for logs, qlogs, keys; emptied first.
+    :param qlog: the client writes qlogs.
     """
     if (hindrance := why_not(case, server)) is not None:
         return Result(case.name, server.name, *hindrance)
     shutil.rmtree(folder, ignore_errors=True)
-    for each in ("www", "downloads", "certs", "client-qlog", "server"):
+    for each in ("www", "downloads", "certs", "server", *(["client-qlog"] if qlog else [])):
         (folder / each).mkdir(parents=True)
     began = time.monotonic()
     kbps = None
@@ -141,7 +145,7 @@ def _client(case: InteropCase, alpn: str, port: int, names: Sequence[str], folde
         "TESTCASE": case.told,
         "REQUESTS": " ".join(f"https://{host}:{port}/{name}" for name in names),
         "SSLKEYLOGFILE": str(folder / "keys.log"),
-        "QLOGDIR": str(folder / "client-qlog"),
+        "QLOGDIR": str(folder / "client-qlog") if (folder / "client-qlog").exists() else "",
         "DOWNLOADS": str(folder / "downloads"),
         "CERTS": str(folder / "certs"),
         "PYTHON": sys.executable,
@@ -197,8 +201,9 @@ def _compare(names: Sequence[str], folder: Path) -> None:
 
 
 def _explain(case: InteropCase, server: Server, folder: Path, reason: str) -> None:
-    qlogs = [str(path) for path in (folder / "client-qlog").iterdir()]
-    qlog = {0: "none was written", 1: "".join(qlogs)}.get(len(qlogs), f"{len(qlogs)} in {folder / 'client-qlog'}")
+    qlogs = [str(path) for path in (folder / "client-qlog").glob("*")]
+    none = "none was written" if (folder / "client-qlog").exists() else "none was asked for (--qlog)"
+    qlog = {0: none, 1: "".join(qlogs)}.get(len(qlogs), f"{len(qlogs)} in {folder / 'client-qlog'}")
     text = (
         f"case:    {case.name} (TESTCASE={case.told})\n"
         f"server:  {server.name} (log: {folder / 'server' / 'server.log'})\n"
@@ -245,6 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     understands = parser([server.name for server in SERVERS])
     understands.add_argument("--repeat", type=int, default=1, help="times that each is run (another seed each)")
     understands.add_argument("--seed", type=int, default=1, help="of the first of them (default: %(default)s)")
+    understands.add_argument(
+        "--qlog", action="store_true", help="have the client write qlogs, without QUIC's short ways"
+    )
     options = understands.parse_args(arguments)
     cases = chosen(options)
     servers = [server for server in SERVERS if server.name in (options.servers or server.name)]
@@ -256,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for number in range(options.repeat):
                 seeded = replace(case, scenario=replace(case.scenario, seed=options.seed + number))
                 folder = logs / server.name / (f"{case.name}-{number + 1}" if number else case.name)
-                result = run(seeded, server, folder)
+                result = run(seeded, server, folder, qlog=options.qlog)
                 results.append(result)
                 if result.outcome not in ("succeeded", "failed"):
                     break

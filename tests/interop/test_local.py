@@ -25,25 +25,37 @@ _BY_NAME = {case.name: case for case in CASES}
 _OURS = next(server for server in SERVERS if server.name == "aioquic")
 
 
-@pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
-@pytest.mark.parametrize("name", QUICK)
-def test_quick_part(name: str, server: Server, tmp_path: Path) -> None:
+def _unhurried(name: str) -> InteropCase:
     case = _BY_NAME[name]
     scenario = replace(case.scenario, bandwidth=None)  # seconds that tell nothing here
-    case = replace(case, scenario=scenario, timeout=2 * PATIENCE)
+    return replace(case, scenario=scenario, timeout=2 * PATIENCE)
+
+
+@pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
+@pytest.mark.parametrize(
+    ("name", "qlog"),
+    [*((name, False) for name in QUICK), ("http3", True), ("keyupdate", True)],
+    ids=lambda each: each if isinstance(each, str) else "qlog" if each else "",
+)
+def test_quick_part(name: str, qlog: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users' programs run, whatever the environment says, and as the runner has it: with a qlog."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("QLOGDIR", str(elsewhere))
+    case = _unhurried(name)
     hindrance = why_not(case, server)
     if hindrance is not None:
         pytest.skip(hindrance.reason)
-    result = run(case, server, tmp_path)
+    result = run(case, server, tmp_path / "run", qlog=qlog)
     assert (result.outcome, result.reason) == ("succeeded", "")
+    assert len(list((tmp_path / "run").glob("client-qlog/*"))) == qlog
+    assert list(elsewhere.glob("*.qlog")) == []  # (Caddy puts its own there, as .sqlog)
 
 
 @pytest.mark.parametrize("name", ["keyupdate", "connectionmigration"])
 def test_on_trio(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKEND", "trio")
-    case = _BY_NAME[name]
-    case = replace(case, scenario=replace(case.scenario, bandwidth=None))
-    result = run(case, _OURS, tmp_path)
+    result = run(_unhurried(name), _OURS, tmp_path)
     assert (result.outcome, result.reason) == ("succeeded", "")
 
 
@@ -120,6 +132,7 @@ def _wants_two(capture: Capture) -> None:
         raise Difference(f"handshakes: {capture.handshakes()}")
 
 
+@pytest.mark.parametrize("qlog", [False, True])
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -130,14 +143,16 @@ def _wants_two(capture: Capture) -> None:
     ],
     ids=["condition", "handshakes", "time", "exit code"],
 )
-def test_red_cell_explains_itself(change: dict[str, object], reason: str, tmp_path: Path) -> None:
+def test_red_cell_explains_itself(change: dict[str, object], reason: str, qlog: bool, tmp_path: Path) -> None:
     case = replace(_BY_NAME["handshake"], **change)  # type: ignore[arg-type]  # fields of InteropCase, above
-    result = run(case, _OURS, tmp_path)
+    result = run(case, _OURS, tmp_path, qlog=qlog)
     assert result.outcome == "failed"
     assert result.reason.startswith(reason)
     explained = (tmp_path / "failed.txt").read_text()
-    for word in ("handshake", "aioquic", reason, "qlog:", "server.log"):
+    for word in ("handshake", "aioquic", reason, "server.log"):
         assert word in explained
+    asked = "\nqlog:    none was asked for (--qlog)\n" not in explained
+    assert asked == qlog
 
 
 def test_a_file_that_differs_is_found(tmp_path: Path) -> None:
@@ -157,15 +172,18 @@ def test_a_file_that_differs_is_found(tmp_path: Path) -> None:
 
 def test_exit_code_matrix_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     outcomes = {"handshake": "succeeded", "retry": "failed"}
+    qlogs = []
 
-    def pretend(case: InteropCase, server: Server, folder: Path) -> Result:
+    def pretend(case: InteropCase, server: Server, folder: Path, *, qlog: bool) -> Result:
+        qlogs.append(qlog)
         return Result(case.name, server.name, outcomes[case.name], "because")
 
     monkeypatch.setattr(local, "run", pretend)
     written = tmp_path / "results.json"
     some = ["--servers", "aioquic", "--logs", str(tmp_path), "--json", str(written)]
     assert local.main(["--cases", "handshake", *some]) == 0
-    assert local.main(["--cases", "handshake", "retry", *some]) == 1
+    assert local.main(["--cases", "handshake", "retry", "--qlog", *some]) == 1
+    assert qlogs == [False, True, True]
     results = [Result(**each) for each in json.loads(written.read_text())]
     assert [(each.case, each.outcome) for each in results] == [("handshake", "succeeded"), ("retry", "failed")]
     assert matrix(results).splitlines()[1:] == ["handshake         ✓", "retry             ✕"]
