@@ -138,6 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         piece = BODY[first : last + 1]
         return self.say(206, piece, content_range=f"bytes {first}-{first + len(piece) - 1}/{len(BODY)}")
 
+    def _fixed(self, *_: Any) -> None:
+        self.say(206, b"other", content_range=f"bytes 7-11/{len(BODY)}")
+
     def _cut(self, *_: Any) -> None:
         self.say(200, b"half", content_length="8")
         self.close_connection = True

@@ -21,6 +21,7 @@ import pytest
 
 from allswell import __version__
 from allswell.testing import Origin, Response
+from tests.client.curl_origin import curl_origin
 from tests.pool.test_pins import pin
 from tests.servers.caddy import caddy
 from tests.support.certificates import certificates
@@ -95,6 +96,28 @@ def test_verbose_tells_both_heads_of_every_hop(origin: ServerInfo) -> None:
     assert [line.split()[2] for line in told if line.startswith("< HTTP/2")] == ["302", "302", "200"]
     assert told.count("> X-Greeting: hello") == 3
     assert json.loads(done.stdout)["method"] == "GET"
+
+
+def test_verbose_tells_each_request_of_a_login_before_its_response() -> None:
+    with curl_origin() as origin:
+        done = allswell("-v", "--digest", "-u", "ada:lovelace", f"http://127.0.0.1:{origin.port}/digest")
+    told = [
+        line for line in done.stderr.decode().splitlines() if line.startswith(("> GET", "> Authorization", "< HTTP"))
+    ]
+    assert [line.partition(" realm")[0].partition(" username")[0] for line in told] == [
+        "> GET /digest HTTP/1.1",
+        "< HTTP/1.1 401 Unauthorized",
+        "> GET /digest HTTP/1.1",
+        "> Authorization: Digest",
+        "< HTTP/1.1 200 OK",
+    ]
+
+
+def test_an_unknown_setting_of_a_form_is_told_unless_silent() -> None:
+    with curl_origin() as origin:
+        url = f"http://127.0.0.1:{origin.port}/"
+        assert b"'y=z' is ignored" in allswell("-F", "a=x;y=z", url).stderr
+        assert allswell("-s", "-F", "a=x;y=z", url).stderr == b""
 
 
 def test_data_goes_the_same_way_in_http2(origin: ServerInfo, tmp_path: Path) -> None:
@@ -196,6 +219,10 @@ def test_an_untrusted_certificate_is_60_over_quic() -> None:
         (["--connect-to", "a:b:c:d", "localhost"], 2, b"HOST1:PORT1:HOST2:PORT2"),
         (["--http2=yes", "localhost"], 2, b"takes no value"),
         (["-L", "-C", "x", "localhost"], 2, b"-C"),
+        (["--retry", "1.5", "localhost"], 2, b"is not a whole number"),
+        (["-F", "a=b;encoder=base64", "localhost"], 2, b"has no setting 'encoder'"),
+        (["file:///etc/hosts"], 1, b"cannot request 'file:///etc/hosts': its scheme is 'file'"),
+        (["http://"], 3, b"cannot request 'http://': it has no host"),
     ],
 )
 def test_wrong_usage(arguments: list[str], code: int, told: bytes) -> None:

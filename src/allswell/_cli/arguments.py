@@ -77,7 +77,8 @@ class Asked:
     no_proxy: str | None = None
     unix_socket: str | None = None
     agent: str = f"allswell/{__version__}"
-    referer: str | None = None
+    referer: str = ""
+    auto_referer: bool = False
     cookie_jar: str | None = None
     junk_session: bool = False
     resume: str | None = None
@@ -103,6 +104,11 @@ class Asked:
     grace: float = DEFAULT_GRACE
     said: str | None = None
 
+    @property
+    def posts(self) -> bool:
+        """Whether data or a form is the request's body."""
+        return bool(self.form) or (self.data is not None and not self.as_query)
+
     def has_field(self, name: str) -> bool:
         """Whether a header field of this name (in lower case) is given."""
         return any(line.partition(":")[0].rstrip("; ").lower() == name for line in self.fields)
@@ -119,12 +125,12 @@ def _set(name: str, to: Any = None) -> Callable[[Asked, Any], None]:
     return lambda asked, value: setattr(asked, name, value if to is None or value is False else to)
 
 
-def _number(name: str, least: float = 0.0) -> Callable[[Asked, Any], None]:
+def _number(name: str, least: float = 0.0, *, whole: bool = False) -> Callable[[Asked, Any], None]:
     def act(asked: Asked, value: str) -> None:
         try:
-            number = float(value)
+            number = int(value) if whole else float(value)
         except ValueError:
-            raise Failed(Exit.USAGE, f"{value!r} is not a number") from None
+            raise Failed(Exit.USAGE, f"{value!r} is not a {'whole ' if whole else ''}number") from None
         if not least <= number < math.inf:
             raise Failed(Exit.USAGE, f"{value!r} is out of range: the number must be finite, and at least {least:g}")
         setattr(asked, name, number)
@@ -168,7 +174,7 @@ def _piece(kind: str, value: str) -> bytes:
 
 def _encoded(value: str) -> bytes:
     """``content``, ``=content``, ``name=content``, ``@file``, ``name@file``."""
-    at = min((place for place in (value.find("="), value.find("@")) if place >= 0), default=-1)
+    at = value.find("=") if "=" in value else value.find("@")
     name, content = ("", as_bytes(value)) if at < 0 else (value[:at], as_bytes(value[at + 1 :]))
     if at >= 0 and value[at] == "@":
         content = _content(value[at + 1 :])
@@ -197,6 +203,8 @@ def _form(literal: bool) -> Callable[[Asked, Any], None]:
 
 
 def _header(asked: Asked, value: str) -> None:
+    if not value:
+        return  # as in curl: a script may have a variable there
     _several("fields")(asked, value)
     for line in asked.fields:
         if ":" not in line and not line.endswith(";"):
@@ -233,11 +241,30 @@ def _parts(value: str) -> list[str]:
 
 
 def _format(asked: Asked, value: str) -> None:
-    asked.write_out = _content(value[1:]).decode("utf-8", "replace") if value.startswith("@") else value
+    asked.write_out = _piece("ascii", value).decode("utf-8", "replace")
+
+
+def _output(asked: Asked, value: str) -> None:
+    if not value:
+        raise Failed(Exit.USAGE, "the option -o requires the name of a file")
+    asked.outputs.append(value)
+
+
+def _range(asked: Asked, value: str) -> None:
+    asked.range = value if "-" in value else f"{value}-"
+
+
+def _referer(asked: Asked, value: str) -> None:
+    asked.referer, auto, _ = value.partition(";auto")
+    asked.auto_referer = bool(auto)
 
 
 def _socks(scheme: str) -> Callable[[Asked, Any], None]:
     return lambda asked, value: setattr(asked, "proxy", f"{scheme}://{value}")
+
+
+def _upload(asked: Asked, value: str) -> None:
+    asked.uploads.append("-" if value == "." else value)
 
 
 def _cert_type(asked: Asked, value: str) -> None:
@@ -272,14 +299,14 @@ _OPTIONS = (
     _Option("F form", "NAME=DATA", "a part of a multipart form; @FILE, <FILE; ;type=, ;filename=", _form(False)),
     _Option("form-string", "NAME=DATA", "the same, but @, < and ; have no meaning", _form(True)),
     _Option("G get", None, "send the data in the URL's query", _set("as_query")),
-    _Option("T upload-file", "FILE", "send a file with PUT; - for standard input", _add("uploads")),
+    _Option("T upload-file", "FILE", "send a file with PUT; - or . for standard input", _upload),
     _Option("I head", None, "ask for the head only, and show it", _set("head")),
-    _Option("r range", "RANGE", "ask for a part, in bytes: 0-99", _set("range")),
+    _Option("r range", "RANGE", "ask for a part, in bytes: 0-99", _range),
     _Option("C continue-at", "OFFSET", "continue a download there; - for the output file's size", _set("resume")),
     _Option("request-target", "TARGET", "the request target, in place of the URL's path and query", _set("target")),
     _Option("compressed", None, "ask for compressed content, and decode it", _set("compressed")),
     _Option("url", "URL", "a URL", _add("urls")),
-    _Option("o output", "FILE", "write to a file: the first -o is for the first URL, and so on", _add("outputs")),
+    _Option("o output", "FILE", "write to a file: the first -o is for the first URL, and so on", _output),
     _Option("O remote-name", None, "write to a file named as in the URL", lambda asked, _: asked.outputs.append(None)),
     _Option("remote-name-all", None, "-O for all URLs", _set("remote_name_all")),
     _Option("output-dir", "FOLDER", "the folder of these files", _set("output_dir")),
@@ -297,12 +324,14 @@ _OPTIONS = (
     _Option("fail-early", None, "stop after the first URL that fails", _set("fail_early")),
     _Option("L location", None, "follow redirects", _set("location")),
     _Option("location-trusted", None, "the same, and send passwords to other hosts, too", _set("trusted_location")),
-    _Option("max-redirs", "N", "follow at most so many (50); -1 for any number", _number("max_redirects", least=-1)),
+    _Option(
+        "max-redirs", "N", "follow at most so many (50); -1 for any number", _number("max_redirects", -1, whole=True)
+    ),
     _Option("post301", None, "keep the method POST after a redirect with 301", _set("post301")),
     _Option("post302", None, "after 302", _set("post302")),
     _Option("post303", None, "after 303", _set("post303")),
     _Option("A user-agent", "NAME", "send this as User-Agent; '' for none", _set("agent")),
-    _Option("e referer", "URL", "send this as Referer", _set("referer")),
+    _Option("e referer", "URL", "send this as Referer; URL;auto: after redirects, their URL", _referer),
     _Option("b cookie", "DATA", "send cookies: 'a=1; b=2', or a file of cookies", _add("cookies")),
     _Option("c cookie-jar", "FILE", "write all cookies to a file at the end", _set("cookie_jar")),
     _Option("j junk-session-cookies", None, "ignore session cookies in files", _set("junk_session")),
@@ -329,13 +358,18 @@ _OPTIONS = (
     _Option("pass", "PASSWORD", "the key's password", _set("password")),
     _Option("m max-time", "SECONDS", "the limit for each URL, until its response was read", _number("max_time")),
     _Option("connect-timeout", "SECONDS", "the limit for making each connection", _number("connect_timeout")),
-    _Option("retry", "N", "try so often again, after timeouts and 408, 429, 500, 502, 503, 504", _number("retry")),
+    _Option(
+        "retry",
+        "N",
+        "try so often again, after timeouts and 408, 429, 500, 502, 503, 504",
+        _number("retry", whole=True),
+    ),
     _Option("retry-delay", "SECONDS", "pause before each retry; 1, 2, 4, … by default", _number("retry_delay")),
     _Option("retry-max-time", "SECONDS", "the limit for all retries together", _number("retry_max_time")),
     _Option("retry-connrefused", None, "retry after refused connections, too", _set("retry_refused")),
     _Option("retry-all-errors", None, "retry after any error", _set("retry_all")),
     _Option("Z parallel", None, "request all URLs at the same time", _set("parallel")),
-    _Option("parallel-max", "N", "request at most so many at the same time (50)", _number("parallel_max")),
+    _Option("parallel-max", "N", "request at most so many at the same time (50)", _number("parallel_max", whole=True)),
     _Option("http1.1", None, "use HTTP/1.1 only", _set("version", "1.1")),
     _Option("http2", None, "use HTTP/2, or else HTTP/1.1; the default", _set("version", "2")),
     _Option("http2-prior-knowledge", None, "use HTTP/2 only, also without TLS", _set("version", "2only")),
@@ -366,7 +400,7 @@ def parse(arguments: Sequence[str]) -> Asked:
             asked.urls.extend(rest)
         elif argument.startswith("--"):
             _long(asked, argument[2:], rest)
-        elif argument.startswith("-") and argument != "-":
+        elif argument.startswith("-"):
             _short(asked, argument[1:], rest)
         else:
             asked.urls.append(argument)
@@ -395,6 +429,8 @@ def _long(asked: Asked, argument: str, rest: Iterator[str]) -> None:
 
 
 def _short(asked: Asked, letters: str, rest: Iterator[str]) -> None:
+    if not letters:
+        raise Failed(Exit.USAGE, "there is no option -")
     while letters:
         letter, letters = letters[0], letters[1:]
         option = _BY_NAME.get(letter)
@@ -416,8 +452,8 @@ def _next(name: str, rest: Iterator[str]) -> str:
 def _check(asked: Asked) -> None:
     if not asked.urls:
         raise Failed(Exit.USAGE, "the command line has no URL")
-    posts = asked.data is not None and not asked.as_query
-    if sum((posts, bool(asked.form), bool(asked.uploads), asked.head)) > 1:
+    data = asked.data is not None and not asked.as_query
+    if sum((data, bool(asked.form), bool(asked.uploads), asked.head)) > 1:
         raise Failed(Exit.USAGE, "-d, -F, -T and -I cannot be used together")
     if asked.resume is not None and (asked.uploads or not (asked.resume == "-" or asked.resume.isdecimal())):
         raise Failed(Exit.USAGE, "-C takes a number or -, and cannot be used with -T")

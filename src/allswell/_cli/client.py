@@ -56,6 +56,7 @@ class CommandClient(AsyncClient):
             timeout=httpx2.Timeout(None, connect=asked.connect_timeout or _CONNECT_TIMEOUT),
             cookies=cookies,
             trust_env=asked.no_proxy != "*",
+            event_hooks={"response": [_show_head]},
             **proxies,
         )
         self._asked = asked
@@ -75,11 +76,11 @@ class CommandClient(AsyncClient):
 
     def _redirect_method(self, request: httpx2.Request, response: httpx2.Response) -> str:
         # This overrides a private method of httpx2, which changes more methods to GET than curl does.
-        asked, method, status = self._asked, request.method, response.status_code
+        # (What -X says does not count here, as in curl.)
+        asked, status = self._asked, response.status_code
         kept = {301: asked.post301, 302: asked.post302, 303: asked.post303}.get(status, True)
-        if kept or method in ("GET", "HEAD") or (status != 303 and method != "POST"):
-            return method
-        return "GET"
+        changes = asked.posts or (asked.uploads and status == 303)
+        return "GET" if changes and not kept else request.method
 
 
 class _Directed(AsyncTransport):
@@ -87,14 +88,17 @@ class _Directed(AsyncTransport):
 
     def __init__(self, places: Sequence[tuple[str, str, str, str]], pool: ConnectionPool) -> None:
         super().__init__(pool=pool)
-        self._places = places
+        try:
+            self._places = [(as_host(host), port, *to) for host, port, *to in places]
+        except ValueError as error:
+            raise Failed(Exit.USAGE, str(error)) from error
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """See the transport."""
         url = request.url
         port = url.port or (443 if url.scheme == "https" else 80)
         for host, from_port, to_host, to_port in self._places:
-            if host.lower() in ("", url.host.lower()) and from_port in ("", str(port)):
+            if host in ("", as_host(url.raw_host.decode("ascii"))) and from_port in ("", str(port)):
                 request = httpx2.Request(
                     request.method,
                     url.copy_with(host=to_host or url.host, port=int(to_port or port)),
@@ -104,6 +108,11 @@ class _Directed(AsyncTransport):
                 )
                 break
         return await super().handle_async_request(request)
+
+
+async def _show_head(response: httpx2.Response) -> None:
+    """Tell the transfer of each response, also of those that ask for a login by Digest."""
+    await response.request.extensions["head"](response)
 
 
 def _pool(asked: Asked, ends: list[ConnectionEnd]) -> ConnectionPool:

@@ -7,12 +7,12 @@ control characters are replaced, so it cannot control the terminal.
 from __future__ import annotations
 
 import os
+import re
 import select
 import stat
 import sys
 from pathlib import Path
 from typing import BinaryIO, TextIO
-from urllib.parse import unquote
 
 import anyio
 import httpx2
@@ -139,12 +139,13 @@ def output(asked: Asked, url: str, index: int) -> Output:
     """
     path = asked.outputs[index] if index < len(asked.outputs) else "" if not asked.remote_name_all else None
     if path is None:
-        path = unquote(httpx2.URL(with_scheme(url)).path.rpartition("/")[2])
+        httpx2.URL(with_scheme(url))  # if it is none, that is the error
+        path = re.split("[?#]", with_scheme(url).partition("://")[2])[0].partition("/")[2].rpartition("/")[2]
         path = path.translate(dict.fromkeys(map(ord, _NOT_IN_NAMES), "_"))
         if path in ("", ".", ".."):
             raise Failed(Exit.WRITE, "the URL's path has no file name: use -o FILE")
     if path not in ("", "-") and asked.output_dir is not None:
-        path = str(Path(asked.output_dir, path))
+        path = f"{asked.output_dir}/{path}"
     start = None
     if asked.resume is not None:
         here = Path(path)

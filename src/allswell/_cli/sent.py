@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
@@ -17,6 +19,8 @@ import httpx2
 
 from allswell._cli.arguments import Asked, with_scheme
 from allswell._cli.exits import Exit, Failed
+from allswell._cli.output import say
+from allswell._fields import shown_url
 
 Count = Callable[[int], None]
 
@@ -46,6 +50,7 @@ class Sent(NamedTuple):
     :ivar body: arguments of ``build_request`` for the body.
     :ivar size: the bytes of the body if it is a file; ``None`` if not, or if its size is not known.
     :ivar user: name and password, if they were given.
+    :ivar form_type: the media type of a form, if it was given without a boundary.
     """
 
     method: str
@@ -55,6 +60,7 @@ class Sent(NamedTuple):
     body: dict[str, Any]
     size: int | None
     user: tuple[str, str] | None
+    form_type: str | None
 
 
 class FileBody:
@@ -96,10 +102,10 @@ def sent(asked: Asked, url: str, upload: str | None, count: Count, codings: str,
     if user is None and made.userinfo:
         user = made.username, made.password
     fields: list[tuple[str, str]] = []
-    if user is not None and not asked.digest:
-        fields.append(("Authorization", _basic(*user)))
-    elif asked.bearer is not None:
+    if asked.bearer is not None:
         fields.append(("Authorization", f"Bearer {asked.bearer}"))
+    elif user is not None and not asked.digest:
+        fields.append(("Authorization", _basic(*user)))
     if asked.range is not None:
         fields.append(("Range", f"bytes={asked.range}"))
     if asked.agent:
@@ -113,9 +119,14 @@ def sent(asked: Asked, url: str, upload: str | None, count: Count, codings: str,
         fields.append(("Content-Type", kind))
     if size is not None:
         fields.append(("Content-Length", str(size)))
+    form_type = None
+    if asked.form:
+        types = [field for field in given if field[0].lower() == "content-type" and "boundary=" not in field[1].lower()]
+        given = [field for field in given if field not in types]
+        form_type = types[0][1] if types else None
     fields = [field for field in fields if field[0].lower() not in names] + given
     url = str(made.copy_with(userinfo=b"")) if made.userinfo else str(made)
-    return Sent(_method(asked, upload), url, fields, frozenset(removed), body, size, user)
+    return Sent(_method(asked, upload), url, fields, frozenset(removed), body, size, user, form_type)
 
 
 def _fields(lines: list[str]) -> tuple[list[tuple[str, str]], set[str]]:
@@ -138,7 +149,7 @@ def _method(asked: Asked, upload: str | None) -> str:
         return "HEAD"
     if upload is not None:
         return "PUT"
-    return "POST" if asked.form or (asked.data is not None and not asked.as_query) else "GET"
+    return "POST" if asked.posts else "GET"
 
 
 def _url(asked: Asked, given: str, upload: str | None) -> httpx2.URL:
@@ -146,10 +157,18 @@ def _url(asked: Asked, given: str, upload: str | None) -> httpx2.URL:
     if asked.as_query and asked.data:
         url, hash_sign, fragment = url.partition("#")
         data = quote(asked.data, safe="!$%&'()*+,-./:;=?@[\\]^_`{|}~")
-        url += ("&" if "?" in url else "?") + data + hash_sign + fragment
+        joint = "" if url.endswith(("?", "&")) else "&" if "?" in url else "?"
+        url += joint + data + hash_sign + fragment
     made = httpx2.URL(url)
-    if upload not in (None, "-") and made.path.endswith("/"):
-        made = made.copy_with(path=made.path + Path(str(upload)).name)
+    if made.scheme not in ("http", "https", ""):
+        text = f"cannot request {shown_url(given)!r}: its scheme is {made.scheme!r}, not http or https"
+        raise Failed(Exit.UNSUPPORTED, text)
+    if not made.scheme or not made.host:
+        raise Failed(Exit.URL, f"cannot request {shown_url(given)!r}: it has no host")
+    path, question_mark, query = made.raw_path.partition(b"?")
+    if upload not in (None, "-") and path.endswith(b"/"):
+        name = quote(os.fsencode(Path(str(upload)).name), safe="").encode("ascii")
+        made = made.copy_with(raw_path=path + name + question_mark + query)
     return made
 
 
@@ -173,10 +192,11 @@ def _body(
     if upload is not None:
         return {"content": FileBody(upload, count)}, _size(upload), None
     if asked.form:
-        return {"files": [_part(*each, files) for each in asked.form]}, None, None
+        say_ignored = _nothing if asked.silent else say
+        return {"files": [_part(*each, files, say_ignored) for each in asked.form]}, None, None
     if asked.data is not None and not asked.as_query:
         return {"content": asked.data}, None, _JSON if asked.json else _FORM
-    return {}, None, None
+    return {}, None, _JSON if asked.json else None
 
 
 def _size(path: str) -> int | None:
@@ -187,33 +207,67 @@ def _size(path: str) -> int | None:
         raise Failed(Exit.READ, f"cannot read {path}: {error.strerror}") from error
 
 
-def _part(name: str, content: str, literal: bool, files: ExitStack) -> tuple[str, tuple[Any, ...]]:
+def _part(
+    name: str, content: str, literal: bool, files: ExitStack, ignored: Callable[[str], None]
+) -> tuple[str, tuple[Any, ...]]:
     """One part of a form, as httpx2 takes it: the file's name, its content, its type."""
     if literal:
         return name, (None, content)
-    settings: dict[str, str] = {}
-    *_, content = _settings(content, settings)
+    sign = content[:1] if content.startswith(("@", "<")) else ""
+    content, settings = _settings(content.removeprefix(sign), ignored)
     kind, file_name = settings.get("type"), settings.get("filename")
-    if content.startswith(("@", "<")):
-        path = content[1:].removeprefix('"').removesuffix('"')
-        try:
-            file = sys.stdin.buffer if path == "-" else files.enter_context(open(path, "rb"))  # noqa: SIM115
-            content_of = file.read() if path == "-" or content.startswith("<") else file
-        except OSError as error:
-            raise Failed(Exit.READ, f"cannot read {path}: {error.strerror}") from error
-        if content.startswith("@"):
-            file_name = Path(path).name if file_name is None else file_name
-            kind = kind or _TYPES.get(Path(file_name).suffix.lower(), "application/octet-stream")
-        return name, (file_name, content_of, kind) if kind else (file_name, content_of)
-    return name, (file_name, content, kind) if kind else (file_name, content)
+    if not sign:
+        return name, (file_name, content, kind) if kind else (file_name, content)
+    try:
+        file = sys.stdin.buffer if content == "-" else files.enter_context(open(content, "rb"))  # noqa: SIM115
+        content_of = file.read() if content == "-" or sign == "<" else file
+    except OSError as error:
+        raise Failed(Exit.READ, f"cannot read {content}: {error.strerror}") from error
+    if sign == "@":
+        file_name = Path(content).name if file_name is None else file_name
+        kind = kind or _TYPES.get(Path(file_name).suffix.lower(), "application/octet-stream")
+    return name, (file_name, content_of, kind) if kind else (file_name, content_of)
 
 
-def _settings(content: str, found: dict[str, str]) -> list[str]:
-    """Cut ``;type=``, ``;filename=`` and ``;encoder=`` off the end, and put them into ``found``."""
-    while True:
-        before, semicolon, last = content.rpartition(";")
-        name, equals, value = last.strip().partition("=")
-        if not (semicolon and equals and name in ("type", "filename", "encoder")):
-            return [content]
-        found.setdefault(name, value.removeprefix('"').removesuffix('"'))
-        content = before
+#: A word in quotes, and what follows it up to the next semicolon.
+_QUOTED = re.compile(r'\s*"((?:\\[\\"]|[^"])*+)"[^;]*')
+_SETTING = re.compile(r"\s*(type|filename|encoder|headers)=", re.IGNORECASE)
+
+
+def _settings(content: str, ignored: Callable[[str], None]) -> tuple[str, dict[str, str]]:
+    """The content of a part, and its settings, as curl reads them: ``content;type=…;filename=…``.
+
+    :raises Failed: for settings of curl that we do not have.
+    """
+    content, rest = _word(content)
+    settings: dict[str, str] = {}
+    last = ""
+    while rest:
+        match = _SETTING.match(rest, 1)
+        if match is None:
+            piece, semicolon, after = rest[1:].partition(";")
+            if last == "type":  # a parameter of the media type
+                settings["type"] += ";" + piece.rstrip()
+            elif piece.strip():
+                ignored(f"allswell: {piece.strip()!r} is ignored: it is no setting of a part of a form")
+            rest = semicolon + after
+            continue
+        last = match[1].lower()
+        if last in ("encoder", "headers"):
+            raise Failed(Exit.USAGE, f"the option -F has no setting {last!r}")
+        value, rest = _word(rest[match.end() :])
+        settings.setdefault(last, value)
+    return content, settings
+
+
+def _word(text: str) -> tuple[str, str]:
+    """The text up to the next semicolon, or a text in quotes; and the rest."""
+    quoted = _QUOTED.match(text)
+    if quoted is not None:
+        return re.sub(r'\\([\\"])', r"\1", quoted[1]), text[quoted.end() :]
+    word, semicolon, rest = text.partition(";")
+    return word.strip(), semicolon + rest
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""

@@ -157,13 +157,20 @@ class Transfer:
 
     def _first(self, what: Sent) -> httpx2.Request:
         asked = self._asked
-        extensions: dict[str, Any] = {"trace": self._heard, "informational": self._informational}
+        extensions: dict[str, Any] = {
+            "trace": self._heard,
+            "informational": self._informational,
+            "head": self._head,
+        }
         if asked.target is not None:
             extensions["target"] = as_bytes(asked.target)
         fields = [(as_bytes(name), as_bytes(value)) for name, value in what.fields]
         made = self._client.build_request(
             what.method, what.url, headers=fields, extensions=extensions, timeout=self._client.timeout, **what.body
         )
+        if what.form_type is not None:
+            boundary = made.headers["content-type"].partition("boundary=")[2]
+            made.headers["Content-Type"] = f"{what.form_type}; boundary={boundary}"
         if self._output_start:
             made.headers["Range"] = f"bytes={self._output_start}-"
         return self._prepared(made, what, made)
@@ -177,15 +184,18 @@ class Transfer:
         asked = self._asked
         for name in what.removed - {"host"}:
             request.headers.pop(name, None)
+        if asked.method is not None:
+            request.method = asked.method
         if request is not first:
-            if asked.method is not None:
-                request.method = asked.method
+            if asked.auto_referer and self._request is not None:
+                request.headers["Referer"] = str(self._request.url.copy_with(userinfo=b"", fragment=None))
             framed = "content-length" in request.headers or "transfer-encoding" in request.headers
             if not framed and not asked.has_field("content-type"):
                 request.headers.pop("content-type", None)
             if asked.trusted_location and "authorization" in first.headers:
                 request.headers["Authorization"] = first.headers["authorization"]
-        if self._client.literal_cookies and (request.url.host == first.url.host or asked.trusted_location):
+        same_host = request.url.host == first.url.host or asked.trusted_location
+        if self._client.literal_cookies and same_host and not asked.has_field("cookie"):
             kept = request.headers.get("cookie")
             literal = self._client.literal_cookies
             request.headers["Cookie"] = f"{kept}; {literal}" if kept and kept != literal else literal
@@ -206,7 +216,6 @@ class Transfer:
         self._response = response
         try:
             self.facts["time_starttransfer"] = monotonic() - self._began
-            await self._tell(head_lines(response))
             following = response.next_request if asked.location else None
             if following is not None:
                 if 0 <= asked.max_redirects <= hops:
@@ -233,15 +242,16 @@ class Transfer:
             return  # the file is already complete
         if wrong and not asked.fail_with_body:
             raise complaint
-        if self._output_start and status == 200:
-            raise Failed(Exit.RANGE, "the server sends the whole file and no part, so -C cannot continue")
+        start = re.fullmatch(r"bytes +(\d+)-.*", response.headers.get("content-range", ""))
+        if self._output_start and (start is None or int(start[1]) != self._output_start):
+            raise Failed(Exit.RANGE, "the server does not send the part that was asked for, so -C cannot continue")
         length = response.headers.get("content-length", "")
         self._meter.begin(f"↓ {self._output.path or self._url}", int(length) if length.isdecimal() else None)
-        pieces = response.aiter_bytes() if asked.compressed else response.aiter_raw()
         try:
-            async for piece in pieces:
-                await self._output.write(piece)
-                self._meter.count(len(piece))
+            if not asked.head:  # with -X, there may be a body that nobody asked for
+                async for piece in response.aiter_bytes() if asked.compressed else response.aiter_raw():
+                    await self._output.write(piece)
+                    self._meter.count(len(piece))
         finally:
             self.facts["size_download"] = response.num_bytes_downloaded
         if wrong:
@@ -266,6 +276,9 @@ class Transfer:
             for field, value in request.headers.raw:
                 say(f"> {text(field)}: {text(value)}")
             say(">")
+
+    async def _head(self, response: httpx2.Response) -> None:
+        await self._tell(head_lines(response))
 
     async def _informational(self, head: Any) -> None:
         status = f"{text(head.http_version)} {head.status} {text(head.reason)}"
@@ -358,7 +371,8 @@ def write_out(form: str, facts: Mapping[str, Any], response: httpx2.Response | N
         at = match.end()
         header, name, percent, escape = match.groups()
         if header is not None:
-            file.write(printable(response.headers.get(name, "")) if response is not None else "")
+            values = response.headers.get_list(name) if response is not None else []
+            file.write(printable(values[0]) if values else "")
         elif name in ("stdout", "stderr"):
             file.flush()
             file = getattr(sys, name)
