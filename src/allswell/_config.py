@@ -78,8 +78,10 @@ class Retry:
             if isinstance(value, str):
                 raise TypeError(f"{name} must be a collection, not a str")
             object.__setattr__(self, name, frozenset(value))
-        if self.attempts < 1 or self.backoff < 0 or self.longest < 0:
-            raise ValueError("Retry: attempts must be at least 1, and backoff and longest must not be negative")
+        if not all(isinstance(status, int) for status in self.statuses):
+            raise TypeError("Retry: statuses must be numbers")
+        if self.attempts < 1 or self.backoff < 0 or self.longest < 0 or (self.budget is not None and self.budget < 0):
+            raise ValueError("Retry: attempts must be at least 1, and backoff, longest and budget must not be negative")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ _T = TypeVar("_T")
 _LIBRARIES = ("httpx", "httpx2")
 _PLAIN = (str, bytes, int, float)
 
+#: Our classes that are taken for httpx2's, and what they are.
+_OURS = {"allswell.Timeouts": "belongs to pools", "allswell.Timeout": "is an error"}
+
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 
@@ -37,9 +40,12 @@ def require(wanted: str, **given: object) -> None:
             for each in value.values() if isinstance(value, dict) else value:
                 require(wanted, **{name: each})
             continue
-        library, kind = _origin(value)
+        given_class = value if isinstance(value, type) else type(value)
+        library, kind, what = _origin(given_class)
         if library not in ("", wanted):
-            raise TypeError(f"{name} must be {wanted}.{kind}, but {_name(type(value))} belongs to {library}")
+            raise TypeError(f"{name} must be {wanted}.{kind}, but {_name(given_class)} {what}")
+        if library and given_class is value:
+            raise TypeError(f"{name} must be an object of {_name(given_class)}, not the class")
 
 
 def require_type(kind: type, **given: object) -> None:
@@ -142,15 +148,16 @@ def by_host(given: Mapping[str, _T]) -> Iterator[tuple[str, str, _T]]:
         yield name, host, what
 
 
-def _origin(value: object) -> tuple[str, str]:
-    """The library that a value belongs to, and the name of the class there. Both are empty for any other value."""
-    for kind in type(value).__mro__:
-        if _name(kind) == "allswell.Timeouts":
-            return "pools", "Timeout"
+def _origin(given: type) -> tuple[str, str, str]:
+    """The library of a class, the name of the class there, and what the class is. For all others, three empty texts."""
+    for kind in given.__mro__:
+        ours = _OURS.get(_name(kind))
+        if ours is not None:
+            return "allswell", "Timeout", ours
         name = kind.__module__.partition(".")[0]
         if name in _LIBRARIES:
-            return name, kind.__name__
-    return "", ""
+            return name, kind.__name__, f"belongs to {name}"
+    return "", "", ""
 
 
 def _name(kind: type) -> str:

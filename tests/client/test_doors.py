@@ -29,6 +29,18 @@ MADE: dict[str, tuple[Callable[[], object], str]] = {
         lambda: allswell.AsyncClient(timeout=allswell.Timeouts()),  # type: ignore[arg-type]  # that is the test
         r"^timeout must be httpx2\.Timeout, but allswell\.Timeouts belongs to pools$",
     ),
+    "client, an error as timeout": (
+        lambda: allswell.AsyncClient(timeout=allswell.Timeout("late", phase="read")),  # type: ignore[arg-type]  # that too
+        r"^timeout must be httpx2\.Timeout, but allswell\.Timeout is an error$",
+    ),
+    "client, the class of that error": (
+        lambda: allswell.AsyncClient(timeout=allswell.Timeout),  # type: ignore[arg-type]  # that is the test
+        r"^timeout must be httpx2\.Timeout, but allswell\.Timeout is an error$",
+    ),
+    "client, a class": (
+        lambda: allswell.AsyncClient(timeout=httpx2.Timeout),  # type: ignore[arg-type]  # that is the test
+        r"^timeout must be an object of httpx2\.Timeout, not the class$",
+    ),
     "client, limits": (
         lambda: allswell.AsyncClient(limits=httpx.Limits()),  # type: ignore[arg-type]  # that is the test
         r"limits must be httpx2\.Limits, but httpx\.Limits",

@@ -409,6 +409,10 @@ def test_settings_are_checked() -> None:
     assert Retry(statuses=[503], methods={"POST"}) == Retry(statuses=frozenset({503}), methods=frozenset({"POST"}))
     with pytest.raises(ValueError, match="at least 1"):
         Retry(attempts=0)
+    with pytest.raises(ValueError, match="budget must not be negative"):
+        Retry(budget=-1)
+    with pytest.raises(TypeError, match="statuses must be numbers"):
+        Retry(statuses={"503"})  # type: ignore[arg-type]  # what is tested
     wrong: Any = "POST"
     with pytest.raises(TypeError, match="methods"):
         Retry(methods=wrong)
