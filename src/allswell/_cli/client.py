@@ -212,7 +212,7 @@ def _proxies(asked: Asked) -> dict[str, Any]:
     if asked.no_proxy == "*":
         return {}
     if asked.no_proxy is not None:
-        hosts = [host.strip().lstrip(".") for host in asked.no_proxy.split(",") if host.strip()]
+        hosts = [host.lstrip(".") for host in asked.no_proxy.replace(",", " ").split()]
         patterns = [f"all://{dots}{host}" for host in hosts for dots in ("", "*.")]
         found["mounts"] = dict.fromkeys(patterns)
     return found

@@ -180,7 +180,7 @@ class Transfer:
         return self._output.start or 0 if self._asked.resume is not None else 0
 
     def _prepared(self, request: httpx2.Request, what: Sent, first: httpx2.Request) -> httpx2.Request:
-        """Remove what httpx2 adds and curl would not send. Add the cookies of ``-b`` for the first host."""
+        """Remove what curl would not send. Keep the cookies of ``-b`` for the first host, of ``-H`` for its origin."""
         asked = self._asked
         for name in what.removed - {"host"}:
             request.headers.pop(name, None)
@@ -195,7 +195,11 @@ class Transfer:
             if asked.trusted_location and "authorization" in first.headers:
                 request.headers["Authorization"] = first.headers["authorization"]
         same_host = request.url.host == first.url.host or asked.trusted_location
-        if self._client.literal_cookies and same_host and not asked.has_field("cookie"):
+        if asked.has_field("cookie"):  # with -H; httpx2 removes it from redirects
+            same_origin = (request.url.scheme, request.url.netloc) == (first.url.scheme, first.url.netloc)
+            if (same_origin or asked.trusted_location) and "cookie" in first.headers:
+                request.headers["Cookie"] = first.headers["cookie"]
+        elif self._client.literal_cookies and same_host:
             kept = request.headers.get("cookie")
             literal = self._client.literal_cookies
             request.headers["Cookie"] = f"{kept}; {literal}" if kept and kept != literal else literal
