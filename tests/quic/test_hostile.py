@@ -18,6 +18,7 @@ from aioquic.buffer import encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame, pull_quic_transport_parameters
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import FinalSizeError, QuicStreamReceiver
@@ -37,10 +38,14 @@ from tests.support.certificates import certificates
 pytestmark = pytest.mark.usefixtures("loops")
 
 _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
+_CHACHA20 = [CipherSuite.CHACHA20_POLY1305_SHA256]  # for which there is no short way
 
 
 class Pair:
-    """A client whose handshake is confirmed, and a server that says what it is told to."""
+    """A client, and a server that says what it is told to.
+
+    :param connect: whether to confirm the handshake.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Pair:
         engine: type[Engine] = Engine,
         connection_window: int | None = None,
         ciphers: list[CipherSuite] | None = None,
+        connect: bool = True,
     ) -> None:
         files = certificates()
         self.now = 0.0
@@ -68,14 +74,19 @@ class Pair:
             original_destination_connection_id=self.client.engine.original_destination_connection_id,
         )
         self.client.engine.connect(_SERVER, self.now)
-        for _ in range(4):
-            self.now += 0.01
-            for datagram, _ in self.client.datagrams_to_send(self.now):
-                self.server.receive_datagram(datagram, _CLIENT, self.now)
-            for datagram, _ in self.server.datagrams_to_send(self.now):
-                self.client.receive_datagram(datagram, _SERVER, self.now)
-        assert self.client.engine._handshake_confirmed
-        self.client.take_events()
+        if connect:
+            for _ in range(4):
+                self.exchange()
+            assert self.client.engine._handshake_confirmed
+            self.client.take_events()
+
+    def exchange(self) -> None:
+        """Each side hears all that the other has to say, the server first."""
+        self.now += 0.01
+        for datagram, _ in self.client.datagrams_to_send(self.now):
+            self.server.receive_datagram(datagram, _CLIENT, self.now)
+        for datagram, _ in self.server.datagrams_to_send(self.now):
+            self.client.receive_datagram(datagram, _SERVER, self.now)
 
     def say(
         self,
@@ -315,7 +326,7 @@ _FRAMES = st.sampled_from(
         b"\x0a\x03\x02ab",
         b"\x02\x02\0\0\x02",  # ACK
         b"\x03\x02\0\0\x02\x01\0\0",  # ACK with the counts of ECN
-        b"\x02\x7f\xff\0\0\0",  # of what was never sent
+        b"\x02\x7f\xff\0\0\0",  # of what was not sent
     ]
 )
 _PACKETS = st.tuples(
@@ -373,6 +384,45 @@ def test_a_peer_that_acknowledges_nothing_costs_no_more_for_each_acknowledgement
         assert len(pair.client.datagrams_to_send(pair.now)) <= 1
     assert len(pair.client.engine._spaces[Epoch.ONE_RTT].sent_packets) <= 256
     assert pair.client.ended is None
+
+
+@pytest.mark.parametrize("way", ["short", "long", "no runs", "with other frames", "many ranges"])
+@pytest.mark.parametrize("kind", [2, 3], ids=["ACK", "ACK_ECN"])
+def test_an_acknowledgement_of_what_was_not_sent_ends_the_connection(kind: int, way: str) -> None:
+    """RFC 9000 §13.1. It would open the congestion window for nothing. The last packet that was sent may be named."""
+    pair = Pair(engine=LongWay if way == "long" else Engine, ciphers=_CHACHA20 if way == "no runs" else None)
+    for _ in range(50):
+        pair.request()
+    following = pair.client.engine._packet_number
+    other = b"\x10\x80\x20\0\0" if way == "with other frames" else b""  # MAX_DATA
+    ranges = b"\x14\0" + b"\0\0" * 20 if way == "many ranges" else b"\0\0"
+    counts = b"\x40\xff\0\0" if kind == 3 else b""
+    for largest in (following - 1, following):
+        assert pair.client.ended is None
+        pair.say(bytes([kind]) + (largest | 0x4000).to_bytes(2, "big") + b"\0" + ranges + counts + other)
+    assert pair.client.ended is not None
+    assert pair.client.ended.code == QuicErrorCode.PROTOCOL_VIOLATION
+    pair.exchange()
+    seen = pair.server._close_event
+    assert seen is not None
+    assert (seen.error_code, seen.frame_type) == (QuicErrorCode.PROTOCOL_VIOLATION, kind)
+
+
+def test_an_acknowledgement_of_what_was_not_sent_ends_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(connect=False)
+    write = pair.server._write_ack_frame
+
+    def lie(builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
+        space.ack_queue.add(40, 41)
+        write(builder, space, now)
+
+    monkeypatch.setattr(pair.server, "_write_ack_frame", lie)
+    pair.exchange()
+    assert pair.client.ended is not None
+    assert pair.client.ended.code == QuicErrorCode.PROTOCOL_VIOLATION
+    pair.exchange()
+    assert pair.server._close_event is not None
+    assert pair.server._close_event.error_code == QuicErrorCode.PROTOCOL_VIOLATION
 
 
 def test_a_datagram_that_is_larger_than_agreed_is_ignored() -> None:

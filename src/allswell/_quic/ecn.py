@@ -111,7 +111,17 @@ class EcnConnection(QuicConnection):
             context.quic_logger_frames.append(self._quic_logger.encode_ack_frame(acknowledged, seconds))
         if context.epoch is not Epoch.INITIAL:
             self._loss.peer_completed_address_validation = True
+        if self._were_not_sent(acknowledged[-1][-1]):
+            words = "an ACK of packets that were not sent"  # RFC 9000 §13.1
+            raise QuicConnectionError(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, words)
         self._acknowledged(self._spaces[context.epoch], acknowledged, seconds, counts, context.time)
+
+    def _were_not_sent(self, largest: int) -> bool:
+        """Whether an ACK frame with this largest number names packets that were not sent.
+
+        (aioquic counts the packets of all spaces together.)
+        """
+        return largest >= self._packet_number
 
     def _acknowledged(
         self,
@@ -123,7 +133,7 @@ class EcnConnection(QuicConnection):
     ) -> None:
         """An ACK frame came.
 
-        :param acknowledged: the numbers that it names, in ascending order.
+        :param acknowledged: the numbers that it names, in ascending order. Packets with these were sent.
         :param delay: of the peer, in seconds.
         :param counts: of ECN.
         """

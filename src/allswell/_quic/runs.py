@@ -486,7 +486,7 @@ class RunConnection(EcnConnection):
         delay, at = varint.decode(payload, at)
         more, at = varint.decode(payload, at)
         size, at = varint.decode(payload, at)
-        if more > _FEW_RANGES:
+        if more > _FEW_RANGES or self._were_not_sent(largest):
             return 0
         start = largest - size
         ranges = [range(start, largest + 1)]
