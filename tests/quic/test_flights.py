@@ -232,6 +232,45 @@ def test_keys_are_not_used_for_more_packets_than_is_safe(monkeypatch: pytest.Mon
     assert max(used) < 100 + 2 * 20  # of which congestion control lets no more go at once
 
 
+@pytest.mark.parametrize("engine", [Engine, SentLongWay])
+def test_keys_are_changed_again_only_when_the_server_has_taken_the_last_ones(engine: type[Engine]) -> None:
+    """RFC 9001 §6.1. The server cannot open packets whose keys are two changes ahead: all would be lost."""
+    pair = Pair(engine=engine)
+    client, keys = pair.client, pair.server._cryptos[Epoch.ONE_RTT]
+    number, size, phases = client.get_next_available_stream_id(), 0, [keys.recv.key_phase]
+    for lost in (False, True, True, False, False, False):
+        client.send_stream_data(number, b"data")
+        size += 4
+        if len(phases) < 4:
+            client.update_keys()
+        if lost:
+            assert client.datagrams_to_send(pair.now)
+        else:
+            pair.exchange()
+        phases.append(keys.recv.key_phase)
+    assert phases == [0, 1, 1, 1, 1, 0, 0]
+    for _ in range(20):  # what was lost is sent again
+        if pair.server._streams[number].receiver.starting_offset() == size:
+            break
+        pair.now = max(pair.now, client.get_timer() or 0)
+        client.handle_timer(pair.now)
+        pair.exchange()
+    assert pair.server._streams[number].receiver.starting_offset() == size
+
+
+def test_keys_are_not_changed_before_the_handshake_is_confirmed() -> None:
+    """RFC 9001 §6.1. They are then."""
+    pair = Pair(connect=False)
+    pair.client.update_keys()
+    for _ in range(4):
+        pair.exchange()
+    assert pair.client.engine._handshake_confirmed
+    pair.request()
+    pair.exchange()
+    pair.request()
+    assert pair.server._cryptos[Epoch.ONE_RTT].recv.key_phase == 1
+
+
 # Both ways, step by step
 
 _STREAMS = 12

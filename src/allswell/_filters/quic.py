@@ -413,7 +413,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._send()
 
     def update_keys(self) -> None:
-        """Begin to use new packet protection keys (RFC 9001 §6)."""
+        """Begin to use new packet protection keys (RFC 9001 §6), once the peer has taken the current ones."""
         self.connection.update_keys()
         self._pings.ping(self.connection)
         self._send()

@@ -343,7 +343,7 @@ class ClientConnection:
             self.engine.change_connection_id()
 
     def update_keys(self) -> None:
-        """Use new packet protection keys from now on (RFC 9001 §6)."""
+        """Use new packet protection keys (RFC 9001 §6), once the peer has taken the current ones."""
         self.engine.request_key_update()
 
     def answer_close(self, error_code: int, now: float) -> list[bytes]:

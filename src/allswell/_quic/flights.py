@@ -60,6 +60,7 @@ class FlightConnection(RunConnection):
         self._sealer: Sealer | None = None
         self._sends_with: AEAD | None = None  # since this packet:
         self._first_of_key = 0
+        self._new_keys_asked = False
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         self._renew_keys()
@@ -75,16 +76,22 @@ class FlightConnection(RunConnection):
         datagrams = [(packet, address) for packet in packets]
         return datagrams + super().datagrams_to_send(now) if others else datagrams
 
+    def request_key_update(self) -> None:
+        """Change the keys as soon as that is allowed."""
+        self._new_keys_asked = True
+
     def _renew_keys(self) -> None:
-        """Change the keys in time, but not before the peer has taken the current ones (RFC 9001 §6.1)."""
+        """Change the keys in time or when asked, but not before the peer has taken the current ones (RFC 9001 §6.1)."""
         aead, number = self._cryptos[Epoch.ONE_RTT].send.aead, self._packet_number
         if aead is not self._sends_with:
             self._sends_with, self._first_of_key = aead, number
         elif (
-            number - self._first_of_key >= _PACKETS_PER_KEY
+            (self._new_keys_asked or number - self._first_of_key >= _PACKETS_PER_KEY)
+            and self._handshake_confirmed
             and self._spaces[Epoch.ONE_RTT].largest_acked_packet >= self._first_of_key
         ):
-            self.request_key_update()
+            self._new_keys_asked = False
+            super().request_key_update()
 
     def _sealer_for_now(self) -> Sealer | None:
         """What seals packets on the short way; ``None`` while that is closed."""
