@@ -45,6 +45,14 @@ async def test_routes_and_record(client_class: Any) -> None:
     assert len(origin.record.of(ResponseSent)) == 4
 
 
+async def test_header_fields_as_pairs() -> None:
+    origin = MockOrigin({"/": Response(headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])})
+    async with allswell.AsyncClient(transport=origin, base_url=URL) as client:
+        response = await client.get("/")
+    assert response.headers.get_list("set-cookie") == ["a=1", "b=2"]
+    assert response.headers["content-length"] == "0"
+
+
 async def test_a_failing_handler() -> None:
     def fail(request: Request) -> Response:
         raise LookupError("no such thing")

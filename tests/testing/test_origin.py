@@ -148,6 +148,14 @@ async def test_framing(framing: Any) -> None:
         assert bool(framing == "close") == (kinds(origin, Said, CloseNotify)[0] is Said)  # who left first
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_header_fields_as_pairs(version: Any) -> None:
+    """A field may come twice."""
+    with Origin({"/": Response(headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])}, versions=[version]) as origin:
+        async with client_of(origin, version) as client:
+            assert (await client.get("/")).headers.get_list("set-cookie") == ["a=1", "b=2"]
+
+
 async def test_large_uploads_are_invited() -> None:
     routes = {"/": lambda request: Response(body=b"%d" % len(request.body))}
     async with Origin(routes, versions=["h1"]) as origin, client_of(origin, "h1") as client:
@@ -194,6 +202,9 @@ async def test_a_handler_must_return_a_response() -> None:
         (TypeError, "must be a Response or a handler", lambda: Origin({"/": "hello"})),  # type: ignore[dict-item]  # as above
         (ValueError, "from 200 to 999", lambda: Response(103)),
         (ValueError, "framing must be", lambda: Response(framing="none")),  # type: ignore[arg-type]  # as above
+        (TypeError, "headers must be a mapping, or pairs", lambda: Response(headers=["a: b"])),  # type: ignore[list-item]  # as above
+        (TypeError, "headers must be a mapping, or pairs", lambda: Response(headers={"a": 1})),  # type: ignore[dict-item]  # as above
+        (TypeError, "headers must be a mapping, or pairs", lambda: Response(headers=iter([]))),  # type: ignore[arg-type]  # as above
         (ValueError, "must be more than 0", lambda: Origin().slow(0)),
         (ValueError, "times must be at least 1", lambda: Origin().refuse(0)),
         (ValueError, "must not be negative", lambda: Origin().goaway(-1)),

@@ -67,7 +67,7 @@ class Http1:
         """See the base class."""
         self._chunked = response.framing == "chunked" and not response.bodiless(method)
         lines = [f"HTTP/1.1 {response.status} {_phrase(response.status)}"]
-        lines += [f"{name}: {value}" for name, value in response.headers.items()]
+        lines += [f"{name}: {value}" for name, value in response.fields]
         if response.framing == "chunked":
             lines.append("Transfer-Encoding: chunked")
         elif response.framing == "length" and response.status not in (204, 304):

@@ -166,7 +166,7 @@ class Http2:
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
         """See the base class."""
         fields = [(":status", str(response.status))]
-        fields += [(name.lower(), value) for name, value in response.headers.items()]
+        fields += [(name.lower(), value) for name, value in response.fields]
         if response.framing == "length" and response.status not in (204, 304):
             fields.append(("content-length", str(len(response.body))))
         flags = ["END_HEADERS"]

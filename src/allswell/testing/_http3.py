@@ -96,7 +96,7 @@ class Http3:
     def head(self, stream: int, method: str, response: Response, *, last: bool) -> None:
         """See the base class."""
         fields = [(b":status", str(response.status).encode())]
-        fields += [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
+        fields += [(name.lower().encode(), value.encode("latin-1")) for name, value in response.fields]
         if response.framing == "length" and response.status not in (204, 304):
             fields.append((b"content-length", str(len(response.body)).encode()))
         ends = not response.body or response.bodiless(method)

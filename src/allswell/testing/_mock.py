@@ -60,11 +60,11 @@ class MockOrigin(Scripted, httpx2.AsyncBaseTransport):
         response = await self.answer(Request(request.method, target, fields, body))
         if self.faults.silent or (self.faults.stalled and not response.body):
             raise httpx2.ReadTimeout("the mock origin sends no response", request=request)
-        fields_of_response = dict(response.headers)
+        headers = httpx2.Headers(response.fields)
         if response.framing == "length":
-            fields_of_response["content-length"] = str(len(response.body))
+            headers["content-length"] = str(len(response.body))
         stream = _MockBody(self, number, request, response)
-        return httpx2.Response(response.status, headers=fields_of_response, stream=stream, request=request)
+        return httpx2.Response(response.status, headers=headers, stream=stream, request=request)
 
     def opened(self, body: _MockBody) -> None:
         """A response is under way."""

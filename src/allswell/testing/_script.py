@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
@@ -44,15 +44,16 @@ class Response:
 
     :ivar status: the status code, from 200 to 999.
     :ivar body: the whole body.
-    :ivar headers: header fields. The origin adds those that ``framing`` needs.
+    :ivar headers: header fields: a mapping, or pairs of name and value. The origin adds those that ``framing`` needs.
     :ivar framing: how the body's end is marked in HTTP/1.1: ``"length"`` (by Content-Length), ``"chunked"``, or
         ``"close"`` (by the connection's end). HTTP/2 and HTTP/3 end the stream.
     :raises ValueError: if the status or the framing is not one of these.
+    :raises TypeError: if the header fields are anything else, or not of ``str``.
     """
 
     status: int = 200
     body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] = field(default_factory=dict)
     framing: Literal["length", "chunked", "close"] = "length"
 
     def __post_init__(self) -> None:
@@ -60,10 +61,21 @@ class Response:
             raise ValueError(f"the status of a response must be from 200 to 999, not {self.status}")
         if self.framing not in ("length", "chunked", "close"):
             raise ValueError(f'framing must be "length", "chunked" or "close", not {self.framing!r}')
+        if not isinstance(self.headers, Mapping | Sequence) or not all(map(_is_field, self.fields)):
+            raise TypeError(f"headers must be a mapping, or pairs, of str: names and values; not {self.headers!r}")
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """The header fields as pairs, in order."""
+        return list(self.headers.items() if isinstance(self.headers, Mapping) else self.headers)
 
     def bodiless(self, method: str) -> bool:
         """Whether no body follows the head (RFC 9110, section 6.4.1)."""
         return method == "HEAD" or self.status in (204, 304)
+
+
+def _is_field(given: object) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(each, str) for each in given)
 
 
 Handler: TypeAlias = Callable[[Request], Response | Awaitable[Response]]
