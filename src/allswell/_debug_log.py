@@ -29,7 +29,7 @@ from allswell._events import (
     RequestWaits,
     address,
 )
-from allswell._report import LayerEnd
+from allswell._report import LayerEnd, counted
 
 POOL = logging.getLogger("allswell.pool")
 DIAL = logging.getLogger("allswell.dial")
@@ -120,7 +120,8 @@ def _ended(event: ConnectionEnded) -> _Line:
     end = event.end
     layers = "; ".join(map(_layer, end.layers))
     cut = f", {end.cut} cut" if end.cut else ""
-    text = f"connection {event.connection} has ended: {end.reason} ({layers}; {end.exchanges} exchanges{cut})"
+    count = counted(end.exchanges, "exchange")
+    text = f"connection {event.connection} has ended: {end.reason} ({layers}; {count}{cut})"
     facts: dict[str, Any] = {
         "route": end.route,
         "http_version": end.http_version,

@@ -95,16 +95,20 @@ class CloseReport:
         return waterfall(self)
 
 
+def counted(number: float, noun: str) -> str:
+    """``"1 connection"``, ``"2 connections"``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 _BAR = 30
 
 
 def waterfall(report: CloseReport) -> str:
     """The report as text. Time runs from left to right, over the seconds that the close took."""
-    total = len(report.connections)
-    noun = "connection" if total == 1 else "connections"
     verdict = "clean" if report.clean else "not clean"
     grace = f" of {report.grace:g} s grace" if report.grace < math.inf else ""
-    head = f"closed {total} {noun} in {report.seconds * 1000:.1f} ms{grace}: {verdict}"
+    count = counted(len(report.connections), "connection")
+    head = f"closed {count} in {report.seconds * 1000:.1f} ms{grace}: {verdict}"
     lines = [head]
     span = max([report.seconds, *(end.began + end.seconds for end in report.connections)], default=0.0) or 1e-9
     layers = [layer for end in report.connections for layer in end.layers]
@@ -112,9 +116,8 @@ def waterfall(report: CloseReport) -> str:
     widths = [4 + max(map(len, words), default=0) for words in ([e.said for e in layers], [e.heard for e in layers])]
     for end in report.connections:
         cut = f", {end.cut} cut" if end.cut else ""
-        count = f"{end.exchanges} exchange" + ("" if end.exchanges == 1 else "s")
         lines.append("")
-        lines.append(f"{end.http_version}  {end.route}  ({count}{cut}; {end.reason})")
+        lines.append(f"{end.http_version}  {end.route}  ({counted(end.exchanges, 'exchange')}{cut}; {end.reason})")
         lines.extend(_rows(end.layers, end.began, span, widths))
     return "\n".join(lines)
 

@@ -204,7 +204,7 @@ async def test_dropped_open_warns() -> None:
     async with Origin(tls=False) as origin:
         clients = [allswell.AsyncClient()]
         await clients[0].get(origin.url)
-        with pytest.warns(ResourceWarning, match="1 connections were left open"):
+        with pytest.warns(ResourceWarning, match="1 connection was left open"):
             clients.clear()
         await origin.ended(timeout=30)
 

@@ -330,7 +330,7 @@ async def test_dropped_open_warns_and_ends_its_connections() -> None:
     async with Origin(tls=False) as origin:
         pool = pool_for()
         await pool.request("GET", origin.url)
-        with pytest.warns(ResourceWarning, match="unclosed <ConnectionPool, open, 1 connections>"):  # noqa: PT031
+        with pytest.warns(ResourceWarning, match="unclosed <ConnectionPool, open, 1 connection>"):  # noqa: PT031
             del pool
             gc.collect()
         await origin.ended(timeout=30)

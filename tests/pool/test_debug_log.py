@@ -61,7 +61,7 @@ async def test_a_request_from_its_begin_to_the_end_of_its_connection(lines: pyte
         ("allswell.pool", "request N is answered: 200"),
         (
             "allswell.connection",
-            "connection N has ended: the pool closes (h1 clean; tcp clean, said FIN, heard FIN; 1 exchanges)",
+            "connection N has ended: the pool closes (h1 clean; tcp clean, said FIN, heard FIN; 1 exchange)",
         ),
     ]
 

@@ -76,8 +76,8 @@ def test_table() -> None:
     )
     taken = PoolSnapshot("open", 1, (RouteSnapshot("https://example.org", connections, 1, 2),))
     assert str(taken).splitlines() == [
-        "pool open, 1 users: 2 connections, 3 exchanges, 1 dials, 2 waiting",
-        "https://example.org: 2 connections, 1 dials, 2 waiting",
+        "pool open, 1 user: 2 connections, 3 exchanges, 1 dial, 2 waiting",
+        "https://example.org: 2 connections, 1 dial, 2 waiting",
         "  HTTP/2    open      3 under way, room for 97, 50 in all, 12.3 s old",
         "  HTTP/1.1  closing   0 under way, room for 0, 7 in all, 20.0 s old, idle for 5.0 s (idle for 5 s)",
     ]

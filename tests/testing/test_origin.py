@@ -228,9 +228,9 @@ def test_it_runs_once() -> None:
 async def test_waits_that_fail_tell_what_was_seen() -> None:
     async with Origin() as origin, client_of(origin, "h2") as client:
         await client.get("/hello")
-        with pytest.raises(TimeoutError, match=r"Rst was not seen 1 times in 0\.1 s(.|\n)*executed GET /hello"):
+        with pytest.raises(TimeoutError, match=r"Rst was not seen 1 time in 0\.1 s(.|\n)*executed GET /hello"):
             await origin.seen(Rst, timeout=0.1)
-        with pytest.raises(TimeoutError, match=r"1 connections had not come and ended in 0\.1 s(.|\n)*GET /hello"):
+        with pytest.raises(TimeoutError, match=r"1 connection had not come and ended in 0\.1 s(.|\n)*GET /hello"):
             await origin.ended(timeout=0.1)
 
 

@@ -15,6 +15,7 @@ import httpx2
 from allswell._fields import SIGNATURES
 from allswell._har.document import Secrets, connections, entries
 from allswell._har.hops import Ear, Hop, Recorded
+from allswell._report import counted
 
 #: The names whose values are left out by default: of header fields, and of parameters in queries and forms.
 SECRETS = frozenset(
@@ -96,7 +97,7 @@ class HarRecording:
         }
 
     def __repr__(self) -> str:
-        return f"<HarRecording, {len(self.hops)} requests>"
+        return f"<HarRecording, {counted(len(self.hops), 'request')}>"
 
 
 class Recordings:

@@ -15,6 +15,7 @@ import math
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
 from allswell._pool.member import Member, RouteState
+from allswell._report import counted
 from allswell._tasks import Alarm, TaskHost, weak_method
 
 #: How many seconds a surplus connection is kept.
@@ -96,7 +97,7 @@ class Places:
                     self._surplus = Alarm(self._host, weak_method(self.thin_out))
                 self._surplus.set(min(self._surplus.at, first.idle_since + kept_for))
                 return
-            first.close(f"more than {keeps} idle connections")  # its owner takes it out of the line
+            first.close(f"more than {counted(keeps, 'idle connection')}")  # its owner takes it out of the line
 
     def stop(self) -> None:
         """The pool closes. The surplus ends with all other connections."""

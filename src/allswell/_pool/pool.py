@@ -43,7 +43,7 @@ from allswell._pool.freshness import ANY, Freshness
 from allswell._pool.replay import Replay
 from allswell._pool.retries import Budgets, Pauses, retried
 from allswell._priority import priority_value, with_priority
-from allswell._report import CloseReport
+from allswell._report import CloseReport, counted
 from allswell._request.extended_connect import NOT_THIS_WAY, WEBSOCKET, as_extended_connect, as_upgraded
 from allswell._request.request import Body, Request
 from allswell._request.response import Attempt, Response
@@ -389,14 +389,15 @@ class ConnectionPool:
         endings = dispatcher.endings
         orphans = len(endings.connections) + endings.dropped
         if orphans:
-            message = f"unclosed {self!r}: {orphans} connections were left open"
+            were = "was" if orphans == 1 else "were"
+            message = f"unclosed {self!r}: {counted(orphans, 'connection')} {were} left open"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
             if endings.connections:  # not when the event loop is over, and perhaps the interpreter too
                 dispatcher.host.call_soon_threadsafe(partial(endings.take_leave, "its pool was dropped open"))
 
     def __repr__(self) -> str:
         connections = len(self._dispatcher.endings.connections) if self._dispatcher is not None else 0
-        return f"<ConnectionPool, {self.state}, {connections} connections>"
+        return f"<ConnectionPool, {self.state}, {counted(connections, 'connection')}>"
 
     # One request
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from allswell._connection.connection import Connection
+from allswell._report import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class RouteSnapshot:
     waiting: int
 
     def __str__(self) -> str:
-        lines = [f"{self.route}: {len(self.connections)} connections, {self.dials} dials, {self.waiting} waiting"]
+        connections, dials = counted(len(self.connections), "connection"), counted(self.dials, "dial")
+        lines = [f"{self.route}: {connections}, {dials}, {self.waiting} waiting"]
         return "\n  ".join([*lines, *map(str, self.connections)])
 
 
@@ -116,7 +118,7 @@ class PoolSnapshot:
 
     def __str__(self) -> str:
         told = (
-            f"pool {self.state}, {self.users} users: {self.connections} connections, {self.exchanges} exchanges, "
-            f"{self.dials} dials, {self.waiting} waiting"
+            f"pool {self.state}, {counted(self.users, 'user')}: {counted(self.connections, 'connection')}, "
+            f"{counted(self.exchanges, 'exchange')}, {counted(self.dials, 'dial')}, {self.waiting} waiting"
         )
         return "\n".join([told, *map(str, self.routes)])

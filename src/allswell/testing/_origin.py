@@ -18,6 +18,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from allswell._report import counted
 from allswell.testing._certificates import Certificates, certificates
 from allswell.testing._connection import Connection, Script
 from allswell.testing._events import Event
@@ -281,12 +282,12 @@ class Origin(Script):
         :raises TimeoutError: if that does not happen in time. The error shows the record.
         """
         done = await self.record.until(self._ended(connections), timeout)
-        self._in_time(done, f"{connections} connections had not come and ended", timeout)
+        self._in_time(done, f"{counted(connections, 'connection')} had not come and ended", timeout)
 
     def wait_ended(self, connections: int = 1, timeout: float = 10.0) -> None:
         """Like :meth:`ended`, for synchronous code. It blocks its thread, and the event loop of that thread."""
         done = self.record.wait(self._ended(connections), timeout)
-        self._in_time(done, f"{connections} connections had not come and ended", timeout)
+        self._in_time(done, f"{counted(connections, 'connection')} had not come and ended", timeout)
 
     async def seen(self, kind: type[Event], count: int = 1, timeout: float = 10.0) -> None:
         """Wait until so many events of this kind were recorded: ``await origin.seen(RequestExecuted)``.
@@ -297,12 +298,12 @@ class Origin(Script):
         :raises TimeoutError: if that does not happen in time. The error shows the record.
         """
         done = await self.record.until(self._had(kind, count), timeout)
-        self._in_time(done, f"{kind.__name__} was not seen {count} times", timeout)
+        self._in_time(done, f"{kind.__name__} was not seen {counted(count, 'time')}", timeout)
 
     def wait_seen(self, kind: type[Event], count: int = 1, timeout: float = 10.0) -> None:
         """Like :meth:`seen`, for synchronous code. It blocks its thread."""
         done = self.record.wait(self._had(kind, count), timeout)
-        self._in_time(done, f"{kind.__name__} was not seen {count} times", timeout)
+        self._in_time(done, f"{kind.__name__} was not seen {counted(count, 'time')}", timeout)
 
     # Judging
 
