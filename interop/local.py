@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import string
 import subprocess
 import sys
@@ -278,5 +279,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int("failed" in outcomes or "succeeded" not in outcomes)
 
 
+def _end_on_sigterm() -> None:
+    """Have SIGTERM end this program as Ctrl-C does: with its server and its client."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not disturb the end
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 if __name__ == "__main__":
+    _end_on_sigterm()
     sys.exit(main())

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +115,37 @@ def test_a_client_whose_time_is_over_leaves_its_qlog(backend: str, tmp_path: Pat
     [qlog] = (tmp_path / "client-qlog").iterdir()
     assert "packet_sent" in qlog.read_text()
     assert "terminated" in (tmp_path / "client.log").read_text()
+
+
+def test_sigterm_ends_the_server_and_the_client_too(tmp_path: Path) -> None:
+    """They went on by themselves."""
+    command = [sys.executable, "-m", "interop.local", "--cases", "goodput", "--servers", "aioquic", "--repeat", "3"]
+    program = subprocess.Popen([*command, "--logs", str(tmp_path)], cwd=local.HERE.parent, stdout=subprocess.DEVNULL)
+    try:
+        _until((tmp_path / "aioquic" / "goodput" / "keys.log").exists)  # both are under way
+        program.terminate()
+        assert program.wait(PATIENCE) == 128 + signal.SIGTERM
+    finally:
+        program.kill()
+        program.wait()
+    _until(lambda: not _are_about(tmp_path))
+
+
+def _until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _are_about(folder: Path) -> int:
+    """How many processes have this folder in their command or environment."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is not ours
+            said = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            count += bytes(folder) in said
+    return count
 
 
 def test_no_server_is_a_failure(tmp_path: Path) -> None:
