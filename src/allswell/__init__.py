@@ -8,9 +8,7 @@ from allswell._alt_svc_store import Alternative, AltSvcStore
 from allswell._client import AsyncClient
 from allswell._client_certificate import ClientCertificate
 from allswell._config import PoolConfig, ProxyHop, QuicConfig, Retry, Timeouts
-from allswell._connect_udp import UdpTunnel, connect_udp
 from allswell._dial.alt_svc_store import AltSvcFile, AltSvcMemory
-from allswell._dial.dns_over_https import DnsOverHttps
 from allswell._errors import (
     AddressNotAllowed,
     AllswellError,
@@ -26,18 +24,20 @@ from allswell._errors import (
     TransportError,
     UnsupportedProtocol,
 )
-from allswell._har.recording import HarRecording
 from allswell._messages import ResponseHead
-from allswell._operations import drain_on_signal, lifespan
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
-from allswell._request.datagrams import HttpDatagrams
 from allswell._request.response import Attempt, Response
 from allswell._transport import AsyncTransport
 
 if TYPE_CHECKING:
+    from allswell._connect_udp import UdpTunnel, connect_udp
+    from allswell._dial.dns_over_https import DnsOverHttps
+    from allswell._har.recording import HarRecording
+    from allswell._operations import drain_on_signal, lifespan
     from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
     from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
+    from allswell._request.datagrams import HttpDatagrams
 
 __version__ = "0.2.0"
 
@@ -97,11 +97,18 @@ __all__ = [
 #: Names that few programs use, and the modules that have them. They are imported on first use.
 _LATE = {
     "ConnectionSnapshot": "_pool.snapshot",
+    "DnsOverHttps": "_dial.dns_over_https",
+    "HarRecording": "_har.recording",
+    "HttpDatagrams": "_request.datagrams",
     "PoolSnapshot": "_pool.snapshot",
-    "RouteSnapshot": "_pool.snapshot",
     "QuicMemory": "_quic_store",
     "QuicStore": "_quic_store",
     "QuicTicket": "_quic_store",
+    "RouteSnapshot": "_pool.snapshot",
+    "UdpTunnel": "_connect_udp",
+    "connect_udp": "_connect_udp",
+    "drain_on_signal": "_operations",
+    "lifespan": "_operations",
 }
 
 

@@ -20,7 +20,7 @@ from allswell._client_certificate import ClientCertificate
 from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
 from allswell._errors import PoolClosed
 from allswell._given import require, require_none_beside_pool, require_type
-from allswell._har.recording import MAX_BODY, SECRETS, HarFile, HarRecording, Recordings
+from allswell._har.defaults import MAX_BODY, SECRETS
 from allswell._late import Late
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd
@@ -31,8 +31,11 @@ from allswell._transport import AsyncTransport, Closing
 
 if TYPE_CHECKING:
     from httpx2 import _types
+
+    from allswell._har import recording as har_recording
 else:
     _types = Late("httpx2._types", "httpx2")
+    har_recording = Late("allswell._har.recording")
 
 
 class ClientSettings(TypedDict, total=False):
@@ -139,7 +142,7 @@ class AsyncClient(ShortWays):
         self.close_report: CloseReport | None = None
         self._closing: Closing | None = None
         self._closed = anyio.Event()
-        self._recordings: Recordings | None = None
+        self._recordings: har_recording.Recordings | None = None
         self._connections: dict[str, Any] = {
             "http3": http3,
             "http3_origins": http3_origins,
@@ -238,7 +241,7 @@ class AsyncClient(ShortWays):
     @contextmanager
     def har(
         self, path: str | os.PathLike[str], *, redact: Collection[str] = SECRETS, max_body: int = MAX_BODY
-    ) -> Iterator[HarRecording]:
+    ) -> Iterator[har_recording.HarRecording]:
         """Record the requests that begin in a ``with`` block, and write them to a HAR 1.2 file at its end.
 
         Redirects, steps of ``auth`` and attempts are entries of their own, in the order in which they began. Failed
@@ -252,8 +255,9 @@ class AsyncClient(ShortWays):
         :return: the recording. Its ``as_dict()`` returns what would be written.
         :raises OSError: if the file cannot be written. It is raised before the block begins.
         """
-        recordings = self._recordings or Recordings()
-        recording, file = HarRecording(redact, max_body, recordings), HarFile(path)
+        recordings = self._recordings or har_recording.Recordings()
+        recording = har_recording.HarRecording(redact, max_body, recordings)
+        file = har_recording.HarFile(path)
         recordings.begin(recording)
         self._recordings = recordings
         try:

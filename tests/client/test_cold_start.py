@@ -32,8 +32,19 @@ LATE = (
     "dns",
     "rich",
     "socksio",
+    "allswell._capsules",
+    "allswell._connect_udp",
+    "allswell._dial.dns_over_https",
+    "allswell._dial.proxy",
+    "allswell._filters.http_connect",
+    "allswell._filters.socks",
+    "allswell._filters.udp",
+    "allswell._har.recording",
+    "allswell._operations",
     "allswell._pool.snapshot",
+    "allswell._quic",
     "allswell._quic_store",
+    "allswell._request.datagrams",
 )
 
 

@@ -19,7 +19,7 @@ from allswell._tasks import TaskHost
 Input = TypeVar("Input", bound=Sized)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Made(Generic[Input]):
     """A connected stack, and a backend that fits it."""
 

@@ -33,7 +33,7 @@ _PHASES: dict[str, Phase] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Context:
     """The context of one dial.
 

@@ -23,20 +23,23 @@ from allswell._dial.discovery import Discovery, Ways
 from allswell._dial.kit import Kit
 from allswell._dial.lookups import Lookups
 from allswell._dial.origin_memory import BrokenMarks, OriginMemory
-from allswell._dial.proxy import ProxyBuilder
 from allswell._dial.race import CONNECTION_ATTEMPT_DELAY, in_turn
 from allswell._dial.tcp import TcpBuilder, alpn
 from allswell._errors import ConnectFailed
 from allswell._filters.interface import ByteStream
 from allswell._filters.tls import TlsFilter
+from allswell._late import Late
 from allswell._request.route import Endpoint, Route
 from allswell._tasks import TaskHost
 
 if TYPE_CHECKING:
+    from allswell._dial import proxy
     from allswell._quic.interface import QuicEvent
 
     AnyMade = Made[memoryview] | Made[list[QuicEvent]]
-    QuicMaker = Callable[[Kit, ProxyBuilder], Builder[list[QuicEvent]]]
+    QuicMaker = Callable[[Kit, proxy.ProxyBuilder], Builder[list[QuicEvent]]]
+else:
+    proxy = Late("allswell._dial.proxy")
 
 
 class _Tried(NamedTuple):
@@ -61,8 +64,7 @@ class Dialer:
         lookups = Lookups(host, config.resolver)
         self.discovery = Discovery(host, config, self.memory, lookups)
         self._kit = Kit(config, lookups, self.memory)
-        self._proxies = ProxyBuilder(self._kit)
-        self._tcp = TcpBuilder(self._kit, self._proxies)
+        self._tcp = TcpBuilder(self._kit)
         self._make_quic = quic or _quic_builder
         self._quic: Builder[list[QuicEvent]] | None = None
 
@@ -70,7 +72,7 @@ class Dialer:
     def quic(self) -> Builder[list[QuicEvent]]:
         """The builder of HTTP/3 connections."""
         if self._quic is None:
-            self._quic = self._make_quic(self._kit, self._proxies)
+            self._quic = self._make_quic(self._kit, proxy.ProxyBuilder(self._kit))
         return self._quic
 
     async def dial(self, context: Context) -> Connection:
@@ -82,7 +84,7 @@ class Dialer:
         find = partial(
             self.discovery.find,
             route,
-            datagrams=self._proxies.carries_datagrams(route),
+            datagrams=not route.proxies or proxy.ProxyBuilder(self._kit).carries_datagrams(route),
             around=partial(context.phase, "dns", f"{route.host} HTTPS"),
         )
         attempts = _Attempts(context, self._tcp, lambda: self.quic, self.memory.of(route).quic, self._connection)
@@ -195,7 +197,7 @@ async def _run(race: Callable[[], Awaitable[_Tried]]) -> _Tried:
     return await race()
 
 
-def _quic_builder(kit: Kit, proxies: ProxyBuilder) -> Builder[list[QuicEvent]]:
+def _quic_builder(kit: Kit, proxies: proxy.ProxyBuilder) -> Builder[list[QuicEvent]]:
     # Imported late: QUIC's dependencies take longer to load than all else together.
     from allswell._dial.quic import QuicBuilder
 

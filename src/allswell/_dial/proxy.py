@@ -176,9 +176,7 @@ class ProxyBuilder:
         raise refusal
 
     def carries_datagrams(self, route: Route) -> bool:
-        """Whether datagrams may go this way: direct, through one SOCKS5 proxy, or a last one of HTTP/2 or HTTP/3."""
-        if not route.proxies:
-            return True
+        """Whether datagrams may go through its proxies: through one SOCKS5 proxy, or a last one of HTTP/2 or HTTP/3."""
         hop = route.proxies[-1]
         return self._may_carry(route) or (len(route.proxies) == 1 and hop.scheme in ("socks5", "socks5h"))
 

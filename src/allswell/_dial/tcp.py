@@ -6,6 +6,8 @@ HTTP/1.1 is not wanted.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from allswell._backends.http1 import Http1
 from allswell._backends.http1_pipeline import Http1Pipeline
 from allswell._backends.interface import Backend
@@ -13,23 +15,24 @@ from allswell._config import PoolConfig
 from allswell._dial.builder import Made
 from allswell._dial.context import Context
 from allswell._dial.kit import Kit
-from allswell._dial.proxy import ProxyBuilder
 from allswell._errors import ConnectFailed
 from allswell._filters.interface import ByteStream
 from allswell._filters.stack import Stack
+from allswell._late import Late
 from allswell._request.route import Endpoint, Route
+
+if TYPE_CHECKING:
+    from allswell._dial import proxy
+else:
+    proxy = Late("allswell._dial.proxy")
 
 
 class TcpBuilder:
-    """Makes connections over TCP for one pool. A :class:`Builder`.
+    """Makes connections over TCP for one pool. A :class:`Builder`."""
 
-    :param proxies: makes byte streams through proxies.
-    """
-
-    def __init__(self, kit: Kit, proxies: ProxyBuilder) -> None:
+    def __init__(self, kit: Kit) -> None:
         self._kit = kit
         self._config = kit.config
-        self._proxies = proxies
 
     async def build(self, context: Context, to: Endpoint) -> Made[memoryview]:
         """See :meth:`Builder.build`."""
@@ -37,7 +40,7 @@ class TcpBuilder:
         trust = kit.trust(route.proxy) if route.scheme == "https" else None
         stack: Stack[ByteStream]
         if route.proxies:
-            stack = await self._proxies.reach(context)
+            stack = await proxy.ProxyBuilder(kit).reach(context)
         else:
             stack = Stack(kit.tcp(context, to))
             await context.connect(stack)

@@ -29,7 +29,6 @@ from allswell._connection.upload import TrailerSource
 from allswell._deadline import Deadline
 from allswell._debug_log import POOL
 from allswell._dial.dialer import Dialer
-from allswell._dial.proxy import forward, forwards
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, NotOffered, NotProcessed, PoolClosed, Timeout
 from allswell._events import RequestAnswered, RequestBegan, RequestFailed, RequestSent, next_number
 from allswell._fields import HeadersGiven, as_bytes, given_fields
@@ -219,8 +218,11 @@ class ConnectionPool:
         return await self._send(request, replay)
 
     async def _send(self, request: Request, replay: Replay | None) -> Response:
-        if request.route.proxies and self._upgrades and forwards(request):
-            return await forward(request, partial(self.send, replay=replay), self.config.allow_address)
+        if request.route.proxies and self._upgrades:
+            from allswell._dial.proxy import forward, forwards  # late: programs without proxies need not wait
+
+            if forwards(request):
+                return await forward(request, partial(self.send, replay=replay), self.config.allow_address)
         dispatcher = self._dispatch()
         exchange: Exchange[Connection] | None = None
         while True:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
 from allswell._errors import LocalProtocolError
+from allswell._late import Late
 from allswell._messages import Headers, ResponseHead
-from allswell._request.datagrams import HttpDatagrams
 from allswell._request.network_stream import ExchangeStream, NetworkStream, StartTls
 from allswell._trace import Tracer
+
+if TYPE_CHECKING:
+    from allswell._request import datagrams as http_datagrams
+else:
+    http_datagrams = Late("allswell._request.datagrams")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Response:
         self.attempts = attempts
         self._exchange = exchange
         self._content: bytes | None = None
-        self._datagrams: HttpDatagrams | None = None
+        self._datagrams: http_datagrams.HttpDatagrams | None = None
         self._start_tls = start_tls
         self._tracer = tracer
         self._traced = ""  # the last trace event about the body
@@ -103,7 +108,7 @@ class Response:
         return NetworkStream(self._exchange, self._start_tls)
 
     @property
-    def datagrams(self) -> HttpDatagrams:
+    def datagrams(self) -> http_datagrams.HttpDatagrams:
         """The HTTP datagrams after an upgrade or an extended CONNECT, in place of ``network_stream``.
 
         :raises LocalProtocolError: after any other request.
@@ -112,7 +117,7 @@ class Response:
             if not self._has_datagrams:
                 told = "this response has no datagrams: only one with status 101, or to an extended CONNECT, has them"
                 raise LocalProtocolError(told)
-            self._datagrams = HttpDatagrams(self._exchange)
+            self._datagrams = http_datagrams.HttpDatagrams(self._exchange)
         return self._datagrams
 
     @property
