@@ -45,6 +45,7 @@ LATE = (
     "allswell._quic",
     "allswell._quic_store",
     "allswell._request.datagrams",
+    "allswell._request.ledger",
 )
 
 

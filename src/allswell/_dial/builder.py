@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from allswell._backends.interface import Backend
 from allswell._connection.connection import Connection
@@ -19,8 +18,7 @@ from allswell._tasks import TaskHost
 Input = TypeVar("Input", bound=Sized)
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Made(Generic[Input]):
+class Made(NamedTuple, Generic[Input]):
     """A connected stack, and a backend that fits it."""
 
     stack: Stack[Carrier[Input]]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
@@ -33,8 +32,7 @@ _PHASES: dict[str, Phase] = {
 }
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Context:
+class Context(NamedTuple):
     """The context of one dial.
 
     :ivar route: the destination. On the way through proxies this is the next stop.
@@ -53,14 +51,14 @@ class Context:
     owner: Owner
     send: Send
     discard: Callable[[Connection, str], None]
-    tracer: Tracer | None = None
-    timeout: float | None = None
-    observers: Observers | None = None
-    number: int = field(default_factory=next_number)
+    tracer: Tracer | None
+    timeout: float | None
+    observers: Observers | None
+    number: int
 
     def towards(self, route: Route) -> Context:
         """The same dial, with another destination."""
-        return replace(self, route=route)
+        return self._replace(route=route)
 
     async def connect(self, stack: Stack[Filter]) -> None:
         """Connect every layer of a stack. See :meth:`Stack.connect`."""
@@ -77,7 +75,7 @@ class Context:
 
     def second(self) -> Context:
         """The same dial, for a connection that came second, with a number of its own."""
-        return replace(self, number=next_number())
+        return self._replace(number=next_number())
 
     @contextmanager
     def phase(self, phase: Phase, subject: Peer) -> Iterator[list[str]]:
