@@ -75,7 +75,7 @@ class Http09:
     def unsent(self, exchange: int) -> int:
         return 0
 
-    def consumed(self, exchange: int, credit: int) -> None:
+    def consumed(self, exchange: int, credit: int) -> bool:
         credit = min(credit, self._unread.get(exchange, 0))
         self._unread[exchange] = self._unread.get(exchange, 0) - credit
         if not self._unread[exchange]:
@@ -85,6 +85,7 @@ class Http09:
             self._freed[exchange] = self._freed.get(exchange, 0) + credit
             if self._freed[exchange] >= self._quic.stream_window >> 2:
                 self._quic.credit_stream(exchange, self._freed.pop(exchange))
+        return True
 
     def cancel(self, exchange: int) -> None:
         if self._forget(exchange):

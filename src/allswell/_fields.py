@@ -607,45 +607,56 @@ class ReceivedSections:
     _MOST, _LONGEST = 128, 1024
 
     def __init__(self) -> None:
-        self._known: dict[Field, Field] = {}
+        # By fields as they came: without blanks, how many bytes they count, and whether they are telling.
+        self._known: dict[Field, tuple[Field, int, bool]] = {}
+        self._names: set[bytes] = set()  # of fields whose blanks do not count, and that are not telling
 
-    def section(self, fields: Iterable[Field], limit: int) -> Headers:
-        """See :func:`received_section`."""
+    def section(self, fields: Iterable[Field], limit: int) -> tuple[Headers, Headers]:
+        """See :func:`received_section`. Return its telling fields, too: see :func:`telling_fields`."""
         known = self._known
         received: Headers = []
+        telling: Headers = []
         size = 0
         for field in fields:
-            name, value = field
-            size += len(name) + len(value) + 32
-            received.append(known.get(field) or self._learnt(field))
+            checked, counts, tells = known.get(field) or self._learnt(field)
+            received.append(checked)
+            size += counts
+            if tells:
+                telling.append(checked)
         check_bounds(received, size, limit)
-        return received
+        return received, telling
 
-    def _learnt(self, field: Field) -> Field:
-        checked = field_of_section(*field)
-        if len(field[0]) + len(field[1]) <= self._LONGEST:
+    def _learnt(self, field: Field) -> tuple[Field, int, bool]:
+        name, value = field
+        size, tells = len(name) + len(value), False
+        if name in self._names and not _bad_value(value):
+            checked = name, value.strip(_BLANKS)
+        else:
+            checked = field_of_section(name, value)
+            tells = bool(telling_fields((checked,)))
+        learnt = checked, size + 32, tells
+        if size <= self._LONGEST:
             if len(self._known) >= self._MOST:
                 self._known.clear()
-            self._known[field] = checked
-        return checked
+            self._known[field] = learnt
+            if not tells and len(self._names) < self._MOST:
+                self._names.add(name)
+        return learnt
 
 
-class ResponseSection(NamedTuple):
-    """A response's header section.
-
-    :ivar content: how many bytes of content must follow; ``None`` if that is not known.
-    """
-
-    status: int
-    fields: Headers
-    content: int | None
+def telling_fields(fields: Iterable[Field]) -> Headers:
+    """Those fields of a response that say something of its whole section: pseudo-header fields, and Content-Length."""
+    return [(name, value) for name, value in fields if name[0] == 0x3A or name == b"content-length"]
 
 
-def response_section(fields: Headers, method: bytes) -> ResponseSection:
+def response_section(fields: Headers, method: bytes, telling: Headers | None = None) -> tuple[int, Headers, int | None]:
     """The status and fields of a response of HTTP/2 or HTTP/3 (RFC 9113 §8.3.2, RFC 9114 §4.3.2).
+
+    The third result says how many bytes of content must follow; ``None`` if that is not known.
 
     :param fields: as :func:`received_section` gives them; they are not changed.
     :param method: of the request.
+    :param telling: its telling fields, if they are known.
     :raises MalformedSection: when it is malformed.
     """
     if not fields or fields[0][0] != b":status":
@@ -655,13 +666,12 @@ def response_section(fields: Headers, method: bytes) -> ResponseSection:
         raise MalformedSection("a response with an illegal :status")
     headers = fields[1:]
     lengths = []
-    for name, value in headers:
+    for name, value in telling_fields(headers) if telling is None else telling[1:]:
         if name[0] == 0x3A:
             raise MalformedSection("a response with further pseudo-header fields")
-        if name == b"content-length":
-            lengths.append(value)
+        lengths.append(value)
     if method == b"CONNECT" and 200 <= code < 300:
-        return ResponseSection(code, headers, None)  # RFC 9110 §9.3.6: its Content-Length means nothing
+        return code, headers, None  # RFC 9110 §9.3.6: its Content-Length means nothing
     length = _one_length(lengths)
     if length == _CONTRADICTION:
         raise MalformedSection("an illegal content-length")  # RFC 9110 §8.6
@@ -669,7 +679,7 @@ def response_section(fields: Headers, method: bytes) -> ResponseSection:
         headers = _with_one_length(headers, length)
     if method == b"HEAD" or code < 200 or code in (204, 304):
         length = 0  # RFC 9110 §6.4.1: no content. Content-Length is that of another response
-    return ResponseSection(code, headers, length)
+    return code, headers, length
 
 
 def trailer_section(fields: Headers) -> Headers:

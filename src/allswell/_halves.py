@@ -149,23 +149,19 @@ class ReceiveHalf:
 
     :ivar method: the request's method. It decides what a response may contain.
     :ivar state: how far it has come.
+    :ivar answered: whether the final response's head has come, and the half has not failed since.
     :ivar over: as its state says: whether no more of it will come.
     :ivar tunnel: whether it is, or was, a tunnel's half.
     """
 
-    __slots__ = ("_left", "method", "over", "state", "tunnel")
+    __slots__ = ("_left", "answered", "method", "over", "state", "tunnel")
 
     def __init__(self, method: bytes) -> None:
         self.state = RECEIVE_HEAD
-        self.over = False
+        self.answered = self.over = False
         self.tunnel = False
         self.method = method
         self._left: int | None = None
-
-    @property
-    def answered(self) -> bool:
-        """Whether the final response's head has come, and the half has not failed since."""
-        return self.state is not RECEIVE_HEAD and self.state is not RECEIVE_FAILED
 
     @property
     def left(self) -> float:
@@ -182,6 +178,7 @@ class ReceiveHalf:
         if to not in self.state.moves:
             return False
         self.state = to
+        self.answered = to is not RECEIVE_FAILED  # (none leads back to HEAD)
         self.over = to.over
         if to is RECEIVE_TUNNEL:
             self.tunnel = True

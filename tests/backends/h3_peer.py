@@ -24,6 +24,7 @@ class Quic:
     :ivar did: in order: ``("reset", stream, code)``, ``("stop", stream, code)``, ``("close", code)``.
     :ivar sent: bytes by stream.
     :ivar stopped: streams that the peer wants no more of.
+    :ivar tells: whether credit of the connection is told at once.
     """
 
     stream_window = 1 << 20
@@ -40,6 +41,7 @@ class Quic:
         self.credited = 0
         self.sent: dict[int, bytes] = {}
         self.stopped: set[int] = set()
+        self.tells = True
         self._next = {False: 0, True: 2}
 
     @property
@@ -78,9 +80,10 @@ class Quic:
         """."""
         return 0
 
-    def credit(self, size: int) -> None:
+    def credit(self, size: int) -> bool:
         """."""
         self.credited += size
+        return self.tells
 
     def credit_stream(self, stream_id: int, size: int) -> None:
         """."""

@@ -223,3 +223,18 @@ def test_small_frames_are_taken_apart_a_few_at_a_time() -> None:
     assert reader.feed(b"yy", 4) == [(0, b"yy")]
     assert reader.rest == b""
     assert not reader.between_frames
+
+
+def test_credit_that_the_peer_is_told_of_now_is_something_to_send() -> None:
+    """Else a download whose reader is slow would stand still until something else is sent."""
+    link = Link()
+    stream, window = link.open(), link.quic.stream_window
+    link.quic.tells = False
+    link.say(stream, link.head(stream) + h3.frame(h3.DATA, bytes(window)))
+    assert not link.client.consumed(stream, 1000)
+    assert link.client.consumed(stream, window >> 2)  # the stream's
+    assert not link.client.consumed(stream, 1000)
+    link.quic.tells = True
+    assert link.client.consumed(stream, 1000)  # the connection's
+    assert link.client.consumed(stream, window)
+    assert not link.client.consumed(stream, 1000)  # nothing is left to be read

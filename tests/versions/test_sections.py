@@ -18,6 +18,8 @@ from allswell._fields import (
     RequestSections,
     as_pair,
     received_section,
+    response_section,
+    telling_fields,
 )
 from allswell._messages import Field, Headers, RequestHead
 
@@ -105,15 +107,23 @@ def test_only_so_much_is_remembered() -> None:
     for number in range(1, 10_000):
         received.section([(b"x-%d" % number, b"x" * number), (b"y" * number, b"1")], 1 << 20)
     assert sum(sys.getsizeof(name) + sys.getsizeof(value) for name, value in received._known) < 128 * 1200
+    assert sum(map(sys.getsizeof, received._names)) < 128 * 1200
 
 
 RECEIVED = st.lists(
     st.tuples(
-        st.sampled_from([b":status", b"etag", b"x", b"X", b"te", b"connection", b":", b"", b"a b", b"long" * 300]),
+        st.sampled_from(
+            [b":status", b"content-length", b"etag", b"x", b"X", b"te", b"connection", b":", b"", b"a b", b"long" * 300]
+        ),
         st.sampled_from([b"", b"200", b" a ", b"a\n", b"\0", b"trailers", b"v" * 900]),
     ),
     max_size=5,
 )
+
+
+def without_memory(fields: Headers, limit: int) -> tuple[Headers, Headers]:
+    received = received_section(fields, limit)
+    return received, telling_fields(received)
 
 
 @settings(max_examples=300, deadline=None)
@@ -123,9 +133,26 @@ def test_what_is_received_means_the_same_whatever_came_before(sections: list[Hea
     remembering = ReceivedSections()
     for fields in sections * 2:
         outcomes: list[Any] = []
-        for section in (remembering.section, received_section):
+        for section in (remembering.section, without_memory):
             try:
                 outcomes.append(section(fields, 3000))
+            except MalformedSection as error:
+                outcomes.append((type(error), str(error)))
+        assert outcomes[0] == outcomes[1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(RECEIVED, min_size=1, max_size=5), st.sampled_from([b"GET", b"HEAD", b"CONNECT"]))
+def test_a_response_means_the_same_whatever_came_before(sections: list[Headers], method: bytes) -> None:
+    """Its telling fields are remembered (HTTP/3), or looked for (HTTP/2). Errors too."""
+    remembering = ReceivedSections()
+    for fields in sections * 2:
+        outcomes: list[Any] = []
+        for section in (remembering.section, without_memory):
+            try:
+                received, telling = section([(b":status", b"200"), *fields], 3000)
+                outcomes.append(response_section(received, method, telling))
+                assert outcomes[-1] == response_section(received, method)
             except MalformedSection as error:
                 outcomes.append((type(error), str(error)))
         assert outcomes[0] == outcomes[1]

@@ -210,8 +210,9 @@ class Http1(Version):
     def unsent(self, exchange: int) -> int:
         return 0
 
-    def consumed(self, exchange: int, credit: int) -> None:
+    def consumed(self, exchange: int, credit: int) -> bool:
         """Do nothing: the peer may send on as soon as we read on."""
+        return False
 
     def cancel(self, exchange: int) -> None:
         if exchange and exchange == self._current:

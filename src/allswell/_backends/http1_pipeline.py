@@ -96,8 +96,9 @@ class Http1Pipeline(Version):
     def unsent(self, exchange: int) -> int:
         return 0
 
-    def consumed(self, exchange: int, credit: int) -> None:
+    def consumed(self, exchange: int, credit: int) -> bool:
         """Do nothing: reading on lets the peer send on."""
+        return False
 
     def cancel(self, exchange: int) -> None:
         for engine in self._line:

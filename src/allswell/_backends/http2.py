@@ -263,12 +263,13 @@ class Http2:
             self._quiet = 0
             self._out.append(wire.priority_update(exchange, priority))
 
-    def consumed(self, exchange: int, credit: int) -> None:
+    def consumed(self, exchange: int, credit: int) -> bool:
         credit = self._unread.take(exchange, credit)
         stream = self._streams.get(exchange)
         if stream is not None and not stream.receiving.over:
             self._open_window(exchange, stream.window.consume(credit))
         self._give_back(credit)
+        return True
 
     # The connection
 

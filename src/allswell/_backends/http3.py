@@ -139,6 +139,7 @@ class Http3:
         self._work = 0  # how many steps this call may still take
         self._events: list[Event] = []
         self._over = False
+        self.exhausted = False  # that, or one of the two sides has said GOAWAY
 
     # Requests
 
@@ -148,7 +149,9 @@ class Http3:
             full = TransportError("the connection takes no more requests", operation="write", by="peer")
             raise NotProcessed(full, proven=True)
         request = self._requests.section(head, end=end)
-        fields = request.pseudo_fields + request.fields + self._alt_used(request)
+        fields = request.pseudo_fields + request.fields
+        if self._alternative is not None:
+            fields += self._alt_used(request, *self._alternative)
         control = self._control
         if head.protocol is not None and control.greeted and not control.takes_extended_connect:
             raise NotOffered(_NO_EXTENDED_CONNECT)
@@ -170,11 +173,8 @@ class Http3:
             self._qpack.send(stream_id, fields, end)
         return stream_id
 
-    def _alt_used(self, request: RequestSection[Field]) -> Headers:
+    def _alt_used(self, request: RequestSection[Field], origin: bytes, used: bytes) -> Headers:
         """The Alt-Used field: a request to an alternative service names it (RFC 7838 §5)."""
-        if self._alternative is None:
-            return []
-        origin, used = self._alternative
         if request.authority != origin or any(name == b"alt-used" for name, _ in request.fields):
             return []  # it is for another origin that shares this connection, or the caller has set the field
         return [(b"alt-used", used)]
@@ -251,18 +251,20 @@ class Http3:
 
     # Flow control, and the ends of exchanges
 
-    def consumed(self, exchange: int, credit: int) -> None:
+    def consumed(self, exchange: int, credit: int) -> bool:
         credit = self._unread.take(exchange, credit)
-        if credit:
-            self._credit(exchange, self._exchanges.get(exchange), credit)
+        return credit > 0 and self._credit(exchange, self._exchanges.get(exchange), credit)
 
-    def _credit(self, stream_id: int, state: Http3Exchange | None, size: int) -> None:
-        self._quic.credit(size)
+    def _credit(self, stream_id: int, state: Http3Exchange | None, size: int) -> bool:
+        """Give credit back. Return whether the peer is to be told now."""
+        due = self._quic.credit(size)
         if state is not None and not state.receiving.over:
             state.freed += size
             if state.freed >= self._quic.stream_window >> 2:
                 self._quic.credit_stream(stream_id, state.freed)
                 state.freed = 0
+                due = True
+        return due
 
     def stop(self, exchange: int) -> None:
         state = self._exchanges.pop(exchange, None)
@@ -308,11 +310,8 @@ class Http3:
     def extended_connect(self) -> bool | None:
         return self._control.takes_extended_connect if self._control.greeted else None
 
-    @property
-    def exhausted(self) -> bool:
-        return self._over or self._control.leaving or self._control.goaway is not None
-
     def goodbye(self) -> None:
+        self.exhausted = True
         if not self._over:
             self._control.say_goaway()
 
@@ -452,12 +451,12 @@ class Http3:
             raise H3Error(h3.H3_FRAME_UNEXPECTED, "HEADERS after the trailer section")
         fields = self._qpack.decode(stream_id, section)
         try:
-            fields = self._sections.section(fields, self._limit)
+            fields, telling = self._sections.section(fields, self._limit)
             state.touched = True
             if state.receiving.answered:
                 state.trailers = trailer_section(fields)
                 return
-            status, fields, content = response_section(fields, state.head.method)
+            status, fields, content = response_section(fields, state.head.method, telling)
         except SectionTooLarge as error:
             raise Malformed(str(error), h3.H3_EXCESSIVE_LOAD) from None
         except MalformedSection as error:
@@ -563,6 +562,7 @@ class Http3:
     def _on_goaway(self, payload: bytes) -> None:
         announced = self._control.goaway is not None
         first_refused = self._control.on_goaway(payload)
+        self.exhausted = True
         if not announced:
             self._events.append(PeerLeaving())
         for stream_id, state in list(self._exchanges.items()):
@@ -599,7 +599,7 @@ class Http3:
             self._events.append(ConnectionBroken(error))
 
     def _lost(self, error: AllswellError) -> None:
-        self._over = True
+        self._over = self.exhausted = True
         for stream_id, state in self._exchanges.items():
             # The request has probably crossed the peer's goodbye. It may go again if idempotent (RFC 9110 §9.2.2).
             replay = not state.touched and not isinstance(error, RemoteProtocolError)

@@ -33,10 +33,11 @@ class Control:
     :ivar leaving: whether we have said GOAWAY.
     :ivar greeted: whether the peer's settings have come.
     :ivar settings: the peer's settings; empty until they come.
+    :ivar section_limit: the size of the largest header section that the peer takes; ``None`` if it does not say.
     :ivar goaway: the first request that the peer refuses, as its last GOAWAY says; ``None`` until it says one.
     """
 
-    __slots__ = ("_quic", "_reader", "goaway", "greeted", "leaving", "settings", "stream")
+    __slots__ = ("_quic", "_reader", "goaway", "greeted", "leaving", "section_limit", "settings", "stream")
 
     def __init__(self, quic: Multiplexer, settings: dict[int, int]) -> None:
         self._quic = quic
@@ -44,6 +45,7 @@ class Control:
         self.leaving = False
         self.greeted = False
         self.settings: dict[int, int] = {}
+        self.section_limit: int | None = None
         self.goaway: int | None = None
         self.stream = quic.get_next_available_stream_id(is_unidirectional=True)
         quic.send_stream_data(self.stream, varint.encode(h3.CONTROL_STREAM) + h3.settings(settings))
@@ -58,11 +60,6 @@ class Control:
     def takes_extended_connect(self) -> bool:
         """Whether the peer's settings allow extended CONNECT (RFC 9220 §3)."""
         return bool(self.settings.get(h3.ENABLE_CONNECT_PROTOCOL))
-
-    @property
-    def section_limit(self) -> int | None:
-        """The size of the largest header section that the peer takes; ``None`` if it does not say."""
-        return self.settings.get(h3.MAX_FIELD_SECTION_SIZE)
 
     def reprioritize(self, stream_id: int, priority: bytes) -> None:
         """Say that a response has another priority now (RFC 9218 §7.2)."""
@@ -88,6 +85,7 @@ class Control:
                 if kind != h3.SETTINGS:
                     raise H3Error(h3.H3_MISSING_SETTINGS, "the control stream does not begin with SETTINGS")
                 self.settings = h3.parse_settings(payload)
+                self.section_limit = self.settings.get(h3.MAX_FIELD_SECTION_SIZE)
                 self.greeted = True
             elif kind == h3.SETTINGS:
                 raise H3Error(h3.H3_FRAME_UNEXPECTED, "SETTINGS came twice")  # RFC 9114 §7.2.4

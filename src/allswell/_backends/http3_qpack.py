@@ -16,7 +16,7 @@ from pylsqpack import Decoder, DecoderStreamError, DecompressionFailed, Encoder,
 
 from allswell._backends import http3_frames as h3
 from allswell._backends.literals import integer, integer_end, string
-from allswell._fields import SOMETIMES_NEVER_INDEXED, never_indexed
+from allswell._fields import SOMETIMES_NEVER_INDEXED
 from allswell._messages import Headers
 from allswell._quic import varint
 from allswell._quic.interface import Multiplexer
@@ -28,6 +28,9 @@ _ENCODER_TABLE = 4096
 _STATIC_NAMES = {b"cookie": 5, b"authorization": 84}
 #: A literal line for ``:path`` begins so (§4.5.4): never indexed; the name is in the static table, at 1.
 _PATH = integer(1, 4, 0b0111_0000)
+#: The static table has ``:path: /``, at 1. So that is an indexed line (§4.5.2), and nothing enters a table.
+_ROOT = integer(1, 6, 0b1100_0000)
+_HEADERS = varint.encode(h3.HEADERS)
 
 
 class SectionEncoder:
@@ -51,12 +54,13 @@ class SectionEncoder:
         """Instructions for the encoder stream, and a section."""
         front, plain, end = b"", Headers(), b""
         for field in fields:
-            if field[0] not in SOMETIMES_NEVER_INDEXED or not never_indexed(*field):
+            name, value = field
+            if name not in SOMETIMES_NEVER_INDEXED:
                 plain.append(field)
-            elif field[0] == b":path":
-                front = _PATH + string(field[1])
+            elif name == b":path":
+                front = _PATH + string(value) if value != b"/" else _ROOT
             else:
-                end += _literal(*field)
+                end += _literal(name, value)
         instructions, section = self._encoder.encode(stream_id, plain)
         if front:
             # §4.5.1: the prefix is two integers, mostly of one byte each.
@@ -93,7 +97,7 @@ class Qpack:
         instructions, section = self._encoder.encode(stream_id, fields)
         if instructions:
             self._instruct(instructions)
-        self._quic.send_stream_data(stream_id, h3.frame(h3.HEADERS, section), end)
+        self._quic.send_stream_data(stream_id, _HEADERS + varint.encode(len(section)) + section, end)
 
     def decode(self, stream_id: int, section: bytes) -> Headers:
         """The fields of a section that came.

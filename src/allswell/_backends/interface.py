@@ -256,8 +256,11 @@ class Backend(Protocol[Input_contra]):
     def unsent(self, exchange: int) -> int:
         """How many bytes of body were accepted and wait here until the peer takes them."""
 
-    def consumed(self, exchange: int, credit: int) -> None:
-        """The application has read (or dropped) a piece of body: give the peer its credit."""
+    def consumed(self, exchange: int, credit: int) -> bool:
+        """The application has read (or dropped) a piece of body: give the peer its credit.
+
+        Return whether there may be something to send for that.
+        """
 
     def cancel(self, exchange: int) -> None:
         """Abandon an exchange: h2 and h3 reset the stream, h1 sets ``must_abort``. Idempotent."""

@@ -404,8 +404,7 @@ class Connection:
     def consumed(self, exchange: Exchange[Connection], credit: int) -> None:
         """The application has read content of this credit."""
         if self._backend.back_pressure is _CREDIT:
-            self._backend.consumed(exchange.number, credit)
-            if not self._gathers:
+            if self._backend.consumed(exchange.number, credit) and not self._gathers:
                 self._transmit()
         elif exchange.body.buffered <= _RESUME_AT:
             self._driver.resume()

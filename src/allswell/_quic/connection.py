@@ -60,6 +60,7 @@ class ClientConnection:
     :param engine: a new engine.
     :param all_groups: whether it offers all groups of the key exchange.
     :ivar dirty: whether :meth:`datagrams_to_send` may have datagrams, because something was done.
+    :ivar handshake_complete: whether the handshake is complete here.
     :ivar silent: whether the peer has left several probes in a row unanswered.
     :ivar unpinned: the error that ended it, if the server's key is not the pinned one.
     :ivar stream_window: how many bytes of one stream the peer may send ahead of :meth:`credit_stream`.
@@ -71,6 +72,7 @@ class ClientConnection:
         self.engine = engine
         self._all_groups = all_groups
         self.dirty = True
+        self.handshake_complete = False
         self.silent = False
         self.unpinned: PinMismatch | None = None
         self.stream_window = configuration.max_stream_data
@@ -85,10 +87,6 @@ class ClientConnection:
     def ended(self) -> End | None:
         """Why it is over, or ``None`` while it lives."""
         return self.engine.ended
-
-    @property
-    def handshake_complete(self) -> bool:
-        return self.engine._handshake_complete
 
     @property
     def max_streams(self) -> int:
@@ -125,10 +123,11 @@ class ClientConnection:
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int:
         return self.engine.get_next_available_stream_id(is_unidirectional)
 
-    def credit(self, size: int) -> None:
-        """Some bytes of any stream were consumed. The peer may send as many more on this connection."""
-        if self.engine.credit(size):
+    def credit(self, size: int) -> bool:
+        due = self.engine.credit(size)
+        if due:
             self.dirty = True
+        return due
 
     def credit_stream(self, stream_id: int, size: int) -> None:
         """The peer may send so many more bytes on this stream."""
@@ -207,8 +206,11 @@ class ClientConnection:
         :param over: returns whether others are to have their turn now.
         """
         self.dirty = True
-        self.engine.mark = mark
-        return self.engine.receive_run(data, ends, index, address, now, over)
+        engine = self.engine
+        engine.mark = mark
+        following = engine.receive_run(data, ends, index, address, now, over)
+        self.handshake_complete = engine._handshake_complete
+        return following
 
     @property
     def data_queued(self) -> bool:
