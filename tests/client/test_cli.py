@@ -29,7 +29,6 @@ from tests.support.doh import Doh
 from tests.support.har import faults
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
-from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import Ending, answers, says
 from tests.support.servers import ServerInfo
@@ -144,8 +143,8 @@ def test_ends_shows_the_waterfall(origin: ServerInfo) -> None:
     assert "2 s grace: clean" in told
 
 
-def test_the_next_url_is_fetched_after_a_failure(origin: ServerInfo) -> None:
-    closed = f"https://localhost:{free_port()}"
+def test_the_next_url_is_fetched_after_a_failure(origin: ServerInfo, closed_port: int) -> None:
+    closed = f"https://localhost:{closed_port}"
     done = allswell(closed, f"{origin.url}/anything")
     assert done.returncode == 7
     assert f"allswell: (7) {closed}: ".encode() in done.stderr or b"allswell: (7) cannot connect" in done.stderr
@@ -153,12 +152,12 @@ def test_the_next_url_is_fetched_after_a_failure(origin: ServerInfo) -> None:
 
 
 @pytest.mark.parametrize("way", ["refused", "no URL", "a slash in it", "no scheme", "another scheme"])
-def test_errors_tell_no_password(way: str) -> None:
+def test_errors_tell_no_password(way: str, closed_port: int) -> None:
     urls = {
-        "refused": (7, f"https://ada:hunter@localhost:{free_port()}/"),
+        "refused": (7, f"https://ada:hunter@localhost:{closed_port}/"),
         "no URL": (3, "https://ada:hunter@[::/"),
         "a slash in it": (3, "https://ada:hunter/2@localhost/"),
-        "no scheme": (7, f"ada:hunter@localhost:{free_port()}"),
+        "no scheme": (7, f"ada:hunter@localhost:{closed_port}"),
         "another scheme": (1, "ftp://ada:hunter@localhost/"),
     }
     code, url = urls[way]
@@ -316,7 +315,7 @@ def test_an_end_that_came_too_early_is_told_from_other_faults(said: bytes, code:
     assert done.returncode == code, done.stderr
 
 
-def test_pins_as_curl_has_them() -> None:
+def test_pins_as_curl_has_them(closed_port: int) -> None:
     files = certificates()
     other = "sha256//" + "A" * 43 + "="
 
@@ -334,7 +333,7 @@ def test_pins_as_curl_has_them() -> None:
                 assert subprocess.run([curl, "-qsS", *arguments], capture_output=True).returncode == status
     assert b"none of its pins" in done.stderr
     assert allswell("--pinnedpubkey", "sha256//x", "https://localhost:1/").returncode == 2
-    two_spellings = [f"https://{host}:{free_port()}/" for host in ("[::1]", "[0::1]")]
+    two_spellings = [f"https://{host}:{closed_port}/" for host in ("[::1]", "[0::1]")]
     assert allswell("--pinnedpubkey", pin(files), *two_spellings).returncode == 7  # nobody is there
     with scripted_peer(to, tls=files.server_context()) as peer:  # where nobody has pinned a key
         arguments = ["-L", "--cacert", str(files.ca), "--pinnedpubkey", pin(files), f"https://localhost:{peer.port}/a"]

@@ -13,7 +13,6 @@ import pytest
 
 from tests.client.curl_origin import BODY, Origin, curl_origin
 from tests.support.forked import Forked, forked
-from tests.support.ports import free_port
 from tests.support.servers import lacks
 
 #: What is in the folder where both run.
@@ -315,8 +314,10 @@ def curl() -> str:
 
 
 @pytest.mark.parametrize("name", _CALLS)
-def test_it_does_as_curl_does(name: str, curl: str, ours: Forked, origin: Origin, tmp_path: Path) -> None:
-    closed = f"http://127.0.0.1:{free_port()}"
+def test_it_does_as_curl_does(
+    name: str, curl: str, ours: Forked, origin: Origin, closed_port: int, tmp_path: Path
+) -> None:
+    closed = f"http://127.0.0.1:{closed_port}"
     places = {"ORIGIN": f"http://127.0.0.1:{origin.port}", "PORT": str(origin.port), "CLOSED": closed}
     arguments = [re.sub("ORIGIN|PORT|CLOSED", lambda match: places[match[0]], each) for each in _CALLS[name]]
     _folder(tmp_path / "theirs", origin)

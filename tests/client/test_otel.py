@@ -54,7 +54,6 @@ from tests.support.dns_server import DnsServer
 from tests.support.lag import LAG
 from tests.support.names import names
 from tests.support.peer import PeerConnection, scripted_peer
-from tests.support.ports import free_port
 from tests.support.proxies import connect_proxy
 from tests.support.scripts import Ending, answers, response
 
@@ -472,20 +471,19 @@ async def test_the_user_agent_is_opted_in_to(opted: bool, telemetry: Telemetry) 
 # Failures
 
 
-async def test_a_dial_that_fails(telemetry: Telemetry) -> None:
-    port = free_port()
+async def test_a_dial_that_fails(telemetry: Telemetry, closed_port: int) -> None:
     pool = ConnectionPool()
     telemetry.of(pool)
     async with pool:
         with pytest.raises(ConnectFailed):
-            await pool.request("GET", f"http://127.0.0.1:{port}")
+            await pool.request("GET", f"http://127.0.0.1:{closed_port}")
     [request], [connection] = telemetry.requests, telemetry.connections
     for each in (request, connection):
         said = attributes(each)
         assert said["error.type"] == "allswell.ConnectFailed"
         assert (said["allswell.error.by"], said["allswell.error.phase"]) == ("network", "tcp")
         assert each.status.status_code is StatusCode.ERROR
-        assert each.status.description == f"cannot connect to 127.0.0.1:{port}: 127.0.0.1: Connection refused"
+        assert each.status.description == f"cannot connect to 127.0.0.1:{closed_port}: 127.0.0.1: Connection refused"
     assert not request.links
     assert connection.links[0].context == request.context
     [attempt] = telemetry.children(connection)
@@ -853,7 +851,7 @@ async def test_suppressed(key: str, telemetry: Telemetry) -> None:
     assert len(telemetry.connections) == 1
 
 
-async def test_without_spans_of_connections(telemetry: Telemetry) -> None:
+async def test_without_spans_of_connections(telemetry: Telemetry, closed_port: int) -> None:
     async with Origin(tls=False) as origin:
         pool = ConnectionPool()
         telemetry.of(pool, connection_spans=False)
@@ -862,7 +860,7 @@ async def test_without_spans_of_connections(telemetry: Telemetry) -> None:
         async with ConnectionPool() as other:
             telemetry.of(other, connection_spans=False)
             with pytest.raises(ConnectFailed):
-                await other.request("GET", f"http://127.0.0.1:{free_port()}")
+                await other.request("GET", f"http://127.0.0.1:{closed_port}")
     assert len(telemetry.spans) == 2
     assert telemetry.points("http.client.connection.duration")
 

@@ -23,7 +23,6 @@ from allswell._messages import RequestHead
 from allswell._observers import Observers
 from allswell.testing import Origin, Response
 from tests.support.peer import scripted_peer
-from tests.support.ports import free_port
 from tests.support.proxies import connect_proxy
 
 pytestmark = pytest.mark.anyio
@@ -113,16 +112,15 @@ async def test_each_logger_can_be_had_alone(caplog: pytest.LogCaptureFixture) ->
         assert {each.name for each in caplog.records} == {name}
 
 
-async def test_a_dial_that_fails(lines: pytest.LogCaptureFixture) -> None:
-    port = free_port()
+async def test_a_dial_that_fails(lines: pytest.LogCaptureFixture, closed_port: int) -> None:
     async with ConnectionPool() as pool:
         with pytest.raises(ConnectFailed):
-            await pool.request("GET", f"http://127.0.0.1:{port}")
-    refused = f"cannot connect to 127.0.0.1:{port}: 127.0.0.1: Connection refused"
-    assert [general(each.getMessage(), port=port) for each in lines.records[3:]] == [
+            await pool.request("GET", f"http://127.0.0.1:{closed_port}")
+    refused = f"cannot connect to 127.0.0.1:{closed_port}: 127.0.0.1: Connection refused"
+    assert [general(each.getMessage(), port=closed_port) for each in lines.records[3:]] == [
         "connection N: tcp 127.0.0.1:PORT failed in T ms: [Errno 111] Connection refused",
-        general(f"connection 1 was not made: {refused}", port=port),
-        general(f"request 1 failed: {refused}", port=port),
+        general(f"connection 1 was not made: {refused}", port=closed_port),
+        general(f"request 1 failed: {refused}", port=closed_port),
     ]
 
 

@@ -46,7 +46,6 @@ from tests.support.h2_script import ENHANCE_YOUR_CALM, NO_ERROR, Http2Server, Re
 from tests.support.lag import LAG
 from tests.support.names import names
 from tests.support.peer import PeerConnection, scripted_peer
-from tests.support.ports import free_port
 from tests.support.proxies import SocksProxy, connect_proxy
 from tests.support.quic_server import QuicServer
 from tests.support.scripts import Ending, answers
@@ -193,12 +192,12 @@ async def test_a_field_that_an_observer_adds_is_sent() -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-async def test_a_dial_that_fails(retries: int) -> None:
+async def test_a_dial_that_fails(retries: int, closed_port: int) -> None:
     """Each try is one."""
     pool, told = observed(retries=retries)
     async with pool:
         with pytest.raises(ConnectFailed) as caught:
-            await pool.request("GET", f"http://127.0.0.1:{free_port()}")
+            await pool.request("GET", f"http://127.0.0.1:{closed_port}")
     tries = retries + 1
     assert phases(told) == ["tcp"] * tries
     assert all(isinstance(each.error, OSError) for each in told.of(PhaseEnded))

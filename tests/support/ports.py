@@ -1,4 +1,4 @@
-"""Ports of the loopback: one that is free, and when a server that was just started listens on its own."""
+"""Ports of the loopback: one that is free, one on which nobody listens, and when a new server does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import random
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+
+import pytest
 
 
 def free_port() -> int:
@@ -20,6 +23,18 @@ def free_port() -> int:
                 continue
             return port
     raise RuntimeError("no free port")
+
+
+@pytest.fixture(scope="session")
+def closed_port() -> Iterator[int]:
+    """A port that refuses TCP, on each address. Nobody can listen on it: it is bound, and does not listen."""
+    dual = socket.has_dualstack_ipv6()
+    with socket.socket(socket.AF_INET6 if dual else socket.AF_INET) as held:
+        if dual:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        held.bind(("", 0))
+        port: int = held.getsockname()[1]
+        yield port
 
 
 def await_listening(process: subprocess.Popen[bytes], port: int, seconds: float) -> bool:

@@ -379,10 +379,10 @@ async def test_a_lost_connection_is_tried_again(pauses: list[float]) -> None:
             assert (await made.get(peer.url)).content == b"now"
 
 
-async def test_the_last_error_is_raised(pauses: list[float]) -> None:
+async def test_the_last_error_is_raised(pauses: list[float], closed_port: int) -> None:
     async with AsyncClient(retry=Retry(attempts=3), trust_env=False) as made:
         with pytest.raises(httpx2.ConnectError) as raised:
-            await made.get(f"http://127.0.0.1:{free_port()}/")
+            await made.get(f"http://127.0.0.1:{closed_port}/")
     assert isinstance(raised.value.__cause__, allswell.ConnectFailed)
     assert len(pauses) == 2
 
