@@ -115,8 +115,8 @@ class _Heard:
         self._repeats[side] = end != packet.seq and acknowledged is not None and not _before(acknowledged, end)
         if "FIN" in packet.flags:
             self._fins[side] = end
-        if "ACK" in packet.flags:
-            self._acknowledged[side] = packet.ack
+        if "ACK" in packet.flags and not _before(packet.ack, self._acknowledged.get(side, packet.ack)):
+            self._acknowledged[side] = packet.ack  # (a repeat may have been made before the latest was heard)
 
     def answers_a_repeat(self, rst: Packet) -> bool:
         over = all(self._fins.get(not side) == self._acknowledged.get(side, -1) for side in (True, False))
