@@ -49,7 +49,6 @@ HASHES: dict[str, dict[str, str]] = {
         "ByteStream.__init__": "f60fbc545c58",
         "ByteStream.__iter__": "68ad3a2344c8",
         "ByteStream.__aiter__": "8af6d34d7deb",
-        "encode_content": "3bc4c0516b66",
         "encode_request": "49c8bd85f01d",
     },
     "httpx2._decoders": {
@@ -115,18 +114,6 @@ HASHES: dict[str, dict[str, str]] = {
     },
 }
 
-#: Of that version, by module: the hash of the whole file. All functions of such a file are the listed ones.
-FILES: dict[str, str] = {
-    "httpx2._auth": "f71c0d13198e",
-    "httpx2._client": "65f3778f9601",
-    "httpx2._content": "b0da7d2156a2",
-    "httpx2._decoders": "37a3c7235ca7",
-    "httpx2._exceptions": "dd929ef06caa",
-    "httpx2._models": "eaf9daccc855",
-    "httpx2._urlparse": "0938b4302a06",
-    "httpx2._urls": "b4630e0aad72",
-}
-
 
 def find(module: str, name: str) -> Any:
     """The object that a module of httpx2 has under a (dotted) name; ``None`` if it has none."""
@@ -151,23 +138,10 @@ def changed() -> Iterator[tuple[str, str]]:
     """
     sources: dict[str, list[bytes]] = {}
     for module, names in HASHES.items():
-        file = _known_file(module)
         for name, known_hash in names.items():
-            code = _code(find(module, name))
-            if code is not None and code.co_filename == file and code.co_qualname == name:
-                continue
             found = _hash(module, name, sources)
             if found != known_hash:
                 yield f"{module}.{name}", found
-
-
-def _known_file(module: str) -> str | None:
-    """The name of a module's file, if that is the one in :data:`FILES`. (To read it whole takes least.)"""
-    name = getattr(sys.modules.get(module), "__file__", None)
-    if name is None or not name.endswith(".py"):
-        return None
-    with open(name, "rb") as file:
-        return name if hashlib.sha256(file.read()).hexdigest()[:12] == FILES.get(module) else None
 
 
 def _hash(module: str, name: str, sources: dict[str, list[bytes]]) -> str:

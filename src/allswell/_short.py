@@ -177,11 +177,6 @@ def _ordinary_request(
     end: list[_Field] = []
     if content is None and data is None and json is None:
         stream: Any = ByteStream(b"")
-    elif type(content) is bytes:
-        stream = ByteStream(content)
-        if content and b"content-length" not in names and b"transfer-encoding" not in names:
-            names.append(b"content-length")
-            end.append((b"Content-Length", b"content-length", b"%d" % len(content)))
     else:
         defaults, stream = encode_request(content=content, data=data, json=json)
         for name, value in defaults.items():
@@ -224,7 +219,7 @@ class _Sections:
 
     def __init__(self) -> None:
         self._own: list[_Field] = []
-        self._by_names: dict[tuple[str, ...], tuple[list[_Field], list[tuple[bytes, bytes]]]] = {}
+        self._by_names: dict[tuple[str, ...], tuple[list[_Field], list[tuple[str, bytes, bytes]]]] = {}
 
     def merged(self, own: list[_Field], given: dict[str, str]) -> list[_Field] | None:
         """The section; ``None`` if a name or a value is not ASCII text."""
@@ -243,13 +238,11 @@ class _Sections:
                 return None
             if len(self._by_names) >= self._MOST:
                 self._by_names.clear()
-            written = [(name.encode("ascii"), name.lower().encode("ascii")) for name in names]
-            others = {lower for _, lower in written}
+            written = [(name, name.encode("ascii"), name.lower().encode("ascii")) for name in names]
+            others = {lower for _, _, lower in written}
             found = self._by_names[names] = [field for field in own if field[1] not in others], written
         kept, written = found
-        return kept + [
-            (raw, lower, value.encode("ascii")) for (raw, lower), value in zip(written, given.values(), strict=True)
-        ]
+        return kept + [(raw, lower, given[name].encode("ascii")) for name, raw, lower in written]
 
 
 def origin_and_target(url: URL) -> tuple[tuple[str, str | bytes, int | None], bytes]:

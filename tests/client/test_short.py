@@ -41,20 +41,11 @@ def ways(short: bool) -> Iterator[None]:
         _short.ON = before
 
 
-def test_what_is_known_of_httpx2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_of_httpx2() -> None:
     """A canary. Where it fails, httpx2 has changed: see `_shapes.py`. Until then all requests go the long way."""
     assert list(_shapes.changed()) == []
     assert httpx2.__version__ == _shapes.VERSION
     assert _short.ON
-    assert _shapes.FILES.keys() == _shapes.HASHES.keys()
-    assert all(map(_shapes._known_file, _shapes.FILES))
-    monkeypatch.setattr(_shapes, "FILES", {})  # as with a release in which each file has changed
-    assert list(_shapes.changed()) == []
-
-
-def test_a_function_of_the_same_file_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpx2.AsyncClient, "send", httpx2.AsyncClient.get)
-    assert [name for name, _ in _shapes.changed()] == ["httpx2._client.AsyncClient.send"]
 
 
 def test_a_function_of_another_has_no_short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
