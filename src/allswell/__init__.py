@@ -27,7 +27,7 @@ from allswell._errors import (
 from allswell._messages import ResponseHead
 from allswell._pool.pool import ConnectionPool
 from allswell._report import CloseReport, ConnectionEnd, LayerEnd, Outcome
-from allswell._request.response import Response
+from allswell._request.response import Attempt, Response
 from allswell._transport import AsyncTransport
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from allswell._pool.snapshot import ConnectionSnapshot, PoolSnapshot, RouteSnapshot
     from allswell._quic_store import QuicMemory, QuicStore, QuicTicket
     from allswell._request.datagrams import HttpDatagrams
-    from allswell._request.ledger import Attempt
 
 __version__ = "0.2.0"
 
@@ -97,7 +96,6 @@ __all__ = [
 
 #: Names that few programs use, and the modules that have them. They are imported on first use.
 _LATE = {
-    "Attempt": "_request.ledger",
     "ConnectionSnapshot": "_pool.snapshot",
     "DnsOverHttps": "_dial.dns_over_https",
     "HarRecording": "_har.recording",

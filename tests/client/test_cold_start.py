@@ -45,7 +45,6 @@ LATE = (
     "allswell._quic",
     "allswell._quic_store",
     "allswell._request.datagrams",
-    "allswell._request.ledger",
 )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from allswell._backends.interface import Backend
 from allswell._connection.connection import Connection
@@ -18,7 +19,8 @@ from allswell._tasks import TaskHost
 Input = TypeVar("Input", bound=Sized)
 
 
-class Made(NamedTuple, Generic[Input]):
+@dataclass(slots=True, eq=False, repr=False)
+class Made(Generic[Input]):
     """A connected stack, and a backend that fits it."""
 
     stack: Stack[Carrier[Input]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from allswell._clock import monotonic
 from allswell._config import PoolConfig
@@ -32,7 +33,8 @@ _PHASES: dict[str, Phase] = {
 }
 
 
-class Context(NamedTuple):
+@dataclass(slots=True, eq=False, repr=False)
+class Context:
     """The context of one dial.
 
     :ivar route: the destination. On the way through proxies this is the next stop.
@@ -51,14 +53,14 @@ class Context(NamedTuple):
     owner: Owner
     send: Send
     discard: Callable[[Connection, str], None]
-    tracer: Tracer | None
-    timeout: float | None
-    observers: Observers | None
-    number: int
+    tracer: Tracer | None = None
+    timeout: float | None = None
+    observers: Observers | None = None
+    number: int = field(default_factory=next_number)
 
     def towards(self, route: Route) -> Context:
         """The same dial, with another destination."""
-        return self._replace(route=route)
+        return replace(self, route=route)
 
     async def connect(self, stack: Stack[Filter]) -> None:
         """Connect every layer of a stack. See :meth:`Stack.connect`."""
@@ -75,7 +77,7 @@ class Context(NamedTuple):
 
     def second(self) -> Context:
         """The same dial, for a connection that came second, with a number of its own."""
-        return self._replace(number=next_number())
+        return replace(self, number=next_number())
 
     @contextmanager
     def phase(self, phase: Phase, subject: Peer) -> Iterator[list[str]]:

@@ -51,7 +51,7 @@ from allswell._errors import (
     TimeoutPhase,
     first_of,
 )
-from allswell._events import DialBegan, DialFailed, RequestWaits, next_number
+from allswell._events import DialBegan, DialFailed, RequestWaits
 from allswell._observers import Observers
 from allswell._pool.coalescing import Coalescing
 from allswell._pool.endings import DRAINED, Endings
@@ -380,9 +380,7 @@ class Dispatcher:
                         return found
                     self._give_place(state, dial)
                 discard, tracer = partial(self._discard, route), request.tracer
-                context = Context(
-                    route, self.config, self, self.send_through, discard, tracer, seconds, observers, next_number()
-                )
+                context = Context(route, self.config, self, self.send_through, discard, tracer, seconds, observers)
                 if observers is not None:
                     number = context.number
                     cause = None if request.observed is None else request.observed.number

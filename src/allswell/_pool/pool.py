@@ -45,16 +45,14 @@ from allswell._priority import priority_value, with_priority
 from allswell._report import CloseReport, counted
 from allswell._request.extended_connect import NOT_THIS_WAY, WEBSOCKET, as_extended_connect, as_upgraded
 from allswell._request.request import Body, Request
-from allswell._request.response import Response
+from allswell._request.response import Attempt, Response
 from allswell._request.route import Destination, Destinations, destination
 from allswell._tasks import TaskHost, current_host
 from allswell._trace import PREFIXES, Tracer
 
 if TYPE_CHECKING:
     from allswell._pool import snapshot as snapshots
-    from allswell._request import ledger
 else:
-    ledger = Late("allswell._request.ledger")
     snapshots = Late("allswell._pool.snapshot")
 
 #: A server that has fallen silent may only be busy. Its requests go elsewhere after so many seconds more.
@@ -445,7 +443,7 @@ class ConnectionPool:
             if not self._upgrades:
                 raise
             why, version, cause = str(error), replay.http_version, error
-        replay.note(ledger.Attempt(f"{why} to an extended CONNECT", "declined", version), cause)
+        replay.note(Attempt(f"{why} to an extended CONNECT", "declined", version), cause)
         try:
             switched = await self._send(request, replay)
         except BaseException as error:
@@ -509,7 +507,7 @@ class ConnectionPool:
             other.abandon()
             return silent
         silent.abandon()
-        replay.note(ledger.Attempt(_SILENT, "perhaps", silent.connection.http_version), FallenSilent())
+        replay.note(Attempt(_SILENT, "perhaps", silent.connection.http_version), FallenSilent())
         if request.observed is not None:
             _tell_sent(request.observed, other.connection)
         return other

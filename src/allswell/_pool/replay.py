@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import anyio
 
@@ -28,15 +28,9 @@ from allswell._connection.service import Service
 from allswell._errors import NotProcessed
 from allswell._events import RequestSentBack
 from allswell._fields import options
-from allswell._late import Late
 from allswell._pool.freshness import ANY, UNUSED, Freshness
 from allswell._request.request import Request
-from allswell._request.response import Response
-
-if TYPE_CHECKING:
-    from allswell._request import ledger
-else:
-    ledger = Late("allswell._request.ledger")
+from allswell._request.response import Attempt, Response
 
 #: How many attempts in a row may fail at a server that serves nothing else meanwhile, and how many connections to it,
 #: if many requests try at a time. If others are served, so many attempts of one request are made without a pause.
@@ -62,8 +56,8 @@ class Replay:
     :ivar fresh: how fresh the next connection must be.
     """
 
-    def __init__(self, request: Request, attempts: list[ledger.Attempt] | None = None) -> None:
-        self.attempts: list[ledger.Attempt] = [] if attempts is None else attempts
+    def __init__(self, request: Request, attempts: list[Attempt] | None = None) -> None:
+        self.attempts: list[Attempt] = [] if attempts is None else attempts
         self.http_version = ""
         self.fresh = ANY
         self._request = request
@@ -98,7 +92,7 @@ class Replay:
             processed = "no"
         elif any(attempt.processed == "declined" for attempt in self.attempts):
             return False
-        self.note(ledger.Attempt(f"the server answered {status}", processed, connection.http_version), status)
+        self.note(Attempt(f"the server answered {status}", processed, connection.http_version), status)
         if status != 425:
             self.fresh = UNUSED  # a connection that is only for this
         return True
@@ -109,7 +103,7 @@ class Replay:
         :raises AllswellError: if there is none: the error of the last one.
         """
         processed: Literal["no", "perhaps"] = "no" if error.proven else "perhaps"
-        self.note(ledger.Attempt(str(error.cause), processed, connection.http_version), error.cause)
+        self.note(Attempt(str(error.cause), processed, connection.http_version), error.cause)
         now = monotonic()
         if not self._request.may_repeat(proven=error.proven) or now >= self._request.total_at:
             raise error.cause from error
@@ -131,7 +125,7 @@ class Replay:
             # may share that. One that is lost again gets a connection of its own.
             self.fresh = Freshness(now) if connection.shared and self.fresh is ANY else UNUSED
 
-    def note(self, attempt: ledger.Attempt, cause: Exception | int) -> None:
+    def note(self, attempt: Attempt, cause: Exception | int) -> None:
         """Enter an attempt in the ledger.
 
         :param cause: see :class:`RequestSentBack`.

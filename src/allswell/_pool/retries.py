@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import TYPE_CHECKING
 
 import anyio
 
@@ -20,16 +19,10 @@ from allswell._clock import monotonic
 from allswell._config import Retry
 from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, RemoteProtocolError, Timeout, TransportError
 from allswell._fields import announced_length
-from allswell._late import Late
 from allswell._messages import Headers
 from allswell._pool.replay import Replay
 from allswell._request.request import Request
-from allswell._request.response import Response
-
-if TYPE_CHECKING:
-    from allswell._request import ledger
-else:
-    ledger = Late("allswell._request.ledger")
+from allswell._request.response import Attempt, Response
 
 #: The body of an unwanted response is read up to this size, so that its connection can be used again.
 _WORTH_READING = 64 * 1024
@@ -119,7 +112,7 @@ async def retried(request: Request, retry: Retry, budgets: Budgets, pauses: Paus
 
 class _Tries:
     def __init__(self, request: Request, retry: Retry, budgets: Budgets) -> None:
-        self.ledger: list[ledger.Attempt] = []
+        self.ledger: list[Attempt] = []
         self._request = request
         self._retry = retry
         self._budgets = budgets
@@ -133,7 +126,7 @@ class _Tries:
         if not _passes(error):
             return None
         before = isinstance(error, ConnectFailed) or (isinstance(error, Timeout) and error.phase == "connect")
-        attempt = ledger.Attempt(str(error), "no" if before else "perhaps", replay.http_version)
+        attempt = Attempt(str(error), "no" if before else "perhaps", replay.http_version)
         return self._next(replay, attempt, error, 0.0)
 
     def after_response(self, response: Response, replay: Replay) -> float | None:
@@ -141,12 +134,10 @@ class _Tries:
         if response.status not in self._retry.statuses:
             return None
         asked = retry_after(response.headers) or 0.0
-        attempt = ledger.Attempt(
-            f"the server answered {response.status}", "perhaps", response.http_version.decode("ascii")
-        )
+        attempt = Attempt(f"the server answered {response.status}", "perhaps", response.http_version.decode("ascii"))
         return self._next(replay, attempt, response.status, asked)
 
-    def _next(self, replay: Replay, attempt: ledger.Attempt, cause: Exception | int, least: float) -> float | None:
+    def _next(self, replay: Replay, attempt: Attempt, cause: Exception | int, least: float) -> float | None:
         retry, request = self._retry, self._request
         self._count += 1
         if self._count >= retry.attempts:

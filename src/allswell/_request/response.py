@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from allswell._connection.connection import Connection
 from allswell._connection.exchange import Exchange
@@ -15,10 +16,28 @@ from allswell._trace import Tracer
 
 if TYPE_CHECKING:
     from allswell._request import datagrams as http_datagrams
-    from allswell._request import ledger
 else:
     http_datagrams = Late("allswell._request.datagrams")
-    ledger = Late("allswell._request.ledger")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt at a request after which the request was sent again.
+
+    :ivar why: how the attempt ended, in words.
+    :ivar processed: whether the peer can have acted on it. ``"no"``: the protocol proves that it did not.
+        ``"perhaps"``: the connection ended before any answer, or the answer was a failure. ``"declined"``: the server
+        asked for another connection (421) or another moment (425), or took no WebSocket in this version of HTTP.
+    :ivar http_version: the HTTP version of its connection; empty if there was none.
+    """
+
+    why: str
+    processed: Literal["no", "perhaps", "declined"]
+    http_version: str
+
+    def __str__(self) -> str:
+        carried = f"{self.http_version}; " if self.http_version else ""
+        return f"{self.why} ({carried}processed: {self.processed})"
 
 
 class Response:
@@ -49,7 +68,7 @@ class Response:
         self,
         head: ResponseHead,
         exchange: Exchange[Connection],
-        attempts: list[ledger.Attempt],
+        attempts: list[Attempt],
         start_tls: StartTls,
         tracer: Tracer | None,
     ) -> None:
