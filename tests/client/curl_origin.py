@@ -141,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _fixed(self, *_: Any) -> None:
         self.say(206, b"other", content_range=f"bytes 7-11/{len(BODY)}")
 
+    def _huge(self, *_: Any) -> None:
+        self.say(206, b"other", content_range=f"bytes {'1' * 5000}-2/{len(BODY)}")
+
     def _cut(self, *_: Any) -> None:
         self.say(200, b"half", content_length="8")
         self.close_connection = True

@@ -85,6 +85,7 @@ _CALLS: dict[str, list[str]] = {
         "ORIGIN/a",
     ],
     "-F content from a file": ["-F", "f=<-", "-F", "g=<data.txt;type=text/html", "ORIGIN/a"],
+    "-F and other blanks": ["-F", "a= \u00a0x\u2003 ", "-F", 'b= "\u00a0"', "ORIGIN/a"],
     "-F and a Content-Type": ["-F", "a=b", "-H", "Content-Type: multipart/form-data", "ORIGIN/a"],
     "-T": ["-T", "data.txt", "ORIGIN/up/"],
     "-T name": ["-T", "data.txt", "ORIGIN/up/name"],
@@ -152,6 +153,8 @@ _CALLS: dict[str, list[str]] = {
     "-C complete": ["-C", "-", "-o", "whole", "ORIGIN/part"],
     "-C no parts": ["-C", "-", "-o", "part", "ORIGIN/body_of"],
     "-C and another part": ["-C", "50", "-o", "part", "ORIGIN/fixed"],
+    "-C and a huge part": ["-C", "50", "-o", "part", "ORIGIN/huge"],
+    "-C and -I": ["-C", "5", "-I", "ORIGIN/a"],
     "-C error page": ["-C", "-", "-o", "part", "ORIGIN/status/404"],
     "-C error page and -f": ["-f", "-C", "-", "-o", "part", "ORIGIN/status/404"],
     "-C nothing there": ["-C", "-", "-o", "new", "ORIGIN/part"],
@@ -170,14 +173,24 @@ _CALLS: dict[str, list[str]] = {
     "-L POST 308": ["-L", "--json", "{}", "ORIGIN/redirect/1?status=308"],
     "-L PUT 302": ["-L", "-T", "data.txt", "ORIGIN/redirect/1"],
     "-L PUT 307": ["-L", "-T", "data.txt", "ORIGIN/redirect/1?status=307"],
+    "-L PUT --post303": ["-L", "--post303", "-T", "data.txt", "ORIGIN/redirect/1?status=303"],
     "-L form 307": ["-L", "-F", "f=@data.txt", "ORIGIN/redirect/1?status=307"],
     "-L --post302": ["-L", "--post302", "-d", "a=1", "ORIGIN/redirect/1"],
     "-L and -X": ["-L", "-X", "POST", "-d", "a=1", "ORIGIN/redirect/1"],
     "-L, -X PUT and data": ["-L", "-X", "PUT", "-d", "a=1", "ORIGIN/redirect/2"],
     "-L, -X DELETE 303": ["-L", "-X", "DELETE", "ORIGIN/redirect/1?status=303"],
+    "-L, -X GET and data": ["-L", "-X", "GET", "-d", "a=1", "ORIGIN/redirect/2"],
+    "-L, -X GET and a form": ["-L", "-X", "GET", "-F", "a=1", "ORIGIN/redirect/1"],
+    "-L, -X GET and data 307": ["-L", "-X", "GET", "-d", "a=1", "ORIGIN/redirect/1?status=307"],
     "-L and -I": ["-L", "-I", "ORIGIN/redirect/1"],
     "-L and -u": ["-L", "-u", "a:b", "ORIGIN/redirect/1"],
     "-L to another host": ["-L", "-u", "a:b", "ORIGIN/redirect/1?to=http://localhost:PORT/x"],
+    "-L and --digest": ["-L", "--digest", "-u", "a:b", "ORIGIN/redirect/1?to=/digest"],
+    "--location-trusted and --digest": [
+        *("--location-trusted", "--digest", "-u", "a:b"),
+        "ORIGIN/redirect/1?to=http://localhost:PORT/digest",
+    ],
+    "-e auto and -H": ["-L", "-e", ";auto", "-H", "Referer: mine", "ORIGIN/redirect/1"],
     "--max-redirs": ["-L", "--max-redirs", "2", "ORIGIN/redirect/3"],
     "--max-redirs just": ["-L", "--max-redirs", "3", "ORIGIN/redirect/3"],
     "-f": ["-f", "ORIGIN/status/404"],
@@ -196,6 +209,7 @@ _CALLS: dict[str, list[str]] = {
     "-w file": ["-w", "@form.txt", "ORIGIN/a"],
     "-w header twice": ["-w", "%header{set-cookie}", "ORIGIN/cookies"],
     "-w redirect": ["-w", "%{redirect_url}", "ORIGIN/redirect/1"],
+    "-w and a full disk": ["-w", "%{http_code}", "-i", "-o", "/dev/full", "ORIGIN/a"],
     "-w failed": ["-w", "%{http_code} %{exitcode}", "CLOSED"],
     "-w upload": ["-w", "%{size_upload}", "-T", "data.txt", "ORIGIN/a"],
     "--retry": ["--retry", "3", "ORIGIN/soon/3"],
@@ -203,6 +217,7 @@ _CALLS: dict[str, list[str]] = {
     "--retry in vain": ["--retry", "1", "-f", "ORIGIN/soon/9"],
     "--retry POST": ["--retry", "3", "-d", "a=1", "ORIGIN/soon/2"],
     "--retry no whole number": ["--retry", "1.5", "ORIGIN/a"],
+    "--retry with a line": ["--retry", "1_0", "ORIGIN/a"],
     "--retry not for 404": ["--retry", "3", "-f", "ORIGIN/status/404"],
     "--request-target": ["--request-target", "*", "-X", "OPTIONS", "ORIGIN/a"],
     "--connect-to": ["--connect-to", "name.example:80:127.0.0.1:PORT", "http://name.example/a"],
@@ -327,3 +342,13 @@ def test_it_does_as_curl_does(
     _folder(tmp_path / "ours", origin)
     done = ours.call(arguments, tmp_path / "ours", _STDIN, tmp_path)
     assert _result(done, tmp_path / "ours", origin) == theirs, (curled.stderr + done.stderr).decode()
+
+
+def test_a_login_by_digest_stays_with_its_origin(ours: Forked, origin: Origin, tmp_path: Path) -> None:
+    """As in curl, which asks the other origin twice, though: it is no row of the table."""
+    _folder(tmp_path / "ours", origin)
+    url = f"http://127.0.0.1:{origin.port}/redirect/1?to=http://localhost:{origin.port}/digest"
+    done = ours.call(["-L", "--digest", "-u", "a:b", url], tmp_path / "ours", _STDIN, tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"who are you?")
+    assert [each["target"] for each in origin.requests][1:] == ["/digest"]
+    assert not any(name == "authorization" for each in origin.requests for name, _ in each["fields"])

@@ -128,6 +128,8 @@ def _set(name: str, to: Any = None) -> Callable[[Asked, Any], None]:
 def _number(name: str, least: float = 0.0, *, whole: bool = False) -> Callable[[Asked, Any], None]:
     def act(asked: Asked, value: str) -> None:
         try:
+            if "_" in value or not value.isascii():  # Python takes more than curl does
+                raise ValueError
             number = int(value) if whole else float(value)
         except ValueError:
             raise Failed(Exit.USAGE, f"{value!r} is not a {'whole ' if whole else ''}number") from None

@@ -76,11 +76,13 @@ class CommandClient(AsyncClient):
 
     def _redirect_method(self, request: httpx2.Request, response: httpx2.Response) -> str:
         # This overrides a private method of httpx2, which changes more methods to GET than curl does.
-        # (What -X says does not count here, as in curl.)
+        return "GET" if self.drops_body(response) else request.method
+
+    def drops_body(self, response: httpx2.Response) -> bool:
+        """Whether the body is not sent again after this redirect. (What -X says does not count here, as in curl.)"""
         asked, status = self._asked, response.status_code
         kept = {301: asked.post301, 302: asked.post302, 303: asked.post303}.get(status, True)
-        changes = asked.posts or (asked.uploads and status == 303)
-        return "GET" if changes and not kept else request.method
+        return (asked.posts and not kept) or (bool(asked.uploads) and status == 303)
 
 
 class _Directed(AsyncTransport):

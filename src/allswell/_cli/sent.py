@@ -230,8 +230,9 @@ def _part(
 
 
 #: A word in quotes, and what follows it up to the next semicolon.
-_QUOTED = re.compile(r'\s*"((?:\\[\\"]|[^"])*+)"[^;]*')
-_SETTING = re.compile(r"\s*(type|filename|encoder|headers)=", re.IGNORECASE)
+_QUOTED = re.compile(r'\s*"((?:\\[\\"]|[^"])*+)"[^;]*', re.ASCII)
+_SETTING = re.compile(r"\s*(type|filename|encoder|headers)=", re.ASCII | re.IGNORECASE)
+_BLANKS = " \t\n\v\f\r"
 
 
 def _settings(content: str, ignored: Callable[[str], None]) -> tuple[str, dict[str, str]]:
@@ -247,9 +248,9 @@ def _settings(content: str, ignored: Callable[[str], None]) -> tuple[str, dict[s
         if match is None:
             piece, semicolon, after = rest[1:].partition(";")
             if last == "type":  # a parameter of the media type
-                settings["type"] += ";" + piece.rstrip()
-            elif piece.strip():
-                ignored(f"allswell: {piece.strip()!r} is ignored: it is no setting of a part of a form")
+                settings["type"] += ";" + piece.rstrip(_BLANKS)
+            elif piece.strip(_BLANKS):
+                ignored(f"allswell: {piece.strip(_BLANKS)!r} is ignored: it is no setting of a part of a form")
             rest = semicolon + after
             continue
         last = match[1].lower()
@@ -266,7 +267,7 @@ def _word(text: str) -> tuple[str, str]:
     if quoted is not None:
         return re.sub(r'\\([\\"])', r"\1", quoted[1]), text[quoted.end() :]
     word, semicolon, rest = text.partition(";")
-    return word.strip(), semicolon + rest
+    return word.strip(_BLANKS), semicolon + rest
 
 
 def _nothing(_: str) -> None:

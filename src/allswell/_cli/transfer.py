@@ -142,7 +142,7 @@ class Transfer:
             first = request
             while True:
                 url = str(request.url)
-                following = await self._exchange(request, what, deadline, hops)
+                following = await self._exchange(request, first, what, deadline, hops)
                 assert self._response is not None
                 if following is None:
                     return self._response
@@ -184,29 +184,30 @@ class Transfer:
         asked = self._asked
         for name in what.removed - {"host"}:
             request.headers.pop(name, None)
+        if request is not first and self._response is not None and self._client.drops_body(self._response):
+            request = _without_body(request)  # httpx2 keeps it if the method is GET by -X
         if asked.method is not None:
             request.method = asked.method
+        trusted = asked.trusted_location or _one_origin(request, first)
         if request is not first:
-            if asked.auto_referer and self._request is not None:
+            if asked.auto_referer and not asked.has_field("referer") and self._request is not None:
                 request.headers["Referer"] = str(self._request.url.copy_with(userinfo=b"", fragment=None))
             framed = "content-length" in request.headers or "transfer-encoding" in request.headers
             if not framed and not asked.has_field("content-type"):
                 request.headers.pop("content-type", None)
             if asked.trusted_location and "authorization" in first.headers:
                 request.headers["Authorization"] = first.headers["authorization"]
-        same_host = request.url.host == first.url.host or asked.trusted_location
         if asked.has_field("cookie"):  # with -H; httpx2 removes it from redirects
-            same_origin = (request.url.scheme, request.url.netloc) == (first.url.scheme, first.url.netloc)
-            if (same_origin or asked.trusted_location) and "cookie" in first.headers:
+            if trusted and "cookie" in first.headers:
                 request.headers["Cookie"] = first.headers["cookie"]
-        elif self._client.literal_cookies and same_host:
+        elif self._client.literal_cookies and (trusted or request.url.host == first.url.host):
             kept = request.headers.get("cookie")
             literal = self._client.literal_cookies
             request.headers["Cookie"] = f"{kept}; {literal}" if kept and kept != literal else literal
         return request
 
     async def _exchange(
-        self, request: httpx2.Request, what: Sent, deadline: float | None, hops: int
+        self, request: httpx2.Request, first: httpx2.Request, what: Sent, deadline: float | None, hops: int
     ) -> httpx2.Request | None:
         """Send one request, and write its response. Return the request that a redirect asks for."""
         asked, self._request = self._asked, request
@@ -215,7 +216,9 @@ class Transfer:
             if left <= 0:
                 raise Failed(Exit.TIMEOUT, f"the transfer was not complete within {asked.max_time:g} s")
             request.extensions = {**request.extensions, "total_timeout": left}
-        auth = httpx2.DigestAuth(*what.user) if asked.digest and what.user is not None else None
+        auth = None
+        if asked.digest and what.user is not None and (asked.trusted_location or _one_origin(request, first)):
+            auth = httpx2.DigestAuth(*what.user)
         response = await self._client.send(request, stream=True, auth=auth, follow_redirects=False)
         self._response = response
         try:
@@ -246,8 +249,8 @@ class Transfer:
             return  # the file is already complete
         if wrong and not asked.fail_with_body:
             raise complaint
-        start = re.fullmatch(r"bytes +(\d+)-.*", response.headers.get("content-range", ""))
-        if self._output_start and (start is None or int(start[1]) != self._output_start):
+        part = re.match(r"bytes +0*(\d+)-", response.headers.get("content-range", ""), re.ASCII | re.IGNORECASE)
+        if self._output_start and not asked.head and (part is None or part[1] != str(self._output_start)):
             raise Failed(Exit.RANGE, "the server does not send the part that was asked for, so -C cannot continue")
         length = response.headers.get("content-length", "")
         self._meter.begin(f"↓ {self._output.path or self._url}", int(length) if length.isdecimal() else None)
@@ -282,6 +285,7 @@ class Transfer:
             say(">")
 
     async def _head(self, response: httpx2.Response) -> None:
+        self._response = response
         await self._tell(head_lines(response))
 
     async def _informational(self, head: Any) -> None:
@@ -365,6 +369,16 @@ _SECONDS = (
     "time_starttransfer",
     "time_total",
 )
+
+
+def _one_origin(one: httpx2.Request, other: httpx2.Request) -> bool:
+    return (one.url.scheme, one.url.netloc) == (other.url.scheme, other.url.netloc)
+
+
+def _without_body(request: httpx2.Request) -> httpx2.Request:
+    framing = (b"content-length", b"transfer-encoding")
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in framing]
+    return httpx2.Request("GET", request.url, headers=headers, extensions=request.extensions)
 
 
 def write_out(form: str, facts: Mapping[str, Any], response: httpx2.Response | None) -> None:
