@@ -246,13 +246,10 @@ async def test_both_sides_end_the_stream(trusting: ssl.SSLContext) -> None:
     assert [request.ended for request in script.talks[0].requests.values()] == [True, True]
 
 
-@pytest.mark.parametrize("write", [0.2, None])
 @pytest.mark.parametrize("when", ["before", "while it waits"])
 @pytest.mark.parametrize("what", ["bytes", "datagrams"])
-async def test_a_peer_that_has_ended_takes_no_more(
-    trusting: ssl.SSLContext, what: str, when: str, write: float | None
-) -> None:
-    """Its window is full, and it has ended its half: to send is an error soon, and no wait without end."""
+async def test_a_peer_that_has_ended_takes_no_more(trusting: ssl.SSLContext, what: str, when: str) -> None:
+    """Its window is full, and it has ended its half: to send is an error, and no wait without end."""
 
     def answer(talk: Talk, request: Request) -> bool:
         talk.send(talk.headers(request.stream, [(":status", "200")]))
@@ -270,13 +267,12 @@ async def test_a_peer_that_has_ended_takes_no_more(
     script = Http2Proxy(answer, settings=_OFFERS | {INITIAL_WINDOW_SIZE: 5000}, credits_at_once=False)
     with scripted_peer(script, tls=h2_tls()) as peer, anyio.fail_after(30):
         async with (
-            allswell.AsyncClient(verify=trusting, timeout=httpx2.Timeout(60, write=write)) as client,
+            allswell.AsyncClient(verify=trusting) as client,
             client.stream("CONNECT", f"{peer.url}/", extensions={"protocol": "connect-udp"}) as response,
         ):
             if when == "before":
                 assert await response.extensions["network_stream"].read(1) == b""
-            why = r"the tunnel to \S+ has ended" + (r": its peer took nothing within 0\.2 s" if write else "")
-            with pytest.raises((allswell.TransportError, httpcore2.WriteError), match=why):
+            with pytest.raises((allswell.TransportError, httpcore2.WriteError), match=r"the tunnel to \S+ has ended"):
                 await fill(response)
 
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
 
 import anyio
 import httpcore
 import httpcore2
 import httpx
-import httpx2
 import pytest
-from hyperframe.frame import DataFrame
 
 import allswell
 import allswell.httpx
 from allswell.testing import Origin
 from tests.support.certificates import certificates
-from tests.support.h2_proxy import Http2Proxy
-from tests.support.h2_script import CANCEL, ENABLE_CONNECT_PROTOCOL, Talk, h2_tls
-from tests.support.h2_script import Request as H2Request
 from tests.support.peer import PeerConnection, scripted_peer
-from tests.support.quic_server import QuicServer, ServedConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -296,107 +287,3 @@ async def test_a_websocket_whose_server_vanishes() -> None:
                     await talk.send_text("anybody?")
                     with pytest.raises(WebSocketNetworkError):
                         await talk.receive_text()
-
-
-#: More bytes than all buffers on the way hold.
-_MUCH = {"h1": 8 * 1024 * 1024, "h2": 500_000, "h3": 500_000}
-
-
-@contextmanager
-def _ends_first(version: str, *, reads: bool) -> Iterator[tuple[str, dict[str, Any], Callable[[], int]]]:
-    """A peer that ends its half of a tunnel at once: its URL, the client's settings, and how many bytes it has read.
-
-    :param reads: whether it reads all; else it says, after a part, that it reads no more.
-    """
-
-    def h1(connection: PeerConnection) -> None:
-        connection.read_head()
-        connection.send(_SWITCH)
-        connection.fin()
-        while (reads or connection.received < 100_000) and connection.recv():
-            pass
-        if not reads:
-            connection.reset()
-
-    def h2(talk: Talk, request: H2Request) -> bool:
-        talk.send(talk.headers(request.stream, [(":status", "200")]))
-        talk.send(DataFrame(request.stream, b"", flags=["END_STREAM"]))
-        if not reads:
-            while len(request.body) < 50_000:
-                talk.read()
-            talk.rst(request.stream, CANCEL)
-        return True
-
-    def h3(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) -> None:
-        connection.head(stream, 200)
-        connection.data(stream, b"", end=True)
-        if not reads:
-            connection.quic.stop_stream(stream, 0x100)
-
-    if version == "h1":
-        with scripted_peer(h1, receive_buffer=16384) as peer:
-            yield peer.url, {}, lambda: peer.connections[0].received
-    elif version == "h2":
-        script = Http2Proxy(h2, settings={ENABLE_CONNECT_PROTOCOL: 1}, credits_at_once=reads)
-        with scripted_peer(script, tls=h2_tls()) as peer:
-            yield peer.url, {}, lambda: len(script.talks[0].requests[1].body)
-    else:
-        with QuicServer({b"/": h3}, max_stream_data=100_000) as server:
-            url = f"https://localhost:{server.port}"
-            yield url, {"http3": "only"}, lambda: sum(size for _, size in server.all("body"))
-
-
-@asynccontextmanager
-async def _half_closed(version: str, client: allswell.AsyncClient, url: str) -> AsyncIterator[Any]:
-    """The stream of a tunnel whose peer has ended its half."""
-    how: Any = {"headers": _UPGRADE} if version == "h1" else {"extensions": {"protocol": "talk"}}
-    async with client.stream("GET" if version == "h1" else "CONNECT", f"{url}/", **how) as response:
-        stream = response.extensions["network_stream"]
-        assert await stream.read(1) == b""
-        yield stream
-
-
-@pytest.mark.parametrize("timeout", [None, 60.0])
-@pytest.mark.parametrize("version", ["h1", "h2", "h3"])
-async def test_a_peer_that_has_ended_may_read_on(trusting: ssl.SSLContext, version: str, timeout: float | None) -> None:
-    """RFC 9113 §5.1: it may still give credit. Yet what did not fit at once failed."""
-    with anyio.fail_after(60), _ends_first(version, reads=True) as (url, settings, received):
-        async with allswell.AsyncClient(verify=trusting, **settings) as client:
-            async with _half_closed(version, client, url) as stream:
-                await stream.write(bytes(_MUCH[version]), timeout=timeout)
-                await stream.aclose()
-            while received() < _MUCH[version]:  # noqa: ASYNC110  the peer reads them in its own thread
-                await anyio.sleep(0.01)
-
-
-@pytest.mark.parametrize("version", ["h1", "h2", "h3"])
-async def test_a_peer_that_has_ended_may_stop_reading(trusting: ssl.SSLContext, version: str) -> None:
-    """A write that waits for it learns of that at once."""
-    with anyio.fail_after(30), _ends_first(version, reads=False) as (url, settings, _):
-        async with (
-            allswell.AsyncClient(verify=trusting, **settings) as client,
-            _half_closed(version, client, url) as stream,
-        ):
-            with pytest.raises(httpcore2.WriteError):
-                await stream.write(bytes(_MUCH[version]), timeout=60)
-
-
-async def test_a_peer_that_has_ended_is_waited_for_as_long_as_the_caller_says() -> None:
-    """Without a limit of the caller's, within the request's write timeout (see ``test_datagrams.py``)."""
-
-    def read_nothing(connection: PeerConnection) -> None:
-        connection.read_head()
-        connection.send(_SWITCH)
-        connection.fin()
-        connection.stall()
-
-    with anyio.fail_after(30), scripted_peer(read_nothing) as peer:
-        async with (
-            allswell.AsyncClient(timeout=httpx2.Timeout(60, write=0.2)) as client,
-            _half_closed("h1", client, peer.url) as stream,
-        ):
-            with pytest.raises(httpcore2.WriteTimeout, match=r"within 0\.5 s"):
-                await stream.write(bytes(_MUCH["h1"]), timeout=0.5)
-            with pytest.raises(httpcore2.WriteError, match=r"has ended: its peer took nothing within 0\.2 s"):
-                await stream.write(bytes(_MUCH["h1"]))
-            peer.release()

@@ -76,15 +76,8 @@ class Carries(Protocol):
     parting: Parting
 
     @property
-    def writable(self) -> bool:
-        """Whether no write has failed."""
-
-    @property
     def expect_continue_timeout(self) -> float | None:
         """How many seconds an upload waits for 100 (Continue)."""
-
-    def catch_up(self) -> bool:
-        """Take what has come. Return whether that was all."""
 
     def watch(self, at: float) -> None:
         """Have :meth:`Exchange.expire` called, at this instant at the latest."""
@@ -428,11 +421,6 @@ class Exchange(Halves, Generic[On]):
         """
         self.connection.send_body(self, data, end=end, trailers=trailers)
 
-    @property
-    def writable(self) -> bool:
-        """Whether no write of its connection has failed. (The reader tells of that, but only while it reads.)"""
-        return self.connection.writable
-
     def unsent(self) -> int:
         """How many bytes keep it from sending more."""
         return self.connection.unsent(self)
@@ -487,7 +475,7 @@ class Exchange(Halves, Generic[On]):
         self._head = head
         self._read_at = math.inf  # it has come in time, though the requester may wake much later
         if tunnel:
-            self.tunnel = Tunnel(self, self.connection.host, self.connection.catch_up)
+            self.tunnel = Tunnel(self, self.connection.host.signal())
             self.receiving.move(RECEIVE_TUNNEL)
             self.sending.move(SEND_BODY)
         else:

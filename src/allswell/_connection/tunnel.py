@@ -2,24 +2,16 @@
 
 Its two halves are raw bytes, each with an end of its own. HTTP's timeouts do not apply: the caller decides how long to
 wait for the peer.
-
-There is one exception. A peer that has ended its half may go on reading (RFC 9113 §5.1, RFC 9114 §4.4). But many do
-not, and do not say so. So a caller that sets no limit of its own waits for such a peer within the request's write
-timeout. If there is none either, it does not wait.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Protocol
 
-from allswell._clock import monotonic
-from allswell._config import Timeouts
 from allswell._errors import TransportError
 from allswell._halves import Receive, ReceiveHalf, SendHalf
 from allswell._messages import Headers
-from allswell._tasks import Limit, TaskHost
+from allswell._tasks import Signal
 
 
 class Tunnels(Protocol):
@@ -28,8 +20,6 @@ class Tunnels(Protocol):
     label: str
     sending: SendHalf
     receiving: ReceiveHalf
-
-    timeouts: Timeouts
 
     @property
     def error(self) -> BaseException | None:
@@ -45,13 +35,6 @@ class Tunnels(Protocol):
     def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send some, at most :meth:`send_window` bytes."""
 
-    @property
-    def writable(self) -> bool:
-        """Whether no write of its connection has failed."""
-
-    def unsent(self) -> int:
-        """How many unsent bytes keep it from sending more."""
-
     def receive_nowait(self) -> bytes | None:
         """Return what has come."""
 
@@ -62,17 +45,14 @@ class Tunnels(Protocol):
 class Tunnel:
     """Our half of one tunnel, and the end of both. (The peer's half is read like a body.)
 
-    :param host: the event loop.
-    :param look: processes what has come. See :class:`~allswell._tasks.Limit`.
+    :param room: set when more may be sent, or when there never will be room again.
     """
 
-    __slots__ = ("_exchange", "_host", "_look", "_room")
+    __slots__ = ("_exchange", "_room")
 
-    def __init__(self, exchange: Tunnels, host: TaskHost, look: Callable[[], object]) -> None:
+    def __init__(self, exchange: Tunnels, room: Signal) -> None:
         self._exchange = exchange
-        self._host = host
-        self._look = look
-        self._room = host.signal()  # more may be sent, or there never will be room again
+        self._room = room
 
     def room(self) -> int:
         """How many bytes may be sent now.
@@ -86,50 +66,30 @@ class Tunnel:
             raise self._over()
         return exchange.send_window()
 
-    async def wait_room(self, *, limited: bool = False) -> None:
+    async def wait_room(self) -> None:
         """Wait until :meth:`room` is worth another call.
 
-        :param limited: whether the caller limits the wait.
-        :raises TransportError: when there never will be room again, or nobody waits for it: see the module.
+        :raises TransportError: when there is no room, and the peer has ended its half. Nobody reads any more then, so
+            nobody would notice the end of the rest.
         """
-        exchange = self._exchange
-        if not exchange.receiving.over or exchange.send_window() > 0:
-            await self._room.wait()
-        elif exchange.receiving.state is not Receive.ENDED or not (exchange.sending.open and exchange.writable):
+        if self._exchange.receiving.over and self._exchange.send_window() <= 0:
             raise self._over()
-        elif limited:
-            await self._room.wait()
-        else:
-            await self._wait_within(exchange.timeouts.write)
-
-    async def _wait_within(self, seconds: float | None) -> None:
-        """Wait for room as long as the peer takes something within so many seconds."""
-        if seconds is None:
-            raise self._over()
-        exchange, before = self._exchange, math.inf
-        while (unsent := exchange.unsent()) < before:
-            before = unsent
-            with Limit(self._host, monotonic() + seconds, self._look) as limit:
-                await self._room.wait()
-            if not limit.passed:
-                return
-        raise self._over(f": its peer took nothing within {seconds:g} s")
+        await self._room.wait()
 
     def on_room(self) -> None:
         """More may be sent, or there never will be room again, or the peer has ended its half."""
         self._room.set()
 
-    async def send(self, data: bytes, *, limited: bool = False) -> None:
+    async def send(self, data: bytes) -> None:
         """Send all of this, and wait for room.
 
-        :param limited: whether the caller limits the wait.
-        :raises AllswellError: when the tunnel is over, or as :meth:`wait_room` does.
+        :raises AllswellError: when the tunnel is over.
         """
         offset = 0
         while offset < len(data):
             window = self.room()
             if window <= 0:
-                await self.wait_room(limited=limited)
+                await self.wait_room()
                 continue
             piece = data if len(data) <= window and not offset else data[offset : offset + window]
             offset += len(piece)
@@ -154,5 +114,5 @@ class Tunnel:
                 await exchange.delivered()
         return exchange.receiving.state is Receive.ENDED
 
-    def _over(self, why: str = "") -> TransportError:
-        return TransportError(f"the tunnel to {self._exchange.label} has ended{why}", operation="write")
+    def _over(self) -> TransportError:
+        return TransportError(f"the tunnel to {self._exchange.label} has ended", operation="write")

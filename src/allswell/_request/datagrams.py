@@ -46,8 +46,7 @@ class HttpDatagrams:
         """Send a datagram. If too much is unsent, wait for room first.
 
         :raises LocalProtocolError: if it is larger than ``max_size``. Nothing was sent.
-        :raises TransportError: if the stream is gone, or the peer has ended its half, and takes no more within the
-            request's write timeout.
+        :raises TransportError: if the stream is gone, or the peer has ended its half and takes no more.
         """
         stream, connection = self._stream, self._exchange.connection
         beside = connection.datagram_room(self._exchange)

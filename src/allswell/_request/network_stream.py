@@ -213,14 +213,13 @@ class NetworkStream:
 
         :param timeout: how many seconds to wait; ``None``: no limit.
         :raises Timeout: if the peer does not take it in time. Part of it may have been sent.
-        :raises TransportError: if the stream is gone. Without ``timeout``, also if the peer has ended its half, and
-            takes no more within the request's write timeout.
+        :raises TransportError: if the stream is gone.
         :raises LocalProtocolError: if the response has no raw stream.
         """
         tunnel = self._require_tunnel()
         with self._limit(timeout) as limit:
             if self._stack is None:
-                await tunnel.send(bytes(buffer), limited=timeout is not None)
+                await tunnel.send(bytes(buffer))
             else:
                 self._stack.top.transmit(bytes(buffer))
                 await self._stack.top.flush()
