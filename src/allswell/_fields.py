@@ -775,7 +775,7 @@ def _options(value: bytes) -> set[bytes]:
     return {option.strip(_BLANKS) for option in value.lower().split(b",")}
 
 
-#: The names of fields that :func:`never_indexed` may speak of.
+#: The names of fields that enter no compression table: see :func:`never_indexed`. (``:path`` may, if it is ``/``.)
 SOMETIMES_NEVER_INDEXED = _SECRET | {b":path"}
 
 

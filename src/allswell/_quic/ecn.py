@@ -133,7 +133,7 @@ class EcnConnection(QuicConnection):
     ) -> None:
         """An ACK frame came.
 
-        :param acknowledged: the numbers that it names, in ascending order. Packets with these were sent.
+        :param acknowledged: the numbers that it names, in ascending order. Not all need have been sent in this space.
         :param delay: of the peer, in seconds.
         :param counts: of ECN.
         """
