@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
@@ -16,6 +17,7 @@ import anyio
 import pytest
 import trio
 import trustme
+from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
@@ -23,6 +25,7 @@ from allswell._errors import AllswellError, ConnectFailed, LocalProtocolError, P
 from allswell.testing import Origin, Response
 from tests.support import certificates as certs
 from tests.support.certificates import certificates
+from tests.support.h2_script import Http2Server, Request, Talk, h2_tls
 from tests.support.holes import tcp_hole
 from tests.support.lag import LAG
 from tests.support.peer import PeerConnection, scripted_peer
@@ -305,6 +308,46 @@ async def test_write_timeout() -> None:
                 await pool.request("POST", peer.url, content=bytes(20_000_000), timeouts=Timeouts(write=0.3))
             assert caught.value.phase == "write"
             assert monotonic() - began < 0.3 + LAG
+
+
+async def test_write_timeout_beside_an_upload_that_goes_on() -> None:
+    """Room for others is no room for this one, though it is woken for it."""
+    stuck_failed = anyio.Event()
+
+    def serve(talk: Talk, request: Request) -> None:
+        if request.path == "/stuck":
+            talk.credits_at_once = False
+            return
+        stuck = talk.requests[request.stream - 2]
+        talk.send(WindowUpdateFrame(0, window_increment=len(stuck.body)))
+        while not request.ended and (frame := talk.read()) is not None:
+            if isinstance(frame, DataFrame) and frame.data and not request.ended:
+                streams = (0, request.stream) if frame.stream_id == request.stream else (0,)
+                talk.send(*(WindowUpdateFrame(each, window_increment=len(frame.data)) for each in streams))
+        assert stuck.reset is not None
+        talk.answer(request)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        while not stuck_failed.is_set():
+            yield bytes(10_000)
+
+    server = Http2Server(serve)
+    with scripted_peer(server, tls=h2_tls()) as peer:
+        async with pool_for() as pool:
+
+            async def stuck() -> None:
+                with pytest.raises(Timeout) as caught:
+                    await pool.request("POST", f"{peer.url}/stuck", content=bytes(200_000), timeouts=Timeouts(write=1))
+                assert caught.value.phase == "write"
+                stuck_failed.set()
+
+            with anyio.fail_after(6 * LAG):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(stuck)
+                    await anyio.to_thread.run_sync(lambda: server.talk().wait_for("DATA 1", 4))
+                    answer = await pool.request("POST", f"{peer.url}/going", content=pieces())
+            assert answer.status == 200
+        assert len(server.talks) == 1
 
 
 # The pool's own life

@@ -76,7 +76,7 @@ class Upload:
     :param continues: set when 100 (Continue), or the response, has come.
     :ivar running: whether the caller's iterator has not ended yet.
     :ivar raised: the error of the caller's iterator.
-    :ivar write_at: the deadline for the peer to take something, while it takes nothing; else ``inf``.
+    :ivar write_at: the deadline for the peer to take something, while there is no room for more; else ``inf``.
     """
 
     __slots__ = (
@@ -117,8 +117,9 @@ class Upload:
         self._room.set()
 
     def on_room(self) -> None:
-        """More may be sent."""
-        self.write_at = math.inf
+        """More may be sent, by this upload or by others."""
+        if self._exchange.send_window() > 0:
+            self.write_at = math.inf
         self._room.set()
 
     def on_continue(self) -> None:
@@ -160,6 +161,7 @@ class Upload:
             exchange.on_upload_raised(error)
         finally:
             self.running = False
+            self.write_at = math.inf
             exchange.on_upload_moved()
 
     async def _send_all(self, pieces: AsyncIterator[bytes], trailers: TrailerSource) -> None:
@@ -195,13 +197,13 @@ class Upload:
             if not exchange.sending.open:
                 raise _UploadStopped
             if offset < len(data) and window <= 0:
-                if exchange.timeouts.write is not None:
+                if exchange.timeouts.write is not None and self.write_at == math.inf:
                     self._unsent = exchange.unsent()
                     self.write_at = monotonic() + exchange.timeouts.write
                     exchange.on_upload_waits(self.write_at)
                 await self._room.wait()
-                self.write_at = math.inf
                 continue
+            self.write_at = math.inf
             piece = data if len(data) <= window and not offset else data[offset : offset + window]
             offset += len(piece)
             last = end and offset >= len(data)
