@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 
 import anyio
 import httpcore
@@ -130,6 +131,28 @@ async def test_a_stream_that_is_cut_fails_as_httpcore2_says(trusting: ssl.SSLCon
             assert isinstance(caught.value.__cause__, allswell.AllswellError)
             with pytest.raises(httpcore2.WriteError):
                 await stream.write(b"again")
+
+
+async def test_a_write_into_a_cut_stream_fails_though_nobody_reads() -> None:
+    """So much has come that reading is suspended: it is not the reader that learns of the cut."""
+    sent = threading.Event()
+
+    def script(connection: PeerConnection) -> None:
+        connection.read_head()
+        connection.send(_SWITCH + bytes(400_000))
+        sent.set()
+        connection.recv()
+        connection.reset()
+
+    with scripted_peer(script) as peer:
+        async with (
+            allswell.AsyncClient() as client,
+            client.stream("GET", peer.url, headers=_UPGRADE) as response,
+        ):
+            stream = response.extensions["network_stream"]
+            await anyio.to_thread.run_sync(sent.wait)
+            with anyio.fail_after(60), pytest.raises(httpcore2.WriteError):
+                await stream.write(bytes(20_000_000))
 
 
 async def test_closing_the_pool_ends_a_tunnel_within_the_grace() -> None:

@@ -346,6 +346,11 @@ class Connection:
         """How many bytes keep the exchange from sending more: its own, and all that were written before."""
         return self._driver.writer.unsent + self._backend.unsent(exchange.number)
 
+    @property
+    def writable(self) -> bool:
+        """Whether no write has failed."""
+        return not self._driver.writer.failed
+
     def send_window(self, exchange: Exchange[Connection]) -> int:
         """Bytes of body that may be sent now."""
         if exchange.number not in self._exchanges or self._driver.writer.full:

@@ -76,6 +76,10 @@ class Carries(Protocol):
     parting: Parting
 
     @property
+    def writable(self) -> bool:
+        """Whether no write has failed."""
+
+    @property
     def expect_continue_timeout(self) -> float | None:
         """How many seconds an upload waits for 100 (Continue)."""
 
@@ -420,6 +424,11 @@ class Exchange(Halves, Generic[On]):
         :raises LocalProtocolError: when it contradicts its head.
         """
         self.connection.send_body(self, data, end=end, trailers=trailers)
+
+    @property
+    def writable(self) -> bool:
+        """Whether no write of its connection has failed. (The reader tells of that, but only while it reads.)"""
+        return self.connection.writable
 
     def unsent(self) -> int:
         """How many bytes keep it from sending more."""

@@ -35,6 +35,10 @@ class Tunnels(Protocol):
     def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send some, at most :meth:`send_window` bytes."""
 
+    @property
+    def writable(self) -> bool:
+        """Whether no write of its connection has failed."""
+
     def receive_nowait(self) -> bytes | None:
         """Return what has come."""
 
@@ -69,10 +73,11 @@ class Tunnel:
     async def wait_room(self) -> None:
         """Wait until :meth:`room` is worth another call.
 
-        :raises TransportError: when there is no room, and the peer has ended its half. Nobody reads any more then, so
-            nobody would notice the end of the rest.
+        :raises TransportError: when there is no room, and the peer has ended its half, or a write has failed. Nobody
+            may be reading then, so nobody would notice the end of the rest.
         """
-        if self._exchange.receiving.over and self._exchange.send_window() <= 0:
+        exchange = self._exchange
+        if not exchange.writable or (exchange.receiving.over and exchange.send_window() <= 0):
             raise self._over()
         await self._room.wait()
 

@@ -58,6 +58,11 @@ class Writer:
         return self._top.unsent
 
     @property
+    def failed(self) -> bool:
+        """Whether a write has failed, so nothing more can be sent."""
+        return self._top.dead
+
+    @property
     def full(self) -> bool:
         """Whether uploads must wait."""
         return self._top.unsent > UNSENT_LIMIT or self._top.dead
