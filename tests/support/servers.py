@@ -130,8 +130,16 @@ def lacks(what: str) -> NoReturn:
 
 
 def signal_reload(number: signal.Signals) -> Callable[[ServerInfo], None]:
-    """A reload that is a signal."""
-    return lambda server: server.process.send_signal(number)
+    """A reload that is a signal. The server must have answered before: one that only listens may not catch it yet."""
+
+    def reload(server: ServerInfo) -> None:
+        with socket.create_connection(("127.0.0.1", server.http_port), timeout=50) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            if not client.recv(1):
+                raise RuntimeError(f"{server.name} does not answer (exit {server.process.poll()}):\n{server.log()}")
+        server.process.send_signal(number)
+
+    return reload
 
 
 @contextmanager
