@@ -11,6 +11,7 @@ import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import httpx2
 import pytest
@@ -24,13 +25,11 @@ _PROGRAM = Path(__file__).with_name("user_program.py")
 _SOURCE = Path(allswell.__file__).parents[1]
 
 
-def test_the_program_uses_every_public_name() -> None:
-    used = {
-        node.attr
-        for node in ast.walk(ast.parse(_PROGRAM.read_text()))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "allswell"
-    }
-    assert set(allswell.__all__) - used == set()
+@pytest.mark.parametrize("module", [allswell, allswell.testing, allswell.otel], ids=lambda each: each.__name__)
+def test_the_program_uses_every_public_name(module: ModuleType) -> None:
+    attributes = [node for node in ast.walk(ast.parse(_PROGRAM.read_text())) if isinstance(node, ast.Attribute)]
+    used = {node.attr for node in attributes if ast.unparse(node.value) == module.__name__}
+    assert set(module.__all__) - used == set()
 
 
 def test_mypy_reads_the_program_as_it_is_meant() -> None:

@@ -15,6 +15,8 @@ import httpx2
 
 import allswell
 import allswell.httpx
+import allswell.otel
+import allswell.testing
 
 _VERSION: str = allswell.__version__
 
@@ -229,8 +231,90 @@ async def errors(pool: allswell.ConnectionPool) -> str:
     return ""
 
 
+def observed(client: allswell.AsyncClient, pool: allswell.ConnectionPool) -> None:
+    """OpenTelemetry."""
+    stops = [allswell.otel.instrument(client), allswell.otel.instrument(pool, connection_spans=False, user_agent=True)]
+    for stop in stops:
+        stop()
+
+
+async def tested() -> None:
+    """A client's endings."""
+
+    async def later(request: allswell.testing.Request) -> allswell.testing.Response:
+        return allswell.testing.Response(body=request.body, headers=[("A", request.path)])
+
+    def now(request: allswell.testing.Request) -> allswell.testing.Response:
+        return allswell.testing.Response(404, headers={"A": request.http_version}, framing="chunked")
+
+    fixed = allswell.testing.Response(headers=(("A", "1"), ("A", "2")))
+    async with allswell.testing.Origin({"/": fixed, "/now": now}, versions=["h1", "h3"]) as origin:
+        origin.route("/later", later)
+        origin.goaway(after=1)
+        origin.slow(bytes_per_second=1000)
+        origin.behave()
+        async with allswell.AsyncClient(verify=origin.client_context()) as client:
+            answer = await client.get(f"{origin.url}/later")
+        await origin.ended()
+        await origin.seen(allswell.testing.RequestReceived, count=1, timeout=1)
+        origin.assert_ended_gracefully()
+        origin.assert_no_reset()
+        origin.assert_executed_once(answer.request)
+        events: list[allswell.testing.GoAway] = origin.record.of(allswell.testing.GoAway)
+        print(events, what_happened(origin.record))
+    with allswell.testing.Origin(tls=False) as synchronous:
+        synchronous.restart(down=0.1)
+        synchronous.wait_ended(timeout=1)
+    mock = allswell.testing.MockOrigin({"/": fixed})
+    mock.refuse(times=1)
+    async with httpx2.AsyncClient(transport=mock) as plain:
+        await plain.get("https://a.example")
+    mock.assert_executed_once("GET /")
+
+
+def what_happened(record: allswell.testing.Record) -> list[str]:
+    """Each event in words."""
+    return [_words(event) for event in record.events]
+
+
+def _words(event: allswell.testing.Event) -> str:
+    match event:
+        case allswell.testing.Connected(over=over):
+            return over
+        case allswell.testing.Secured(version=version, alpn=alpn):
+            return version + alpn
+        case allswell.testing.Speaks(version=version):
+            return version
+        case allswell.testing.RequestReceived() | allswell.testing.RequestExecuted():
+            return f"{event.stream} {event.method} {event.target}"
+        case allswell.testing.RequestRefused() | allswell.testing.ExchangeCut():
+            return f"{event.stream} {event.method} {event.target}"
+        case allswell.testing.ResponseSent(stream=stream, status=status):
+            return f"{stream} {status}"
+        case allswell.testing.StreamReset(stream=stream, word=word, code=code):
+            return f"{stream} {word} {code}"
+        case allswell.testing.GoAway(last=last, code=code):
+            return f"{last} {code}"
+        case allswell.testing.ConnectionClose(code=code, application=application, reason=reason):
+            return f"{code} {application} {reason}"
+        case allswell.testing.Alert(reason=reason) | allswell.testing.Violation(why=reason):
+            return reason
+        case allswell.testing.Said(word=word, cut=cut):
+            return f"{word} {cut}"
+        case allswell.testing.CloseNotify() | allswell.testing.Fin() | allswell.testing.Rst():
+            return event.direction
+        case allswell.testing.Ended() | allswell.testing.Vanished():
+            return f"{event.connection} {event.at}"
+        case _:
+            return str(event)
+
+
 async def wrong(pool: allswell.ConnectionPool) -> None:
     """What mypy must find."""
+    allswell.testing.Origin(versions=["h4"])  # type: ignore[list-item]
+    allswell.testing.Response(headers={"A": 1})  # type: ignore[dict-item]
+    allswell.testing.Response(framing="none")  # type: ignore[arg-type]
+    allswell.otel.instrument(httpx2.AsyncClient())  # type: ignore[arg-type]
     allswell.ConnectionPool(max_conections=1)  # type: ignore[call-arg]
     allswell.ConnectionPool(retries="2")  # type: ignore[arg-type]
     allswell.ConnectionPool(http3="never")  # type: ignore[arg-type]
