@@ -25,6 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from allswell._errors import LocalProtocolError
+from allswell._memory import remember
 from allswell._messages import Field, Headers, RequestHead
 
 # Grammar
@@ -78,9 +79,7 @@ class Names(dict[bytes, bytes]):
             return b""
         lower = name.lower()
         if len(name) <= self._LONGEST:
-            if len(self) >= self._MOST:
-                self.clear()
-            self[name] = lower
+            remember(self, name, lower, self._MOST)
         return lower
 
 
@@ -365,9 +364,7 @@ class RequestSections(Generic[_Form]):
                 sent = lower if self._end_to_end else name
         found = (self._formed(name, value) if sent is None else self._form(sent, value)), framing
         if len(name) + len(value) <= self._LONGEST:
-            if len(self._known) >= self._MOST:
-                self._known.clear()
-            self._known[field] = found
+            remember(self._known, field, found, self._MOST)
             if sent is not None and len(self._names) < self._MOST:
                 self._names[name] = sent
         return found
@@ -636,9 +633,7 @@ class ReceivedSections:
             tells = bool(telling_fields((checked,)))
         learnt = checked, size + 32, tells
         if size <= self._LONGEST:
-            if len(self._known) >= self._MOST:
-                self._known.clear()
-            self._known[field] = learnt
+            remember(self._known, field, learnt, self._MOST)
             if not tells and len(self._names) < self._MOST:
                 self._names.add(name)
         return learnt

@@ -52,6 +52,7 @@ from httpx2 import Response as HttpxResponse
 from allswell import _gzip, _shapes
 from allswell._given import require
 from allswell._late import Late
+from allswell._memory import remember
 from allswell._request.route import IN_QUERY, LONGEST_URL, SEGMENT, PlainUrls
 
 if TYPE_CHECKING:
@@ -236,11 +237,10 @@ class _Sections:
         if found is None:
             if not all(type(name) is str and name.isascii() for name in names):
                 return None
-            if len(self._by_names) >= self._MOST:
-                self._by_names.clear()
             written = [(name, name.encode("ascii"), name.lower().encode("ascii")) for name in names]
             others = {lower for _, _, lower in written}
-            found = self._by_names[names] = [field for field in own if field[1] not in others], written
+            found = [field for field in own if field[1] not in others], written
+            remember(self._by_names, names, found, self._MOST)
         kept, written = found
         return kept + [(raw, lower, given[name].encode("ascii")) for name, raw, lower in written]
 

@@ -45,6 +45,7 @@ from allswell._fields import as_bytes
 from allswell._filters.keylog import new_context
 from allswell._given import require, require_known, require_none_beside_pool, require_type
 from allswell._late import Late
+from allswell._memory import remember
 from allswell._messages import RequestHead
 from allswell._patched import Library
 from allswell._pool.pool import ConnectionPool
@@ -507,9 +508,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         if self._proxies:
             found = found._replace(route=found.route._replace(proxies=self._proxies))
         if server_name is None:
-            if len(self._origins) >= _MOST_ORIGINS:
-                self._origins.clear()
-            self._origins[key] = found
+            remember(self._origins, key, found, _MOST_ORIGINS)
         return found
 
     def _timeouts(self, extensions: Mapping[str, Any]) -> Timeouts:

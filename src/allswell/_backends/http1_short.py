@@ -12,6 +12,7 @@ import re
 from typing import Any, TypeVar
 
 from allswell._fields import MAX_FIELDS, Names, kept_idle, received_field
+from allswell._memory import remember
 from allswell._messages import Field, Headers, ResponseHead
 
 #: A reason phrase with control characters is left to h11.
@@ -123,8 +124,7 @@ class Heads:
         if match is None:
             return None
         found = int(match[1]), match[2] or b""
-        _remember(self._begun, line, found)
-        return found
+        return _remembered(self._begun, line, found)
 
     def _learnt(self, line: bytes) -> _Known | None:
         """A line's field and what it says, which are remembered; ``None`` if no ordinary head has it."""
@@ -137,9 +137,7 @@ class Heads:
             noted, said = lower, _said(lower, field[1])
             if said is None:
                 return None
-        known = field, noted, said
-        _remember(self._known, line, known)
-        return known
+        return _remembered(self._known, line, (field, noted, said))
 
 
 def _said(name: bytes, value: bytes) -> Any:
@@ -153,8 +151,5 @@ def _said(name: bytes, value: bytes) -> Any:
     return {b"keep-alive": False, b"close": True}.get(value.lower())
 
 
-def _remember(known: dict[bytes, _Found], line: bytes, found: _Found) -> None:
-    if len(line) <= _LONGEST:
-        if len(known) >= _MOST:
-            known.clear()
-        known[line] = found
+def _remembered(known: dict[bytes, _Found], line: bytes, found: _Found) -> _Found:
+    return remember(known, line, found, _MOST) if len(line) <= _LONGEST else found

@@ -42,6 +42,7 @@ from allswell._fields import (
     received_section,
     section_size,
 )
+from allswell._memory import remember
 from allswell._messages import Headers
 
 # A header list that is too large costs its stream. With so many times the limit, or in so many frames, it costs the
@@ -258,10 +259,7 @@ class FieldDecoder:
         """
         name, value = entry
         field = field_of_section(name, value)
-        if len(self._checked) >= _REMEMBERED:
-            self._checked.clear()
-        checked = self._checked[entry] = field, len(name) + len(value) + 32
-        return checked
+        return remember(self._checked, entry, (field, len(name) + len(value) + 32), _REMEMBERED)
 
     def _decode_rest(self, block: bytes, *, within: bool, limit: int) -> Headers:
         """Decode by hpack, from the first unusual line on.

@@ -43,6 +43,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from allswell._clock import monotonic
+from allswell._memory import remember
 
 _STRANGER = "stranger.invalid"
 _NO_TLS_1_3 = "this SSLContext offers no TLS 1.3 with a known cipher suite and group"
@@ -113,9 +114,7 @@ def check(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> 
         if refusal is None or same != version:
             raise AlertBadCertificate("this SSLContext cannot judge certificates for QUIC")
         versions.add(version)
-    if len(remembered) >= _MOST_REMEMBERED:
-        remembered.clear()
-    remembered[key] = now + min(_REMEMBERED_FOR, _valid_for(chain))
+    remember(remembered, key, now + min(_REMEMBERED_FOR, _valid_for(chain)), _MOST_REMEMBERED)
 
 
 def _is_plain(context: ssl.SSLContext) -> bool:

@@ -12,6 +12,7 @@ from allswell._config import ProxyHop
 from allswell._errors import LocalProtocolError, UnsupportedProtocol
 from allswell._events import Place
 from allswell._fields import name_for_tls, named_url, no_url, without_zone
+from allswell._memory import remember
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -230,12 +231,7 @@ class PlainUrls(Generic[_Origin]):
 
     def _of(self, match: re.Match[str]) -> _Origin:
         known = self._known.get(match[0])
-        if known is None:
-            known = self._origin(match)
-            if len(self._known) >= self._MOST:
-                self._known.clear()
-            self._known[match[0]] = known
-        return known
+        return remember(self._known, match[0], self._origin(match), self._MOST) if known is None else known
 
 
 class Destinations:
@@ -260,12 +256,7 @@ class Destinations:
             to, rest = plain
             return to, (rest[0] if rest[1] else f"/{rest[0]}").encode("ascii")
         known = self._others.get(url)
-        if known is None:
-            known = parsed(url)
-            if len(self._others) >= self._MOST:
-                self._others.clear()
-            self._others[url] = known
-        return known
+        return remember(self._others, url, parsed(url), self._MOST) if known is None else known
 
 
 def parsed(url: str) -> tuple[Destination, bytes]:
