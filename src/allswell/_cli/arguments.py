@@ -105,9 +105,14 @@ class Asked:
     said: str | None = None
 
     @property
+    def sends_data(self) -> bool:
+        """Whether data is the request's body."""
+        return self.data is not None and not self.as_query
+
+    @property
     def posts(self) -> bool:
         """Whether data or a form is the request's body."""
-        return bool(self.form) or (self.data is not None and not self.as_query)
+        return bool(self.form) or self.sends_data
 
     def has_field(self, name: str) -> bool:
         """Whether a header field of this name (in lower case) is given."""
@@ -454,8 +459,7 @@ def _next(name: str, rest: Iterator[str]) -> str:
 def _check(asked: Asked) -> None:
     if not asked.urls:
         raise Failed(Exit.USAGE, "the command line has no URL")
-    data = asked.data is not None and not asked.as_query
-    if sum((data, bool(asked.form), bool(asked.uploads), asked.head)) > 1:
+    if sum((asked.sends_data, bool(asked.form), bool(asked.uploads), asked.head)) > 1:
         raise Failed(Exit.USAGE, "-d, -F, -T and -I cannot be used together")
     if asked.resume is not None and (asked.uploads or not (asked.resume == "-" or asked.resume.isdecimal())):
         raise Failed(Exit.USAGE, "-C takes a number or -, and cannot be used with -T")

@@ -194,7 +194,7 @@ def _body(
     if asked.form:
         say_ignored = _nothing if asked.silent else say
         return {"files": [_part(*each, files, say_ignored) for each in asked.form]}, None, None
-    if asked.data is not None and not asked.as_query:
+    if asked.sends_data:
         return {"content": asked.data}, None, _JSON if asked.json else _FORM
     return {}, None, _JSON if asked.json else None
 

@@ -188,7 +188,7 @@ class Transfer:
             request = _without_body(request)  # httpx2 keeps it if the method is GET by -X
         if asked.method is not None:
             request.method = asked.method
-        trusted = asked.trusted_location or _one_origin(request, first)
+        trusted = self._trusts(request, first)
         if request is not first:
             if asked.auto_referer and not asked.has_field("referer") and self._request is not None:
                 request.headers["Referer"] = str(self._request.url.copy_with(userinfo=b"", fragment=None))
@@ -206,6 +206,11 @@ class Transfer:
             request.headers["Cookie"] = f"{kept}; {literal}" if kept and kept != literal else literal
         return request
 
+    def _trusts(self, request: httpx2.Request, first: httpx2.Request) -> bool:
+        """Whether a request may have the secrets of the first one: it has the same origin, or all are trusted."""
+        here, there = request.url, first.url
+        return self._asked.trusted_location or (here.scheme, here.netloc) == (there.scheme, there.netloc)
+
     async def _exchange(
         self, request: httpx2.Request, first: httpx2.Request, what: Sent, deadline: float | None, hops: int
     ) -> httpx2.Request | None:
@@ -217,10 +222,9 @@ class Transfer:
                 raise Failed(Exit.TIMEOUT, f"the transfer was not complete within {asked.max_time:g} s")
             request.extensions = {**request.extensions, "total_timeout": left}
         auth = None
-        if asked.digest and what.user is not None and (asked.trusted_location or _one_origin(request, first)):
+        if asked.digest and what.user is not None and self._trusts(request, first):
             auth = httpx2.DigestAuth(*what.user)
         response = await self._client.send(request, stream=True, auth=auth, follow_redirects=False)
-        self._response = response
         try:
             self.facts["time_starttransfer"] = monotonic() - self._began
             following = response.next_request if asked.location else None
@@ -369,10 +373,6 @@ _SECONDS = (
     "time_starttransfer",
     "time_total",
 )
-
-
-def _one_origin(one: httpx2.Request, other: httpx2.Request) -> bool:
-    return (one.url.scheme, one.url.netloc) == (other.url.scheme, other.url.netloc)
 
 
 def _without_body(request: httpx2.Request) -> httpx2.Request:

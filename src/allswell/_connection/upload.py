@@ -118,7 +118,7 @@ class Upload:
 
     def on_room(self) -> None:
         """More may be sent, by this upload or by others."""
-        if self._exchange.send_window() > 0:
+        if self.write_at < math.inf and self._exchange.send_window() > 0:
             self.write_at = math.inf
         self._room.set()
 
