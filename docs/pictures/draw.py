@@ -55,6 +55,7 @@ _MODULES = {
     "_errors": "errors",
     "_clock": "the clock",
     "_late": "late imports",
+    "_memory": "memories with a bound",
 }
 
 _STYLE = """
