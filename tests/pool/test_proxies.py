@@ -519,7 +519,9 @@ async def test_names_are_looked_up_once_for_all_tunnels_through_socks() -> None:
             for number in range(5):
                 tasks.start_soon(pool.request, "GET", f"http://localhost.test:{origin.port}/{number}")
             await anyio.wait_all_tasks_blocked()
+            assert pool.snapshot().dials == 5
             known.held["localhost.test"].set()
         await proxy.ended()
-    assert len(proxy.connections) == 5
+    # A request that waits takes the first connection that is free: a dial that is late ends before the proxy saw it.
+    assert 1 <= len(proxy.connections) <= 5
     assert known.asked == {"localhost.test": 2}

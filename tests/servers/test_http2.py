@@ -111,8 +111,10 @@ async def test_graceful_restart_under_load(make: Any) -> None:
     """Fifty workers while it reloads twice: no request fails."""
     served = 0
     restarted = 0
+    # nginx ends a connection after a thousand requests: perhaps none is left to close at the end.
+    ends: list[ConnectionEnd] = []
     with make() as server:
-        async with trusting(max_connections=None) as pool:
+        async with trusting(max_connections=None, on_connection_end=ends.append) as pool:
             done = anyio.Event()
 
             async def worker() -> None:
@@ -135,10 +137,10 @@ async def test_graceful_restart_under_load(make: Any) -> None:
                         while served < before + 900:  # noqa: ASYNC110  the workers' doing
                             await anyio.sleep(0.01)
                 done.set()
-            report = await pool.aclose()
     assert restarted == 2
     assert served >= 1800
-    assert report.connections
+    assert len(ends) >= 2
+    assert all(map(server.ended_well, ends)), ends
 
 
 @contextmanager
