@@ -32,4 +32,4 @@ def integer_end(data: bytes, position: int, bits: int) -> int:
 def string(text: bytes) -> bytes:
     """Encode a string without Huffman's code (RFC 7541 §5.2)."""
     size = len(text)
-    return (size.to_bytes(1, "big") if size < 0x7F else integer(size, 7)) + text
+    return (_OCTETS[size] if size < 0x7F else integer(size, 7)) + text
