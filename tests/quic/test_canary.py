@@ -42,6 +42,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_configuration": QuicConfiguration,
     "_crypto_streams": dict,
     "_cryptos": dict,
+    "_cryptos_initial": dict,
     "_datagrams_pending": deque,
     "_events": None,
     "_handshake_complete": bool,
@@ -121,6 +122,11 @@ METHODS = {
 
 #: What a method of aioquic's must still be made of, where ours does the same work or relies on its order.
 SOURCES = {
+    "_initialize": [
+        "for version in self._configuration.supported_versions:",
+        "pair.setup_initial(cid=peer_cid, is_client=self._is_client, version=version)",
+        "self._serialize_transport_parameters()",
+    ],
     "receive_datagram": [
         "if self._state in END_STATES:",
         "packet_number in space.received_packets",
@@ -414,6 +420,8 @@ def test_parts(connection: Engine) -> None:
     assert "self._client_handle_certificate_verify(input_buf)" in inspect.getsource(tls.Context), _BROKE
     assert connection.tls._peer_certificate is None, _BROKE
     assert connection._cryptos[tls.Epoch.ZERO_RTT].send.is_valid() is False, _BROKE
+    assert connection._cryptos_initial.keys() == {VERSION_1}, _BROKE
+    assert aioquic_connection.EPOCHS("I0") == frozenset({tls.Epoch.INITIAL, tls.Epoch.ZERO_RTT}), _BROKE
     fields = ["epoch", "host_cid", "network_path", "quic_logger_frames", "time", "version"]
     assert list(QuicReceiveContext.__dataclass_fields__) == fields, _BROKE
     aead = _crypto.AEAD(b"aes-128-gcm", bytes(16), bytes(11) + b"\1")

@@ -13,6 +13,7 @@ from aioquic.tls import Epoch
 
 from allswell._quic.connection import ClientConnection
 from allswell._quic.engine import Engine
+from allswell._quic.settings import VERSION_1, VERSION_2
 from allswell._quic.trust import check
 from tests.support.certificates import certificates
 
@@ -197,3 +198,23 @@ def test_small_requests_share_packets(monkeypatch: pytest.MonkeyPatch, way: str)
     assert all(streams[each].receiver._final_size == 105 for each in requests)
     assert all(streams[each].receiver.starting_offset() == 105 for each in requests)
     assert pair.client.all_acknowledged
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_the_initial_keys_of_another_version_are_made_if_it_comes_before_they_are_discarded(confirmed: bool) -> None:
+    """RFC 9368 §2.3: the server may change the version. RFC 9001 §4.9.1: later there are no Initial keys any more."""
+    both = Shaking()
+    keys = both.client.engine._cryptos_initial
+    assert list(keys) == [VERSION_1]
+    if confirmed:
+        both.finish()
+    assert keys[VERSION_1].recv.is_valid() is not confirmed
+    assert keys[VERSION_2].recv.is_valid() is keys[VERSION_2].send.is_valid() is not confirmed
+
+
+def test_all_versions_are_offered() -> None:
+    both = Shaking()
+    both.up(both.from_client())
+    told = both.server._remote_version_information
+    assert told is not None
+    assert (told.chosen_version, told.available_versions) == (VERSION_1, [VERSION_1, VERSION_2])

@@ -27,11 +27,13 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.buffer import encode_uint_var
+from aioquic.quic import connection as aioquic_connection
 from aioquic.quic import events as theirs
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
@@ -44,6 +46,7 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicReceiveContext,
 )
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -76,6 +79,10 @@ def _printable(record: logging.LogRecord) -> bool:
 _log = logging.getLogger("quic")
 _log.addFilter(_printable)
 _log.addHandler(logging.NullHandler())
+
+# For each connection aioquic makes the same sets of epochs: for each type of frame, those in which it is allowed. That
+# takes longer than the rest of the constructor. The sets cannot change, so each is made once.
+aioquic_connection.EPOCHS = cache(aioquic_connection.EPOCHS)
 
 #: RFC 9000 §10.3: the least length of a stateless reset.
 _SHORTEST_RESET = 21
@@ -110,6 +117,27 @@ class _Pacer(QuicPacketPacer):
         self.bucket_max = max(self.bucket_max, _PACER_BURST)
 
 
+class _InitialKeys(dict[int, CryptoPair]):
+    """The keys of Initial packets (RFC 9001 §5.2), by QUIC version. They are made when they are first asked for.
+
+    aioquic would make those of every version. But few servers change the version (RFC 9368 §2.3).
+
+    :param keys: those of the first flight.
+    :param cid: the connection ID that the first flight goes to.
+    """
+
+    def __init__(self, keys: dict[int, CryptoPair], cid: bytes) -> None:
+        super().__init__(keys)
+        (self._first,) = keys.values()
+        self._cid = cid
+
+    def __missing__(self, version: int) -> CryptoPair:
+        pair = self[version] = CryptoPair()
+        if self._first.recv.is_valid():  # else Initial keys are discarded (RFC 9001 §4.9.1)
+            pair.setup_initial(cid=self._cid, is_client=True, version=version)
+        return pair
+
+
 class Engine(PathMtuConnection):
     """aioquic's connection with our overrides; see the module.
 
@@ -133,6 +161,7 @@ class Engine(PathMtuConnection):
         super().__init__(configuration=configuration, **callbacks)
         self._groups = groups
         self._judge = judge
+        self._versions = configuration.supported_versions
         self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
         self._freed = 0
         self.data_queued = False
@@ -270,7 +299,13 @@ class Engine(PathMtuConnection):
             self._close_begin(is_initiator=False, now=now)
 
     def _initialize(self, peer_cid: bytes) -> None:
-        super()._initialize(peer_cid)
+        configuration = self._configuration
+        configuration.supported_versions = [self.version]  # aioquic makes keys for these
+        try:
+            super()._initialize(peer_cid)
+        finally:
+            configuration.supported_versions = self._versions
+        self._cryptos_initial = _InitialKeys(self._cryptos_initial, peer_cid)
         if self._groups:
             self.tls._supported_groups = list(self._groups)
 
@@ -419,9 +454,15 @@ class Engine(PathMtuConnection):
             self.largest_payload = min(self.largest_payload, parameters.max_udp_payload_size)
 
     def _serialize_transport_parameters(self) -> bytes:
+        configuration = self._configuration
+        versions, configuration.supported_versions = configuration.supported_versions, self._versions
+        try:
+            parameters = super()._serialize_transport_parameters()
+        finally:
+            configuration.supported_versions = versions
         size = encode_uint_var(LARGEST_DATAGRAM)
         parameter = encode_uint_var(_MAX_UDP_PAYLOAD_SIZE) + encode_uint_var(len(size)) + size
-        return super()._serialize_transport_parameters() + parameter
+        return parameters + parameter
 
     def _limits_due(self) -> list[Limit]:
         data = self._local_max_data
