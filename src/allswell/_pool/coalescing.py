@@ -16,7 +16,8 @@ certificate an attacker need not be on the path. We cannot detect a stolen certi
 
 A request that finds a connection on its route pays nothing for this. Any other request pays two look-ups in a dict:
 connections are found by the names in their certificates. service-identity then verifies the name. If the lookup of
-addresses finds no match, the dial that follows uses it.
+addresses finds no match, the dial that follows uses it. Certificates are read when a second origin first asks: most
+pools have connections to one origin only.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ class Coalescing:
         self._quic_identity = config.quic.certfile is not None
         self._config = config
         self._dialer = dialer
+        #: Connections of one route, and their addresses, whose certificates were not read yet.
+        self._unread: dict[Connection, SocketAddress] = {}
+        self._unread_route: Route | None = None
         self._reaches: dict[Connection, _Reach] = {}
         self._by_name: dict[str, dict[Connection, None]] = {}
         self._refused: OrderedDict[tuple[Route, Route], None] = OrderedDict()
@@ -84,15 +88,30 @@ class Coalescing:
             return
         if connection.http_version == "HTTP/3" and self._quic_identity:
             return
-        certificate, address = connection.extra("certificate"), connection.extra("server_addr")
-        if certificate is None or address is None:
+        address = connection.extra("server_addr")
+        if address is None:
             return
-        self._reaches[connection] = _Reach(connection, route, certificate, address)
-        for name in certificate.names:
-            self._by_name.setdefault(name, {})[connection] = None
+        self._read_for(route)
+        self._unread[connection], self._unread_route = address, route
+
+    def _read_for(self, route: Route) -> None:
+        """Read the certificates of connections to others, if that was not done yet."""
+        if self._unread and self._unread_route != route:
+            self._read()
+
+    def _read(self) -> None:
+        assert self._unread_route is not None
+        for connection, address in self._unread.items():
+            certificate = connection.extra("certificate")
+            if certificate is not None:
+                self._reaches[connection] = _Reach(connection, self._unread_route, certificate, address)
+                for name in certificate.names:
+                    self._by_name.setdefault(name, {})[connection] = None
+        self._unread.clear()
 
     def remove(self, connection: Connection) -> None:
         """It takes no more requests."""
+        self._unread.pop(connection, None)
         reach = self._reaches.pop(connection, None)
         if reach is not None:
             for name in dict.fromkeys(reach.certificate.names):
@@ -130,6 +149,7 @@ class Coalescing:
         return None
 
     def _candidates(self, route: Route) -> Iterator[Connection]:
+        self._read_for(route)
         host = _host(route)
         for name in (host, f"*.{host.partition('.')[2]}"):
             for connection in self._by_name.get(name, ()):
@@ -172,6 +192,8 @@ class Coalescing:
 
     def name(self, connection: Connection, origins: list[str]) -> list[Route]:
         """An ORIGIN frame has come (RFC 8336 §2.3). Return the routes that it must no longer serve."""
+        if connection in self._unread:
+            self._read()
         reach = self._reaches.get(connection)
         if reach is None:
             return []
