@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+import struct
 from collections.abc import Hashable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -292,7 +293,7 @@ def _offered(client_hello: bytes) -> _Offered:
     buf = Buffer(data=client_hello)
     buf.pull_bytes(4 + 2 + 32)
     session_id = buf.pull_bytes(buf.pull_uint8())
-    suites = {buf.pull_uint16() for _ in range(buf.pull_uint16() // 2)}
+    suites = _numbers(buf)
     buf.pull_bytes(buf.pull_uint8())
     end = buf.pull_uint16() + buf.tell()
     versions: set[bytes] = set()
@@ -304,7 +305,7 @@ def _offered(client_hello: bytes) -> _Offered:
         if kind == _SUPPORTED_VERSIONS:
             versions.update(buf.pull_bytes(2) for _ in range(buf.pull_uint8() // 2))
         if kind == _SUPPORTED_GROUPS:
-            groups.update(buf.pull_uint16() for _ in range(buf.pull_uint16() // 2))
+            groups = _numbers(buf)
         if kind == _KEY_SHARE:
             buf.pull_uint16()
             while buf.tell() < until:
@@ -312,6 +313,12 @@ def _offered(client_hello: bytes) -> _Offered:
                 shares[group] = buf.pull_bytes(buf.pull_uint16())
         buf.seek(until)
     return _Offered(versions, session_id, suites, groups, shares)
+
+
+def _numbers(buf: Buffer) -> set[int]:
+    """A list of numbers of two bytes, behind its size in bytes."""
+    size = buf.pull_uint16()
+    return set(struct.unpack(f"!{size // 2}H", buf.pull_bytes(size)))
 
 
 def _exchanged(group: int, theirs: bytes) -> tuple[bytes, bytes]:

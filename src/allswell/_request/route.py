@@ -147,6 +147,10 @@ def destination(url: httpx2.URL, server_name: str | None = None) -> Destination:
     port = DEFAULT_PORTS[scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
         raise LocalProtocolError(f"cannot request {named_url(url)!r}: its port is not from 1 to 65535")
+    return _destination(scheme, host, port, server_name)
+
+
+def _destination(scheme: str, host: str, port: int, server_name: str | None = None) -> Destination:
     named = authority(scheme, without_zone(host), port)
     return Destination(Route(scheme, host, port, server_name), scheme.encode("ascii"), named.encode("ascii"))
 
@@ -243,7 +247,7 @@ class Destinations:
     _MOST = 1024
 
     def __init__(self) -> None:
-        self._plain = PlainUrls(lambda match: parsed(match.string)[0])
+        self._plain = PlainUrls(_plain_destination)
         self._others: dict[str, tuple[Destination, bytes]] = {}
 
     def __len__(self) -> int:
@@ -257,6 +261,14 @@ class Destinations:
             return to, (rest[0] if rest[1] else f"/{rest[0]}").encode("ascii")
         known = self._others.get(url)
         return remember(self._others, url, parsed(url), self._MOST) if known is None else known
+
+
+def _plain_destination(origin: re.Match[str]) -> Destination:
+    """The destination of a URL with this origin, as :func:`parsed` gives it, which takes 12 µs."""
+    scheme, host, given = origin.groups()
+    scheme = scheme.replace("ws", "http")
+    port = int(given) if given else DEFAULT_PORTS[scheme]
+    return _destination(scheme, host, port) if port < 1 << 16 else parsed(origin.string)[0]
 
 
 def parsed(url: str) -> tuple[Destination, bytes]:
