@@ -11,7 +11,7 @@ import pytest
 from tests.support.lag import be_patient
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  # a fixture: every test must close what it opened
 from tests.support.native import built, compiled  # noqa: F401  # fixtures
-from tests.support.ports import closed_port  # noqa: F401  # a fixture
+from tests.support.ports import closed_port, closed_udp_port  # noqa: F401  # fixtures
 
 
 def pytest_configure() -> None:

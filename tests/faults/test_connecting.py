@@ -58,24 +58,15 @@ async def fails(
     return caught.value
 
 
-def closed_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
-
-
-async def test_refused() -> None:
-    port = closed_port()
-    error = await fails(ConnectFailed, f"http://127.0.0.1:{port}/", rf"127\.0\.0\.1:{port}.*refused")
+async def test_refused(closed_port: int) -> None:
+    url = f"http://127.0.0.1:{closed_port}/"
+    error = await fails(ConnectFailed, url, rf"127\.0\.0\.1:{closed_port}.*refused")
     assert isinstance(error, ConnectFailed)
     assert error.phase == "tcp"
 
 
-async def test_refused_by_name_tells_of_the_address() -> None:
-    await fails(
-        ConnectFailed, f"http://localhost:{closed_port()}/", r"localhost:\d+: .*127\.0\.0\.1: Connection refused"
-    )
+async def test_refused_by_name_tells_of_the_address(closed_port: int) -> None:
+    await fails(ConnectFailed, f"http://localhost:{closed_port}/", r"localhost:\d+: .*127\.0\.0\.1: Connection refused")
 
 
 async def test_no_such_unix_socket(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from contextlib import ExitStack
 from typing import Any
@@ -289,12 +288,9 @@ async def test_a_proxy_that_stalls_is_named() -> None:
                 await pool.request("GET", "https://origin.example/", timeouts=Timeouts(connect=0.3))
 
 
-async def test_a_proxy_that_is_not_there() -> None:
-    with socket.socket(type=socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    async with pool_through(hop_to(port)) as pool:
-        with pytest.raises(ConnectFailed, match=f"the proxy https://localhost:{port}"):
+async def test_a_proxy_that_is_not_there(closed_udp_port: int) -> None:
+    async with pool_through(hop_to(closed_udp_port)) as pool:
+        with pytest.raises(ConnectFailed, match=f"the proxy https://localhost:{closed_udp_port}"):
             await pool.request("GET", "https://origin.example/")
 
 

@@ -359,16 +359,16 @@ async def test_records_without_http3_are_for_tcp_alone(dns: DnsServer, names: Na
         assert b"Host: name.example\r\n" in tcp.connections[0].requests[0]
 
 
-async def test_tcp_falls_back_by_priority_and_then_to_the_origin(dns: DnsServer, names: Names) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        nobody = closed.getsockname()[1]
+async def test_tcp_falls_back_by_priority_and_then_to_the_origin(
+    dns: DnsServer, names: Names, closed_port: int
+) -> None:
     with on_tcp() as tcp:
-        dns.zone = f"""_{tcp.port}._https.name.example. 60 HTTPS 1 other.example. alpn=h2 port={nobody}
-            _{nobody}._https.name.example. 60 HTTPS 1 other.example. port={nobody}
-            _{nobody}._https.name.example. 60 HTTPS 2 other.example. port={tcp.port}"""
+        dns.zone = f"""_{tcp.port}._https.name.example. 60 HTTPS 1 other.example. alpn=h2 port={closed_port}
+            _{closed_port}._https.name.example. 60 HTTPS 1 other.example. port={closed_port}
+            _{closed_port}._https.name.example. 60 HTTPS 2 other.example. port={tcp.port}"""
         async with trusting(dns, http3=False) as pool:
             assert await version_of(pool, tcp.port) == b"HTTP/1.1"
-            assert await version_of(pool, nobody) == b"HTTP/1.1"
+            assert await version_of(pool, closed_port) == b"HTTP/1.1"
 
 
 async def test_tcp_is_not_for_services_without_its_protocols(dns: DnsServer, names: Names) -> None:

@@ -37,6 +37,16 @@ def closed_port() -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(scope="session")
+def closed_udp_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that refuses UDP. Nobody can have it: its socket hears nobody but the port "discard"."""
+    with socket.socket(type=socket.SOCK_DGRAM) as held:
+        held.bind(("127.0.0.1", 0))
+        held.connect(("127.0.0.1", 9))
+        port: int = held.getsockname()[1]
+        yield port
+
+
 def await_listening(process: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
     """Wait until something listens on this port. Return whether it does: the process may have ended.
 

@@ -223,11 +223,14 @@ class QuicServer:
         return [entry[1:] for entry in list(self.seen) if entry[0] == word]
 
     def stop_listening(self) -> None:
-        """Close the port: what arrives from now on is answered with ICMP (port unreachable)."""
+        """Close the port: what arrives from now on is answered with ICMP (port unreachable).
+
+        Nobody else can have it: the socket stays, and hears nobody but a port from which nothing comes.
+        """
         self._stop = True
         self._wake.send(b"x")
         self._thread.join(30)
-        self._sock.close()
+        self._sock.connect((self._sock.getsockname()[0], 9))  # discard
 
     # In the thread
 

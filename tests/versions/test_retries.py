@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
@@ -18,7 +19,6 @@ from allswell._pool import retries
 from allswell.testing import Origin
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
-from tests.support.ports import free_port
 from tests.support.scripts import answers
 from tests.versions.peers import VERSIONS, Server, Side, serving
 
@@ -325,9 +325,16 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]],
 
 
 async def test_a_refused_connection_is_tried_again_even_for_post(started: Callable[..., None]) -> None:
-    port = free_port()
     async with AsyncExitStack() as stack:
-        started(lambda: stack.enter_context(scripted_peer(answers(), port=port)))
+        held = stack.enter_context(socket.socket())  # so that nobody else listens there
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+
+        def listen() -> None:
+            held.close()
+            stack.enter_context(scripted_peer(answers(), port=port))
+
+        started(listen)
         async with AsyncClient(retry=Retry(), trust_env=False) as made:
             response = await made.post(f"http://127.0.0.1:{port}/", content=b"body")
     [attempt] = response.extensions["attempts"]
