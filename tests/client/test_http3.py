@@ -103,8 +103,7 @@ async def test_abandoned_at_a_tenth() -> None:
                                 break
             assert (await http.get(url(server.port))).text == "hello"
             assert len((await http.get(url(server.port, "/bytes/10000000"))).content) == 10_000_000
-            stopped = list(dict.fromkeys(server.all("stop")))  # said again where it was lost
-            assert stopped == [(0, 0x10C), (4, 0x10C), (8, 0x10C)]
+            assert server.all("stop") == [(0, 0x10C), (4, 0x10C), (8, 0x10C)]
             assert len(server.connections) == 1
             held = server.call(lambda connection: sum(not number & 3 for number in connection.quic._streams))
             assert held <= 2

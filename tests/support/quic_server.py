@@ -79,6 +79,7 @@ class ServedConnection:
     requests: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
     bodies: dict[int, int] = field(default_factory=dict)
     control: bytes = b""
+    given_up: set[tuple[str, int, int]] = field(default_factory=set)
 
     def respond(self, stream: int, status: int, body: bytes = b"", *fields: tuple[bytes, bytes]) -> None:
         """A whole response; nothing, where the client has said STOP_SENDING."""
@@ -379,10 +380,12 @@ class QuicServer:
                 note(("certificate", quic.tls._peer_certificate))
         if connection.h3 is None and quic._cryptos and self._configuration.alpn_protocols == ["h3"]:
             connection.h3 = self._speak(quic)
-        if isinstance(event, StreamReset):
-            note(("reset", event.stream_id, event.error_code))
-        elif isinstance(event, StopSendingReceived):
-            note(("stop", event.stream_id, event.error_code))
+        if isinstance(event, StreamReset | StopSendingReceived):
+            word = "reset" if isinstance(event, StreamReset) else "stop"
+            said = (word, event.stream_id, event.error_code)
+            if said not in connection.given_up:  # it is said again where its acknowledgement is late
+                connection.given_up.add(said)
+                note(said)
         elif isinstance(event, StreamDataReceived):
             if event.stream_id == _CLIENTS_CONTROL:
                 self._on_control(connection, event.data)
