@@ -44,7 +44,7 @@ from allswell._report import LayerEnd, Outcome
 from allswell._tasks import TaskHost, Timer, current_host
 from tests.backends.test_http3 import seen
 from tests.support.certificates import Certificates, certificates, issue
-from tests.support.lag import LAG, PATIENCE, long_closing_period, silent_after
+from tests.support.lag import LAG, PATIENCE, long_closing_period, silent_after, those_there_are_silent_after
 from tests.support.quic_client import QuicClient, bare_quic, quic_client, quic_settings, read
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import BAD_WEATHER, UdpRelay, Weather
@@ -632,11 +632,11 @@ async def test_what_is_not_answered_at_once_is_acknowledged_all_the_same() -> No
 
 
 async def test_who_is_heard_is_not_silent_whatever_he_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
-    silent_after(monkeypatch)
     with QuicServer() as server:
         async with bare_quic(server.port) as client:
             connection = client.quic.connection
             assert await client.quic.delivered(Deadline.after(PATIENCE))
+            silent_after(monkeypatch)
 
             def probe() -> bool:
                 connection.engine._loss._pto_count += 1
@@ -810,10 +810,10 @@ async def test_a_peer_that_takes_its_time_is_heard() -> None:
 
 
 async def test_a_peer_that_leaves_three_probes_unanswered_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    silent_after(monkeypatch)
     with QuicServer() as server, UdpRelay(server.port) as relay:
         async with bare_quic(relay.port) as client:
             assert await client.quic.delivered(Deadline.after(PATIENCE))
+            those_there_are_silent_after(monkeypatch)
             relay.black_out(PATIENCE)
             client.quic.connection.send_stream_data(0, b"goodbye")
             assert not await client.quic.delivered(Deadline.after(PATIENCE))

@@ -24,7 +24,7 @@ import allswell.httpx
 from allswell import AllswellError, AsyncClient, ConnectionPool, ProxyHop, Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_script import REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
-from tests.support.lag import silent_after
+from tests.support.lag import those_there_are_silent_after
 from tests.support.peer import PeerConnection, Script, scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import body_of, response
@@ -324,7 +324,6 @@ FEW = ("many bytes", "iterable", "async file", "form memory", "form no seek")
     ("kind", "body"), [(kind, body) for kind in REFUSALS for body in (FEW if kind == "h3 silence" else BODIES)]
 )
 async def test_all_of_it_or_nothing(kind: str, body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    silent_after(monkeypatch)
     path = tmp_path / "body"
     path.write_bytes(WHOLE)
     send, again = BODIES[body]
@@ -333,6 +332,8 @@ async def test_all_of_it_or_nothing(kind: str, body: str, tmp_path: Path, monkey
     with reason(kind, bodies) as (url, pool), ExitStack() as stack:
         async with pool:
             await (await pool.request("GET", f"{url}{WARM}")).read()
+            if kind == "h3 silence":
+                those_there_are_silent_after(monkeypatch)
             try:
                 # (Where it should not go again, it waits for what does not come.)
                 read = 3 if kind == "h3 silence" and not again else 30

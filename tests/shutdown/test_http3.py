@@ -14,7 +14,7 @@ from allswell._config import Timeouts
 from allswell._errors import AllswellError, PoolClosed
 from allswell._report import ConnectionEnd, Outcome
 from tests.support.certificates import certificates
-from tests.support.lag import LAG, long_closing_period, silent_after
+from tests.support.lag import LAG, long_closing_period, those_there_are_silent_after
 from tests.support.leaks import sockets_closed
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.udp_relay import UdpRelay, Weather
@@ -96,10 +96,10 @@ async def test_a_server_that_answers_nothing_costs_three_probe_timeouts() -> Non
 
 async def test_a_server_that_is_gone_costs_ten_probe_timeouts_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven until three probes behind the GOAWAY have no answer, and three for the closing period."""
-    silent_after(monkeypatch)
     with QuicServer() as server:
         async with trusting(keepalive_expiry=None) as pool:
             await pool.request("GET", url(server.port))
+            those_there_are_silent_after(monkeypatch)
             server.call(lambda connection: setattr(connection, "silent", True))
             report = await pool.aclose()
         await until(server, "close")  # it hears, it only does not speak

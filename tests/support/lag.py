@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from inspect import signature
 
@@ -70,6 +71,22 @@ def websocket_servers_end_within(
 def silent_after(monkeypatch: pytest.MonkeyPatch, probes: int = connection._SILENT_PROBES) -> None:
     """Have a QUIC peer be silent that leaves so many probes unanswered; by default, three."""
     monkeypatch.setattr(connection, "_SILENT_PROBES", probes)
+
+
+def those_there_are_silent_after(monkeypatch: pytest.MonkeyPatch, probes: int = connection._SILENT_PROBES) -> None:
+    """As :func:`silent_after`, for the QUIC connections that there are by now. Later ones are as patient as before."""
+    there = [each for each in gc.get_objects() if isinstance(each, connection.ClientConnection)]
+    for each in there:  # a round trip on a busy machine would have each probe wait for seconds
+        each.engine._loss._rtt_smoothed, each.engine._loss._rtt_variance = 0.02, 0.01
+    handle_timer = connection.ClientConnection.handle_timer
+
+    def handled(self: connection.ClientConnection, now: float) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if self in there:
+                silent_after(patch, probes)
+            handle_timer(self, now)
+
+    monkeypatch.setattr(connection.ClientConnection, "handle_timer", handled)
 
 
 def long_closing_period(monkeypatch: pytest.MonkeyPatch) -> None:

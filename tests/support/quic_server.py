@@ -13,6 +13,7 @@ import secrets
 import select
 import socket
 import threading
+import traceback as traceback_
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -198,8 +199,10 @@ class QuicServer:
         self._thread.join(30)
         for sock in (self._sock, self._wake, self._woken):
             sock.close()
-        if self._failure is not None and error is None:
-            raise self._failure
+        if self._failure is not None:
+            if error is None:
+                raise self._failure
+            error.add_note(f"The QUIC server had failed: {''.join(traceback_.format_exception(self._failure))}")
 
     def call(self, job: Callable[[ServedConnection], Any]) -> Any:
         """Do something to the newest connection, in the server's thread; its result. What it raises is raised here."""

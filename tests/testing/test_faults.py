@@ -27,7 +27,7 @@ from allswell.testing import (
     Response,
     Said,
 )
-from tests.support.lag import silent_after
+from tests.support.lag import those_there_are_silent_after
 from tests.testing.clients import Gate
 from tests.testing.test_assertions import GET, WHOLE, by_hand_over_http2
 from tests.testing.test_origin import VERSIONS, client_of
@@ -203,10 +203,10 @@ async def test_refuse(version: Any) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_restart(version: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    silent_after(monkeypatch)
     async with Origin(versions=[version]) as origin:
         async with client_of(origin, version) as client:
             await client.get("/before")
+            those_there_are_silent_after(monkeypatch)
             port = origin.port
             origin.restart()
             assert (await client.get("/after")).text == "ok"
