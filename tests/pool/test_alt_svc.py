@@ -21,7 +21,7 @@ from allswell._dial.alt_svc import AltSvc
 from allswell._dial.origin_memory import BrokenMarks, OriginMemory
 from allswell._request.route import Endpoint, Route
 from tests.support.certificates import certificates, issue
-from tests.support.learnt import broken_ports
+from tests.support.learnt import broken_ports, time_stands_still
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
@@ -311,7 +311,10 @@ def offering(*fields: str) -> Any:
 
 
 @pytest.mark.anyio
-async def test_alternatives_are_tried_in_order_and_a_broken_one_breaks_no_other() -> None:
+async def test_alternatives_are_tried_in_order_and_a_broken_one_breaks_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    time_stands_still(monkeypatch)
     with QuicServer() as gone, QuicServer() as server:
         gone.stop_listening()  # ICMP says that nobody is there
         field = f'Alt-Svc: h3=":{gone.port}", h3="localhost:{server.port}"'

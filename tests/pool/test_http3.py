@@ -26,6 +26,7 @@ from tests.support.certificates import Certificates, certificates, issue
 from tests.support.holes import UdpHole
 from tests.support.lag import LAG, PATIENCE, room_is_awaited, silent_after, stagger
 from tests.support.leaks import sockets_closed
+from tests.support.learnt import time_stands_still
 from tests.support.peer import scripted_peer
 from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer, ServedConnection
@@ -313,31 +314,34 @@ async def test_keepalive_keeps_it() -> None:
 # Tickets and early data
 
 
-async def _has_ended(server: QuicServer) -> None:
+async def _end(pool: ConnectionPool, server: QuicServer) -> None:
+    """End the connection, so that the next request has another one."""
+    await pool.drain()
     with anyio.fail_after(30):
-        while not server.all("close"):  # noqa: ASYNC110  it expires
+        while not server.all("close"):  # noqa: ASYNC110  the server's doing
             await anyio.sleep(0.01)
 
 
 async def test_resumption_and_early_data() -> None:
     """The second connection is resumed; a safe request goes with its first flight, others wait for the handshake."""
     with QuicServer() as server:
-        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+        async with trusting(quic=QuicConfig(early_data=True)) as pool:
             for expected in ((False, False), (True, True), (True, True)):
                 ended = len(server.all("close"))
                 assert (await pool.request("GET", url(server), timeouts=SOON)).status == 200
                 assert (await pool.request("POST", url(server, "/echo"), content=b"1", timeouts=SOON)).status == 200
                 assert server.all("handshake")[-1] == expected
+                await pool.drain()
                 with anyio.fail_after(30):
-                    while len(server.all("close")) == ended:  # noqa: ASYNC110  it expires
+                    while len(server.all("close")) == ended:  # noqa: ASYNC110  the server's doing
                         await anyio.sleep(0.01)
 
 
 async def test_post_is_never_early_data() -> None:
     with QuicServer() as server:
-        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+        async with trusting(quic=QuicConfig(early_data=True)) as pool:
             await pool.request("GET", url(server))
-            await _has_ended(server)
+            await _end(pool, server)
             server.seen.clear()
             await pool.request("POST", url(server, "/echo"), content=b"1", timeouts=SOON)
             words = [entry[0] for entry in server.seen]
@@ -347,9 +351,9 @@ async def test_post_is_never_early_data() -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_early_data_that_is_rejected_costs_nothing(method: str) -> None:
     with QuicServer() as server:
-        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+        async with trusting(quic=QuicConfig(early_data=True)) as pool:
             await pool.request("GET", url(server))
-            await _has_ended(server)
+            await _end(pool, server)
             server.tickets.clear()
             content = b"12" if method == "POST" else None
             path = "/echo" if method == "POST" else "/hello"
@@ -362,9 +366,9 @@ async def test_early_data_that_is_rejected_costs_nothing(method: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_early_data_that_is_answered_with_retry_costs_nothing(method: str) -> None:
     with QuicServer(retry=True) as server:
-        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+        async with trusting(quic=QuicConfig(early_data=True)) as pool:
             await pool.request("GET", url(server))
-            await _has_ended(server)
+            await _end(pool, server)
             content = b"12" if method == "POST" else None
             path = "/echo" if method == "POST" else "/hello"
             response = await pool.request(method, url(server, path), content=content, timeouts=SOON)
@@ -381,9 +385,9 @@ async def test_too_early_goes_again() -> None:
         connection.respond(stream, 425 if resumed and stream == 0 else 200, b"ok")
 
     with QuicServer({b"/early": early}) as server:
-        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+        async with trusting(quic=QuicConfig(early_data=True)) as pool:
             await pool.request("GET", url(server))
-            await _has_ended(server)
+            await _end(pool, server)
             response = await pool.request("GET", url(server, "/early"), timeouts=SOON)
             assert (response.status, len(response.attempts)) == (200, 1)
             assert response.attempts[0].processed == "no"
@@ -391,7 +395,7 @@ async def test_too_early_goes_again() -> None:
 
 async def test_early_data_without_an_answer_leads_to_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     """0-RTT wins the race with TCP before anything is known; where UDP goes nowhere any more, that was too soon."""
-    silent_after(monkeypatch)
+    time_stands_still(monkeypatch)
     quic = QuicConfig(early_data=True)
     tls = certificates().server_context()
     with (
@@ -400,10 +404,11 @@ async def test_early_data_without_an_answer_leads_to_tcp(monkeypatch: pytest.Mon
         UdpRelay(server.port, port=peer.port) as relay,
     ):
         origin = f"https://127.0.0.1:{relay.port}"
-        async with trusting(True, http3_origins=frozenset({origin}), quic=quic, keepalive_expiry=0.05) as pool:
+        async with trusting(True, http3_origins=frozenset({origin}), quic=quic) as pool:
             assert (await pool.request("GET", f"{origin}/hello")).http_version == b"HTTP/3"
-            await _has_ended(server)
+            await _end(pool, server)
             relay.black_out(PATIENCE)
+            silent_after(monkeypatch)
             stagger(monkeypatch)
             for method in ("GET", "DELETE"):
                 response = await pool.request(method, f"{origin}/hello", timeouts=SOON)
@@ -416,14 +421,14 @@ async def test_early_data_without_an_answer_leads_to_tcp(monkeypatch: pytest.Mon
 async def test_early_data_without_an_answer_goes_again_after_a_handshake(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent_after(monkeypatch)
     with QuicServer() as server, UdpRelay(server.port) as relay:
-        async with trusting(quic=QuicConfig(early_data=True), keepalive_expiry=0.05) as pool:
+        async with trusting(quic=QuicConfig(early_data=True)) as pool:
             address = f"https://127.0.0.1:{relay.port}"
             await pool.request("GET", f"{address}/hello")
-            await _has_ended(server)
+            await _end(pool, server)
             server.seen.clear()
             relay.black_out(PATIENCE)
+            silent_after(monkeypatch)
             before = relay.clients
             content = b"12" if method == "POST" else None
             async with anyio.create_task_group() as tasks:
@@ -432,6 +437,7 @@ async def test_early_data_without_an_answer_goes_again_after_a_handshake(
                     """Once another connection is tried."""
                     while relay.clients < before + 2:  # noqa: ASYNC110  the relay lives in another thread
                         await anyio.sleep(0.01)
+                    silent_after(monkeypatch, 8)  # which all else is
                     relay.black_out(0)
 
                 tasks.start_soon(lift)
@@ -441,7 +447,7 @@ async def test_early_data_without_an_answer_goes_again_after_a_handshake(
             assert [attempt.processed for attempt in response.attempts] == [processed]
             await response.aclose()
             assert [early for _, early in server.all("handshake")] == [False]
-            await _has_ended(server)
+            await _end(pool, server)
             await pool.request("GET", f"{address}/hello", timeouts=SOON)
             with anyio.fail_after(30):
                 while len(server.all("handshake")) < 2:  # noqa: ASYNC110  it may be later than the response
@@ -552,6 +558,7 @@ def black_hole() -> Iterator[tuple[Origin, UdpHole]]:
 
 async def test_a_black_hole_is_left_for_tcp_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     stagger(monkeypatch)
+    time_stands_still(monkeypatch)
     with black_hole() as (tcp, hole), sockets_closed():
         origin, context = f"https://127.0.0.1:{tcp.port}", tcp.client_context()
         async with trusting(True, context=context, http3_origins=frozenset({origin}), keepalive_expiry=0.05) as pool:

@@ -29,6 +29,7 @@ from tests.support.h3_proxy import Http3Proxy
 from tests.support.holes import UdpHole
 from tests.support.lag import stagger
 from tests.support.leaks import no_leaked_sockets  # noqa: F401  a fixture
+from tests.support.learnt import time_stands_still
 from tests.support.peer import scripted_peer
 from tests.support.proxies import connect_proxy
 from tests.support.quic_server import QuicServer, ServedConnection
@@ -217,6 +218,7 @@ async def test_chains_with_others(first: bool, other: str) -> None:
 
 async def test_a_proxy_without_udp_is_reached_by_tcp_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     stagger(monkeypatch)
+    time_stands_still(monkeypatch)
     script = Http2Proxy()
     with (
         Origin(versions=["h1"]) as one,

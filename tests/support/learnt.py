@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from allswell import ConnectionPool
+from allswell._clock import monotonic
+from allswell._dial import origin_memory
 from allswell._dial.origin_memory import OriginMemory
 
 
@@ -15,3 +19,9 @@ def memory(pool: ConnectionPool) -> OriginMemory:
 def broken_ports(pool: ConnectionPool) -> list[int]:
     """Where QUIC failed, of any origin."""
     return [port for record in memory(pool)._records.values() for _, port in record.quic._marks]
+
+
+def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where QUIC failed it is not tried again, however long the test takes; in life, for five seconds at first."""
+    now = monotonic()
+    monkeypatch.setattr(origin_memory, "monotonic", lambda: now)
