@@ -260,7 +260,7 @@ async def test_a_refusal_stands_where_http1_takes_too_long(trusting: ssl.SSLCont
 
     server = Server(refuse)
     limits = httpx2.Limits(max_connections=1 if bound == "pool" else None)
-    timeout = httpx2.Timeout(60, **{bound: 2})
+    timeout = httpx2.Timeout(60, **{bound: 3})
     with scripted_peer(serve, tls=Server.tls(), handshake=False) as peer:
         async with allswell.AsyncClient(verify=trusting, limits=limits, timeout=timeout) as client:
             await client.get(peer.url)

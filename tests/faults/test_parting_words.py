@@ -50,7 +50,7 @@ async def test_http2(how: str, answered: bool) -> None:
             talk.connection.reset()
 
     with scripted_peer(Http2Server(handler), tls=h2_tls()) as peer:
-        error = await failure(peer.url, Timeouts(read=2))
+        error = await failure(peer.url, Timeouts(read=3) if how == "silence" else Timeouts())
         assert type(error) is FAILURES[how]
         assert str(error).count("sent GOAWAY, ENHANCE_YOUR_CALM (slow down)") == 1, str(error)
 
@@ -60,8 +60,8 @@ async def test_http2_without_an_error() -> None:
         talk.goaway(request.stream, NO_ERROR)
 
     with scripted_peer(Http2Server(handler), tls=h2_tls()) as peer:
-        error = await failure(peer.url, Timeouts(read=2))
-        assert str(error) == f"{peer.url} sent nothing within 2 s (before that, it sent GOAWAY)"
+        error = await failure(peer.url, Timeouts(read=3))
+        assert str(error) == f"{peer.url} sent nothing within 3 s (before that, it sent GOAWAY)"
 
 
 async def test_http3() -> None:

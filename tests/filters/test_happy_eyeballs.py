@@ -120,7 +120,7 @@ async def test_slower_aaaa_is_not(world: World, monkeypatch: pytest.MonkeyPatch)
 
 async def test_late_answer_is_tried_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     resolution_delay(monkeypatch)
-    world.lookups = {socket.AF_INET6: (1.0, V6[:1]), socket.AF_INET: (0, V4[:1])}
+    world.lookups = {socket.AF_INET6: (3.0, V6[:1]), socket.AF_INET: (0, V4[:1])}
     world.hosts = {V4[0]: REFUSED, V6[0]: 0.0}
     assert await world.connect() == V6[0]
     assert world.order() == [V4[0], V6[0]]

@@ -379,7 +379,7 @@ async def test_what_others_are_served_is_no_licence_for_one_that_is_always_refus
     with scripted_peer(server) as peer:
         async with h2c() as pool, served_beside(pool, peer.url):
             with pytest.raises(RemoteProtocolError, match="GOAWAY"):
-                await pool.request("POST", f"{peer.url}/luckless", content=b"x", timeouts=Timeouts(read=1, pool=2))
+                await pool.request("POST", f"{peer.url}/luckless", content=b"x", timeouts=Timeouts(pool=2))
         assert 5 <= server.served.count("/luckless") < 15
 
 
@@ -612,7 +612,7 @@ async def test_prior_knowledge_of_what_is_not_so() -> None:
     with scripted_peer(says(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")) as peer:
         async with h2c() as pool:
             with pytest.raises((RemoteProtocolError, TransportError)):
-                await pool.request("GET", peer.url, timeouts=Timeouts(read=1))
+                await pool.request("GET", peer.url)
 
 
 # Idle
@@ -737,7 +737,7 @@ async def test_a_hundred_streams_share_fairly() -> None:
         async with h2c() as pool, anyio.create_task_group() as tasks:
 
             async def post(number: int) -> None:
-                response = await pool.request("POST", f"{peer.url}/{number}", content=bytes(size), timeouts=SOON)
+                response = await pool.request("POST", f"{peer.url}/{number}", content=bytes(size))
                 assert await response.read() == f"/{number}".encode()
 
             for number in range(100):

@@ -274,11 +274,11 @@ async def test_more_requests_than_streams() -> None:
 
 
 async def test_after_the_idle_timeout_the_next_request_succeeds_at_once() -> None:
-    """Two seconds stand for the thirty of the default and for minutes: both sides forget without a word."""
+    """Three seconds stand for the thirty of the default and for minutes: both sides forget without a word."""
     ends: list[ConnectionEnd] = []
     with QuicServer() as server:
         async with trusting(
-            keepalive_expiry=None, quic=QuicConfig(idle_timeout=2.0), on_connection_end=ends.append
+            keepalive_expiry=None, quic=QuicConfig(idle_timeout=3.0), on_connection_end=ends.append
         ) as pool:
             await pool.request("GET", url(server))
             with anyio.fail_after(30):
@@ -294,19 +294,19 @@ async def test_after_the_idle_timeout_the_next_request_succeeds_at_once() -> Non
 
 async def test_where_only_the_server_has_forgotten() -> None:
     """Its idle timeout is shorter: both use the shorter one (RFC 9000 §10.1)."""
-    with QuicServer(idle_timeout=2.0) as server:
+    with QuicServer(idle_timeout=3.0) as server:
         async with trusting(keepalive_expiry=None) as pool:
             await pool.request("GET", url(server))
-            await anyio.sleep(2.5)
+            await anyio.sleep(3.5)
             assert (await pool.request("GET", url(server), timeouts=SOON)).attempts == []
 
 
 async def test_keepalive_keeps_it() -> None:
     with QuicServer() as server:
-        quic = QuicConfig(idle_timeout=2.5, keepalive=0.2)
+        quic = QuicConfig(idle_timeout=3.0, keepalive=0.2)
         async with trusting(keepalive_expiry=None, quic=quic) as pool:
             await pool.request("GET", url(server))
-            await anyio.sleep(3)
+            await anyio.sleep(3.5)
             await pool.request("GET", url(server))
             assert len(server.connections) == 1
 

@@ -35,7 +35,7 @@ async def test_a_peer_that_answers_pings_keeps_no_connection_from_expiring() -> 
             await pool.request("GET", peer.url)
             await until_ended(ends)
     assert ends[0].reason == "idle for 2 s"
-    assert server.talks[0].seen.count("PING") > 2
+    assert "PING" in server.talks[0].seen
 
 
 async def test_a_connection_that_came_too_late_to_be_used_expires() -> None:

@@ -121,7 +121,7 @@ async def test_connection_that_becomes_idle_gives_its_place_to_who_waits_elsewhe
             tasks.start_soon(get, pool, f"{first.url}/")
             await gate.until_held(1)
             done: list[str] = []
-            tasks.start_soon(get, pool, f"{second.url}/", done, 2.0)
+            tasks.start_soon(get, pool, f"{second.url}/", done, LAG)
             await anyio.wait_all_tasks_blocked()
             gate.open()
         assert done == [f"{second.url}/"]

@@ -45,7 +45,7 @@ class Line:
 
         def wait() -> None:
             with self._changed:
-                assert self._changed.wait_for(lambda: len(self.targets) >= count, 5), self.targets
+                assert self._changed.wait_for(lambda: len(self.targets) >= count, 30), self.targets
 
         await anyio.to_thread.run_sync(wait)
         return self.targets
@@ -324,13 +324,13 @@ async def test_abandoned_in_a_line(which: int) -> None:
 
 
 async def test_the_read_timeout_begins_when_a_request_is_the_first() -> None:
-    """Three answers of 1.5 s each, with a read timeout of 2.5 s."""
-    with scripted_peer(answers(delay=1.5)) as peer:
+    """Three answers of 3 s each, with a read timeout of 5.5 s."""
+    with scripted_peer(answers(delay=3)) as peer:
         async with pool_for(max_connections=1) as pool:
             await pool.request("GET", f"{peer.url}/warm")
 
             async def get(number: int) -> None:
-                answer = await pool.request("GET", f"{peer.url}/{number}", timeouts=Timeouts(read=2.5))
+                answer = await pool.request("GET", f"{peer.url}/{number}", timeouts=Timeouts(read=5.5))
                 assert answer.attempts == []
 
             async with anyio.create_task_group() as tasks:
@@ -357,7 +357,7 @@ async def test_who_waits_too_long_in_line_goes_elsewhere() -> None:
         async with pool_for() as pool:
             await pool.request("GET", f"{peer.url}/warm")
             async with pool.stream("GET", f"{peer.url}/endless") as endless:
-                answer = await pool.request("GET", f"{peer.url}/short", timeouts=Timeouts(read=1.5))
+                answer = await pool.request("GET", f"{peer.url}/short", timeouts=Timeouts(read=3))
                 assert await answer.read() == b"/short"
                 assert [each.processed for each in answer.attempts] == ["perhaps"]
                 assert await endless.receive()

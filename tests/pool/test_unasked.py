@@ -68,7 +68,7 @@ async def get(pool: ConnectionPool, url: str, **more: Any) -> bytes:
 
 def hold_until_readable(sock: Any) -> None:
     """With the event loop held."""
-    assert select.select([sock], [], [], 5)[0]
+    assert select.select([sock], [], [], 30)[0]
 
 
 class _Narrow(ReceiveBuffer):
@@ -129,7 +129,7 @@ async def test_what_lies_behind_an_answer_is_not_the_next_ones() -> None:
             sock = warm.network_stream.get_extra_info("socket")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(fetch, "/1")
-                assert await anyio.to_thread.run_sync(asked.wait, 5)
+                assert await anyio.to_thread.run_sync(asked.wait, 30)
                 peer.release()
                 hold_until_readable(sock)
                 await fetch("/2")

@@ -415,7 +415,7 @@ async def test_server_ends_an_idle_connection(tls: bool, ending: Ending) -> None
     with scripted_peer(script, tls=tls) as peer, watched(peer) as seen:
         pool = pool_for(keepalive_expiry=None, on_connection_end=ends.append)
         await pool.request("GET", f"{peer.url}/")
-        await peer.ended(2)
+        await peer.ended()
         assert peer.connections[0].saw == (["close_notify", "FIN"] if tls else ["FIN"])
         await anyio.to_thread.run_sync(await_client_states, peer.port, {"TIME_WAIT"})
         assert_no_rst(seen, 1)

@@ -119,7 +119,7 @@ async def test_goaway_to_an_idle_connection_ends_it_at_once(tls: bool) -> None:
         async with trusting(http1=False, on_connection_end=ends.append) as pool:
             await pool.request("GET", f"{peer.url}/1")
             server.talks[0].goaway(1)
-            await peer.ended(2)
+            await peer.ended()
             assert server.talks[0].said_last == f"GOAWAY {NO_ERROR}"
             assert peer.connections[0].saw == (POLITE if tls else ["FIN"])
             assert (await pool.request("GET", f"{peer.url}/2")).attempts == []
@@ -190,7 +190,7 @@ async def test_idle_expiry_is_polite() -> None:
     with scripted_peer(server, tls=h2_tls()) as peer:
         async with trusting(keepalive_expiry=0.1) as pool:
             await pool.request("GET", peer.url)
-            await peer.ended(2)
+            await peer.ended()
         assert server.talks[0].said_last == f"GOAWAY {NO_ERROR}"
         assert peer.connections[0].saw == POLITE
 

@@ -236,8 +236,8 @@ async def test_idle_tunnels_end_and_then_their_connection() -> None:
 
 async def test_an_idle_tunnel_outlives_quics_idle_timeout() -> None:
     """A PING in time keeps the connection that carries it."""
-    with scripted_peer(answers(delay=3), tls=True) as origin, Http3Proxy(idle_timeout=2.0) as proxy:
-        async with pool_through(proxy, quic=QuicConfig(idle_timeout=2.0)) as pool:
+    with scripted_peer(answers(delay=6), tls=True) as origin, Http3Proxy(idle_timeout=5.0) as proxy:
+        async with pool_through(proxy, quic=QuicConfig(idle_timeout=5.0)) as pool:
             assert await (await pool.request("GET", f"{origin.url}/late")).read() == b"/late"
         assert len(proxy.connections) == 1
 

@@ -66,7 +66,7 @@ async def _cancelled_scope(client: AsyncClient, use: Use) -> None:
 
 
 async def _out_of_time(client: AsyncClient, use: Use) -> None:
-    with anyio.move_on_after(10) as scope:
+    with anyio.move_on_after(30) as scope:
         async with client:
             await use(client)
             scope.deadline = anyio.current_time()
@@ -74,7 +74,7 @@ async def _out_of_time(client: AsyncClient, use: Use) -> None:
 
 
 async def _out_of_time_while_closing(client: AsyncClient, use: Use) -> None:
-    with anyio.move_on_after(10) as scope:
+    with anyio.move_on_after(30) as scope:
         async with client:
             await use(client)
             scope.deadline = anyio.current_time()

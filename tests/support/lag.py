@@ -17,6 +17,7 @@ from allswell._pool import member, pool
 from allswell._quic import connection
 from allswell._request import network_stream
 from allswell._transport import Sender
+from allswell.testing import Origin
 
 #: Seconds that a busy machine may add to anything. What a test shows not to be waited for must take far longer.
 LAG = 10.0
@@ -43,6 +44,9 @@ def be_patient() -> None:
         _by_default(keeps, "keepalive_expiry", PATIENCE)
     signature(httpx2.AsyncClient).parameters["limits"].default.keepalive_expiry = PATIENCE
     _by_default(PoolConfig.__init__, "expect_continue_timeout", PATIENCE)
+    for wait in (Origin.ended, Origin.wait_ended, Origin.seen, Origin.wait_seen):
+        _by_default(wait, "timeout", PATIENCE)
+    _by_default(Origin.assert_ended_gracefully, "timeout", LAG)
     stagger(monkeypatch, 3 * LAG)
     resolution_delay(monkeypatch, 3 * LAG)
     room_is_awaited(monkeypatch, LAG)

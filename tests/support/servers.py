@@ -240,4 +240,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # as it should be: nobody is left
-    process.wait(5)
+    process.wait(30)

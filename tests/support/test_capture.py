@@ -106,7 +106,7 @@ def test_settle_waits_for_the_last_acknowledgement() -> None:
         waiting = threading.Thread(target=seen.settle)
         waiting.start()
         peer.release()
-        waiting.join(5)
+        waiting.join(30)
         assert not waiting.is_alive()
         assert seen.flags(from_client=False) == ["FIN"]
 

@@ -301,7 +301,7 @@ def test_a_quic_client_that_vanishes() -> None:
         protocol._transport.sendto = lambda *datagram: None
 
     with Origin(versions=["h3"]) as origin:
-        by_aioquic(origin, fall_silent, idle_timeout=1.0)
+        by_aioquic(origin, fall_silent, idle_timeout=3.0)
         assert len(origin.record.of(Vanished)) == 1
         assert "connection 1: silent until the idle timeout" in why(origin)
 

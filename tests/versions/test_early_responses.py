@@ -138,7 +138,7 @@ async def test_a_body_that_stalls_behind_the_response_is_stopped(version: str) -
 
     with serving(version, accepted) as server:
         async with server.pool() as pool:
-            timeouts = Timeouts(read=2)
+            timeouts = Timeouts(read=3)
             response = await pool.request("POST", f"{server.url}/", content=body(), timeouts=timeouts)
             assert (response.status, await response.read()) == (202, b"later")
             assert stopped.is_set()
@@ -157,7 +157,7 @@ async def test_a_body_that_resists_is_not_waited_for_long(version: str) -> None:
 
     with serving(version, lambda side: None) as server:
         async with server.pool() as pool:
-            timeouts = Timeouts(read=2)
+            timeouts = Timeouts(read=3)
             response = await pool.request("POST", f"{server.url}/", content=body(), timeouts=timeouts)
             assert (response.status, await response.read()) == (403, b"no")
             assert not over.is_set()
@@ -195,7 +195,7 @@ async def test_a_server_that_takes_no_more_is_not_waited_for_long(version: str) 
     pieces = Pieces(None)
     with serving(version, handler, window=20_000) as server:
         async with server.pool() as pool:
-            timeouts = Timeouts(write=3, read=1.5)
+            timeouts = Timeouts(write=6, read=3)
             response = await pool.request("POST", f"{server.url}/", content=pieces, timeouts=timeouts)
             assert (response.status, await response.read()) == (202, b"later")
             assert pieces.over

@@ -355,7 +355,7 @@ def _mute_once(connection: PeerConnection, count: list[int]) -> None:
 async def test_a_read_timeout_is_tried_again(pauses: list[float]) -> None:
     count: list[int] = []
     with scripted_peer(lambda connection: _mute_once(connection, count)) as peer:
-        async with AsyncClient(retry=Retry(), timeout=httpx2.Timeout(60.0, read=2)) as made:
+        async with AsyncClient(retry=Retry(), timeout=httpx2.Timeout(60.0, read=3)) as made:
             response = await made.get(peer.url)
     assert response.content == b"now"
     [attempt] = response.extensions["attempts"]
