@@ -114,8 +114,11 @@ async def test_closing_that_is_cancelled_is_reported_all_the_same() -> None:
 async def test_clients_that_share_a_pool(how: str) -> None:
     """One client goes in one of many ways; the other's response goes on, and the last one closes the pool."""
 
+    asked = threading.Semaphore(0)
+
     def script(connection: PeerConnection) -> None:
         while connection.read_request():
+            asked.release()
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
             connection.stall()
             connection.send(b"def")
@@ -124,13 +127,15 @@ async def test_clients_that_share_a_pool(how: str) -> None:
         pool = allswell.ConnectionPool()
         stays, goes = allswell.AsyncClient(pool=pool), allswell.AsyncClient(pool=pool)
         async with stays.stream("GET", peer.url) as response:
+            assert asked.acquire(timeout=30)
             if how == "is dropped":
                 del goes
                 gc.collect()
             elif how == "is cancelled":
-                with anyio.move_on_after(0.05) as scope:
-                    await goes.get(peer.url)
-                assert scope.cancelled_caught
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(goes.get, peer.url)
+                    await anyio.to_thread.run_sync(asked.acquire, True, 30)
+                    tasks.cancel_scope.cancel()
                 assert (await goes.aclose()).connections == ()
             elif how == "leaves in mid-response":
                 async with goes.stream("GET", peer.url):

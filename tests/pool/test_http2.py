@@ -662,8 +662,10 @@ async def test_abandoned_exchange_is_reset_and_its_siblings_live() -> None:
             batch = Batch(pool, peer.url)
             tasks.start_soon(batch.one, "/sibling")
             await gate.until_held(1)
-            with anyio.move_on_after(0.05):
-                await pool.request("GET", f"{peer.url}/cancelled")
+            async with anyio.create_task_group() as abandoned:
+                abandoned.start_soon(pool.request, "GET", f"{peer.url}/cancelled")
+                await gate.until_held(2)
+                abandoned.cancel_scope.cancel()
             with pytest.raises(Timeout):
                 await pool.request("GET", f"{peer.url}/late", timeouts=Timeouts(read=0.05))
             talk = server.talks[0]

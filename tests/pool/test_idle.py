@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from allswell import ConnectionEnd, ConnectionPool
@@ -52,8 +53,10 @@ async def test_a_connection_that_came_too_late_to_be_used_expires() -> None:
         async with ConnectionPool(
             ssl_context=context, keepalive_expiry=0.1, on_connection_end=ends.append, http2=False
         ) as pool:
-            with anyio.move_on_after(0.05):
-                await pool.request("GET", peer.url)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pool.request, "GET", peer.url)
+                await anyio.to_thread.run_sync(peer.wait_accepted)
+                tasks.cancel_scope.cancel()
             peer.release()
             await until_ended(ends)
             assert pool.snapshot().connections == 0

@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -462,8 +463,10 @@ async def test_abandoned_half_read() -> None:
 async def test_cancelled() -> None:
     with scripted_peer(half_response, tls=True) as peer:
         async with pool_for() as pool:
-            with anyio.move_on_after(0.2):
-                await pool.request("GET", f"{peer.url}/")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pool.request, "GET", f"{peer.url}/")
+                await until(lambda: peer.connections and peer.connections[0].requests)
+                tasks.cancel_scope.cancel()
             peer.release()
             await peer.ended()
             assert peer.connections[0].saw == ["RST"]
@@ -499,8 +502,10 @@ async def test_upload_cancelled() -> None:
 
     with scripted_peer(answers(), tls=True) as peer:
         async with pool_for() as pool:
-            with anyio.move_on_after(0.2):
-                await pool.request("POST", f"{peer.url}/", content=body())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(pool.request, "POST", f"{peer.url}/", content=body()))
+                await until(lambda: peer.connections and peer.connections[0].received)
+                tasks.cancel_scope.cancel()
             await peer.ended()
             assert peer.connections[0].saw == ["RST"]
             assert not peer.connections[0].requests[0].endswith(b"0\r\n\r\n")
