@@ -890,7 +890,7 @@ async def test_with_a_third_lost_the_peer_still_learns_of_it() -> None:
                     relay.settle()
                     server.settle()
                     informed += len(server.all("close")) > before
-    assert informed > runs * 0.9  # (97 of 100 are to be expected)
+    assert informed >= runs - 9  # fewer: once in 200,000 times; if the close were said once, 499 times in 500
 
 
 async def test_the_peer_closes_first() -> None:

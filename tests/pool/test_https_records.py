@@ -322,11 +322,17 @@ async def test_where_a_late_answer_does_not_help_both_failures_are_told(
     dns: DnsServer, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolution_delay(monkeypatch)
-    dns.delay = 1.0
+    dns.held = True
     with on_tcp() as tcp, sockets_closed():
         dns.zone = f"_{tcp.port}._https.name.example. 60 HTTPS 1 other.example. alpn=h2 port=1"
         pins = {"name.example": "sha256//" + "A" * 43 + "="}
-        async with trusting(dns, pins=pins, retries=0) as pool:
+
+        async def answer() -> None:
+            await tcp.ended()
+            dns.held = False
+
+        async with trusting(dns, pins=pins, retries=0) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(answer)
             with pytest.raises(ConnectFailed, match="before that") as caught:
                 await version_of(pool, tcp.port)
         assert "other.example:1: 127.0.0.1: Connection refused" in str(caught.value)

@@ -9,6 +9,7 @@ import pytest
 
 from allswell import ConnectionPool
 from allswell._config import Timeouts
+from allswell._connection import idle
 from allswell._report import ConnectionEnd
 from tests.servers.apache import apache
 from tests.servers.haproxy import haproxy
@@ -48,7 +49,8 @@ def echo(connection: ServedConnection, stream: int, fields: dict[bytes, bytes]) 
 @pytest.mark.parametrize("version", ["h1", "h1 tls", "h1 pipelined", "h2", "h3"])
 async def test_one_connection(version: str, at_once: int) -> None:
     ends: list[ConnectionEnd] = []
-    at_most = at_once if version in ("h1", "h1 tls") else 1
+    # A request that waits takes the first connection that is free, which need not be the one that was made for it.
+    enough = range(1, 1 + (at_once if version in ("h1", "h1 tls") else 1))
     pool = ConnectionPool(
         http3="only" if version == "h3" else False,
         pipelining=4 if version == "h1 pipelined" else 0,
@@ -62,14 +64,14 @@ async def test_one_connection(version: str, at_once: int) -> None:
         with QuicServer({b"/r": echo}) as quic:
             async with pool:
                 await thousand(pool, f"https://127.0.0.1:{quic.port}", at_once)
-            assert len(quic.connections) == at_most
+            assert len(quic.connections) in enough
     else:
         script = Http2Server() if version == "h2" else answers()
         tls = h2_tls() if version == "h2" else version == "h1 tls"
         with scripted_peer(script, tls=tls) as peer:
             async with pool:
                 await thousand(pool, peer.url, at_once)
-            assert len(peer.connections) == at_most
+            assert len(peer.connections) in enough
     assert sum(end.exchanges for end in ends) == REQUESTS
 
 
@@ -118,9 +120,13 @@ async def test_fifty_at_once_at_nginx_that_takes_few_requests_on_each_connection
 
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=pytest.mark.server(each)) for each in ("nginx", "apache")])
-async def test_servers_that_say_how_long_they_keep_an_idle_connection(name: str) -> None:
+async def test_servers_that_say_how_long_they_keep_an_idle_connection(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We end it before they do: in life a second before, here three."""
+    monkeypatch.setattr(idle, "_ON_THE_WAY", 3.0)
     ends: list[ConnectionEnd] = []
-    with nginx(keepalive="4 4") if name == "nginx" else apache(keepalive="4") as server:
+    with nginx(keepalive="6 6") if name == "nginx" else apache(keepalive="6") as server:
         url = f"http://127.0.0.1:{server.http_port}/"
         async with ConnectionPool(keepalive_expiry=60, on_connection_end=ends.append) as pool:
             for _ in range(2):
@@ -129,5 +135,5 @@ async def test_servers_that_say_how_long_they_keep_an_idle_connection(name: str)
             with anyio.fail_after(30):
                 while not ends:  # noqa: ASYNC110  a plain callback tells
                     await anyio.sleep(0.01)
-    assert [(end.reason, end.exchanges) for end in ends] == [("idle for 3 s, and the server keeps it for 4 s", 2)]
+    assert [(end.reason, end.exchanges) for end in ends] == [("idle for 3 s, and the server keeps it for 6 s", 2)]
     assert ends[0].clean

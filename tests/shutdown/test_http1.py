@@ -24,7 +24,7 @@ from tests.support.lag import LAG
 from tests.support.leaks import await_client_states
 from tests.support.loopback import capture_available
 from tests.support.peer import PeerConnection, Script, ScriptedPeer, scripted_peer
-from tests.support.scripts import Ending, answers, half_response, huge, never_ends
+from tests.support.scripts import Ending, answers, half_response, huge, never_ends, response
 
 pytestmark = pytest.mark.anyio
 
@@ -288,7 +288,14 @@ async def test_in_flight_long_one_ends_with_a_typed_error() -> None:
 
 
 async def test_those_who_wait_fail_at_once() -> None:
-    with scripted_peer(answers(delay=1.0)) as peer:
+    """The one that is answered is so when they have failed."""
+
+    def script(connection: PeerConnection) -> None:
+        connection.read_request()
+        connection.stall()
+        connection.send(response(b""))
+
+    with scripted_peer(script) as peer:
         pool = pool_for(max_connections=1)
         told: list[str] = []
 
@@ -300,6 +307,8 @@ async def test_those_who_wait_fail_at_once() -> None:
             with pytest.raises(PoolClosed):
                 await pool.request("GET", f"{peer.url}/2")
             told.append("refused")
+            if len(told) == 2:
+                peer.release()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(first)

@@ -56,25 +56,31 @@ async def test_idle_connection() -> None:
 
 
 async def test_exchange_in_flight_is_waited_for() -> None:
-    """A response that takes another second: it arrives whole, then come the goodbyes."""
+    """A response of which the rest comes when the pool closes: it arrives whole, then come the goodbyes."""
     async with Origin({"/": Response(body=b"first, second")}, versions=["h2"]) as origin:
-        origin.slow(13)
+        origin.stall()
         pool = trusting(ssl_context=origin.client_context())
         bodies: list[bytes] = []
 
         async def get() -> None:
             bodies.append(await (await pool.request("GET", origin.url)).read())
 
+        async def rest() -> None:
+            await anyio.wait_all_tasks_blocked()
+            assert pool.state == "closing"
+            origin.behave()
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(get)
             await origin.seen(RequestExecuted, timeout=30)
+            tasks.start_soon(rest)
             report = await pool.aclose()
         await origin.ended(timeout=30)
         assert bodies == [b"first, second"]
         origin.assert_ended_gracefully()
         origin.assert_no_reset()
     assert report.clean
-    assert 0.5 < report.seconds < 2 * LAG
+    assert report.seconds < 2 * LAG
 
 
 async def test_exchange_over_its_time_is_reset_and_the_connection_ends_politely() -> None:

@@ -45,14 +45,20 @@ def flood(client: socket.socket, server: socket.socket) -> None:
 
 
 def overheard(raw: socket.socket, count: int) -> list[tuple[int, int, bytes]]:
-    """So many packets that carry anything: the ports from and to, and what is carried."""
+    """So many packets that carry anything: the ports from and to, and what is carried.
+
+    (TCP sends again what is acknowledged late. That counts once.)
+    """
     found: list[tuple[int, int, bytes]] = []
+    known: set[tuple[int, bytes]] = set()
     while len(found) < count:
         crossed = take_apart(raw.recv(2000))
         assert crossed is not None
         assert crossed.size == len(crossed.data)
         header = 8 if crossed.protocol == socket.IPPROTO_UDP else 4 * (crossed.data[12] >> 4)
-        if crossed.data[header:]:
+        segment = crossed.source[1], crossed.data[4:8]
+        if crossed.data[header:] and (crossed.protocol == socket.IPPROTO_UDP or segment not in known):
+            known.add(segment)
             found.append((crossed.source[1], crossed.destination[1], crossed.data[header:]))
     return found
 
@@ -79,7 +85,8 @@ def test_what_others_send_takes_no_room(kind: socket.SocketKind, host: str) -> N
         assert overheard(raw, len(expected)) == expected
         shown, lost = struct.unpack("@II", raw.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         assert lost == 0
-        assert shown == len(expected) if kind is UDP else shown <= 2 * len(expected)  # each, and an acknowledgement
+        # Over TCP each has an acknowledgement, and a few may go again: far less than what the third has sent.
+        assert shown == len(expected) if kind is UDP else shown < 5 * len(expected)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
