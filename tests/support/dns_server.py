@@ -35,8 +35,8 @@ class DnsServer:
     :ivar held: no answer goes while this is so.
     :ivar reply: bytes to answer a query with, in place of what the zone says; ``b""`` for no answer.
     :ivar truncate: whether answers over UDP are cut, so that the client has to come by TCP.
-    :ivar queries: the names that were asked for, over UDP; those over TCP end in ``" over TCP"``. (A query that is sent
-        again, for its answer takes long, is one.)
+    :ivar queries: the names that were asked for, over UDP; those over TCP end in ``" over TCP"``. (In a test's own
+        process no query is sent again because its answer takes long: see `lag.py`.)
     """
 
     def __init__(self, zone: str = "", *, negative: int = 60, delay: float = 0.0) -> None:
@@ -47,7 +47,6 @@ class DnsServer:
         self.reply: Reply | None = None
         self.truncate = False
         self.queries: list[str] = []
-        self._known: set[tuple[int, bool]] = set()
         self._udp, self._tcp = _bound()
         self.port: int = self._udp.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
@@ -109,9 +108,7 @@ class DnsServer:
     def _queue(self, data: bytes, send: Callable[[bytes], object], *, over_tcp: bool) -> None:
         query = dns.message.from_wire(data)
         [question] = query.question
-        if (query.id, over_tcp) not in self._known:
-            self._known.add((query.id, over_tcp))
-            self.queries.append(question.name.to_text(omit_final_dot=True) + (" over TCP" if over_tcp else ""))
+        self.queries.append(question.name.to_text(omit_final_dot=True) + (" over TCP" if over_tcp else ""))
         answer = self.reply(query) if self.reply is not None else self._answer(query, over_tcp)
         if answer:
             self._later.append((monotonic() + self.delay, next(self._count), partial(send, answer)))

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from inspect import signature
 
+import dns.resolver
 import httpx
 import httpx2
 import pytest
@@ -49,12 +50,24 @@ def be_patient() -> None:
     _by_default(Origin.assert_ended_gracefully, "timeout", LAG)
     stagger(monkeypatch, 3 * LAG)
     resolution_delay(monkeypatch, 3 * LAG)
+    monkeypatch.setattr(https_records, "_LIFETIME", PATIENCE)
+    monkeypatch.setattr(dns.resolver.BaseResolver, "reset", _patient(dns.resolver.BaseResolver.reset))
     room_is_awaited(monkeypatch, LAG)
     websocket_servers_end_within(monkeypatch, 3 * LAG)
     silent_after(monkeypatch, 8)  # from tens of milliseconds on, each waits twice as long as the one before
 
 
-def _by_default(function: Callable[..., None], name: str, value: float) -> None:
+def _patient(reset: Callable[[dns.resolver.BaseResolver], None]) -> Callable[[dns.resolver.BaseResolver], None]:
+    """As it does, and then a server is asked once, and not again after two seconds: tests count the queries."""
+
+    def patient(self: dns.resolver.BaseResolver) -> None:
+        reset(self)
+        self.timeout = PATIENCE
+
+    return patient
+
+
+def _by_default(function: Callable[..., object], name: str, value: float) -> None:
     """Give a parameter another default."""
     if (by_keyword := function.__kwdefaults__) and name in by_keyword:
         by_keyword[name] = value
