@@ -19,7 +19,7 @@ from allswell._alt_svc_store import AltSvcStore
 from allswell._client_certificate import ClientCertificate
 from allswell._config import DEFAULT_GRACE, QuicConfig, Retry, SocketOption
 from allswell._errors import PoolClosed
-from allswell._given import require, require_none_beside_pool, require_type
+from allswell._given import require, require_none_beside_pool, require_timeout, require_type
 from allswell._har.defaults import MAX_BODY, SECRETS
 from allswell._late import Late
 from allswell._pool.pool import ConnectionPool
@@ -166,8 +166,6 @@ class AsyncClient(ShortWays):
             require_none_beside_pool(AsyncClient.__init__, {"http1": http1, "http2": http2, **self._connections})
             handed = {name: value for name, value in settings.items() if name in _OF_CONNECTIONS and value is not None}
             require_none_beside_pool(httpx2.AsyncClient.__init__, handed)
-        self._connections["http3_origins"] = frozenset(http3_origins)
-        self._connections["nameservers"] = tuple(nameservers)
         self._connections["quic"] = quic or QuicConfig()
         self._connections["pins"] = pins or {}
         self._grace = grace if pool is None else pool.config.grace
@@ -278,6 +276,7 @@ class AsyncClient(ShortWays):
         :return: the ends of the connections that ended in time.
         :raises PoolClosed: if the client is closing, or closed.
         """
+        require_timeout(timeout=timeout)
         if self._closing is not None or self.close_report is not None:
             raise PoolClosed("the client is closed")
         pools = self._pools()
@@ -302,6 +301,7 @@ class AsyncClient(ShortWays):
         :return: how each connection ended.
         :raises RuntimeError: if the connections belong to another event loop that still lives. They stay open.
         """
+        require_timeout(timeout=timeout)
         await self._close(super().aclose, lambda each: each.aclose(), timeout, cut=False)
         assert self.close_report is not None
         return self.close_report

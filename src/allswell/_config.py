@@ -13,7 +13,16 @@ import httpx2
 from allswell._addresses import AllowAddress, Resolver
 from allswell._alt_svc_store import AltSvcStore
 from allswell._client_certificate import ClientCertificate
-from allswell._given import require, require_callable, require_type
+from allswell._given import (
+    as_origin_given,
+    require,
+    require_callable,
+    require_number,
+    require_one_of,
+    require_several,
+    require_timeout,
+    require_type,
+)
 from allswell._late import Late
 from allswell._pins import read_pins
 from allswell._report import ConnectionEnd
@@ -28,10 +37,13 @@ SocketOption = tuple[int, int, int] | tuple[int, int, bytes] | tuple[int, int, N
 #: Seconds that a close may take, for all layers of all connections together (curl's default too).
 DEFAULT_GRACE = 2.0
 
+#: Bytes (RFC 9113 §6.9.1).
+_LARGEST_WINDOW = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait, in seconds. ``None`` means no limit.
+    """How long to wait, in seconds. ``None`` means no limit. What is not more than 0 is over at once.
 
     :ivar connect: for a connection: name resolution, TCP, TLS and proxies together.
     :ivar read: for the next bytes of a response. It starts anew with each arrival.
@@ -45,6 +57,9 @@ class Timeouts:
     write: float | None = 5.0
     pool: float | None = 5.0
     total: float | None = None
+
+    def __post_init__(self) -> None:
+        require_timeout(connect=self.connect, read=self.read, write=self.write, pool=self.pool, total=self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +88,16 @@ class Retry:
     budget: float | None = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("statuses", "methods"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise TypeError(f"{name} must be a collection, not a str")
-            object.__setattr__(self, name, frozenset(value))
-        if not all(isinstance(status, int) for status in self.statuses):
-            raise TypeError("Retry: statuses must be numbers")
-        if self.attempts < 1 or self.backoff < 0 or self.longest < 0 or (self.budget is not None and self.budget < 0):
-            raise ValueError("Retry: attempts must be at least 1, and backoff, longest and budget must not be negative")
+        require_number(whole=True, least=1, attempts=self.attempts)
+        require_number(backoff=self.backoff, longest=self.longest)
+        require_number(none=True, budget=self.budget)
+        require_several(statuses=self.statuses, methods=self.methods)
+        for status in self.statuses:
+            require_number(whole=True, least=100, statuses=status)
+        for method in self.methods:
+            require_type(str, none=False, methods=method)
+        object.__setattr__(self, "statuses", frozenset(self.statuses))
+        object.__setattr__(self, "methods", frozenset(self.methods))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +128,11 @@ class QuicConfig:
     qlog_dir: str | None = None
     datagrams: bool = False
 
+    def __post_init__(self) -> None:
+        require_several(versions=self.versions)
+        require_number(idle_timeout=self.idle_timeout)
+        require_number(none=True, keepalive=self.keepalive)
+
 
 @dataclass(frozen=True, slots=True)
 class ProxyHop:
@@ -141,6 +162,11 @@ class ProxyHop:
     http3: bool | Literal["only"] = False
 
     def __post_init__(self) -> None:
+        require_one_of(("http", "https", "socks5", "socks5h"), scheme=self.scheme)
+        require_one_of((False, True, "only"), http3=self.http3)
+        require_type(str, none=False, host=self.host)
+        require_number(whole=True, port=self.port)
+        require_type(ssl.SSLContext, ssl_context=self.ssl_context)
         require("httpx2", auth=self.auth)
         if self.http3 and self.scheme != "https":
             raise ValueError(f"http3 is only for https proxies, and {self} is not one")
@@ -220,7 +246,7 @@ class PoolConfig:
     http1: bool = True
     http2: bool = True
     http3: bool | Literal["only"] = False
-    http3_origins: frozenset[str] = frozenset()
+    http3_origins: Collection[str] = frozenset()
     alt_svc: AltSvcStore | None = None
     https_records: bool = False
     nameservers: Sequence[str] = ()
@@ -247,9 +273,43 @@ class PoolConfig:
     on_connection_end: Callable[[ConnectionEnd], None] | None = None
 
     def __post_init__(self) -> None:
+        require_type(ssl.SSLContext, ssl_context=self.ssl_context)
         require_type(ClientCertificate, cert=self.cert)
+        require_type(QuicConfig, none=False, quic=self.quic)
+        require_type(str, local_address=self.local_address)
         require_callable(resolver=self.resolver)
-        require_callable(at_once=True, allow_address=self.allow_address)
+        require_callable(at_once=True, allow_address=self.allow_address, on_connection_end=self.on_connection_end)
+        require_one_of((False, True, "only"), http3=self.http3)
+        require_one_of((False, True, "origin"), coalescing=self.coalescing)
+        require_several(
+            http3_origins=self.http3_origins,
+            nameservers=self.nameservers,
+            proxies=self.proxies,
+            socket_options=self.socket_options,
+        )
+        require_number(
+            whole=True,
+            none=True,
+            least=1,
+            max_connections=self.max_connections,
+            max_connections_per_route=self.max_connections_per_route,
+        )
+        require_number(whole=True, none=True, max_keepalive_connections=self.max_keepalive_connections)
+        require_number(whole=True, retries=self.retries, pipelining=self.pipelining)
+        require_number(whole=True, least=1, max_header_size=self.max_header_size)
+        require_number(
+            whole=True,
+            least=1,
+            most=_LARGEST_WINDOW,
+            stream_window=self.stream_window,
+            connection_window=self.connection_window,
+        )
+        require_number(none=True, keepalive_expiry=self.keepalive_expiry)
+        require_number(none=True, above=True, ping_interval=self.ping_interval)
+        require_number(
+            expect_continue_timeout=self.expect_continue_timeout, grace=self.grace, ping_timeout=self.ping_timeout
+        )
+        object.__setattr__(self, "http3_origins", frozenset(map(as_origin_given, self.http3_origins)))
         object.__setattr__(self, "pins", read_pins(self.pins))
 
 
@@ -261,7 +321,7 @@ class TransportSettings(TypedDict, total=False):
     resolver: Resolver | None
     allow_address: AllowAddress | None
     http3: bool | Literal["only"]
-    http3_origins: frozenset[str]
+    http3_origins: Collection[str]
     alt_svc: AltSvcStore | None
     https_records: bool
     nameservers: Sequence[str]

@@ -6,11 +6,13 @@ then fails in another place, with an error that does not name the cause. So the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from inspect import iscoroutinefunction, signature
 from ipaddress import ip_address
+from numbers import Integral, Real
 from typing import TypeVar
 
 import httpx2
@@ -48,14 +50,75 @@ def require(wanted: str, **given: object) -> None:
             raise TypeError(f"{name} must be an object of {_name(given_class)}, not the class")
 
 
-def require_type(kind: type, **given: object) -> None:
-    """Accept only objects of this class, and ``None``.
+def require_type(kind: type, *, none: bool = True, **given: object) -> None:
+    """Accept only objects of this class.
 
+    :param none: accept ``None``, too.
     :raises TypeError: for anything else. The error names the class.
     """
     for name, value in given.items():
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{name} must be {_name(kind)}, not {_name(type(value))}")
+        if not isinstance(value, kind) and not (none and value is None):
+            raise TypeError(f"{name} must be {_name(kind)}, not {_what(value)}")
+
+
+def require_number(
+    *,
+    least: float = 0,
+    most: float = math.inf,
+    above: bool = False,
+    whole: bool = False,
+    none: bool = False,
+    **given: object,
+) -> None:
+    """Accept only numbers.
+
+    :param least: the smallest that is accepted.
+    :param most: the largest that is accepted.
+    :param above: accept only what is more than ``least``.
+    :param whole: accept only integers.
+    :param none: accept ``None``, too.
+    :raises TypeError: for anything else.
+    :raises ValueError: for a number that is too small or too large, and for NaN.
+    """
+    for name, value in given.items():
+        if not (none and value is None):
+            number = _number(name, value, whole=whole, none=none)
+            if number < least or (above and number == least):
+                than = "more than" if above else "at least"
+                raise ValueError(f"{name} must be {than} {least}{', or None' * none}, not {value}")
+            if number > most:
+                raise ValueError(f"{name} must be at most {most}, not {value}")
+
+
+def require_timeout(**given: object) -> None:
+    """Accept only seconds, and ``None``. (What is left of a caller's own time may be less than none.)
+
+    :raises TypeError: for anything else.
+    :raises ValueError: for NaN.
+    """
+    for name, value in given.items():
+        if value is not None:
+            _number(name, value, none=True)
+
+
+def require_one_of(choices: Collection[object], **given: object) -> None:
+    """Accept only one of these.
+
+    :raises ValueError: for anything else.
+    """
+    for name, value in given.items():
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def require_several(**given: object) -> None:
+    """Accept only collections: not the text that should stand in one.
+
+    :raises TypeError: for anything else.
+    """
+    for name, value in given.items():
+        if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
+            raise TypeError(f"{name} must be a collection, not {_what(value)}")
 
 
 def require_callable(*, at_once: bool = False, **given: object) -> None:
@@ -134,6 +197,21 @@ def as_host_given(name: object) -> str:
     return host
 
 
+def as_origin_given(origin: object) -> str:
+    """The https origin in a setting, in the form in which origins are compared: ``"https://example.org"``.
+
+    :raises ValueError: if it is something else, or has more than that: a user, a path, a query.
+    """
+    url = None
+    if isinstance(origin, str):
+        with suppress(httpx2.InvalidURL):
+            url = httpx2.URL(origin)
+    if url is None or url.scheme != "https" or url.userinfo or url.raw_path != b"/" or url.fragment or not url.host:
+        shown = str(origin).rpartition("@")[2]  # not its user
+        raise ValueError(f"{shown!r} is not an https origin, such as 'https://example.org'")
+    return f"https://{url.netloc.decode('ascii')}"
+
+
 def by_host(given: Mapping[str, _T]) -> Iterator[tuple[str, str, _T]]:
     """The entries of a setting by host: the host in the form of :func:`as_host`, as it was given, what is set for it.
 
@@ -158,6 +236,25 @@ def _origin(given: type) -> tuple[str, str, str]:
         if name in _LIBRARIES:
             return name, kind.__name__, f"belongs to {name}"
     return "", "", ""
+
+
+def _number(name: str, value: object, *, whole: bool = False, none: bool = False) -> float:
+    """The number that was given.
+
+    :param none: whether ``None`` would do, too.
+    :raises TypeError: if it is no number, or no integer where ``whole`` is set.
+    :raises ValueError: if it is NaN.
+    """
+    if not isinstance(value, Integral if whole else Real):
+        raise TypeError(f"{name} must be a {'whole ' * whole}number{' or None' * none}, not {_what(value)}")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number, not NaN")
+    return number
+
+
+def _what(value: object) -> str:
+    return "None" if value is None else _name(type(value))
 
 
 def _name(kind: type) -> str:

@@ -43,7 +43,7 @@ from allswell._errors import (
 )
 from allswell._fields import as_bytes
 from allswell._filters.keylog import new_context
-from allswell._given import require, require_known, require_none_beside_pool, require_type
+from allswell._given import require, require_known, require_none_beside_pool, require_timeout, require_type
 from allswell._late import Late
 from allswell._memory import remember
 from allswell._messages import RequestHead
@@ -383,6 +383,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         require_type(ConnectionPool, pool=pool)
         require_type(QuicConfig, quic=settings.get("quic"))
         require_known(settings, PoolConfig.__dataclass_fields__, "AsyncTransport")
+        require_timeout(total_timeout=total_timeout)
         own: PoolSettings = {
             "trust_env": trust_env,
             "http1": http1,
@@ -550,6 +551,7 @@ class Sender(Generic[_LimitsT, _ProxyT]):
 
     async def leave(self, timeout: float | None = None, *, cut: bool = False) -> CloseReport:
         """Leave the pool. The last user to leave closes it: see :meth:`ConnectionPool.leave`."""
+        require_timeout(timeout=timeout)
         timeout, cut, began = Closing.joined(self.pool, timeout, cut)
         if self._left:
             return await self.pool.aclose(timeout, began=began) if self.pool.closing else CloseReport()

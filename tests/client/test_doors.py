@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import httpx
 import httpx2
 import pytest
@@ -15,6 +17,7 @@ import allswell.httpx
 from allswell._config import PoolSettings, TransportSettings
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
+from tests.support.peer_connection import PeerConnection
 from tests.support.scripts import answers
 
 pytestmark = pytest.mark.anyio
@@ -121,6 +124,98 @@ async def test_what_is_made_of_the_wrong_thing(case: str) -> None:
     make, words = MADE[case]
     with pytest.raises(TypeError, match=words):
         make()
+
+
+#: Values of settings that have no meaning; the error, and what it says.
+VALUES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"max_connections": 0}, ValueError, "max_connections must be at least 1, or None, not 0"),
+    ({"max_connections": 2.5}, TypeError, "max_connections must be a whole number or None, not float"),
+    ({"max_connections_per_route": -1}, ValueError, "max_connections_per_route must be at least 1, or None, not -1"),
+    (
+        {"max_keepalive_connections": "9"},
+        TypeError,
+        "max_keepalive_connections must be a whole number",
+    ),
+    ({"keepalive_expiry": math.nan}, ValueError, "keepalive_expiry must be a number, not NaN"),
+    ({"grace": None}, TypeError, "grace must be a number, not None"),
+    ({"grace": -1}, ValueError, "grace must be at least 0, not -1"),
+    ({"retries": -1}, ValueError, "retries must be at least 0, not -1"),
+    ({"pipelining": "3"}, TypeError, "pipelining must be a whole number, not str"),
+    ({"max_header_size": 0}, ValueError, "max_header_size must be at least 1, not 0"),
+    ({"stream_window": 2**31}, ValueError, "stream_window must be at most 2147483647, not 2147483648"),
+    ({"connection_window": 0}, ValueError, "connection_window must be at least 1, not 0"),
+    ({"expect_continue_timeout": None}, TypeError, "expect_continue_timeout must be a number, not None"),
+    ({"ping_interval": 0}, ValueError, "ping_interval must be more than 0, or None, not 0"),
+    ({"ping_timeout": -1}, ValueError, "ping_timeout must be at least 0, not -1"),
+    ({"http3": "onyl"}, ValueError, "http3 must be one of False, True, 'only', not 'onyl'"),
+    ({"coalescing": "origins"}, ValueError, "coalescing must be one of False, True, 'origin', not 'origins'"),
+    ({"quic": None}, TypeError, "quic must be allswell.QuicConfig, not None"),
+    ({"ssl_context": True}, TypeError, "ssl_context must be ssl.SSLContext, not bool"),
+    ({"local_address": 3}, TypeError, "local_address must be str, not int"),
+    ({"nameservers": "192.0.2.1"}, TypeError, "nameservers must be a collection, not str"),
+    ({"socket_options": b"x"}, TypeError, "socket_options must be a collection, not bytes"),
+    ({"http3_origins": "https://a.example"}, TypeError, "http3_origins must be a collection, not str"),
+    ({"http3_origins": ["a.example"]}, ValueError, "'a.example' is not an https origin, such as "),
+    ({"http3_origins": ["http://a.example"]}, ValueError, "'http://a.example' is not an https origin"),
+    ({"http3_origins": ["https://a.example/b"]}, ValueError, "'https://a.example/b' is not an https origin"),
+    ({"http3_origins": ["https://u:secret@a.example"]}, ValueError, "^'a.example' is not an https origin"),
+    ({"http3_origins": ["https://a.example:x"]}, ValueError, "'https://a.example:x' is not an https origin"),
+    ({"http3_origins": [7]}, ValueError, "'7' is not an https origin"),
+    ({"on_connection_end": 3}, TypeError, "on_connection_end must be callable, and int is not"),
+    ({"on_connection_end": anyio.sleep}, TypeError, "on_connection_end must be an ordinary function"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "words"), VALUES, ids=[next(iter(each[0])) for each in VALUES])
+async def test_values_without_meaning(settings: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        allswell.PoolConfig(**settings)
+    with pytest.raises(error, match=words):
+        allswell.ConnectionPool(**settings)
+
+
+async def test_values_without_meaning_for_a_client() -> None:
+    with pytest.raises(ValueError, match="max_connections must be at least 1"):
+        allswell.AsyncClient(limits=httpx2.Limits(max_connections=0))
+    with pytest.raises(TypeError, match="http3_origins must be a collection"):
+        allswell.AsyncClient(http3_origins="https://a.example")
+    with pytest.raises(TypeError, match="nameservers must be a collection"):
+        allswell.AsyncClient(nameservers="192.0.2.1")
+    with pytest.raises(ValueError, match="total_timeout must be a number, not NaN"):
+        allswell.AsyncClient(total_timeout=math.nan)
+    with pytest.raises(ValueError, match="scheme must be one of 'http', 'https', 'socks5', 'socks5h', not 'socks4'"):
+        allswell.ProxyHop("socks4", "a.example", 1)  # type: ignore[arg-type]  # that is the test
+    with pytest.raises(ValueError, match="idle_timeout must be at least 0, not -1"):
+        allswell.QuicConfig(idle_timeout=-1)
+
+
+def test_origins_in_another_spelling() -> None:
+    config = allswell.PoolConfig(http3_origins=["https://A.Example:443/", "https://[::1]:8443"])
+    assert config.http3_origins == {"https://a.example", "https://[::1]:8443"}
+
+
+@pytest.mark.parametrize(("wrong", "error"), [("5", TypeError), (math.nan, ValueError)])
+async def test_timeouts_that_are_no_time(wrong: Any, error: type[Exception]) -> None:
+    for name in ("connect", "read", "write", "pool", "total"):
+        with pytest.raises(error, match=f"{name} must be a number"):
+            allswell.Timeouts(**{name: wrong})
+    async with allswell.AsyncClient(timeout=wrong) as client:
+        with pytest.raises(error, match="connect must be a number"):
+            await client.get("http://a")
+        with pytest.raises(error, match="timeout must be a number"):
+            await client.aclose(wrong)
+        with pytest.raises(error, match="timeout must be a number"):
+            await client.drain(wrong)
+
+
+async def test_time_that_is_over_already() -> None:
+    """As a caller's own deadline leaves it: it is no error, but nothing is waited for."""
+    with scripted_peer(PeerConnection.read_until_end) as peer:
+        async with allswell.ConnectionPool() as pool:
+            with pytest.raises(allswell.Timeout, match="-1 s"):
+                await pool.request("GET", peer.url, timeouts=allswell.Timeouts(total=-1))
+            await pool.aclose(-1)
+    assert pool.state == "closed"
 
 
 Use = Callable[[Any], Awaitable[object]]

@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import anyio
+import httpx
 import httpx2
 import pytest
 
@@ -148,10 +149,12 @@ async def test_framing(framing: Any) -> None:
         assert bool(framing == "close") == (kinds(origin, Said, CloseNotify)[0] is Said)  # who left first
 
 
+@pytest.mark.parametrize("kind", [list, httpx.Headers, httpx2.Headers])
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_header_fields_as_pairs(version: Any) -> None:
+async def test_header_fields_as_pairs(version: Any, kind: Any) -> None:
     """A field may come twice."""
-    with Origin({"/": Response(headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])}, versions=[version]) as origin:
+    headers = kind([("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])
+    with Origin({"/": Response(headers=headers)}, versions=[version]) as origin:
         async with client_of(origin, version) as client:
             assert (await client.get("/")).headers.get_list("set-cookie") == ["a=1", "b=2"]
 

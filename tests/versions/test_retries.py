@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -416,10 +417,16 @@ def test_settings_are_checked() -> None:
     assert Retry(statuses=[503], methods={"POST"}) == Retry(statuses=frozenset({503}), methods=frozenset({"POST"}))
     with pytest.raises(ValueError, match="at least 1"):
         Retry(attempts=0)
-    with pytest.raises(ValueError, match="budget must not be negative"):
+    with pytest.raises(ValueError, match="budget must be at least 0, or None, not -1"):
         Retry(budget=-1)
-    with pytest.raises(TypeError, match="statuses must be numbers"):
+    with pytest.raises(ValueError, match="longest must be a number, not NaN"):
+        Retry(longest=math.nan)
+    with pytest.raises(TypeError, match="statuses must be a whole number, not str"):
         Retry(statuses={"503"})  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(ValueError, match="statuses must be at least 100"):
+        Retry(statuses={True})
+    with pytest.raises(TypeError, match="methods must be str, not bytes"):
+        Retry(methods={b"POST"})  # type: ignore[arg-type]  # what is tested
     wrong: Any = "POST"
     with pytest.raises(TypeError, match="methods"):
         Retry(methods=wrong)

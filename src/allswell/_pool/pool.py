@@ -33,7 +33,7 @@ from allswell._errors import AllswellError, ConnectFailed, ExchangeReset, NotOff
 from allswell._events import RequestAnswered, RequestBegan, RequestFailed, RequestSent, next_number
 from allswell._fields import HeadersGiven, as_bytes, given_fields
 from allswell._filters.keylog import named_log, new_context
-from allswell._given import require_known, require_type
+from allswell._given import require_known, require_timeout, require_type
 from allswell._late import Late
 from allswell._messages import Headers, RequestHead, ResponseHead
 from allswell._observers import Observed, Observers
@@ -295,6 +295,7 @@ class ConnectionPool:
         :raises PoolClosed: if the pool is closing, or closed.
         :raises RuntimeError: if the pool belongs to another event loop that still lives.
         """
+        require_timeout(timeout=timeout)
         if self._closing is not None:
             raise PoolClosed("the pool is closed")
         dispatcher, began = self._own(), monotonic()
@@ -358,6 +359,7 @@ class ConnectionPool:
         :return: how each connection ended.
         :raises RuntimeError: if the pool belongs to another event loop that still lives. Nothing has changed then.
         """
+        require_timeout(timeout=timeout)
         if self.close_report is not None:
             return self.close_report
         dispatcher = self._own()

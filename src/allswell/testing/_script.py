@@ -67,7 +67,11 @@ class Response:
     @property
     def fields(self) -> list[tuple[str, str]]:
         """The header fields as pairs, in order."""
-        return list(self.headers.items() if isinstance(self.headers, Mapping) else self.headers)
+        given = self.headers
+        if not isinstance(given, Mapping):
+            return list(given)
+        # (Headers of httpx2 or httpx may have a name several times.)
+        return list(given.multi_items() if hasattr(given, "multi_items") else given.items())
 
     def bodiless(self, method: str) -> bool:
         """Whether no body follows the head (RFC 9110, section 6.4.1)."""
