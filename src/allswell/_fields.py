@@ -709,6 +709,10 @@ def received_field(line: bytes, names: Names) -> tuple[Field, bytes] | None:
     return (name, value), lower
 
 
+#: The fields of responses that httpx2's client itself acts on: cookies, and codings of the content.
+OF_THE_CLIENT = frozenset((b"content-encoding", b"set-cookie", b"set-cookie2"))
+
+
 # Requests and responses
 
 

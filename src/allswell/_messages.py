@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 Field = tuple[bytes, bytes]
 Headers = list[Field]
 
+#: Fields as httpx2 has them: each with the name, the name in lower case, and the value.
+LoweredHeaders = list[tuple[bytes, bytes, bytes]]
+
 #: RFC 9110 §9.2.2: sending one of these twice means what sending it once does.
 IDEMPOTENT_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE", b"QUERY"})
 
@@ -45,12 +48,15 @@ class ResponseHead:
     :ivar headers: pairs of name and value, in bytes, in the order in which they came.
     :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"`` (``b"HTTP/1.0"`` from an old server).
     :ivar reason: the reason phrase of HTTP/1.1; empty in the later versions.
+    :ivar plain: the headers once more, if the backend remembers them in this form, all are ASCII, and none is in
+        :data:`~allswell._fields.OF_THE_CLIENT`. Else ``None``.
     """
 
     status: int
     headers: Headers
     http_version: bytes
     reason: bytes = b""
+    plain: LoweredHeaders | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ requests none of that can be seen from outside. So each method here takes the pl
 same in fewer steps.
 
 - **One for one.** A short way replaces one method, and calls what that method calls, by the same names. So what a
-  subclass overrides, and what is patched, keeps its effect. Only the constructors of ``URL``, ``Request``, ``Headers``
-  and ``Response`` are not called if they would only copy.
+  subclass overrides, and what is patched, keeps its effect. Only the constructors of ``URL``, ``Request``, ``Headers``,
+  ``Response`` and its stream are not called if they would only copy.
 - **All else goes the long way**, which is httpx2's own method: files, cookies to be sent, hooks of requests, ``auth``,
   redirects from the second on, encoded content, URLs that parsing would change, objects whose types are not httpx2's
   own. The long way is also taken if the method to be replaced is not the known one: another class in the hierarchy may
@@ -28,6 +28,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from http.cookiejar import CookieJar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,11 @@ from httpx2 import (
 from httpx2 import Response as HttpxResponse
 
 from allswell import _gzip, _shapes
+from allswell._fields import OF_THE_CLIENT
 from allswell._given import require
 from allswell._late import Late
 from allswell._memory import remember
+from allswell._messages import LoweredHeaders
 from allswell._request.route import IN_QUERY, LONGEST_URL, SEGMENT, PlainUrls
 
 if TYPE_CHECKING:
@@ -62,16 +65,18 @@ if TYPE_CHECKING:
     from httpx2._urlparse import ParseResult
 else:  # if one of these is missing, there are no short ways, and the client still works
     _types = Late("httpx2._types", "httpx2")
-    BoundAsyncStream = _shapes.find("httpx2._client", "BoundAsyncStream")
+    BoundAsyncStream = _shapes.find("httpx2._client", "BoundAsyncStream") or AsyncByteStream
     ClientState = _shapes.find("httpx2._client", "ClientState")
     UseClientDefault = type(USE_CLIENT_DEFAULT)
     encode_request = _shapes.find("httpx2._content", "encode_request")
     ParseResult = _shapes.find("httpx2._urlparse", "ParseResult")
 
+_OPENED = None if ClientState is None else ClientState.OPENED  # by a name of its own: see `_halves.py`
+
 #: Whether the short ways are used: httpx2 is the one that they were written for.
 ON = _shapes.known()
 
-_Field = tuple[bytes, bytes, bytes]  # as Headers has it: the name, the name in lower case, the value
+_Field = tuple[bytes, bytes, bytes]  # as Headers has it: see `LoweredHeaders`
 
 _MERGE_URL = _shapes.find("httpx2._client", "BaseClient._merge_url")
 _MERGE_HEADERS = _shapes.find("httpx2._client", "BaseClient._merge_headers")
@@ -85,6 +90,7 @@ _CLOSE_CLIENT = _shapes.find("httpx2._client", "AsyncClient.aclose")
 _LEAVE_CLIENT = _shapes.find("httpx2._client", "AsyncClient.__aexit__")
 _AUTH_FLOW = _shapes.find("httpx2", "Auth.async_auth_flow")
 _EXTRACT_COOKIES = _shapes.find("httpx2", "Cookies.extract_cookies")
+_WALK = CookieJar.__iter__
 _NEW_URL = URL.__init__
 _NEW_HEADERS = Headers.__init__
 _NEW_REQUEST = Request.__init__
@@ -94,7 +100,8 @@ _ITER_BYTES = _gzip.Response.aiter_bytes
 _ITER_RAW = _gzip.Response.aiter_raw
 _CLOSE = _gzip.Response.aclose
 
-_BETWEEN = ("_send_handling_auth", "_send_handling_redirects")
+#: What requests without content send.
+_NOTHING = ByteStream(b"")
 
 _logger = logging.getLogger("httpx2")  # as httpx2 has it
 _new = object.__new__
@@ -159,6 +166,7 @@ def _ordinary_request(
     data: Any,
     json: Any,
     extensions: dict[str, Any],
+    hosts: _Hosts,
 ) -> Request | None:
     """Make the request that httpx2's constructor makes; ``None`` if ``params`` need the long way.
 
@@ -177,7 +185,7 @@ def _ordinary_request(
     begin: list[_Field] = []
     end: list[_Field] = []
     if content is None and data is None and json is None:
-        stream: Any = ByteStream(b"")
+        stream: Any = _NOTHING
     else:
         defaults, stream = encode_request(content=content, data=data, json=json)
         for name, value in defaults.items():
@@ -189,10 +197,8 @@ def _ordinary_request(
             if lower not in names and not framed:
                 names.append(lower)
                 end.append((raw, lower, value.encode("ascii")))
-    _, _, host, port, *_ = parsed = url._uri_reference
-    if b"host" not in names and host:
-        netloc = parsed.netloc if ":" in host else host if port is None else f"{host}:{port}"
-        begin.append((b"Host", b"host", netloc.encode("ascii")))
+    if b"host" not in names and (host := hosts.field(url)) is not None:
+        begin.append(host)
     if (
         method in ("POST", "PUT", "PATCH", "QUERY")
         and b"content-length" not in names
@@ -209,6 +215,25 @@ def _ordinary_request(
     return request
 
 
+class _Hosts:
+    """The Host fields of a client's requests. They are remembered, because most requests go to few origins."""
+
+    _MOST = 128
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int | None], _Field] = {}
+
+    def field(self, url: URL) -> _Field | None:
+        """The field of a request to this URL; ``None`` if the URL names no host."""
+        parsed = url._uri_reference
+        to = parsed.host, parsed.port
+        known = self._known.get(to)
+        if known is None and to[0]:
+            found = b"Host", b"host", parsed.netloc.encode("ascii")
+            return remember(self._known, to, found, self._MOST)
+        return known
+
+
 class _Sections:
     """The header sections of a client's requests: the client's fields, and those that are given with the request.
 
@@ -223,12 +248,7 @@ class _Sections:
         self._by_names: dict[tuple[str, ...], tuple[list[_Field], list[tuple[str, bytes, bytes]]]] = {}
 
     def merged(self, own: list[_Field], given: dict[str, str]) -> list[_Field] | None:
-        """The section; ``None`` if a name or a value is not ASCII text."""
-        try:
-            if not "".join(given.values()).isascii():
-                return None
-        except TypeError:
-            return None
+        """The section; ``None`` if a name or a value is not ASCII text. (To encode as UTF-8 takes less time.)"""
         if own != self._own:
             self._own = own.copy()
             self._by_names.clear()
@@ -242,7 +262,13 @@ class _Sections:
             found = [field for field in own if field[1] not in others], written
             remember(self._by_names, names, found, self._MOST)
         kept, written = found
-        return kept + [(raw, lower, given[name].encode("ascii")) for name, raw, lower in written]
+        section = kept.copy()
+        for name, raw, lower in written:
+            value = given[name]
+            if type(value) is not str or not value.isascii():
+                return None
+            section.append((raw, lower, value.encode()))
+        return section
 
 
 def origin_and_target(url: URL) -> tuple[tuple[str, str | bytes, int | None], bytes]:
@@ -278,6 +304,15 @@ def _headers(fields: list[_Field]) -> Headers:
     return headers
 
 
+def _has_none(cookies: object) -> bool:
+    """Whether there are no cookies. (An empty jar shows that without being walked through.)"""
+    if type(cookies) is Cookies:
+        jar: Any = cookies.jar
+        if type(jar).__iter__ is _WALK and not jar._cookies:
+            return True
+    return not cookies
+
+
 def _constructors_are_known() -> bool:
     return URL.__init__ is _NEW_URL and Headers.__init__ is _NEW_HEADERS and Request.__init__ is _NEW_REQUEST
 
@@ -292,17 +327,28 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ATTRIBUTES = 11
 
 
-#: Fields that are of use to the client itself.
-_OF_THE_CLIENT = frozenset((b"content-encoding", b"set-cookie", b"set-cookie2"))
+class _TimedStream(BoundAsyncStream):
+    """httpx2's, but it makes the time that the response took when somebody asks for it. Few programs do."""
+
+    _seconds: float | None = None
+
+    @property
+    def elapsed(self) -> timedelta | None:
+        """See httpx2."""
+        return None if self._seconds is None else timedelta(0, self._seconds)
+
+    @elapsed.setter
+    def elapsed(self, elapsed: timedelta | None) -> None:
+        self._seconds = None if elapsed is None else elapsed.total_seconds()
 
 
 class WholeStream(AsyncByteStream):
     """A body that can be read whole, with one call.
 
-    :ivar plain: the fields that came with it, if all are ASCII and none is in :data:`_OF_THE_CLIENT`; else ``None``.
+    :ivar plain: the fields that came with it, if all are ASCII and none is in :data:`OF_THE_CLIENT`; else ``None``.
     """
 
-    plain: list[_Field] | None = None
+    plain: LoweredHeaders | None = None
 
     def take_whole(self) -> bytes | None:
         """Return the whole body if it has already come, else ``None``. If it is returned, the stream is closed."""
@@ -321,20 +367,28 @@ class Response(_gzip.Response):
 
     @classmethod
     def of(
-        cls, status: int, headers: list[tuple[bytes, bytes]], stream: WholeStream, extensions: dict[str, Any]
+        cls,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        stream: WholeStream,
+        extensions: dict[str, Any],
+        plain: LoweredHeaders | None = None,
     ) -> Response:
-        """Make the response that the constructor makes. It keeps ``extensions`` without copying them."""
+        """Make the response that the constructor makes. It keeps ``extensions`` without copying them.
+
+        :param plain: see :class:`~allswell._messages.ResponseHead`.
+        """
         if not ON or HttpxResponse.__init__ is not _NEW_RESPONSE or Headers.__init__ is not _NEW_HEADERS:
             return cls(status, headers=headers, stream=stream, extensions=extensions)
-        fields: list[_Field] = []
-        plain = True
-        for name, value in headers:
-            lower = name.lower()
-            fields.append((name, lower, value))
-            if lower in _OF_THE_CLIENT or not (value.isascii() and lower.isascii()):
-                plain = False
-        if plain:
-            stream.plain = fields.copy()
+        if plain is not None:
+            stream.plain, fields = plain, plain.copy()
+        else:
+            fields = [(name, name.lower(), value) for name, value in headers]
+            for name, lower, value in fields:
+                if lower in OF_THE_CLIENT or not (value.isascii() and name.isascii()):
+                    break
+            else:
+                stream.plain = fields.copy()
         made: Response = _new(cls)
         made.status_code = status
         made.headers = _headers(fields)
@@ -353,7 +407,7 @@ class Response(_gzip.Response):
         """See httpx2."""
         stream = self.stream
         if (
-            type(stream) is not BoundAsyncStream
+            type(stream) is not _TimedStream
             or not issubclass(type(stream._stream), WholeStream)
             or not self._reads_ordinarily(stream._stream)
         ):
@@ -366,7 +420,7 @@ class Response(_gzip.Response):
             if content is not None:
                 self._num_bytes_downloaded = len(content)
                 self.is_closed = True
-                stream.elapsed = timedelta(0, perf_counter() - stream._start)
+                stream._seconds = perf_counter() - stream._start
             else:
                 try:
                     content = await whole.read_whole(self._count)
@@ -425,6 +479,7 @@ class ShortWays(AsyncClient):
     """httpx2's client, with the short ways."""
 
     _sections: _Sections | None = None
+    _hosts: _Hosts | None = None
     _urls: Urls | None = None
     _plain_base: tuple[URL, ParseResult | None] | None = None
     _straight: type | None = None  # the class itself, if no class in its MRO is between ShortWays and httpx2's client
@@ -536,12 +591,14 @@ class ShortWays(AsyncClient):
         if (
             files is None
             and (data is None or type(data) is dict)
-            and not cookies
+            and _has_none(cookies)
             and type(url) is URL
             and type(headers) is Headers
             and _constructors_are_known()
         ):
-            made = _ordinary_request(method, url, params, headers, content, data, json, extensions)
+            if self._hosts is None:
+                self._hosts = _Hosts()
+            made = _ordinary_request(method, url, params, headers, content, data, json, extensions, self._hosts)
             if made is not None:
                 return made
         return Request(
@@ -573,7 +630,7 @@ class ShortWays(AsyncClient):
             or type(self)._build_request_auth is not _BUILD_REQUEST_AUTH
             or auth is not USE_CLIENT_DEFAULT
             or self._auth is not None
-            or self._state is not ClientState.OPENED
+            or self._state is not _OPENED
             or type(request) is not Request
             or type(request.url) is not URL
             or request.url._uri_reference.userinfo
@@ -602,16 +659,17 @@ class ShortWays(AsyncClient):
 
     def _sends_straight(self) -> bool:
         """Whether the methods between ``send`` and ``_send_single_request`` are ours, and would do nothing."""
-        ours, theirs = type(self), AsyncClient
+        ours, theirs, own = type(self), AsyncClient, self.__dict__
         return (
-            ours._send_handling_auth is ShortWays._send_handling_auth
+            ours._send_handling_auth is _OUR_HANDLING_AUTH
             and theirs._send_handling_auth is _SEND_HANDLING_AUTH
-            and ours._send_handling_redirects is ShortWays._send_handling_redirects
+            and ours._send_handling_redirects is _OUR_HANDLING_REDIRECTS
             and theirs._send_handling_redirects is _SEND_HANDLING_REDIRECTS
             and Auth.async_auth_flow is _AUTH_FLOW
             and not self._event_hooks["request"]
             and self.max_redirects >= 0
-            and self.__dict__.keys().isdisjoint(_BETWEEN)
+            and "_send_handling_auth" not in own
+            and "_send_handling_redirects" not in own
         )
 
     async def _send_handling_auth(
@@ -689,7 +747,8 @@ class ShortWays(AsyncClient):
         stream = response.stream
         assert isinstance(stream, AsyncByteStream)
         response.request = request
-        response.stream = BoundAsyncStream(stream, start)
+        response.stream = timed = _new(_TimedStream)
+        timed._stream, timed._start = stream, start
         cookies = self.cookies
         if (
             type(cookies) is not Cookies
@@ -710,7 +769,11 @@ class ShortWays(AsyncClient):
         return response
 
 
-def _sets_no_cookie(headers: Headers, plain: list[_Field] | None) -> bool:
+_OUR_HANDLING_AUTH = ShortWays._send_handling_auth
+_OUR_HANDLING_REDIRECTS = ShortWays._send_handling_redirects
+
+
+def _sets_no_cookie(headers: Headers, plain: LoweredHeaders | None) -> bool:
     """Whether a response has no cookies for the jar.
 
     httpx2's headers choose their encoding when a value is read. To ask them for cookies does that. So it is done here.

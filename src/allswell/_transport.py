@@ -6,7 +6,7 @@ import math
 import ssl
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -92,7 +92,8 @@ def _rewinds(field: object) -> bool:
         return False
 
 
-def _raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
+def raise_as(library: ModuleType, error: AllswellError) -> NoReturn:
+    """Raise the error of the library that stands for one of ours."""
     if isinstance(error, Timeout):
         name = _TIMEOUTS.get(error.phase, "TimeoutException")
     elif isinstance(error, TransportError):
@@ -109,7 +110,7 @@ def _reprioritize(library: ModuleType, response: Response, priority: str | bytes
     try:
         response.reprioritize(priority)
     except AllswellError as error:
-        _raise_as(library, error)
+        raise_as(library, error)
 
 
 @cache
@@ -123,6 +124,8 @@ class RawStream:
     It is also an ``httpcore2.AsyncNetworkStream``, if httpcore2 is imported. (We do not import it, because it imports
     trio.)
     """
+
+    __slots__ = ("__weakref__", "_library", "_made", "_response", "body")
 
     def __init__(self, response: Response, library: str, stream: NetworkStream | None = None) -> None:
         self._response = response
@@ -216,7 +219,7 @@ class ResponseStream(WholeStream):
         try:
             piece = await self._response.receive()
         except AllswellError as error:
-            _raise_as(self._library, error)
+            raise_as(self._library, error)
         if not piece:
             self.extensions["trailers"] = self._response.trailers
         return piece
@@ -226,7 +229,7 @@ class ResponseStream(WholeStream):
         try:
             content = self._response.take_whole()
         except AllswellError as error:
-            _raise_as(self._library, error)
+            raise_as(self._library, error)
         if content is not None:
             self.extensions["trailers"] = self._response.trailers
         return content
@@ -236,7 +239,7 @@ class ResponseStream(WholeStream):
         try:
             content = await self._response.read_counted(count)
         except AllswellError as error:
-            _raise_as(self._library, error)
+            raise_as(self._library, error)
         self.extensions["trailers"] = self._response.trailers
         return content
 
@@ -247,7 +250,7 @@ class ResponseStream(WholeStream):
         try:
             await self._response.aclose()
         except AllswellError as error:
-            _raise_as(self._library, error)
+            raise_as(self._library, error)
 
 
 class Closing:
@@ -421,17 +424,18 @@ class Sender(Generic[_LimitsT, _ProxyT]):
         self._origins: dict[_OriginKey, Destination] = {}
         self._waits: tuple[object, Timeouts] = None, Timeouts()
 
-    async def _handle(self, request: httpx2.Request) -> tuple[Response, dict[str, Any]]:
+    def _send(self, request: httpx2.Request) -> Awaitable[Response]:
+        """Send it through the pool, whose errors are raised."""
         if self._left:
             self._return()
-        try:
-            response = await self.pool.send(self._request(request))
-        except AllswellError as error:
-            _raise_as(self._library, error)
+        return self.pool.send(self._request(request))
+
+    def _facts(self, response: Response) -> dict[str, Any]:
+        """The response's ``extensions``."""
         facts = response.extension_facts()
         facts["network_stream"] = RawStream(response, self._core)
         facts["reprioritize"] = partial(_reprioritize, self._library, response)
-        return response, facts
+        return facts
 
     @property
     def _pool(self) -> Any:  # the library's own method uses it, if it is called with our transport as ``self``
@@ -450,7 +454,11 @@ class Sender(Generic[_LimitsT, _ProxyT]):
             stream=request.stream,
             extensions=request.extensions,
         )
-        response, facts = await self._handle(given)
+        try:
+            response = await self._send(given)
+        except AllswellError as error:
+            raise_as(library, error)
+        facts = self._facts(response)
         facts["network_stream"].body = stream = self._stream(response)
         return core.Response(response.status, headers=response.headers, content=stream, extensions=facts)
 
@@ -619,8 +627,13 @@ class AsyncTransport(Sender[httpx2.Limits, httpx2.URL | httpx2.Proxy], httpx2.As
             if type(answer) is httpx2.Response:
                 answer.__class__ = ShortResponse  # it decodes as ours do
             return cast(httpx2.Response, answer)
-        response, extensions = await self._handle(request)
+        try:
+            response = await self._send(request)
+        except AllswellError as error:
+            raise_as(self._library, error)
         stream = ResponseStream(response)
-        answer = ShortResponse.of(response.status, response.headers, stream, extensions)
+        answer = ShortResponse.of(
+            response.status, response.headers, stream, self._facts(response), plain=response.plain
+        )
         stream.extensions = answer.extensions
         return answer

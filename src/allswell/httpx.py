@@ -8,9 +8,10 @@ import httpx
 import httpx2
 
 import allswell  # noqa: F401 - whole, although another thread may be about to import it
+from allswell._errors import AllswellError
 from allswell._patched import Library
 from allswell._report import CloseReport
-from allswell._transport import ResponseStream, Sender
+from allswell._transport import ResponseStream, Sender, raise_as
 
 
 class _Stream(ResponseStream, httpx.AsyncByteStream):
@@ -43,10 +44,16 @@ class AsyncTransport(Sender[httpx.Limits, httpx.URL | httpx.Proxy], httpx.AsyncB
         if self._patches.is_patched():
             return cast(httpx.Response, await self._hand_over(request))
         # The requests of both libraries have the same shape: httpx2 continues httpx.
-        response, extensions = await self._handle(cast(httpx2.Request, request))
+        try:
+            response = await self._send(cast(httpx2.Request, request))
+        except AllswellError as error:
+            raise_as(self._library, error)
         stream = _Stream(response)
         answer = httpx.Response(
-            status_code=response.status, headers=cast(Any, response.headers), stream=stream, extensions=extensions
+            status_code=response.status,
+            headers=cast(Any, response.headers),
+            stream=stream,
+            extensions=self._facts(response),
         )
         stream.extensions = answer.extensions
         return answer

@@ -30,6 +30,7 @@ ATTRIBUTES: dict[str, tuple[Any, type]] = {
     "_auth": (httpx2.AsyncClient(), type(None)),
     "_connection": (httpcore2.AsyncHTTPConnection(httpcore2.URL("http://x.example").origin), type(None)),
     "_content": (_REQUEST, bytes),
+    "_cookies": (httpx2.Cookies().jar, dict),
     "_decoder": (httpx2.Response(200, content=b"x"), httpx2._decoders.ContentDecoder),
     "_default_encoding": (httpx2.AsyncClient(), str),
     "_encoding": (httpx2.Headers(), type(None)),

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from http.cookiejar import Cookie, CookieJar
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from httpx2._client import BoundAsyncStream
 from httpx2._urlparse import PATH_SAFE, QUERY_SAFE, UNRESERVED_CHARACTERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,8 @@ from hypothesis import strategies as st
 import allswell
 from allswell import _shapes, _short
 from allswell._errors import AllswellError
+from allswell._fields import OF_THE_CLIENT
+from allswell._messages import LoweredHeaders
 from allswell._request.route import Destination, Destinations, parsed
 from tests.support.peer import PeerConnection, scripted_peer
 from tests.support.scripts import answers
@@ -239,7 +243,8 @@ def told(value: object) -> object:
         return type(value), b"".join(value)
     if isinstance(value, (httpx2.AsyncByteStream, httpx2.SyncByteStream)):
         inner = getattr(value, "_stream", None)
-        return type(value), getattr(value, "elapsed", 0) is None, type(inner)
+        kind = BoundAsyncStream if isinstance(value, BoundAsyncStream) else type(value)
+        return kind, getattr(value, "elapsed", 0) is None, type(inner)
     if isinstance(value, (httpx2.Request, httpx2.Response)):
         seen = {name: told(each) for name, each in vars(value).items() if name != "_decoder"}  # which nobody asks twice
         return type(value), seen
@@ -439,6 +444,13 @@ class Plain(httpx2.AsyncByteStream):
 Answer = tuple[int, list[tuple[bytes, bytes]], list[bytes], type[Exception] | None]
 
 
+def in_plain_form(headers: list[tuple[bytes, bytes]]) -> LoweredHeaders | None:
+    """As a backend gives it that remembers fields."""
+    fields = [(name, name.lower(), value) for name, value in headers]
+    plain = all(lower not in OF_THE_CLIENT and (name + value).isascii() for name, lower, value in fields)
+    return fields if plain else None
+
+
 class Origin(httpx2.AsyncBaseTransport):
     """Gives one answer after another, then the last again."""
 
@@ -458,7 +470,8 @@ class Origin(httpx2.AsyncBaseTransport):
         extensions = {"http_version": b"HTTP/2", "request": len(self.requests)}
         if self._wrapped == "not ours":
             return httpx2.Response(status, headers=headers, stream=body, extensions=extensions)
-        response = _short.Response.of(status, headers, body, extensions)
+        plain = in_plain_form(headers) if self._wrapped == "remembered" else None
+        response = _short.Response.of(status, headers, body, extensions, plain)
         if self._wrapped == "stream":
             response.stream = Plain(body)
         elif self._wrapped == "read":
@@ -553,7 +566,7 @@ HOW = st.sampled_from(
         "closed",
     ]
 )
-WRAPPED = st.sampled_from(["", "", "", "", "not ours", "stream", "read", "history", "mounted"])
+WRAPPED = st.sampled_from(["", "", "", "", "not ours", "stream", "read", "history", "mounted", "remembered"])
 
 
 async def all_of(response: httpx2.Response) -> list[object]:
@@ -821,6 +834,26 @@ async def test_what_is_patched_of_a_response_keeps_its_effect(
                 monkeypatch.setattr(response, name, noting(getattr(response, name), name, called))
             assert await response.aread() == b"/x"
     assert name in called
+
+
+def test_a_jar_of_another_kind_is_asked_for_its_cookies() -> None:
+    """Where it keeps them is its own affair."""
+
+    kept = httpx2.Cookies({"a": "b"}).jar
+
+    class Jar(CookieJar):
+        def __iter__(self) -> Iterator[Cookie]:
+            return iter(kept)
+
+        def add_cookie_header(self, request: Any) -> None:
+            kept.add_cookie_header(request)
+
+    emptied = httpx2.Cookies({"a": "b"})
+    emptied.delete("a")
+    for cookies, sent in ((Jar(), "a=b"), (emptied, None), (CookieJar(), None)):
+        client = allswell.AsyncClient(cookies=cookies)
+        both(partial(client.build_request, "GET", "http://example.org/"))
+        assert client.build_request("GET", "http://example.org/").headers.get("cookie") == sent
 
 
 @pytest.mark.anyio

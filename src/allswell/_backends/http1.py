@@ -331,16 +331,17 @@ class Http1(Version):
     def _take_head(self, data: memoryview, events: list[Event]) -> None:
         method = self._receiving.method
         if method != b"CONNECT":
-            found = self._memory.responses.read(bytes(data[: self._short]), method)
-            if found is not None:
+            heads = self._memory.responses
+            head = heads.read(bytes(data[: self._short]), method)
+            if head is not None:
                 self._begun = _BEGINNING
-                if found.kept_idle is not None:
-                    self.kept_idle = found.kept_idle
-                self._answered(found.head, events, close=found.close)
-                self._to_come = found.content_length
-                if found.content_length is None:
+                if heads.kept_idle is not None:
+                    self.kept_idle = heads.kept_idle
+                self._answered(head, events, close=heads.close)
+                self._to_come = heads.content_length
+                if heads.content_length is None:
                     self._chunks = Chunks(self._judge)
-                self._take_content(data[found.size :], events)
+                self._take_content(data[heads.size :], events)
                 return
         self._reader = self._engine(method)
         self._to_h11(data, events)

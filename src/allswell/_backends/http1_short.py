@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any, TypeVar
 
-from allswell._fields import MAX_FIELDS, Names, kept_idle, received_field
+from allswell._fields import MAX_FIELDS, OF_THE_CLIENT, Names, kept_idle, received_field
 from allswell._memory import remember
-from allswell._messages import Field, Headers, ResponseHead
+from allswell._messages import Field, Headers, LoweredHeaders, ResponseHead
 
 #: A reason phrase with control characters is left to h11.
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: ([ -~\x80-\xff]*))?").fullmatch
@@ -25,49 +25,40 @@ _MOST_DIGITS = 18
 _NOTED = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
 
 
-class Ordinary:
-    """A head that was read the short way.
-
-    :ivar size: how many bytes it took, with the empty line.
-    :ivar content_length: ``None`` if the content is chunked.
-    :ivar close: whether the connection ends with this response.
-    :ivar kept_idle: see :func:`~allswell._fields.kept_idle`; ``None``: it does not say.
-    """
-
-    __slots__ = ("close", "content_length", "head", "kept_idle", "size")
-
-    def __init__(
-        self, head: ResponseHead, size: int, content_length: int | None, close: bool, kept_idle: float | None
-    ) -> None:
-        self.head = head
-        self.size = size
-        self.content_length = content_length
-        self.close = close
-        self.kept_idle = kept_idle
-
-
 #: How many lines are remembered, and how long they may be.
 _MOST, _LONGEST = 64, 256
 
 _Found = TypeVar("_Found")
 
-#: A line that is known: its field, the name in lower case if that is in :data:`_NOTED`, and then what it says: a number
-#: of bytes or of seconds, or whether the connection ends.
-_Known = tuple[Field, bytes, Any]
+#: A line that is known: its field; the same with its name in lower case; that name if it is in :data:`_NOTED`, and then
+#: what it says: a number of bytes or of seconds, or whether the connection ends. Or :data:`_NOT_PLAIN` in its place.
+_Known = tuple[Field, tuple[bytes, bytes, bytes], bytes, Any]
+
+#: The line's field keeps a head from being :attr:`ResponseHead.plain`.
+_NOT_PLAIN = b"-"
 
 
 class Heads:
     """Reads heads. It remembers lines, because most responses of a server have most lines in common.
 
     Lines may have secrets in them. So each connection has a memory of its own, which ends with it.
+
+    :ivar size: how many bytes the last head took, with the empty line.
+    :ivar content_length: the last head's; ``None`` if the content is chunked.
+    :ivar close: whether the connection ends with that response.
+    :ivar kept_idle: see :func:`~allswell._fields.kept_idle`; ``None``: that head does not say.
     """
 
     def __init__(self) -> None:
+        self.size = 0
+        self.content_length: int | None = None
+        self.close = False
+        self.kept_idle: float | None = None
         self._known: dict[bytes, _Known] = {}
         self._begun: dict[bytes, tuple[int, bytes]] = {}  # the same for status lines: status and reason phrase
         self._names = Names()
 
-    def read(self, data: bytes, method: bytes) -> Ordinary | None:
+    def read(self, data: bytes, method: bytes) -> ResponseHead | None:
         """The head that the data begins with; ``None`` if it is not ordinary, or not all of it is there.
 
         :param method: the request's; not CONNECT.
@@ -82,6 +73,8 @@ class Heads:
             return None
         status, reason = begun
         headers: Headers = []
+        lowered: LoweredHeaders = []
+        plain: LoweredHeaders | None = lowered
         length: int | None = None
         chunked = connection = close = False
         idle: float | None = None
@@ -90,8 +83,9 @@ class Heads:
             found = known.get(line) or self._learnt(line)
             if found is None:
                 return None
-            field, noted, said = found
+            field, low, noted, said = found
             headers.append(field)
+            lowered.append(low)
             if not noted:
                 continue
             if noted == b"content-length":
@@ -104,6 +98,8 @@ class Heads:
                 chunked = True
             elif noted == b"keep-alive":
                 idle = said
+            elif noted == _NOT_PLAIN:
+                plain = None
             else:
                 if connection:
                     return None
@@ -116,7 +112,8 @@ class Heads:
             length = 0  # RFC 9112 §6.3: no content follows, whatever the fields say
         elif length is None and not chunked:
             return None
-        return Ordinary(ResponseHead(status, headers, b"HTTP/1.1", reason), len(section) + 4, length, close, idle)
+        self.size, self.content_length, self.close, self.kept_idle = len(section) + 4, length, close, idle
+        return ResponseHead(status, headers, b"HTTP/1.1", reason, plain)
 
     def _status_learnt(self, line: bytes) -> tuple[int, bytes] | None:
         """The status and the reason phrase of a status line, which are remembered; ``None`` if it is not ordinary."""
@@ -135,9 +132,11 @@ class Heads:
         noted, said = b"", None
         if lower in _NOTED:
             noted, said = lower, _said(lower, field[1])
-            if said is None:
+            if said is None or not line.isascii():
                 return None
-        return _remembered(self._known, line, (field, noted, said))
+        elif lower in OF_THE_CLIENT or not line.isascii():
+            noted = _NOT_PLAIN
+        return _remembered(self._known, line, (field, (field[0], lower, field[1]), noted, said))
 
 
 def _said(name: bytes, value: bytes) -> Any:

@@ -430,7 +430,8 @@ class ConnectionPool:
             response = await self._send(replace(request, head=connect, route=route), replay)
             if 200 <= response.status < 300:
                 known[protocol] = True
-                response.status, response.headers = 101, as_upgraded(protocol, request.head.headers, response.headers)
+                response.status, response.plain = 101, None
+                response.headers = as_upgraded(protocol, request.head.headers, response.headers)
                 return response
             if not self._upgrades or response.status not in NOT_THIS_WAY:
                 return response

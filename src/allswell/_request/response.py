@@ -47,6 +47,7 @@ class Response:
     :ivar headers: pairs of name and value, in bytes, in the order in which they came.
     :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"``.
     :ivar reason: the reason phrase (HTTP/1.1 only).
+    :ivar plain: see :class:`~allswell._messages.ResponseHead`.
     :ivar attempts: the earlier attempts at this request, oldest first: a list of :class:`Attempt`.
     """
 
@@ -60,6 +61,7 @@ class Response:
         "attempts",
         "headers",
         "http_version",
+        "plain",
         "reason",
         "status",
     )
@@ -74,6 +76,7 @@ class Response:
     ) -> None:
         self.status = head.status
         self.headers = head.headers
+        self.plain = head.plain
         self.http_version = head.http_version
         self.reason = head.reason
         self.attempts = attempts
@@ -258,16 +261,17 @@ class Response:
 
         ``informational`` grows as 1xx responses come.
         """
+        exchange = self._exchange
         facts: dict[str, Any] = {
             "http_version": self.http_version,
-            "informational": self._exchange.informational,
+            "informational": exchange.informational,
             "attempts": self.attempts,
         }
         if self.http_version in (b"HTTP/1.1", b"HTTP/1.0"):
             facts["reason_phrase"] = self.reason
         else:
-            facts["stream_id"] = self._exchange.number
-        if self._has_datagrams:
+            facts["stream_id"] = exchange.number
+        if exchange.tunnel is not None and self._has_datagrams:
             facts["datagrams"] = self.datagrams
         return facts
 
