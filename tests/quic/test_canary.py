@@ -105,6 +105,7 @@ METHODS = {
     "_idle_timeout": ["self"],
     "_initialize": ["self", "peer_cid"],
     "_on_ack_delivery": ["self", "delivery", "space", "highest_acked"],
+    "_on_ping_delivery": ["self", "delivery", "uids"],
     "_on_connection_limit_delivery": ["self", "delivery", "limit"],
     "_on_max_stream_data_delivery": ["self", "delivery", "stream"],
     "_parse_transport_parameters": ["self", "data", "from_session_ticket"],

@@ -208,6 +208,26 @@ def test_a_ping_has_room_beside_an_upload() -> None:
     assert pair.client.engine._ping_pending == []
 
 
+def test_a_ping_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, and with data. A packet with nothing else is long enough for its header's protection."""
+    pair = Pair()
+    client, server = pair.client, pair.server
+    _only_short(monkeypatch, client)
+    for data in (b"", b"data"):
+        client.send_ping(7)
+        if data:
+            client.send_stream_data(client.get_next_available_stream_id(), data)
+        [(datagram, _)] = client.datagrams_to_send(pair.now)
+        assert not client.all_acknowledged
+        server.receive_datagram(datagram, _CLIENT, pair.now)
+        pair.now += 0.03
+        server.handle_timer(pair.now)
+        for datagram, _ in server.datagrams_to_send(pair.now):
+            client.receive_datagram(datagram, _SERVER, pair.now)
+        assert client.all_acknowledged
+        assert client.engine._ping_pending == []
+
+
 @pytest.mark.parametrize("engine", [Engine, SentLongWay])
 def test_keys_are_not_used_for_more_packets_than_is_safe(monkeypatch: pytest.MonkeyPatch, engine: type[Engine]) -> None:
     """RFC 9001 §6.6, and not again before the peer has taken the last ones (§6.1)."""

@@ -181,10 +181,11 @@ class Discovery:
         """
         self.alt_svc.flush()
         self._call_off()
-        with Deadline(max(deadline.at, monotonic() + _LAST_MOMENT)).scope():
-            await self.lookups.finds.ended()
-            if self._records is not None:
-                await self._records.finds.ended()
+        if self.lookups.finds or (self._records is not None and self._records.finds):
+            with Deadline(max(deadline.at, monotonic() + _LAST_MOMENT)).scope():
+                await self.lookups.finds.ended()
+                if self._records is not None:
+                    await self._records.finds.ended()
 
     def _call_off(self) -> None:
         self.lookups.finds.forget()

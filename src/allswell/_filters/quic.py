@@ -265,6 +265,9 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self.connection.data_queued and not self._held:
             self._send()
 
+    def transmit_last(self, data: bytes = b"") -> None:
+        """What HTTP has to say goes with what follows: :meth:`delivered`, or :meth:`say_goodbye`."""
+
     def _end_turn(self) -> None:
         self._turn_ends = False
         if self._alive and self.connection.dirty:
@@ -289,6 +292,12 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             if self._udp.failed or self._left_over:
                 self._wake()
         self._set_alarm()
+
+    def _send_all(self) -> None:
+        """Do the same while the connection ends. If the peer has everything, nothing needs to go."""
+        connection = self.connection
+        if self._held or connection.data_queued or not connection.all_acknowledged:
+            self._send()
 
     def _set_alarm(self) -> None:
         assert self._alarm is not None
@@ -368,7 +377,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             return False
         connection = self.connection
         self._send()
-        self._pings.ping(self.connection)
+        self._pings.ping(connection)
         self._send()
         with deadline.scope():
             try:
@@ -378,7 +387,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
                         return False
                     await self._wait()
                     self._kept += self._receive() or ()
-                    self._send()
+                    self._send_all()
                     await self.flush()
             except TransportError:
                 return False
@@ -423,7 +432,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     def say_goodbye(self) -> None:
         if not self._alive or self.connection.ended is not None:
             return  # there is no connection yet, or it is over
-        self._send()  # close() would drop what is queued
+        self._send_all()  # close() would drop what is queued
         self._stop_alarm()
         self.connection.close(self._settings.no_error)
         self._goodbye.datagrams = [datagram for datagram, _ in self.connection.datagrams_to_send(monotonic())]
@@ -435,7 +444,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
             return self._end
         began = monotonic()
         if self._alive and self.connection.ended is None:
-            self._send()
+            self._send_all()
             if self.unsent:
                 with deadline.scope(), suppress(TransportError):
                     await self.flush()

@@ -6,9 +6,9 @@ frames. They take a short way here:
 
 - *Runs.* Where one stream has much to send, many full packets with equal parts of it are made together, sixteen if
   other streams wait for their turn (:meth:`FlightConnection._runs_to_send`).
-- *Packed packets.* An ACK that is due, and what the streams have besides, go into as few packets as possible: small
-  requests, the ends of uploads (:meth:`FlightConnection._packed`). All but the last are full, so that the socket takes
-  them in one call.
+- *Packed packets.* An ACK that is due, a PING, and what the streams have besides, go into as few packets as possible:
+  small requests, the ends of uploads (:meth:`FlightConnection._packed`). All but the last are full, so that the socket
+  takes them in one call.
 
 Congestion control, the pacer and flow control allow as much as they always do.
 
@@ -48,6 +48,8 @@ _WHOLE = bytes((STREAM | LEN | FIN,))
 #: The bytes that such a frame has besides data, at most.
 _MOST_OVERHEAD = 1 + 8 + 2
 _PING = b"\x01"
+#: RFC 9001 §5.4.2: a header's protection takes a sample of what follows it, so a packet has no shorter payload.
+_LEAST_PAYLOAD = 4 - NUMBER_SIZE
 #: RFC 9000 §2.1: the bit that the numbers of a server's streams have.
 OF_SERVER = 0b01
 
@@ -120,8 +122,7 @@ class FlightConnection(RunConnection):
     def _others_wait(self) -> bool:
         """Whether frames wait to be sent that have no short way, but for those of single streams."""
         return bool(
-            self._ping_pending
-            or self._retire_connection_ids
+            self._retire_connection_ids
             or self._streams_blocked_pending
             or len(self._network_paths) > 1
             or self._network_paths[0].remote_challenges
@@ -238,11 +239,11 @@ class FlightConnection(RunConnection):
     # Packed packets
 
     def _packed(self, sealer: Sealer, waiting: list[QuicStream], now: float) -> list[bytes]:
-        """Make packets of an ACK, if one is due, and of what these streams have to send, as much as may go."""
+        """Make packets of an ACK and a PING, if due, and of what these streams have to send, as much as may go."""
         space, loss = self._spaces[Epoch.ONE_RTT], self._loss
         acknowledges = space.ack_at is not None and space.ack_at <= now
         self._pacing_at = None
-        if not waiting and not acknowledges:
+        if not waiting and not acknowledges and not self._ping_pending:
             return []
         overhead = 1 + len(sealer.cid) + NUMBER_SIZE + TAG
         flight = loss.congestion_window - loss.bytes_in_flight
@@ -252,7 +253,7 @@ class FlightConnection(RunConnection):
         served: list[QuicStream] = []
         elicited = False
         index = 0  # of the stream whose turn it is
-        while acknowledges or (index < len(waiting) and len(payloads) < most):
+        while acknowledges or ((self._ping_pending or index < len(waiting)) and len(payloads) < most):
             number = self._packet_number + len(payloads)
             frames: list[bytes | bytearray] = []
             handlers: list[tuple[Any, Any]] = []
@@ -263,6 +264,11 @@ class FlightConnection(RunConnection):
                 handlers.append((self._on_ack_delivery, (space, space.largest_received_packet)))
                 left -= len(frames[0])
             before = len(frames)
+            if self._ping_pending and left >= LEAST_FRAME:
+                frames.append(_PING)
+                handlers.append((self._on_ping_delivery, (tuple(self._ping_pending),)))
+                self._ping_pending = []
+                left -= 1
             while index < len(waiting) and left >= LEAST_FRAME:
                 stream = waiting[index]
                 sender = stream.sender
@@ -300,7 +306,7 @@ class FlightConnection(RunConnection):
             if elicits and index < len(waiting) and left > 0:
                 frames.append(bytes(left))  # PADDING: see the module
                 left = 0
-            payload = b"".join(frames)
+            payload = b"".join(frames).ljust(_LEAST_PAYLOAD, b"\0")
             payloads.append(payload)
             if elicits:
                 flight -= overhead + len(payload)
@@ -322,7 +328,7 @@ class FlightConnection(RunConnection):
         packets = sealer.protect(payloads, self._packet_number, self._spin_bit)
         loss.on_paced(len(packets))
         self._left(packets, now, elicits=elicited)
-        if index < len(waiting):
+        if index < len(waiting) or self._ping_pending:
             self._pacing_at = loss._pacer.next_send_time(now=now)
             behind = set(served)
             self._streams_queue = [stream for stream in self._streams_queue if stream not in behind]
