@@ -263,7 +263,9 @@ def _through(direction: Direction) -> Scenario:
     return replace(SIMULATOR, to_server=direction, to_client=direction)
 
 
-_REBINDING = replace(SIMULATOR, rebind=(1.0, 5.0))
+#: The simulator goes on for as long as it takes, which is three times at most where both ends have time. quic-go has no
+#: connection ID left for a fourth: it retires none of those that it spends on new paths (its issue 5814).
+_REBINDING = replace(SIMULATOR, rebind=(1.0, 5.0), rebindings=3)
 _FIFTY = tuple([KB] * 50)
 
 CASES = [

@@ -66,7 +66,8 @@ class Scenario:
     :ivar bandwidth: bits per second, each way; ``None`` for no limit.
     :ivar queue: datagrams that wait for the link at most.
     :ivar dark: ``(on, off)``: so many seconds of light, then so many of darkness, and so on.
-    :ivar rebind: ``(first, every)``: seconds until the client's side is seen from another port.
+    :ivar rebind: ``(first, every)``: seconds until the client's side is seen from another port; ``rebindings`` times at
+        most.
     :ivar rebind_address: and from another address.
     :ivar rival: a TCP bulk transfer to the client shares the link.
     :ivar seed: of all chance.
@@ -79,6 +80,7 @@ class Scenario:
     to_client: Direction = Direction()
     dark: tuple[float, float] | None = None
     rebind: tuple[float, float] | None = None
+    rebindings: float = math.inf
     rebind_address: bool = False
     rival: bool = False
     seed: int = 1
@@ -351,6 +353,8 @@ class Relay:
     def _rebind_at(self) -> float:
         assert self._scenario.rebind is not None
         assert self._first is not None
+        if self._rebound >= self._scenario.rebindings:
+            return math.inf
         first, every = self._scenario.rebind
         return self._first + first + self._rebound * every
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,15 @@ def test_rebinding_changes_port_and_address() -> None:
         assert client.recv(100) == b"to the new one"
     assert after[0] == "127.0.0.2"
     assert before[0] == "127.0.0.1"
+
+
+def test_rebinding_ends_after_so_many_times() -> None:
+    with _through(Scenario(rebind=(0.01, 0.01), rebindings=3, rebind_address=True)) as (relay, client, server):
+        seen = None
+        while seen != "127.0.0.4":
+            client.send(b"whence?")
+            _, (seen, _) = server.recvfrom(100)
+        assert relay._rebind_at() == math.inf
 
 
 def test_marks_pass() -> None:
