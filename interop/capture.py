@@ -123,6 +123,20 @@ class Capture:
         """By the connection ids that servers gave themselves in Initial packets."""
         return len({packet.scid for packet in self.of("initial", from_client=False)})
 
+    def slowest_handshake(self) -> float:
+        """Seconds from a connection's first Initial packet to the client's first 1-RTT packet: the most."""
+        began: dict[_Connection, float] = {}
+        slowest = 0.0
+        for packet in self.packets:
+            if packet.connection is None or not packet.from_client:
+                continue
+            at = packet.datagram.at
+            if packet.type == "1rtt":
+                slowest = max(slowest, at - began.pop(packet.connection, at))
+            elif packet.type == "initial":
+                began.setdefault(packet.connection, at)
+        return slowest
+
     def versions(self, kind: str, *, from_client: bool) -> set[int]:
         """Which versions packets of a type had."""
         return {packet.version or 0 for packet in self.of(kind, from_client=from_client)}

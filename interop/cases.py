@@ -19,6 +19,8 @@ _ACK_ECN, _PATH_CHALLENGE, _PATH_RESPONSE, _CLOSES, _HANDSHAKE_DONE = 0x03, 0x1A
 #: The error codes that mean none: QUIC's and HTTP/0.9's, and HTTP/3's.
 _NO_ERROR = (0, 0x100)
 _APPLICATION_ERROR = 0x0C
+#: Seconds that a handshake may take where much is lost. The runner only bounds all fifty together.
+_PATIENCE = 15.0
 #: Frames that only probe a path (RFC 9000 §9.1); PADDING is not among the parsed.
 _PROBING = (_PATH_CHALLENGE, _PATH_RESPONSE, 0x18)
 
@@ -186,6 +188,9 @@ def _amplification(capture: Capture) -> None:
 
 def _many(capture: Capture) -> None:
     _connections(capture, 50)
+    slowest = capture.slowest_handshake()
+    if slowest > _PATIENCE:
+        raise Difference(f"handshakes: at most {_PATIENCE:g} s each expected, one took {slowest:.1f} s")
 
 
 def _ipv6(capture: Capture) -> None:

@@ -54,3 +54,18 @@ async def test_a_second_retry_that_the_client_ignores(tmp_path: Path) -> None:
     case.check(Capture([*datagrams[: at + 1], replace(datagrams[at], data=second), *datagrams[at + 1 :]], keylog))
     lost = replace(datagrams[at], data=second, arrived=None)
     case.check(Capture([*datagrams[:at], lost, *datagrams[at:]], keylog))
+
+
+async def test_the_slowest_handshake(tmp_path: Path) -> None:
+    """From the first Initial packet to the client's first 1-RTT packet, of two connections."""
+    keylog = tmp_path / "keys.log"
+    with QuicServer() as server, Relay([("127.0.0.1", server.port)], Scenario()) as relay:
+        for _ in range(2):
+            async with quic_client(relay.fronts[0][1], quic_settings(keylog_file=str(keylog))) as client:
+                await client.get("/hello")
+                await client.aclose()
+    first, *others = relay.capture
+    took = Capture([first, *others], keylog).slowest_handshake()
+    assert 0 < took < others[-1].at - first.at
+    later = [replace(each, at=each.at + 100) for each in others]
+    assert 100 < Capture([first, *later], keylog).slowest_handshake() < 101 + others[-1].at
