@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from tests.support.loopback import capture_available
@@ -217,7 +218,7 @@ def _explain(case: InteropCase, server: Server, folder: Path, reason: str) -> No
 
 
 def matrix(results: Sequence[Result]) -> str:
-    """The results as the runner shows them: a row for each case, a column for each server."""
+    """The results as the runner shows them: a row for each case, a column for each server; of measurements the mean."""
     servers = list(dict.fromkeys(result.server for result in results))
     cases = list(dict.fromkeys(result.case for result in results))
     width = max(map(len, cases))
@@ -227,7 +228,10 @@ def matrix(results: Sequence[Result]) -> str:
         for server in servers:
             of = [result for result in results if (result.case, result.server) == (case, server)]
             cell = of[0].cell if of else ""
-            if len(of) > 1 and of[0].kbps is None and of[0].outcome in ("succeeded", "failed"):
+            measured = [result.kbps for result in of if result.kbps is not None]
+            if measured and len(measured) == len(of):
+                cell = f"{fmean(measured):.0f}"
+            elif len(of) > 1 and of[0].outcome in ("succeeded", "failed"):
                 cell = f"{sum(result.outcome == 'succeeded' for result in of)}/{len(of)}"
             cells.append(f"  {cell:>8}")
         lines.append(f"{case:<{width}}" + "".join(cells))
@@ -272,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{result.cell:>5}  {case.name} with {server.name}, {result.seconds:.1f} s", flush=True)
                 if result.outcome == "failed":
                     print(f"       {result.reason}\n       see {folder / 'failed.txt'}", flush=True)
-    print(f"\n{matrix(results)}\n\n{LEGEND}")
+    missing = {result.reason: None for result in results if result.outcome == "missing"}
+    print("\n".join(["", matrix(results), "", LEGEND, *missing]))
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     outcomes = {result.outcome for result in results}

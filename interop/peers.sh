@@ -19,6 +19,7 @@ if ! command -v debootstrap >/dev/null; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null
 fi
+echo "nginx, HAProxy and ngtcp2 of Debian $suite for .peers/: 250 MB, a few minutes"
 mirror=${MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Origin: Debian' | head -n 1)}
 rm -rf ".peers/$suite"
 mkdir -p .peers

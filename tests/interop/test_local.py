@@ -224,6 +224,16 @@ def test_exit_code_matrix_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert matrix(results).splitlines()[1:] == ["handshake         ✓", "retry             ✕"]
 
 
+def test_what_was_repeated() -> None:
+    """A measurement that failed is not hidden behind the first one."""
+    one, two = Result("goodput", "here", "succeeded", kbps=9000.0), Result("goodput", "here", "succeeded", kbps=9100.0)
+    red, green = Result("goodput", "there", "failed"), Result("retry", "there", "succeeded")
+    assert [line.split()[1:] for line in matrix([one, two, replace(one, server="there"), red]).splitlines()[1:]] == [
+        ["9050", "1/2"]
+    ]
+    assert matrix([green, green]).split() == ["there", "retry", "2/2"]
+
+
 def _server(name: str, *modes: str, program: list[str] | None = None, **more: Any) -> Server:
     return Server(name, "h3", frozenset(modes), lambda: program, lambda site, program: [], **more)
 
@@ -245,7 +255,7 @@ def test_a_server_that_cannot_and_one_that_is_not_here(
         ["✓", "✓", "?"],
         ["–", "?", "?"],
     ]
-    assert local.LEGEND in said
+    assert said[-3:] == [local.LEGEND, *said[1:3]]  # again, where the matrix is
     assert local.main(["--cases", "v2", "--logs", str(tmp_path)]) == 1  # nothing was tried
     assert "with no server: 0 runs" in capsys.readouterr().out
 
