@@ -311,12 +311,12 @@ CASES = [
     InteropCase(
         "crosstraffic",
         "transfer",
-        (10 * MB,),
+        (25 * MB,),
         _one_connection,
         replace(SIMULATOR, rival=True),
         timeout=180,
         measures=True,
-        waits=12.0,
+        waits=24.0,
     ),
 ]
 
