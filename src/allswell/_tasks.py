@@ -388,11 +388,12 @@ class _AsyncioHost:
             self._watched.pop(sock, None)
             if function is None:
                 self._loop.remove_reader(sock)
+            elif not self._forgets:
+                self._context.copy().run(self._loop.add_reader, sock, function)  # it is called in that context
             else:
                 call = partial(self._context.run, function)
                 self._loop.add_reader(sock, call)
-                if self._forgets:
-                    self._watched[sock] = weakref.ref(call, partial(self._forgotten, sock, function))
+                self._watched[sock] = weakref.ref(call, partial(self._forgotten, sock, function))
         except NotImplementedError:
             return False  # Windows' proactor loop
         return True

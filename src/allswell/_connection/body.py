@@ -89,9 +89,9 @@ class ReceivedBody:
         """Take all pieces. Return their content and their credit."""
         pieces = self.pieces
         if len(pieces) == 1:
-            data, credit = pieces[0]
-        else:
-            data, credit = b"".join(piece for piece, _ in pieces), sum(credit for _, credit in pieces)
+            self.buffered = 0
+            return pieces.popleft()
+        data, credit = b"".join(piece for piece, _ in pieces), sum(credit for _, credit in pieces)
         self.clear()
         return data, credit
 

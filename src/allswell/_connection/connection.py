@@ -177,6 +177,7 @@ class Connection:
         self.error: AllswellError | None = None
         self._driver = driver
         self._backend = backend
+        self._by_credit = backend.back_pressure is _CREDIT
         self._datagrams = backend if isinstance(backend, DatagramBackend) else None
         self._owner = weakref.ref(owner)
         self._life = Lifecycle()
@@ -231,7 +232,8 @@ class Connection:
         """How many exchanges may be opened now."""
         if self._life.state is not OPEN:
             return 0
-        return self.history.room(self._backend.capacity(), busy=bool(self._exchanges))
+        room = self._backend.capacity()
+        return self.history.room(room, busy=bool(self._exchanges)) if room else 0
 
     @property
     def capacity_expected(self) -> bool:
@@ -278,7 +280,7 @@ class Connection:
         busy = bool(self._exchanges)
         if monotonic() >= self._idle.until:
             self._end_idle()  # the event loop was blocked, and the alarm is late
-        if self._life.state is OPEN and not self._looking and (self._backend.in_order or not busy):
+        if self._life.state is OPEN and not self._looking and not (busy and self.multiplexes):
             if busy and self._driver.full():
                 return False
             self._looking = True  # the owner may be told of room meanwhile, and must not have us look again
@@ -403,7 +405,7 @@ class Connection:
 
     def consumed(self, exchange: Exchange[Connection], credit: int) -> None:
         """The application has read content of this credit."""
-        if self._backend.back_pressure is _CREDIT:
+        if self._by_credit:
             if self._backend.consumed(exchange.number, credit) and not self._gathers:
                 self._transmit()
         elif exchange.body.buffered <= _RESUME_AT:
@@ -433,7 +435,7 @@ class Connection:
         if exchange.receiving.tunnel and exchange.all_read and exchange.number in self._exchanges:
             self.send_body(exchange, b"", end=True, trailers=None)  # the peer's half ended well, so ours does, too
         open_still = self._exchanges.pop(exchange.number, None) is not None
-        if open_still or self._backend.back_pressure is _CREDIT:
+        if open_still or self._by_credit:
             self._abandon(exchange.number)
         if open_still:
             self.settle()
@@ -514,7 +516,7 @@ class Connection:
 
     def unread_much(self) -> bool:
         """Whether nothing is to be read before the application has read more."""
-        if self._backend.back_pressure is _CREDIT or not self._exchanges:
+        if self._by_credit or not self._exchanges:
             return False
         return any(each.body.buffered >= _PAUSE_AT for each in self._exchanges.values())
 

@@ -296,7 +296,10 @@ class Exchange(Halves, Generic[On]):
     @property
     def needs_requester(self) -> bool:
         """Whether something goes on that must end once the requester is gone."""
-        return self.error is None and self.tunnel is None and (not self.all_read or self.uploading)
+        # (`all_read` and `uploading`, written out: every response asks for this when it is dropped)
+        if self.receiving.state is RECEIVE_ENDED and not self.body.pieces:
+            return self.upload is not None and self.upload.running and self.error is None and self.tunnel is None
+        return self.error is None and self.tunnel is None
 
     async def readable(self) -> None:
         """Wait until :meth:`receive_nowait` is worth a call, or a datagram came. Spurious returns are allowed.

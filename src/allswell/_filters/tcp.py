@@ -81,8 +81,9 @@ class TcpFilter(ByteStream):
 
     def receive_nowait(self) -> memoryview | None:
         buffer = self._buffer
+        sock = self._sock or self._socket("read")
         try:
-            size = self._socket("read").recv_into(buffer)
+            size = sock.recv_into(buffer)
         except BlockingIOError:
             return None
         except OSError as error:

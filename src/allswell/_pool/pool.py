@@ -10,13 +10,13 @@ import math
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from logging import DEBUG
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import anyio
 import httpx2
@@ -195,8 +195,10 @@ class ConnectionPool:
     def _to(self, url: str | httpx2.URL) -> tuple[Destination, bytes]:
         return self._destinations[url] if isinstance(url, str) else (destination(url), url.raw_path)
 
-    async def send(self, request: Request, replay: Replay | None = None) -> Response:
+    def send(self, request: Request, replay: Replay | None = None) -> Coroutine[Any, Any, Response]:
         """Send a request. Return its response as soon as the head has come. The caller must read or close it.
+
+        (Mostly it is :meth:`_send` that the caller awaits: each level of coroutines takes time.)
 
         :param replay: the ledger of earlier attempts, if there were any.
         :raises AllswellError: if the request fails.
@@ -210,12 +212,12 @@ class ConnectionPool:
             and replay is None
             and not request.route.for_tunnels  # such a request is the pool's own
         ):
-            return await self._observed(request)
+            return self._observed(request)
         if request.retry is not None and replay is None:
-            return await retried(request, request.retry, self._budgets, self._pauses, self.send)
+            return retried(request, request.retry, self._budgets, self._pauses, self.send)
         if request.route.upgrades and (connect := as_extended_connect(request.head)) is not None:
-            return await self._switch(request, connect, replay or Replay(request))
-        return await self._send(request, replay)
+            return self._switch(request, connect, replay or Replay(request))
+        return self._send(request, replay)
 
     async def _send(self, request: Request, replay: Replay | None) -> Response:
         if request.route.proxies and self._upgrades:

@@ -123,8 +123,10 @@ class Request:
         if self.body is None or self.trailers is not None:
             return None
         inline = self.body.inline
-        if inline is not None and b"expect" in [name.lower() for name, _ in self.head.headers]:
-            return None
+        if inline is not None:
+            for name, _ in self.head.headers:
+                if len(name) == 6 and name.lower() == b"expect":  # (the length is known, and says most)
+                    return None
         return inline
 
     @property
