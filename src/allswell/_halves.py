@@ -191,8 +191,9 @@ class ReceiveHalf:
         """
         if self.method == b"CONNECT" and status < 300:
             self.move(RECEIVE_TUNNEL)
-        else:
-            self.move(RECEIVE_BODY)
+        elif self.state is RECEIVE_HEAD:
+            self.state = RECEIVE_BODY
+            self.answered = True
             self._left = content
 
     def count(self, size: int) -> None:
@@ -204,6 +205,12 @@ class ReceiveHalf:
             self._left -= size
             if self._left < 0:
                 raise LengthError
+
+    def end_whole(self) -> None:
+        """The rest of the content came, as much as was announced, and the end with it."""
+        self._left = 0
+        self.state = RECEIVE_ENDED
+        self.over = True
 
     def end(self) -> None:
         """The peer has ended its half.

@@ -140,14 +140,16 @@ class Http2:
             cause = RemoteProtocolError("the connection takes no more streams")
             raise NotProcessed(cause, proven=True)
         request = self._requests.section(head, end=end)
-        fields = request.pseudo_fields + request.fields
+        fields = request.pseudo_fields
+        fields += request.fields
         hold = self._held or (head.protocol is not None and not self._peer.greeted)
         if not hold and (error := self._unsendable(head.protocol, fields)) is not None:
             raise error
         end = end and head.method != b"CONNECT"  # the stream of a CONNECT ends with its tunnel
         id_ = self._ids.take()
-        window = Window(self._initial_window)
-        stream = Stream(id_, window=window, method=request.method, to_send=request.content_length, end=end)
+        stream = Stream(
+            id_, window=self._initial_window, method=request.method, to_send=request.content_length, end=end
+        )
         if hold:
             self._held[id_] = Held(head.protocol, fields, stream)
         else:
@@ -172,8 +174,8 @@ class Http2:
         self._send_section(id_, fields, end)
 
     def _send_section(self, id_: int, fields: Headers, end: bool) -> None:
-        block = self._h2.encoder.encode(fields)
-        self._out += wire.section_frames(id_, block, self._h2.max_outbound_frame_size, end=end)
+        core = self._h2
+        self._out += wire.section_frames(id_, core.encoder.encode(fields), core.max_outbound_frame_size, end)
 
     def _release_held(self, events: list[Event]) -> None:
         """The peer's SETTINGS have come: send the requests that waited for them."""
@@ -363,7 +365,12 @@ class Http2:
                     state = stream.receiving.state
                     if not flags and (state is RECEIVE_BODY or state is RECEIVE_TUNNEL):
                         work += self._receive_run(stream, frame, data, WORK - work, events)
-                    else:
+                    elif (
+                        flags != wire.END_STREAM
+                        or state is not RECEIVE_BODY
+                        or self._run is not None
+                        or not self._receive_last(stream, frame, events)
+                    ):
                         self._receive_data(stream, flags, frame, events)
                 else:
                     if self._run is not None:
@@ -471,6 +478,24 @@ class Http2:
             self._end_run(events)
             self._complete(stream, [], events)
 
+    def _receive_last(self, stream: Stream, frame: memoryview, events: list[Event]) -> bool:
+        """Take a frame of ordinary content that ends its response. Return whether it is one."""
+        id_, receiving = stream.id, stream.receiving
+        content = frame[9:].tobytes()
+        size = len(content)
+        left = receiving.left
+        if not size or (size != left and left != math.inf) or size > self._window.left or size > stream.window_left:
+            return False
+        self._window.left -= size
+        self._quiet = 0
+        receiving.end_whole()
+        if not stream.sending.open:
+            del self._streams[id_]
+        self._unread.add(id_, size)
+        events.append(BodyReceived(id_, content, size))
+        events.append(ResponseCompleted(id_, []))
+        return True
+
     def _receive_run(self, stream: Stream, frame: memoryview, data: memoryview, most: int, events: list[Event]) -> int:
         """Take a frame of a download, and those behind it, as far as they are allowed.
 
@@ -525,7 +550,7 @@ class Http2:
 
     def _receive_section(self, stream: Stream | None, end: bool, block: bytes, events: list[Event]) -> None:
         try:
-            fields = self._sections.decode(block)
+            fields, telling = self._sections.decode(block)
             if stream is None:
                 self._count_quiet()
                 return
@@ -533,7 +558,7 @@ class Http2:
                 stream.receive_trailers(fields, end)
                 self._complete(stream, list(fields), events)
                 return
-            head = stream.receive_head(fields, end)
+            head = stream.receive_head(fields, telling, end)
         except StreamError as error:
             if stream is None:
                 self._count_quiet()

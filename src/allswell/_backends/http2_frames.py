@@ -48,6 +48,8 @@ _SETTING = struct.Struct(">HL")
 _FRAME_OF_A_WORD = struct.Struct(">HBBBLL")
 _TWO_WORDS = struct.Struct(">LL")
 
+_LARGEST = 9 + MAX_FRAME_SIZE
+
 #: One whole frame: its type, its flags, its stream, and all its octets from the frame header on.
 Frame = tuple[int, int, int, memoryview]
 
@@ -90,7 +92,9 @@ class FrameSplitter:
         unpack = _HEADER.unpack_from
         while end - pos >= 9:
             high, low, kind, flags, stream = unpack(data, pos)
-            until = pos + 9 + _checked(high << 8 | low)
+            until = pos + 9 + (high << 8 | low)
+            if until - pos > _LARGEST:
+                _checked(until - pos - 9)
             if until > end:
                 break
             self.position = until
@@ -235,11 +239,12 @@ def priority_update(stream: int, value: bytes) -> bytes:
     return frame_header(4 + len(value), PRIORITY_UPDATE, 0, 0) + stream.to_bytes(4, "big") + value
 
 
-def section_frames(stream: int, block: bytes, size: int, *, end: bool) -> list[bytes]:
+def section_frames(stream: int, block: bytes, size: int, end: bool) -> list[bytes]:
     """A HEADERS frame for a block, and as many CONTINUATION frames as it needs (RFC 9113 §4.3, §6.10)."""
     flags = END_STREAM if end else 0
-    if len(block) <= size:
-        return [frame_header(len(block), HEADERS, flags | END_HEADERS, stream), block]
+    length = len(block)
+    if length <= size:
+        return [_HEADER.pack(length >> 8, length & 0xFF, HEADERS, flags | END_HEADERS, stream), block]
     pieces = [frame_header(size, HEADERS, flags, stream), block[:size]]
     for start in range(size, len(block), size):
         chunk = block[start : start + size]

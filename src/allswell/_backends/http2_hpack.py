@@ -19,7 +19,8 @@ change of the table's size, an entry that does not exist, a line that is cut off
 large.
 
 The names of hpack that are used beyond its documented interface (the tables of codes, ``decode_huffman``,
-``header_table`` with ``add``, ``dynamic_entries``, ``maxsize``, ``STATIC_TABLE``) have a canary in the tests.
+``header_table`` with ``add``, ``dynamic_entries``, ``maxsize``, ``_maxsize``, ``_current_size``, ``STATIC_TABLE``) have
+a canary in the tests.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ from allswell._backends.http2_frames import CONTINUATION, END_HEADERS, END_STREA
 from allswell._backends.literals import integer, string
 from allswell._fields import (
     MalformedSection,
+    Received,
+    ReceivedSections,
     check_bounds,
-    field_of_section,
     never_indexed,
     received_section,
     section_size,
+    telling_fields,
 )
 from allswell._memory import remember
 from allswell._messages import Headers
@@ -190,73 +193,103 @@ class FieldDecoder:
         self._decoder = decoder
         self._max_size = max_size
         self._hard_limit = decoder.max_header_list_size = _HARD_LIMIT * max_size
-        self._checked: dict[_Field, tuple[_Field, int]] = {}
+        self._received = ReceivedSections()
+        self._lines: dict[bytes, tuple[_Field, Received]] = {}  # by literal lines with names of the static table
 
-    def decode(self, block: bytes) -> Headers:
-        """Return the fields of a block, as :func:`received_section` does.
+    def decode(self, block: bytes) -> tuple[Headers, Headers]:
+        """Return the fields of a block, and the telling ones, as :meth:`ReceivedSections.section` does.
 
         :raises HPACKError: if it is garbled, or far too large.
         :raises IndexError: if it is garbled.
         :raises MalformedSection: if it has a field that no section may have, or is too large.
         """
-        table = self._decoder.header_table
-        entries, checked, limit = table.dynamic_entries, self._checked, self._hard_limit
+        entries, limit = self._decoder.header_table.dynamic_entries, self._hard_limit
+        received = self._received
         fields: Headers = []
-        size = position = line = 0
+        telling: Headers = []
+        size = line = 0
         end = len(block)
         try:
-            while position < end:
-                line = position
-                kind = block[position]
-                position += 1
+            while line < end:
+                kind = block[line]
                 if kind & 0x80:  # indexed (§6.1)
-                    index = kind & 0x7F
+                    index, position = kind & 0x7F, line + 1
                     if index == 0x7F:
                         index, position = _integer(block, position, index)
-                    entry = entries[index - 62] if index > 61 else _STATIC[index]
-                    field, counts = checked.get(entry) or self._check(entry)
-                    if size + counts > limit:
-                        break
+                    field, counts, tells = received[entries[index - 62] if index > 61 else _STATIC[index]]
+                    size += counts
+                    if size > limit:
+                        raise LookupError
                 else:
-                    enters = kind & 0x40  # (§6.2.1; else §6.2.2, §6.2.3)
-                    if kind & 0x20 and not enters:
-                        break  # a change of the table's size (§6.3)
-                    most = 0x3F if enters else 0x0F
-                    index = kind & most
-                    if index == most:
-                        index, position = _integer(block, position, index)
-                    if index:
-                        name = (entries[index - 62] if index > 61 else _STATIC[index])[0]
-                    else:
-                        name, position = _read_string(block, position)
-                    value, position = _read_string(block, position)
-                    field = field_of_section(name, value)
-                    counts = len(name) + len(value) + 32
-                    if size + counts > limit:
-                        break
-                    if enters:
-                        table.add(name, value)
-                size += counts
+                    entry, (field, counts, tells), position = self._read_literal(block, line)
+                    size += counts
+                    if size > limit:
+                        raise LookupError
+                    if kind & 0x40:
+                        self._enter(entry, counts)
+                line = position
                 fields.append(field)
-            else:
-                line = end
+                if tells:
+                    telling.append(field)
         except (LookupError, HPACKError, MalformedSection):
-            pass  # hpack, or the check of the whole section, says what is wrong
-        if line < end:
+            # hpack, or the check of the whole section, says what is wrong
+            size = section_size(fields)
+            if size > limit:
+                raise OversizedHeaderListError from None
             rest = self._decode_rest(block[line:], within=bool(fields), limit=limit - size)
             size += section_size(rest)
             fields += received_section(rest, _UNLIMITED)
+            telling = telling_fields(fields)
         check_bounds(fields, size, self._max_size)
-        return fields
+        return fields, telling
 
-    def _check(self, entry: _Field) -> tuple[_Field, int]:
-        """A field of the tables, and its size. Both are remembered.
+    def _read_literal(self, block: bytes, line: int) -> tuple[_Field, Received, int]:
+        """The field of a literal line, as it came and checked, and where the line ends.
 
+        :raises LookupError: if it is no ordinary line.
+        :raises HPACKError: if its Huffman code is not valid.
         :raises MalformedSection: if no section may have it.
         """
-        name, value = entry
-        field = field_of_section(name, value)
-        return remember(self._checked, entry, (field, len(name) + len(value) + 32), _REMEMBERED)
+        kind = block[line]
+        if kind & 0x40:  # it enters the table (§6.2.1)
+            most = 0x3F
+        elif kind & 0x20:  # a change of the table's size (§6.3)
+            raise LookupError
+        else:  # (§6.2.2, §6.2.3)
+            most = 0x0F
+        index, position = kind & most, line + 1
+        if index == most:
+            index, position = _integer(block, position, index)
+        if 0 < index < 62:
+            end = position + 1 + (block[position] & 0x7F)
+            text = block[line:end]  # the whole line, if the size of its value fits into one octet
+            known = self._lines.get(text)
+            if known is None:
+                value, until = _read_string(block, position)
+                entry = _STATIC[index][0], value
+                known = entry, self._received.check(entry)
+                if end == until:
+                    remember(self._lines, text, known, _REMEMBERED)
+                end = until
+            return *known, end
+        if index:
+            name = self._decoder.header_table.dynamic_entries[index - 62][0]
+        else:
+            name, position = _read_string(block, position)
+        value, position = _read_string(block, position)
+        entry = name, value
+        return entry, self._received.check(entry), position
+
+    def _enter(self, entry: _Field, size: int) -> None:
+        """Put an entry into the table (§4.4), as hpack does, which would also log each one that falls out."""
+        table = self._decoder.header_table
+        entries, most = table.dynamic_entries, table._maxsize
+        entries.appendleft(entry)
+        held = table._current_size + size
+        while held > most:
+            name, value = entries.pop()
+            held -= len(name) + len(value) + 32
+        table._current_size = held
 
     def _decode_rest(self, block: bytes, *, within: bool, limit: int) -> Headers:
         """Decode by hpack, from the first unusual line on.
@@ -322,23 +355,20 @@ class SectionReader:
     """Makes header sections of HEADERS and CONTINUATION frames (RFC 9113 §4.3).
 
     :param max_size: bytes of a header list that are accepted.
+    :ivar unfinished: whether a section has begun: nothing but its CONTINUATION may come now.
     """
 
     def __init__(self, decoder: Decoder, max_size: int) -> None:
         self._decoder = FieldDecoder(decoder, max_size)
         self._max_size = max_size
-        self._open: tuple[int, bool] | None = None
+        self.unfinished = False
+        self._open = 0, False  # its stream, and whether that ends with it
         self._pieces: list[bytes] = []
         self._size = 0
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether a section has begun: nothing but its CONTINUATION may come now."""
-        return self._open is not None
-
     def check(self, kind: int, stream: int) -> None:
         """:raises PeerError: when this frame interrupts a section (RFC 9113 §6.10)."""
-        if self._open is not None and (kind != CONTINUATION or stream != self._open[0]):
+        if self.unfinished and (kind != CONTINUATION or stream != self._open[0]):
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer interrupted a header section")
 
     def receive_headers(self, stream: int, flags: int, frame: memoryview) -> Section | None:
@@ -351,6 +381,7 @@ class SectionReader:
         end = bool(flags & END_STREAM)
         if flags & END_HEADERS:
             return Section(stream, end, bytes(block))
+        self.unfinished = True
         self._open = stream, end
         self._pieces = [bytes(block)]
         self._size = len(block)
@@ -358,7 +389,7 @@ class SectionReader:
 
     def receive_continuation(self, flags: int, frame: memoryview) -> Section | None:
         """Take a CONTINUATION frame. Return the section if it is complete."""
-        if self._open is None:
+        if not self.unfinished:
             raise PeerError(ErrorCodes.PROTOCOL_ERROR, "the peer sent CONTINUATION without HEADERS before it")
         self._pieces.append(bytes(frame[9:]))
         self._size += len(frame) - 9
@@ -366,12 +397,12 @@ class SectionReader:
             raise PeerError(ErrorCodes.ENHANCE_YOUR_CALM, "the peer sent a header section that is far too large")
         if not flags & END_HEADERS:
             return None
+        self.unfinished = False
         stream, end = self._open
-        self._open = None
         return Section(stream, end, b"".join(self._pieces))
 
-    def decode(self, block: bytes) -> Headers:
-        """Decode the fields of a section, and check them. They are not to be changed.
+    def decode(self, block: bytes) -> tuple[Headers, Headers]:
+        """Decode the fields of a section, and check them. They are not to be changed. The second are the telling ones.
 
         :raises PeerError: if it is not HPACK, or far too large.
         :raises StreamError: if it is malformed.

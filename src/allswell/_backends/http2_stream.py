@@ -57,22 +57,37 @@ class Window:
 class Stream(Halves):
     """A stream.
 
+    :param window: how many bytes the peer may send here at first.
     :ivar send_window_opened: the window that limits what we send, less the peer's SETTINGS_INITIAL_WINDOW_SIZE.
-    :ivar window: what the peer may still send here.
     """
 
-    __slots__ = ("id", "send_window_opened", "window")
+    __slots__ = ("_window", "id", "send_window_opened")
 
-    def __init__(self, id_: int, *, window: Window, method: bytes, to_send: int | None, end: bool) -> None:
-        super().__init__(SendHalf(SEND_ENDED if end else SEND_BODY, to_send), ReceiveHalf(method))
+    def __init__(self, id_: int, *, window: int, method: bytes, to_send: int | None, end: bool) -> None:
+        self.sending = SendHalf(SEND_ENDED if end else SEND_BODY, to_send)
+        self.receiving = ReceiveHalf(method)
         self.id = id_
         self.send_window_opened = 0
-        self.window = window
+        self._window: Window | int = window  # most responses have one frame of content: they need no window
 
-    def receive_head(self, fields: Headers, end: bool) -> ResponseHead:
+    @property
+    def window(self) -> Window:
+        """What the peer may still send here."""
+        window = self._window
+        if not isinstance(window, Window):
+            window = self._window = Window(window)
+        return window
+
+    @property
+    def window_left(self) -> int:
+        """How many bytes that is."""
+        window = self._window
+        return window.left if isinstance(window, Window) else window
+
+    def receive_head(self, fields: Headers, telling: Headers, end: bool) -> ResponseHead:
         """:raises StreamError: for a malformed head."""
         try:
-            status, headers, content = response_section(fields, self.receiving.method)
+            status, headers, content = response_section(fields, self.receiving.method, telling)
         except MalformedSection as error:
             raise StreamError(str(error)) from None
         if status < 200:
