@@ -66,7 +66,7 @@ class Http09:
         self._begun[stream_id] = False
         return stream_id
 
-    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+    def send_body(self, exchange: int, data: bytes | memoryview, *, end: bool, trailers: Headers | None = None) -> None:
         raise LocalProtocolError("HTTP/0.9 knows no bodies of requests")
 
     def send_window(self, exchange: int) -> int:

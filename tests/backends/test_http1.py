@@ -99,13 +99,13 @@ def test_bodies_on_the_wire() -> None:
     number = backend.open(head(b"POST", (b"Content-Length", b"5")), end=False)
     backend.send_body(number, b"he", end=False)
     backend.send_body(number, b"llo", end=True)
-    assert backend.take_output().endswith(b"\r\n\r\nhello")
+    assert bytes(backend.take_output()).endswith(b"\r\n\r\nhello")
     backend = http1()
     number = backend.open(head(b"POST", (b"Transfer-Encoding", b"chunked")), end=False)
     backend.send_body(number, b"hello", end=False)
     backend.send_body(number, b"", end=False)
     backend.send_body(number, b"", end=True, trailers=[(b"Checksum", b"1")])
-    assert backend.take_output().endswith(b"\r\n\r\n5\r\nhello\r\n0\r\nChecksum: 1\r\n\r\n")
+    assert bytes(backend.take_output()).endswith(b"\r\n\r\n5\r\nhello\r\n0\r\nChecksum: 1\r\n\r\n")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class Wire(ByteStream):
             self.server.write(data)
         self.arriving += self._outgoing.read()
 
-    def hear(self, data: bytes) -> None:
+    def hear(self, data: bytes | memoryview) -> None:
         """Bytes reach the server, whatever they are."""
         self._incoming.write(data)
 
@@ -60,7 +60,7 @@ class Wire(ByteStream):
     def catch_up(self) -> None:
         """Nothing is left undone."""
 
-    def transmit(self, data: bytes) -> None:
+    def transmit(self, data: bytes | memoryview) -> None:
         """."""
         self.hear(data)
         try:

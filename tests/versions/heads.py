@@ -93,7 +93,7 @@ def h1_sees(head: RequestHead, trailers: Headers | None = None) -> Seen | Refuse
         except LocalProtocolError as error:
             return str(error)
     server = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
-    server.receive_data(client.take_output())
+    server.receive_data(bytes(client.take_output()))
     request, after = server.next_event(), server.next_event()
     assert isinstance(request, h11.Request), request
     fields = list(request.headers)

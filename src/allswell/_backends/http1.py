@@ -122,7 +122,7 @@ class Http1(Version):
         self._max_header_size = max_header_size
         self._short = min(_SHORT, max_header_size // 2)  # (half: by the count of the limit, a head may have more bytes)
         self._memory = memory or Memory()
-        self._output: list[bytes] = []
+        self._output: list[bytes | memoryview] = []
         self._numbers = numbers or count(1)
         self._current = 0  # the exchange that is open; 0 for none
         self._sending = SendHalf(SEND_ENDED)  # our half of the last exchange
@@ -173,7 +173,7 @@ class Http1(Version):
             self._end_content([])
         return self._current
 
-    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+    def send_body(self, exchange: int, data: bytes | memoryview, *, end: bool, trailers: Headers | None = None) -> None:
         if exchange != self._current:
             return
         if self._receiving.tunnel:
@@ -230,7 +230,7 @@ class Http1(Version):
     def ping(self) -> bool:
         return False
 
-    def take_output(self) -> bytes:
+    def take_output(self) -> bytes | memoryview:
         output = self._output
         if not output:
             return b""

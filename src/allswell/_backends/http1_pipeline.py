@@ -42,7 +42,7 @@ class Http1Pipeline(Version):
         self._depth = depth
         self._engine = partial(Http1, max_header_size=max_header_size, numbers=count(1), memory=memory or Memory())
         self._line = deque([self._engine()])  # never empty
-        self._output: list[bytes] = []
+        self._output: list[bytes | memoryview] = []
         self.kept_idle = math.inf
         self._persists = False  # the first response is complete, and the connection still open
         self._idempotent = True  # the last request's method
@@ -84,7 +84,7 @@ class Http1Pipeline(Version):
         self._output.append(self._line[-1].take_output())
         return number
 
-    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+    def send_body(self, exchange: int, data: bytes | memoryview, *, end: bool, trailers: Headers | None = None) -> None:
         # Only the last request can be incomplete.
         last = self._line[-1]
         last.send_body(exchange, data, end=end, trailers=trailers)

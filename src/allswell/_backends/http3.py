@@ -179,7 +179,7 @@ class Http3:
             return []  # it is for another origin that shares this connection, or the caller has set the field
         return [(b"alt-used", used)]
 
-    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+    def send_body(self, exchange: int, data: bytes | memoryview, *, end: bool, trailers: Headers | None = None) -> None:
         state = self._exchanges.get(exchange)
         if state is None or not state.sending.open:
             return
@@ -190,6 +190,8 @@ class Http3:
             state.sending.count(len(data), end=end)
         except LengthError:
             raise LocalProtocolError("the body is not as long as its Content-Length says") from None
+        if isinstance(data, memoryview):
+            data = data.tobytes()  # it is joined with its frame's header
         if state.held is not None:
             state.held.add(data, end, last)
         else:

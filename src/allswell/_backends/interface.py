@@ -244,7 +244,7 @@ class Backend(Protocol[Input_contra]):
         :raises NotProcessed: if the connection takes no more.
         """
 
-    def send_body(self, exchange: int, data: bytes, *, end: bool, trailers: Headers | None = None) -> None:
+    def send_body(self, exchange: int, data: bytes | memoryview, *, end: bool, trailers: Headers | None = None) -> None:
         """Send a piece of the request's body, at most ``send_window`` bytes, with ``end`` for the last piece.
 
         :raises LocalProtocolError: if it contradicts the head (Content-Length), or trailers cannot be sent.
@@ -326,7 +326,7 @@ class Backend(Protocol[Input_contra]):
         :param why: ``None`` for an orderly end, else the error that cut it (truncation, a reset).
         """
 
-    def take_output(self) -> bytes:
+    def take_output(self) -> bytes | memoryview:
         """Return what must be sent now; ``b""`` if there is nothing, or if a multiplexer has it already."""
 
 

@@ -359,7 +359,9 @@ class Connection:
             return 0
         return self._backend.send_window(exchange.number)
 
-    def send_body(self, exchange: Exchange[Connection], data: bytes, *, end: bool, trailers: Headers | None) -> None:
+    def send_body(
+        self, exchange: Exchange[Connection], data: bytes | memoryview, *, end: bool, trailers: Headers | None
+    ) -> None:
         """Send a piece of body, at most :meth:`send_window` bytes.
 
         :raises LocalProtocolError: when it contradicts its head.

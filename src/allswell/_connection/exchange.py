@@ -98,7 +98,9 @@ class Carries(Protocol):
     def send_window(self, exchange: Exchange[Self]) -> int:
         """Bytes of body that may be sent now."""
 
-    def send_body(self, exchange: Exchange[Self], data: bytes, *, end: bool, trailers: Headers | None) -> None:
+    def send_body(
+        self, exchange: Exchange[Self], data: bytes | memoryview, *, end: bool, trailers: Headers | None
+    ) -> None:
         """Send a piece of body, at most :meth:`send_window` bytes."""
 
     def half_ended(self, exchange: Exchange[Self]) -> None:
@@ -396,7 +398,7 @@ class Exchange(Halves, Generic[On]):
 
     # For the requester: the request's body
 
-    def start_upload(self, body: AsyncIterable[bytes], trailers: TrailerSource = None) -> None:
+    def start_upload(self, body: AsyncIterable[bytes | memoryview], trailers: TrailerSource = None) -> None:
         """Send the body from a task of its own, which sees the caller's context variables.
 
         Whatever the caller's iterator raises is raised where the response is waited for.
@@ -421,7 +423,7 @@ class Exchange(Halves, Generic[On]):
         """Bytes of body that may be sent now."""
         return self.connection.send_window(self)
 
-    def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
+    def send_body(self, data: bytes | memoryview, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send a piece of body, at most :meth:`send_window` bytes.
 
         :raises LocalProtocolError: when it contradicts its head.

@@ -45,7 +45,7 @@ class Uploads(Protocol):
     def send_window(self) -> int:
         """How many bytes of body may be sent now."""
 
-    def send_body(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
+    def send_body(self, data: bytes | memoryview, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send a piece, at most :meth:`send_window` bytes."""
 
     def unsent(self) -> int:
@@ -104,7 +104,7 @@ class Upload:
         self.raised: BaseException | None = None
         self.write_at = math.inf
 
-    def start(self, body: AsyncIterable[bytes], trailers: TrailerSource) -> None:
+    def start(self, body: AsyncIterable[bytes | memoryview], trailers: TrailerSource) -> None:
         """Send the body from a task of its own, which sees the caller's context variables."""
         self.running = True
         name = f"allswell upload to {self._exchange.label}"
@@ -139,7 +139,7 @@ class Upload:
         self.write_at = now + self._exchange.timeouts.write
         return self.write_at
 
-    async def _run(self, body: AsyncIterable[bytes], trailers: TrailerSource) -> None:
+    async def _run(self, body: AsyncIterable[bytes | memoryview], trailers: TrailerSource) -> None:
         exchange, pieces = self._exchange, aiter(body)
         try:
             try:
@@ -164,7 +164,7 @@ class Upload:
             self.write_at = math.inf
             exchange.on_upload_moved()
 
-    async def _send_all(self, pieces: AsyncIterator[bytes], trailers: TrailerSource) -> None:
+    async def _send_all(self, pieces: AsyncIterator[bytes | memoryview], trailers: TrailerSource) -> None:
         if any(name.lower() == b"expect" for name, _ in self._exchange.request.headers):
             await self._wait_for_continue()
         count = 0
@@ -183,7 +183,7 @@ class Upload:
                 if not self._exchange.sending.open:
                     raise _UploadStopped
 
-    async def send(self, data: bytes, *, end: bool = False, trailers: Headers | None = None) -> None:
+    async def send(self, data: bytes | memoryview, *, end: bool = False, trailers: Headers | None = None) -> None:
         """Send a piece of the request's body, and wait for room.
 
         :raises LocalProtocolError: when the body contradicts its head.

@@ -37,7 +37,7 @@ class Writer:
         #: Whether it must be called even without data, because a multiplexer has queued its output itself.
         self.pushes = not isinstance(top, ByteStream)
 
-    def write(self, data: bytes, *, answers: bool = False) -> None:
+    def write(self, data: bytes | memoryview, *, answers: bool = False) -> None:
         """Write this, as far as it is taken. The task writes the rest.
 
         :param answers: whether it answers what was read.

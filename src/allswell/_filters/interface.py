@@ -149,7 +149,7 @@ class Carrier(Sends, Generic[Input_co]):
         return False
 
     @abstractmethod
-    def transmit(self, data: bytes) -> None:
+    def transmit(self, data: bytes | memoryview) -> None:
         """Send the backend's output now, as far as possible, and keep the rest for :meth:`flush`.
 
         A multiplexer has its output queued already. It is given ``b""``, and builds and sends its datagrams.
@@ -161,7 +161,7 @@ class Carrier(Sends, Generic[Input_co]):
         """Whether a write has failed, so nothing more can be sent. (The peer's last words may still be readable.)"""
         return False
 
-    def transmit_last(self, data: bytes) -> None:
+    def transmit_last(self, data: bytes | memoryview) -> None:
         """As ``transmit``, if a shutdown follows at once. A layer may keep the bytes and send them with its goodbye."""
         self.transmit(data)
 

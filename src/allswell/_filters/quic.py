@@ -249,7 +249,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     # Sending
 
-    def transmit(self, data: bytes = b"") -> None:
+    def transmit(self, data: bytes | memoryview = b"") -> None:
         """Send what HTTP has to say: at once if it is the first in this turn of the event loop, else at the turn's end.
 
         So a single request waits for nothing, and fifty requests that follow one batch of responses share packets.
@@ -265,7 +265,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self.connection.data_queued and not self._held:
             self._send()
 
-    def transmit_last(self, data: bytes = b"") -> None:
+    def transmit_last(self, data: bytes | memoryview = b"") -> None:
         """What HTTP has to say goes with what follows: :meth:`delivered`, or :meth:`say_goodbye`."""
 
     def _end_turn(self) -> None:

@@ -123,7 +123,7 @@ class TcpFilter(ByteStream):
 
     # Writing
 
-    def transmit(self, data: bytes) -> None:
+    def transmit(self, data: bytes | memoryview) -> None:
         if self._write_error is not None or self._sock is None or self._said or not data:
             return
         sent = 0

@@ -88,7 +88,7 @@ class TlsFilter(ByteStream):
         self._object: ssl.SSLObject | None = None
         self._ready = False
         self._forbids_renegotiation = False
-        self._held: deque[bytes] = deque()  # to be encrypted, once a renegotiation is over
+        self._held: deque[bytes | memoryview] = deque()  # to be encrypted, once a renegotiation is over
         self._held_size = 0
         self._let_go = anyio.Event()
         self._said = ""
@@ -234,12 +234,12 @@ class TlsFilter(ByteStream):
 
     # Writing
 
-    def transmit(self, data: bytes) -> None:
+    def transmit(self, data: bytes | memoryview) -> None:
         if data:
             self.transmit_last(data)
             self._push()
 
-    def transmit_last(self, data: bytes) -> None:
+    def transmit_last(self, data: bytes | memoryview) -> None:
         # It goes together with close_notify, in one segment. nghttpd and HAProxy close as soon as they hear GOAWAY, and
         # would answer a later segment by RST.
         if not data or self._said or self._failed or self._object is None:
@@ -248,7 +248,7 @@ class TlsFilter(ByteStream):
             self._held.append(data)
             self._held_size += len(data)
 
-    def _encrypt(self, data: bytes) -> bool:
+    def _encrypt(self, data: bytes | memoryview) -> bool:
         """Encrypt it. Return ``False`` if OpenSSL takes nothing now, because a renegotiation is under way."""
         assert self._object is not None
         try:

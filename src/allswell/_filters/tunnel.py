@@ -63,7 +63,7 @@ class TunnelFilter(OverAnother, ByteStream):
     def listen(self, function: Callable[[], None] | None) -> bool:
         return self._lower.listen(function)
 
-    def transmit(self, data: bytes) -> None:
+    def transmit(self, data: bytes | memoryview) -> None:
         self._lower.transmit(data)
 
     @property

@@ -71,7 +71,7 @@ class ExchangeStream(ByteStream):
     def listen(self, function: Callable[[], None] | None) -> bool:
         return self._exchange.listen(function)
 
-    def transmit(self, data: bytes) -> None:
+    def transmit(self, data: bytes | memoryview) -> None:
         if data and not self._failed:
             self._outgoing += data
             if len(self._outgoing) == len(data):

@@ -69,7 +69,7 @@ class Body:
             return True
         return self._anew and aiter(self._source) is not self._iterator
 
-    async def pieces(self, tracer: Tracer | None = None) -> AsyncGenerator[bytes]:
+    async def pieces(self, tracer: Tracer | None = None) -> AsyncGenerator[bytes | memoryview]:
         """The body in pieces, from its start.
 
         :param tracer: gets each piece that the source makes.
@@ -77,8 +77,9 @@ class Body:
         """
         source = self._source
         if isinstance(source, bytes):
+            view = memoryview(source)  # a slice of a view is no copy
             for start in range(0, len(source), _PIECE):
-                yield source[start : start + _PIECE]
+                yield view[start : start + _PIECE]
             return
         if self._begun is not None and not self._anew:
             self._begun()
