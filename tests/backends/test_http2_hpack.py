@@ -248,6 +248,7 @@ def test_the_memories_are_bounded() -> None:
         for _ in range(2):
             assert decoder.decode(plain.encode([*fields, (b"etag", b"%d" % number)]))[0][:1] == fields
     assert len(decoder._received) <= 128
+    assert len(decoder._runs) <= 256
     assert 100 < len(decoder._lines) <= 256
 
 
@@ -319,6 +320,54 @@ def test_the_decoder_refuses_what_hpack_refuses(blocks: list[bytes], rng: random
         where = rng.randrange(len(block) + 1)
         block[where : where + rng.randrange(3)] = rng.randbytes(rng.randrange(4))
     same_as_hpack([*blocks, bytes(block), *blocks], 1000)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_references_mean_the_same_however_many_entries_have_entered(seed: int) -> None:
+    """The decoder remembers several in a row, by the entries that they refer to. Their indices are others each time."""
+    rng = random.Random(seed)
+    named = [b"x-%d" % number for number in range(seed + 2)]
+    judge, table = Decoder(), Decoder()
+    decoder = FieldDecoder(table, 100_000)
+    judge.max_header_list_size = 400_000
+    entered = 0
+    number = 0
+    for number in range(800):
+        entries = len(judge.header_table.dynamic_entries)
+        since = [entered - rng.choice((1, 2, 60, 63, 64, 65, 66, entered // 64 * 64)) for _ in range(2)]
+        wanted = [61 + entered - position for place in since for position in (place, place + 1, place + 2)]
+        lines = [b"\x88", *(integer(index, 7, 0x80) for index in wanted if 61 < index <= 61 + entries)]
+        for _ in range(rng.choice((0, 1, 1, 1, 2))):
+            name = string(rng.choice(named))
+            lines.insert(
+                rng.randrange(len(lines) + 1), b"\x40" + name + string(b"%d" % (entered % (7 + 64 * (seed % 3))))
+            )
+            entered += 1
+        if number == 600 + 20 * seed:
+            lines.insert(0, integer(3000, 5, 0x20))
+        block = b"".join(lines)
+        said = outcome(lambda block: received_section(judge.decode(block, raw=True), 100_000), block)
+        found = outcome(decoder.decode, block)
+        if said is HPACKError:
+            assert found is HPACKError
+            break  # a change of the table's size has made one of the references bad
+        assert isinstance(found, tuple)
+        assert found[0] == said
+        assert table.header_table.dynamic_entries == judge.header_table.dynamic_entries
+    assert number >= 600
+
+
+def test_an_entry_that_has_fallen_out_is_none_even_if_it_is_remembered() -> None:
+    decoder = FieldDecoder(Decoder(), 100_000)
+    enters = b"\x40" + string(b"x-a") + string(b"1")
+    assert decoder.decode(enters + b"\x88\xbe")[0] == [(b"x-a", b"1"), (b":status", b"200"), (b"x-a", b"1")]
+    assert decoder.decode(b"\x88\xbe")[0] == [(b":status", b"200"), (b"x-a", b"1")]
+    large = b"\x40" + string(b"x-l") + string(b"l" * 2500)
+    decoder.decode(large)
+    assert decoder.decode(b"\x88\xbf")[0] == [(b":status", b"200"), (b"x-a", b"1")]
+    decoder.decode(large)
+    with pytest.raises(HPACKError):
+        decoder.decode(b"\x88\xc0")
 
 
 def test_a_table_that_changes_its_size_in_the_middle_is_garbled() -> None:

@@ -13,8 +13,9 @@ takes as long as a third of all else that is done for a request. When the same f
 which is remembered from then on.
 
 *Decoding.* A server sends nearly the same fields in each response, but for one or two values. A reference to the tables
-is a field that was checked before, and is remembered as checked. A literal is read and checked, and put into hpack's
-table if it says so. Both ways share that table. hpack reads the rest of a block from the first unusual line on: a
+is a field that was checked before, and is remembered as checked. References in a row are mostly the same as in an
+earlier response, and are looked up together. A literal is read and checked, and put into hpack's table if it says so.
+Both ways share that table. hpack reads the rest of a block from the first unusual line on: a
 change of the table's size, an entry that does not exist, a line that is cut off or garbled, a section that is too
 large.
 
@@ -26,6 +27,7 @@ a canary in the tests.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any, NamedTuple
 
 from h2.errors import ErrorCodes
@@ -62,6 +64,11 @@ _RESTLESS = 4
 _LONG = 1024
 
 _REMEMBERED = 256
+
+#: How many lines that refer to the tables are taken in one look, and how many entries of the dynamic table they know.
+_IN_A_ROW = 64
+#: The octets that are such lines (RFC 7541 §6.1). With 0xFF the index goes on, and 0x80 is an error.
+_REFERENCES = bytes(range(0x81, 0xFF))
 
 _UNLIMITED = sys.maxsize
 
@@ -182,6 +189,20 @@ def _string(text: bytes) -> bytes:
     return integer(len(coded), 7, 0x80) + coded  # §5.2
 
 
+@cache
+def _absolute(entered: int) -> bytes:
+    """What makes keys of lines that refer to the tables: it gives the entries of the dynamic table fixed numbers.
+
+    They can name the newest 65 entries. While the next 63 enter, no two that can be named have the same number.
+
+    :param entered: how many entries have entered, modulo 128.
+    """
+    table = bytearray(256)
+    for line in _REFERENCES:
+        table[line] = (entered - (line - 190)) % 128 if line > 189 else line
+    return bytes(table)
+
+
 class FieldDecoder:
     """hpack's decoder, with a short way in front that reads ordinary lines and checks their fields.
 
@@ -195,6 +216,11 @@ class FieldDecoder:
         self._hard_limit = decoder.max_header_list_size = _HARD_LIMIT * max_size
         self._received = ReceivedSections()
         self._lines: dict[bytes, tuple[_Field, Received]] = {}  # by literal lines with names of the static table
+        # Fields by lines in a row that refer to the tables. Each new entry moves all others. So the keys do not have
+        # the indices, but which entries these are: see `_absolute`.
+        self._runs: dict[bytes, tuple[Headers, int, Headers]] = {}
+        self._entered = 0  # how many entries
+        self._absolute = _absolute(0)
 
     def decode(self, block: bytes) -> tuple[Headers, Headers]:
         """Return the fields of a block, and the telling ones, as :meth:`ReceivedSections.section` does.
@@ -204,7 +230,6 @@ class FieldDecoder:
         :raises MalformedSection: if it has a field that no section may have, or is too large.
         """
         entries, limit = self._decoder.header_table.dynamic_entries, self._hard_limit
-        received = self._received
         fields: Headers = []
         telling: Headers = []
         size = line = 0
@@ -212,21 +237,25 @@ class FieldDecoder:
         try:
             while line < end:
                 kind = block[line]
-                if kind & 0x80:  # indexed (§6.1)
-                    index, position = kind & 0x7F, line + 1
-                    if index == 0x7F:
-                        index, position = _integer(block, position, index)
-                    field, counts, tells = received[entries[index - 62] if index > 61 else _STATIC[index]]
+                if 0x80 < kind < 0xFF:  # indexed (§6.1), and the index fits
+                    piece = block[line : line + _IN_A_ROW]
+                    run = piece[: len(piece) - len(piece.lstrip(_REFERENCES))]
+                    if max(run) - 190 >= len(entries):
+                        raise LookupError
+                    found, counts, tell = self._runs.get(run.translate(self._absolute)) or self._read_run(run)
                     size += counts
                     if size > limit:
                         raise LookupError
-                else:
-                    entry, (field, counts, tells), position = self._read_literal(block, line)
-                    size += counts
-                    if size > limit:
-                        raise LookupError
-                    if kind & 0x40:
-                        self._enter(entry, counts)
+                    line += len(run)
+                    fields += found
+                    telling += tell
+                    continue
+                entry, (field, counts, tells), position = self._read_line(block, line)
+                size += counts
+                if size > limit:
+                    raise LookupError
+                if kind & 0xC0 == 0x40:  # (§6.2.1)
+                    self._enter(entry, counts)
                 line = position
                 fields.append(field)
                 if tells:
@@ -243,14 +272,35 @@ class FieldDecoder:
         check_bounds(fields, size, self._max_size)
         return fields, telling
 
-    def _read_literal(self, block: bytes, line: int) -> tuple[_Field, Received, int]:
-        """The field of a literal line, as it came and checked, and where the line ends.
+    def _read_run(self, run: bytes) -> tuple[Headers, int, Headers]:
+        """The fields of lines that refer to the tables, how many bytes they count, and those that are telling.
+
+        :raises MalformedSection: if no section may have one of them.
+        """
+        entries, received = self._decoder.header_table.dynamic_entries, self._received
+        fields: Headers = []
+        telling: Headers = []
+        size = 0
+        for kind in run:
+            field, counts, tells = received[entries[kind - 190] if kind > 189 else _STATIC[kind - 0x80]]
+            size += counts
+            fields.append(field)
+            if tells:
+                telling.append(field)
+        return remember(self._runs, run.translate(self._absolute), (fields, size, telling), _REMEMBERED)
+
+    def _read_line(self, block: bytes, line: int) -> tuple[_Field, Received, int]:
+        """The field of a line, as it came and checked, and where the line ends.
 
         :raises LookupError: if it is no ordinary line.
         :raises HPACKError: if its Huffman code is not valid.
         :raises MalformedSection: if no section may have it.
         """
         kind = block[line]
+        if kind & 0x80:  # (§6.1)
+            index, position = _integer(block, line + 1, kind & 0x7F)
+            entry = self._decoder.header_table.dynamic_entries[index - 62]
+            return entry, self._received[entry], position
         if kind & 0x40:  # it enters the table (§6.2.1)
             most = 0x3F
         elif kind & 0x20:  # a change of the table's size (§6.3)
@@ -290,6 +340,10 @@ class FieldDecoder:
             name, value = entries.pop()
             held -= len(name) + len(value) + 32
         table._current_size = held
+        self._entered += 1
+        if not self._entered % _IN_A_ROW:
+            self._runs.clear()
+        self._absolute = _absolute(self._entered % (2 * _IN_A_ROW))
 
     def _decode_rest(self, block: bytes, *, within: bool, limit: int) -> Headers:
         """Decode by hpack, from the first unusual line on.
@@ -299,6 +353,7 @@ class FieldDecoder:
         """
         if within and block[0] & 0xE0 == 0x20:
             raise HPACKDecodingError("a dynamic table size update after a field")  # §4.2
+        self._runs.clear()
         self._decoder.max_header_list_size = limit
         try:
             return [(name, value) for name, value in self._decoder.decode(block, raw=True)]
