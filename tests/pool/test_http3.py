@@ -437,7 +437,7 @@ async def test_early_data_without_an_answer_goes_again_after_a_handshake(
                     """Once another connection is tried."""
                     while relay.clients < before + 2:  # noqa: ASYNC110  the relay lives in another thread
                         await anyio.sleep(0.01)
-                    silent_after(monkeypatch, 8)  # which all else is
+                    silent_after(monkeypatch, 10)  # as patient as all else
                     relay.black_out(0)
 
                 tasks.start_soon(lift)

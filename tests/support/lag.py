@@ -13,8 +13,9 @@ import pytest
 
 import allswell
 from allswell._config import PoolConfig, Timeouts
+from allswell._connection import driver
 from allswell._dial import addresses, dialer, https_records, race
-from allswell._pool import member, pool
+from allswell._pool import endings, member, pool
 from allswell._quic import connection
 from allswell._request import network_stream
 from allswell._transport import Sender
@@ -53,8 +54,10 @@ def be_patient() -> None:
     monkeypatch.setattr(https_records, "_LIFETIME", PATIENCE)
     monkeypatch.setattr(dns.resolver.BaseResolver, "reset", _patient(dns.resolver.BaseResolver.reset))
     room_is_awaited(monkeypatch, LAG)
+    for module in (driver, endings):  # in which answers are heard when the event loop ends
+        monkeypatch.setattr(module, "LAST_MOMENT", LAG / 2)
     websocket_servers_end_within(monkeypatch, 3 * LAG)
-    silent_after(monkeypatch, 8)  # from tens of milliseconds on, each waits twice as long as the one before
+    silent_after(monkeypatch, 10)  # from milliseconds on, in a handshake: each waits twice as long as the one before
 
 
 def _patient(reset: Callable[[dns.resolver.BaseResolver], None]) -> Callable[[dns.resolver.BaseResolver], None]:
