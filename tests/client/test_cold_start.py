@@ -64,6 +64,7 @@ def run(program: str, **environment: str) -> str:
 #: Others' packages that every request may need, and what httpx2 imports itself.
 NEEDED = {
     "anyio",
+    "backports",  # httpx2 looks for backports.zstd
     "exceptiongroup",
     "httpx2",
     "idna",

@@ -526,11 +526,12 @@ async def test_limit_raised_lowered_to_nothing_and_back() -> None:
             batch = Batch(pool, peer.url)
             tasks.start_soon(batch.one, "/0")
             await gate.until_held(1)
+            talk = server.talks[0]
+            await anyio.to_thread.run_sync(lambda: talk.wait_for("SETTINGS ACK"))
             for number in range(1, 6):
                 tasks.start_soon(batch.one, f"/{number}")
             await anyio.wait_all_tasks_blocked()
             assert len(gate.held) == 1
-            talk = server.talks[0]
             talk.settings(max_concurrent_streams=3)
             await gate.until_held(3)
             talk.settings(max_concurrent_streams=1)
