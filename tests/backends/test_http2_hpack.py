@@ -375,6 +375,22 @@ def test_a_table_that_changes_its_size_in_the_middle_is_garbled() -> None:
     same_as_hpack([b"\x20\x3f\xe1\x1f\x88", b"\x88\x20"], 1000)
 
 
+@pytest.mark.parametrize("line", [b"\x80\x3e", b"\x80\x3d", b"\x80\x02", b"\x80\xbe\x00", b"\x80"])
+def test_a_reference_to_no_entry_is_garbled(line: bytes) -> None:
+    """RFC 7541 §6.1: the index 0. It has no second octet, which would be one of the table."""
+    same_as_hpack([b"\x40" + string(b"x-a") + string(b"1"), line], 1000)
+    same_as_hpack([b"\x40" + string(b"x-a") + string(b"1"), b"\x88" + line], 1000)
+
+
+def test_blanks_count_also_if_hpack_reads_the_rest() -> None:
+    """A field with blanks around its value counts as it came, in every way."""
+    blanks = b"\x00" + string(b"x-a") + string(b" " * 100)
+    cut_off = b"\x00" + string(b"x-a") + integer(1, 7)
+    long = b"\x00" + string(b"x-a") + b"\x7f\x80\x80\x80\x80\x00" + b"v" * 127  # hpack reads such an integer
+    for lines in ([blanks, long], [blanks] * 3 + [long], [blanks] * 5, [blanks, cut_off]):
+        same_as_hpack([b"".join(lines)], 200)
+
+
 @given(st.binary(max_size=80) | st.text('abcdef0123456789-"/ ', max_size=80).map(str.encode))
 @settings(max_examples=500, deadline=None)
 def test_huffmans_code_is_that_of_hpack(text: bytes) -> None:

@@ -262,7 +262,6 @@ class FieldDecoder:
                     telling.append(field)
         except (LookupError, HPACKError, MalformedSection):
             # hpack, or the check of the whole section, says what is wrong
-            size = section_size(fields)
             if size > limit:
                 raise OversizedHeaderListError from None
             rest = self._decode_rest(block[line:], within=bool(fields), limit=limit - size)
@@ -298,7 +297,9 @@ class FieldDecoder:
         """
         kind = block[line]
         if kind & 0x80:  # (§6.1)
-            index, position = _integer(block, line + 1, kind & 0x7F)
+            if kind == 0x80:  # there is no entry 0
+                raise LookupError
+            index, position = _integer(block, line + 1, 0x7F)
             entry = self._decoder.header_table.dynamic_entries[index - 62]
             return entry, self._received[entry], position
         if kind & 0x40:  # it enters the table (§6.2.1)
