@@ -25,6 +25,7 @@ import math
 import socket
 import sys
 import weakref
+from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -316,13 +317,15 @@ class _LoopEnd:
 
 
 class _AsyncioHost:
-    __slots__ = ("_context", "_end", "_forgets", "_loop", "_tasks", "_watched")
+    __slots__ = ("_context", "_end", "_forgets", "_keeps", "_loop", "_tasks", "_watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._end: _LoopEnd | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop drops a watch: see `_forgotten`
+        # Whether it calls readers in the context in which they were added. (qasync, asyncio's loop on Qt's, does not.)
+        self._keeps = getattr(loop.add_reader, "__func__", None) is BaseSelectorEventLoop.add_reader
         self._watched: dict[socket.socket, object] = {}  # if the loop forgets: a weak reference to each watch
         # Callbacks and tasks must not keep the context variables of the code that opened a connection. So they have an
         # empty context, but for one variable: by that anyio knows in a callback, without a task, which event loop runs.
@@ -388,12 +391,13 @@ class _AsyncioHost:
             self._watched.pop(sock, None)
             if function is None:
                 self._loop.remove_reader(sock)
-            elif not self._forgets:
+            elif self._keeps:
                 self._context.copy().run(self._loop.add_reader, sock, function)  # it is called in that context
             else:
                 call = partial(self._context.run, function)
                 self._loop.add_reader(sock, call)
-                self._watched[sock] = weakref.ref(call, partial(self._forgotten, sock, function))
+                if self._forgets:
+                    self._watched[sock] = weakref.ref(call, partial(self._forgotten, sock, function))
         except NotImplementedError:
             return False  # Windows' proactor loop
         return True

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVarTuple, Unpack
 
 import anyio
 import anyio.lowlevel
@@ -15,10 +18,22 @@ from allswell._tasks import current_host
 
 pytestmark = pytest.mark.anyio
 
+_Ts = TypeVarTuple("_Ts")
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+
+class _WithoutContexts(asyncio.SelectorEventLoop):
+    """It calls readers in another context than that in which they were added, as qasync does."""
+
+    def add_reader(self, fd: Any, callback: Callable[[Unpack[_Ts]], Any], *args: *_Ts) -> None:
+        add = super().add_reader
+        contextvars.Context().run(lambda: add(fd, callback, *args))
+
+
+@pytest.fixture(params=["asyncio", "uvloop", "without contexts"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Those that call; uvloop forgets a socket after an error."""
+    if request.param == "without contexts":
+        return ("asyncio", {"loop_factory": _WithoutContexts})
     return ("asyncio", {"use_uvloop": request.param == "uvloop"})
 
 
@@ -60,6 +75,30 @@ async def test_a_reset_right_behind_data() -> None:
         theirs.close()
         await watched.over()
         assert watched.heard == [b"the last words", "ConnectionResetError"]
+
+
+async def test_the_context_of_calls() -> None:
+    """anyio knows in a call which event loop runs, and the call has none of the variables of those who listen."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    variable.set("of those who listen")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        host = current_host()
+        over, seen = host.signal(), list[object]()
+
+        def look() -> None:
+            host.watch_readable(ours, None)
+            try:
+                seen.extend((variable.get(), anyio.get_cancelled_exc_class()))
+            finally:
+                over.set()
+
+        assert host.watch_readable(ours, look)
+        theirs.send(b"anything")
+        with anyio.fail_after(30):
+            await over.wait()
+    assert seen == ["none", asyncio.CancelledError]
 
 
 async def test_datagrams_behind_an_error() -> None:
