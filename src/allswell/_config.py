@@ -17,6 +17,7 @@ from allswell._given import (
     as_origin_given,
     require,
     require_callable,
+    require_context,
     require_number,
     require_one_of,
     require_several,
@@ -166,7 +167,7 @@ class ProxyHop:
         require_one_of((False, True, "only"), http3=self.http3)
         require_type(str, none=False, host=self.host)
         require_number(whole=True, port=self.port)
-        require_type(ssl.SSLContext, ssl_context=self.ssl_context)
+        require_context(ssl_context=self.ssl_context)
         require("httpx2", auth=self.auth)
         if self.http3 and self.scheme != "https":
             raise ValueError(f"http3 is only for https proxies, and {self} is not one")
@@ -273,7 +274,7 @@ class PoolConfig:
     on_connection_end: Callable[[ConnectionEnd], None] | None = None
 
     def __post_init__(self) -> None:
-        require_type(ssl.SSLContext, ssl_context=self.ssl_context)
+        require_context(ssl_context=self.ssl_context)
         require_type(ClientCertificate, cert=self.cert)
         require_type(QuicConfig, none=False, quic=self.quic)
         require_type(str, local_address=self.local_address)

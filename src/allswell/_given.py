@@ -61,6 +61,19 @@ def require_type(kind: type, *, none: bool = True, **given: object) -> None:
             raise TypeError(f"{name} must be {_name(kind)}, not {_what(value)}")
 
 
+def require_context(**given: object) -> None:
+    """Accept only TLS contexts, and ``None``.
+
+    Those of other TLS libraries need not be of ``ssl.SSLContext``. Nor are Python's own, if a program puts a class of
+    its own in that place later, as ``truststore`` does.
+
+    :raises TypeError: for anything else.
+    """
+    for name, value in given.items():
+        if value is not None and (isinstance(value, type) or not hasattr(value, "wrap_bio")):
+            raise TypeError(f"{name} must be ssl.SSLContext, not {_what(value)}")
+
+
 def require_number(
     *,
     least: float = 0,

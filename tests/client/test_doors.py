@@ -15,6 +15,7 @@ import pytest
 import allswell
 import allswell.httpx
 from allswell._config import PoolSettings, TransportSettings
+from allswell.testing import Origin
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
@@ -151,6 +152,7 @@ VALUES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"coalescing": "origins"}, ValueError, "coalescing must be one of False, True, 'origin', not 'origins'"),
     ({"quic": None}, TypeError, "quic must be allswell.QuicConfig, not None"),
     ({"ssl_context": True}, TypeError, "ssl_context must be ssl.SSLContext, not bool"),
+    ({"ssl_context": ssl.SSLContext}, TypeError, "ssl_context must be ssl.SSLContext, not type"),
     ({"local_address": 3}, TypeError, "local_address must be str, not int"),
     ({"nameservers": "192.0.2.1"}, TypeError, "nameservers must be a collection, not str"),
     ({"socket_options": b"x"}, TypeError, "socket_options must be a collection, not bytes"),
@@ -172,6 +174,23 @@ async def test_values_without_meaning(settings: dict[str, Any], error: type[Exce
         allswell.PoolConfig(**settings)
     with pytest.raises(error, match=words):
         allswell.ConnectionPool(**settings)
+
+
+async def test_tls_contexts_of_another_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``truststore`` may put its class in the place of Python's after a program has made a context. Others wrap one."""
+
+    class Wrapped:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(context, name)
+
+    async with Origin() as origin:
+        context = origin.client_context()
+        monkeypatch.setattr(ssl, "SSLContext", type("Injected", (ssl.SSLContext,), {}))
+        each: Any
+        for each in (context, Wrapped()):
+            async with allswell.AsyncClient(verify=each) as client:
+                assert (await client.get(origin.url)).text == "ok"
+            assert allswell.ProxyHop("https", "a.example", 443, ssl_context=each).ssl_context is each
 
 
 async def test_values_without_meaning_for_a_client() -> None:
