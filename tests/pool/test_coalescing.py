@@ -438,6 +438,26 @@ async def test_certificates_that_are_not_verified(checks: str) -> None:
         assert len(server.all("handshake")) == 2
 
 
+@pytest.mark.parametrize("http3", [False, "only"])
+async def test_a_certificate_that_would_be_verified_only_now(http3: Any) -> None:
+    """The context was changed after the handshake. OpenSSL then shows the certificate as if it had been verified."""
+    context = two_names().client_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with serving(Http2Server()) as peer, QuicServer(files=issue(trustme.CA(), "a.test", "b.test")) as server:
+        async with trusting(http3=http3, ssl_context=context) as pool:
+            port = server.port if http3 else peer.port
+            await get(pool, "a.test", port, "/hello")
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.check_hostname = True
+            if http3:
+                with pytest.raises(ConnectFailed, match="certificate"):
+                    await get(pool, "b.test", port, "/hello")
+            else:
+                await get(pool, "b.test", port, "/hello")
+                assert len(peer.connections) == 2
+
+
 async def test_a_client_certificate() -> None:
     assert AsyncTransport(two_names().client_context()).pool.config.coalescing is True
     with pytest.warns(DeprecationWarning, match="cert"):

@@ -20,9 +20,12 @@ class PeerCertificate(NamedTuple):
     der: bytes
 
     @classmethod
-    def of_tls(cls, context: ssl.SSLContext, tls: ssl.SSLObject) -> PeerCertificate | None:
-        """The certificate of a TLS connection; ``None`` if the context did not check both the chain and the name."""
-        told = tls.getpeercert() if strict(context) else None  # empty, if OpenSSL was told not to verify it
+    def of_tls(cls, tls: ssl.SSLObject) -> PeerCertificate | None:
+        """The certificate of a TLS connection whose context was :func:`strict` when the connection was made.
+
+        (What ``ssl`` shows as verified depends on the context as it is now.)
+        """
+        told = tls.getpeercert()  # empty, if the context verifies nothing any more
         der = tls.getpeercert(binary_form=True) if told else None
         if not told or der is None:
             return None
@@ -57,5 +60,5 @@ class PeerCertificate(NamedTuple):
 
 
 def strict(context: ssl.SSLContext) -> bool:
-    """Whether it verifies both a server's chain and its name."""
+    """Whether it verifies both a server's chain and its name. (Programs may change it at any time.)"""
     return context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname

@@ -75,6 +75,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._alarm: Alarm | None = None
         self._listener: Callable[[], None] | None = None
         self._alive = False
+        self._strict = False  # whether the certificate is verified, with the name
         self._kept: list[QuicEvent] = []
         self._turn_ends = False
         self._held = False  # whether the end of the handshake waits for the first request
@@ -122,6 +123,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
     def _begin(self, *, all_groups: bool) -> None:
         """Make the connection, or a new one in its place, and send its first flight."""
         settings = self._settings
+        self._strict = strict(settings.trust)
         if self._alive:
             self.connection.discard()
             self._goodbye.answered = None
@@ -499,6 +501,6 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if name == "quic":
             return self
         if name == "certificate":
-            certificate = self.connection.judged_certificate if strict(self._settings.trust) else None
+            certificate = self.connection.judged_certificate if self._strict else None
             return PeerCertificate.of_quic(certificate) if certificate is not None else None
         return None

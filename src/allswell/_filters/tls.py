@@ -32,7 +32,7 @@ from allswell._clock import monotonic
 from allswell._deadline import Deadline
 from allswell._errors import ConnectFailed, TransportError, shown
 from allswell._fields import name_for_tls
-from allswell._filters.certificates import PeerCertificate
+from allswell._filters.certificates import PeerCertificate, strict
 from allswell._filters.goodbye_timeout import GoodbyeTimeout
 from allswell._filters.interface import ByteStream, ReceiveBuffer
 from allswell._pins import PinCheck
@@ -86,6 +86,7 @@ class TlsFilter(ByteStream):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object: ssl.SSLObject | None = None
+        self._strict = False  # whether the certificate was verified, with the name
         self._ready = False
         self._forbids_renegotiation = False
         self._held: deque[bytes | memoryview] = deque()  # to be encrypted, once a renegotiation is over
@@ -110,6 +111,7 @@ class TlsFilter(ByteStream):
                 if self._alpn:
                     self.context.set_alpn_protocols(self._alpn)
                 self._object = self.context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+                self._strict = strict(self.context)
             while True:
                 try:
                     self._object.do_handshake()
@@ -375,7 +377,7 @@ class TlsFilter(ByteStream):
 
     def extra(self, name: str) -> Any:
         if name == "certificate":
-            return PeerCertificate.of_tls(self.context, self._object) if self._object is not None else None
+            return PeerCertificate.of_tls(self._object) if self._strict and self._object is not None else None
         return self._object if name == "ssl_object" else None
 
 
