@@ -125,7 +125,7 @@ class RawStream:
     trio.)
     """
 
-    __slots__ = ("__weakref__", "_library", "_made", "_response", "body")
+    __slots__ = ("__dict__", "__weakref__", "_library", "_made", "_response", "body")  # (the dict: tools patch methods)
 
     def __init__(self, response: Response, library: str, stream: NetworkStream | None = None) -> None:
         self._response = response
