@@ -148,6 +148,14 @@ async def test_network_stream_tells_about_the_connection() -> None:
         assert stream.get_extra_info("server_addr") == ("127.0.0.1", origin.port)
 
 
+async def test_methods_of_a_network_stream_can_be_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of httpx2's can."""
+    async with Origin(tls=False) as origin, allswell.AsyncClient() as client:
+        stream = (await client.get(origin.url)).extensions["network_stream"]
+        monkeypatch.setattr(stream, "get_extra_info", lambda info: f"patched {info}")
+        assert stream.get_extra_info("socket") == "patched socket"
+
+
 async def test_target_replaces_the_path() -> None:
     def script(connection: PeerConnection) -> None:
         while request := connection.read_request():
