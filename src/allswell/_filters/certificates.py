@@ -60,5 +60,9 @@ class PeerCertificate(NamedTuple):
 
 
 def strict(context: ssl.SSLContext) -> bool:
-    """Whether it verifies both a server's chain and its name. (Programs may change it at any time.)"""
-    return context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname
+    """Whether it verifies both a server's chain and its name. (Programs may change it at any time.)
+
+    One of another library need not say so.
+    """
+    mode: object = getattr(context, "verify_mode", None)
+    return mode is ssl.CERT_REQUIRED and getattr(context, "check_hostname", False) is True
