@@ -123,9 +123,11 @@ def test_the_pictures_of_the_docs_are_of_this_kind(get: Get, spoken: Spoken) -> 
     """Mend it by `make pictures`, if that is how the client ends now."""
     if not there(get):
         pytest.skip("not installed")
-    fresh = shown(str(drawn(named(get), spoken, captured(get, spoken))))
-    kept = shown((FOLDER / name_of(get, spoken)).read_text(encoding="utf-8"))
-    assert _kind(fresh) == _kind(kept)
+    kept = _kind(shown((FOLDER / name_of(get, spoken)).read_text(encoding="utf-8")))
+    kinds: list[tuple[str, list[str], str]] = []
+    while kept not in kinds and len(kinds) < 3:  # on a busy machine one may have no RST: the goodbye came in time
+        kinds.append(_kind(shown(str(drawn(named(get), spoken, captured(get, spoken))))))
+    assert kept in kinds
 
 
 def _kind(picture: Shown) -> tuple[str, list[str], str]:
