@@ -13,6 +13,7 @@ import pytest
 
 import allswell
 from tests.backends import test_h11_canary as h11_canary
+from tests.backends import test_hpack_canary as hpack_canary
 from tests.client import test_httpx2_canary as httpx2_canary
 from tests.client import test_otel as otel_canary
 from tests.quic import test_canary as aioquic_canary
@@ -27,7 +28,7 @@ _LIBRARIES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "aioquic": (("_quic/",), aioquic_canary.NAMES),
     "h11": (("_backends/http1",), h11_canary.NAMES),
     "h2": (("_backends/http2",), set()),
-    "hpack": (("_backends/http2",), set()),
+    "hpack": (("_backends/http2",), hpack_canary.NAMES),
     "httpx2": (
         ("_cli/client.py", "_client.py", "_gzip.py", "_patched.py", "_shapes.py", "_short.py", "_transport.py"),
         httpx2_canary.NAMES,
