@@ -289,13 +289,12 @@ class PoolConfig:
             socket_options=self.socket_options,
         )
         require_number(
-            whole=True,
             none=True,
             least=1,
             max_connections=self.max_connections,
             max_connections_per_route=self.max_connections_per_route,
         )
-        require_number(whole=True, none=True, max_keepalive_connections=self.max_keepalive_connections)
+        require_number(none=True, max_keepalive_connections=self.max_keepalive_connections)
         require_number(whole=True, retries=self.retries, pipelining=self.pipelining)
         require_number(whole=True, least=1, max_header_size=self.max_header_size)
         require_number(

@@ -130,12 +130,12 @@ async def test_what_is_made_of_the_wrong_thing(case: str) -> None:
 #: Values of settings that have no meaning; the error, and what it says.
 VALUES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_connections": 0}, ValueError, "max_connections must be at least 1, or None, not 0"),
-    ({"max_connections": 2.5}, TypeError, "max_connections must be a whole number or None, not float"),
+    ({"max_connections": math.nan}, ValueError, "max_connections must be a number, not NaN"),
     ({"max_connections_per_route": -1}, ValueError, "max_connections_per_route must be at least 1, or None, not -1"),
     (
         {"max_keepalive_connections": "9"},
         TypeError,
-        "max_keepalive_connections must be a whole number",
+        "max_keepalive_connections must be a number or None, not str",
     ),
     ({"keepalive_expiry": math.nan}, ValueError, "keepalive_expiry must be a number, not NaN"),
     ({"grace": None}, TypeError, "grace must be a number, not None"),
@@ -208,6 +208,14 @@ async def test_values_without_meaning_for_a_client() -> None:
         allswell.ProxyHop("socks4", "a.example", 1)  # type: ignore[arg-type]  # that is the test
     with pytest.raises(ValueError, match="idle_timeout must be at least 0, not -1"):
         allswell.QuicConfig(idle_timeout=-1)
+
+
+async def test_limits_that_are_no_integers() -> None:
+    """httpx2 takes them, and ``inf`` says what is meant."""
+    limits = httpx2.Limits(max_connections=float("inf"), max_keepalive_connections=10.0)  # type: ignore[arg-type]  # that is the test
+    with scripted_peer(answers(body=bytes)) as peer:
+        async with allswell.AsyncClient(limits=limits) as client:
+            assert (await client.get(peer.url)).status_code == 200
 
 
 def test_origins_in_another_spelling() -> None:
