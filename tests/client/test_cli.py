@@ -222,6 +222,7 @@ def test_an_untrusted_certificate_is_60_over_quic() -> None:
         (["-F", "a=b;encoder=base64", "localhost"], 2, b"has no setting 'encoder'"),
         (["file:///etc/hosts"], 1, b"cannot request 'file:///etc/hosts': its scheme is 'file'"),
         (["http://"], 3, b"cannot request 'http://': it has no host"),
+        (["--http3", "https://"], 3, b"cannot request 'https://': it has no host"),
     ],
 )
 def test_wrong_usage(arguments: list[str], code: int, told: bytes) -> None:

@@ -192,7 +192,7 @@ def _origin(given: str) -> str | None:
         url = httpx2.URL(with_scheme(given))
     except httpx2.InvalidURL:
         return None  # the request will fail with an error that names it
-    return f"https://{url.netloc.decode('ascii')}" if url.scheme == "https" else None
+    return f"https://{url.netloc.decode('ascii')}" if url.scheme == "https" and url.host else None
 
 
 def _proxies(asked: Asked) -> dict[str, Any]:
