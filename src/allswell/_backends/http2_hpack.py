@@ -245,7 +245,7 @@ class FieldDecoder:
                     found, counts, tell = self._runs.get(run.translate(self._absolute)) or self._read_run(run)
                     size += counts
                     if size > limit:
-                        raise LookupError
+                        raise OversizedHeaderListError
                     line += len(run)
                     fields += found
                     telling += tell
@@ -253,17 +253,17 @@ class FieldDecoder:
                 entry, (field, counts, tells), position = self._read_line(block, line)
                 size += counts
                 if size > limit:
-                    raise LookupError
+                    raise OversizedHeaderListError
                 if kind & 0xC0 == 0x40:  # (§6.2.1)
                     self._enter(entry, counts)
                 line = position
                 fields.append(field)
                 if tells:
                     telling.append(field)
+        except OversizedHeaderListError:
+            raise
         except (LookupError, HPACKError, MalformedSection):
             # hpack, or the check of the whole section, says what is wrong
-            if size > limit:
-                raise OversizedHeaderListError from None
             rest = self._decode_rest(block[line:], within=bool(fields), limit=limit - size)
             size += section_size(rest)
             fields += received_section(rest, _UNLIMITED)
