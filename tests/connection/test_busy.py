@@ -22,7 +22,7 @@ from tests.support.told import VERSIONS, Told, Version, told
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", VERSIONS)]
 
-SHORT = 1.0
+SHORT = 3.0
 PATIENCE = 120.0
 
 
