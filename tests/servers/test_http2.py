@@ -110,8 +110,6 @@ async def test_abandoned_downloads(server: ServerInfo) -> None:
 async def test_graceful_restart_under_load(make: Any) -> None:
     """Fifty workers while it reloads twice: no request fails."""
     served = 0
-    restarted = 0
-    # nginx ends a connection after a thousand requests: perhaps none is left to close at the end.
     ends: list[ConnectionEnd] = []
     with make() as server:
         async with trusting(max_connections=None, on_connection_end=ends.append) as pool:
@@ -127,19 +125,17 @@ async def test_graceful_restart_under_load(make: Any) -> None:
             async with anyio.create_task_group() as tasks:
                 for _ in range(50):
                     tasks.start_soon(worker)
-                for _ in range(2):
+                for restarted in (1, 2):
                     before = served
-                    with anyio.fail_after(30):
+                    with anyio.fail_after(60):
                         while served < before + 300:  # noqa: ASYNC110  the workers' doing
                             await anyio.sleep(0.01)
                         await anyio.to_thread.run_sync(server.reload)
-                        restarted += 1
-                        while served < before + 900:  # noqa: ASYNC110  the workers' doing
+                        # The server takes its time to reload: it has when a connection was ended by it.
+                        while len(ends) < restarted or served < before + 900:  # noqa: ASYNC110  the workers' doing
                             await anyio.sleep(0.01)
                 done.set()
-    assert restarted == 2
     assert served >= 1800
-    assert len(ends) >= 2
     assert all(map(server.ended_well, ends)), ends
 
 
@@ -158,8 +154,9 @@ def counting_origin(folder: Path) -> Iterator[tuple[int, Path]]:
 
 async def test_nothing_is_executed_twice_in_a_restart(tmp_path: Path) -> None:
     """Fifty workers post numbered bodies through HAProxy, which restarts: each reaches the origin exactly once."""
+    ends: list[ConnectionEnd] = []
     with counting_origin(tmp_path) as (origin, log), haproxy(origin=origin) as server:
-        async with trusting(max_connections=None) as pool:
+        async with trusting(max_connections=None, on_connection_end=ends.append) as pool:
             sent = 0
             done = anyio.Event()
 
@@ -174,14 +171,14 @@ async def test_nothing_is_executed_twice_in_a_restart(tmp_path: Path) -> None:
             async with anyio.create_task_group() as tasks:
                 for _ in range(50):
                     tasks.start_soon(worker)
-                for target in (200, 500):
-                    with anyio.fail_after(30):
-                        while sent < target:  # noqa: ASYNC110  the workers' doing
+                for restarted in (1, 2):
+                    before = sent
+                    with anyio.fail_after(60):
+                        while sent < before + 200:  # noqa: ASYNC110  the workers' doing
                             await anyio.sleep(0.01)
-                    await anyio.to_thread.run_sync(server.reload)
-                with anyio.fail_after(30):
-                    while sent < 1000:  # noqa: ASYNC110  the workers' doing
-                        await anyio.sleep(0.01)
+                        await anyio.to_thread.run_sync(server.reload)
+                        while len(ends) < restarted or sent < before + 500:  # noqa: ASYNC110  the workers' doing
+                            await anyio.sleep(0.01)
                 done.set()
     numbers = sorted(int(line) for line in log.read_text().split())
     assert numbers == list(range(1, sent + 1))

@@ -18,7 +18,7 @@ import pytest
 from allswell import AsyncClient, ConnectionPool
 from allswell._config import Timeouts
 from allswell._quic_store import QuicMemory
-from allswell._report import Outcome
+from allswell._report import ConnectionEnd, Outcome
 from tests.servers.caddy import caddy
 from tests.servers.ngtcp2 import gtlsserver
 from tests.support.certificates import certificates
@@ -109,10 +109,11 @@ async def test_echo_both_ways_at_once(servers: Callable[[str], ServerInfo]) -> N
 
 async def test_caddy_reloads_under_fifty_workers() -> None:
     """Its listeners are replaced twice; no request fails."""
+    ends: list[ConnectionEnd] = []
     with caddy() as server:
         done = 0
         over = anyio.Event()
-        async with trusting(http3="only", max_connections=None) as pool:
+        async with trusting(http3="only", max_connections=None, on_connection_end=ends.append) as pool:
 
             async def worker() -> None:
                 nonlocal done
@@ -123,15 +124,14 @@ async def test_caddy_reloads_under_fifty_workers() -> None:
             async with anyio.create_task_group() as group:
                 for _ in range(50):
                     group.start_soon(worker)
-                for target in (300, 600):
-                    with anyio.fail_after(30):
-                        while done < target:  # noqa: ASYNC110  the workers' doing
+                for restarted in (1, 2):
+                    before = done
+                    with anyio.fail_after(60):
+                        while done < before + 300:  # noqa: ASYNC110  the workers' doing
                             await anyio.sleep(0.01)
-                    await anyio.to_thread.run_sync(server.reload)
-                after = done + 500
-                with anyio.fail_after(30):
-                    while done < after:  # noqa: ASYNC110  the workers' doing
-                        await anyio.sleep(0.01)
+                        await anyio.to_thread.run_sync(server.reload)
+                        while len(ends) < restarted or done < before + 600:  # noqa: ASYNC110  the workers' doing
+                            await anyio.sleep(0.01)
                 over.set()
 
 
