@@ -32,8 +32,9 @@ from interop.capture import Capture
 from interop.cases import CASES, Difference, InteropCase, ended_well, goodput
 from interop.certificates import make_chain
 from interop.options import chosen, minutes, parser
+from interop.ports import free_port
 from interop.relay import Relay
-from interop.servers import SERVERS, Server, Site, free_port, says
+from interop.servers import SERVERS, Server, Site, says
 
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"

@@ -8,7 +8,6 @@ dynamic linker, without being installed. Else they are this machine's, where tho
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -111,20 +110,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)  # its own group: it was started in a session of its own
                 process.wait()
-
-
-def free_port(host: str) -> int:
-    """A UDP and TCP port that nobody has, outside the range of outgoing connections."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        port = random.randrange(18_000, 32_000)
-        with socket.socket(family) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
-            try:
-                tcp.bind((host, port))
-                udp.bind((host, port))
-            except OSError:
-                continue
-            return port
 
 
 def _await_answer(process: subprocess.Popen[bytes], site: Site, log: Path) -> None:

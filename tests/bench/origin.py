@@ -25,9 +25,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from interop.ports import free_port
+
 from tests.bench.scenarios import CHUNKED_BODY, FIELDS_BODY, SMALL_BODY, TEN_MB
 from tests.support.certificates import Certificates, certificates
-from tests.support.ports import await_listening, free_port
+from tests.support.ports import await_listening
 
 #: With what Caddy adds of itself (Alt-Svc, Content-Length, Date, Server; Content-Type it would guess), 16 in HTTP/1.1.
 _FIELDS = {

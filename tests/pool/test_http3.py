@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 import trustme
+from interop.ports import free_port
 
 from allswell import ConnectionPool, QuicConfig
 from allswell._config import Timeouts
@@ -28,7 +29,6 @@ from tests.support.lag import LAG, PATIENCE, room_is_awaited, silent_after, stag
 from tests.support.leaks import sockets_closed
 from tests.support.learnt import time_stands_still
 from tests.support.peer import scripted_peer
-from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer, ServedConnection
 from tests.support.scripts import answers
 from tests.support.udp_relay import UdpRelay

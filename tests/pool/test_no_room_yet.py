@@ -10,12 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
+from interop.ports import free_port
 
 from allswell import AllswellError, ConnectionEnd, ConnectionPool, Timeout, Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
 from tests.support.peer import scripted_peer
-from tests.support.ports import free_port
 from tests.support.quic_server import QuicServer, ServedConnection
 
 pytestmark = pytest.mark.anyio

@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from interop.ports import free_port
+
 from tests.support.certificates import certificates
-from tests.support.ports import free_port
 from tests.support.servers import ServerInfo, Setup, needed, run, setup
 
 

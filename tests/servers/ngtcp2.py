@@ -11,9 +11,9 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
+from interop.ports import free_port
 
 from tests.support.certificates import certificates
-from tests.support.ports import free_port
 
 
 @contextmanager

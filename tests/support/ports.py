@@ -1,28 +1,13 @@
-"""Ports of the loopback: one that is free, one on which nobody listens, and when a new server does."""
+"""Ports of the loopback: one on which nobody listens, and when a new server does."""
 
 from __future__ import annotations
 
-import random
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
-
-
-def free_port() -> int:
-    """A port that is free for TCP and UDP, outside the range that outgoing connections get theirs from."""
-    for _ in range(100):
-        port = random.randrange(18_000, 32_000)
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            try:
-                tcp.bind(("127.0.0.1", port))
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port")
 
 
 @pytest.fixture(scope="session")

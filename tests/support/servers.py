@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from interop.ports import free_port
 
 from allswell._report import ConnectionEnd, Outcome
-from tests.support.ports import await_listening, free_port
+from tests.support.ports import await_listening
 
 HELLO = b"hello"
 TEN_MB = 10_000_000
