@@ -19,7 +19,7 @@ from tests.support.told import VERSIONS, Version, told
 
 pytestmark = pytest.mark.anyio
 
-SHORT = 1.0
+SHORT = 3.0
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])
@@ -31,7 +31,7 @@ def hold(*meanwhile: Callable[[], None]) -> None:
     """Hold the event loop, as if computing, for much longer than the limit, with this happening meanwhile."""
     for each in meanwhile:
         each()
-    sleep(3 * SHORT)
+    sleep(2 * SHORT)
 
 
 async def all_wait() -> None:

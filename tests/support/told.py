@@ -43,7 +43,7 @@ class Told:
         self.go_on = threading.Event()
         if not stalls:
             self.go_on.set()
-        self.url = ""
+        self.url = ""  # has no name in it, which a thread would look up
         self.asked = threading.Semaphore(0)
         self.uploaded = threading.Semaphore(0)
         self.head: Callable[[], None]
@@ -119,9 +119,9 @@ def told(version: Version, *, stalls: bool = False) -> Iterator[Told]:
             yield origin
     elif version == "h2":
         with scripted_peer(Http2Server(origin._h2), tls=h2_tls(), receive_buffer=64 * 1024) as peer:
-            origin.url = peer.url
+            origin.url = f"https://127.0.0.1:{peer.port}/"
             yield origin
     else:
         with scripted_peer(origin._h1, tls=True, receive_buffer=64 * 1024) as peer:
-            origin.url = peer.url
+            origin.url = f"https://127.0.0.1:{peer.port}/"
             yield origin
