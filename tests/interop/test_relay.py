@@ -35,10 +35,9 @@ class _Clock:
     def __call__(self) -> float:
         return self._now
 
-    def select(self, *those: Any) -> Any:
+    def select(self, read: Any, write: Any, other: Any, timeout: float | None) -> Any:
         """As :func:`select.select`: what is ready, or the time has passed."""
-        *socks, timeout = those
-        ready = select.select(*socks, timeout if timeout is None else 0)
+        ready = select.select(read, write, other, timeout if timeout is None else 0)
         if timeout is not None and not any(ready):
             if self.goes_on.is_set():
                 self._now += timeout
