@@ -6,7 +6,6 @@ import copy
 import gzip
 import json
 import os
-import socket
 import ssl
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
@@ -210,10 +209,10 @@ async def test_retries_that_the_caller_asked_for_are_entries(path: Path) -> None
 
 
 @pytest.mark.anyio
-async def test_failed_attempts_to_connect_are_entries(path: Path, unused: int) -> None:
+async def test_failed_attempts_to_connect_are_entries(path: Path, closed_port: int) -> None:
     async with allswell.AsyncClient(retry=allswell.Retry(attempts=2, backoff=0.001)) as client:
         with client.har(path), pytest.raises(httpx2.ConnectError):
-            await client.get(f"http://127.0.0.1:{unused}/")
+            await client.get(f"http://127.0.0.1:{closed_port}/")
     first, second = read(path)
     assert first["_attempt"]["processed"] == "no"
     for entry in (first, second):
@@ -222,14 +221,6 @@ async def test_failed_attempts_to_connect_are_entries(path: Path, unused: int) -
         assert entry["request"]["httpVersion"] == ""
         assert entry["timings"]["connect"] >= 0
         assert "connection" not in entry
-
-
-@pytest.fixture
-def unused() -> int:
-    """A port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.mark.anyio

@@ -75,10 +75,8 @@ async def test_local_address_and_socket_options() -> None:
             assert peer.connections[0].raw.getpeername()[0] == "127.0.0.7"
 
 
-async def test_retries_of_the_connection() -> None:
-    """The server has gone and comes back on the same port, while the client tries again."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+async def test_retries_of_the_connection(closed_port: int) -> None:
+    """Nobody listens, and the client tries again."""
     tries: list[str] = []
 
     async def trace(name: str, info: dict[str, object]) -> None:
@@ -86,8 +84,8 @@ async def test_retries_of_the_connection() -> None:
             tries.append(name)
 
     async with httpx2.AsyncClient(transport=allswell.AsyncTransport(retries=1)) as client:
-        with pytest.raises(httpx2.ConnectError, match=str(port)):
-            await client.get(f"http://127.0.0.1:{port}", extensions={"trace": trace})
+        with pytest.raises(httpx2.ConnectError, match=str(closed_port)):
+            await client.get(f"http://127.0.0.1:{closed_port}", extensions={"trace": trace})
     assert len(tries) == 2
 
 
