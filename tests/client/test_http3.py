@@ -67,8 +67,8 @@ async def test_through_a_bad_network(weather: Weather) -> None:
 async def test_a_black_out_of_three_seconds() -> None:
     with QuicServer() as server, UdpRelay(server.port) as relay:
         async with client() as http, http.stream("GET", url(relay.port, "/bytes/3000000")) as response:
-            relay.black_out(3)
             began = monotonic()
+            relay.black_out(3)
             assert len(await response.aread()) == 3_000_000
             assert monotonic() - began > 2.5
             assert len(server.connections) == 1

@@ -298,8 +298,8 @@ async def test_a_dial_that_had_too_little_time_is_repeated_for_who_has_more() ->
         async with ConnectionPool(ssl_context=certificates().client_context()) as pool:
 
             async def hurried() -> None:
-                with pytest.raises(Timeout, match=r"no connection within 0\.2 s"):
-                    await pool.request("GET", peer.url, timeouts=Timeouts(connect=0.2))
+                with pytest.raises(Timeout, match="no connection within 3 s"):
+                    await pool.request("GET", peer.url, timeouts=Timeouts(connect=3))
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hurried)

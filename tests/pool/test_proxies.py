@@ -474,7 +474,7 @@ async def test_a_proxy_that_fell_silent_once_is_asked_again() -> None:
     with Origin(versions=["h1"]) as origin, scripted_peer(script, tls=h2_tls(), handshake=False) as proxy:
         async with pool_through(hop_to(proxy), to=origin) as pool:
             with pytest.raises(Timeout):
-                await pool.request("GET", origin.url, timeouts=Timeouts(connect=0.2))
+                await pool.request("GET", origin.url, timeouts=Timeouts(connect=3))
             assert (await pool.request("GET", origin.url)).status == 200
         assert len(speaks.tunnels) == 1
 

@@ -176,7 +176,7 @@ async def test_silence(version: Any) -> None:
 async def test_silence_before_tls() -> None:
     async with Origin() as origin:
         origin.silence()
-        async with client_of(origin, "h1", timeout=httpx2.Timeout(60, connect=0.2)) as client:
+        async with client_of(origin, "h1", timeout=httpx2.Timeout(60, connect=3)) as client:
             with pytest.raises(httpx2.ConnectTimeout):
                 await client.get("/")
         await origin.ended()
