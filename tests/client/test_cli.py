@@ -30,7 +30,7 @@ from tests.support.har import faults
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
 from tests.support.quic_server import QuicServer
-from tests.support.scripts import Ending, answers, says
+from tests.support.scripts import Ending, answers, never_ends, says
 from tests.support.servers import ServerInfo
 
 
@@ -133,14 +133,23 @@ def test_data_goes_the_same_way_in_http2(origin: ServerInfo, tmp_path: Path) -> 
 
 
 def test_ends_shows_the_waterfall(origin: ServerInfo) -> None:
-    done = allswell("--ends", "--http1.1", f"{origin.url}/anything", f"{origin.url}/anything")
+    done = allswell("--ends", "--grace", "30", "--http1.1", f"{origin.url}/anything", f"{origin.url}/anything")
     assert done.returncode == 0, done.stderr
     told = done.stderr.decode()
     assert "closed 1 connection in " in told
     assert "(2 exchanges; the pool closes)" in told
     for said in ("→ close_notify", "← close_notify", "→ FIN", "← FIN"):
         assert said in told
-    assert "2 s grace: clean" in told
+    assert "30 s grace: clean" in told
+
+
+@pytest.mark.parametrize("elsewhere", [[], ["--connect-to", "::127.0.0.1:"]])
+def test_the_grace_that_it_is_told(elsewhere: list[str]) -> None:
+    """The server never answers the goodbye."""
+    with scripted_peer(never_ends()) as peer:
+        done = allswell("--ends", "--grace", "0.4", *elsewhere, f"{peer.url}/")
+    assert done.returncode == 0, done.stderr
+    assert b"0.4 s grace: not clean" in done.stderr
 
 
 def test_the_next_url_is_fetched_after_a_failure(origin: ServerInfo, closed_port: int) -> None:
@@ -431,7 +440,7 @@ def test_events_are_shown_as_they_come() -> None:
 @pytest.mark.parametrize("option", ["--http1.1", "--http2"])
 def test_har_tells_of_all_requests_and_of_the_ends(option: str, origin: ServerInfo, tmp_path: Path) -> None:
     path = tmp_path / "file.har"
-    told = [option, "-L", "-u", "user:secret", "--har", str(path)]
+    told = [option, "--grace", "30", "-L", "-u", "user:secret", "--har", str(path)]
     done = allswell(*told, f"{origin.url}/redirect/1", f"{origin.url}/status/404")
     assert done.returncode == 0, done.stderr
     har = json.loads(path.read_text())

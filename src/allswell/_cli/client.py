@@ -52,7 +52,6 @@ class CommandClient(AsyncClient):
         super().__init__(
             pool=pool,
             transport=transport,
-            grace=asked.grace,
             timeout=httpx2.Timeout(None, connect=asked.connect_timeout or _CONNECT_TIMEOUT),
             cookies=cookies,
             trust_env=asked.no_proxy != "*",
