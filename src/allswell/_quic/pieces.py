@@ -43,10 +43,10 @@ class Held:
 
         :raises QuicConnectionError: if that is too much (RFC 9000 §21.6).
         """
-        self.size += size
-        if self.size > self._limit or pieces > self.pieces:
+        if self.size + size > self._limit or pieces > self.pieces:
             reason = "a stream in too many pieces" if pieces > self.pieces else "too much data out of order"
             raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.STREAM_BASE, reason)
+        self.size += size
 
 
 class PiecesReceiver(QuicStreamReceiver):
@@ -70,6 +70,11 @@ class PiecesReceiver(QuicStreamReceiver):
     def is_untouched(self) -> bool:
         """Whether nothing has come yet."""
         return self.highest_offset == 0 and self._final_size is None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether there are data out of order, or the end is known. (If not, data in order make an event at once.)"""
+        return self.highest_offset != self._buffer_start or self._final_size is not None
 
     def take_whole(self, data: bytes) -> StreamDataReceived:
         """Take all of the stream at once. It is untouched."""

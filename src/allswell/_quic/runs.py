@@ -10,11 +10,14 @@ packets hold consecutive STREAM frames. Such packets take a short way:
   contiguous data, and does the bookkeeping once: flow control, the streams' offsets, the numbers to acknowledge, the
   ECN marks, the timers.
 
+Data out of order go to the stream's receiver at once. (After a loss all data of a stream are out of order, until the
+lost ones have come again.)
+
 aioquic handles all other packets. A packet that does not open (another connection ID, other keys, garbage) goes to
-``receive_datagram``, which takes every datagram. A payload with other frames, or with data out of order or beyond the
-limits, goes to ``_payload_received``, after all that came before it has been booked. A part of it may have been acted
-on already. That does no harm: data, limits and ACKs may come twice (RFC 9000 §2.2). The bookkeeping of a packet is
-always that of ``receive_datagram``. A test gives both ways the same packets, and compares.
+``receive_datagram``, which takes every datagram. A payload with other frames, or with data beyond the limits, goes to
+``_payload_received``, after all that came before it has been booked. A part of it may have been acted on already. That
+does no harm: data, limits and ACKs may come twice (RFC 9000 §2.2). The bookkeeping of a packet is always that of
+``receive_datagram``. A test gives both ways the same packets, and compares.
 
 There is no short way for ChaCha20, whose masks are made one by one, or with a qlog, which names each packet.
 
@@ -32,8 +35,9 @@ from typing import Any
 
 from aioquic._crypto import AEAD, HeaderProtection
 from aioquic.quic.connection import NetworkAddress, QuicConnectionError, QuicConnectionState, QuicReceiveContext
-from aioquic.quic.packet import decode_packet_number, get_spin_bit
+from aioquic.quic.packet import QuicStreamFrame, decode_packet_number, get_spin_bit
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
+from aioquic.quic.stream import FinalSizeError
 from aioquic.tls import Epoch
 from cryptography.exceptions import InvalidTag
 
@@ -252,15 +256,21 @@ class _InOrder:
     :ivar stop: where they end.
     :ivar limit: the limit of flow control for the stream.
     :ivar fin: whether the stream ends with them.
+    :ivar apart: whether what follows is for the receiver to judge: it holds data out of order, or knows the end.
     """
 
-    __slots__ = ("fin", "limit", "pieces", "receiver", "stop")
+    __slots__ = ("apart", "fin", "limit", "pieces", "receiver", "stop")
 
     def __init__(self, receiver: PiecesReceiver, limit: int) -> None:
         self.receiver, self.limit = receiver, limit
-        self.stop = receiver._buffer_start
         self.pieces: list[bytes] = []
         self.fin = 0
+        self.look()
+
+    def look(self) -> None:
+        """Take over what the receiver has."""
+        self.stop = self.receiver._buffer_start
+        self.apart = self.receiver.is_apart
 
 
 class RunConnection(EcnConnection):
@@ -441,11 +451,14 @@ class RunConnection(EcnConnection):
                             self._events.append(receiver.take_whole(payload[at:stop]))  # type: ignore[arg-type]  # ours
                             at = stop
                             continue
-                        one = self._begin(stream_id, receiver, limit)
-                    if one is None or offset != one.stop or offset + size > one.limit or one.fin:
+                        one = in_order[stream_id] = _InOrder(receiver, limit)
+                    if offset + size > one.limit:
                         return _NOT_TAKEN
-                    if not size and not fin:
-                        return _NOT_TAKEN
+                    if offset != one.stop or one.apart or one.fin or not (size or fin):
+                        if not self._give(stream_id, one, offset, payload[at:stop], fin):
+                            return _NOT_TAKEN
+                        at = stop
+                        continue
                     self._unbooked = unbooked
                     one.stop, one.fin = offset + size, fin
                     one.pieces.append(payload[at:stop])
@@ -509,38 +522,60 @@ class RunConnection(EcnConnection):
         return at
 
     def _take_pieces(self, pieces: list[Piece]) -> bool:
-        """Act on packets that hold these. Return whether they do: whether all is in order, and within limits."""
+        """Act on packets that hold these. Return whether they do: whether all is within limits."""
         in_order, allowed = self._in_order, self._local_max_data
         unbooked = self._unbooked
-        for stream_id, offset, data, _ in pieces:
+        for stream_id, offset, data, fin in pieces:
             one = in_order.get(stream_id)
             if one is None:
                 stream = self._streams.get(stream_id)
                 if stream is None or type(stream.receiver) is not PiecesReceiver:
                     return False
-                one = self._begin(stream_id, stream.receiver, stream.max_stream_data_local)
-            if one is None or one.fin or offset != one.stop or offset + len(data) > one.limit:
+                one = in_order[stream_id] = _InOrder(stream.receiver, stream.max_stream_data_local)
+            end = offset + len(data)
+            if end > one.limit:
                 return False
-            unbooked += len(data)
+            if offset == one.stop and not one.apart:
+                if one.fin:
+                    return False
+                unbooked += len(data)
+            elif fin or one.fin or one.receiver._final_size is not None:
+                return False
+            else:
+                unbooked += max(0, end - max(one.stop, one.receiver.highest_offset))
         if unbooked > allowed.value - allowed.used:
             return False
-        self._unbooked = unbooked
         for stream_id, offset, data, fin in pieces:
             one = in_order[stream_id]
-            one.stop, one.fin = offset + len(data), fin
-            one.pieces.append(data)
+            if offset == one.stop and not one.apart:
+                self._unbooked += len(data)
+                one.stop, one.fin = offset + len(data), fin
+                one.pieces.append(data)
+            elif not self._give(stream_id, one, offset, data, fin):
+                return False
         return True
 
-    def _begin(self, stream_id: int, receiver: PiecesReceiver, limit: int) -> _InOrder | None:
-        if (
-            receiver.is_finished
-            or receiver._starts
-            or receiver.highest_offset != receiver._buffer_start
-            or receiver._final_size is not None
-        ):
-            return None
-        one = self._in_order[stream_id] = _InOrder(receiver, limit)
-        return one
+    def _give(self, stream_id: int, one: _InOrder, offset: int, data: bytes, fin: int) -> bool:
+        """Give the receiver data that are out of order, perhaps. Return whether it takes them.
+
+        :param data: within the stream's limit.
+        """
+        if one.pieces:
+            self._tell_of(stream_id, one)
+            one.look()
+        receiver, allowed = one.receiver, self._local_max_data
+        unbooked = self._unbooked + max(0, offset + len(data) - receiver.highest_offset)
+        if unbooked > allowed.value - allowed.used:
+            return False
+        try:
+            event = receiver.handle_frame(QuicStreamFrame(data, bool(fin), offset))
+        except (FinalSizeError, QuicConnectionError):
+            return False  # aioquic gives them again, and ends the connection
+        if event is not None:
+            self._events.append(event)  # type: ignore[arg-type]  # ours, as those of PiecesReceiver are
+        self._unbooked = unbooked
+        one.look()
+        return True
 
     def _tell(self, space: QuicPacketSpace, packets: int) -> None:
         """Book the data that some packets have brought in order, and make events of them."""
@@ -549,14 +584,19 @@ class RunConnection(EcnConnection):
         self._unbooked = 0
         for stream_id, one in self._in_order.items():
             if one.pieces:
-                receiver, pieces = one.receiver, one.pieces
-                receiver._buffer_start = receiver.highest_offset = one.stop
-                if one.fin:
-                    receiver._final_size, receiver.is_finished = one.stop, True
-                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                event = StreamDataReceived(stream_id, data, bool(one.fin))
-                self._events.append(event)  # type: ignore[arg-type]  # ours, as those of PiecesReceiver are
+                self._tell_of(stream_id, one)
         self._in_order.clear()
+
+    def _tell_of(self, stream_id: int, one: _InOrder) -> None:
+        """Make an event of the data that have come in order on one stream."""
+        receiver, pieces = one.receiver, one.pieces
+        receiver._buffer_start = receiver.highest_offset = one.stop
+        if one.fin:
+            receiver._final_size, receiver.is_finished = one.stop, True
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        event = StreamDataReceived(stream_id, data, bool(one.fin))
+        self._events.append(event)  # type: ignore[arg-type]  # ours, as those of PiecesReceiver are
+        one.pieces, one.fin = [], 0
 
     def _book(self, space: QuicPacketSpace, begin: int, stop: int, bits: int, now: float, *, elicits: bool) -> None:
         """Book packets with these numbers.
