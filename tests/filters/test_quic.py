@@ -159,7 +159,14 @@ async def test_the_first_request_goes_with_the_end_of_the_handshake(monkeypatch:
             flights.append((len(datagrams), 0 in engine._streams))
         send(udp, datagrams)
 
+    ring = QuicFilter._ring
+
+    def rings(quic: QuicFilter) -> None:
+        if flights:  # a probe's timer that is served late looks at the socket, and sends without waiting for a request
+            ring(quic)
+
     monkeypatch.setattr(UdpFilter, "send", noted)
+    monkeypatch.setattr(QuicFilter, "_ring", rings)
     with QuicServer() as server:
         client = QuicClient(server.port)
         await client.start()
@@ -640,7 +647,7 @@ async def test_who_is_heard_is_not_silent_whatever_he_acknowledges(monkeypatch: 
 
             def probe() -> bool:
                 connection.engine._loss._pto_count += 1
-                connection.handle_timer(monotonic())
+                connection.handle_timer(0.0)  # when no timer of the engine's own is due, which would count, too
                 return connection.silent
 
             assert [probe() for _ in range(3)] == [False, False, True]
