@@ -15,6 +15,7 @@ from interop.ports import free_port
 from allswell import AllswellError, ConnectionEnd, ConnectionPool, Timeout, Timeouts
 from tests.support.certificates import certificates
 from tests.support.h2_script import MAX_CONCURRENT_STREAMS, REFUSED_STREAM, Http2Server, Request, Talk, h2_tls
+from tests.support.lag import room_is_awaited
 from tests.support.peer import scripted_peer
 from tests.support.quic_server import QuicServer, ServedConnection
 
@@ -200,6 +201,36 @@ async def test_a_later_connection_of_theirs_is_not_sent_what_it_would_refuse() -
             assert answer.attempts == []
             assert "HEADERS 1" not in server.talks[1].seen[: server.talks[1].seen.index("SETTINGS ACK")]
         assert len(peer.connections) == 2
+
+
+async def test_a_limit_that_is_lowered_to_none_is_no_reason_for_a_dial_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The room is waited for, then one connection is made for all that wait, because it will take as many as others."""
+    room_is_awaited(monkeypatch)
+    allowed: set[Talk] = set()
+
+    def lowers(talk: Talk, request: Request) -> None:
+        if talk is server.talks[0]:
+            talk.settings(max_concurrent_streams=0)
+            talk.answer(request)
+        else:
+            refuses(allowed, talk, request)
+
+    server = Http2Server(lowers, settings=[{}, {MAX_CONCURRENT_STREAMS: 0}], complete=True)
+    with scripted_peer(server, tls=h2_tls()) as peer:
+        async with pool_for() as pool:
+            await pool.request("GET", f"{peer.url}/first")
+            async with anyio.create_task_group() as tasks:
+                for number in range(20):
+                    tasks.start_soon(partial(pool.request, "POST", f"{peer.url}/{number}", content=b"x"))
+                with anyio.fail_after(30):
+                    while len(server.talks) < 2:  # noqa: ASYNC110
+                        await anyio.sleep(0.005)
+                await all_wait(pool, 20)
+                for talk in server.talks[1:]:
+                    allowed.add(talk)
+                    talk.settings(max_concurrent_streams=100)
+        assert len(peer.connections) == 2
+    assert sorted(server.served) == sorted(["/first", *map("/{}".format, range(20))])
 
 
 # Servers that leave after so many requests, while many come at once

@@ -13,3 +13,8 @@ class StreamLimit:
 
     def __init__(self) -> None:
         self.value = _ASSUMED_STREAMS
+
+    @property
+    def taken(self) -> int:
+        """How many a connection will probably take. A limit of 0 says "not now", and not how many it will take then."""
+        return self.value or _ASSUMED_STREAMS

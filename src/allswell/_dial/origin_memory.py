@@ -57,7 +57,7 @@ class Origin:
     @property
     def takes(self) -> int:
         """How many exchanges a connection will probably take at once, if it multiplexes."""
-        return max(1, int(min(self.streams.value, self.service.takes)))
+        return max(1, int(min(self.streams.taken, self.service.takes)))
 
     def ignores_early_data(self) -> None:
         """Note that 0-RTT got no answer."""
