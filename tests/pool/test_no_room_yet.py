@@ -203,7 +203,7 @@ async def test_a_later_connection_of_theirs_is_not_sent_what_it_would_refuse() -
         assert len(peer.connections) == 2
 
 
-async def test_a_limit_that_is_lowered_to_none_is_no_reason_for_a_dial_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_limit_that_is_lowered_to_0_is_no_reason_for_a_dial_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """The room is waited for, then one connection is made for all that wait, because it will take as many as others."""
     room_is_awaited(monkeypatch)
     allowed: set[Talk] = set()

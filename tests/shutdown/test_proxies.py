@@ -6,12 +6,12 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
 
-from allswell import CloseReport, ConnectFailed, ConnectionPool, ProxyHop
+from allswell import CloseReport, ConnectFailed, ConnectionPool, ProxyHop, ProxyRefused
 from allswell._config import Timeouts
 from allswell._report import ConnectionEnd, Outcome
 from tests.support.capture import Capture, capture
@@ -21,7 +21,7 @@ from tests.support.h2_script import Request, Talk, h2_tls
 from tests.support.lag import LAG
 from tests.support.loopback import capture_available
 from tests.support.peer import ClientGoneError, PeerConnection, ScriptedPeer, scripted_peer
-from tests.support.proxies import SocksProxy, connect_proxy, relay
+from tests.support.proxies import SocksProxy, connect_proxy, refusing_proxy, relay
 from tests.support.scripts import answers, never_ends
 
 pytestmark = pytest.mark.anyio
@@ -205,6 +205,24 @@ async def test_an_aborted_transfer_says_no_goodbye_to_anyone() -> None:
         assert proxy.connections[0].saw == ["RST"]
         assert "close_notify" not in origin.connections[0].saw
         assert report.connections == ()
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "socks5h"])
+async def test_a_proxy_that_refuses_a_tunnel_hears_a_goodbye(kind: Literal["http", "https", "socks5h"]) -> None:
+    """Nothing is cut: it has answered. (Of a long answer, the client does not read the end before.)"""
+    refuses = SocksProxy(reply=b"\x05\x02\x00\x01" + bytes(6))
+    script = refuses if kind == "socks5h" else refusing_proxy("403 No", b"x" * 5000)
+    ends: list[ConnectionEnd] = []
+    with scripted_peer(script, tls=kind == "https") as proxy, no_rst(proxy):
+        hop = ProxyHop(kind, "localhost", proxy.port, ssl_context=certificates().client_context(), http2=False)
+        async with ConnectionPool(proxies=(hop,), on_connection_end=ends.append) as pool:
+            with pytest.raises(ProxyRefused):
+                await pool.request("GET", "https://origin.example/")
+        await proxy.ended()
+        assert proxy.connections[0].saw == ["close_notify"] * (kind == "https") + ["FIN"]
+    assert [(end.route, end.reason, end.clean) for end in ends] == [
+        (f"the proxy {hop}", "the proxy refused a tunnel", True)
+    ]
 
 
 async def test_a_cancelled_handshake_through_a_tunnel_leaves_nothing() -> None:

@@ -19,9 +19,12 @@ from socket import AF_UNSPEC
 from typing import Literal
 
 from allswell._addresses import AllowAddress, check_contact
+from allswell._backends.http1 import Http1
 from allswell._config import ProxyHop, Timeouts
+from allswell._connection.service import Service
 from allswell._deadline import Deadline
 from allswell._dial.addresses import address_meant, connect_any, is_address, words
+from allswell._dial.builder import Made
 from allswell._dial.context import Context
 from allswell._dial.kit import Kit
 from allswell._dial.lookups import Address, Resolve, Send
@@ -33,7 +36,7 @@ from allswell._filters.http_connect import BODY_PATIENCE, BODY_SHOWN, HttpConnec
 from allswell._filters.interface import ByteStream, Datagrams
 from allswell._filters.socks import Socks5Filter
 from allswell._filters.socks_udp import SocksDatagrams, relay_address
-from allswell._filters.stack import Stack
+from allswell._filters.stack import Layer, Stack
 from allswell._filters.tunnel import no_tunnel
 from allswell._filters.udp import UdpFilter
 from allswell._messages import RequestHead
@@ -41,6 +44,7 @@ from allswell._request.network_stream import ExchangeStream
 from allswell._request.request import Request
 from allswell._request.response import Response
 from allswell._request.route import Route, authority
+from allswell._tasks import current_host
 
 _NO_TIMEOUTS = Timeouts(None, None, None, None)  # the dial that needs the tunnel has a deadline
 
@@ -103,7 +107,7 @@ class ProxyBuilder:
         nearer = context.towards(route.to_proxy())
         if hop.scheme in ("socks5", "socks5h"):
             stack = await self.reach(nearer)
-            return await context.push(stack, _socks(stack.top, hop, route.host, route.port))
+            return await _tunnel(context, stack, _socks(stack.top, hop, route.host, route.port))
         target = host_and_port(route.host, route.port)
         trust = self._kit.trust(hop) if hop.scheme == "https" else None
         async with ProxyAuth(hop, b"CONNECT", target) as auth:
@@ -119,7 +123,7 @@ class ProxyBuilder:
                     max_head=self._config.max_header_size,
                 )
                 try:
-                    return await context.push(stack, tunnel)
+                    return await _tunnel(context, stack, tunnel)
                 except ProxyRefused as error:
                     if not await auth.again(error.status, error.headers):
                         raise
@@ -141,7 +145,7 @@ class ProxyBuilder:
         if hop.scheme == "socks5" and not is_address(route.host):
             route = route._replace(host=await self._first_address(route, context.asking(self._ask)))
         stack = await self.reach(context.towards(route.to_proxy()))
-        control = await context.push(stack, _socks(stack.top, hop, "0.0.0.0", 0, datagrams=True))
+        control = await _tunnel(context, stack, _socks(stack.top, hop, "0.0.0.0", 0, datagrams=True))
         relay = relay_address(control.top.bound, control.extra("server_addr")[0])
         try:
             check_contact(config.allow_address, hop.host, relay[1], "udp")
@@ -257,6 +261,20 @@ async def forward(request: Request, send: Send, allow: AllowAddress | None) -> R
                 await response.drop()
                 raise
             await _start_of(response)
+
+
+async def _tunnel(context: Context, stack: Stack[ByteStream], layer: Layer) -> Stack[Layer]:
+    """Open a tunnel on a connection to a proxy. A refusal cuts nothing, so the connection then says goodbye.
+
+    :raises ConnectFailed: if that fails.
+    """
+    try:
+        return await context.push(stack, layer)
+    except ProxyRefused:
+        context = context.towards(context.route.to_proxy()).second()
+        unused = Made(stack, Http1(max_header_size=context.config.max_header_size))
+        context.discard(unused.connection(current_host(), context, Service()), "the proxy refused a tunnel")
+        raise
 
 
 def _socks(lower: ByteStream, hop: ProxyHop, host: str, port: int, *, datagrams: bool = False) -> Socks5Filter:

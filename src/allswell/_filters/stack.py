@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from allswell._deadline import Deadline
+from allswell._errors import ProxyRefused
 from allswell._filters.interface import Filter
 from allswell._report import LayerEnd
 
@@ -44,7 +45,8 @@ class Stack(Generic[Top_co]):
         """Connect one more filter on top. Return the stack that replaces this one.
 
         :param layer: the new filter, made with ``top`` below it.
-        :raises ConnectFailed: the error of the filter. All filters are aborted then.
+        :raises ConnectFailed: the error of the filter. All filters are aborted then. After :class:`ProxyRefused` they
+            are not: the proxy has answered, so those below ``layer`` can say goodbye.
         """
         higher = Stack(layer, *self._filters)
         await higher._connect([layer], around)
@@ -57,6 +59,8 @@ class Stack(Generic[Top_co]):
                     await layer.connect()
                 else:
                     await around(layer, layer.connect)
+        except ProxyRefused:
+            raise
         except BaseException:
             self.abort()
             raise
