@@ -53,7 +53,7 @@ def run_caddy(made: Setup, sites: str, options: str = "", *, godebug: str = "") 
             auto_https off
             persist_config off
             skip_install_trust
-            grace_period 2s
+            grace_period 30s
             {options}
         }}
         {sites}

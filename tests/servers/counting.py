@@ -29,7 +29,10 @@ def main(path: str) -> None:
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # who finds a short queue full is heard when it asks again: seconds later
+
+        server = Server(("127.0.0.1", 0), Handler)
         print(server.server_address[1], flush=True)
         server.serve_forever()
 

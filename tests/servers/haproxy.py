@@ -25,7 +25,7 @@ def haproxy(origin: int | None = None) -> Iterator[ServerInfo]:
             "haproxy.cfg",
             f"""
 global
-    hard-stop-after 5s
+    hard-stop-after 30s
 defaults
     mode http
     http-reuse always
