@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from contextlib import suppress
@@ -271,9 +272,9 @@ async def test_full_backlog_of_a_unix_socket(tmp_path: Path) -> None:
 async def test_full_backlog_and_no_time() -> None:
     """Who is called off leaves nothing behind. (An abstract name: nothing to delete.)"""
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind("\0allswell-full")
+        path = f"\0allswell-full-{os.getpid()}"  # all processes share the names
+        server.bind(path)
         server.listen(0)
-        path = "\0allswell-full"
         with await connect_unix(path), anyio.move_on_after(0.05) as scope:
             await connect_unix(path)
         assert scope.cancelled_caught
@@ -325,9 +326,9 @@ async def test_hints_stand_in_where_the_name_has_no_address(world: World) -> Non
 async def test_the_resolvers_word_replaces_hints_that_were_not_tried(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stagger(monkeypatch, 2.0)
+    stagger(monkeypatch, 4.0)
     resolution_delay(monkeypatch)
-    world.lookups = {socket.AF_INET6: (5, []), socket.AF_INET: (1.0, [V4[0], V4[2]])}
+    world.lookups = {socket.AF_INET6: (LAG, []), socket.AF_INET: (0.5, [V4[0], V4[2]])}
     world.hosts = {V4[2]: 0.0, V4[1]: 0.0}
     assert await hinted(world, V4[0], V4[1]) == V4[2]
     assert world.order() == [V4[0], V4[2]]  # the first was tried as a hint, and once is enough
