@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import anyio
@@ -224,6 +224,28 @@ async def test_rude_peer_is_waited_for_less_the_second_time() -> None:
         for peer, count in ((known, 2), (unknown, 1)):
             await peer.ended(connections=count)
             assert [connection.saw for connection in peer.connections] == [["close_notify", "FIN"]] * count
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_the_event_loop_is_held_over_the_end_of_the_grace(tls: bool) -> None:
+    """That time is not what the connections have to finish: each has ended, and was told of, when aclose() returns."""
+    ends: list[ConnectionEnd] = []
+    told: list[int] = []
+
+    with scripted_peer(never_ends(), tls=tls) as peer:
+        pool = pool_for(on_connection_end=ends.append)
+        await pool.request("GET", peer.url)
+
+        async def close() -> None:
+            await pool.aclose(1.0)
+            told.append(len(ends))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(close)
+            await until(lambda: peer.connections[0].saw)
+            sleep(1.5)  # noqa: ASYNC251  the program computes
+        assert told == [1]
+        assert ends[0].layers[-1].outcome is Outcome.TIMED_OUT
 
 
 async def test_peer_that_answers_is_trusted_again() -> None:

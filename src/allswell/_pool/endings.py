@@ -176,7 +176,8 @@ class Endings:
                 await self._all_ended(deadline.shifted(-reserve))
             self._cut()
             if left:
-                await self._all_ended(deadline.shifted(_SLACK))
+                await self._all_ended(deadline)
+                await self._all_ended(Deadline.after(_SLACK))  # from now on: the program may have held the event loop
         finally:
             self.take_leave("the grace is over")
         if not left:
