@@ -248,7 +248,7 @@ async def test_silent_peer_costs_the_deadline_and_less_the_next_time(over: Over)
 
     goodbye_timeout = (GoodbyeTimeout(), GoodbyeTimeout())
     seconds = []
-    for time in 2.0, 3 * LAG:
+    for time in 2.0, 2.0, 3 * LAG:  # twice: if the first layer's wait takes all of the time, the next learns nothing
         async with over(script, goodbye_timeout) as made:
             began = monotonic()
             ends = await made.stack.shutdown(Deadline.after(time))
@@ -258,7 +258,7 @@ async def test_silent_peer_costs_the_deadline_and_less_the_next_time(over: Over)
             await made.peer.ended()
             assert made.peer.connections[0].saw == over.goodbye
     assert seconds[0] > 1.9
-    assert seconds[1] < LAG
+    assert seconds[2] < LAG
 
 
 async def test_no_time_left_says_all_and_waits_for_nothing(over: Over) -> None:

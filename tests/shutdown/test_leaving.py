@@ -251,7 +251,12 @@ def _proxied(kind: str, stack: ExitStack) -> Served:
         hop = ProxyHop(
             "https", "localhost", carrier.port, ssl_context=certificates().client_context(), http2=False, http3=True
         )
-        return Served(origin.url, partial(_closed, carrier), check_quic, {"proxies": (hop,)})
+
+        def closed() -> None:
+            _closed(carrier)
+            _until(lambda: origin.connections[0].saw)  # what the proxy passes on
+
+        return Served(origin.url, closed, check_quic, {"proxies": (hop,)})
     script: Any = {"socks": SocksProxy(), "h2 proxy": Http2Proxy()}.get(kind) or connect_proxy()
     tls: Any = {"https proxy": True, "h2 proxy": h2_tls()}.get(kind, False)
     proxy = stack.enter_context(scripted_peer(script, tls=tls))
@@ -291,11 +296,16 @@ def _saw(peer: ScriptedPeer, *, tls: bool = True) -> None:
 
 
 def _closed(server: QuicServer) -> None:
+    _until(lambda: server.all("close"))
+
+
+def _until(seen: Callable[[], object]) -> None:
+    """Block until it is so, for 30 s at most: nobody tells of what happens in a peer's thread."""
     done = threading.Event()
-    for _ in range(1000):
-        if server.all("close"):
+    for _ in range(6000):
+        if seen():
             return
-        done.wait(0.005)  # nobody tells of what happens in the server's thread
+        done.wait(0.005)
 
 
 def _closed_politely(server: QuicServer) -> None:

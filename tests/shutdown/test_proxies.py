@@ -173,6 +173,16 @@ async def test_the_silent_cost_at_most_the_grace(silent: str, grace: float) -> N
 @pytest.mark.parametrize("grace", [0.0, 3.0])
 @pytest.mark.parametrize("silent", ["origin", "proxy"])
 async def test_the_silent_behind_http2_cost_at_most_the_grace(silent: str, grace: float) -> None:
+    for _ in range(3):
+        outcome = await _the_proxys_outcome(silent, grace)
+        if not grace or outcome in (CLEAN, Outcome.PEER_FIRST):
+            return
+        # It has a quarter of a second for its answer, which a busy machine may use up.
+    pytest.fail("the connection to the proxy never had its turn")
+
+
+async def _the_proxys_outcome(silent: str, grace: float) -> Outcome:
+    """How the last layer of the connection to the proxy ended. All else is checked."""
     script = Http2Proxy(ends=silent != "proxy", credits_at_once=grace > 0)
     at_origin = never_ends() if silent == "origin" else answers()
     with scripted_peer(at_origin, tls=True) as origin, scripted_peer(script, tls=h2_tls()) as proxy:
@@ -190,8 +200,7 @@ async def test_the_silent_behind_http2_cost_at_most_the_grace(silent: str, grace
         [to_origin], [to_proxy] = by_route(report)
         assert [layer.said for layer in to_origin.layers] == ["", "close_notify", "END_STREAM"]
         assert [layer.said for layer in to_proxy.layers] == ["GOAWAY", "close_notify", "FIN"]
-        if grace:
-            assert to_proxy.layers[-1].outcome in (CLEAN, Outcome.PEER_FIRST)
+        return to_proxy.layers[-1].outcome
 
 
 async def test_an_aborted_transfer_says_no_goodbye_to_anyone() -> None:
