@@ -199,3 +199,107 @@ async def test_goodbye_is_said_over_content_that_nobody_reads(version: ssl.TLSVe
         wire.say()
         end = await tls.shutdown(Deadline.after(1))
         assert (end.said, end.heard, end.outcome) == ("close_notify", "close_notify", Outcome.CLEAN)
+
+
+async def content(tls: TlsFilter) -> bytes:
+    """All that has come."""
+    data = b""
+    while (piece := tls.receive_nowait()) is not None:
+        data += piece
+    return data
+
+
+class Recorded:
+    """One of OpenSSL's memory buffers, which never shrink.
+
+    :ivar most: how many bytes were in it at most.
+    """
+
+    def __init__(self, buffer: ssl.MemoryBIO) -> None:
+        self._buffer = buffer
+        self.most = 0
+
+    def write(self, data: memoryview) -> None:
+        """."""
+        self._buffer.write(data)
+        self.most = max(self.most, self.pending)
+
+    @property
+    def pending(self) -> int:
+        """."""
+        return self._buffer.pending
+
+
+@pytest.mark.parametrize("piece", [100_001, 512 * 1024])
+@pytest.mark.parametrize("version", _VERSIONS)
+async def test_a_long_read_leaves_no_large_buffer_behind(version: ssl.TLSVersion, piece: int) -> None:
+    """An idle connection would keep it: 700 KB after one download of 10 MB."""
+    wire = Wire(certificates().server_context(version=version), piece=piece)
+    tls = await connected(wire)
+    recorded = Recorded(tls._incoming)
+    tls._incoming = recorded  # type: ignore[assignment]  # it is all that is asked of a MemoryBIO
+    sent = bytes(range(256)) * 8000
+    for _ in range(2):
+        wire.say(sent)
+        assert await content(tls) == sent
+        assert recorded.pending == 0
+    assert recorded.most <= 90_000
+
+
+async def test_tickets_between_long_content_hide_none_of_it() -> None:
+    """OpenSSL takes tickets without a word, and then asks for the rest of a record while more has come already."""
+    context = certificates().server_context(version=ssl.TLSVersion.TLSv1_3)
+    context.num_tickets = 300  # 77 KB of them
+    wire = Wire(context, piece=512 * 1024)
+    tls = await connected(wire)
+    wire.drained = True
+    wire.say(b"x" * 400_000)
+    data = tls.receive_nowait()
+    assert data is not None
+    size = len(data)
+    while not tls.drained and (data := tls.receive_nowait()):  # (else nobody would ask again)
+        size += len(data)
+    assert size == 400_000
+
+
+class Twice(Wire):
+    """The same, and in its content another server, which speaks TLS too: an https origin through an https proxy."""
+
+    def __init__(self, context: ssl.SSLContext, *, piece: int) -> None:
+        super().__init__(context, piece=piece)
+        self.inner = Wire(context)
+
+    def transmit(self, data: bytes | memoryview) -> None:
+        """."""
+        super().transmit(data)
+        try:
+            while True:
+                self.inner.transmit(self.server.read(65536))
+        except ssl.SSLWantReadError:
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """What the inner server has said is content of the outer one."""
+        self.say(self.inner.arriving)
+        self.inner.arriving = b""
+
+
+@pytest.mark.parametrize("record", [9_000, 12_345, 16_384])
+@pytest.mark.parametrize("version", _VERSIONS)
+async def test_two_layers_of_tls_share_a_buffer(version: ssl.TLSVersion, record: int) -> None:
+    """What the inner one decrypts is written where the outer one has left the input, and must not reach the rest."""
+    wire = Twice(certificates().server_context(version=version), piece=300_007)
+    buffer = ReceiveBuffer()
+    layers: list[TlsFilter] = []
+    for lower in (lambda: wire, lambda: layers[0]):
+        context = certificates().client_context()
+        below: ByteStream = lower()
+        layers.append(
+            TlsFilter(below, peer="the peer", context=context, server_name="localhost", alpn=[], buffer=buffer)
+        )
+        await layers[-1].connect()
+    sent = bytes(range(251)) * 9000
+    for start in range(0, len(sent), record):
+        wire.inner.say(sent[start : start + record])
+    wire.pass_on()
+    assert await content(layers[1]) == sent
