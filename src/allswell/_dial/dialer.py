@@ -63,7 +63,7 @@ class Dialer:
         self.memory = OriginMemory()
         lookups = Lookups(host, config.resolver)
         self.discovery = Discovery(host, config, self.memory, lookups)
-        self._kit = Kit(config, lookups, self.memory)
+        self._kit = Kit(config, lookups, self.memory, host)
         self._tcp = TcpBuilder(self._kit)
         self._make_quic = quic or _quic_builder
         self._quic: Builder[list[QuicEvent]] | None = None

@@ -19,6 +19,7 @@ from allswell._filters.tcp import TcpFilter
 from allswell._filters.tls import TlsFilter
 from allswell._pins import pin_check
 from allswell._request.route import Endpoint, Route, authority
+from allswell._tasks import TaskHost
 
 
 class Kit:
@@ -27,12 +28,16 @@ class Kit:
     :ivar config: the pool's settings.
     :ivar lookups: looks up addresses.
     :ivar memory: the records of origins.
+    :ivar host: the event loop; ``None``: the one in which connections are made.
     """
 
-    def __init__(self, config: PoolConfig, lookups: Lookups, memory: OriginMemory) -> None:
+    def __init__(
+        self, config: PoolConfig, lookups: Lookups, memory: OriginMemory, host: TaskHost | None = None
+    ) -> None:
         self.config = config
         self.lookups = lookups
         self.memory = memory
+        self.host = host
         self._buffer = ReceiveBuffer()
         self._trust: ssl.SSLContext | None = None  # the default, once it is needed
 
@@ -79,7 +84,8 @@ class Kit:
                     raise
                 raise error.of(peer) from error
 
-        return TcpFilter(peer if config.uds is None else config.uds, dial, self._buffer, self.memory.of(route).tcp)
+        peer_here = peer if config.uds is None else config.uds
+        return TcpFilter(peer_here, dial, self._buffer, self.memory.of(route).tcp, self.host)
 
     def tls(self, route: Route, lower: ByteStream, context: ssl.SSLContext, alpn: Sequence[str]) -> TlsFilter:
         """TLS with the route's end.

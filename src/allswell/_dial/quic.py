@@ -62,7 +62,7 @@ class QuicBuilder:
                 socket_options=config.socket_options,
                 check=partial(self._check_other, to.host),
             )
-            stack = Stack(QuicFilter(udp, settings), udp)
+            stack = Stack(QuicFilter(udp, settings, self._kit.host), udp)
             with context.connecting("quic", address):
                 await context.connect(stack)
             return stack
@@ -84,7 +84,7 @@ class QuicBuilder:
         there = context.towards(context.route._replace(host=to.host, port=to.port))
         stack = await self._proxies.reach_datagrams(there)
         settings = replace(settings, max_datagram_size=min(settings.max_datagram_size, stack.top.largest))
-        return await context.push(stack, QuicFilter(stack.top, settings))
+        return await context.push(stack, QuicFilter(stack.top, settings, self._kit.host))
 
     def _check_other(self, host: str, address: SocketAddress) -> None:
         """Check a server's preferred address (RFC 9000 §9.6).

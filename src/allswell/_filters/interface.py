@@ -175,6 +175,8 @@ class Carrier(Sends, Generic[Input_co]):
 
         A byte stream waits until the kernel has it, QUIC until it is acknowledged.
         """
+        if self.acknowledged:
+            return True
         with deadline.scope():
             try:
                 await self.flush()

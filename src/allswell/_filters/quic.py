@@ -62,16 +62,17 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     :param udp: carries its datagrams.
     :param settings: see :class:`QuicSettings`.
+    :param host: the event loop; ``None``: the one in which it connects.
     :ivar connection: the sans-IO connection, for the backend on top. :meth:`connect` makes it.
     """
 
     name = "quic"
     connection: ClientConnection
 
-    def __init__(self, udp: Datagrams, settings: QuicSettings) -> None:
+    def __init__(self, udp: Datagrams, settings: QuicSettings, host: TaskHost | None = None) -> None:
         self._udp = udp
         self._settings = settings
-        self._host: TaskHost | None = None
+        self._host = host
         self._alarm: Alarm | None = None
         self._listener: Callable[[], None] | None = None
         self._alive = False
@@ -94,7 +95,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
 
     async def connect(self) -> None:
         """Shake hands. With 0-RTT only begin: the first requests go before the handshake is complete."""
-        self._host = current_host()
+        self._host = self._host or current_host()
         self._alarm = Alarm(self._host, weak_method(self._ring))
         # With 0-RTT nothing waits for the answer, so there is no second try with more groups.
         self._begin(all_groups=self._settings.early_data)

@@ -15,7 +15,6 @@ import select
 import socket
 import struct
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -40,6 +39,7 @@ class TcpFilter(ByteStream):
     :param dial: makes the connected, non-blocking socket; raises :class:`~allswell._errors.ConnectFailed`.
     :param buffer: what to receive into.
     :param goodbye_timeout: how long to wait for the peer's FIN.
+    :param host: the event loop; ``None``: the one in which it connects.
     """
 
     name = "tcp"
@@ -52,16 +52,17 @@ class TcpFilter(ByteStream):
         dial: Callable[[], Awaitable[socket.socket]],
         buffer: ReceiveBuffer,
         goodbye_timeout: GoodbyeTimeout | None = None,
+        host: TaskHost | None = None,
     ) -> None:
         self._peer = peer
         self._goodbye_timeout = goodbye_timeout or GoodbyeTimeout()
-        self._dial = dial
+        self._dial: Callable[[], Awaitable[socket.socket]] | None = dial
         self._buffer = buffer.wire
         self._sock: socket.socket | None = None
         self._poll: select.poll | None = None  # looks at the socket
-        self._host: TaskHost | None = None
+        self._host = host
         self._listening = False
-        self._queue: deque[memoryview] = deque()
+        self._queue: list[memoryview] = []
         self.unsent = 0
         self.drained = False
         self._heard = ""
@@ -71,8 +72,10 @@ class TcpFilter(ByteStream):
         self._end: LayerEnd | None = None
 
     async def connect(self) -> None:
-        self._host = current_host()
-        self._sock = await self._dial()
+        assert self._dial is not None
+        dial, self._dial = self._dial, None  # (what it refers to is of no more use)
+        self._host = self._host or current_host()
+        self._sock = await dial()
         if hasattr(select, "poll"):  # (Windows has none)
             self._poll = select.poll()
             self._poll.register(self._sock, select.POLLIN)
@@ -149,16 +152,17 @@ class TcpFilter(ByteStream):
 
     def catch_up(self) -> None:
         """Send from the queue until it is empty or the socket is full."""
-        while self._queue:
-            piece = self._queue[0]
+        gone = 0
+        for piece in self._queue:
             sent = self._send(piece)
             if self._write_error is not None:
-                break  # and the queue is empty
+                return  # and the queue is empty
             self.unsent -= sent
             if sent < len(piece):
-                self._queue[0] = piece[sent:]
+                self._queue[gone] = piece[sent:]
                 break
-            self._queue.popleft()
+            gone += 1
+        del self._queue[:gone]
 
     def _send(self, data: bytes | memoryview) -> int:
         assert self._sock is not None
@@ -199,11 +203,13 @@ class TcpFilter(ByteStream):
         try:
             if await self.delivered(deadline):
                 self.say_goodbye()
-                with deadline.sooner(self._goodbye_timeout.seconds).scope():
-                    while not self._heard:
-                        self._discard()
-                        if not self._heard:
+                self._discard()
+                patient = deadline.sooner(self._goodbye_timeout.seconds)
+                if not (self._heard or patient.passed()):
+                    with patient.scope():
+                        while not self._heard:
                             await self.wait_readable()
+                            self._discard()
         except TransportError:
             # A reset or another loss, or unsent bytes that the peer never took.
             self._heard = self._heard or "RST"
