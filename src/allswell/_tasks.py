@@ -26,6 +26,7 @@ import socket
 import sys
 import weakref
 from asyncio.selector_events import BaseSelectorEventLoop
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -76,7 +77,12 @@ class Timer(Protocol):
 
 
 class TaskHost(Protocol):
-    """The part of an event loop that we need."""
+    """The part of an event loop that we need.
+
+    :ivar line: where tasks wait that may be many, and have much to do.
+    """
+
+    line: Line
 
     @property
     def current(self) -> bool:
@@ -239,6 +245,45 @@ class Limit:
             self._look()
 
 
+class Line:
+    """Lets a few tasks pass in each turn of the event loop. The others wait, in the order in which they came.
+
+    If thousands of connections end at once, nobody else would have a turn before all have said their goodbyes. The
+    answers to the first would wait for the goodbyes of the last, and times would pass.
+    """
+
+    __slots__ = ("_left", "_waiting")
+
+    #: How many may pass in one turn.
+    MOST = 32
+
+    def __init__(self) -> None:
+        self._left = self.MOST
+        self._waiting: deque[Signal] = deque()
+
+    async def wait(self, host: TaskHost) -> None:
+        """Wait for a turn in which there is room.
+
+        :param host: whose line this is.
+        """
+        if self._left == self.MOST:
+            host.call_soon(partial(self._turn, host))
+        if self._left:
+            self._left -= 1
+            return
+        signal = host.signal()
+        self._waiting.append(signal)
+        await signal.wait()
+
+    def _turn(self, host: TaskHost) -> None:
+        self._left = self.MOST
+        if self._waiting:
+            host.call_soon(partial(self._turn, host))
+        while self._left and self._waiting:
+            self._left -= 1
+            self._waiting.popleft().set()
+
+
 async def side_by_side(steps: Sequence[Callable[[], Awaitable[object]]]) -> None:
     """Take all steps at the same time. An error of one step does not stop the others. A cancellation stops all.
 
@@ -317,10 +362,12 @@ class _LoopEnd:
 
 
 class _AsyncioHost:
-    __slots__ = ("_context", "_end", "_forgets", "_keeps", "_loop", "_tasks", "_watched")
+    __slots__ = ("_context", "_end", "_ending", "_forgets", "_keeps", "_loop", "_tasks", "_watched", "line")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.line = Line()
         self._loop = loop
+        self._ending: bool | None = None  # in this turn of the loop; `None`: nobody has asked
         self._end: _LoopEnd | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
         self._forgets = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop drops a watch: see `_forgotten`
@@ -347,7 +394,16 @@ class _AsyncioHost:
     @property
     def ending(self) -> bool:
         # asyncio.run() cancels all tasks when the main one is done. If one task is not cancelled, the loop goes on.
-        return self.over or all(task.cancelling() for task in asyncio.all_tasks(self._loop))
+        # That is found out once in a turn of the loop. Thousands of tasks may ask, and each would look at all of them.
+        if self.over:
+            return True
+        if self._ending is None:
+            self._ending = all(task.cancelling() for task in asyncio.all_tasks(self._loop))
+            self._loop.call_soon(self._ask_again, context=self._context)
+        return self._ending
+
+    def _ask_again(self) -> None:
+        self._ending = None
 
     def spawn(
         self,
@@ -465,11 +521,12 @@ class _AsyncioSignal:
 
 
 class _TrioHost:
-    __slots__ = ("_root", "_timers", "_token")
+    __slots__ = ("_root", "_timers", "_token", "line")
 
     def __init__(self) -> None:
         import trio
 
+        self.line = Line()
         self._timers = _TrioTimers()
         self._token = trio.lowlevel.current_trio_token()
         self._root = trio.lowlevel.current_root_task()

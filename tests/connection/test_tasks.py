@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from allswell import AsyncClient, ConnectionPool, ProxyHop
@@ -157,3 +158,33 @@ def test_a_loop_that_ends_as_another_thread_calls_it(uvloop: bool, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(type(hosts[0]._loop), "is_closed", lambda loop: False)  # type: ignore[attr-defined]
         hosts[0].call_soon_threadsafe(lambda: None)
+
+
+def test_whether_the_loop_ends_is_found_out_once_for_all_tasks(uvloop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of thousands that looked at all of them held the end of a program up for half a minute."""
+    found: list[bool] = []
+    looks: list[None] = []
+
+    def all_tasks(loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
+        looks.append(None)
+        return real(loop)
+
+    async def main() -> None:
+        host = current_host()
+
+        async def wait() -> None:
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class():
+                found.append(host.ending)
+                raise
+
+        for _ in range(20):
+            host.spawn(wait, name="waits")
+        await anyio.lowlevel.checkpoint()
+        monkeypatch.setattr(asyncio, "all_tasks", all_tasks)
+
+    real = asyncio.all_tasks
+    run(uvloop, main)
+    assert found == [True] * 20
+    assert len(looks) == 1

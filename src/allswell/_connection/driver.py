@@ -119,6 +119,8 @@ class Driver(Generic[Input]):
         if self.connection.reads:
             await self._reader.run()
             await anyio.lowlevel.checkpoint()  # the connection that ran through it (it was a tunnel) ends first
+        if self.connection.state is State.CLOSING and not self._goodbye.said:
+            await self.host.line.wait(self.host)
         if self.connection.state is State.CLOSING:
             await self._say_goodbye()
 
