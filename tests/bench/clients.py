@@ -69,7 +69,7 @@ def _etag(headers: list[tuple[bytes, bytes]]) -> bytes:
 
 
 #: What tells allswell which version to speak.
-_OURS: dict[str, dict[str, Any]] = {
+OURS: dict[str, dict[str, Any]] = {
     "h1": {"http2": False},
     "h2": {"http1": False},
     "h3": {"http3": "only"},
@@ -83,7 +83,7 @@ async def allswell_pool(setting: Setting) -> AsyncIterator[Fetch]:
 
     limit = setting.concurrency
     async with allswell.ConnectionPool(
-        ssl_context=_context(setting), max_keepalive_connections=limit, **_OURS[setting.version]
+        ssl_context=_context(setting), max_keepalive_connections=limit, **OURS[setting.version]
     ) as pool:
 
         async def fetch(request: Request) -> Answer:
@@ -103,7 +103,7 @@ async def allswell_client(setting: Setting) -> AsyncIterator[Fetch]:
     import allswell
 
     limits = httpx2.Limits(max_keepalive_connections=setting.concurrency)
-    async with allswell.AsyncClient(verify=_context(setting), limits=limits, **_OURS[setting.version]) as client:
+    async with allswell.AsyncClient(verify=_context(setting), limits=limits, **OURS[setting.version]) as client:
 
         async def fetch(request: Request) -> Answer:
             response = await client.request(
@@ -273,8 +273,8 @@ async def aioquic(setting: Setting) -> AsyncIterator[Fetch]:
 
 #: By name: how to open it, and which versions it speaks.
 CLIENTS: dict[str, tuple[Callable[[Setting], Opened], frozenset[str]]] = {
-    "allswell pool": (allswell_pool, frozenset(_OURS)),
-    "allswell": (allswell_client, frozenset(_OURS)),
+    "allswell pool": (allswell_pool, frozenset(OURS)),
+    "allswell": (allswell_client, frozenset(OURS)),
     "allswell, native": (allswell_native, frozenset({"h3"})),
     "httpcore2": (httpcore2, frozenset({"h1", "h2"})),
     "httpx2": (httpx2, frozenset({"h1", "h2"})),

@@ -60,9 +60,10 @@ class Origin:
 
 
 @contextmanager
-def caddy() -> Iterator[Origin]:
+def caddy(files: Certificates | None = None) -> Iterator[Origin]:
     """Run it, with HTTP/1.1, HTTP/2 and HTTP/3 on one port.
 
+    :param files: its certificate, if it is to be another one than that of the tests.
     :raises RuntimeError: when it does not start; with what it wrote.
     """
     program = shutil.which("caddy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -71,7 +72,7 @@ def caddy() -> Iterator[Origin]:
     folder = Path(tempfile.mkdtemp(prefix="allswell-bench-"))
     try:
         port = free_port()
-        files = certificates()
+        files = files or certificates()
         _prepare(folder, port, files)
         with (folder / "log").open("wb") as written:
             process = subprocess.Popen(
