@@ -10,6 +10,7 @@ import ssl
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,16 @@ import pytest
 
 import allswell
 from allswell._clock import monotonic
-from allswell._events import ConnectionUsed, DialBegan, PhaseEnded, Place, RequestBegan, RequestSent, RequestWaits
+from allswell._events import (
+    ConnectionUsed,
+    DialBegan,
+    PhaseEnded,
+    Place,
+    RequestBegan,
+    RequestSent,
+    RequestSentBack,
+    RequestWaits,
+)
 from allswell._fields import SIGNATURES
 from allswell._har.document import Secrets, entries
 from allswell._har.hops import Ear, Hop
@@ -133,6 +143,27 @@ def test_a_request_counts_as_sent_when_it_was(version: str, monkeypatch: pytest.
     first, second = (next(entries(hop, Secrets(()), 0))[1]["timings"] for hop in hops)
     assert (first["blocked"], first["wait"]) == (1000, 6000)
     assert (second["blocked"], second["wait"]) == (2000, 4000)
+
+
+def test_a_pause_before_another_attempt_belongs_to_that_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("allswell._har.hops.monotonic", lambda: now)
+    ear, place = Ear(), Place("https://x.example", "https", "x.example", 443)
+    hop = Hop(httpx2.Request("GET", "https://x.example/"), ear, 0)
+    with hop.current():
+        ear.hear(RequestBegan(1, place, RequestHead(b"GET", b"https", b"x.example", b"/", [])))
+    ear.hear(RequestSent(1, 7, "HTTP/2", None))
+    now += 1
+    ear.hear(RequestSentBack(1, "the server answered 503", 503, "perhaps", "HTTP/2"))
+    now += 5
+    ear.hear(RequestSent(1, 7, "HTTP/2", None))
+    now += 2
+    hop.answered(httpx2.Response(200, content=b""))
+    (_, first), (_, second) = entries(hop, Secrets(()), 0)
+    assert (first["timings"]["wait"], first["time"]) == (1000, 1000)
+    assert (second["timings"]["blocked"], second["timings"]["wait"], second["time"]) == (5000, 2000, 7000)
+    began, again = (datetime.fromisoformat(each["startedDateTime"]) for each in (first, second))
+    assert (again - began).total_seconds() == 1
 
 
 @pytest.mark.anyio

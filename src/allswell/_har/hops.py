@@ -185,10 +185,11 @@ class Hop(Tracer):
             _HOP.reset(token)
 
     def under_way(self) -> Attempt:
-        """The attempt that is under way. If the last one is over, it begins now."""
+        """The attempt that is under way. It began when the one before it was over, so it has the pause between them."""
         last = self.attempts[-1]
         if last.why:
-            self.attempts.append(Attempt(monotonic(), self._most))
+            assert last.over_at is not None
+            self.attempts.append(Attempt(last.over_at, self._most))
         return self.attempts[-1]
 
     # What the tracer is given
