@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 
 from allswell import CloseReport, ConnectionPool
 from allswell._config import Timeouts
@@ -307,6 +308,46 @@ async def test_in_flight_long_one_ends_with_a_typed_error() -> None:
         assert not report.clean
         assert ended.layers[-1].said == "RST"
     assert "close_notify" not in peer.connections[0].saw
+
+
+async def test_the_error_names_the_grace_that_there_was() -> None:
+    """A second close shortens the grace of the first. A block that is left with an error gives none."""
+
+    async def error(pool: ConnectionPool, close: Callable[[TaskGroup], Awaitable[None]]) -> str:
+        told: list[str] = []
+
+        async def get() -> None:
+            with pytest.raises(PoolClosed) as caught:
+                await pool.request("GET", f"{peer.url}/", timeouts=Timeouts(read=None))
+            told.append(str(caught.value))
+
+        with scripted_peer(answers(delay=60.0), tls=True) as peer:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(get)
+                await until(lambda: peer.connections and peer.connections[0].requests)
+                await close(tasks)
+        [text] = told
+        return text.removeprefix(f"{peer.url}: ")
+
+    pool = pool_for()
+
+    async def twice(tasks: TaskGroup) -> None:
+        tasks.start_soon(pool.aclose, 50.0)
+        await until(lambda: pool.closing)
+        await pool.aclose(0)
+
+    late = await error(pool, twice)
+    assert late.startswith("the pool was closed, and the response was not complete within its grace of ")
+    assert float(late.split()[-2]) < 50
+
+    left = pool_for()
+
+    async def leave(_: TaskGroup) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with left:
+                raise ZeroDivisionError
+
+    assert await error(left, leave) == "the pool was closed before the response was complete"
 
 
 async def test_those_who_wait_fail_at_once() -> None:

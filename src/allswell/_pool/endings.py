@@ -65,7 +65,7 @@ class Endings:
         self.ends: list[ConnectionEnd] = []
         self.dropped = 0
         self.deadline: Deadline | None = None
-        self._late = ""  # the error for exchanges that are cut when the grace is over
+        self._began = 0.0  # when the pool began to close
         self._on_end = on_end
         self._observers = observers
         self._drains: dict[_Drain, None] = {}
@@ -160,8 +160,8 @@ class Endings:
         :param deadline: the end of the grace.
         :param began: when it began.
         """
-        grace, left = deadline.at - began, deadline.left()
-        self.deadline = deadline
+        left = deadline.left()
+        self.deadline, self._began = deadline, began
         reserve = min(0.5, left / 4)
         carried = any(route.for_tunnels for route in self.connections.values())
         for connection, route in list(self.connections.items()):
@@ -170,11 +170,10 @@ class Endings:
             sooner = carried and route.proxies and not route.for_tunnels
             until = deadline.shifted(-reserve / 2) if sooner else deadline
             connection.close("the pool closes", until if left else None, epoch=began)
-        self._late = f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
         try:
             if left and not cut:
                 await self._all_ended(deadline.shifted(-reserve))
-            self._cut()
+            self._cut("the pool was closed before the response was complete" if cut else self._late(deadline))
             if left:
                 await self._all_ended(deadline)
                 await self._all_ended(Deadline.after(_SLACK))  # from now on: the program may have held the event loop
@@ -187,15 +186,19 @@ class Endings:
     def shorten_grace(self, deadline: Deadline) -> None:
         """The grace has become shorter during the close."""
         if deadline.passed():
-            self._cut()
+            self._cut(self._late(deadline))
             self.take_leave("the grace is over")
         for connection in list(self.connections):
             connection.close("the pool closes", deadline)
 
-    def _cut(self) -> None:
+    def _late(self, deadline: Deadline) -> str:
+        grace = deadline.at - self._began  # it may be shorter than it was at the beginning
+        return f"the pool was closed, and the response was not complete within its grace of {grace:.3g} s"
+
+    def _cut(self, why: str) -> None:
         for connection, route in list(self.connections.items()):
             if not route.for_tunnels:
-                connection.cut(PoolClosed(self._late))
+                connection.cut(PoolClosed(why))
 
     def take_leave(self, reason: str) -> None:
         """Say everything now, and wait for nothing. Exchanges in flight are aborted.
