@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import httpx2
 import pytest
 
@@ -43,6 +44,14 @@ async def test_routes_and_record(client_class: Any) -> None:
         origin.assert_executed_once("GET /hello")
     assert [request.method for request in origin.requests] == ["GET", "POST", "HEAD", "GET"]
     assert len(origin.record.of(ResponseSent)) == 4
+
+
+@pytest.mark.parametrize("request_", [httpx.Request("GET", URL), httpx2.URL(URL), 3])
+async def test_what_is_no_request_is_told(request_: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"^the request must be text, an allswell\.testing\.Request or an httpx2\.Request"
+    ):
+        MockOrigin().assert_executed_once(request_)
 
 
 async def test_header_fields_as_pairs() -> None:
@@ -83,6 +92,15 @@ async def test_faults(client_class: Any, fault: Callable[[MockOrigin], None], er
             await client.get("/")
         origin.behave()
         assert (await client.get("/")).text == "0123456789"
+
+
+@pytest.mark.parametrize("fault", [MockOrigin.reset, MockOrigin.restart])
+async def test_a_fault_that_met_no_request_can_be_taken_back(fault: Callable[[MockOrigin], None]) -> None:
+    origin = MockOrigin()
+    async with allswell.AsyncClient(transport=origin, base_url=URL) as client:
+        fault(origin)
+        origin.behave()
+        assert (await client.get("/")).text == "ok"
 
 
 async def test_half_a_body_comes_before_the_fault(client_class: Any) -> None:

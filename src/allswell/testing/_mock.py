@@ -37,6 +37,11 @@ class MockOrigin(Scripted, httpx2.AsyncBaseTransport):
         """Like :meth:`reset`, but with ``httpx2.RemoteProtocolError``, as if the server had disconnected."""
         self._break(httpx2.RemoteProtocolError("the mock origin disconnected without sending a response"))
 
+    def behave(self) -> None:
+        """End all misbehaviour. What was held back is sent, and the next request does not fail."""
+        super().behave()
+        self._next = None
+
     def _break(self, error: httpx2.TransportError) -> None:
         if not self._open:
             self._next = error

@@ -228,14 +228,18 @@ class Scripted:
 
         :param request: ``"/target"``, ``"METHOD /target"``, or a request. Its method and target are compared.
         :raises AssertionError: if it was not. It says how often it was executed, and shows the record.
+        :raises TypeError: for anything else, such as a request of httpx.
         """
         method: str | None
         if isinstance(request, str):
             method, _, target = request.rpartition(" ")
         elif isinstance(request, httpx2.Request):
             method, target = request.method, request.url.raw_path.decode("ascii")
-        else:
+        elif isinstance(request, Request):
             method, target = request.method, request.target
+        else:
+            kinds = "text, an allswell.testing.Request or an httpx2.Request"
+            raise TypeError(f"the request must be {kinds}, not {request!r}")
         require(not_executed_once(self.record, method or None, target))
 
 
