@@ -15,11 +15,15 @@ from allswell._alt_svc_store import AltSvcStore
 from allswell._client_certificate import ClientCertificate
 from allswell._given import (
     as_origin_given,
+    is_pair,
     require,
+    require_address,
     require_callable,
     require_context,
+    require_like,
     require_number,
     require_one_of,
+    require_pairs,
     require_several,
     require_timeout,
     require_type,
@@ -133,6 +137,8 @@ class QuicConfig:
         require_several(versions=self.versions)
         require_number(idle_timeout=self.idle_timeout)
         require_number(none=True, keepalive=self.keepalive)
+        if self.store is not None:
+            require_like(_quic_store.QuicStore, store=self.store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,9 @@ class ProxyHop:
         require_number(whole=True, port=self.port)
         require_context(ssl_context=self.ssl_context)
         require("httpx2", auth=self.auth)
+        require_pairs(headers=self.headers)
+        if not (isinstance(self.auth, (httpx2.Auth, NoneType)) or is_pair(self.auth)):
+            raise TypeError("auth must be a pair of bytes, an httpx2.Auth, or None")
         if self.http3 and self.scheme != "https":
             raise ValueError(f"http3 is only for https proxies, and {self} is not one")
         if self.scheme in ("socks5", "socks5h") and not isinstance(self.auth, (tuple, NoneType)):
@@ -277,7 +286,9 @@ class PoolConfig:
         require_context(ssl_context=self.ssl_context)
         require_type(ClientCertificate, cert=self.cert)
         require_type(QuicConfig, none=False, quic=self.quic)
-        require_type(str, local_address=self.local_address)
+        require_type(str, uds=self.uds, local_address=self.local_address)
+        require_address(local_address=self.local_address)
+        require_like(AltSvcStore, alt_svc=self.alt_svc)
         require_callable(resolver=self.resolver)
         require_callable(at_once=True, allow_address=self.allow_address, on_connection_end=self.on_connection_end)
         require_one_of((False, True, "only"), http3=self.http3)
@@ -288,6 +299,10 @@ class PoolConfig:
             proxies=self.proxies,
             socket_options=self.socket_options,
         )
+        for proxy in self.proxies:
+            require_type(ProxyHop, none=False, proxies=proxy)
+        for option in self.socket_options:
+            require_several(socket_options=option)
         require_number(
             none=True,
             least=1,

@@ -149,6 +149,46 @@ def require_callable(*, at_once: bool = False, **given: object) -> None:
             raise TypeError(f"{name} must be an ordinary function, not an async one")
 
 
+def require_like(kind: type, **given: object) -> None:
+    """Accept only objects that have the methods of this protocol, and ``None``.
+
+    :raises TypeError: for anything else. The error names the protocol.
+    """
+    methods = [name for name in vars(kind) if not name.startswith("_")]
+    for name, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+            raise TypeError(f"{name} must be an object with the methods of {_name(kind)}, not {_what(value)}")
+
+
+def require_pairs(**given: object) -> None:
+    """Accept only tuples of pairs of bytes.
+
+    :raises TypeError: for anything else.
+    """
+    for name, value in given.items():
+        if not isinstance(value, tuple) or not all(is_pair(pair) for pair in value):
+            raise TypeError(f"{name} must be a tuple of pairs of bytes")
+
+
+def is_pair(value: object) -> bool:
+    """Whether it is a pair of bytes."""
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, bytes) for each in value)
+
+
+def require_address(**given: str | None) -> None:
+    """Accept only IP addresses, and ``None``.
+
+    :raises ValueError: for a name.
+    """
+    for name, value in given.items():
+        try:
+            ip_address(value or "::")
+        except ValueError:
+            raise ValueError(f"{name} must be an IP address, not {value!r}") from None
+
+
 def require_known(settings: Collection[str], known: Collection[str], of: str) -> None:
     """Refuse unknown settings.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -97,6 +99,22 @@ MADE: dict[str, tuple[Callable[[], object], str]] = {
         lambda: allswell.ProxyHop("http", "a", 1, auth=httpx.DigestAuth("a", "b")),  # type: ignore[arg-type]  # that too
         r"auth must be httpx2\.DigestAuth, but httpx\.DigestAuth",
     ),
+    "proxy's auth, text": (
+        lambda: allswell.ProxyHop("http", "a", 1, auth=("name", "secret")),  # type: ignore[arg-type]  # that is the test
+        r"^auth must be a pair of bytes, an httpx2\.Auth, or None$",
+    ),
+    "proxy's headers": (
+        lambda: allswell.ProxyHop("http", "a", 1, headers={"a": "b"}),  # type: ignore[arg-type]  # that is the test
+        r"^headers must be a tuple of pairs of bytes$",
+    ),
+    "proxy's headers, text": (
+        lambda: allswell.ProxyHop("http", "a", 1, headers=(("a", "b"),)),  # type: ignore[arg-type]  # that is the test
+        r"^headers must be a tuple of pairs of bytes$",
+    ),
+    "QUIC's store": (
+        lambda: allswell.QuicConfig(store="tickets"),  # type: ignore[arg-type]  # that is the test
+        r"^store must be an object with the methods of allswell\.QuicStore, not str$",
+    ),
     "pool, settings": (
         lambda: allswell.ConnectionPool({"retries": 1}),  # type: ignore[arg-type]  # that is the test
         r"config must be allswell\.PoolConfig, not dict",
@@ -154,6 +172,12 @@ VALUES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ssl_context": True}, TypeError, "ssl_context must be ssl.SSLContext, not bool"),
     ({"ssl_context": ssl.SSLContext}, TypeError, "ssl_context must be ssl.SSLContext, not type"),
     ({"local_address": 3}, TypeError, "local_address must be str, not int"),
+    ({"local_address": "localhost"}, ValueError, "local_address must be an IP address, not 'localhost'"),
+    ({"uds": Path("/socket")}, TypeError, r"uds must be str, not pathlib\.PosixPath"),
+    ({"alt_svc": "alt-svc.txt"}, TypeError, r"with the methods of allswell\.AltSvcStore, not str"),
+    ({"alt_svc": allswell.AltSvcMemory}, TypeError, r"with the methods of allswell\.AltSvcStore, not type"),
+    ({"proxies": ["http://a.example"]}, TypeError, r"proxies must be allswell\.ProxyHop, not str"),
+    ({"socket_options": [3]}, TypeError, "socket_options must be a collection, not int"),
     ({"nameservers": "192.0.2.1"}, TypeError, "nameservers must be a collection, not str"),
     ({"socket_options": b"x"}, TypeError, "socket_options must be a collection, not bytes"),
     ({"http3_origins": "https://a.example"}, TypeError, "http3_origins must be a collection, not str"),
@@ -333,6 +357,21 @@ async def test_a_name_that_headers_have_twice_is_sent_twice() -> None:
     with scripted_peer(answers(body=bytes)) as peer:
         async with allswell.ConnectionPool() as pool, pool.stream("GET", peer.url, headers=headers) as response:
             assert b"\r\nA: 1\r\nA: 2\r\n" in await response.read()
+
+
+@pytest.mark.parametrize("wrong", [7, None, b"http://a", ["http://a"]])
+async def test_what_is_no_url(wrong: Any) -> None:
+    async with allswell.ConnectionPool() as pool:
+        with pytest.raises(TypeError, match=r"^url must be str or httpx2\.URL, not "):
+            await pool.request("GET", wrong)
+
+
+@pytest.mark.parametrize("wrong", ["text", 7, [b"a"], {"a": 1}, io.BytesIO()])
+async def test_content_that_is_none(wrong: Any) -> None:
+    async with allswell.ConnectionPool() as pool:
+        with pytest.raises(TypeError, match=r"^content must be bytes or an async iterable of bytes, not "):
+            await pool.request("POST", "http://a", content=wrong)
+        assert not pool.snapshot().routes
 
 
 @pytest.mark.parametrize("wrong", ["a: b", 7, [("a",)], [("a", 1)], {"a": "ä"}, {"ä": "a"}])

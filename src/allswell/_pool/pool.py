@@ -193,7 +193,11 @@ class ConnectionPool:
         await response.aclose()
 
     def _to(self, url: str | httpx2.URL) -> tuple[Destination, bytes]:
-        return self._destinations[url] if isinstance(url, str) else (destination(url), url.raw_path)
+        if isinstance(url, str):
+            return self._destinations[url]
+        if not hasattr(url, "raw_host"):
+            raise TypeError(f"url must be str or httpx2.URL, not {type(url).__qualname__}")
+        return destination(url), url.raw_path
 
     def send(self, request: Request, replay: Replay | None = None) -> Coroutine[Any, Any, Response]:
         """Send a request. Return its response as soon as the head has come. The caller must read or close it.
@@ -602,6 +606,8 @@ def _request(
 ) -> Request:
     if timeouts is not None:
         require_type(Timeouts, timeouts=timeouts)
+    if not (content is None or isinstance(content, (bytes, AsyncIterable))):
+        raise TypeError(f"content must be bytes or an async iterable of bytes, not {type(content).__qualname__}")
     fields = given_fields(headers) if headers else []
     given = {name.lower() for name, _ in fields}
     section: Headers = [] if b"host" in given else [(b"Host", to.authority)]
