@@ -47,6 +47,22 @@ def test_only_the_body_is_told(origin: ServerInfo) -> None:
     assert done.stderr == b""
 
 
+def test_the_times_of_a_request_are_told_in_their_order() -> None:
+    names = ("namelookup", "connect", "appconnect", "pretransfer", "starttransfer", "total")
+    with Origin(tls=True) as origin:
+        done = allswell(
+            "--cacert", str(origin.ca_file), "-w", " ".join(f"%{{time_{name}}}" for name in names), origin.url
+        )
+        assert done.returncode == 0, done.stderr
+        times = [float(each) for each in done.stdout.removeprefix(b"ok").split()]
+        assert times == sorted(times)
+        assert times[0] > 0
+        done = allswell(
+            "--cacert", str(origin.ca_file), "-w", "%{time_namelookup}", origin.url.replace("localhost", "127.0.0.1")
+        )
+        assert done.stdout == b"ok0.000000"
+
+
 @pytest.mark.parametrize(
     ("option", "version"),
     [("--http1.1", b"HTTP/1.1"), ("--http1", b"HTTP/1.1"), ("--http2", b"HTTP/2"), ("--http3", b"HTTP/2")],

@@ -76,6 +76,13 @@ _CALLS: dict[str, list[str]] = {
     ],
     "-F quotes": ["-F", 'a"b=c', "-F", 'f=@data.txt;filename="x y.txt"', "ORIGIN/a"],
     "-F quoted": ["-F", 'a="x;y\\"z"', "-F", "b=x; type=text/plain", "-F", 'f=@"a;b,c.txt"', "ORIGIN/a"],
+    "-F another name without a type": [
+        "-F",
+        "f=@page.html;filename=x",
+        "-F",
+        "g=@page.html;filename=x.txt",
+        "ORIGIN/a",
+    ],
     "-F unknown settings": ["-F", "a= x ;y=z", "-F", "b=x;y;type=text/html", "ORIGIN/a"],
     "-F type with a charset": [
         "-F",
@@ -151,6 +158,7 @@ _CALLS: dict[str, list[str]] = {
     "-C -": ["-C", "-", "-o", "part", "ORIGIN/part"],
     "-C number": ["-C", "10200", "ORIGIN/part"],
     "-C complete": ["-C", "-", "-o", "whole", "ORIGIN/part"],
+    "-C complete, no parts": ["-C", "-", "-o", "whole", "ORIGIN/body_of"],
     "-C no parts": ["-C", "-", "-o", "part", "ORIGIN/body_of"],
     "-C and another part": ["-C", "50", "-o", "part", "ORIGIN/fixed"],
     "-C and a huge part": ["-C", "50", "-o", "part", "ORIGIN/huge"],
@@ -223,6 +231,14 @@ _CALLS: dict[str, list[str]] = {
     "--connect-to": ["--connect-to", "name.example:80:127.0.0.1:PORT", "http://name.example/a"],
     "--resolve": ["--resolve", "name.example:PORT:127.0.0.1", "http://name.example:PORT/a"],
     "--resolve IDNA": ["--resolve", "xn--bcher-kva.example:PORT:127.0.0.1", "http://bücher.example:PORT/a"],
+    "--connect-to and --resolve": [
+        *("--connect-to", "name.example:80:other.example:PORT", "--resolve", "other.example:PORT:127.0.0.1"),
+        "http://name.example/a",
+    ],
+    "--resolve and --connect-to": [
+        *("--resolve", "name.example:80:192.0.2.1", "--connect-to", "name.example:80:127.0.0.1:PORT"),
+        "http://name.example/a",
+    ],
     "-x": ["-x", "ORIGIN", "http://name.example/a"],
     "-x with a password": ["-x", "http://ada:lovelace@127.0.0.1:PORT", "http://name.example/a"],
     "-U": ["-x", "ORIGIN", "-U", "ada:lovelace", "http://name.example/a"],

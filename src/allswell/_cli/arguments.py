@@ -40,6 +40,7 @@ class Asked:
     form: list[tuple[str, str, bool]] = field(default_factory=list)
     cookies: list[str] = field(default_factory=list)
     connect_to: list[tuple[str, str, str, str]] = field(default_factory=list)
+    addresses: list[tuple[str, str, str, str]] = field(default_factory=list)
 
     method: str | None = None
     as_query: bool = False
@@ -233,7 +234,7 @@ def _address(asked: Asked, value: str) -> None:
         raise Failed(Exit.USAGE, f"{value!r} is not HOST:PORT:ADDRESS")
     address = ":".join(parts[2:]).partition(",")[0].strip("[]")
     host = "" if parts[0] == "*" else parts[0]
-    asked.connect_to.append((host, parts[1], address, ""))
+    asked.addresses.append((host, parts[1], address, ""))
 
 
 def _parts(value: str) -> list[str]:

@@ -17,6 +17,7 @@ from allswell._cli.output import Output
 from allswell._client import AsyncClient
 from allswell._client_certificate import ClientCertificate
 from allswell._dial.dns_over_https import DnsOverHttps
+from allswell._events import Event, PhaseEnded
 from allswell._fields import no_url
 from allswell._filters.keylog import new_context
 from allswell._given import as_host
@@ -43,12 +44,14 @@ class CommandClient(AsyncClient):
     :ivar codings: the content codings that it can decode.
     :ivar literal_cookies: the cookies that were given as ``-b name=value``. They go to the first host only.
     :ivar dump: where ``-D`` writes.
+    :ivar looked_up: for each host, when its addresses were found, on the clock of :func:`monotonic`.
     """
 
     def __init__(self, asked: Asked, cookies: CookieJar, literal_cookies: str, ends: list[ConnectionEnd]) -> None:
         pool = _pool(asked, ends)
         proxies = _proxies(asked)
-        transport = _Directed(asked.connect_to, pool) if asked.connect_to else None
+        places = [each for each in (asked.connect_to, asked.addresses) if each]  # in this order, as in curl
+        transport = _Directed(places, pool) if places else None
         super().__init__(
             pool=pool,
             transport=transport,
@@ -64,6 +67,13 @@ class CommandClient(AsyncClient):
             del self.headers[name]
         self.literal_cookies = literal_cookies
         self.dump = Output(asked.dump)
+        self.looked_up: dict[str, float] = {}
+        if asked.write_out is not None:
+            pool.observers.add(self._hear)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, PhaseEnded) and event.phase == "dns" and event.found:
+            self.looked_up[str(event.subject)] = event.began + event.seconds
 
     def check_redirect(self, url: httpx2.URL) -> None:
         """Refuse a redirect to a host without pins, if any host has pins.
@@ -85,30 +95,40 @@ class CommandClient(AsyncClient):
 
 
 class _Directed(AsyncTransport):
-    """A transport that connects to another place than the URL's. Host and certificate are still those of the URL."""
+    """A transport that connects to another place than the URL's. Host and certificate are still those of the URL.
 
-    def __init__(self, places: Sequence[tuple[str, str, str, str]], pool: ConnectionPool) -> None:
+    :param places: lists of places. The first place of each list that fits is taken: what the first list leads to goes
+        through the second.
+    """
+
+    def __init__(self, places: Sequence[Sequence[tuple[str, str, str, str]]], pool: ConnectionPool) -> None:
         super().__init__(pool=pool)
         try:
-            self._places = [(as_host(host), port, *to) for host, port, *to in places]
+            self._places = [[(as_host(host), port, *to) for host, port, *to in each] for each in places]
         except ValueError as error:
             raise Failed(Exit.USAGE, str(error)) from error
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """See the transport."""
         url = request.url
-        port = url.port or (443 if url.scheme == "https" else 80)
-        for host, from_port, to_host, to_port in self._places:
-            if host in ("", as_host(url.raw_host.decode("ascii"))) and from_port in ("", str(port)):
-                request = httpx2.Request(
-                    request.method,
-                    url.copy_with(host=to_host or url.host, port=int(to_port or port)),
-                    headers=request.headers,
-                    stream=request.stream,
-                    extensions={**request.extensions, "sni_hostname": url.raw_host.decode("ascii")},
-                )
-                break
+        for places in self._places:
+            url = _directed(url, places)
+        if url is not request.url:
+            named = request.url.raw_host.decode("ascii")
+            extensions = {**request.extensions, "sni_hostname": named}
+            request = httpx2.Request(
+                request.method, url, headers=request.headers, stream=request.stream, extensions=extensions
+            )
         return await super().handle_async_request(request)
+
+
+def _directed(url: httpx2.URL, places: Sequence[tuple[str, ...]]) -> httpx2.URL:
+    """The URL with the host and port of the first place that fits; itself, if none does."""
+    port = url.port or (443 if url.scheme == "https" else 80)
+    for host, from_port, to_host, to_port in places:
+        if host in ("", as_host(url.raw_host.decode("ascii"))) and from_port in ("", str(port)):
+            return url.copy_with(host=to_host or url.host, port=int(to_port or port))
+    return url
 
 
 async def _show_head(response: httpx2.Response) -> None:

@@ -225,8 +225,12 @@ def _part(
         raise Failed(Exit.READ, f"cannot read {content}: {error.strerror}") from error
     if sign == "@":
         file_name = Path(content).name if file_name is None else file_name
-        kind = kind or _TYPES.get(Path(file_name).suffix.lower(), "application/octet-stream")
+        kind = kind or _type(file_name) or _type(content) or "application/octet-stream"
     return name, (file_name, content_of, kind) if kind else (file_name, content_of)
+
+
+def _type(path: str) -> str | None:
+    return _TYPES.get(Path(path).suffix.lower())
 
 
 #: A word in quotes, and what follows it up to the next semicolon.

@@ -254,9 +254,11 @@ class Transfer:
         if wrong and not asked.fail_with_body:
             raise complaint
         part = re.match(r"bytes +0*(\d+)-", response.headers.get("content-range", ""), re.ASCII | re.IGNORECASE)
-        if self._output_start and not asked.head and (part is None or part[1] != str(self._output_start)):
-            raise Failed(Exit.RANGE, "the server does not send the part that was asked for, so -C cannot continue")
         length = response.headers.get("content-length", "")
+        if self._output_start and not asked.head and (part is None or part[1] != str(self._output_start)):
+            if part is None and length == str(self._output_start):
+                return  # the server does not send parts, but the file is complete
+            raise Failed(Exit.RANGE, "the server does not send the part that was asked for, so -C cannot continue")
         self._meter.begin(f"↓ {self._output.path or self._url}", int(length) if length.isdecimal() else None)
         try:
             if not asked.head:  # with -X, there may be a body that nobody asked for
@@ -280,6 +282,9 @@ class Transfer:
             self.facts[_TIMES[event]] = monotonic() - self._began
         if event in ("connect_tcp.complete", "connect_quic.complete"):
             self.facts["num_connects"] += 1
+            host = "" if self._request is None else self._request.url.raw_host.decode("ascii")
+            found_at = self._client.looked_up.get(host, self._began)
+            self.facts["time_namelookup"] = max(0.0, found_at - self._began)
         if event == "send_request_headers.started" and self._asked.verbose and self._request is not None:
             request = self._request
             target = request.extensions.get("target", request.url.raw_path)
