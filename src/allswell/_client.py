@@ -101,7 +101,8 @@ class AsyncClient(ShortWays):
     :param retry: which failures are tried again; ``None``: none. For one request: ``extensions={"retry": …}``.
     :param pool: a :class:`ConnectionPool` to share with others. It closes when its last user leaves. It has the
         settings of connections (``verify``, ``http1``, ``limits``, …), so one given here as well is a ``TypeError``.
-    :param transport: a transport to use in place of our own, as in httpx2.
+    :param transport: a transport to use in place of our own, as in httpx2. Settings of connections, ``total_timeout``
+        and ``retry`` have no effect on it, only on proxies (``proxy``, or those of the environment).
     :param mounts: transports by URL pattern, as in httpx2.
     :param settings: the other parameters of ``httpx2.AsyncClient``. ``proxy`` may be a list, the nearest first.
         ``cert`` may be a :class:`ClientCertificate`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -397,6 +398,27 @@ async def _authlib(place: Place) -> AsyncIterator[Talk]:
         async def ask() -> str:
             await client.fetch_token(f"{place.url}/token", grant_type="client_credentials")
             return str((await client.get(f"{place.url}/texts")).json()[0]["text"])
+
+        yield Talk(transport.pool, ask)
+
+
+@_sdk("microsoft-kiota-http", "kiota_http", timeout="httpx.TimeoutException", loops=_ASYNCIO)
+async def _kiota(place: Place) -> AsyncIterator[Talk]:
+    adapter, clients = (
+        import_module("kiota_http.httpx_request_adapter"),
+        import_module("kiota_http.kiota_client_factory"),
+    )
+    abstractions = import_module("kiota_abstractions.request_information")
+    authentication = import_module("kiota_abstractions.authentication")
+    transport = place.transport()
+    client = clients.KiotaClientFactory.create_with_default_middleware(client=place.older_client(transport))
+    async with client:
+        service = adapter.HttpxRequestAdapter(authentication.AnonymousAuthenticationProvider(), http_client=client)
+
+        async def ask() -> str:
+            asked = abstractions.RequestInformation()
+            asked.http_method, asked.url = abstractions.Method.GET, f"{place.url}/texts"
+            return str(json.loads(await service.send_primitive_async(asked, "bytes", {}))[0]["text"])
 
         yield Talk(transport.pool, ask)
 
