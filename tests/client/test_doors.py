@@ -17,7 +17,7 @@ import pytest
 import allswell
 import allswell.httpx
 from allswell._config import PoolSettings, TransportSettings
-from allswell.testing import Origin
+from allswell.testing import Origin, RequestReceived
 from tests.support.certificates import certificates
 from tests.support.peer import scripted_peer
 from tests.support.peer_connection import PeerConnection
@@ -269,6 +269,21 @@ async def test_time_that_is_over_already() -> None:
                 await pool.request("GET", peer.url, timeouts=allswell.Timeouts(total=-1))
             await pool.aclose(-1)
     assert pool.state == "closed"
+
+
+@pytest.mark.parametrize("spoken", [{"http2": False}, {"http1": False}, {"http3": "only"}], ids=["h1", "h2", "h3"])
+async def test_a_request_without_time_is_not_sent(spoken: dict[str, Any]) -> None:
+    """Not on a connection that is open either: the server must not execute what nobody waits for."""
+    async with Origin() as origin:
+        async with allswell.AsyncClient(verify=origin.client_context(), **spoken) as client:
+            await client.get(origin.url)
+            for total in (0, -1):
+                with pytest.raises(httpx2.TimeoutException, match=f"not sent, because the total timeout of {total} s"):
+                    await client.post(origin.url, content=b"x", extensions={"total_timeout": total})
+            assert (await client.get(origin.url)).status_code == 200
+        await origin.ended()
+        assert [event.method for event in origin.record.of(RequestReceived)] == ["GET", "GET"]
+        origin.assert_no_reset()
 
 
 Use = Callable[[Any], Awaitable[object]]

@@ -224,6 +224,10 @@ class ConnectionPool:
         return self._send(request, replay)
 
     async def _send(self, request: Request, replay: Replay | None) -> Response:
+        total = request.timeouts.total
+        if total is not None and request.total_at <= monotonic():
+            late = f"{request.route.label}: not sent, because the total timeout of {total:g} s is over"
+            raise Timeout(late, phase="total")
         if request.route.proxies and self._upgrades:
             from allswell._dial.proxy import forward, forwards  # late: programs without proxies need not wait
 
