@@ -48,8 +48,8 @@ class ResponseHead:
     :ivar headers: pairs of name and value, in bytes, in the order in which they came.
     :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"`` (``b"HTTP/1.0"`` from an old server).
     :ivar reason: the reason phrase of HTTP/1.1; empty in the later versions.
-    :ivar plain: the headers once more, if the backend remembers them in this form, all are ASCII, and none is in
-        :data:`~allswell._fields.OF_THE_CLIENT`. Else ``None``.
+    :ivar plain: for allswell's own client: the headers once more, in the form in which httpx2 keeps them. ``None`` if
+        the client has to look at them, because one is not ASCII, say.
     """
 
     status: int

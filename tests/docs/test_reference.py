@@ -57,6 +57,14 @@ def test_each_part_of_it_is_described(kind: type) -> None:
     assert _parts(kind) <= _described(kind)
 
 
+@pytest.mark.parametrize("kind", _CLASSES)
+def test_nothing_private_is_named(kind: type) -> None:
+    """Nor by a role that docs/reference_pages.py does not turn into a link."""
+    members = [each for name, each in vars(kind).items() if not name.startswith("_")]
+    for told in filter(None, (inspect.getdoc(each) for each in (kind, *members))):
+        assert not re.search(r"allswell\._|:(?!class|meth|func|attr)\w+:`", told), told
+
+
 @pytest.mark.parametrize("kind", [each for each in _CLASSES if each not in _STORES])
 def test_each_public_method_says_what_it_does(kind: type) -> None:
     own = {} if issubclass(kind, Enum) else vars(kind)

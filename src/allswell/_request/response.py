@@ -47,7 +47,7 @@ class Response:
     :ivar headers: pairs of name and value, in bytes, in the order in which they came.
     :ivar http_version: ``b"HTTP/1.1"``, ``b"HTTP/2"`` or ``b"HTTP/3"``.
     :ivar reason: the reason phrase (HTTP/1.1 only).
-    :ivar plain: see :class:`~allswell._messages.ResponseHead`.
+    :ivar plain: see :class:`ResponseHead`.
     :ivar attempts: the earlier attempts at this request, oldest first: a list of :class:`Attempt`.
     """
 
