@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import httpx
 import httpx2
 
 import allswell  # noqa: F401 - whole, although another thread may be about to import it
@@ -12,6 +11,11 @@ from allswell._errors import AllswellError
 from allswell._patched import Library
 from allswell._report import CloseReport
 from allswell._transport import ResponseStream, Sender, raise_as
+
+try:
+    import httpx
+except ImportError as error:
+    raise ImportError("allswell.httpx needs the package httpx: install allswell[httpx]") from error
 
 
 class _Stream(ResponseStream, httpx.AsyncByteStream):

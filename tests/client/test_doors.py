@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import ssl
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -394,6 +396,20 @@ async def test_headers_that_are_none(wrong: Any) -> None:
     async with allswell.ConnectionPool() as pool:
         with pytest.raises(allswell.LocalProtocolError, match=r"header"):
             await pool.request("GET", "http://a", headers=wrong)
+
+
+def test_the_missing_extra_is_named() -> None:
+    program = """
+import sys
+sys.modules["httpx"] = None
+import allswell
+try:
+    import allswell.httpx
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "allswell.httpx needs the package httpx: install allswell[httpx]\n"
 
 
 # Beside a pool
