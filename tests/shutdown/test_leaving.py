@@ -28,10 +28,10 @@ import pytest
 
 import allswell
 import allswell.httpx
-from allswell import AsyncClient, AsyncTransport, CloseReport, ConnectionEnd, ConnectionPool, ProxyHop
+from allswell import AsyncClient, AsyncTransport, CloseReport, ConnectionEnd, ConnectionPool, PoolClosed, ProxyHop
 from tests.support.certificates import certificates
 from tests.support.h2_proxy import Http2Proxy
-from tests.support.h2_script import NO_ERROR, Http2Server, h2_tls
+from tests.support.h2_script import CANCEL, NO_ERROR, Http2Server, h2_tls
 from tests.support.h3_proxy import Http3Proxy
 from tests.support.peer import PeerConnection, ScriptedPeer, scripted_peer
 from tests.support.proxies import SocksProxy, connect_proxy
@@ -435,6 +435,47 @@ def test_only_what_is_in_flight_is_aborted(loop: str) -> None:
         busy.wait_ended()
         _saw(idle)
         assert busy.connections[0].saw == ["RST"]
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", ["h2", "h3"])
+def test_a_request_that_another_task_waits_for_is_all_that_is_aborted(kind: str, loop: str, cancelled: bool) -> None:
+    """Its stream is reset, and its task is told why. The connection says goodbye: cancelled, or with no grace."""
+    asked = threading.Event()
+    server = Http2Server(lambda talk, request: asked.set())
+    with (
+        scripted_peer(server, tls=h2_tls()) as peer,
+        QuicServer({b"/never": lambda connection, stream, fields: asked.set()}) as quic,
+    ):
+        url = peer.url if kind == "h2" else f"https://127.0.0.1:{quic.port}/never"
+        pool = ConnectionPool(ssl_context=certificates().client_context(), http3="only" if kind == "h3" else False)
+
+        async def asks() -> None:
+            with pytest.raises(PoolClosed):
+                await pool.request("GET", url)
+
+        async def main() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(asks)
+                await anyio.to_thread.run_sync(asked.wait)
+                with anyio.CancelScope() as scope:
+                    if cancelled:
+                        scope.cancel()
+                    await pool.aclose(timeout=None if cancelled else 0)
+
+        anyio.run(main, **LOOPS[loop])
+        if kind == "h2":
+            peer.wait_ended()
+            _saw(peer)
+            assert server.talks[0].said_last == f"GOAWAY {NO_ERROR}"
+            assert server.talks[0].requests[1].reset == CANCEL
+        else:
+            _closed(quic)
+            assert [each for each in quic.seen if each[0] in ("goaway", "close")] == [
+                ("goaway", 0),
+                ("close", 0x1D, 0x100),
+            ]
 
 
 @pytest.mark.parametrize("loop", LOOPS)

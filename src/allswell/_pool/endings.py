@@ -177,6 +177,9 @@ class Endings:
             if left:
                 await self._all_ended(deadline)
                 await self._all_ended(Deadline.after(_SLACK))  # from now on: the program may have held the event loop
+        except BaseException:
+            self._cut("the close of the pool was cancelled before the response was complete")
+            raise
         finally:
             self.take_leave("the grace is over")
         if not left:
