@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 from allswell import CloseReport, ConnectionPool
 from allswell._config import Timeouts
 from allswell._errors import AllswellError, PoolClosed, Timeout
+from allswell._pool import endings
 from allswell._report import ConnectionEnd, Outcome
 from tests.support.capture import Capture, capture
 from tests.support.certificates import certificates
@@ -228,8 +229,9 @@ async def test_rude_peer_is_waited_for_less_the_second_time() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_the_event_loop_is_held_over_the_end_of_the_grace(tls: bool) -> None:
+async def test_the_event_loop_is_held_over_the_end_of_the_grace(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """That time is not what the connections have to finish: each has ended, and was told of, when aclose() returns."""
+    monkeypatch.setattr(endings, "_SLACK", 0.5)
     ends: list[ConnectionEnd] = []
     told: list[int] = []
 
@@ -244,7 +246,7 @@ async def test_the_event_loop_is_held_over_the_end_of_the_grace(tls: bool) -> No
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(close)
             await until(lambda: peer.connections[0].saw)
-            sleep(1.5)  # noqa: ASYNC251  the program computes
+            sleep(2.5)  # noqa: ASYNC251  the program computes
         assert told == [1]
         assert ends[0].layers[-1].outcome is Outcome.TIMED_OUT
 

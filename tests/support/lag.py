@@ -56,6 +56,7 @@ def be_patient() -> None:
     room_is_awaited(monkeypatch, LAG)
     for module in (driver, endings):  # in which answers are heard when the event loop ends
         monkeypatch.setattr(module, "LAST_MOMENT", LAG / 2)
+    monkeypatch.setattr(endings, "_SLACK", LAG / 2)  # in which tasks that wait for nothing any more have their turn
     websocket_servers_end_within(monkeypatch, 3 * LAG)
     silent_after(monkeypatch, 10)  # from milliseconds on, in a handshake: each waits twice as long as the one before
 
