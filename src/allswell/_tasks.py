@@ -206,10 +206,11 @@ class Limit:
     :param look: processes what has come. It is called only if the timer rings late.
     """
 
-    __slots__ = ("_alarm", "_at", "_look", "_scope", "_strict")
+    __slots__ = ("_alarm", "_at", "_host", "_look", "_scope", "_strict")
 
     def __init__(self, host: TaskHost, at: float, look: Callable[[], object] | None = None) -> None:
-        self._alarm = Alarm(host, self._ring)
+        self._host = host
+        self._alarm: Alarm | None = None
         self._at = at
         self._look = look
         self._scope = anyio.CancelScope()
@@ -224,13 +225,16 @@ class Limit:
         self._strict = self._at <= monotonic()
         self._scope.__enter__()
         if self._at != math.inf:
+            self._alarm = Alarm(self._host, self._ring)
             self._alarm.set(self._at)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        self._alarm.stop()
+        if self._alarm is not None:
+            self._alarm.stop()
+            self._alarm = None  # it refers to us
         return bool(self._scope.__exit__(kind, error, traceback))
 
     def _ring(self) -> None:
@@ -240,6 +244,7 @@ class Limit:
             self._scope.cancel()
             return
         self._strict = True
+        assert self._alarm is not None
         self._alarm.set(now + late)
         if self._look is not None:
             self._look()
@@ -448,7 +453,8 @@ class _AsyncioHost:
             if function is None:
                 self._loop.remove_reader(sock)
             elif self._keeps:
-                self._context.copy().run(self._loop.add_reader, sock, function)  # it is called in that context
+                # It is called in that context. (By its number: asyncio would look for the socket by its ``repr``.)
+                self._context.copy().run(self._loop.add_reader, sock.fileno(), function)
             else:
                 call = partial(self._context.run, function)
                 self._loop.add_reader(sock, call)

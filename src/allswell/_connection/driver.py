@@ -221,6 +221,7 @@ class Driver(Generic[Input]):
 
     def leave(self) -> None:
         """No exchange is left. Read no more, and say the goodbyes."""
+        self._top.goodbye_follows()
         self._reader.stop()
         if not self._task:
             self._task = True

@@ -124,8 +124,11 @@ class _Addresses:
         error.__cause__ = cause
         return error
 
-    def only(self) -> Address | None:
-        return None if self._wanted else self.next()  # an address literal is the only one
+    async def only(self) -> Address | None:
+        if self.growing and len(self._wanted) == 1 and not self._hints:
+            await self._look(self._wanted[0])  # there is nothing else to do meanwhile
+        alone = not self.growing and sum(map(len, self._found.values())) == 1
+        return self.next() if alone else None
 
     def next(self) -> Address | None:
         for family in (self._prefer, _other(self._prefer)):
@@ -142,10 +145,10 @@ class _Addresses:
         return self._answers < len(self._wanted)
 
     async def begin(self, tasks: anyio.abc.TaskGroup, news: Callable[[], None]) -> None:
+        if not self.growing:
+            return
         for family in self._wanted:
             tasks.start_soon(self._look, family, news)
-        if not self._wanted:
-            return
         hurry = Deadline.after(RESOLUTION_DELAY if self._hints else None)
         with hurry.scope():
             await self._first.wait()
@@ -155,7 +158,7 @@ class _Addresses:
         if not self.left:
             self._take_hints()
 
-    async def _look(self, family: int, news: Callable[[], None]) -> None:
+    async def _look(self, family: int, news: Callable[[], None] | None = None) -> None:
         try:
             self._take(await self._ask(self._host, self._port, family))
         except OSError as error:
@@ -164,7 +167,8 @@ class _Addresses:
         self._first.set()
         if not self.growing:
             self._last.set()
-        news()
+        if news is not None:
+            news()
 
     def _take(self, found: Sequence[Address]) -> None:
         """Take the resolver's answer. It replaces hints that were not tried yet."""

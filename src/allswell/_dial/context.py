@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -79,16 +79,16 @@ class Context:
         """The same dial, for a connection that came second, with a number of its own."""
         return replace(self, number=next_number())
 
-    @contextmanager
-    def phase(self, phase: Phase, subject: Peer) -> Iterator[list[str]]:
+    def phase(self, phase: Phase, subject: Peer) -> AbstractContextManager[list[str]]:
         """A phase of this dial. The observers get an event when it is over.
 
         :return: a list for the addresses that it finds.
         """
+        return nullcontext([]) if self.observers is None else self._told(self.observers, phase, subject)
+
+    @contextmanager
+    def _told(self, observers: Observers, phase: Phase, subject: Peer) -> Iterator[list[str]]:
         found: list[str] = []
-        if self.observers is None:
-            yield found
-            return
         began, raised = monotonic(), None
         try:
             yield found
@@ -97,13 +97,11 @@ class Context:
             raise
         finally:
             seconds = monotonic() - began
-            self.observers.tell(PhaseEnded(self.number, phase, subject, began, seconds, raised, tuple(found)))
+            observers.tell(PhaseEnded(self.number, phase, subject, began, seconds, raised, tuple(found)))
 
-    @contextmanager
-    def connecting(self, phase: Phase, address: Address) -> Iterator[None]:
+    def connecting(self, phase: Phase, address: Address) -> AbstractContextManager[object]:
         """A phase that connects to one address."""
-        with self.phase(phase, address[1][:2]):
-            yield
+        return self.phase(phase, address[1][:2])
 
     def asking(self, ask: Resolve) -> Resolve:
         """The same resolver, with a phase for each lookup."""

@@ -40,8 +40,11 @@ class Line(Protocol[C_co]):
     @property
     def growing(self) -> bool: ...
 
-    def only(self) -> C_co | None:
-        """The only candidate, if no others will come. Then no other method is called."""
+    async def only(self) -> C_co | None:
+        """Take the last candidate out of the line, if no others will come.
+
+        If there is nothing to try meanwhile, this may look for candidates itself.
+        """
 
     def next(self) -> C_co | None:
         """Take the next candidate out of the line; ``None`` if there is none now."""
@@ -62,8 +65,8 @@ class Listed(Generic[C]):
     def __init__(self, candidates: Iterable[C]) -> None:
         self._left = deque(candidates)
 
-    def only(self) -> C | None:
-        return self._left[0] if len(self._left) == 1 else None
+    async def only(self) -> C | None:
+        return self._left.popleft() if len(self._left) == 1 else None
 
     def next(self) -> C | None:
         return self._left.popleft() if self._left else None
@@ -91,7 +94,7 @@ async def race(line: Line[C], attempt: Callable[[C], Awaitable[T]], discard: Cal
     :raises Lost: if none succeeds.
     :raises BaseException: what an attempt raises, if that is not :class:`ConnectFailed`.
     """
-    only = line.only()
+    only = await line.only()
     if only is not None:
         try:
             return await attempt(only)
@@ -152,6 +155,10 @@ class _Race(Generic[C, T]):
         await self._line.begin(tasks, self._tell)
         self._news = anyio.Event()  # earlier news are seen below
         while not self._over:
+            if not self._under_way and (last := await self._line.only()) is not None:
+                self._under_way += 1
+                await self._try(last)  # it needs no task of its own
+                continue
             candidate = self._line.next()
             if candidate is not None:
                 self._under_way += 1
@@ -163,7 +170,8 @@ class _Race(Generic[C, T]):
                 await self._wait(Deadline())
             else:
                 break
-        tasks.cancel_scope.cancel()
+        if self._under_way or self._line.growing:
+            tasks.cancel_scope.cancel()
 
     async def _wait(self, deadline: Deadline) -> None:
         # Each wait is for news since the last wait. News in between set the new event.

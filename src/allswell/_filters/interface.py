@@ -161,6 +161,9 @@ class Carrier(Sends, Generic[Input_co]):
         """Whether a write has failed, so nothing more can be sent. (The peer's last words may still be readable.)"""
         return False
 
+    def goodbye_follows(self) -> None:
+        """The goodbye is said next. What does not come from the backend (acknowledgements, credit) may go with it."""
+
     def transmit_last(self, data: bytes | memoryview) -> None:
         """As ``transmit``, if a shutdown follows at once. A layer may keep the bytes and send them with its goodbye."""
         self.transmit(data)

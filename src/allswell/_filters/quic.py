@@ -79,6 +79,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         self._strict = False  # whether the certificate is verified, with the name
         self._kept: list[QuicEvent] = []
         self._turn_ends = False
+        self._leaving = False  # whether the goodbye follows, and with it acknowledgements and credit
         self._held = False  # whether the end of the handshake waits for the first request
         self._left_over = False  # whether the connection has yet to be told that the socket is full
         self._waiting: anyio.CancelScope | None = None
@@ -268,23 +269,36 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if self.connection.data_queued and not self._held:
             self._send()
 
+    def goodbye_follows(self) -> None:
+        self._leaving = True
+
     def transmit_last(self, data: bytes | memoryview = b"") -> None:
         """What HTTP has to say goes with what follows: :meth:`delivered`, or :meth:`say_goodbye`."""
 
     def _end_turn(self) -> None:
         self._turn_ends = False
-        if self._alive and self.connection.dirty:
+        connection = self.connection
+        if self._alive and connection.dirty and (connection.data_queued or not self._leaving):
             self._send()
 
-    def _send(self) -> None:
-        """Build and send all that may go now. Then set the alarm for what must go later."""
+    def _send(self, *, ping_behind: bool = False) -> None:
+        """Build and send all that may go now. Then set the alarm for what must go later.
+
+        :param ping_behind: send a PING, too. It has a packet of its own, and the last one, if that is possible.
+        """
         self._held = False
-        if self._udp.unsent:
-            return  # the socket is full: congestion control must not count more as sent
         connection = self.connection
+        if self._udp.unsent:
+            if ping_behind:
+                self._pings.ping(connection)
+            return  # the socket is full: congestion control must not count more as sent
         if self._udp.ecn and not connection.marking:
             self._udp.send_marked(NOT_ECT)
-        if connection.dirty and (datagrams := connection.datagrams_to_send(monotonic())):
+        datagrams = connection.datagrams_to_send(monotonic()) if connection.dirty else []
+        if ping_behind:
+            self._pings.ping(connection)
+            datagrams += connection.datagrams_to_send(monotonic())
+        if datagrams:
             here = self._udp.address
             self._udp.send([datagram for datagram, address in datagrams if address == here])
             for datagram, address in datagrams:
@@ -379,9 +393,7 @@ class QuicFilter(Carrier[list[QuicEvent]]):
         if not self._alive or self.connection.ended is not None:
             return False
         connection = self.connection
-        self._send()
-        self._pings.ping(connection)
-        self._send()
+        self._send(ping_behind=True)
         with deadline.scope():
             try:
                 await self.flush()

@@ -87,7 +87,7 @@ class ConnectionPool:
     def __init__(self, config: PoolConfig | None = None, **settings: Unpack[PoolSettings]) -> None:
         require_type(PoolConfig, config=config)
         require_known(settings, PoolConfig.__dataclass_fields__, "ConnectionPool")
-        self.config = replace(config or PoolConfig(), **settings)
+        self.config = PoolConfig(**settings) if config is None else replace(config, **settings)
         if not (self.config.http1 or self.config.http2 or self.config.http3 == "only"):
             raise ValueError("no version of HTTP is left: http1 and http2 are both off")
         if self.config.https_records:

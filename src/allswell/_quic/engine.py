@@ -93,6 +93,8 @@ _KIND, _OURS_BOTH_WAYS, _OURS_ONE_WAY = 0b11, 0b00, 0b10
 #: How many streams a server may have open, and the window of each. HTTP/3 has no bidirectional ones (RFC 9114 §6.1),
 #: and three unidirectional ones (§6.2.1, RFC 9204 §4.2). Some servers open more, to test that they are ignored.
 _SERVER_STREAMS, _SERVER_WINDOW = 16, 64 * 1024
+#: How many connection IDs either side has at a time: one in use, and spare ones for other paths (RFC 9000 §5.1.1).
+_CONNECTION_IDS = 4
 #: How many pieces of the handshake may wait for the data before them.
 _GAPS = 256
 #: The longest handshake message that is accepted, in bytes. It is a chain of certificates (OpenSSL: 100 KiB).
@@ -174,6 +176,7 @@ class Engine(PathMtuConnection):
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = _SERVER_STREAMS
         self._local_max_stream_data_uni = _SERVER_WINDOW
+        self._local_active_connection_id_limit = _CONNECTION_IDS
         self.migration_allowed = True
         self.ended: End | None = None
         self.heard: End | None = None
@@ -450,6 +453,7 @@ class Engine(PathMtuConnection):
         self.idle_timeout = self._idle_timeout()
         parameters = pull_quic_transport_parameters(Buffer(data=data))
         self.migration_allowed = not parameters.disable_active_migration
+        self._remote_active_connection_id_limit = min(_CONNECTION_IDS, self._remote_active_connection_id_limit)
         if parameters.max_udp_payload_size is not None:
             self.largest_payload = min(self.largest_payload, parameters.max_udp_payload_size)
 

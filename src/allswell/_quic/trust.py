@@ -139,7 +139,7 @@ def _question(context: ssl.SSLContext, name: str, chain: list[x509.Certificate])
         tuple(context.cert_store_stats().items()),
         context.security_level,
     )
-    return name, tuple(each.fingerprint(hashes.SHA256()) for each in chain), settings
+    return name, tuple(hashlib.sha256(each.public_bytes(Encoding.DER)).digest() for each in chain), settings
 
 
 def _judge(context: ssl.SSLContext, name: str, chain: list[x509.Certificate]) -> tuple[str | None, bytes]:
