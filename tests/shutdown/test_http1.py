@@ -12,12 +12,15 @@ from time import monotonic, sleep
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import TaskGroup
 
 from allswell import CloseReport, ConnectionPool
 from allswell._config import Timeouts
+from allswell._deadline import Deadline
 from allswell._errors import AllswellError, PoolClosed, Timeout
+from allswell._filters.stack import Stack
 from allswell._pool import endings
 from allswell._report import ConnectionEnd, Outcome
 from tests.support.capture import Capture, capture
@@ -232,6 +235,15 @@ async def test_rude_peer_is_waited_for_less_the_second_time() -> None:
 async def test_the_event_loop_is_held_over_the_end_of_the_grace(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """That time is not what the connections have to finish: each has ended, and was told of, when aclose() returns."""
     monkeypatch.setattr(endings, "_SLACK", 0.5)
+    hear_out = Stack.hear_out
+
+    async def in_many_turns(stack: Stack[Any], deadline: Deadline) -> Any:
+        heard = await hear_out(stack, deadline)
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        return heard
+
+    monkeypatch.setattr(Stack, "hear_out", in_many_turns)
     ends: list[ConnectionEnd] = []
     told: list[int] = []
 
