@@ -221,12 +221,17 @@ def test_any_bytes_are_taken_for_a_run(run: bytes, cuts: list[int], cid: bytes) 
 
 
 def test_a_download_is_one_stretch() -> None:
+    """What comes in one batch of datagrams, as large as they may be; the rest is for another call."""
     by = keys()
-    packets = [sealed(by, b"\x0c\0" + encode_uint_var(1000 * each) + bytes([each]) * 1000, each) for each in range(64)]
+    parts = [bytes([each]) * 1440 for each in range(200)]
+    packets = [sealed(by, b"\x0c\0" + encode_uint_var(1440 * each) + part, each) for each, part in enumerate(parts)]
     ends = [sum(map(len, packets[: index + 1])) for index in range(len(packets))]
-    [(first, number, count, content)] = compare(by, b"".join(packets), ends, 0, 0)
-    assert (first, number, count) == (0x41, 0, 64)
-    assert content == [(0, 0, b"".join(bytes([each]) * 1000 for each in range(64)), 0)]
+    run = b"".join(packets)
+    [(first, number, count, content)] = compare(by, run, ends, 0, 0)
+    assert (first, number, count) == (0x41, 0, 192)
+    assert content == [(0, 0, b"".join(parts[:count]), 0)]
+    [(first, number, count, content)] = compare(by, run, ends, count, count)
+    assert (first, number, count) == (0x41, 192, 8)
 
 
 def test_a_stretch_has_room_for_so_many_streams_and_frames() -> None:

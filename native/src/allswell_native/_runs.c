@@ -15,8 +15,8 @@ A hostile peer writes the bytes that are read here. So:
 
 - Each packet has its own bounds, which lie within the run: `sample_end <= size <= LARGEST_DATAGRAM`.
 - Frames are read by `Reader` only, which does not pass the end of the payload.
-- A stretch has fixed room. A packet that does not fit into the rest begins a new one. A packet that does not fit into
-  an empty one is given as its payload.
+- A stretch has room for the payloads of all packets of a call, and for so many streams and frames. A packet that does
+  not fit into the rest begins a new one. A packet that does not fit into an empty one is given as its payload.
 - Lengths are compared with what is left, never added to positions. Integers of QUIC are below 2^62, so the sum of two
   does not overflow 64 bits.
 
@@ -49,12 +49,12 @@ enum {
     FIN = 0x01,
     /* As in runs.py: */
     LARGEST_DATAGRAM = 1500,
-    MOST = 64,                  /* packets in one go */
+    MOST_OPENED = 192,          /* packets in one go */
+    MOST_SEALED = 64,
     FEW = 16,                   /* STREAM frames of a packet */
     /* The room of a stretch. */
     MOST_PIECES = 16,
-    MOST_PARTS = 256,
-    ROOM = MOST * LARGEST_DATAGRAM
+    MOST_PARTS = 256
 };
 #define LARGEST_INTEGER (((int64_t)1 << 62) - 1)
 
@@ -75,7 +75,7 @@ typedef struct {
     int64_t number;             /* of the first packet */
     int64_t count;              /* of packets; none: it is empty, and the others mean nothing */
     int pieces, parts;
-    size_t used;                /* bytes of the room */
+    size_t used, size;          /* bytes of the room */
     Piece piece[MOST_PIECES];
     Part part[MOST_PARTS];
     unsigned char *room;
@@ -113,7 +113,7 @@ add_frame(Stretch *stretch, Reader *reader)
     size = (uint64_t)(reader->end - reader->at);
     if (type & LEN && (!read_integer(reader, &size) || size > (uint64_t)(reader->end - reader->at)))
         return 0;
-    if ((size == 0 && !(type & FIN)) || stretch->parts == MOST_PARTS || size > ROOM - stretch->used)
+    if ((size == 0 && !(type & FIN)) || stretch->parts == MOST_PARTS || size > stretch->size - stretch->used)
         return 0;
     int at = 0;
     while (at < stretch->pieces && stretch->piece[at].stream != stream)
@@ -309,8 +309,8 @@ open_run(PyObject *Py_UNUSED(module), PyObject *args)
     Py_buffer run;
     Buffers buffers = {0};
     Stretch stretch = {0};
-    Py_ssize_t start[MOST], size[MOST];
-    char samples[MOST * SAMPLE];
+    Py_ssize_t start[MOST_OPENED], size[MOST_OPENED];
+    char samples[MOST_OPENED * SAMPLE];
 
     if (!PyArg_ParseTuple(args, "(OOy#y#iO)y*OnL:open_run", &decrypt, &update, &iv, &iv_size, &cid, &cid_size, &form,
                           &invalid, &run, &ends, &index, &expected))
@@ -325,7 +325,7 @@ open_run(PyObject *Py_UNUSED(module), PyObject *args)
     Py_ssize_t ends_size = PySequence_Size(ends), stop = 0;
     if (ends_size < 0)
         goto done;
-    for (Py_ssize_t at = index ? index - 1 : 0; at < ends_size && count < MOST; at++) {
+    for (Py_ssize_t at = index ? index - 1 : 0; at < ends_size && count < MOST_OPENED; at++) {
         PyObject *item = PySequence_GetItem(ends, at);
         Py_ssize_t end = item ? PyLong_AsSsize_t(item) : -1;
         Py_XDECREF(item);
@@ -340,6 +340,7 @@ open_run(PyObject *Py_UNUSED(module), PyObject *args)
                 break;
             start[count] = stop;
             size[count] = end - stop;
+            stretch.size += (size_t)size[count];
             memcpy(samples + count * SAMPLE, (const char *)run.buf + stop + sample_at, SAMPLE);
             count++;
         }
@@ -349,7 +350,7 @@ open_run(PyObject *Py_UNUSED(module), PyObject *args)
     list = PyList_New(0);
     if (!list || !count)
         goto done;
-    stretch.room = PyMem_Malloc(ROOM);
+    stretch.room = PyMem_Malloc(stretch.size);
     if (!stretch.room) {
         PyErr_NoMemory();
         goto failed;
@@ -432,7 +433,7 @@ seal_run(PyObject *Py_UNUSED(module), PyObject *args)
     long long number, offset;
     Py_buffer data;
     Buffers buffers = {0};
-    char samples[MOST * SAMPLE];
+    char samples[MOST_SEALED * SAMPLE];
     unsigned char header[1 + LARGEST_CID + NUMBER_SIZE];
 
     if (!PyArg_ParseTuple(args, "(OOy#y#)iLy#Liy*n:seal_run", &encrypt, &update, &iv, &iv_size, &cid, &cid_size, &first,
@@ -440,8 +441,8 @@ seal_run(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     Py_ssize_t count = chunk > 0 ? data.len / chunk : 0;
     if (iv_size != NONCE || cid_size > LARGEST_CID || head_size > LARGEST_DATAGRAM || chunk < SAMPLE
-        || chunk > LARGEST_DATAGRAM || data.len % chunk || count > MOST || (width != 4 && width != 8) || number < 0
-        || number > LARGEST_INTEGER - MOST || offset < 0 || offset > LARGEST_INTEGER - data.len) {
+        || chunk > LARGEST_DATAGRAM || data.len % chunk || count > MOST_SEALED || (width != 4 && width != 8)
+        || number < 0 || number > LARGEST_INTEGER - MOST_SEALED || offset < 0 || offset > LARGEST_INTEGER - data.len) {
         PyErr_SetString(PyExc_ValueError, "an argument is out of range");
         goto done;
     }

@@ -61,8 +61,8 @@ NUMBER_SIZE = 2
 TAG = 16
 #: RFC 9001 §5.4.1: the bits of a short header's first byte that are protected.
 _PROTECTED_BITS = 0b00011111
-#: How many packets are opened in one go.
-_MOST = 64
+#: How many packets are opened in one go. Those of one batch of datagrams should fit: each call has its own costs.
+_MOST = 192
 #: Below this distance from the expected packet number even one byte says which number is meant.
 _NEAR = 64
 #: RFC 9000 §19.8: the frame types of STREAM, and their bits.
