@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 
 import hypothesis
@@ -20,9 +21,12 @@ def pytest_configure() -> None:
         # A shell has the jobs that it runs in the background ignore it, and the programs that we start would, too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile(
-        "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+        "ours",
+        deadline=None,
+        derandomize=os.environ.get("ALLSWELL_EXAMPLES") != "new",
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
-    hypothesis.settings.load_profile("patient")
+    hypothesis.settings.load_profile("ours")
 
 
 def pytest_collection_finish() -> None:

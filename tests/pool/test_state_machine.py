@@ -612,6 +612,5 @@ TestPool.settings = settings(
     max_examples=150,
     stateful_step_count=40,
     deadline=None,
-    derandomize=True,  # what a longer run by hand finds gets a test of its own
     suppress_health_check=list(HealthCheck),
 )
