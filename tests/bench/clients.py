@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cache
 from io import BytesIO
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -56,7 +57,9 @@ class Setting(NamedTuple):
     concurrency: int
 
 
+@cache
 def _context(setting: Setting) -> ssl.SSLContext:
+    """One for all clients of a process, as programs have that make several. The first client of a process makes it."""
     return ssl.create_default_context(cafile=setting.ca)
 
 
