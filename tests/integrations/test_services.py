@@ -33,6 +33,7 @@ _H3_NO_ERROR = 0x100
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 #: What uvicorn's parent says when it has told a worker to stop.
+_STARTED = "Application startup complete."
 _TOLD = re.compile(r"Terminated child process \[(\d+)\]")
 
 
@@ -123,6 +124,10 @@ def test_a_terminal_and_a_parent_tell_the_same() -> None:
         with _service(origin, "--workers", "2", "--timeout-worker-healthcheck", "60") as server:
 
             async def press(each: signal.Signals) -> None:
+                with anyio.fail_after(60):
+                    # One that has yet to start dies of the signal. (Perhaps the other has all requests.)
+                    while server.log().count(_STARTED) < 2:  # noqa: ASYNC110  it tells nobody
+                        await anyio.sleep(0.01)
                 os.killpg(server.process.pid, each)
                 with anyio.fail_after(60):
                     while len(workers := _TOLD.findall(server.log())) < 2:  # noqa: ASYNC110  it tells nobody
