@@ -25,7 +25,7 @@ from tests.servers.nginx import nginx
 from tests.support.capture import Capture, capture, needs_capture
 from tests.support.certificates import certificates
 from tests.support.lag import websocket_servers_end_within
-from tests.support.servers import HELLO, TEN_MB, ServerInfo
+from tests.support.servers import HELLO, TEN_MB, ServerInfo, reload_twice
 
 pytestmark = pytest.mark.anyio
 
@@ -125,15 +125,7 @@ async def test_graceful_restart_under_load(make: Any) -> None:
             async with anyio.create_task_group() as tasks:
                 for _ in range(50):
                     tasks.start_soon(worker)
-                for restarted in (1, 2):
-                    before = served
-                    with anyio.fail_after(60):
-                        while served < before + 300:  # noqa: ASYNC110  the workers' doing
-                            await anyio.sleep(0.01)
-                        await anyio.to_thread.run_sync(server.reload)
-                        # The server takes its time to reload: it has when a connection was ended by it.
-                        while len(ends) < restarted or served < before + 900:  # noqa: ASYNC110  the workers' doing
-                            await anyio.sleep(0.01)
+                await reload_twice(server, ends, lambda: served, before=300, after=900)
                 done.set()
     assert served >= 1800
     assert all(map(server.ended_well, ends)), ends
@@ -171,14 +163,7 @@ async def test_nothing_is_executed_twice_in_a_restart(tmp_path: Path) -> None:
             async with anyio.create_task_group() as tasks:
                 for _ in range(50):
                     tasks.start_soon(worker)
-                for restarted in (1, 2):
-                    before = sent
-                    with anyio.fail_after(60):
-                        while sent < before + 200:  # noqa: ASYNC110  the workers' doing
-                            await anyio.sleep(0.01)
-                        await anyio.to_thread.run_sync(server.reload)
-                        while len(ends) < restarted or sent < before + 500:  # noqa: ASYNC110  the workers' doing
-                            await anyio.sleep(0.01)
+                await reload_twice(server, ends, lambda: sent, before=200, after=500)
                 done.set()
     numbers = sorted(int(line) for line in log.read_text().split())
     assert numbers == list(range(1, sent + 1))

@@ -24,7 +24,7 @@ from tests.servers.ngtcp2 import gtlsserver
 from tests.support.certificates import certificates
 from tests.support.lag import LAG
 from tests.support.quic_client import quic_client, quic_settings, read
-from tests.support.servers import HELLO, TEN_MB, ServerInfo
+from tests.support.servers import HELLO, TEN_MB, ServerInfo, reload_twice
 
 pytestmark = pytest.mark.anyio
 
@@ -124,14 +124,7 @@ async def test_caddy_reloads_under_fifty_workers() -> None:
             async with anyio.create_task_group() as group:
                 for _ in range(50):
                     group.start_soon(worker)
-                for restarted in (1, 2):
-                    before = done
-                    with anyio.fail_after(60):
-                        while done < before + 300:  # noqa: ASYNC110  the workers' doing
-                            await anyio.sleep(0.01)
-                        await anyio.to_thread.run_sync(server.reload)
-                        while len(ends) < restarted or done < before + 600:  # noqa: ASYNC110  the workers' doing
-                            await anyio.sleep(0.01)
+                await reload_twice(server, ends, lambda: done, before=300, after=600)
                 over.set()
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+import anyio
+import anyio.to_thread
 import pytest
 from interop.ports import free_port
 
@@ -141,6 +143,26 @@ def signal_reload(number: signal.Signals) -> Callable[[ServerInfo], None]:
         server.process.send_signal(number)
 
     return reload
+
+
+async def reload_twice(
+    server: ServerInfo, ends: Sequence[object], served: Callable[[], int], *, before: int, after: int
+) -> None:
+    """Reload it twice while others send requests. (It takes its time: it has when a connection was ended by it.)
+
+    :param ends: grows with each connection that ends.
+    :param served: how many requests were served so far.
+    :param before: how many are to be served before a reload.
+    :param after: how many there are then to be, counted from the same moment, before the next reload, or the return.
+    """
+    for reloads in (1, 2):
+        began = served()
+        with anyio.fail_after(60):
+            while served() < began + before:  # noqa: ASYNC110  the others' doing
+                await anyio.sleep(0.01)
+            await anyio.to_thread.run_sync(server.reload)
+            while len(ends) < reloads or served() < began + after:  # noqa: ASYNC110  the others' doing
+                await anyio.sleep(0.01)
 
 
 @contextmanager
