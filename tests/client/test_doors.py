@@ -398,18 +398,22 @@ async def test_headers_that_are_none(wrong: Any) -> None:
             await pool.request("GET", "http://a", headers=wrong)
 
 
-def test_the_missing_extra_is_named() -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("ours", "theirs", "package"),
+    [("httpx", "httpx", "httpx"), ("otel", "opentelemetry", "opentelemetry-api")],
+)
+def test_the_missing_extra_is_named(ours: str, theirs: str, package: str) -> None:
+    program = f"""
 import sys
-sys.modules["httpx"] = None
+sys.modules["{theirs}"] = None
 import allswell
 try:
-    import allswell.httpx
+    import allswell.{ours}
 except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "allswell.httpx needs the package httpx: install allswell[httpx]\n"
+    assert done.stdout == f"allswell.{ours} needs the package {package}: install allswell[{ours}]\n"
 
 
 # Beside a pool
