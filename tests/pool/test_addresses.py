@@ -683,11 +683,12 @@ async def test_quic() -> None:
 async def test_an_address_that_a_quic_server_prefers() -> None:
     """RFC 9000 §9.6: no probe goes to one that is forbidden."""
     guard = Guard("127.0.0.2")
-    kit = Kit(allswell.PoolConfig(allow_address=guard), Lookups(current_host(), returns([])), OriginMemory())
+    host = current_host()
+    kit = Kit(allswell.PoolConfig(allow_address=guard), Lookups(host, returns([])), OriginMemory(), host)
     builder = QuicBuilder(kit, ProxyBuilder(kit))
     with socket.socket(type=socket.SOCK_DGRAM) as peer, socket.socket(type=socket.SOCK_DGRAM) as other:
-        for each, host in ((peer, HERE), (other, "127.0.0.2")):
-            each.bind((host, 0))
+        for each, address in ((peer, HERE), (other, "127.0.0.2")):
+            each.bind((address, 0))
         udp = UdpFilter(
             socket.AF_INET, peer.getsockname(), check=lambda address: builder._check_other("name.example", address)
         )

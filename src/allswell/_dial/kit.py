@@ -28,12 +28,10 @@ class Kit:
     :ivar config: the pool's settings.
     :ivar lookups: looks up addresses.
     :ivar memory: the records of origins.
-    :ivar host: the event loop; ``None``: the one in which connections are made.
+    :ivar host: the event loop.
     """
 
-    def __init__(
-        self, config: PoolConfig, lookups: Lookups, memory: OriginMemory, host: TaskHost | None = None
-    ) -> None:
+    def __init__(self, config: PoolConfig, lookups: Lookups, memory: OriginMemory, host: TaskHost) -> None:
         self.config = config
         self.lookups = lookups
         self.memory = memory

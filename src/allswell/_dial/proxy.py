@@ -44,7 +44,6 @@ from allswell._request.network_stream import ExchangeStream
 from allswell._request.request import Request
 from allswell._request.response import Response
 from allswell._request.route import Route, authority
-from allswell._tasks import current_host
 
 _NO_TIMEOUTS = Timeouts(None, None, None, None)  # the dial that needs the tunnel has a deadline
 
@@ -107,7 +106,7 @@ class ProxyBuilder:
         nearer = context.towards(route.to_proxy())
         if hop.scheme in ("socks5", "socks5h"):
             stack = await self.reach(nearer)
-            return await _tunnel(context, stack, _socks(stack.top, hop, route.host, route.port))
+            return await self._tunnel(context, stack, _socks(stack.top, hop, route.host, route.port))
         target = host_and_port(route.host, route.port)
         trust = self._kit.trust(hop) if hop.scheme == "https" else None
         async with ProxyAuth(hop, b"CONNECT", target) as auth:
@@ -123,10 +122,23 @@ class ProxyBuilder:
                     max_head=self._config.max_header_size,
                 )
                 try:
-                    return await _tunnel(context, stack, tunnel)
+                    return await self._tunnel(context, stack, tunnel)
                 except ProxyRefused as error:
                     if not await auth.again(error.status, error.headers):
                         raise
+
+    async def _tunnel(self, context: Context, stack: Stack[ByteStream], layer: Layer) -> Stack[Layer]:
+        """Open a tunnel on a connection to a proxy. A refusal cuts nothing, so the connection then says goodbye.
+
+        :raises ConnectFailed: if that fails.
+        """
+        try:
+            return await context.push(stack, layer)
+        except ProxyRefused:
+            context = context.towards(context.route.to_proxy()).second()
+            unused = Made(stack, Http1(max_header_size=self._config.max_header_size))
+            context.discard(unused.connection(self._kit.host, context, Service()), "the proxy refused a tunnel")
+            raise
 
     async def reach_datagrams(self, context: Context) -> Stack[Datagrams]:
         """A connected stack whose datagrams arrive at the route's host and port.
@@ -145,7 +157,7 @@ class ProxyBuilder:
         if hop.scheme == "socks5" and not is_address(route.host):
             route = route._replace(host=await self._first_address(route, context.asking(self._ask)))
         stack = await self.reach(context.towards(route.to_proxy()))
-        control = await _tunnel(context, stack, _socks(stack.top, hop, "0.0.0.0", 0, datagrams=True))
+        control = await self._tunnel(context, stack, _socks(stack.top, hop, "0.0.0.0", 0, datagrams=True))
         relay = relay_address(control.top.bound, control.extra("server_addr")[0])
         try:
             check_contact(config.allow_address, hop.host, relay[1], "udp")
@@ -261,20 +273,6 @@ async def forward(request: Request, send: Send, allow: AllowAddress | None) -> R
                 await response.drop()
                 raise
             await _start_of(response)
-
-
-async def _tunnel(context: Context, stack: Stack[ByteStream], layer: Layer) -> Stack[Layer]:
-    """Open a tunnel on a connection to a proxy. A refusal cuts nothing, so the connection then says goodbye.
-
-    :raises ConnectFailed: if that fails.
-    """
-    try:
-        return await context.push(stack, layer)
-    except ProxyRefused:
-        context = context.towards(context.route.to_proxy()).second()
-        unused = Made(stack, Http1(max_header_size=context.config.max_header_size))
-        context.discard(unused.connection(current_host(), context, Service()), "the proxy refused a tunnel")
-        raise
 
 
 def _socks(lower: ByteStream, hop: ProxyHop, host: str, port: int, *, datagrams: bool = False) -> Socks5Filter:
